@@ -9,7 +9,7 @@ UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test cov check fmt lock clean
+.PHONY: help install run test cov bench check fmt lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(STAMP) ## Run the whole test suite (ARGS="-k name" for a part of it)
 
 cov: $(STAMP) ## Run the tests and show which lines and branches they miss
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+bench: $(STAMP) ## Compare the server's speed with a bare baseline's; writes build/bench.json (ARGS="read --runs 5")
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types and the lock file
 	$(BIN)/ruff format --check

@@ -1,0 +1,113 @@
+"""The history interaction on an instance, a type and the whole server.
+
+https://hl7.org/fhir/R4/http.html#history
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlencode
+
+import msgspec
+
+from app import fhir_json
+from app.errors import BadRequest
+from app.exchange import Answer
+from app.search import cursor
+from app.store import HistoryRange, Stored, instant
+
+Parameters = Sequence[tuple[str, str]]
+
+_FINGERPRINT = "history"
+_IGNORED = frozenset({"_format", "_pretty"})
+_STATUS = {"POST": "201", "PUT": "200", "PATCH": "200", "DELETE": "204"}
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryQuery:
+    """What a history request asks, https://hl7.org/fhir/R4/http.html#history (`_list` is refused)."""
+
+    range: HistoryRange
+    count: int
+    used: tuple[tuple[str, str], ...]
+
+
+def parse(
+    range_: HistoryRange, parameters: Parameters, default_count: int, max_count: int
+) -> HistoryQuery:
+    """Raises BadRequest for a parameter or value that is not understood."""
+    count, used = default_count, []
+    for name, value in parameters:
+        if name in _IGNORED:
+            continue
+        if name == "_count":
+            count = _count(value, max_count)
+        elif name == "_since":
+            range_ = msgspec.structs.replace(range_, since=_instant(value))
+        elif name == "_cursor":
+            at, resource_type, version, resource_id = cursor.decode(value, _FINGERPRINT, 4)
+            before = (at, resource_type, resource_id, int(version))
+            range_ = msgspec.structs.replace(range_, before=before)
+            continue
+        else:
+            raise BadRequest(f"Unknown history parameter {name!r}", code="not-supported")
+        used.append((name, value))
+    return HistoryQuery(range_, count, tuple(used))
+
+
+def bundle(
+    query: HistoryQuery, page: Sequence[Stored], total: int, url: str, base_url: str
+) -> Answer:
+    """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages."""
+    links = [{"relation": "self", "url": _url(url, query.used)}]
+    shown = page[: query.count]
+    if len(page) > query.count and shown:
+        last = shown[-1]
+        token = cursor.encode((last.at, last.type, str(last.version), last.id), _FINGERPRINT)
+        following = (*query.used, ("_cursor", token))
+        links.append({"relation": "next", "url": _url(url, following)})
+    head = {"resourceType": "Bundle", "type": "history", "total": total, "link": links}
+    text = fhir_json.encode(head).decode()[:-1]
+    if shown:
+        text += ',"entry":[' + ",".join(_entry(stored, base_url) for stored in shown) + "]"
+    return Answer(200, text=text + "}")
+
+
+def _entry(stored: Stored, base_url: str) -> str:
+    status = _STATUS[stored.method]
+    if stored.method == "PUT" and stored.version == 1:
+        status = "201"
+    request_url = stored.type if stored.method == "POST" else stored.reference
+    entry = {
+        "fullUrl": f"{base_url}/{stored.reference}",
+        "request": {"method": stored.method, "url": request_url},
+        "response": {
+            "status": status,
+            "etag": f'W/"{stored.version}"',
+            "lastModified": instant(stored.at),
+        },
+    }
+    text = fhir_json.encode(entry).decode()
+    return text if stored.deleted else f'{text[:-1]},"resource":{stored.text}}}'
+
+
+def _count(value: str, max_count: int) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise BadRequest("_count must be a whole number", code="value")
+    return min(int(value), max_count)
+
+
+def _instant(value: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value.replace(" ", "+"))
+    except ValueError:
+        raise BadRequest("_since must be an instant", code="value") from None
+    if moment.tzinfo is None:
+        raise BadRequest("_since must be an instant with a time zone", code="value")
+    return moment
+
+
+def _url(url: str, parameters: Parameters) -> str:
+    return f"{url}?{urlencode(list(parameters))}" if parameters else url

@@ -1,0 +1,242 @@
+"""The FHIR interactions on resources, one short function each.
+
+https://hl7.org/fhir/R4/http.html
+
+Each takes the request's Context and returns an Answer or raises a FhirError. Writes are judged against the version
+they read; where another writer was faster they read again, unless the client named the version it expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from app import history as history_page, write
+from app.context import Context
+from app.errors import Conflict, NotFound
+from app.exchange import NO_PRECONDITIONS, Answer, Preconditions
+from app.fhir_json import Resource
+from app.patch import Patch
+from app.search import page, query
+from app.store import HistoryRange, Stored, VersionConflict
+from app.write import Plan, Target
+
+T = TypeVar("T")
+Parameters = list[tuple[str, str]]
+
+# A write that loses this many races in a row is told to come back later.
+_MAX_RACES = 50
+# How many resources one conditional delete may delete, where it may delete several.
+MAX_CONDITIONAL_DELETES = 1000
+
+
+async def read(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#read: 200, 304, 404 or 410."""
+    write.check_type(resource_type)
+    stored = write.existing(await context.store.read(resource_type, resource_id))
+    if _not_modified(stored, preconditions):
+        return Answer(304, stored)
+    return Answer(200, stored)
+
+
+async def vread(context: Context, resource_type: str, resource_id: str, version_id: str) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
+    write.check_type(resource_type)
+    if not version_id.isascii() or not version_id.isdigit() or len(version_id) > 9:
+        raise NotFound("No such version")
+    stored = await context.store.vread(resource_type, resource_id, int(version_id))
+    return Answer(200, write.existing(stored))
+
+
+async def create(
+    context: Context,
+    resource_type: str,
+    resource: Resource,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#create: 201; with If-None-Exist 200 where one matches, 412 for several."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_create(context, resource_type, preconditions.if_none_exist)
+        return await write.plan_write(context, target, resource, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def update(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    resource: Resource,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#update: 200; 201 where the id was free or its resource deleted; 412."""
+    write.check_body_id(resource_type, resource_id, resource)
+
+    async def plan() -> Plan:
+        target = await write.target_of_update(context, resource_type, resource_id)
+        return await write.plan_write(context, target, resource, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def conditional_update(
+    context: Context,
+    resource_type: str,
+    criteria: str,
+    resource: Resource,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#cond-update: 200, 201, 400 for another id, 412 for several matches."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_conditional_update(
+            context, resource_type, criteria, resource.get("id")
+        )
+        return await write.plan_write(context, target, resource, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def patch(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    apply: Patch,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#patch: 200; 404 or 410 where there is nothing to patch; 422."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_update(context, resource_type, resource_id)
+        return await write.plan_patch(context, target, apply, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def conditional_patch(
+    context: Context,
+    resource_type: str,
+    criteria: str,
+    apply: Patch,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """A patch of the one resource that matches: 404 where none does, 412 where several do."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_patch(context, resource_type, criteria)
+        return await write.plan_patch(context, target, apply, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def delete(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#delete: 204, also where there is nothing to delete."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_update(context, resource_type, resource_id)
+        return await write.plan_delete(context, target, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def conditional_delete(
+    context: Context,
+    resource_type: str,
+    criteria: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#3.1.0.7.1: all that match, or 412 for several where only one may go."""
+    write.check_type(resource_type)
+    limit = 1 if context.settings.conditional_delete == "single" else MAX_CONDITIONAL_DELETES
+
+    async def attempt() -> Answer:
+        _, matches = await write.find_matches(context, resource_type, criteria, limit)
+        targets = [Target(match.type, match.id, match) for match in matches]
+        plans = [await write.plan_delete(context, target, preconditions) for target in targets]
+        changes = [plan.change for plan in plans if plan.change]
+        if changes:
+            await context.store.commit(changes)
+        return Answer(204)
+
+    return await until_undisturbed(attempt)
+
+
+async def search_type(context: Context, resource_type: str, parameters: Parameters) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
+    write.check_type(resource_type)
+    parsed = query.parse(
+        resource_type,
+        parameters,
+        lenient=context.handling == "lenient",
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+    return Answer(200, text=await page.search_type(context.store, parsed, context.base_url))
+
+
+async def history(
+    context: Context,
+    parameters: Parameters,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#history of one resource, a type or everything; 404 for an unused id."""
+    url = context.base_url
+    if resource_type is not None:
+        write.check_type(resource_type)
+        url += f"/{resource_type}"
+    if resource_type is not None and resource_id is not None:
+        url += f"/{resource_id}"
+        if await context.store.read(resource_type, resource_id) is None:
+            raise NotFound("No such resource")
+    settings = context.settings
+    asked = history_page.parse(
+        HistoryRange(resource_type, resource_id),
+        parameters,
+        settings.default_count,
+        settings.max_count,
+    )
+    versions = await context.store.history(asked.range, asked.count + 1)
+    total = await context.store.history_total(asked.range)
+    return history_page.bundle(asked, versions, total, f"{url}/_history", context.base_url)
+
+
+async def _commit(context: Context, make_plan: Callable[[], Awaitable[Plan]]) -> Answer:
+    """Plan a write and commit it; plan again where another writer was faster."""
+
+    async def attempt() -> Answer:
+        plan = await make_plan()
+        if plan.change is None:
+            return plan.answer(None)
+        (stored,) = await context.store.commit([plan.change], plan.guards)
+        return plan.answer(stored)
+
+    return await until_undisturbed(attempt)
+
+
+def _not_modified(stored: Stored, preconditions: Preconditions) -> bool:
+    if preconditions.if_none_match is not None:
+        return preconditions.if_none_match in ("*", str(stored.version))
+    since = preconditions.if_modified_since
+    return since is not None and stored.at.replace(microsecond=0) <= since
+
+
+async def until_undisturbed(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a write that lost a race; each attempt reads the newest version and checks the preconditions again."""
+    for _ in range(_MAX_RACES):
+        try:
+            return await attempt()
+        except VersionConflict:
+            continue
+    raise Conflict("Too many concurrent changes of this resource; try again")

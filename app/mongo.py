@@ -1,0 +1,138 @@
+"""The MongoDB client and the one seam between its two drivers.
+
+Both drivers speak to the same server and return the same values; they differ in a handful of calls, all of them here:
+how a session and an aggregation are opened, how a change stream is entered, and how the client is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from bson.codec_options import CodecOptions
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
+from pymongo.errors import ConnectionFailure
+from pymongo.read_concern import ReadConcern
+
+from app.errors import Unavailable
+from app.settings import Settings
+
+T = TypeVar("T")
+Document = dict[str, Any]
+# Collections and sessions are typed `Any`: the two drivers share no base class.
+Collection = Any
+Session = Any
+
+_CLIENT_OPTIONS: dict[str, Any] = {
+    "tz_aware": True,
+    "w": "majority",
+    "readConcernLevel": "majority",
+    "retryWrites": True,
+    "appname": "carerelay",
+    "serverSelectionTimeoutMS": 5000,
+    "maxPoolSize": 64,
+}
+
+
+class Mongo:
+    """One client, one database. Open it with `await Mongo.open(settings)`; it belongs to the running event loop."""
+
+    def __init__(self, client: Any, database: str, *, motor: bool) -> None:
+        self.client = client
+        self.db: Any = client.get_database(
+            database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC)
+        )
+        self._motor = motor
+        self._clock_offset = timedelta()
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Mongo:
+        """Connect, insist on a replica set (transactions and change streams need one) and read its clock.
+
+        Raises Unavailable where no server answers or where it is no replica set.
+        """
+        if settings.mongodb_driver == "motor":
+            from motor.motor_asyncio import AsyncIOMotorClient
+
+            client: Any = AsyncIOMotorClient(settings.mongodb_uri, **_CLIENT_OPTIONS)
+        else:
+            client = AsyncMongoClient(settings.mongodb_uri, **_CLIENT_OPTIONS)
+        mongo = cls(client, settings.mongodb_database, motor=settings.mongodb_driver == "motor")
+        try:
+            hello = await mongo.hello()
+        except ConnectionFailure as error:
+            await mongo.close()
+            raise Unavailable("MongoDB does not answer at the configured address") from error
+        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+            await mongo.close()
+            raise Unavailable(
+                "MongoDB runs as a standalone server; CareRelay needs a replica set (one node is enough)"
+            )
+        return mongo
+
+    async def hello(self) -> Document:
+        """Ask the server who it is; keeps the estimate of its clock fresh."""
+        before = datetime.now(UTC)
+        reply: Document = await self.client.admin.command("hello")
+        after = datetime.now(UTC)
+        server_time: datetime = reply["localTime"]
+        if server_time.tzinfo is None:
+            server_time = server_time.replace(tzinfo=UTC)
+        self._clock_offset = server_time - (before + (after - before) / 2)
+        return reply
+
+    def now(self) -> datetime:
+        """The database's clock as far as this process knows it: aware, UTC, whole milliseconds.
+
+        Leases are compared on the server with `$$NOW`; this is only used to write them.
+        """
+        instant = datetime.now(UTC) + self._clock_offset
+        return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+
+    def collection(self, name: str) -> Collection:
+        return self.db[name]
+
+    async def transaction(self, callback: Callable[[Session], Awaitable[T]]) -> T:
+        """Run `callback(session)` in one transaction, again when MongoDB calls the failure transient.
+
+        The callback may run more than once, so it must have no effect outside the transaction. Any exception it
+        raises aborts the transaction and comes through.
+        """
+        session = await self.client.start_session() if self._motor else self.client.start_session()
+        async with session:
+            result: T = await session.with_transaction(
+                callback,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
+            return result
+
+    async def aggregate(
+        self, collection: Collection, pipeline: list[Document], **options: Any
+    ) -> list[Document]:
+        """The whole result of an aggregation."""
+        cursor = collection.aggregate(pipeline, **options)
+        if not self._motor:
+            cursor = await cursor
+        result: list[Document] = await cursor.to_list(None)
+        return result
+
+    @asynccontextmanager
+    async def watch(
+        self, target: Any, pipeline: list[Document], **options: Any
+    ) -> AsyncIterator[Any]:
+        """A change stream on a collection or database, for `async for change in stream`."""
+        stream = target.watch(pipeline, **options)
+        if not self._motor:
+            stream = await stream
+        async with stream:
+            yield stream
+
+    async def close(self) -> None:
+        closing = self.client.close()
+        if asyncio.iscoroutine(closing):
+            await closing

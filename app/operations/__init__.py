@@ -1,0 +1,1 @@
+"""The $operations, one file each, named by their code; `registry` knows them all."""

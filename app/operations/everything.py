@@ -1,0 +1,225 @@
+"""$everything: a patient's whole compartment, and what it refers to.
+
+https://hl7.org/fhir/R4/patient-operation-everything.html
+
+Matches come patient by patient and type by type, in pages; each page also brings the resources that its own entries refer
+to outside of any patient's compartment, as includes. Other patients' resources are never brought along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from app import fhir_json, interactions, references
+from app.context import Context
+from app.definitions import SUPPORTED_TYPES, compartment
+from app.errors import BadRequest
+from app.exchange import Answer
+from app.operations.invocation import CURSOR, Invocation
+from app.search import cursor, date, registry
+from app.search.parameter import AnyOf, Filter, Not, Scope
+from app.store import Stored
+
+_FINGERPRINT = "everything"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the caller wants: `after` is (patient, type, id) of the last match before this page."""
+
+    types: Sequence[str]
+    count: int
+    since: datetime | None
+    care: tuple[str | None, str | None]
+    after: tuple[str, str, str] | None
+
+
+@cache
+def _compartment_types() -> tuple[str, ...]:
+    """Patient first, then the types of its compartment that are served here."""
+    found = compartment("Patient")
+    return ("Patient", *(t for t in SUPPORTED_TYPES if found.get(t) and t != "Patient"))
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """A searchset with the patient, the patient's resources and what they refer to."""
+    if invocation.resource_id is not None:
+        await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
+    asked = _read(context, invocation)
+    page: list[tuple[str, Stored]] = []
+    async for found in _matches(context, invocation.resource_id, asked):
+        page.append(found)
+        if len(page) > asked.count:
+            break
+    shown = page[: asked.count]
+    following = None
+    if len(page) > asked.count and shown:
+        patient, last = shown[-1]
+        following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
+    stored = [match for _, match in shown]
+    included = await _referred_to(context, stored)
+    return Answer(200, text=_bundle(context, invocation, stored, included, following))
+
+
+def _read(context: Context, invocation: Invocation) -> _Asked:
+    types = [str(name) for name in invocation.all("_type")]
+    for name in types:
+        if name not in SUPPORTED_TYPES:
+            raise BadRequest("_type names a type that is not served", expression="_type")
+    count = invocation.one("_count")
+    since, start, end = (invocation.one(name) for name in ("_since", "start", "end"))
+    token = invocation.one(CURSOR)
+    after = cursor.decode(token, _FINGERPRINT, 3) if token is not None else None
+    maximum = context.settings.max_count
+    return _Asked(
+        types or _compartment_types(),
+        maximum if count is None else max(1, min(int(count), maximum)),
+        date.span(since)[0] if since is not None else None,
+        (start, end),
+        (str(after[0]), str(after[1]), str(after[2])) if after else None,
+    )
+
+
+async def _matches(
+    context: Context, patient: str | None, asked: _Asked
+) -> AsyncIterator[tuple[str, Stored]]:
+    """The matches after `asked.after`, each with the patient it was found for."""
+    begin = asked.after
+    async for each in _patients(context, patient, begin[0] if begin else ""):
+        for resource_type in _compartment_types():
+            if resource_type not in asked.types:
+                continue
+            last = ""
+            if begin and each == begin[0]:
+                position = _compartment_types().index(resource_type)
+                reached = _compartment_types().index(begin[1])
+                if position < reached:
+                    continue
+                last = begin[2] if position == reached else ""
+            async for found in _of_type(context, each, resource_type, asked, last):
+                yield each, found
+
+
+async def _patients(context: Context, patient: str | None, first: str) -> AsyncIterator[str]:
+    """One patient, or all of them from `first` on."""
+    if patient is not None:
+        yield patient
+        return
+    bound = {"$gte": first}
+    while True:
+        rows = await context.store.find(
+            "Patient",
+            {"terms": "*", "_id": bound},
+            sort=[("_id", 1)],
+            limit=100,
+            projection={"_id": 1},
+        )
+        for row in rows:
+            yield row["_id"]
+        if len(rows) < 100:
+            return
+        bound = {"$gt": rows[-1]["_id"]}
+
+
+async def _of_type(
+    context: Context, patient: str, resource_type: str, asked: _Asked, last: str
+) -> AsyncIterator[Stored]:
+    conditions = [_in_compartment(context, patient, resource_type)]
+    if asked.since is not None:
+        conditions.append({"at": {"$gt": asked.since}})
+    conditions += _in_care_dates(context, resource_type, asked.care)
+    while True:
+        found = await context.store.search(
+            resource_type,
+            {"$and": [*conditions, {"_id": {"$gt": last}}]},
+            asked.count + 1,
+            sort=[("_id", 1)],
+        )
+        for stored in found:
+            yield stored
+        if len(found) <= asked.count:
+            return
+        last = found[-1].id
+
+
+def _in_compartment(context: Context, patient: str, resource_type: str) -> Filter:
+    if resource_type == "Patient":
+        return {"_id": patient, "terms": "*"}
+    scope = Scope(context.base_url, datetime.now(UTC))
+    parameters = registry.parameters(resource_type)
+    conditions = [
+        registry.condition(parameters[code], None, [f"Patient/{patient}"], scope)
+        for code in compartment("Patient")[resource_type]
+        if code in parameters
+    ]
+    return AnyOf(tuple(conditions)).filter()
+
+
+def _in_care_dates(
+    context: Context, resource_type: str, care: tuple[str | None, str | None]
+) -> list[Filter]:
+    """Resources whose clinical date meets the range, and those that have none."""
+    clinical = next((p for p in registry.parameters(resource_type).values() if p.is_clinical), None)
+    if clinical is None or resource_type == "Patient":
+        return []
+    scope = Scope(context.base_url, datetime.now(UTC))
+    undated = Not(registry.present(clinical))
+    return [
+        AnyOf((undated, registry.condition(clinical, None, [f"{prefix}{bound}"], scope))).filter()
+        for prefix, bound in zip(("ge", "le"), care, strict=True)
+        if bound is not None
+    ]
+
+
+async def _referred_to(context: Context, matches: Sequence[Stored]) -> list[Stored]:
+    """What the page refers to, as far as it belongs to no patient's compartment."""
+    present = {stored.reference for stored in matches}
+    targets = {
+        target
+        for stored in matches
+        for element in references.references_in(stored.resource())
+        if (target := references.split(element["reference"])) is not None
+        and target[0] not in _compartment_types()
+        and "/".join(target) not in present
+    }
+    found = await context.store.read_many(sorted(targets))
+    return [stored for _, stored in sorted(found.items()) if not stored.deleted]
+
+
+def _bundle(
+    context: Context,
+    invocation: Invocation,
+    matches: Sequence[Stored],
+    included: Sequence[Stored],
+    following: str | None,
+) -> str:
+    place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
+    url = f"{context.base_url}/{place}/$everything"
+    used = [
+        (name, str(value))
+        for name, values in invocation.arguments.items()
+        for value in values
+        if name != CURSOR
+    ]
+    links = [{"relation": "self", "url": _url(url, used)}]
+    if following is not None:
+        links.append({"relation": "next", "url": _url(url, [*used, (CURSOR, following)])})
+    head: dict[str, Any] = {"resourceType": "Bundle", "type": "searchset", "link": links}
+    text = fhir_json.encode(head).decode()[:-1]
+    entries = [_entry(context, stored, "match") for stored in matches]
+    entries += [_entry(context, stored, "include") for stored in included]
+    return text + (f',"entry":[{",".join(entries)}]' if entries else "") + "}"
+
+
+def _entry(context: Context, stored: Stored, mode: str) -> str:
+    url = f"{context.base_url}/{stored.reference}"
+    return f'{{"fullUrl":"{url}","resource":{stored.text},"search":{{"mode":"{mode}"}}}}'
+
+
+def _url(url: str, parameters: Sequence[tuple[str, str]]) -> str:
+    return f"{url}?{urlencode(parameters, quote_via=quote)}" if parameters else url

@@ -1,0 +1,88 @@
+"""$meta, $meta-add and $meta-delete: the profiles, tags and security labels of a resource.
+
+https://hl7.org/fhir/R4/resource-operation-meta.html
+
+Adding and deleting make a new version like any write, so that history shows who changed a label and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from app import fhir_json, interactions
+from app import meta as labels
+from app.context import Context
+from app.definitions import SUPPORTED_TYPES
+from app.exchange import Answer
+from app.fhir_json import Resource
+from app.operations.invocation import Invocation
+from app.search.terms import unescape
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """The meta of one resource, or all profiles, tags and labels in use on a type or the server."""
+    if invocation.resource_type is None or invocation.resource_id is None:
+        types = SUPPORTED_TYPES if invocation.resource_type is None else [invocation.resource_type]
+        return _answer(await _in_use(context, types))
+    read = await interactions.read(context, invocation.resource_type, invocation.resource_id)
+    assert read.stored is not None  # noqa: S101 - a read answers with a version
+    return _answer(read.stored.resource()["meta"])
+
+
+async def run_add(context: Context, invocation: Invocation) -> Answer:
+    """Add labels; those already there stay single."""
+    return await _change(context, invocation, labels.add)
+
+
+async def run_delete(context: Context, invocation: Invocation) -> Answer:
+    """Delete labels; it is no error where one is not there."""
+    return await _change(context, invocation, labels.remove)
+
+
+async def _change(
+    context: Context,
+    invocation: Invocation,
+    change: Callable[[labels.Meta, labels.Meta], labels.Meta],
+) -> Answer:
+    assert invocation.resource_type and invocation.resource_id  # noqa: S101 - instance level only
+    given = invocation.one("meta")
+
+    def apply(resource: Resource) -> Resource:
+        return {**resource, "meta": change(resource["meta"], given)}
+
+    patched = await interactions.patch(
+        context, invocation.resource_type, invocation.resource_id, apply
+    )
+    assert patched.stored is not None  # noqa: S101 - a patch answers with a version
+    return _answer(patched.stored.resource()["meta"])
+
+
+async def _in_use(context: Context, types: Iterable[str]) -> labels.Meta:
+    """Every profile and label among the search terms of these types."""
+    meta: labels.Meta = {}
+    for name, code in (("profile", "_profile"), ("security", "_security"), ("tag", "_tag")):
+        found: set[str] = set()
+        for resource_type in types:
+            found |= set(await context.store.terms(resource_type, f"{code}="))
+        values = sorted(term.partition("=")[2] for term in found)
+        if name == "profile":
+            items: list[Any] = [unescape(value) for value in values if value]
+        else:
+            # Every coding is stored as `system|code` and as its bare code; the pair says it all.
+            pairs = [value.split("|", 1) for value in values if "|" in value]
+            items = [
+                {key: unescape(part) for key, part in (("system", s), ("code", c)) if part}
+                for s, c in pairs
+            ]
+        if items:
+            meta[name] = items
+    return meta
+
+
+def _answer(meta: labels.Meta) -> Answer:
+    parameters = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "return", "valueMeta": meta}],
+    }
+    return Answer(200, text=fhir_json.encode(parameters))

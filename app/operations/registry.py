@@ -1,0 +1,119 @@
+"""Every $operation the server has: its OperationDefinition, where it may be called, and who answers it.
+
+https://hl7.org/fhir/R4/operations.html
+
+The definitions lie in profiles/operations; what a call may pass is checked against them before the handler runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from app.context import Context
+from app.definitions import PROFILES
+from app.errors import BadRequest, MethodNotAllowed, NotFound
+from app.exchange import Answer
+from app.fhir_json import Resource
+from app.operations import everything, meta, validate
+from app.operations.invocation import Invocation, arguments_of, arguments_of_query
+
+Run = Callable[[Context, Invocation], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`definition` is the id of its OperationDefinition, which is also its file's name.
+
+    One that `changes` something is called by POST only; not all of HL7's definitions say so.
+    """
+
+    definition: str
+    run: Run
+    changes: bool = False
+
+    @property
+    def resource(self) -> Resource:
+        """The OperationDefinition."""
+        return _definition(self.definition)
+
+    @property
+    def code(self) -> str:
+        code: str = self.resource["code"]
+        return code
+
+    def is_for(self, resource_type: str | None, resource_id: str | None) -> bool:
+        """Whether it may be called on the system, on this type or on an instance of it."""
+        definition = self.resource
+        if resource_type is None:
+            return bool(definition["system"])
+        if not {resource_type, "Resource"} & set(definition.get("resource", ())):
+            return False
+        return bool(definition["type"] if resource_id is None else definition["instance"])
+
+
+OPERATIONS: Sequence[Operation] = (
+    Operation("Resource-validate", validate.run),
+    Operation("Patient-everything", everything.run),
+    Operation("Resource-meta", meta.run),
+    Operation("Resource-meta-add", meta.run_add, changes=True),
+    Operation("Resource-meta-delete", meta.run_delete, changes=True),
+)
+
+
+@cache
+def _definition(definition_id: str) -> Resource:
+    resource: Resource = msgspec.json.decode(
+        (PROFILES / "operations" / f"{definition_id}.json").read_bytes()
+    )
+    return resource
+
+
+def definitions() -> Mapping[str, Resource]:
+    """The OperationDefinitions by id, as the server offers them for reading."""
+    return {operation.definition: operation.resource for operation in OPERATIONS}
+
+
+def find(code: str, resource_type: str | None, resource_id: str | None) -> Operation:
+    """The operation of this code at this place. Raises NotFound."""
+    for operation in OPERATIONS:
+        if operation.code == code and operation.is_for(resource_type, resource_id):
+            return operation
+    raise NotFound(f"There is no operation ${code} here", code="not-supported")
+
+
+async def invoke(
+    context: Context,
+    code: str,
+    place: tuple[str | None, str | None],
+    given: Resource | Sequence[tuple[str, str]],
+    *,
+    posted: bool,
+) -> Answer:
+    """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query."""
+    resource_type, resource_id = place
+    operation = find(code, resource_type, resource_id)
+    definition = operation.resource
+    if operation.changes and not posted:
+        raise MethodNotAllowed(f"${code} changes things; use POST", headers={"Allow": "POST"})
+    if isinstance(given, dict):
+        arguments = arguments_of(definition, given)
+    else:
+        arguments = arguments_of_query(definition, given)
+    _check_present(definition, arguments)
+    return await operation.run(context, Invocation(resource_type, resource_id, arguments))
+
+
+def _check_present(definition: Resource, arguments: Mapping[str, list[Any]]) -> None:
+    for parameter in definition.get("parameter", ()):
+        if parameter["use"] != "in":
+            continue
+        name, count = parameter["name"], len(arguments.get(parameter["name"], ()))
+        if count < parameter["min"]:
+            raise BadRequest(f"The parameter {name} is missing", code="required", expression=name)
+        if parameter["max"] != "*" and count > int(parameter["max"]):
+            raise BadRequest(f"The parameter {name} occurs too often", expression=name)

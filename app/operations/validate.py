@@ -1,0 +1,70 @@
+"""$validate: judge a resource without storing it.
+
+https://hl7.org/fhir/R4/resource-operation-validate.html
+
+Checked are the structure, the primitive formats and the required bindings, by R4's definitions and again by the R4B
+models. A profile that the server cannot check yet is said to be unchecked, never passed over.
+"""
+
+from __future__ import annotations
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.errors import BadRequest, Issue, operation_outcome
+from app.exchange import Answer
+from app.fhir_json import Resource
+from app.operations.invocation import Invocation
+from app.validation import check, models
+
+_MODES = frozenset({"create", "update", "delete", "profile"})
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """200 with an OperationOutcome, whatever it says of the resource."""
+    mode = invocation.one("mode")
+    if mode is not None and mode not in _MODES:
+        raise BadRequest("mode must be create, update, delete or profile", expression="mode")
+    resource = invocation.one("resource")
+    if resource is None:
+        resource = await _stored(context, invocation, mode)
+    issues = [] if mode == "delete" else _judge(invocation, resource, mode)
+    profile = invocation.one("profile")
+    if profile is not None:
+        issues.append(
+            Issue(
+                "not-supported",
+                "The profile was not checked: this server checks the base definitions only",
+                severity="warning",
+            )
+        )
+    if not any(issue.severity in ("fatal", "error") for issue in issues):
+        issues.append(Issue("informational", "No errors found", severity="information"))
+    return Answer(200, text=fhir_json.encode(operation_outcome(issues)))
+
+
+async def _stored(context: Context, invocation: Invocation, mode: str | None) -> Resource:
+    """The instance itself, where the call names one and brings no resource."""
+    if invocation.resource_type is None or invocation.resource_id is None:
+        raise BadRequest("The parameter resource is missing", code="required", expression="resource")
+    if mode in ("create", "update"):
+        raise BadRequest(f"mode {mode} needs a resource", code="required", expression="resource")
+    answer = await interactions.read(context, invocation.resource_type, invocation.resource_id)
+    assert answer.stored is not None  # noqa: S101 - a read answers with a version
+    return answer.stored.resource()
+
+
+def _judge(invocation: Invocation, resource: Resource, mode: str | None) -> list[Issue]:
+    issues: list[Issue] = []
+    expected = invocation.resource_type
+    if expected is not None and resource.get("resourceType") != expected:
+        issues.append(
+            Issue("invalid", f"The resource's type must be {expected}", ("resourceType",))
+        )
+    if mode == "update" and resource.get("id") != invocation.resource_id:
+        issues.append(
+            Issue("invalid", "An update's id must be that of the URL", (f"{expected}.id",))
+        )
+    issues += check(resource)
+    if not any(issue.severity in ("fatal", "error") for issue in issues):
+        issues += models.model_issues(resource)
+    return issues

@@ -1,0 +1,1 @@
+"""Rules of single resource types, one file each; `registry` knows them all."""

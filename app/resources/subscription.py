@@ -1,0 +1,112 @@
+"""Rules of Subscription: what is refused, which status it gets, and what happens to its secrets.
+
+https://hl7.org/fhir/R4/subscription.html and domain rules of the Subscriptions R5 Backport guide for R4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from app.errors import Issue, Unprocessable
+from app.fhir_json import Resource
+from app.mongo import Document
+from app.resources.rules import Prepared
+from app.security.egress import Egress, EgressRefusedError, UnresolvableError, origin
+from app.subscriptions import registration
+
+if TYPE_CHECKING:
+    from app.context import Context
+    from app.store import Stored
+
+MASK = "********"
+
+
+async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+    """Judge a Subscription that a client wants stored. Raises Unprocessable naming each element at fault.
+
+    Stored is a copy whose header values are masked; the values themselves go into `private`, and back to the writer
+    alone. Whatever status the client sends, but `off`, becomes `requested`: the server proves the endpoint anew.
+    """
+    sent = resource.get("channel", {}).get("header", [])
+    headers = await _unmasked(context, resource, sent, previous)
+    full = _with_headers(resource, headers)
+    read = registration.read(full, context.server.worker.registry.catalogue, context.settings)
+    if read.end is not None and read.end <= context.server.mongo.now():
+        raise _refused("end", "The end lies in the past", "value")
+    await _check_egress(context, read.channel.endpoint)
+    stored = _with_headers(resource, [mask(header) for header in headers])
+    stored["status"] = "off" if resource.get("status") == "off" else "requested"
+    stored.pop("error", None)  # the server's to say, and a new request starts without one
+    return Prepared(
+        stored,
+        private={"headers": headers, "base_url": context.base_url},
+        echo={"channel": {**stored["channel"], "header": sent}} if sent else None,
+    )
+
+
+def mask(header: str) -> str:
+    """`Authorization: Bearer x` as everybody but its writer sees it."""
+    return f"{header.partition(':')[0]}: {MASK}"
+
+
+def masked(resource: Resource) -> Resource:
+    """The Subscription with every header masked; what is stored already is."""
+    return _with_headers(resource, [mask(h) for h in resource.get("channel", {}).get("header", [])])
+
+
+async def _check_egress(context: Context, endpoint: str) -> None:
+    try:
+        await Egress.from_settings(context.settings).check(endpoint)
+    except EgressRefusedError as refusal:
+        raise _refused("channel.endpoint", str(refusal), "security") from None
+    except UnresolvableError:
+        pass  # not forbidden; the handshake or the first delivery will tell
+
+
+async def _unmasked(
+    context: Context, resource: Resource, sent: list[Any], previous: Stored | None
+) -> list[Any]:
+    """The headers with masks replaced by what they stand for, so that a client can send back what it has read.
+
+    Only towards the same endpoint: otherwise a new endpoint would be told the old one's secret.
+    """
+    wanted = [
+        i for i, header in enumerate(sent) if isinstance(header, str) and header.endswith(MASK)
+    ]
+    if not wanted:
+        return list(sent)
+    known: list[str] = []
+    if previous is not None and not previous.deleted:
+        endpoint = previous.resource()["channel"].get("endpoint", "")
+        if origin(endpoint) == origin(resource["channel"].get("endpoint", "")):
+            document = await _private(context, previous.id)
+            known = document.get("headers", [])
+    headers = list(sent)
+    for index in wanted:
+        secret = next((header for header in known if mask(header) == sent[index]), None)
+        if secret is None:
+            raise _refused(
+                f"channel.header[{index}]", "A masked value needs the header itself here", "value"
+            )
+        known = [header for header in known if header is not secret]
+        headers[index] = secret
+    return headers
+
+
+async def _private(context: Context, subscription: str) -> Document:
+    found = await context.store.find(
+        "Subscription", {"_id": subscription}, projection={"private": 1}
+    )
+    private: Document = found[0].get("private", {}) if found else {}
+    return private
+
+
+def _with_headers(resource: Resource, headers: list[Any]) -> Resource:
+    channel = dict(resource.get("channel", {}))
+    if headers:
+        channel["header"] = headers
+    return {**resource, "channel": channel}
+
+
+def _refused(path: str, diagnostics: str, code: str) -> Unprocessable:
+    return Unprocessable(issues=[Issue(code, diagnostics, (f"Subscription.{path}",))])

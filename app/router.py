@@ -1,0 +1,238 @@
+"""Every FHIR URL and verb on one screen: parse the request, call one function, render its answer. No logic here.
+
+https://hl7.org/fhir/R4/http.html
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import cast
+from urllib.parse import unquote
+
+from pymongo.errors import ConnectionFailure
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Message, Receive, Scope, Send
+
+from app import bundle, capabilities, exchange, fhir_json, interactions, write
+from app.context import Context, Server
+from app.errors import FhirError, MethodNotAllowed, NotFound, Unavailable
+from app.exchange import Answer
+from app.operations import registry as operations
+from app.security.caller import EVERYBODY
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request, Context], Awaitable[Answer]]
+
+PREFIX = "/fhir"
+
+
+class Endpoint:
+    """One URL: a handler for each verb it knows; HEAD answers like GET without a body."""
+
+    def __init__(self, **handlers: Handler) -> None:
+        self._handlers = {verb.upper(): handler for verb, handler in handlers.items()}
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = await self._respond(request)
+        if request.method == "HEAD":
+            response.body = b""
+        await response(scope, receive, send)
+
+    async def answer(self, request: Request, context: Context) -> Answer:
+        """Run the handler of the request's verb. Raises FhirError."""
+        handler = self._handlers.get(request.method)
+        if handler is None:
+            allowed = ", ".join(sorted(self._handlers))
+            raise MethodNotAllowed(
+                f"{request.method} is not supported here", headers={"Allow": allowed}
+            )
+        return await handler(request, context)
+
+    async def _respond(self, request: Request) -> Response:
+        try:
+            exchange.check_accepts_json(request)
+            prefer = exchange.read_prefer(request.headers.get("prefer"))
+            context = _context(request, prefer)
+            answer = await self.answer(request, context)
+            written = prefer if request.method in ("POST", "PUT", "PATCH") else None
+            return exchange.respond(answer, context.base_url, written)
+        except FhirError as error:
+            return exchange.respond_error(error)
+        except ConnectionFailure:
+            log.warning("database unreachable", extra={"action": "request"})
+            return exchange.respond_error(Unavailable("The database does not answer; try again"))
+
+
+def _context(request: Request, prefer: exchange.Prefer) -> Context:
+    server: Server = request.app.state.server
+    base_url = (
+        server.settings.base_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}/fhir"
+    )
+    return Context(server, EVERYBODY, base_url, prefer.handling or server.settings.search_handling)
+
+
+async def _body(request: Request, context: Context) -> fhir_json.Resource:
+    return await exchange.read_resource(request, context.settings.max_resource_bytes)
+
+
+async def metadata(request: Request, context: Context) -> Answer:
+    return await capabilities.metadata(context, request.query_params.get("mode"))
+
+
+async def system_bundle(request: Request, context: Context) -> Answer:
+    resource = await exchange.read_resource(request, context.settings.max_bundle_bytes)
+    prefer = exchange.read_prefer(request.headers.get("prefer"))
+    return await bundle.process(context, resource, prefer, dispatch)
+
+
+async def read(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    return await interactions.read(context, path["type"], path["id"], preconditions)
+
+
+async def vread(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    return await interactions.vread(context, path["type"], path["id"], path["version"])
+
+
+async def create(request: Request, context: Context) -> Answer:
+    preconditions = exchange.read_preconditions(request.headers)
+    resource_type = request.path_params["type"]
+    write.check_type(resource_type)
+    return await interactions.create(
+        context, resource_type, await _body(request, context), preconditions
+    )
+
+
+async def update(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    write.check_type(path["type"])
+    return await interactions.update(
+        context, path["type"], path["id"], await _body(request, context), preconditions
+    )
+
+
+async def conditional_update(request: Request, context: Context) -> Answer:
+    resource_type = request.path_params["type"]
+    preconditions = exchange.read_preconditions(request.headers)
+    write.check_type(resource_type)
+    resource = await _body(request, context)
+    return await interactions.conditional_update(
+        context, resource_type, request.url.query, resource, preconditions
+    )
+
+
+async def patch(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
+    return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
+
+
+async def conditional_patch(request: Request, context: Context) -> Answer:
+    resource_type = request.path_params["type"]
+    preconditions = exchange.read_preconditions(request.headers)
+    apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
+    return await interactions.conditional_patch(
+        context, resource_type, request.url.query, apply, preconditions
+    )
+
+
+async def delete(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    return await interactions.delete(context, path["type"], path["id"], preconditions)
+
+
+async def conditional_delete(request: Request, context: Context) -> Answer:
+    preconditions = exchange.read_preconditions(request.headers)
+    return await interactions.conditional_delete(
+        context, request.path_params["type"], request.url.query, preconditions
+    )
+
+
+async def history(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    parameters = request.query_params.multi_items()
+    return await interactions.history(context, parameters, path.get("type"), path.get("id"))
+
+
+async def search_type(request: Request, context: Context) -> Answer:
+    parameters = request.query_params.multi_items()
+    return await interactions.search_type(context, request.path_params["type"], parameters)
+
+
+async def search_type_by_post(request: Request, context: Context) -> Answer:
+    parameters = [*request.query_params.multi_items(), *await exchange.read_form(request)]
+    return await interactions.search_type(context, request.path_params["type"], parameters)
+
+
+async def operation(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    place = (path.get("type"), path.get("id"))
+    given = await exchange.read_parameters(request, context.settings.max_bundle_bytes)
+    posted = request.method == "POST"
+    return await operations.invoke(context, path["operation"], place, given, posted=posted)
+
+
+_ENDPOINTS: list[tuple[str, Endpoint]] = [
+    ("", Endpoint(post=system_bundle)),
+    ("/metadata", Endpoint(get=metadata)),
+    ("/${operation}", Endpoint(get=operation, post=operation)),
+    ("/{type}/${operation}", Endpoint(get=operation, post=operation)),
+    ("/{type}/{id}/${operation}", Endpoint(get=operation, post=operation)),
+    ("/_history", Endpoint(get=history)),
+    (
+        "/{type}",
+        Endpoint(
+            get=search_type,
+            post=create,
+            put=conditional_update,
+            patch=conditional_patch,
+            delete=conditional_delete,
+        ),
+    ),
+    ("/{type}/_search", Endpoint(post=search_type_by_post)),
+    ("/{type}/_history", Endpoint(get=history)),
+    ("/{type}/{id}", Endpoint(get=read, put=update, patch=patch, delete=delete)),
+    ("/{type}/{id}/_history", Endpoint(get=history)),
+    ("/{type}/{id}/_history/{version}", Endpoint(get=vread)),
+]
+
+
+ROUTES = [
+    Route(PREFIX + path + slash, endpoint) for path, endpoint in _ENDPOINTS for slash in ("", "/")
+]
+
+
+async def dispatch(
+    context: Context, method: str, path: str, query: str, body: fhir_json.Resource | None
+) -> Answer:
+    """Answer one request out of a Bundle by the same handlers as if it had come alone."""
+    content = fhir_json.encode(body) if body is not None else b""
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": f"{PREFIX}/{unquote(path)}",
+        "query_string": query.encode(),
+        "headers": [(b"content-type", exchange.FHIR_JSON.encode())],
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    for route in ROUTES:
+        match, found = route.matches(scope)
+        if match is not Match.NONE:
+            endpoint = cast("Endpoint", route.endpoint)
+            return await endpoint.answer(Request({**scope, **found}, receive), context)
+    raise NotFound("No such address on this server")

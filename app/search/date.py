@@ -1,0 +1,149 @@
+"""Date parameters: a date is the range its precision leaves open. https://hl7.org/fhir/R4/search.html#date
+
+Dates and times without a zone are UTC. Ranges are kept in milliseconds, both ends included; an open end of a Period
+reaches to the end of time. A Timing counts by its outer limits.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from app.search.escaping import unescape
+from app.search.parameter import Condition, Parameter, Scope
+from app.search.ranges import Alternatives, Instant, Ranges, alternatives, split_prefix
+
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+END = datetime.max.replace(microsecond=999_000, tzinfo=UTC)
+_DAY = timedelta(days=1) - timedelta(milliseconds=1)
+_DATE_TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?)?)?")
+
+Span = tuple[datetime, datetime]
+
+
+def span(text: str) -> Span:
+    """The first and the last millisecond that a FHIR date, dateTime or instant may mean. Raises ValueError."""
+    if len(text) > 10:
+        return _time_span(text)
+    if len(text) == 10:
+        low = datetime.fromisoformat(text).replace(tzinfo=UTC)
+        return low, low + _DAY
+    year = int(text[:4])
+    first, last = (int(text[5:]), int(text[5:])) if len(text) > 4 else (1, 12)
+    days = monthrange(year, last)[1]
+    return (
+        datetime(year, first, 1, tzinfo=UTC),
+        datetime(year, last, days, 23, 59, 59, 999_000, UTC),
+    )
+
+
+def _time_span(text: str) -> Span:
+    if text[17:19] == "60":  # a leap second is its minute's last
+        text = f"{text[:17]}59{text[19:]}"
+    low = datetime.fromisoformat(text)
+    # At the very ends of the calendar a zone would lead beyond it.
+    far = low.year in (1, 9999) or low.tzinfo is None
+    low = low.replace(tzinfo=UTC) if far else low.astimezone(UTC)
+    low = low.replace(microsecond=low.microsecond // 1000 * 1000)
+    if text[19:20] == ".":
+        digits = len(re.match(r"\d*", text[20:]).group())  # type: ignore[union-attr]
+        return low, low + timedelta(milliseconds=10 ** max(0, 3 - digits) - 1)
+    open_seconds = 1 if text[16:17] == ":" else 60
+    return low, low + timedelta(milliseconds=open_seconds * 1000 - 1)
+
+
+def _date(element: str) -> list[dict[str, Any]]:
+    try:
+        low, high = span(element)
+    except (ValueError, OverflowError):
+        return []
+    return [{"lo": low, "hi": high}]
+
+
+def _period(element: Mapping[str, str]) -> list[dict[str, Any]]:
+    start, end = element.get("start"), element.get("end")
+    try:
+        low = span(start)[0] if start else BEGINNING
+        high = span(end)[1] if end else END
+    except (ValueError, OverflowError):
+        return []
+    return [{"lo": low, "hi": high}] if start or end else []
+
+
+def _timing(element: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = [part for event in element.get("event", ()) if event for part in _date(event)]
+    bounds = element.get("repeat", {}).get("boundsPeriod")
+    if bounds:
+        found += _period(bounds)
+    if not found:
+        return []
+    return [{"lo": min(part["lo"] for part in found), "hi": max(part["hi"] for part in found)}]
+
+
+VALUES: Mapping[str, Callable[[Any], list[dict[str, Any]]]] = {
+    "date": _date,
+    "dateTime": _date,
+    "instant": _date,
+    "Period": _period,
+    "Timing": _timing,
+}
+
+
+def values(fhir_type: str, element: Any) -> list[dict[str, Any]]:
+    """The ranges stored for an element."""
+    return VALUES[fhir_type](element)
+
+
+def condition(
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+) -> Condition:
+    """What any of the values of one request parameter ask for."""
+    if modifier is not None:
+        raise parameter.unknown_modifier(modifier)
+    found: Alternatives = tuple(
+        bounds for text in texts for bounds in _one(parameter, unescape(text), scope)
+    )
+    if parameter.key == "_lastUpdated":
+        return Instant("at", found)
+    return Ranges("dates", parameter.key, found, start=_start(parameter, found))
+
+
+def _one(parameter: Parameter, text: str, scope: Scope) -> Alternatives:
+    prefix, text = split_prefix(text.replace(" ", "+"))
+    try:
+        if not _DATE_TIME.fullmatch(text):
+            raise ValueError
+        low, high = span(text)
+    except (ValueError, OverflowError):
+        raise parameter.malformed(
+            "a date such as 2026, 2026-05, ge2026-05-14 or 2026-05-14T10:00:00Z"
+        ) from None
+    if prefix == "ap":
+        # About: within a tenth of the time between now and the value.
+        slack = abs(scope.now - low) / 10
+        low = low - slack if low - BEGINNING > slack else BEGINNING
+        high = high + slack if END - high > slack else END
+    return alternatives(prefix, low, high)
+
+
+def _start(parameter: Parameter, found: Alternatives) -> dict[str, datetime]:
+    """Bounds on the sort date, which is the least start of all ranges, where every alternative implies them."""
+    limits: dict[str, datetime] = {}
+    if not parameter.is_clinical:
+        return limits
+    upper = [
+        [value for end, how, value in bounds if end == "lo" and how in ("$lt", "$lte")]
+        for bounds in found
+    ]
+    if all(upper):
+        limits["$lte"] = max(min(each) for each in upper)
+    lower = [
+        [value for end, how, value in bounds if end == "lo" and how in ("$gt", "$gte")]
+        for bounds in found
+    ]
+    if parameter.is_single and all(lower):
+        limits["$gte"] = min(max(each) for each in lower)
+    return limits

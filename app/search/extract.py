@@ -1,0 +1,207 @@
+"""What is stored beside a resource's text so that it can be found, and the indexes on it.
+
+docs/decisions/0003-stored-shape-and-search-terms.md; the fields:
+
+    terms       strings under the one multikey index, see terms.py; every live document has "*"
+    date        the start of the type's clinical date, for sorting
+    dates, numbers, quantities      {parameter: [{lo, hi, ...}]}
+    composites  {parameter: [fields of one element]}
+    sorts       {parameter: value or [least, greatest]} of strings, tokens and URIs
+    _id, at     the resource's id and time, as the document has them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pymongo import ASCENDING, IndexModel
+
+from app.search import date
+from app.search.expression import Path, Step, follow
+from app.search.parameter import Parameter
+from app.search.registry import GROUPS, OF_THE_DOCUMENT, VALUES, parameters
+from app.search.terms import EVERY
+
+# Adds what it finds in a value of the resource to the fields.
+Rule = Callable[[Any, dict[str, Any]], None]
+_SORT_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The rules of a type by the top-level key they read, those that read the whole resource, and the clinical date."""
+
+    by_key: Mapping[str, tuple[Rule, ...]]
+    always: tuple[Rule, ...]
+    clinical: str | None
+
+
+def extract(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
+    """The search fields of a valid resource, as they are stored; in memory, what conditions match against.
+
+    `_id` and `at` are taken from the resource's id and meta.lastUpdated where it has them, so a resource that is to be
+    stored must bear the ones it is stored with.
+    """
+    plan = _plan(resource_type)
+    fields: dict[str, Any] = {"terms": [EVERY]}
+    by_key = plan.by_key
+    for name, value in resource.items():
+        rules = by_key.get(name)
+        if rules is not None:
+            for rule in rules:
+                rule(value, fields)
+    for rule in plan.always:
+        rule(resource, fields)
+    fields["terms"] = list(dict.fromkeys(fields["terms"]))
+    sorts = fields.get("sorts")
+    if sorts is not None:
+        for key, found in sorts.items():
+            sorts[key] = _ends(found)
+    _add_own(resource, plan, fields)
+    return fields
+
+
+def _ends(found: list[str]) -> str | list[str]:
+    if len(found) == 1:
+        return found[0]
+    least, greatest = min(found), max(found)
+    return least if least == greatest else [least, greatest]
+
+
+def _add_own(resource: Mapping[str, Any], plan: _Plan, fields: dict[str, Any]) -> None:
+    dates = fields.get("dates")
+    if dates is not None and plan.clinical in dates:
+        ranges = dates[plan.clinical]
+        fields["date"] = min(each["lo"] for each in ranges) if len(ranges) > 1 else ranges[0]["lo"]
+    if "id" in resource:
+        fields["_id"] = resource["id"]
+    updated = resource.get("meta", {}).get("lastUpdated")
+    if updated:
+        fields["at"] = date.span(updated)[0]
+
+
+def index_models(resource_type: str) -> list[IndexModel]:
+    """The indexes of a type's collection: one for all terms in clinical order, one for the time of change."""
+    return [
+        IndexModel([("terms", ASCENDING), ("date", ASCENDING), ("_id", ASCENDING)], name="terms"),
+        IndexModel([("at", ASCENDING), ("_id", ASCENDING)], name="at"),
+    ]
+
+
+@cache
+def _plan(resource_type: str) -> _Plan:
+    by_key: dict[str, list[Rule]] = {}
+    always: list[Rule] = []
+    clinical = None
+    for code, parameter in parameters(resource_type).items():
+        if parameter.is_clinical:
+            clinical = code
+        if code in OF_THE_DOCUMENT:
+            continue
+        for path in parameter.paths:
+            if path.keys and not parameter.components:
+                by_key.setdefault(path.keys[0], []).append(_rule(parameter, path, path.steps[1:]))
+            else:
+                always.append(_rule(parameter, path, path.steps))
+    return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
+
+
+def _rule(parameter: Parameter, path: Path, steps: tuple[Step, ...]) -> Rule:
+    if parameter.components:
+        return _composite_rule(parameter, steps)
+    values = VALUES[parameter.type][path.type]
+    if parameter.type in GROUPS:
+        return _range_rule(GROUPS[parameter.type], parameter.key, steps, values)
+    if parameter.shared:
+        values = _beyond_shared(values, f"={parameter.targets[0]}/")
+    return _term_rule(parameter.key, steps, values, is_sorted=parameter.type != "reference")
+
+
+def _term_rule(
+    key: str, steps: tuple[Step, ...], values: Callable[[Any], list[str] | None], *, is_sorted: bool
+) -> Rule:
+    present = key + "="
+
+    def rule(value: Any, fields: dict[str, Any]) -> None:
+        terms = fields["terms"]
+        for element in follow(steps, value):
+            if element is None:
+                continue
+            endings = values(element)
+            if endings:
+                terms += [key + ending for ending in endings]
+                if is_sorted:
+                    _add_sort_values(key, endings, fields)
+            elif endings is not None:
+                terms.append(present)
+
+    return rule
+
+
+def _add_sort_values(key: str, endings: list[str], fields: dict[str, Any]) -> None:
+    found = [
+        ending[1:].partition("\t")[0][:_SORT_LENGTH]
+        for ending in endings
+        if ending[0] == "=" and "|" not in ending
+    ]
+    if found:
+        fields.setdefault("sorts", {}).setdefault(key, []).extend(found)
+
+
+def _beyond_shared(
+    values: Callable[[Any], list[str]], shared: str
+) -> Callable[[Any], list[str] | None]:
+    """Without the terms that the shared parameter stores; None where those were all."""
+
+    def rest(element: Any) -> list[str] | None:
+        endings = values(element)
+        own = [ending for ending in endings if not ending.startswith(shared)]
+        return own if own or not endings else None
+
+    return rest
+
+
+def _range_rule(
+    group: str, key: str, steps: tuple[Step, ...], values: Callable[[Any], list[dict[str, Any]]]
+) -> Rule:
+    def rule(value: Any, fields: dict[str, Any]) -> None:
+        for element in follow(steps, value):
+            if element is None:
+                continue
+            found = values(element)
+            if found:
+                fields.setdefault(group, {}).setdefault(key, []).extend(found)
+
+    return rule
+
+
+def _composite_rule(parameter: Parameter, steps: tuple[Step, ...]) -> Rule:
+    """Each element's components as fields of their own; an element that lacks one cannot match and is left out."""
+    key = parameter.key
+    components = [
+        [(path.is_rooted, _rule(component, path, path.steps)) for path in component.paths]
+        # The value comes last in R4's composites and is what most elements lack.
+        for component in reversed(parameter.components)
+    ]
+
+    def rule(resource: Any, fields: dict[str, Any]) -> None:
+        for element in follow(steps, resource):
+            found: dict[str, Any] = {"terms": []}
+            for rules in components:
+                before = _size(found)
+                for is_rooted, each in rules:
+                    each(resource if is_rooted else element, found)
+                if _size(found) == before:
+                    break
+            else:
+                found.pop("sorts", None)
+                fields.setdefault("composites", {}).setdefault(key, []).append(found)
+
+    return rule
+
+
+def _size(fields: Mapping[str, Any]) -> int:
+    return len(fields["terms"]) + sum(len(fields.get(group, ())) for group in GROUPS.values())

@@ -1,0 +1,210 @@
+"""Request parameters of a search, read strictly. https://hl7.org/fhir/R4/search.html
+
+What is not understood is refused, never silently left out: an ignored filter would disclose more than was asked for.
+Unknown parameters are left out under lenient handling and reported; unknown modifiers and malformed values never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from app.errors import BadRequest, Issue
+from app.search import cursor, sorting
+from app.search.escaping import split
+from app.search.parameter import Condition, Fields, Filter, Not, Parameter, Scope, missing
+from app.search.registry import condition, parameters, present
+from app.search.sorting import NEWEST_FIRST, SortKey
+from app.search.terms import EVERY, Terms
+from app.settings import Settings
+
+Parameters = Sequence[tuple[str, str]]
+Total = Literal["none", "estimate", "accurate"]
+
+_IGNORED = frozenset({"_format", "_pretty"})
+_SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
+# Parameters that every server knows of, and this one does not serve. They are refused under any handling.
+_REFUSED = frozenset(
+    {
+        "_contained",
+        "_containedType",
+        "_content",
+        "_filter",
+        "_has",
+        "_include",
+        "_list",
+        "_query",
+        "_revinclude",
+        "_score",
+        "_text",
+        "_type",
+    }
+)
+
+
+@dataclass(slots=True)
+class Query:
+    """A search that was understood.
+
+    `used` are the parameters that took part, as the self link shows them; `issues` report those left out.
+    `after` are the sort values of the row that the page follows; `elements` the elements asked for.
+    """
+
+    resource_type: str
+    conditions: list[Condition] = field(default_factory=list)
+    sort: tuple[SortKey, ...] = sorting.with_id([NEWEST_FIRST])
+    count: int = 0
+    total: Total | None = None
+    summary: str | None = None
+    elements: tuple[str, ...] = ()
+    after: tuple[Any, ...] | None = None
+    used: list[tuple[str, str]] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
+
+    @property
+    def filter(self) -> Filter:
+        """The MongoDB filter on current documents; deleted ones never match."""
+        filters = [each.filter() for each in self.conditions]
+        # A positive term lets the index serve, and keeps out the deleted, which have none.
+        if not any(isinstance(each, Terms) for each in self.conditions):
+            filters.insert(0, {"terms": EVERY})
+        return filters[0] if len(filters) == 1 else {"$and": filters}
+
+    def matches(self, fields: Fields) -> bool:
+        """Whether a resource of the type with these fields (of `extract`) is found."""
+        return all(each.matches(fields) for each in self.conditions)
+
+
+def supported_parameters(resource_type: str) -> list[Parameter]:
+    """The search parameters that `parse` takes for a type, for the CapabilityStatement."""
+    return [each for each in parameters(resource_type).values() if each.type != "special"]
+
+
+def parse(
+    resource_type: str,
+    params: Parameters,
+    *,
+    lenient: bool,
+    settings: Settings,
+    base_url: str = "",
+) -> Query:
+    """The search that request parameters ask for.
+
+    `base_url` is the server's own, for references that are written with it. Raises BadRequest naming the parameter.
+    """
+    scope = Scope((base_url or settings.base_url).rstrip("/"), datetime.now(UTC))
+    query = Query(resource_type, count=settings.default_count)
+    controls: dict[str, str] = {}
+    for name, text in params:
+        if name in _IGNORED:
+            continue
+        if name in _CONTROLS:
+            if name in controls:
+                raise _refused(name, f"Parameter '{name}' may be given only once", "invalid")
+            controls[name] = text
+            query.used.append((name, text))
+        else:
+            _add_condition(query, name, text, scope, lenient=lenient)
+    for name, read in _CONTROLS.items():
+        if name in controls:
+            read(query, controls[name], settings)
+    query.used = [
+        (name, str(query.count)) if name == "_count" else (name, text) for name, text in query.used
+    ]
+    return query
+
+
+def _add_condition(query: Query, name: str, text: str, scope: Scope, *, lenient: bool) -> None:
+    code, _, modifier = name.partition(":")
+    if code in _REFUSED or "." in name:
+        what = "Chained parameter" if code not in _REFUSED else "Parameter"
+        raise _refused(name, f"{what} '{name}' is not supported", "not-supported")
+    parameter = parameters(query.resource_type).get(code)
+    if parameter is None:
+        issue = _unknown(query.resource_type, code)
+        if not lenient:
+            raise BadRequest(issues=[issue])
+        query.issues.append(Issue(issue.code, issue.diagnostics, issue.expression, "warning"))
+        return
+    if not text:
+        raise parameter.malformed("a value")
+    query.conditions.append(_condition(parameter, modifier, text, scope))
+    query.used.append((name, text))
+
+
+def _condition(parameter: Parameter, modifier: str, text: str, scope: Scope) -> Condition:
+    if modifier == "missing":
+        if parameter.code in ("_id", "_lastUpdated"):
+            raise parameter.unknown_modifier(modifier)
+        has_value = present(parameter)
+        return Not(has_value) if missing(parameter, text) else has_value
+    texts = split(text, ",")
+    if not all(texts):
+        raise parameter.malformed("values between all commas")
+    return condition(parameter, modifier or None, texts, scope)
+
+
+def _unknown(resource_type: str, code: str) -> Issue:
+    return Issue(
+        "not-supported",
+        f"Unknown search parameter '{code}' for resource type {resource_type}",
+        (f"http.{code}",),
+    )
+
+
+def _refused(name: str, diagnostics: str, code: str = "value") -> BadRequest:
+    return BadRequest(diagnostics, code=code, expression=f"http.{name.partition(':')[0]}")
+
+
+# Parameters that shape the result, in the order they are read.
+
+
+def _read_sort(query: Query, text: str, settings: Settings) -> None:
+    query.sort = sorting.parse(query.resource_type, text)
+
+
+def _read_count(query: Query, text: str, settings: Settings) -> None:
+    if not (text.isascii() and text.isdigit()):
+        raise _refused("_count", "The value of '_count' is malformed; expected a whole number")
+    query.count = min(int(text[:10]), settings.max_count)
+
+
+def _read_total(query: Query, text: str, settings: Settings) -> None:
+    match text:
+        case "none" | "estimate" | "accurate":
+            query.total = text
+        case _:
+            raise _refused("_total", "The value of '_total' must be none, estimate or accurate")
+
+
+def _read_summary(query: Query, text: str, settings: Settings) -> None:
+    if text not in _SUMMARIES:
+        raise _refused(
+            "_summary", "The value of '_summary' must be true, text, data, count or false"
+        )
+    query.summary = text
+
+
+def _read_elements(query: Query, text: str, settings: Settings) -> None:
+    query.elements = tuple(text.split(","))
+    if not all(each.isidentifier() for each in query.elements):
+        raise _refused(
+            "_elements", "The value of '_elements' is malformed; expected names of elements"
+        )
+
+
+def _read_cursor(query: Query, text: str, settings: Settings) -> None:
+    search = cursor.fingerprint(query.resource_type, query.used)
+    query.after = cursor.decode(text, search, len(query.sort))
+
+
+_CONTROLS: Mapping[str, Callable[[Query, str, Settings], None]] = {
+    "_sort": _read_sort,
+    "_count": _read_count,
+    "_total": _read_total,
+    "_summary": _read_summary,
+    "_elements": _read_elements,
+    "_cursor": _read_cursor,
+}

@@ -1,0 +1,82 @@
+"""The only reader of the environment: one typed class, every variable is `CARERELAY_` plus the field's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What an operator may set. The defaults serve a laptop; docs/settings.md lists them all."""
+
+    model_config = SettingsConfigDict(env_prefix="CARERELAY_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    workers: int = Field(1, ge=1, description="Number of server processes.")
+    base_url: str = Field(
+        "",
+        description="Public FHIR base, for example https://fhir.example.org/fhir; by default the address of each request.",
+    )
+    auth: Literal["off", "smart"] | None = Field(
+        None,
+        description="Authorization: off, or smart. Unset means off on loopback and a refusal to start elsewhere.",
+    )
+    allow_open: bool = Field(
+        False, description="Accept --auth off beyond loopback, with a loud warning."
+    )
+
+    data: Path = Field(Path("data"), description="Directory for the embedded database.")
+    mongodb_uri: str = Field(
+        "", description="MongoDB connection string (a replica set); empty starts the embedded one."
+    )
+    mongodb_database: str = Field("carerelay", description="Database name.")
+    mongodb_driver: Literal["pymongo", "motor"] = Field(
+        "pymongo", description="Driver: the PyMongo Async API, or Motor."
+    )
+
+    max_resource_bytes: int = Field(
+        8 * MIB, ge=1024, le=15 * MIB, description="Largest resource accepted, in bytes."
+    )
+    max_bundle_bytes: int = Field(
+        64 * MIB, ge=1024, description="Largest Bundle accepted at the server's root, in bytes."
+    )
+    max_bundle_entries: int = Field(10_000, ge=1, description="Most entries of one batch or transaction.")
+    search_handling: Literal["strict", "lenient"] = Field(
+        "strict",
+        description="What happens to unknown search parameters unless Prefer: handling says otherwise.",
+    )
+    default_count: int = Field(50, ge=1, description="Page size where _count is not given.")
+    max_count: int = Field(1000, ge=1, description="Largest page size.")
+
+    skip_identical_updates: bool = Field(
+        True, description="An update that changes nothing makes no new version."
+    )
+    referential_integrity: Literal["off", "checked"] = Field(
+        "off", description="Whether references must lead somewhere, on write and on delete."
+    )
+    conditional_delete: Literal["single", "multiple"] = Field(
+        "single", description="Whether a conditional delete may delete more than one resource."
+    )
+
+    topic_base: str = Field(
+        "http://carerelay.example/SubscriptionTopic/",
+        description="Canonical base of the server's own SubscriptionTopics.",
+    )
+    egress_allow: str = Field(
+        "",
+        description="Hosts and CIDRs, separated by commas, that deliveries may go to beside public addresses.",
+    )
+    delivery_timeout: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds a delivery attempt may take where the Subscription does not say.",
+    )
+    delivery_window: float = Field(
+        72 * 3600, gt=0, description="Seconds during which a failing delivery is tried again."
+    )

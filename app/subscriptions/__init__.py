@@ -1,0 +1,14 @@
+"""Who is told what, and how: from a committed event to a notice at a practice's endpoint.
+
+registration   what one Subscription asks for, read out of its resource (classic R4 and topic-based)
+topics         SubscriptionTopics from `profiles/topics`: what fires, what can be filtered, what travels along
+criteria       compiled criteria and the index that finds the subscriptions an event can concern
+registry       the subscriptions of this moment, kept in step with the database
+outbox         rows: event -> deliveries -> settled, with leases, lanes and numbers
+notification   the bodies that are sent
+channels       how a body leaves, one file per channel type
+retry          when to try again
+delivery       one attempt: body, channel, judgement, settlement
+lifecycle      handshake, and the status a Subscription is given by the server
+worker         the loops that drive all of it
+"""

@@ -1,0 +1,241 @@
+"""Deliveries: one row for each event and Subscription, with every attempt that was made.
+
+    deliveries {_id: notice id, subscription, event, number, lane, topic, trigger,
+                focus: {type, id, version, method, at}, created_at,
+                state, open?, owner, attempt, next_at, first_at, attempts: [...]}
+
+`open` is there until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease
+while it is being sent, the time of the next attempt while it is retried, a second look where it waits for its lane.
+A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be taken.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pymongo import ASCENDING, IndexModel, UpdateOne
+
+from app.mongo import Document, Mongo
+
+State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dead"]
+
+# A lease outlasts the attempt it is for by this much.
+LEASE_MARGIN = timedelta(seconds=20)
+# How long a row waits in its lane before somebody looks whether it was forgotten there.
+SECOND_LOOK = timedelta(seconds=15)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One row as a sender needs it. `attempt` counts this attempt; `owner` and `attempt` guard its settlement."""
+
+    id: str
+    subscription: str
+    event: Any
+    number: int
+    lane: str
+    topic: str | None
+    trigger: Mapping[str, str] | None
+    focus: Mapping[str, Any]
+    created_at: datetime
+    state: State
+    owner: str
+    attempt: int
+    next_at: datetime
+    first_at: datetime | None
+
+    @classmethod
+    def from_document(cls, document: Document) -> Delivery:
+        return cls(
+            document["_id"],
+            document["subscription"],
+            document["event"],
+            document["number"],
+            document["lane"],
+            document["topic"],
+            document["trigger"],
+            document["focus"],
+            document["created_at"],
+            document["state"],
+            document["owner"],
+            document["attempt"],
+            document["next_at"],
+            document["first_at"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What becomes of a row after an attempt, or without one; `attempt` is the record of it that is kept."""
+
+    delivery: Delivery
+    state: State
+    next_at: datetime | None = None
+    attempt: Document | None = None
+    reason: str = ""
+
+
+class Ledger:
+    """The deliveries' collection. `owner` names this process."""
+
+    def __init__(self, mongo: Mongo, owner: str) -> None:
+        self._mongo = mongo
+        self._owner = owner
+        self._deliveries = mongo.collection("deliveries")
+
+    async def prepare(self) -> None:
+        """Create the indexes that are missing."""
+        open_rows = {"open": True}
+        models = [
+            IndexModel([("subscription", ASCENDING), ("event", ASCENDING)], unique=True),
+            IndexModel([("subscription", ASCENDING), ("number", ASCENDING)], unique=True),
+            IndexModel(
+                [("lane", ASCENDING), ("number", ASCENDING)], partialFilterExpression=open_rows
+            ),
+            IndexModel([("next_at", ASCENDING)], partialFilterExpression=open_rows),
+        ]
+        present = await self._deliveries.index_information()
+        missing = [model for model in models if model.document["name"] not in present]
+        if missing:
+            await self._deliveries.create_indexes(missing)
+
+    async def busy_lanes(self, lanes: Collection[str]) -> set[str]:
+        """Those of the lanes that have an open row."""
+        found = await self._deliveries.distinct(
+            "lane", {"lane": {"$in": list(lanes)}, "open": True}
+        )
+        return set(found)
+
+    async def due(self, limit: int, without: Collection[str] = ()) -> list[Delivery]:
+        """Open rows whose time has come, oldest first, but for those of some Subscriptions."""
+        filter_: Document = {"open": True, "next_at": {"$lte": self._mongo.now()}}
+        if without:
+            filter_["subscription"] = {"$nin": list(without)}
+        cursor = self._deliveries.find(filter_)
+        documents = await cursor.sort("next_at", ASCENDING).limit(limit).to_list(None)
+        return [Delivery.from_document(document) for document in documents]
+
+    async def heads(self, lanes: Collection[str]) -> list[Delivery]:
+        """The first open row of each lane."""
+        pipeline: list[Document] = [
+            {"$match": {"lane": {"$in": list(lanes)}, "open": True}},
+            {"$sort": {"lane": 1, "number": 1}},
+            {"$group": {"_id": "$lane", "head": {"$first": "$$ROOT"}}},
+        ]
+        rows = await self._mongo.aggregate(self._deliveries, pipeline)
+        return [Delivery.from_document(row["head"]) for row in rows]
+
+    async def claim(self, ids: Sequence[str], lease: timedelta) -> list[Delivery]:
+        """Take rows for sending, in one update; each counts its attempt. What another has taken is left out.
+
+        A queued row may be taken at any time by whoever knows that its lane is free; others when `next_at` has come,
+        by the database's clock.
+        """
+        token = uuid.uuid4().hex
+        # A number, not a string: in an update pipeline strings with a dollar sign would be expressions.
+        milliseconds = int(lease.total_seconds() * 1000)
+        await self._deliveries.update_many(
+            {
+                "_id": {"$in": list(ids)},
+                "open": True,
+                "$or": [{"state": "queued"}, {"$expr": {"$lte": ["$next_at", "$$NOW"]}}],
+            },
+            [
+                {
+                    "$set": {
+                        "state": "sending",
+                        "owner": self._owner,
+                        "claim": token,
+                        "attempt": {"$add": ["$attempt", 1]},
+                        "next_at": {"$add": ["$$NOW", milliseconds]},
+                        "first_at": {"$ifNull": ["$first_at", "$$NOW"]},
+                    }
+                }
+            ],
+        )
+        cursor = self._deliveries.find({"_id": {"$in": list(ids)}, "claim": token})
+        return [Delivery.from_document(document) for document in await cursor.to_list(None)]
+
+    async def renew(self, delivery: Delivery, lease: timedelta) -> bool:
+        """Lengthen a lease that waited long for its turn; False where it has been lost."""
+        result = await self._deliveries.update_one(
+            _held(delivery), {"$set": {"next_at": self._mongo.now() + lease}}
+        )
+        return bool(result.matched_count)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Write down what came of attempts, in one bulk; an attempt that lost its lease changes nothing."""
+        await self._deliveries.bulk_write(
+            [UpdateOne(_held(entry.delivery), _settled(entry)) for entry in settlements],
+            ordered=False,
+        )
+
+    async def postpone(self, ids: Iterable[str], until: datetime) -> None:
+        """Look at waiting rows again later."""
+        await self._deliveries.update_many(
+            {"_id": {"$in": list(ids)}, "open": True, "state": {"$ne": "sending"}},
+            {"$set": {"next_at": until}},
+        )
+
+    async def close(self, subscription: str, reason: str) -> None:
+        """Give up the open rows of a Subscription that takes no more, but for attempts under way.
+
+        `dead` where an attempt was made, `suppressed` where none was.
+        """
+        await self._deliveries.update_many(
+            {"subscription": subscription, "open": True, "state": {"$ne": "sending"}},
+            [
+                {
+                    "$set": {
+                        "state": {"$cond": [{"$gt": ["$attempt", 0]}, "dead", "suppressed"]},
+                        "reason": {"$literal": reason},
+                    }
+                },
+                {"$unset": ["open", "next_at", "owner", "claim"]},
+            ],
+        )
+
+    async def open_lanes(self, subscription: str) -> list[str]:
+        """The lanes of a Subscription that have an open row."""
+        filter_ = {"subscription": subscription, "open": True}
+        lanes: list[str] = await self._deliveries.distinct("lane", filter_)
+        return lanes
+
+    async def hand_back(self) -> None:
+        """Let others take at once what this process holds; for an orderly stop."""
+        await self._deliveries.update_many(
+            {"owner": self._owner, "open": True, "state": "sending"},
+            {"$set": {"state": "retrying", "next_at": self._mongo.now()}},
+        )
+
+    async def open_count(self) -> int:
+        """How many rows are not settled for good."""
+        count: int = await self._deliveries.count_documents({"open": True})
+        return count
+
+
+def _held(delivery: Delivery) -> Document:
+    return {
+        "_id": delivery.id,
+        "state": "sending",
+        "owner": delivery.owner,
+        "attempt": delivery.attempt,
+    }
+
+
+def _settled(entry: Settlement) -> Document:
+    values: Document = {"state": entry.state}
+    if entry.reason:
+        values["reason"] = entry.reason
+    update: Document = {"$set": values}
+    if entry.state == "retrying":
+        values["next_at"] = entry.next_at
+    else:
+        update["$unset"] = {"open": "", "next_at": "", "owner": "", "claim": ""}
+    if entry.attempt is not None:
+        update["$push"] = {"attempts": entry.attempt}
+    return update

@@ -1,0 +1,70 @@
+"""Narrative.div: XHTML that shows text and does nothing else (rule txt-1).
+
+https://hl7.org/fhir/R4/narrative.html
+"""
+
+from __future__ import annotations
+
+import re
+from html.entities import name2codepoint
+
+from lxml import etree
+
+_XHTML = "{http://www.w3.org/1999/xhtml}"
+_NAMES = (
+    "a abbr acronym address b basefont bdo big blockquote br caption center cite code col colgroup dd dfn"
+    " div dl dt em font h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre q s samp small span strike strong sub"
+    " sup table tbody td tfoot th thead tr tt u ul var"
+)
+_ELEMENTS = frozenset(_NAMES.split())
+_ENTITY = re.compile(r"&([A-Za-z][A-Za-z0-9]*);")
+_XML_ENTITIES = frozenset(("amp", "lt", "gt", "quot", "apos"))
+_ACTIVE_SCHEME = re.compile(r"[\s\x00-\x1f]*(?:javascript|vbscript)\s*:", re.IGNORECASE)
+
+
+def is_narrative(text: str) -> bool:
+    """Whether the text is one well-formed `div` of formatting elements, without scripts or handlers.
+
+    HTML's named entities are let through although R4 wants characters instead: many systems send `&nbsp;`.
+    """
+    if not text.lstrip().startswith("<div"):
+        return False
+    root = _parse(text)
+    if root is None:
+        root = _parse(_ENTITY.sub(_character, text))
+    return (
+        root is not None and _local_name(root.tag) == "div" and all(map(_is_allowed, root.iter()))
+    )
+
+
+def _parse(text: str) -> etree._Element | None:
+    # A parser of its own each time: lxml's are not safe to share between threads.
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+    try:
+        return etree.fromstring(text, parser)
+    except (etree.XMLSyntaxError, ValueError):
+        return None
+
+
+def _character(match: re.Match[str]) -> str:
+    name = match[1]
+    if name in _XML_ENTITIES or name not in name2codepoint:
+        return match[0]
+    return chr(name2codepoint[name])
+
+
+def _local_name(tag: object) -> str:
+    return tag.removeprefix(_XHTML) if isinstance(tag, str) else ""
+
+
+def _is_allowed(node: etree._Element) -> bool:
+    if not isinstance(
+        node.tag, str
+    ):  # a comment is harmless; an entity or processing instruction is not
+        return node.tag is etree.Comment
+    if _local_name(node.tag) not in _ELEMENTS:
+        return False
+    return not node.attrib or all(
+        not str(name).lower().startswith("on") and not _ACTIVE_SCHEME.match(str(value))
+        for name, value in node.attrib.items()
+    )

@@ -1,0 +1,295 @@
+"""Reduce HL7's R4 definitions to the facts the server works with: `python profiles/reduce.py FROM [TO]`.
+
+FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, and `valueset-expansions.json.gz`.
+Written to TO, by default `r4/` beside this file: names, paths, types, cardinalities, targets and codes; no prose.
+https://hl7.org/fhir/R4/structuredefinition.html
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+OUT = Path(__file__).parent / "r4"
+BASE = "http://hl7.org/fhir/StructureDefinition/"
+REGEX = BASE + "regex"
+FHIR_TYPE = BASE + "structuredefinition-fhir-type"
+# The operations of R4 that the server has.
+OPERATIONS = "Resource-validate Patient-everything Resource-meta Resource-meta-add Resource-meta-delete".split()
+ENDLESS = {  # the published expansions of these are samples
+    "http://hl7.org/fhir/ValueSet/mimetypes",
+    "http://hl7.org/fhir/ValueSet/ucum-units",
+}
+# The package also carries parameters of guides that were published with R4; only R4's own are served.
+STANDARD_PARAMETER = re.compile(
+    r"([A-Z][A-Za-z]+|clinical|conformance|individual|medications)-[a-z_A-Z]"
+)
+
+
+def package(path: Path) -> Iterator[Json]:
+    """Every resource of a FHIR package."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(".json") and "/." not in member.name:
+                content = archive.extractfile(member)
+                if content is not None:
+                    yield json.load(content)
+
+
+def by_type(resources: Iterable[Json]) -> dict[str, list[Json]]:
+    """Resources grouped by type, each group in the order of the canonical urls."""
+    groups: dict[str, list[Json]] = {}
+    for resource in resources:
+        groups.setdefault(resource.get("resourceType", ""), []).append(resource)
+    for group in groups.values():
+        group.sort(key=lambda resource: str(resource.get("url")))
+    return groups
+
+
+def last(canonical: str) -> str:
+    return canonical.rsplit("/", 1)[-1]
+
+
+def unversioned(canonical: str) -> str:
+    return canonical.split("|")[0]
+
+
+def type_code(path: str, entry: Json, *, is_resource: bool) -> str:
+    """The FHIR type of one ElementDefinition.type.
+
+    R4 writes `System.String` and an extension for the ids; it calls a resource's id a string there, but
+    https://hl7.org/fhir/R4/resource.html#id says it is an id.
+    """
+    if not entry["code"].startswith("http://hl7.org/fhirpath/"):
+        return str(entry["code"])
+    if is_resource and re.fullmatch(r"\w+\.id", path):
+        return "id"
+    return str(next(e["valueUrl"] for e in entry["extension"] if e["url"] == FHIR_TYPE))
+
+
+def element(definition: Json, *, is_resource: bool) -> Json:
+    """One element, without its children."""
+    path = definition["path"]
+    reduced: Json = {}
+    if "contentReference" in definition:
+        reduced["ref"] = definition["contentReference"].lstrip("#")
+    types = [
+        type_code(path, entry, is_resource=is_resource) for entry in definition.get("type", ())
+    ]
+    if types:
+        reduced["types"] = list(dict.fromkeys(types))
+    if definition["min"]:
+        reduced["min"] = definition["min"]
+    if definition["max"] != "1":
+        reduced["max"] = None if definition["max"] == "*" else int(definition["max"])
+    if path.endswith("[x]"):
+        reduced["choice"] = True
+    targets = [
+        last(target)
+        for entry in definition.get("type", ())
+        if entry["code"] == "Reference"
+        for target in entry.get("targetProfile", ())
+    ]
+    if targets and targets != ["Resource"]:
+        reduced["targets"] = targets
+    binding = definition.get("binding", {})
+    if binding.get("strength") == "required" and "valueSet" in binding:
+        reduced["binding"] = unversioned(binding["valueSet"])
+    return reduced
+
+
+def primitive(definitions: list[Json]) -> Json:
+    """The lexical form of a primitive type, from the type of its `value`."""
+    value = next(d for d in definitions if d["path"].endswith(".value"))
+    facts: Json = {}
+    for extension in value["type"][0].get("extension", ()):
+        if extension["url"] == REGEX:
+            facts["regex"] = extension["valueString"]
+    if "maxLength" in value:
+        facts["max_length"] = value["maxLength"]
+    return facts
+
+
+def structure(definition: Json) -> Json:
+    is_resource = definition["kind"] == "resource"
+    reduced: Json = {"kind": definition["kind"]}
+    if definition.get("abstract"):
+        reduced["abstract"] = True
+    if "baseDefinition" in definition:
+        reduced["base"] = last(definition["baseDefinition"])
+    elements = definition["snapshot"]["element"]
+    if definition["kind"] == "primitive-type":
+        return {**reduced, **primitive(elements)}
+    root: Json = {"elements": {}}
+    nodes = {elements[0]["path"]: root}
+    for entry in elements[1:]:
+        parent, _, name = entry["path"].rpartition(".")
+        node = element(entry, is_resource=is_resource)
+        nodes[entry["path"]] = node
+        nodes[parent].setdefault("elements", {})[name.removesuffix("[x]")] = node
+    if not is_served(definition):
+        reduced["unserved"] = True
+    return {**reduced, **root}
+
+
+def is_served(definition: Json) -> bool:
+    """Whether R4B's models, which judge beside this server's own check, know the resource type."""
+    if definition["kind"] != "resource" or definition.get("abstract"):
+        return True
+    try:
+        import_module("fhir.resources.R4B").get_fhir_model_class(definition["name"])
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
+def structures(definitions: list[Json]) -> Json:
+    return {
+        definition["name"]: structure(definition)
+        for definition in sorted(definitions, key=lambda d: str(d["name"]))
+        if definition["kind"] != "logical" and definition.get("derivation") != "constraint"
+    }
+
+
+def search_parameters(definitions: list[Json]) -> list[Json]:
+    reduced = []
+    for definition in definitions:
+        if not STANDARD_PARAMETER.match(last(definition["url"])):
+            continue
+        entry: Json = {
+            key: definition[key]
+            for key in ("code", "url", "base", "type", "expression", "target", "modifier")
+            if key in definition
+        }
+        if "component" in definition:
+            entry["component"] = [
+                {key: component[key] for key in ("definition", "expression")}
+                for component in definition["component"]
+            ]
+        reduced.append(entry)
+    return reduced
+
+
+def concepts(nested: Iterable[Json]) -> Iterator[str]:
+    for concept in nested:
+        yield concept["code"]
+        yield from concepts(concept.get("concept", ()))
+
+
+def compose(value_set: Json, systems: dict[str, Json]) -> dict[str, list[str]] | None:
+    """The codes of a value set by system, or None where it cannot be enumerated from the package."""
+    codes: dict[str, list[str]] = {}
+    rules = value_set.get("compose", {})
+    if rules.get("exclude"):
+        return None
+    for include in rules.get("include", ()):
+        system = include.get("system")
+        if system is None or include.get("filter") or include.get("valueSet"):
+            return None
+        if "concept" in include:
+            found = [concept["code"] for concept in include["concept"]]
+        elif systems.get(system, {}).get("content") == "complete":
+            found = list(concepts(systems[system].get("concept", ())))
+        else:
+            return None
+        codes.setdefault(system, []).extend(found)
+    return {system: sorted(set(found)) for system, found in sorted(codes.items())} or None
+
+
+def required_bindings(reduced: Json) -> set[str]:
+    """The canonical of every value set that some element of the reduced structures is bound to."""
+    found = {reduced["binding"]} if isinstance(reduced.get("binding"), str) else set()
+    for child in reduced.values():
+        if isinstance(child, dict):
+            found |= required_bindings(child)
+    return found
+
+
+def expansion(value_set: Json) -> dict[str, list[str]]:
+    codes: dict[str, set[str]] = {}
+    for entry in value_set["expansion"].get("contains", ()):
+        codes.setdefault(entry["system"], set()).add(entry["code"])
+    return {system: sorted(found) for system, found in sorted(codes.items())}
+
+
+def value_sets(wanted: set[str], resources: dict[str, list[Json]], expansions: list[Json]) -> Json:
+    """Codes of the wanted value sets; what the sources cannot enumerate is left out."""
+    by_url = {value_set["url"]: value_set for value_set in resources["ValueSet"]}
+    systems = {system["url"]: system for system in resources["CodeSystem"]}
+    expanded = {value_set["url"]: value_set for value_set in expansions}
+    reduced: Json = {}
+    for canonical in sorted(wanted):
+        codes = compose(by_url.get(canonical, {}), systems)
+        if codes is None and canonical not in ENDLESS and canonical in expanded:
+            codes = expansion(expanded[canonical])
+        if codes:
+            reduced[canonical] = codes
+    return reduced
+
+
+def compartments(definitions: list[Json]) -> Json:
+    return {
+        definition["code"]: {
+            entry["code"]: entry["param"] for entry in definition["resource"] if entry.get("param")
+        }
+        for definition in sorted(definitions, key=lambda d: str(d["code"]))
+        if not definition["url"].endswith("/example")
+    }
+
+
+def operation(definition: Json) -> Json:
+    """An OperationDefinition without its prose."""
+    kept = "resourceType id url version name status kind affectsState code resource system type instance".split()
+    reduced = {name: definition[name] for name in kept if name in definition}
+    reduced["parameter"] = [operation_parameter(each) for each in definition.get("parameter", ())]
+    return reduced
+
+
+def operation_parameter(parameter: Json) -> Json:
+    kept = "name use min max type targetProfile searchType part".split()
+    reduced = {name: parameter[name] for name in kept if name in parameter}
+    if "part" in reduced:
+        reduced["part"] = [operation_parameter(part) for part in reduced["part"]]
+    return reduced
+
+
+def write(path: Path, content: Any) -> None:
+    """One entry a line, so that a change of the definitions can be read as a difference."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    opening, closing = ("{", "}") if isinstance(content, dict) else ("[", "]")
+    lines = []
+    for key, value in items:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        lines.append(f"{json.dumps(key)}:{text}" if isinstance(content, dict) else text)
+    path.write_text(f"{opening}\n" + ",\n".join(lines) + f"\n{closing}\n", encoding="utf-8")
+
+
+def main(directory: Path, out: Path = OUT) -> None:
+    resources = by_type(package(directory / "hl7.fhir.r4.core.tgz"))
+    with gzip.open(directory / "valueset-expansions.json.gz") as file:
+        expansions = [entry["resource"] for entry in json.load(file)["entry"]]
+    out.mkdir(parents=True, exist_ok=True)
+    reduced = structures(resources["StructureDefinition"])
+    write(out / "structures.json", reduced)
+    write(out / "search-parameters.json", search_parameters(resources["SearchParameter"]))
+    codes = value_sets(required_bindings(reduced), resources, expansions)
+    write(out / "value-sets.json", codes)
+    write(out / "compartments.json", compartments(resources["CompartmentDefinition"]))
+    (out.parent / "operations").mkdir(exist_ok=True)
+    for definition in resources["OperationDefinition"]:
+        if definition["id"] in OPERATIONS:
+            path = out.parent / "operations" / f"{definition['id']}.json"
+            text = json.dumps(operation(definition), indent=2, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))

@@ -1,0 +1,95 @@
+"""`carerelay` commands as real processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+COMMAND = (sys.executable, "-m", "app.cli")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment without anybody's CARERELAY_* settings, but with these."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("CARERELAY_")}
+    settings = {f"CARERELAY_{name.upper()}": text for name, text in changes.items()}
+    return {**kept, "COLUMNS": "200", **settings}
+
+
+def carerelay(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@contextmanager
+def started(
+    announcement: str, *arguments: str | Path, command: Any = COMMAND, **options: Any
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A command that keeps running, and the word after `announcement` in what it prints first."""
+    with subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **{"env": environment(), **options},
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        try:
+            for line in process.stdout:
+                said += line
+                if announcement in line:
+                    yield process, line.split(announcement)[1].split()[0].rstrip(",")
+                    break
+            else:
+                raise AssertionError(f"{arguments} ended: {said}")
+        finally:
+            process.terminate()
+            process.wait(40)
+
+
+def is_running(pid: int) -> bool:
+    """False for a zombie too: nobody may be there to reap an orphan."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+def wait_until_gone(pid: int) -> None:
+    give_up = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < give_up, f"process {pid} outlived its parent"
+        time.sleep(0.01)
+
+
+def wait_for(url: str) -> httpx.Response:
+    """The first answer of a server that is just starting."""
+    give_up = time.monotonic() + 30
+    while True:
+        try:
+            return httpx.get(url, timeout=30)
+        except httpx.TransportError:
+            assert time.monotonic() < give_up, f"{url} does not answer"
+            time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of a process."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -1,0 +1,27 @@
+"""Data that lies beside a checkout and is no part of it: official examples, Synthea patients, guides."""
+
+from __future__ import annotations
+
+import bz2
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.fhir_json import Resource, decode
+
+SHARED = Path(os.environ.get("CARERELAY_SHARED", Path(__file__).parents[2] / "shared"))
+
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"the shared test data is not at {SHARED} (CARERELAY_SHARED)"
+)
+
+
+def resources(pattern: str) -> Iterator[tuple[str, Resource]]:
+    """Name and content of every resource in `data/` that the pattern finds; .bz2 is unpacked."""
+    for path in sorted((SHARED / "data").glob(pattern)):
+        body = path.read_bytes()
+        resource = decode(bz2.decompress(body) if path.suffix == ".bz2" else body)
+        if "resourceType" in resource:
+            yield path.name, resource

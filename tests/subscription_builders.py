@@ -1,0 +1,80 @@
+"""Subscriptions and Encounters for the tests of notices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.subscriptions.registration import (
+    FILTER_CRITERIA,
+    HEARTBEAT_PERIOD,
+    PAYLOAD_CONTENT,
+    TIMEOUT,
+)
+
+ADMISSION = "http://carerelay.example/SubscriptionTopic/encounter-admission"
+ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+ENDPOINT = "http://127.0.0.1:9/hook"
+
+
+def encounter(
+    status: str = "in-progress", class_: str = "IMP", patient: str = "p1", **more: Any
+) -> dict[str, Any]:
+    return {
+        "resourceType": "Encounter",
+        "status": status,
+        "class": {"system": ACT_CODE, "code": class_},
+        "subject": {"reference": f"Patient/{patient}"},
+        **more,
+    }
+
+
+def classic(
+    criteria: str = "Encounter?status=in-progress&class=IMP",
+    endpoint: str = ENDPOINT,
+    payload: str | None = None,
+    **channel: Any,
+) -> dict[str, Any]:
+    if payload is not None:
+        channel["payload"] = payload
+    return {
+        "resourceType": "Subscription",
+        "status": "requested",
+        "reason": "Admissions of our patients",
+        "criteria": criteria,
+        "channel": {"type": "rest-hook", "endpoint": endpoint, **channel},
+    }
+
+
+def topic_based(
+    *filters: str,
+    content: str = "id-only",
+    endpoint: str = ENDPOINT,
+    heartbeat: int | None = None,
+    timeout: int | None = None,
+    **channel: Any,
+) -> dict[str, Any]:
+    extensions = []
+    if heartbeat is not None:
+        extensions.append({"url": HEARTBEAT_PERIOD, "valueUnsignedInt": heartbeat})
+    if timeout is not None:
+        extensions.append({"url": TIMEOUT, "valueUnsignedInt": timeout})
+    if extensions:
+        channel["extension"] = extensions
+    subscription = {
+        "resourceType": "Subscription",
+        "status": "requested",
+        "reason": "Admissions of our patients",
+        "criteria": ADMISSION,
+        "channel": {
+            "type": "rest-hook",
+            "endpoint": endpoint,
+            "payload": "application/fhir+json",
+            "_payload": {"extension": [{"url": PAYLOAD_CONTENT, "valueCode": content}]},
+            **channel,
+        },
+    }
+    if filters:
+        subscription["_criteria"] = {
+            "extension": [{"url": FILTER_CRITERIA, "valueString": text} for text in filters]
+        }
+    return subscription

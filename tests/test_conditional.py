@@ -1,0 +1,155 @@
+"""Conditional create, update, patch and delete. https://hl7.org/fhir/R4/http.html#ccreate and following"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import make_settings, running
+from tests.outcomes import assert_outcome
+
+JSON_PATCH = {"content-type": "application/json-patch+json"}
+DEACTIVATE = '[{"op": "replace", "path": "/active", "value": false}]'
+
+
+def fresh() -> str:
+    return f"t-{uuid.uuid4()}"
+
+
+def patient(value: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Patient",
+        "active": True,
+        "identifier": [{"system": "urn:test", "value": value}],
+        **changes,
+    }
+
+
+def criteria(value: str) -> str:
+    return f"identifier=urn:test|{value}"
+
+
+async def found(client: httpx.AsyncClient, value: str) -> list[dict[str, Any]]:
+    bundle = (await client.get(f"/Patient?{criteria(value)}")).json()
+    return [entry["resource"] for entry in bundle.get("entry", [])]
+
+
+async def test_conditional_create_creates_once(client: httpx.AsyncClient) -> None:
+    value = fresh()
+    headers = {"if-none-exist": criteria(value)}
+    first = await client.post("/Patient", json=patient(value), headers=headers)
+    assert first.status_code == 201
+    again = await client.post("/Patient", json=patient(value, active=False), headers=headers)
+    assert (again.status_code, again.headers["location"]) == (200, first.headers["location"])
+    assert again.json() == first.json()
+    await client.post("/Patient", json=patient(value))
+    ambiguous = await client.post("/Patient", json=patient(value), headers=headers)
+    assert_outcome(ambiguous, 412, "multiple-matches")
+    assert len(await found(client, value)) == 2
+
+
+async def test_conditional_update_creates_updates_or_refuses(client: httpx.AsyncClient) -> None:
+    value = fresh()
+    url = f"/Patient?{criteria(value)}"
+    created = await client.put(url, json=patient(value))
+    assert created.status_code == 201
+    id_ = created.json()["id"]
+    updated = await client.put(url, json=patient(value, active=False))
+    assert (updated.status_code, updated.json()["id"], updated.headers["etag"]) == (200, id_, 'W/"2"')
+    same = await client.put(url, json=patient(value, id=id_, gender="other"))
+    assert same.status_code == 200
+    other = await client.put(url, json=patient(value, id="other"))
+    assert_outcome(other, 400, "invalid", "Patient.id")
+    stale = await client.put(url, json=patient(value), headers={"if-match": 'W/"1"'})
+    assert_outcome(stale, 412, "conflict")
+    await client.post("/Patient", json=patient(value))
+    assert_outcome(await client.put(url, json=patient(value)), 412, "multiple-matches")
+
+
+async def test_conditional_update_without_a_match_takes_the_bodys_id(client: httpx.AsyncClient) -> None:
+    value, id_ = fresh(), fresh()
+    created = await client.put(f"/Patient?{criteria(value)}", json=patient(value, id=id_))
+    assert (created.status_code, created.json()["id"]) == (201, id_)
+    taken = await client.put(f"/Patient?{criteria(fresh())}", json=patient(value, id=id_))
+    assert_outcome(taken, 412, "conflict", "Patient.id")
+
+
+@pytest.mark.parametrize("method", ["create", "update"])
+async def test_twenty_at_once_with_the_same_criteria_leave_one_resource(
+    client: httpx.AsyncClient, method: str
+) -> None:
+    for _ in range(3):
+        value = fresh()
+        if method == "create":
+            requests = [
+                client.post("/Patient", json=patient(value), headers={"if-none-exist": criteria(value)})
+                for _ in range(20)
+            ]
+        else:
+            requests = [
+                client.put(f"/Patient?{criteria(value)}", json=patient(value, language=f"x-{n}"))
+                for n in range(20)
+            ]
+        answers = await asyncio.gather(*requests)
+        assert sorted(answer.status_code for answer in answers) == [200] * 19 + [201]
+        assert len(await found(client, value)) == 1
+
+
+async def test_conditional_patch(client: httpx.AsyncClient) -> None:
+    value = fresh()
+    url = f"/Patient?{criteria(value)}"
+    none = await client.patch(url, content=DEACTIVATE, headers=JSON_PATCH)
+    assert_outcome(none, 404, "not-found")
+    await client.post("/Patient", json=patient(value))
+    patched = await client.patch(url, content=DEACTIVATE, headers=JSON_PATCH)
+    assert (patched.status_code, patched.json()["active"]) == (200, False)
+    await client.post("/Patient", json=patient(value))
+    several = await client.patch(url, content=DEACTIVATE, headers=JSON_PATCH)
+    assert_outcome(several, 412, "multiple-matches")
+
+
+async def test_conditional_delete_of_one(client: httpx.AsyncClient) -> None:
+    value = fresh()
+    url = f"/Patient?{criteria(value)}"
+    assert (await client.delete(url)).status_code == 204
+    await client.post("/Patient", json=patient(value))
+    assert (await client.delete(url)).status_code == 204
+    assert await found(client, value) == []
+    await client.post("/Patient", json=patient(value))
+    await client.post("/Patient", json=patient(value))
+    assert_outcome(await client.delete(url), 412, "multiple-matches")
+    assert len(await found(client, value)) == 2
+
+
+async def test_conditional_delete_of_several_behind_the_setting(mongod: str) -> None:
+    settings = make_settings(mongod, conditional_delete="multiple")
+    async with running(settings) as (_, client):
+        value = fresh()
+        for _ in range(5):
+            await client.post("/Patient", json=patient(value))
+        assert (await client.delete(f"/Patient?{criteria(value)}")).status_code == 204
+        assert await found(client, value) == []
+        metadata = (await client.get("/metadata")).json()
+        declared = {r["conditionalDelete"] for r in metadata["rest"][0]["resource"]}
+        assert declared == {"multiple"}
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        pytest.param("", "required", id="no-criteria"),
+        pytest.param("bogus=1", "not-supported", id="unknown-parameter"),
+        pytest.param("birthdate=someday", "value", id="malformed-value"),
+    ],
+)
+async def test_criteria_that_are_not_understood_are_refused_even_when_lenient(
+    client: httpx.AsyncClient, query: str, code: str
+) -> None:
+    lenient = {"prefer": "handling=lenient"}
+    assert_outcome(await client.delete(f"/Patient?{query}", headers=lenient), 400, code)
+    update = await client.put(f"/Patient?{query}", json=patient("x"), headers=lenient)
+    assert_outcome(update, 400, code)

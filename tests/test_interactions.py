@@ -1,0 +1,290 @@
+"""Create, read, vread, update, delete and history, through HTTP. https://hl7.org/fhir/R4/http.html"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.outcomes import assert_outcome
+
+
+def encounter(**changes: Any) -> dict[str, Any]:
+    """A small valid Encounter."""
+    return {
+        "resourceType": "Encounter",
+        "status": "in-progress",
+        "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"},
+        "subject": {"reference": "Patient/p1"},
+        **changes,
+    }
+
+
+def fresh_id() -> str:
+    return f"t-{uuid.uuid4()}"
+
+
+async def test_create_answers_201_with_location_etag_and_the_stored_resource(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.post("/Encounter", json=encounter(id="ignored"))
+    assert response.status_code == 201
+    body = response.json()
+    assert body["id"] != "ignored"
+    assert body["meta"]["versionId"] == "1"
+    assert response.headers["etag"] == 'W/"1"'
+    base = str(client.base_url).rstrip("/")
+    assert response.headers["location"] == f"{base}/Encounter/{body['id']}/_history/1"
+    assert response.headers["last-modified"].endswith("GMT")
+    read = await client.get(f"/Encounter/{body['id']}")
+    assert read.status_code == 200
+    assert read.json() == body
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_a_trailing_slash_makes_no_difference(client: httpx.AsyncClient, slash: str) -> None:
+    created = await client.post(f"/Encounter{slash}", json=encounter())
+    assert created.status_code == 201
+    read = await client.get(f"/Encounter/{created.json()['id']}{slash}")
+    assert read.status_code == 200
+
+
+async def test_decimals_and_unusual_text_come_back_as_sent(client: httpx.AsyncClient) -> None:
+    text = (
+        '{"resourceType":"Observation","status":"final","code":{"text":"\\u00e9 \\ud83d\\ude00"},'
+        '"valueQuantity":{"value":1.50,"unit":"mg"}}'
+    )
+    created = await client.post(
+        "/Observation", content=text, headers={"content-type": "application/fhir+json"}
+    )
+    assert created.status_code == 201
+    read = await client.get(f"/Observation/{created.json()['id']}")
+    assert '"value":1.50' in read.text
+    assert read.json()["code"]["text"] == "é 😀"
+
+
+async def test_update_of_a_free_id_creates_it_and_the_next_one_is_version_2(
+    client: httpx.AsyncClient,
+) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    first = await client.put(url, json=encounter(id=id_))
+    assert (first.status_code, first.headers["etag"]) == (201, 'W/"1"')
+    second = await client.put(url, json=encounter(id=id_, status="finished"))
+    assert (second.status_code, second.headers["etag"]) == (200, 'W/"2"')
+    assert (await client.get(f"{url}/_history/1")).json()["status"] == "in-progress"
+    assert (await client.get(f"{url}/_history/2")).json()["status"] == "finished"
+    assert_outcome(await client.get(f"{url}/_history/3"), 404, "not-found")
+    assert_outcome(await client.get(f"{url}/_history/x"), 404, "not-found")
+
+
+@pytest.mark.parametrize("body_id", [None, "other"])
+async def test_update_needs_the_urls_id_in_the_body(
+    client: httpx.AsyncClient, body_id: str | None
+) -> None:
+    url = f"/Encounter/{fresh_id()}"
+    body = encounter(id=body_id) if body_id else encounter()
+    assert_outcome(await client.put(url, json=body), 400, "invalid", "Encounter.id")
+    assert_outcome(await client.get(url), 404, "not-found")
+
+
+async def test_update_with_a_stale_if_match_returns_412_and_changes_nothing(
+    client: httpx.AsyncClient,
+) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    await client.put(url, json=encounter(id=id_))
+    await client.put(url, json=encounter(id=id_, status="onleave"))
+    stale = await client.put(
+        url, json=encounter(id=id_, status="finished"), headers={"if-match": 'W/"1"'}
+    )
+    assert_outcome(stale, 412, "conflict")
+    assert (await client.get(url)).json()["status"] == "onleave"
+
+
+async def test_of_two_concurrent_updates_with_the_same_if_match_one_wins(
+    client: httpx.AsyncClient,
+) -> None:
+    for _ in range(10):
+        url = f"/Encounter/{(id_ := fresh_id())}"
+        await client.put(url, json=encounter(id=id_))
+        answers = await asyncio.gather(
+            *(
+                client.put(url, json=encounter(id=id_, status=s), headers={"if-match": 'W/"1"'})
+                for s in ("finished", "onleave")
+            )
+        )
+        assert sorted(answer.status_code for answer in answers) == [200, 412]
+        winner = next(answer for answer in answers if answer.status_code == 200)
+        assert (await client.get(url)).json() == winner.json()
+
+
+async def test_concurrent_updates_without_if_match_all_succeed_one_after_the_other(
+    client: httpx.AsyncClient,
+) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    answers = await asyncio.gather(
+        *(client.put(url, json=encounter(id=id_, priority={"text": str(n)})) for n in range(20))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] * 19 + [201]
+    versions = {int(answer.json()["meta"]["versionId"]) for answer in answers}
+    assert versions == set(range(1, 21))
+
+
+async def test_delete_is_idempotent_and_a_later_update_revives(client: httpx.AsyncClient) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    assert (await client.delete(url)).status_code == 204
+    await client.put(url, json=encounter(id=id_))
+    assert (await client.delete(url)).status_code == 204
+    assert (await client.delete(url)).status_code == 204
+    assert_outcome(await client.get(url), 410, "deleted")
+    assert_outcome(await client.get(f"{url}/_history/2"), 410, "deleted")
+    revived = await client.put(url, json=encounter(id=id_))
+    assert (revived.status_code, revived.headers["etag"]) == (201, 'W/"3"')
+    assert (await client.get(url)).status_code == 200
+
+
+async def test_history_lists_every_version_newest_first_with_request_and_response(
+    client: httpx.AsyncClient,
+) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    await client.put(url, json=encounter(id=id_))
+    await client.put(url, json=encounter(id=id_, status="finished"))
+    await client.delete(url)
+    bundle = (await client.get(f"{url}/_history")).json()
+    assert (bundle["type"], bundle["total"]) == ("history", 3)
+    requests = [
+        (e["request"]["method"], e["response"]["status"], "resource" in e) for e in bundle["entry"]
+    ]
+    assert requests == [("DELETE", "204", False), ("PUT", "200", True), ("PUT", "201", True)]
+    assert [e["response"]["etag"] for e in bundle["entry"]] == ['W/"3"', 'W/"2"', 'W/"1"']
+    assert_outcome(await client.get(f"/Encounter/{fresh_id()}/_history"), 404, "not-found")
+
+
+async def test_history_pages_meet_every_version_once(client: httpx.AsyncClient) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    for n in range(12):
+        await client.put(url, json=encounter(id=id_, priority={"text": str(n)}))
+    seen, next_url = [], f"{url}/_history?_count=5"
+    while next_url:
+        bundle = (await client.get(next_url)).json()
+        assert bundle["total"] == 12
+        seen += [entry["resource"]["meta"]["versionId"] for entry in bundle["entry"]]
+        next_url = next((x["url"] for x in bundle["link"] if x["relation"] == "next"), "")
+    assert seen == [str(v) for v in range(12, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        pytest.param("_since=monday", "value", id="since"),
+        pytest.param("_count=-1", "value", id="count"),
+        pytest.param("_cursor=%F0", "value", id="cursor"),
+        pytest.param("status=final", "not-supported", id="unknown"),
+    ],
+)
+async def test_history_refuses_what_it_does_not_understand(
+    client: httpx.AsyncClient, query: str, code: str
+) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    await client.put(url, json=encounter(id=id_))
+    assert_outcome(await client.get(f"{url}/_history?{query}"), 400, code)
+
+
+async def test_conditional_read_answers_304(client: httpx.AsyncClient) -> None:
+    created = await client.post("/Encounter", json=encounter())
+    url = f"/Encounter/{created.json()['id']}"
+    same = await client.get(url, headers={"if-none-match": created.headers["etag"]})
+    assert (same.status_code, same.content) == (304, b"")
+    since = {"if-modified-since": created.headers["last-modified"]}
+    assert (await client.get(url, headers=since)).status_code == 304
+    assert (await client.get(url, headers={"if-none-match": 'W/"9"'})).status_code == 200
+
+
+async def test_head_answers_like_get_without_a_body(client: httpx.AsyncClient) -> None:
+    created = await client.post("/Encounter", json=encounter())
+    url = f"/Encounter/{created.json()['id']}"
+    get, head = await client.get(url), await client.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["etag"] == get.headers["etag"]
+    assert head.headers["content-length"] == get.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "status", "code"),
+    [
+        pytest.param("GET", "/Banana/1", 404, "not-supported", id="unknown-type"),
+        pytest.param("POST", "/MedicinalProduct", 404, "not-supported", id="type-not-served"),
+        pytest.param("GET", "/Encounter/none-such", 404, "not-found", id="unknown-id"),
+        pytest.param("POST", "/Encounter/1", 405, "not-supported", id="verb"),
+        pytest.param("GET", "/Encounter/1/2/3/4/5", 404, "not-found", id="no-such-route"),
+    ],
+)
+async def test_addresses_that_lead_nowhere(
+    client: httpx.AsyncClient, method: str, url: str, status: int, code: str
+) -> None:
+    response = await client.request(method, url)
+    assert_outcome(response, status, code)
+    if status == 405:
+        assert response.headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "code"),
+    [
+        pytest.param(b"{", "application/fhir+json", 400, "structure", id="malformed"),
+        pytest.param(b"", "application/fhir+json", 400, "structure", id="empty"),
+        pytest.param(b"[]", "application/fhir+json", 400, "structure", id="array"),
+        pytest.param(b"a=b", "application/x-www-form-urlencoded", 415, "not-supported", id="form"),
+        pytest.param(
+            b'{"resourceType":"Patient"}', "application/fhir+json", 400, "invalid", id="other-type"
+        ),
+        pytest.param(
+            b'{"resourceType":"Encounter","status":"planned","status":"planned"}',
+            "application/fhir+json",
+            400,
+            "structure",
+            id="duplicate-key",
+        ),
+    ],
+)
+async def test_bodies_that_are_refused(
+    client: httpx.AsyncClient, content: bytes, content_type: str, status: int, code: str
+) -> None:
+    response = await client.post(
+        "/Encounter", content=content, headers={"content-type": content_type}
+    )
+    assert_outcome(response, status, code)
+
+
+async def test_a_resource_over_the_limit_is_refused(client: httpx.AsyncClient) -> None:
+    big = encounter(
+        text={"status": "additional", "div": "<div>" + "x" * (9 * 1024 * 1024) + "</div>"}
+    )
+    assert_outcome(await client.post("/Encounter", json=big), 413, "too-long")
+
+
+async def test_only_json_is_offered(client: httpx.AsyncClient) -> None:
+    response = await client.get("/Encounter/x", headers={"accept": "image/png"})
+    assert_outcome(response, 406, "not-supported")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "expression"),
+    [
+        pytest.param({"status": "banana"}, "code-invalid", "Encounter.status", id="binding"),
+        pytest.param({"bogus": 1}, "structure", "Encounter", id="unknown-element"),
+        pytest.param({"status": None}, "structure", "Encounter.status", id="null"),
+        pytest.param({"identifier": []}, "structure", "Encounter.identifier", id="empty-array"),
+        pytest.param({"subject": {}}, "structure", "Encounter.subject", id="empty-object"),
+    ],
+)
+async def test_an_invalid_resource_is_refused_and_nothing_is_stored(
+    client: httpx.AsyncClient, change: dict[str, Any], code: str, expression: str
+) -> None:
+    id_ = fresh_id()
+    response = await client.put(f"/Encounter/{id_}", json=encounter(id=id_, **change))
+    assert response.status_code in (400, 422)
+    assert_outcome(response, response.status_code, code, expression)
+    assert_outcome(await client.get(f"/Encounter/{id_}"), 404, "not-found")
