@@ -74,7 +74,11 @@ async def _find(
     resource_type, _, text = criteria.partition("?")
     parameters = parse_qsl(text, keep_blank_values=True)
     parsed = query.parse(
-        resource_type, parameters, lenient=False, settings=context.settings, base_url=context.base_url
+        resource_type,
+        parameters,
+        lenient=False,
+        settings=context.settings,
+        base_url=context.base_url,
     )
     written = {
         entry.target.reference for entry in writes if entry.target and not entry.target.settled

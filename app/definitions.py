@@ -31,7 +31,7 @@ class Element(msgspec.Struct, frozen=True):
     """One element of a structure.
 
     `max` is None where it is unbounded. A `choice` element is named without `[x]`; its JSON key is `json_name`
-    of one of its `types`. `binding` is set for required bindings only. `targets` are the types a Reference
+    of one of its `types`. `summary` elements are part of `_summary=true`. `binding` is set for required bindings only. `targets` are the types a Reference
     may point to; empty means any. `ref` is the path of the element whose content this one repeats.
     """
 
@@ -39,6 +39,7 @@ class Element(msgspec.Struct, frozen=True):
     min: int = 0
     max: int | None = 1
     choice: bool = False
+    summary: bool = False
     binding: str | None = None
     targets: tuple[str, ...] = ()
     ref: str | None = None

@@ -12,7 +12,8 @@ https://hl7.org/fhir/R4/operationoutcome.html and https://hl7.org/fhir/R4/http.h
     ├── Conflict              409  clashes with the current state
     ├── Gone                  410  deleted, or a page link past its time
     ├── PreconditionFailed    412  If-Match, If-None-Match or a conditional criterion failed
-    ├── TooLarge              413  body, Bundle or URL over its limit
+    ├── TooLarge              413  body or Bundle over its limit
+    ├── UriTooLong            414  the URL is over its limit
     ├── UnsupportedMediaType  415  the body's media type is not FHIR
     ├── Unprocessable         422  well formed, but breaks a rule
     ├── TooManyRequests       429  slow down
@@ -120,6 +121,10 @@ class PreconditionFailed(FhirError):
 
 class TooLarge(FhirError):
     status, code = 413, "too-long"
+
+
+class UriTooLong(FhirError):
+    status, code = 414, "too-long"
 
 
 class UnsupportedMediaType(FhirError):

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from httpx_aiohttp import AiohttpTransport
 
 from app import fhir_json
 from app.errors import FhirError
@@ -228,17 +229,19 @@ class Loader:
         """One request, tried again while the server is busy."""
         pause = FIRST_PAUSE
         for attempt in range(1, ATTEMPTS + 1):
+            is_last = attempt == ATTEMPTS
             try:
                 response = await self._client.request(
                     method, url, content=body, headers={"Content-Type": FHIR_JSON}
                 )
+                if response.status_code not in {429, 503} or is_last:
+                    break
+                asked = response.headers.get("Retry-After", "")
             except httpx.TransportError as error:
-                raise LoadError(
-                    f"{self._client.base_url} does not answer: {error or type(error).__name__}"
-                ) from None
-            if response.status_code not in {429, 503} or attempt == ATTEMPTS:
-                break
-            asked = response.headers.get("Retry-After", "")
+                # A lost connection may have carried a POST: again, it could be stored twice.
+                if is_last or method == "POST" or isinstance(error, httpx.ConnectError):
+                    raise LoadError(f"{self._client.base_url} does not answer: {error}") from None
+                asked = ""
             await asyncio.sleep(float(asked) if asked.isdigit() else pause)
             pause *= 2
         return response
@@ -259,19 +262,24 @@ def _reason(response: httpx.Response) -> str:
     for issue in issues:
         where = ", ".join(issue.get("expression", []))
         text = issue.get("diagnostics") or issue.get("code", "")
-        said.append(f"{where}: {text}" if where else text)
+        said.append(f"{where}: {text}" if where and not text.startswith(where) else text)
     return f"{response.status_code} {'; '.join(said)}"
 
 
-async def load(paths: Iterable[Path], base: str, on_file: Callable[[Path], None]) -> Report:
+async def load(
+    paths: Iterable[Path],
+    base: str,
+    on_file: Callable[[Path], None],
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> Report:
     """Load all of `paths` into the server at `base`; `on_file` is called as each file begins.
 
     Raises LoadError where nothing can be loaded at all.
     """
     files = find_files(paths)
-    timeout = httpx.Timeout(60, connect=10)
-    limits = httpx.Limits(max_connections=AT_ONCE)
-    async with httpx.AsyncClient(base_url=base, timeout=timeout, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=base, timeout=60, transport=transport or AiohttpTransport()
+    ) as client:
         loader = Loader(client)
         try:
             for file in files:

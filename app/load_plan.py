@@ -83,12 +83,14 @@ def plan(document: Resource, taken: set[str]) -> Plan:
 
 
 def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
+    request = raw.get("request", {})
+    method, url = request.get("method"), request.get("url", "")
+    if method not in {None, "POST", "PUT"}:
+        raise PlanError(f"asks for {method}, which is not loading")
     resource = raw.get("resource")
     if resource is None or not isinstance(resource.get("resourceType"), str):
         raise PlanError("has no resource with a resourceType")
     entry = Entry(resource, raw.get("fullUrl", ""), label=label)
-    request = raw.get("request", {})
-    method, url = request.get("method"), request.get("url", "")
     if method == "PUT":
         path, _, entry.condition = url.partition("?")
         if not entry.condition:
@@ -98,8 +100,6 @@ def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
             return entry
     elif method == "POST":
         entry.condition, entry.update = request.get("ifNoneExist", "").rpartition("?")[2], False
-    elif method is not None:
-        raise PlanError(f"asks for {method}, which stores nothing")
     if entry.full_url.startswith("urn:"):
         resource["id"] = _new_id(entry, taken)
     elif entry.full_url or entry.condition:

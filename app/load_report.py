@@ -58,7 +58,7 @@ def show(report: Report, console: Console) -> None:
         "refused": report.refused,
     }
     used = {name: counter for name, counter in columns.items() if counter.total()}
-    table = Table("type", title=f"{report.total} resources")
+    table = Table("type", title=f"{report.total} resource{'' if report.total == 1 else 's'}")
     for name in used:
         table.add_column(name, justify="right")
     for resource_type in sorted(set().union(*used.values())):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,6 +21,7 @@ from app.security.caller import SERVER
 from app.settings import Settings
 from app.store import Store
 from app.subscriptions.worker import Worker
+from app.transport import Transport
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -57,6 +59,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(Transport, max_url_bytes=settings.max_url_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[
+                "ETag",
+                "Location",
+                "Content-Location",
+                "Last-Modified",
+                "X-Request-Id",
+            ],
+        )
     app.router.routes.extend(router.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)
     app.add_route("/readyz", _readyz, include_in_schema=False)

@@ -45,8 +45,15 @@ def json_patch(body: bytes) -> Patch:
 def _read(index: int, operation: Any) -> tuple[str, jsonpatch.JsonPatch]:
     try:
         step = jsonpatch.JsonPatch([operation])
-    except (jsonpatch.InvalidJsonPatch, jsonpointer.JsonPointerException, TypeError, AttributeError):
-        raise BadRequest(f"Operation {index} is no JSON Patch operation", code="structure") from None
+    except (
+        jsonpatch.InvalidJsonPatch,
+        jsonpointer.JsonPointerException,
+        TypeError,
+        AttributeError,
+    ):
+        raise BadRequest(
+            f"Operation {index} is no JSON Patch operation", code="structure"
+        ) from None
     return f"operation {index} ({operation['op']} at {operation['path']})", step
 
 

@@ -46,7 +46,15 @@ class Settings(BaseSettings):
     max_bundle_bytes: int = Field(
         64 * MIB, ge=1024, description="Largest Bundle accepted at the server's root, in bytes."
     )
-    max_bundle_entries: int = Field(10_000, ge=1, description="Most entries of one batch or transaction.")
+    max_bundle_entries: int = Field(
+        10_000, ge=1, description="Most entries of one batch or transaction."
+    )
+    max_url_bytes: int = Field(
+        8192, ge=256, description="Longest path and query of a request, in bytes."
+    )
+    cors_origins: str = Field(
+        "", description="Origins, separated by commas, whose pages may call the server; * for all."
+    )
     search_handling: Literal["strict", "lenient"] = Field(
         "strict",
         description="What happens to unknown search parameters unless Prefer: handling says otherwise.",

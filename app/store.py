@@ -39,7 +39,7 @@ from app.search.extract import extract, index_models
 Method = Literal["create", "update", "patch", "delete"]
 
 # How long a committing process keeps an event to itself before another may take it over.
-EVENT_LEASE = timedelta(seconds=30)
+EVENT_LEASE = timedelta(seconds=10)
 _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
 _MILLISECOND = timedelta(milliseconds=1)
 _DUPLICATE_KEY = 11000

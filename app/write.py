@@ -219,7 +219,11 @@ async def find_matches(
     if not parameters:
         raise BadRequest("A conditional interaction needs search criteria", code="required")
     parsed = query.parse(
-        resource_type, parameters, lenient=False, settings=context.settings, base_url=context.base_url
+        resource_type,
+        parameters,
+        lenient=False,
+        settings=context.settings,
+        base_url=context.base_url,
     )
     key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
     guard = await context.store.guard(f"{resource_type}?{key}")

@@ -23,7 +23,17 @@ BASE = "http://hl7.org/fhir/StructureDefinition/"
 REGEX = BASE + "regex"
 FHIR_TYPE = BASE + "structuredefinition-fhir-type"
 # The operations of R4 that the server has.
-OPERATIONS = "Resource-validate Patient-everything Resource-meta Resource-meta-add Resource-meta-delete".split()
+OPERATIONS = {
+    "Patient-everything",
+    "Resource-meta",
+    "Resource-meta-add",
+    "Resource-meta-delete",
+    "Resource-validate",
+}
+_OPERATION = (
+    "resourceType id url version name status kind affectsState code resource system type instance"
+)
+_PARAMETER = "name use min max type targetProfile searchType part"
 ENDLESS = {  # the published expansions of these are samples
     "http://hl7.org/fhir/ValueSet/mimetypes",
     "http://hl7.org/fhir/ValueSet/ucum-units",
@@ -92,6 +102,8 @@ def element(definition: Json, *, is_resource: bool) -> Json:
         reduced["max"] = None if definition["max"] == "*" else int(definition["max"])
     if path.endswith("[x]"):
         reduced["choice"] = True
+    if definition.get("isSummary"):
+        reduced["summary"] = True
     targets = [
         last(target)
         for entry in definition.get("type", ())
@@ -247,15 +259,13 @@ def compartments(definitions: list[Json]) -> Json:
 
 def operation(definition: Json) -> Json:
     """An OperationDefinition without its prose."""
-    kept = "resourceType id url version name status kind affectsState code resource system type instance".split()
-    reduced = {name: definition[name] for name in kept if name in definition}
+    reduced = {name: definition[name] for name in _OPERATION.split() if name in definition}
     reduced["parameter"] = [operation_parameter(each) for each in definition.get("parameter", ())]
     return reduced
 
 
 def operation_parameter(parameter: Json) -> Json:
-    kept = "name use min max type targetProfile searchType part".split()
-    reduced = {name: parameter[name] for name in kept if name in parameter}
+    reduced = {name: parameter[name] for name in _PARAMETER.split() if name in parameter}
     if "part" in reduced:
         reduced["part"] = [operation_parameter(part) for part in reduced["part"]]
     return reduced

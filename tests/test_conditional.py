@@ -59,7 +59,11 @@ async def test_conditional_update_creates_updates_or_refuses(client: httpx.Async
     assert created.status_code == 201
     id_ = created.json()["id"]
     updated = await client.put(url, json=patient(value, active=False))
-    assert (updated.status_code, updated.json()["id"], updated.headers["etag"]) == (200, id_, 'W/"2"')
+    assert (updated.status_code, updated.json()["id"], updated.headers["etag"]) == (
+        200,
+        id_,
+        'W/"2"',
+    )
     same = await client.put(url, json=patient(value, id=id_, gender="other"))
     assert same.status_code == 200
     other = await client.put(url, json=patient(value, id="other"))
@@ -70,7 +74,9 @@ async def test_conditional_update_creates_updates_or_refuses(client: httpx.Async
     assert_outcome(await client.put(url, json=patient(value)), 412, "multiple-matches")
 
 
-async def test_conditional_update_without_a_match_takes_the_bodys_id(client: httpx.AsyncClient) -> None:
+async def test_conditional_update_without_a_match_takes_the_bodys_id(
+    client: httpx.AsyncClient,
+) -> None:
     value, id_ = fresh(), fresh()
     created = await client.put(f"/Patient?{criteria(value)}", json=patient(value, id=id_))
     assert (created.status_code, created.json()["id"]) == (201, id_)
@@ -86,7 +92,9 @@ async def test_twenty_at_once_with_the_same_criteria_leave_one_resource(
         value = fresh()
         if method == "create":
             requests = [
-                client.post("/Patient", json=patient(value), headers={"if-none-exist": criteria(value)})
+                client.post(
+                    "/Patient", json=patient(value), headers={"if-none-exist": criteria(value)}
+                )
                 for _ in range(20)
             ]
         else:

@@ -119,6 +119,7 @@ def test_data_directories_exist():
 @pytest.mark.slow
 def test_the_files_are_what_the_script_makes_of_the_official_package(tmp_path: Path):
     script = Path(__file__).parents[1] / "profiles" / "reduce.py"
-    subprocess.run([sys.executable, script, SHARED / "definitions", tmp_path], check=True)
+    out = tmp_path / "r4"
+    subprocess.run([sys.executable, script, SHARED / "definitions", out], check=True)
     for kept in sorted((PROFILES / "r4").glob("*.json")):
-        assert (tmp_path / kept.name).read_bytes() == kept.read_bytes(), kept.name
+        assert (out / kept.name).read_bytes() == kept.read_bytes(), kept.name

@@ -264,24 +264,42 @@ async def test_unpacking_failure_is_a_refusal(base, tmp_path):
     assert "cannot be read" in report.refusals[0].reason
 
 
-async def test_busy_server_is_asked_again(tmp_path, respx_mock, monkeypatch):
+async def answered(tmp_path: Path, *answers: httpx.Response | Exception) -> Report:
+    """Load one Patient into a server that gives these answers, one a request."""
+    waiting = iter(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == "http://fhir.example/Patient/p1"
+        given = next(waiting)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    file = write(tmp_path, "p.json", patient(id="p1"))
+    transport = httpx.MockTransport(answer)
+    return await load([file], "http://fhir.example", lambda _: None, transport)
+
+
+async def test_busy_server_is_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr("app.load.FIRST_PAUSE", 0.0)
-    answers = [httpx.Response(503), httpx.Response(429, headers={"Retry-After": "0"})]
-    respx_mock.put("http://fhir.example/Patient/p1").side_effect = [*answers, httpx.Response(201)]
-    report = await loaded("http://fhir.example", write(tmp_path, "p.json", patient(id="p1")))
+    report = await answered(
+        tmp_path,
+        httpx.Response(503),
+        httpx.Response(429, headers={"Retry-After": "0"}),
+        httpx.ReadError("connection lost"),
+        httpx.Response(201),
+    )
     assert report.created == {"Patient": 1}
 
 
-async def test_refusal_without_an_outcome_shows_the_status(tmp_path, respx_mock):
-    respx_mock.put("http://fhir.example/Patient/p1").respond(502, text="<html>")
-    report = await loaded("http://fhir.example", write(tmp_path, "p.json", patient(id="p1")))
+async def test_refusal_without_an_outcome_shows_the_status(tmp_path):
+    report = await answered(tmp_path, httpx.Response(502, text="<html>"))
     assert report.refusals[0].reason == "502"
 
 
-async def test_no_server_ends_the_load(tmp_path, respx_mock):
-    respx_mock.put("http://fhir.example/Patient/p1").mock(side_effect=httpx.ConnectError)
+async def test_no_server_ends_the_load(tmp_path):
     with pytest.raises(LoadError, match="does not answer"):
-        await loaded("http://fhir.example", write(tmp_path, "p.json", patient(id="p1")))
+        await answered(tmp_path, httpx.ConnectError("refused"))
 
 
 def test_command_shows_counts_and_refusals_and_exits_1(base, tmp_path):

@@ -16,7 +16,7 @@ from app.validation import check
 from app.validation.models import model_issues
 from tests.shared_data import needs_shared, resources
 
-MUTATIONS = 5000
+MUTATIONS = 3000
 # R4B changed this type; the example is right by R4, which is what counts.
 CHANGED_IN_R4B = "Evidence-example.json"
 EXTENSION = {"url": "http://example.org/e", "valueString": "x"}

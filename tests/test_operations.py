@@ -28,7 +28,9 @@ async def put(client: httpx.AsyncClient, resource: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.definition)
-async def test_every_operation_serves_its_definition(client: httpx.AsyncClient, operation: Any) -> None:
+async def test_every_operation_serves_its_definition(
+    client: httpx.AsyncClient, operation: Any
+) -> None:
     response = await client.get(f"/OperationDefinition/{operation.definition}")
     assert response.status_code == 200
     assert response.json()["code"] == operation.code
@@ -41,7 +43,9 @@ async def test_every_operation_serves_its_definition(client: httpx.AsyncClient, 
     [
         pytest.param("GET", "/$bogus", 404, "not-supported", id="unknown"),
         pytest.param("GET", "/Encounter/$everything", 404, "not-supported", id="other-type"),
-        pytest.param("GET", "/Patient/x/$everything?bogus=1", 400, "not-supported", id="unknown-parameter"),
+        pytest.param(
+            "GET", "/Patient/x/$everything?bogus=1", 400, "not-supported", id="unknown-parameter"
+        ),
         pytest.param("GET", "/Patient/x/$everything?_count=many", 400, "value", id="bad-value"),
         pytest.param("POST", "/Patient/x/$meta-add", 400, "required", id="missing-parameter"),
         pytest.param("GET", "/Patient/x/$meta-add", 405, "not-supported", id="change-by-get"),
@@ -54,12 +58,19 @@ async def test_calls_that_do_not_fit_are_refused(
     assert_outcome(await client.request(method, url), status, code)
 
 
-async def test_posted_parameters_are_checked_against_the_definition(client: httpx.AsyncClient) -> None:
+async def test_posted_parameters_are_checked_against_the_definition(
+    client: httpx.AsyncClient,
+) -> None:
     unknown = parameters({"name": "bogus", "valueString": "x"})
     assert_outcome(
-        await client.post("/Patient/$validate", json=unknown), 400, "not-supported", "Parameters.parameter[0]"
+        await client.post("/Patient/$validate", json=unknown),
+        400,
+        "not-supported",
+        "Parameters.parameter[0]",
     )
-    twice = parameters({"name": "mode", "valueCode": "create"}, {"name": "mode", "valueCode": "create"})
+    twice = parameters(
+        {"name": "mode", "valueCode": "create"}, {"name": "mode", "valueCode": "create"}
+    )
     assert_outcome(await client.post("/Patient/$validate", json=twice), 400, "invalid", "mode")
     wrong = parameters({"name": "mode", "valueInteger": 1})
     assert_outcome(await client.post("/Patient/$validate", json=wrong), 400, "value")
@@ -78,7 +89,11 @@ async def test_validate_names_what_is_wrong(client: httpx.AsyncClient) -> None:
     bad = {"resourceType": "Patient", "gender": "banana", "birthDate": "1999-02-30"}
     response = await client.post("/Patient/$validate", json=bad)
     assert response.status_code == 200
-    found = {(i["code"], *i.get("expression", ())) for i in response.json()["issue"] if i["severity"] == "error"}
+    found = {
+        (i["code"], *i.get("expression", ()))
+        for i in response.json()["issue"]
+        if i["severity"] == "error"
+    }
     assert ("code-invalid", "Patient.gender") in found
     assert any(path[1:] == ("Patient.birthDate",) for path in found)
     other = await client.post("/Encounter/$validate", json={"resourceType": "Patient"})
@@ -88,7 +103,10 @@ async def test_validate_names_what_is_wrong(client: httpx.AsyncClient) -> None:
 async def test_validate_says_that_a_profile_was_not_checked(client: httpx.AsyncClient) -> None:
     body = parameters(
         {"name": "resource", "resource": {"resourceType": "Patient"}},
-        {"name": "profile", "valueUri": "http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient"},
+        {
+            "name": "profile",
+            "valueUri": "http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient",
+        },
     )
     issues = (await client.post("/Patient/$validate", json=body)).json()["issue"]
     assert ("warning", "not-supported") in [(issue["severity"], issue["code"]) for issue in issues]
@@ -108,7 +126,10 @@ async def test_validate_of_an_instance(client: httpx.AsyncClient) -> None:
 
 async def story(client: httpx.AsyncClient) -> dict[str, str]:
     """A patient with resources in the compartment, what they refer to, and another patient beside."""
-    ids = {name: fresh() for name in ("patient", "other", "encounter", "condition", "org", "doctor", "team")}
+    ids = {
+        name: fresh()
+        for name in ("patient", "other", "encounter", "condition", "org", "doctor", "team")
+    }
     subject = {"reference": f"Patient/{ids['patient']}"}
     klass = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"}
     for resource in (
@@ -155,7 +176,9 @@ def references(bundle: dict[str, Any], mode: str) -> set[str]:
     }
 
 
-async def test_everything_is_the_compartment_and_what_it_refers_to_but_no_other_patient(client: httpx.AsyncClient) -> None:
+async def test_everything_is_the_compartment_and_what_it_refers_to_but_no_other_patient(
+    client: httpx.AsyncClient,
+) -> None:
     ids = await story(client)
     bundle = (await client.get(f"/Patient/{ids['patient']}/$everything")).json()
     assert bundle["type"] == "searchset"
@@ -165,7 +188,10 @@ async def test_everything_is_the_compartment_and_what_it_refers_to_but_no_other_
         f"Condition/{ids['condition']}",
         f"CareTeam/{ids['team']}",
     }
-    assert references(bundle, "include") == {f"Organization/{ids['org']}", f"Practitioner/{ids['doctor']}"}
+    assert references(bundle, "include") == {
+        f"Organization/{ids['org']}",
+        f"Practitioner/{ids['doctor']}",
+    }
 
 
 async def test_everything_in_pages_meets_each_match_once(client: httpx.AsyncClient) -> None:
@@ -189,10 +215,17 @@ async def test_everything_in_pages_meets_each_match_once(client: httpx.AsyncClie
         pytest.param("_since=2999-01-01T00:00:00Z", set(), id="since"),
     ],
 )
-async def test_everything_filtered(client: httpx.AsyncClient, query: str, expected: set[str]) -> None:
+async def test_everything_filtered(
+    client: httpx.AsyncClient, query: str, expected: set[str]
+) -> None:
     ids = await story(client)
     bundle = (await client.get(f"/Patient/{ids['patient']}/$everything?{query}")).json()
-    found = {name for name, id_ in ids.items() for match in references(bundle, "match") if match.endswith(id_)}
+    found = {
+        name
+        for name, id_ in ids.items()
+        for match in references(bundle, "match")
+        if match.endswith(id_)
+    }
     assert found == expected
 
 
@@ -209,7 +242,9 @@ async def test_meta_operations_read_add_and_delete_labels(client: httpx.AsyncCli
     assert (meta["tag"], meta["security"], meta["versionId"]) == ([tag], added["security"], "2")
     in_use = (await client.get("/Patient/$meta")).json()["parameter"][0]["valueMeta"]
     assert tag in in_use["tag"]
-    body = parameters({"name": "meta", "valueMeta": {"tag": [{"system": tag["system"], "code": "a"}]}})
+    body = parameters(
+        {"name": "meta", "valueMeta": {"tag": [{"system": tag["system"], "code": "a"}]}}
+    )
     meta = (await client.post(f"{url}/$meta-delete", json=body)).json()["parameter"][0]["valueMeta"]
     assert "tag" not in meta
     again = (await client.get(f"{url}/$meta")).json()["parameter"][0]["valueMeta"]

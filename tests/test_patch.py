@@ -18,7 +18,13 @@ HEADERS = {"content-type": "application/json-patch+json"}
 
 async def stored(client: httpx.AsyncClient, **changes: Any) -> str:
     id_ = f"t-{uuid.uuid4()}"
-    body = {"resourceType": "Patient", "id": id_, "active": True, "name": [{"family": "A"}], **changes}
+    body = {
+        "resourceType": "Patient",
+        "id": id_,
+        "active": True,
+        "name": [{"family": "A"}],
+        **changes,
+    }
     assert (await client.put(f"/Patient/{id_}", json=body)).status_code == 201
     return f"/Patient/{id_}"
 
@@ -36,7 +42,9 @@ async def test_a_patch_makes_the_next_version(client: httpx.AsyncClient) -> None
 async def test_a_patch_keeps_the_digits_of_decimals(client: httpx.AsyncClient) -> None:
     id_ = f"t-{uuid.uuid4()}"
     body = f'{{"resourceType":"Observation","id":"{id_}","status":"final","code":{{"text":"x"}},"valueQuantity":{{"value":1.50}}}}'
-    await client.put(f"/Observation/{id_}", content=body, headers={"content-type": "application/json"})
+    await client.put(
+        f"/Observation/{id_}", content=body, headers={"content-type": "application/json"}
+    )
     patch = '[{"op":"add","path":"/referenceRange","value":[{"low":{"value":0.10}}]}]'
     response = await client.patch(f"/Observation/{id_}", content=patch, headers=HEADERS)
     assert '"value":1.50' in response.text
@@ -50,13 +58,32 @@ async def test_a_patch_keeps_the_digits_of_decimals(client: httpx.AsyncClient) -
         pytest.param("{}", 400, "structure", id="no-array"),
         pytest.param('[{"op":"brew","path":"/active"}]', 400, "structure", id="unknown-operation"),
         pytest.param('[{"path":"/active"}]', 400, "structure", id="no-operation"),
-        pytest.param('[{"op":"test","path":"/active","value":false}]', 422, "processing", id="test-fails"),
+        pytest.param(
+            '[{"op":"test","path":"/active","value":false}]', 422, "processing", id="test-fails"
+        ),
         pytest.param('[{"op":"remove","path":"/birthDate"}]', 422, "processing", id="no-such-path"),
-        pytest.param('[{"op":"replace","path":"/name/7/family","value":"B"}]', 422, "processing", id="no-such-index"),
+        pytest.param(
+            '[{"op":"replace","path":"/name/7/family","value":"B"}]',
+            422,
+            "processing",
+            id="no-such-index",
+        ),
         pytest.param('[{"op":"replace","path":"/id","value":"b"}]', 422, "value", id="changes-id"),
-        pytest.param('[{"op":"replace","path":"","value":[]}]', 422, "processing", id="no-resource-left"),
-        pytest.param('[{"op":"replace","path":"/gender","value":"banana"}]', 422, "code-invalid", id="result-invalid"),
-        pytest.param('[{"op":"add","path":"/bogus","value":1}]', 400, "structure", id="result-unknown-element"),
+        pytest.param(
+            '[{"op":"replace","path":"","value":[]}]', 422, "processing", id="no-resource-left"
+        ),
+        pytest.param(
+            '[{"op":"replace","path":"/gender","value":"banana"}]',
+            422,
+            "code-invalid",
+            id="result-invalid",
+        ),
+        pytest.param(
+            '[{"op":"add","path":"/bogus","value":1}]',
+            400,
+            "structure",
+            id="result-unknown-element",
+        ),
     ],
 )
 async def test_a_patch_that_does_not_fit_changes_nothing(
@@ -67,7 +94,9 @@ async def test_a_patch_that_does_not_fit_changes_nothing(
     assert (await client.get(url)).headers["etag"] == 'W/"1"'
 
 
-async def test_a_patch_needs_a_known_format_a_resource_and_the_right_version(client: httpx.AsyncClient) -> None:
+async def test_a_patch_needs_a_known_format_a_resource_and_the_right_version(
+    client: httpx.AsyncClient,
+) -> None:
     url = await stored(client)
     wrong = await client.patch(url, content="[]", headers={"content-type": "text/plain"})
     assert_outcome(wrong, 415, "not-supported")
@@ -80,10 +109,18 @@ async def test_a_patch_needs_a_known_format_a_resource_and_the_right_version(cli
     assert_outcome(await client.patch(url, content="[]", headers=HEADERS), 410, "deleted")
 
 
-async def test_labels_stay_across_updates_until_they_are_deleted_on_purpose(client: httpx.AsyncClient) -> None:
+async def test_labels_stay_across_updates_until_they_are_deleted_on_purpose(
+    client: httpx.AsyncClient,
+) -> None:
     secret = {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}
-    url = await stored(client, meta={"security": [secret], "tag": [{"system": "urn:t", "code": "a"}]})
-    body = {"resourceType": "Patient", "id": url.rpartition("/")[2], "meta": {"tag": [{"system": "urn:t", "code": "b"}]}}
+    url = await stored(
+        client, meta={"security": [secret], "tag": [{"system": "urn:t", "code": "a"}]}
+    )
+    body = {
+        "resourceType": "Patient",
+        "id": url.rpartition("/")[2],
+        "meta": {"tag": [{"system": "urn:t", "code": "b"}]},
+    }
     updated = (await client.put(url, json=body)).json()
     assert updated["meta"]["security"] == [secret]
     assert [tag["code"] for tag in updated["meta"]["tag"]] == ["b", "a"]

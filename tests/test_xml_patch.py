@@ -207,6 +207,9 @@ def test_text_in_a_narrative_stays_in_place(operations: str, inside: str) -> Non
         ),
         pytest.param('<remove sel="f:Observation/f:code"/>', "selects no nodes", id="other-type"),
         pytest.param('<remove sel="f:Patient"/>', "is the resource itself", id="the-resource"),
+        pytest.param(
+            "<remove sel=\"f:Patient['x'/f:y]\"/>", "cannot be evaluated", id="type-error"
+        ),
         pytest.param('<remove sel="."/>', "does not select anything", id="document"),
         pytest.param(
             '<add sel="f:Patient" pos="after"><f:Patient/></add>',

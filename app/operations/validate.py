@@ -45,7 +45,9 @@ async def run(context: Context, invocation: Invocation) -> Answer:
 async def _stored(context: Context, invocation: Invocation, mode: str | None) -> Resource:
     """The instance itself, where the call names one and brings no resource."""
     if invocation.resource_type is None or invocation.resource_id is None:
-        raise BadRequest("The parameter resource is missing", code="required", expression="resource")
+        raise BadRequest(
+            "The parameter resource is missing", code="required", expression="resource"
+        )
     if mode in ("create", "update"):
         raise BadRequest(f"mode {mode} needs a resource", code="required", expression="resource")
     answer = await interactions.read(context, invocation.resource_type, invocation.resource_id)

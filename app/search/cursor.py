@@ -18,11 +18,12 @@ from bson.decimal128 import Decimal128
 from app.errors import BadRequest
 
 Values = tuple[Any, ...]
+_WITHOUT_EFFECT = frozenset({"_cursor", "_count", "_total", "_summary", "_elements"})
 
 
 def fingerprint(resource_type: str, used: list[tuple[str, str]]) -> str:
-    """The digest of a search's parameters, its cursor and page size left out."""
-    relevant = sorted(pair for pair in used if pair[0] not in ("_cursor", "_count", "_total"))
+    """The digest of what decides which rows are found and in which order."""
+    relevant = sorted(pair for pair in used if pair[0] not in _WITHOUT_EFFECT)
     text = json.dumps([resource_type, relevant])
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ docs/decisions/0003-stored-shape-and-search-terms.md; the fields:
     date        the start of the type's clinical date, for sorting
     dates, numbers, quantities      {parameter: [{lo, hi, ...}]}
     composites  {parameter: [fields of one element]}
-    sorts       {parameter: value or [least, greatest]} of strings, tokens and URIs
+    sorts       {parameter: {lo, hi}}, the least and the greatest value to sort by
     _id, at     the resource's id and time, as the document has them
 """
 
@@ -22,7 +22,8 @@ from pymongo import ASCENDING, IndexModel
 from app.search import date
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
-from app.search.registry import GROUPS, OF_THE_DOCUMENT, VALUES, parameters
+from app.search.ranges import plain
+from app.search.registry import GROUPS, OF_THE_DOCUMENT, VALUES, is_sortable, parameters
 from app.search.terms import EVERY
 
 # Adds what it finds in a value of the resource to the fields.
@@ -64,11 +65,10 @@ def extract(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _ends(found: list[str]) -> str | list[str]:
+def _ends(found: list[Any]) -> dict[str, Any]:
     if len(found) == 1:
-        return found[0]
-    least, greatest = min(found), max(found)
-    return least if least == greatest else [least, greatest]
+        return {"lo": found[0], "hi": found[0]}
+    return {"lo": min(found, key=plain), "hi": max(found, key=plain)}
 
 
 def _add_own(resource: Mapping[str, Any], plan: _Plan, fields: dict[str, Any]) -> None:
@@ -102,22 +102,25 @@ def _plan(resource_type: str) -> _Plan:
         if code in OF_THE_DOCUMENT:
             continue
         for path in parameter.paths:
-            if path.keys and not parameter.components:
-                by_key.setdefault(path.keys[0], []).append(_rule(parameter, path, path.steps[1:]))
+            is_sorted = is_sortable(parameter)
+            if parameter.components:
+                always.append(_composite_rule(parameter, path.steps))
+            elif path.keys:
+                rule = _rule(parameter, path, path.steps[1:], is_sorted=is_sorted)
+                by_key.setdefault(path.keys[0], []).append(rule)
             else:
-                always.append(_rule(parameter, path, path.steps))
+                always.append(_rule(parameter, path, path.steps, is_sorted=is_sorted))
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
 
 
-def _rule(parameter: Parameter, path: Path, steps: tuple[Step, ...]) -> Rule:
-    if parameter.components:
-        return _composite_rule(parameter, steps)
+def _rule(parameter: Parameter, path: Path, steps: tuple[Step, ...], *, is_sorted: bool) -> Rule:
     values = VALUES[parameter.type][path.type]
     if parameter.type in GROUPS:
-        return _range_rule(GROUPS[parameter.type], parameter.key, steps, values)
+        group = GROUPS[parameter.type]
+        return _range_rule(group, parameter.key, steps, values, is_sorted=is_sorted)
     if parameter.shared:
         values = _beyond_shared(values, f"={parameter.targets[0]}/")
-    return _term_rule(parameter.key, steps, values, is_sorted=parameter.type != "reference")
+    return _term_rule(parameter.key, steps, values, is_sorted=is_sorted)
 
 
 def _term_rule(
@@ -132,7 +135,8 @@ def _term_rule(
                 continue
             endings = values(element)
             if endings:
-                terms += [key + ending for ending in endings]
+                for ending in endings:
+                    terms.append(key + ending)
                 if is_sorted:
                     _add_sort_values(key, endings, fields)
             elif endings is not None:
@@ -142,13 +146,16 @@ def _term_rule(
 
 
 def _add_sort_values(key: str, endings: list[str], fields: dict[str, Any]) -> None:
-    found = [
-        ending[1:].partition("\t")[0][:_SORT_LENGTH]
-        for ending in endings
-        if ending[0] == "=" and "|" not in ending
-    ]
-    if found:
-        fields.setdefault("sorts", {}).setdefault(key, []).extend(found)
+    for ending in endings:
+        if ending[0] == "=" and "|" not in ending:
+            value = ending[1 : _SORT_LENGTH + 1].partition("\t")[0]
+            sorts = fields.get("sorts")
+            if sorts is None:
+                sorts = fields["sorts"] = {}
+            if key in sorts:
+                sorts[key].append(value)
+            else:
+                sorts[key] = [value]
 
 
 def _beyond_shared(
@@ -165,7 +172,12 @@ def _beyond_shared(
 
 
 def _range_rule(
-    group: str, key: str, steps: tuple[Step, ...], values: Callable[[Any], list[dict[str, Any]]]
+    group: str,
+    key: str,
+    steps: tuple[Step, ...],
+    values: Callable[[Any], list[dict[str, Any]]],
+    *,
+    is_sorted: bool,
 ) -> Rule:
     def rule(value: Any, fields: dict[str, Any]) -> None:
         for element in follow(steps, value):
@@ -174,6 +186,9 @@ def _range_rule(
             found = values(element)
             if found:
                 fields.setdefault(group, {}).setdefault(key, []).extend(found)
+                if is_sorted:
+                    starts = [each["lo"] for each in found]
+                    fields.setdefault("sorts", {}).setdefault(key, []).extend(starts)
 
     return rule
 
@@ -182,7 +197,10 @@ def _composite_rule(parameter: Parameter, steps: tuple[Step, ...]) -> Rule:
     """Each element's components as fields of their own; an element that lacks one cannot match and is left out."""
     key = parameter.key
     components = [
-        [(path.is_rooted, _rule(component, path, path.steps)) for path in component.paths]
+        [
+            (path.is_rooted, _rule(component, path, path.steps, is_sorted=False))
+            for path in component.paths
+        ]
         # The value comes last in R4's composites and is what most elements lack.
         for component in reversed(parameter.components)
     ]
@@ -197,11 +215,14 @@ def _composite_rule(parameter: Parameter, steps: tuple[Step, ...]) -> Rule:
                 if _size(found) == before:
                     break
             else:
-                found.pop("sorts", None)
                 fields.setdefault("composites", {}).setdefault(key, []).append(found)
 
     return rule
 
 
 def _size(fields: Mapping[str, Any]) -> int:
-    return len(fields["terms"]) + sum(len(fields.get(group, ())) for group in GROUPS.values())
+    size = len(fields["terms"])
+    for group in GROUPS.values():
+        if group in fields:
+            size += len(fields[group])
+    return size

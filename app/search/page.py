@@ -102,7 +102,8 @@ def _bundle(
 
 
 def _entries(query: Query, base_url: str, rows: list[dict[str, Any]]) -> list[str]:
-    beginning = f'{{"fullUrl":"{base_url}/{query.resource_type}/'
+    url = _json.encode(f"{base_url}/{query.resource_type}/").decode()
+    beginning = f'{{"fullUrl":{url[:-1]}'
     entries = [
         f'{beginning}{row["_id"]}","resource":{row["text"]},"search":{{"mode":"match"}}}}'
         for row in rows

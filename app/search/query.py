@@ -110,10 +110,17 @@ def parse(
     for name, read in _CONTROLS.items():
         if name in controls:
             read(query, controls[name], settings)
-    query.used = [
-        (name, str(query.count)) if name == "_count" else (name, text) for name, text in query.used
-    ]
+    query.used = _really_used(query)
     return query
+
+
+def _really_used(query: Query) -> list[tuple[str, str]]:
+    """The parameters with the values that took effect; summaries other than the count are not served yet."""
+    effective: dict[str, str | None] = {"_count": str(query.count), "_elements": None}
+    if query.summary != "count":
+        effective["_summary"] = None
+    pairs = [(name, effective.get(name, text)) for name, text in query.used]
+    return [(name, text) for name, text in pairs if text is not None]
 
 
 def _add_condition(query: Query, name: str, text: str, scope: Scope, *, lenient: bool) -> None:

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
+from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 from bson.decimal128 import Decimal128
@@ -61,6 +62,7 @@ def split_prefix(text: str) -> tuple[Prefix, str]:
     return "eq", text
 
 
+@lru_cache(maxsize=4096)
 def stored_decimal(value: Decimal | int) -> Decimal128:
     """A number as MongoDB keeps it."""
     return Decimal128(_DECIMAL128.create_decimal(value))
@@ -144,8 +146,9 @@ def _bounds(bounds: tuple[Bound, ...]) -> Filter:
 
 
 def _keeps(value: Mapping[str, Any], bounds: tuple[Bound, ...]) -> bool:
-    return all(_COMPARE[comparison](_plain(value[end]), limit) for end, comparison, limit in bounds)
+    return all(_COMPARE[comparison](plain(value[end]), limit) for end, comparison, limit in bounds)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A stored value as Python compares it."""
     return value.to_decimal() if isinstance(value, Decimal128) else value

@@ -47,6 +47,7 @@ _READ: Mapping[str, Read] = {
 # Kinds kept as ranges, and the stored field that holds them; the others are terms.
 GROUPS: Mapping[str, str] = {"date": "dates", "number": "numbers", "quantity": "quantities"}
 
+_SORTABLE = frozenset({"string", "token", "uri", *GROUPS})
 # Stored as the document's own _id and time, not extracted.
 OF_THE_DOCUMENT = frozenset({"_id", "_lastUpdated"})
 # The date a clinician would sort by: the first of these that a type has, else its first date.
@@ -93,6 +94,12 @@ def condition(
         )
     kind = "special" if parameter.code == "_id" else parameter.type
     return _READ[kind](parameter, modifier, texts, scope)
+
+
+def is_sortable(parameter: Parameter) -> bool:
+    """Whether sort values are stored for it; the type's only clinical date is the document's `date` already."""
+    is_date = parameter.is_clinical and parameter.is_single
+    return parameter.type in _SORTABLE and not is_date
 
 
 def present(parameter: Parameter) -> Condition:

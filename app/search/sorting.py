@@ -1,7 +1,8 @@
 """The order of a result and the filter for what follows a row in it. https://hl7.org/fhir/R4/search.html#sort
 
 A parameter with several values sorts by its least when ascending and by its greatest when descending, a range by its
-start; rows without a value come first ascending and last descending. The id settles ties, so every order is total.
+start; both are stored, since MongoDB cannot sort by two arrays. Rows without a value come first ascending and last
+descending. The id settles ties, so every order is total.
 """
 
 from __future__ import annotations
@@ -12,36 +13,29 @@ from typing import Any
 
 from app.errors import BadRequest
 from app.search.parameter import Filter, Parameter
-from app.search.registry import GROUPS, parameters
+from app.search.registry import is_sortable, parameters
 
 
 @dataclass(frozen=True, slots=True)
 class SortKey:
-    """A field of the stored document, and 1 or -1. `is_scalar` says that it never holds several values."""
+    """A scalar field of the stored document, and 1 or -1."""
 
     field: str
     direction: int
-    is_scalar: bool = True
 
     def value(self, document: Mapping[str, Any]) -> Any:
         """The value a document sorts by; None where it has none."""
-        found: list[Any] = [document]
+        found: Any = document
         for name in self.field.split("."):
-            children = [each.get(name) for each in found]
-            found = [
-                part for child in children for part in (child if type(child) is list else [child])
-            ]
-            found = [part for part in found if part is not None]
-        if not found:
-            return None
-        return min(found, key=_comparable) if self.direction > 0 else max(found, key=_comparable)
+            found = found.get(name)
+            if found is None:
+                return None
+        return found
 
 
 NEWEST_FIRST = SortKey("date", -1)
-
-
-def _comparable(value: Any) -> Any:
-    return value.to_decimal() if hasattr(value, "to_decimal") else value
+# Every document has these.
+_ALWAYS = frozenset({"_id", "at"})
 
 
 def parse(resource_type: str, text: str) -> tuple[SortKey, ...]:
@@ -77,10 +71,9 @@ def _field(parameter: Parameter, direction: int) -> SortKey:
         return SortKey("at", direction)
     if parameter.is_clinical and parameter.is_single:
         return SortKey("date", direction)
-    if parameter.type in GROUPS:
-        return SortKey(f"{GROUPS[parameter.type]}.{parameter.key}.lo", direction, is_scalar=False)
-    if parameter.type in ("string", "token", "uri"):
-        return SortKey(f"sorts.{parameter.key}", direction, is_scalar=False)
+    if is_sortable(parameter):
+        end = "lo" if direction > 0 else "hi"
+        return SortKey(f"sorts.{parameter.key}.{end}", direction)
     raise BadRequest(
         f"Sorting by '{parameter.code}' of type {parameter.type} is not supported",
         code="not-supported",
@@ -95,32 +88,17 @@ def after(keys: Sequence[SortKey], values: Sequence[Any]) -> list[Filter]:
     ways: list[list[Filter]] = []
     for key, value in zip(keys, values, strict=True):
         ways.append([{"$and": [*equal, beyond]} for beyond in _beyond(key, value)])
-        equal.append(_equal(key, value))
+        equal.append({key.field: value})
     for each in reversed(ways):
         result += each
     return result
 
 
-def _equal(key: SortKey, value: Any) -> Filter:
-    if value is None:
-        return {key.field: None if key.is_scalar else {"$exists": False}}
-    if key.is_scalar:
-        return {key.field: value}
-    outside = "$lt" if key.direction > 0 else "$gt"
-    return {"$and": [{key.field: value}, {key.field: {"$not": {outside: value}}}]}
-
-
 def _beyond(key: SortKey, value: Any) -> list[Filter]:
     """Filters for values that come later; missing ones come first ascending, last descending."""
-    if value is None:
-        if key.direction < 0:
-            return []
-        return [{key.field: {"$ne": None} if key.is_scalar else {"$exists": True}}]
-    if key.is_scalar:
-        if key.direction > 0:
-            return [{key.field: {"$gt": value}}]
-        later: list[Filter] = [{key.field: {"$lt": value}}]
-        return [*later, {key.field: None}] if key.field == "date" else later
     if key.direction > 0:
-        return [{key.field: {"$exists": True, "$not": {"$lte": value}}}]
-    return [{key.field: {"$not": {"$gte": value}}}]
+        return [{key.field: {"$ne": None} if value is None else {"$gt": value}}]
+    if value is None:
+        return []
+    later: list[Filter] = [{key.field: {"$lt": value}}]
+    return later if key.field in _ALWAYS else [*later, {key.field: None}]

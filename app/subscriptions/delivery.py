@@ -63,12 +63,12 @@ class Sender:
         self._per_origin: Counter[Any] = Counter()
         self._settlements: list[Settlement] = []
         self._unsettled = asyncio.Event()
-        self._settling = 0
+        self._settling = asyncio.Lock()
         self.backlog = False
 
     @property
     def idle(self) -> bool:
-        return not self._tasks and not self._settlements and not self._settling
+        return not self._tasks and not self._settlements and not self._settling.locked()
 
     def admission(self) -> Callable[[Registration], bool]:
         """A judge of who may be sent now, that counts those it lets in."""
@@ -238,22 +238,20 @@ class Sender:
 
     async def settle(self) -> None:
         """Write down what has come of attempts so far, and take up what waited for it."""
-        self._unsettled.clear()
-        batch = self._settlements
-        if not batch:
-            return
-        self._settlements = []
-        self._settling += 1
-        try:
-            await self._ledger.settle(batch)
-            await self._go_on(batch)
-        except PyMongoError:
-            # Settling twice changes nothing: a settled row is no longer held.
-            self._settlements = batch + self._settlements
-            self._unsettled.set()
-            raise
-        finally:
-            self._settling -= 1
+        async with self._settling:
+            self._unsettled.clear()
+            batch = self._settlements
+            if not batch:
+                return
+            self._settlements = []
+            try:
+                await self._ledger.settle(batch)
+                await self._go_on(batch)
+            except PyMongoError:
+                # Settling twice changes nothing: a settled row is no longer held.
+                self._settlements = batch + self._settlements
+                self._unsettled.set()
+                raise
 
     async def _go_on(self, batch: Sequence[Settlement]) -> None:
         free = {entry.delivery.lane for entry in batch if entry.state != "retrying"}

@@ -117,8 +117,8 @@ class Worker:
 
     async def run_once(self) -> None:
         """One round of everything, and what it sets off: for tests and for a worker without loops."""
-        await self._take_in()
         await self._sweep()
+        await self._take_in()
         await self._rest()
 
     async def drain(self) -> None:
@@ -131,7 +131,8 @@ class Worker:
 
     async def _rest(self) -> None:
         while self._chores or not self._sender.idle:
-            await asyncio.gather(*self._chores, return_exceptions=True)
+            if self._chores:
+                await asyncio.wait(set(self._chores))
             await self._sender.wait()
             await self._sender.settle()
 
