@@ -20,6 +20,7 @@ from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, Unprocessable, operation_outcome
 from app.exchange import Answer, Preconditions, Prefer
 from app.fhir_json import Resource
+from app.fhirpath_patch import fhirpath_patch
 from app.store import Stored, instant
 from app.write import Plan, Target
 
@@ -309,10 +310,10 @@ def _body(entry: Entry) -> Resource:
 
 
 def _patch(entry: Entry) -> patch.Patch:
-    """A PATCH in a Bundle: a Binary that holds a JSON Patch, or the Parameters of a FHIRPath Patch."""
+    """A PATCH in a Bundle: a Binary that holds a JSON or XML Patch, or the Parameters of a FHIRPath Patch."""
     body = _body(entry)
     if body.get("resourceType") == "Parameters":
-        return exchange.patch_of_parameters(body)
+        return fhirpath_patch(body)
     if body.get("resourceType") != "Binary" or not isinstance(body.get("data"), str):
         raise _invalid(entry, "resource", "A PATCH needs a Binary or Parameters")
     try:

@@ -30,9 +30,10 @@ EXAMPLES = _directory("examples")
 class Element(msgspec.Struct, frozen=True):
     """One element of a structure.
 
-    `max` is None where it is unbounded. A `choice` element is named without `[x]`; its JSON key is `json_name`
-    of one of its `types`. `summary` elements are part of `_summary=true`. `binding` is set for required bindings only. `targets` are the types a Reference
-    may point to; empty means any. `ref` is the path of the element whose content this one repeats.
+    `max` is None where it is unbounded. A `choice` element is named without `[x]`; its JSON key is
+    `json_name` of one of its `types`. `summary` elements are part of `_summary=true`. `binding` is set
+    for required bindings only. `targets` are the types a Reference may point to; empty means any.
+    `ref` is the path of the element whose content this one repeats.
     """
 
     types: tuple[str, ...] = ()

@@ -16,27 +16,30 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import fhir_json
+from app import fhir_json, fhir_xml, formats
 from app.errors import (
     BadRequest,
     FhirError,
     Issue,
-    NotAcceptable,
     TooLarge,
     UnsupportedMediaType,
     operation_outcome,
 )
 from app.fhir_json import Resource
+from app.fhirpath_patch import fhirpath_patch
+from app.formats import FHIR_JSON, FHIR_XML, PLAIN, Form
 from app.patch import JSON_PATCH, Patch, json_patch
 from app.store import Stored
+from app.xml_patch import XML_PATCH, xml_patch
 
-FHIR_JSON = "application/fhir+json"
-_JSON_TYPES = frozenset(
-    {FHIR_JSON, "application/json", "text/json", "json", "*/*", "application/*"}
-)
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_BYTES = 1024 * 1024
-_PATCHES: dict[str, Callable[[bytes], Patch]] = {JSON_PATCH: json_patch}
+_PATCHES: dict[str, Callable[[bytes], Patch]] = {
+    JSON_PATCH: json_patch,
+    XML_PATCH: xml_patch,
+    FHIR_JSON: lambda body: fhirpath_patch(fhir_json.decode(body)),
+    FHIR_XML: lambda body: fhirpath_patch(fhir_xml.decode(body)),
+}
 _ETAG = re.compile(r'^(?:W/)?"([^"]*)"$')
 
 
@@ -129,38 +132,13 @@ def _etag(value: str | None, header: str) -> str | None:
     return match.group(1)
 
 
-def check_accepts_json(request: Request) -> None:
-    """Raises NotAcceptable where neither `_format` nor Accept allows JSON."""
-    wanted = request.query_params.get("_format")
-    if wanted is not None:
-        if wanted.replace(" ", "+").split(";")[0].strip().lower() in _JSON_TYPES:
-            return
-        raise NotAcceptable("This server answers in application/fhir+json")
-    accept = request.headers.get("accept")
-    if accept is None:
-        return
-    for part in accept.split(","):
-        media_type, *parameters = part.split(";")
-        refused = any(p.replace(" ", "") in ("q=0", "q=0.0") for p in parameters)
-        if media_type.strip().lower() in _JSON_TYPES and not refused:
-            return
-    raise NotAcceptable("This server answers in application/fhir+json")
-
-
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 async def read_resource(request: Request, limit: int) -> Resource:
     """The decoded body. Raises UnsupportedMediaType, TooLarge or BadRequest."""
-    return decode_resource(_media_type(request), await read_body(request, limit))
-
-
-def decode_resource(media_type: str, body: bytes) -> Resource:
-    """A resource in one of the formats."""
-    if media_type not in ("", *_JSON_TYPES):
-        raise UnsupportedMediaType(f"Send resources as {FHIR_JSON}")
-    return fhir_json.decode(body)
+    return formats.decode(request.headers.get("content-type", ""), await read_body(request, limit))
 
 
 async def read_parameters(request: Request, limit: int) -> Resource | list[tuple[str, str]]:
@@ -168,7 +146,7 @@ async def read_parameters(request: Request, limit: int) -> Resource | list[tuple
     if request.method == "POST":
         body = await read_body(request, limit, may_be_empty=True)
         if body:
-            return decode_resource(_media_type(request), body)
+            return formats.decode(request.headers.get("content-type", ""), body)
     return request.query_params.multi_items()
 
 
@@ -224,7 +202,7 @@ def version_headers(stored: Stored) -> dict[str, str]:
     return {"ETag": f'W/"{stored.version}"', "Last-Modified": http_date(stored.at)}
 
 
-def respond(answer: Answer, base_url: str, prefer: Prefer | None = None) -> Response:
+def respond(answer: Answer, base_url: str, prefer: Prefer | None, form: Form) -> Response:
     """The HTTP response; `prefer` says what the client wants back of a version it wrote."""
     headers = dict(answer.headers)
     stored = answer.stored
@@ -241,10 +219,11 @@ def respond(answer: Answer, base_url: str, prefer: Prefer | None = None) -> Resp
         body = fhir_json.encode(operation_outcome(issues))
     if body is None or answer.status in (204, 304):
         return Response(status_code=answer.status, headers=headers)
-    return Response(body, answer.status, headers, f"{FHIR_JSON}; charset=utf-8")
+    content_type = f"{form.media_type}; charset=utf-8"
+    return Response(form.render(body), answer.status, headers, content_type)
 
 
-def respond_error(error: FhirError) -> Response:
-    """The OperationOutcome of a failure."""
-    body = fhir_json.encode(error.outcome)
-    return Response(body, error.status, error.headers, f"{FHIR_JSON}; charset=utf-8")
+def respond_error(error: FhirError, form: Form = PLAIN) -> Response:
+    """The OperationOutcome of a failure, in the format that was asked for."""
+    content_type = f"{form.media_type}; charset=utf-8"
+    return Response(form.encode(error.outcome), error.status, error.headers, content_type)

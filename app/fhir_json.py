@@ -56,7 +56,7 @@ def decode(body: bytes) -> Resource:
     return resource
 
 
-def decode_stored(text: str) -> Resource:
+def decode_stored(text: str | bytes) -> Resource:
     """Decode what `encode` wrote: no checks, a fresh value each time."""
     resource: Resource = _decoder.decode(text)
     return resource

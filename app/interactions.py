@@ -44,6 +44,12 @@ async def read(
     return Answer(200, stored)
 
 
+async def current(context: Context, resource_type: str, resource_id: str) -> Stored:
+    """The current version itself, for operations. Raises NotFound or Gone."""
+    write.check_type(resource_type)
+    return write.existing(await context.store.read(resource_type, resource_id))
+
+
 async def vread(context: Context, resource_type: str, resource_id: str, version_id: str) -> Answer:
     """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
     write.check_type(resource_type)

@@ -13,6 +13,7 @@ import jsonpatch
 import jsonpointer
 import msgspec
 
+from app import fhir_json
 from app.errors import BadRequest, Unprocessable
 from app.fhir_json import Resource
 
@@ -37,7 +38,7 @@ def json_patch(body: bytes) -> Patch:
             result = _apply(where, step, result)
         if not isinstance(result, dict):
             raise Unprocessable("The patch leaves no resource")
-        return result
+        return fhir_json.decode(fhir_json.encode(result))  # its limits hold for results too
 
     return apply
 
@@ -63,5 +64,11 @@ def _apply(where: str, step: jsonpatch.JsonPatch, resource: Any) -> Any:
         return step.apply(resource, in_place=True)
     except jsonpatch.JsonPatchTestFailed:
         raise Unprocessable(f"The test failed: {where}") from None
-    except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException, TypeError, KeyError):
+    except (
+        jsonpatch.JsonPatchException,
+        jsonpointer.JsonPointerException,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ):
         raise Unprocessable(f"The resource has no such place: {where}") from None

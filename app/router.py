@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from app import bundle, capabilities, exchange, fhir_json, interactions, write
+from app import bundle, capabilities, exchange, fhir_json, formats, interactions, write
 from app.context import Context, Server
 from app.errors import FhirError, MethodNotAllowed, NotFound, Unavailable
 from app.exchange import Answer
@@ -56,18 +56,20 @@ class Endpoint:
         return await handler(request, context)
 
     async def _respond(self, request: Request) -> Response:
+        form = formats.PLAIN
         try:
-            exchange.check_accepts_json(request)
+            form = formats.read_form_of_answer(request)
             prefer = exchange.read_prefer(request.headers.get("prefer"))
             context = _context(request, prefer)
             answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
-            return exchange.respond(answer, context.base_url, written)
+            return exchange.respond(answer, context.base_url, written, form)
         except FhirError as error:
-            return exchange.respond_error(error)
+            return exchange.respond_error(error, form)
         except ConnectionFailure:
             log.warning("database unreachable", extra={"action": "request"})
-            return exchange.respond_error(Unavailable("The database does not answer; try again"))
+            unavailable = Unavailable("The database does not answer; try again")
+            return exchange.respond_error(unavailable, form)
 
 
 def _context(request: Request, prefer: exchange.Prefer) -> Context:
@@ -224,7 +226,7 @@ async def dispatch(
         "method": method,
         "path": f"{PREFIX}/{unquote(path)}",
         "query_string": query.encode(),
-        "headers": [(b"content-type", exchange.FHIR_JSON.encode())],
+        "headers": [(b"content-type", formats.FHIR_JSON.encode())],
     }
 
     async def receive() -> Message:

@@ -1,4 +1,4 @@
-"""The only reader of the environment: one typed class, every variable is `CARERELAY_` plus the field's name."""
+"""The only reader of the environment: one typed class; a variable is `CARERELAY_` and the field's name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, description="Number of server processes.")
     base_url: str = Field(
         "",
-        description="Public FHIR base, for example https://fhir.example.org/fhir; by default the address of each request.",
+        description="Public FHIR base, as https://fhir.example.org/fhir; by default the address of each request.",
     )
     auth: Literal["off", "smart"] | None = Field(
         None,

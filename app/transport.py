@@ -22,7 +22,7 @@ REQUEST_ID = b"x-request-id"
 _USABLE_ID = re.compile(rb"^[A-Za-z0-9._\-]{1,128}$")
 # Below this, compressing costs more than it saves.
 _MIN_SIZE = 1024
-_QUALITY = re.compile(r"^\s*q\s*=\s*([0-9.]+)\s*$")
+_QUALITY = re.compile(r"^\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*$")
 
 
 def _gzip(body: bytes) -> bytes:
@@ -73,10 +73,8 @@ def choose_encoding(accepted: str) -> str | None:
     for part in accepted.split(","):
         name, _, parameter = part.partition(";")
         quality = _QUALITY.match(parameter)
-        try:
+        if quality or not parameter.strip():
             wanted[name.strip().lower()] = float(quality[1]) if quality else 1.0
-        except ValueError:
-            continue
     offers = [(wanted.get(name, wanted.get("*", 0.0)), name) for name in _ENCODINGS]
     best = max(offers, key=lambda offer: offer[0])
     return best[1] if best[0] > 0 else None

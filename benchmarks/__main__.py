@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -46,20 +47,20 @@ def main(
 
 
 def _table(figures: dict[str, Figures]) -> Table:
-    table = Table(title="The server against the bare baseline (medians)")
-    table.add_column("benchmark")
-    for heading in ("server", "baseline", "ratio", "bar", "p50 ms", "p99 ms"):
-        table.add_column(heading, justify="right")
+    table = Table(title="Server : bare baseline, medians", box=box.SIMPLE)
+    for heading in ("", "unit", "server", "baseline", "ratio", "bar", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, each in figures.items():
         colour = "green" if each["ratio"] >= each["bar"] else "red"
         table.add_row(
-            f"{name} ({BENCHMARKS[name].unit})",
+            name,
+            BENCHMARKS[name].unit,
             f"{each['ours']:,.0f}",
             f"{each['baseline']:,.0f}",
             f"[{colour}]{each['ratio']:.2f}[/]",
             f"{each['bar']:.2f}",
-            f"{each['ours_p50_ms']:.1f} : {each['baseline_p50_ms']:.1f}",
-            f"{each['ours_p99_ms']:.1f} : {each['baseline_p99_ms']:.1f}",
+            f"{each['ours_p50_ms']:.0f} : {each['baseline_p50_ms']:.0f}",
+            f"{each['ours_p99_ms']:.0f} : {each['baseline_p99_ms']:.0f}",
         )
     return table
 

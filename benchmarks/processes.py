@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,28 +56,30 @@ def load(workload: str, port: int, seconds: float, requests: int | None = None) 
 
 @contextmanager
 def _serving(command: list[str], port: int) -> Iterator[None]:
-    process = child.spawn([sys.executable, *command])
-    try:
-        _wait_until_ready(process, port)
-        yield
-    finally:
-        process.terminate()
+    """Run the command until the block ends; what it printed is shown where it did not start."""
+    with tempfile.TemporaryFile() as printed:
+        process = child.spawn([sys.executable, *command], output=printed.fileno())
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            if not _becomes_ready(process, port):
+                printed.seek(0)
+                raise BenchmarkError(f"{command[1]} did not start: {printed.read().decode()}")
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+def _becomes_ready(process: subprocess.Popen[bytes], port: int) -> bool:
     give_up = time.monotonic() + START_SECONDS
-    while process.poll() is None:
+    while process.poll() is None and time.monotonic() < give_up:
         if _is_ready(port):
-            return
-        if time.monotonic() > give_up:
-            raise BenchmarkError("A server was not ready in time; its lines above may say why.")
+            return True
         time.sleep(0.05)
-    raise BenchmarkError(f"A server ended with code {process.returncode}; see above.")
+    return False
 
 
 def _is_ready(port: int) -> bool:

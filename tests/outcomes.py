@@ -13,7 +13,7 @@ def assert_outcome(
     """The answer is an OperationOutcome with this status and an issue of this code (at this element)."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"].startswith("application/fhir+json")
-    outcome = response.json()
+    outcome: dict[str, Any] = response.json()
     assert outcome["resourceType"] == "OperationOutcome"
     assert outcome["issue"]
     for issue in outcome["issue"]:

@@ -14,7 +14,7 @@ import pytest
 from tests.outcomes import assert_outcome
 
 
-def bundle(*entries: dict[str, Any], type: str = "transaction") -> dict[str, Any]:  # noqa: A002
+def bundle(*entries: dict[str, Any], type: str = "transaction") -> dict[str, Any]:
     return {"resourceType": "Bundle", "type": type, "entry": list(entries)}
 
 

@@ -196,7 +196,8 @@ async def test_everything_is_the_compartment_and_what_it_refers_to_but_no_other_
 
 async def test_everything_in_pages_meets_each_match_once(client: httpx.AsyncClient) -> None:
     ids = await story(client)
-    url, seen = f"/Patient/{ids['patient']}/$everything?_count=1", []
+    url = f"/Patient/{ids['patient']}/$everything?_count=1"
+    seen: list[str] = []
     while url:
         bundle = (await client.get(url)).json()
         assert len(references(bundle, "match")) == 1

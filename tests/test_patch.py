@@ -41,7 +41,10 @@ async def test_a_patch_makes_the_next_version(client: httpx.AsyncClient) -> None
 
 async def test_a_patch_keeps_the_digits_of_decimals(client: httpx.AsyncClient) -> None:
     id_ = f"t-{uuid.uuid4()}"
-    body = f'{{"resourceType":"Observation","id":"{id_}","status":"final","code":{{"text":"x"}},"valueQuantity":{{"value":1.50}}}}'
+    body = (
+        f'{{"resourceType":"Observation","id":"{id_}","status":"final",'
+        '"code":{"text":"x"},"valueQuantity":{"value":1.50}}'
+    )
     await client.put(
         f"/Observation/{id_}", content=body, headers={"content-type": "application/json"}
     )

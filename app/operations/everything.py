@@ -2,8 +2,8 @@
 
 https://hl7.org/fhir/R4/patient-operation-everything.html
 
-Matches come patient by patient and type by type, in pages; each page also brings the resources that its own entries refer
-to outside of any patient's compartment, as includes. Other patients' resources are never brought along.
+Matches come patient by patient and type by type, in pages; each page also brings the resources that its own entries
+refer to outside of any patient's compartment, as includes. Other patients' resources are never brought along.
 """
 
 from __future__ import annotations

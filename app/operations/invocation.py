@@ -35,6 +35,13 @@ class Invocation:
     resource_id: str | None
     arguments: Arguments
 
+    @property
+    def instance(self) -> tuple[str, str]:
+        """Type and id of the resource it was called on."""
+        if self.resource_type is None or self.resource_id is None:
+            raise BadRequest("This needs a resource: call it at [type]/[id]")
+        return self.resource_type, self.resource_id
+
     def one(self, name: str) -> Any:
         """The value of a parameter that occurs at most once, or None."""
         values = self.arguments.get(name)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app import fhir_json, interactions
-from app import meta as labels
+from app import fhir_json, interactions, meta as labels
 from app.context import Context
 from app.definitions import SUPPORTED_TYPES
 from app.exchange import Answer
@@ -25,9 +24,8 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     if invocation.resource_type is None or invocation.resource_id is None:
         types = SUPPORTED_TYPES if invocation.resource_type is None else [invocation.resource_type]
         return _answer(await _in_use(context, types))
-    read = await interactions.read(context, invocation.resource_type, invocation.resource_id)
-    assert read.stored is not None  # noqa: S101 - a read answers with a version
-    return _answer(read.stored.resource()["meta"])
+    stored = await interactions.current(context, *invocation.instance)
+    return _answer(stored.resource()["meta"])
 
 
 async def run_add(context: Context, invocation: Invocation) -> Answer:
@@ -45,17 +43,14 @@ async def _change(
     invocation: Invocation,
     change: Callable[[labels.Meta, labels.Meta], labels.Meta],
 ) -> Answer:
-    assert invocation.resource_type and invocation.resource_id  # noqa: S101 - instance level only
     given = invocation.one("meta")
 
     def apply(resource: Resource) -> Resource:
         return {**resource, "meta": change(resource["meta"], given)}
 
-    patched = await interactions.patch(
-        context, invocation.resource_type, invocation.resource_id, apply
-    )
-    assert patched.stored is not None  # noqa: S101 - a patch answers with a version
-    return _answer(patched.stored.resource()["meta"])
+    await interactions.patch(context, *invocation.instance, apply)
+    stored = await interactions.current(context, *invocation.instance)
+    return _answer(stored.resource()["meta"])
 
 
 async def _in_use(context: Context, types: Iterable[str]) -> labels.Meta:

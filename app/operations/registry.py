@@ -100,10 +100,11 @@ async def invoke(
     definition = operation.resource
     if operation.changes and not posted:
         raise MethodNotAllowed(f"${code} changes things; use POST", headers={"Allow": "POST"})
-    if isinstance(given, dict):
-        arguments = arguments_of(definition, given)
-    else:
-        arguments = arguments_of_query(definition, given)
+    arguments = (
+        arguments_of(definition, given)
+        if isinstance(given, dict)
+        else arguments_of_query(definition, given)
+    )
     _check_present(definition, arguments)
     return await operation.run(context, Invocation(resource_type, resource_id, arguments))
 

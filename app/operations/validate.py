@@ -50,9 +50,8 @@ async def _stored(context: Context, invocation: Invocation, mode: str | None) ->
         )
     if mode in ("create", "update"):
         raise BadRequest(f"mode {mode} needs a resource", code="required", expression="resource")
-    answer = await interactions.read(context, invocation.resource_type, invocation.resource_id)
-    assert answer.stored is not None  # noqa: S101 - a read answers with a version
-    return answer.stored.resource()
+    stored = await interactions.current(context, *invocation.instance)
+    return stored.resource()
 
 
 def _judge(invocation: Invocation, resource: Resource, mode: str | None) -> list[Issue]:

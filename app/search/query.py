@@ -196,7 +196,7 @@ def _read_summary(query: Query, text: str, settings: Settings) -> None:
 
 def _read_elements(query: Query, text: str, settings: Settings) -> None:
     query.elements = tuple(text.split(","))
-    if not all(each.isidentifier() for each in query.elements):
+    if not all(each.replace(".", "", 1).isidentifier() for each in query.elements):
         raise _refused(
             "_elements", "The value of '_elements' is malformed; expected names of elements"
         )

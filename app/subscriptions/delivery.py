@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 1024
 # One endpoint that hangs must leave room for the others.
-MAX_PER_ORIGIN = 128
+MAX_PER_ORIGIN = 256
 _PAUSE_AFTER_FAILURE = 0.5
 _OVER = "The Subscription takes no notices"
 
@@ -40,7 +40,7 @@ OnFailure = Callable[[Registration, str], Awaitable[None]]
 
 
 class Sender:
-    """Sends claimed rows and settles them. `backlog` says that rows wait for room."""
+    """Sends claimed rows and settles them."""
 
     def __init__(
         self,
@@ -64,7 +64,8 @@ class Sender:
         self._settlements: list[Settlement] = []
         self._unsettled = asyncio.Event()
         self._settling = asyncio.Lock()
-        self.backlog = False
+        # How many attempts were under way when a row was last refused for want of room; 0 when none waits.
+        self._crowd = 0
 
     @property
     def idle(self) -> bool:
@@ -79,7 +80,7 @@ class Sender:
             nonlocal total
             key = origin(registration.channel.endpoint)
             if total >= MAX_IN_FLIGHT or self._per_origin[key] + extra[key] >= MAX_PER_ORIGIN:
-                self.backlog = True
+                self._crowd = max(total, 1)
                 return False
             total += 1
             extra[key] += 1
@@ -257,8 +258,9 @@ class Sender:
         free = {entry.delivery.lane for entry in batch if entry.state != "retrying"}
         if free:
             await self.advance(free)
-        if self.backlog:
-            self.backlog = False
+        # Not for every seat that becomes free: a look at the backlog costs the same for one row as for hundreds.
+        if self._crowd and len(self._tasks) <= self._crowd // 2:
+            self._crowd = 0
             await self.sweep()
 
     async def wait(self) -> None:

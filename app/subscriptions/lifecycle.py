@@ -45,9 +45,20 @@ class Lifecycle:
         self._channels = channels
         self._states = mongo.collection("subscription_state")
         self._beating = asyncio.Lock()
+        self._activating: set[tuple[str, int]] = set()
 
     async def activate(self, registration: Registration) -> None:
         """Prove the endpoint of a requested Subscription, in one process at a time, and say what came of it."""
+        key = (registration.id, registration.version)
+        if key in self._activating:
+            return
+        self._activating.add(key)
+        try:
+            await self._activate(registration)
+        finally:
+            self._activating.discard(key)
+
+    async def _activate(self, registration: Registration) -> None:
         version = registration.version
         if registration.topic is None:
             await self._change(registration.id, _status("active", only_version=version))

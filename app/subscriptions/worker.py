@@ -35,6 +35,8 @@ SWEEP_EVERY = 1.0
 _BATCH = 256
 _PAUSE_AFTER_FAILURE = 0.5
 _PATIENCE = 5.0
+# Many Subscriptions written elsewhere are learnt together.
+_REFRESH_APART = 0.1
 _REMEMBERED = 50_000
 
 
@@ -94,6 +96,7 @@ class Worker:
                 self._intake_loop,
                 self._sweep_loop,
                 self._watch_loop,
+                self._refresh_loop,
                 self._sender.settle_loop,
             )
             self._loops = [asyncio.create_task(step()) for step in steps]
@@ -277,17 +280,11 @@ class Worker:
     async def _sweep_loop(self) -> None:
         while True:
             await _again_after_failure("sweep", self._sweep)
-            try:
-                async with asyncio.timeout(SWEEP_EVERY):
-                    await self._poked.wait()
-            except TimeoutError:
-                continue
-            self._poked.clear()
+            await asyncio.sleep(SWEEP_EVERY)
 
     async def _sweep(self) -> None:
         """Find what nobody told this process: changed Subscriptions, abandoned events, rows that are due."""
-        for registration in await self.registry.refresh():
-            self._follow_up(registration.id, registration)
+        await self._refresh()
         for row in await self.outbox.claim_abandoned(_BATCH):
             self._queue.append(await self._revive(row))
             self._arrived.set()
@@ -298,9 +295,25 @@ class Worker:
             self._do(self._lifecycle.end(registration))
         self._do(self._lifecycle.beat())
 
+    async def _refresh(self) -> None:
+        """Learn of Subscriptions that other processes have written."""
+        for registration in await self.registry.refresh():
+            self._follow_up(registration.id, registration)
+
+    async def _refresh_loop(self) -> None:
+        while True:
+            await self._poked.wait()
+            self._poked.clear()
+            await _again_after_failure("refresh", self._refresh)
+            await asyncio.sleep(_REFRESH_APART)
+
     async def _watch_loop(self) -> None:
         """Look sooner when another process has written a Subscription."""
-        pipeline = [{"$match": {"operationType": "insert", "fullDocument.type": "Subscription"}}]
+        foreign = {
+            "fullDocument.type": "Subscription",
+            "fullDocument.owner": {"$ne": self._store.owner},
+        }
+        pipeline = [{"$match": {"operationType": "insert", **foreign}}]
 
         async def watch() -> None:
             events = self._mongo.collection("events")

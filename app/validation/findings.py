@@ -14,7 +14,7 @@ MAX_ISSUES = 50
 _SHOWN = 40
 
 
-class Enough(Exception):  # noqa: N818 - it ends a check early, nothing is wrong with the program
+class Enough(Exception):
     """The check has found `MAX_ISSUES` and stops."""
 
 
