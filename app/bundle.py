@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -327,18 +328,14 @@ def _invalid(entry: Entry, element: str, diagnostics: str) -> BadRequest:
     return BadRequest(diagnostics, expression=f"{entry.where}.{element}")
 
 
-class _located:  # noqa: N801 - reads as a word in a with statement
+@contextmanager
+def _located(entry: Entry) -> Iterator[None]:
     """Whatever fails inside is reported at this entry."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FhirError):
-            error.issues = tuple(_moved(issue, self._entry) for issue in error.issues)
+    try:
+        yield
+    except FhirError as error:
+        error.issues = tuple(_moved(issue, entry) for issue in error.issues)
+        raise
 
 
 def _moved(issue: Issue, entry: Entry) -> Issue:

@@ -47,7 +47,7 @@ def main(
 
 
 def _table(figures: dict[str, Figures]) -> Table:
-    table = Table(title="Server : bare baseline, medians", box=box.SIMPLE)
+    table = Table(title="Server : bare baseline, medians", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("", "unit", "server", "baseline", "ratio", "bar", "p50 ms", "p99 ms"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, each in figures.items():
