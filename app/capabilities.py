@@ -1,17 +1,19 @@
 """The CapabilityStatement, computed from the registries that serve requests.
 
-https://hl7.org/fhir/R4/capabilitystatement.html
+https://hl7.org/fhir/R4/capabilitystatement.html and https://hl7.org/fhir/R4/http.html#capabilities
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from app import __version__, fhir_json
+from app import __version__, exchange, fhir_json, formats
 from app.context import Context
 from app.definitions import SUPPORTED_TYPES
 from app.errors import BadRequest
 from app.exchange import Answer
+from app.operations import registry as operations
 from app.search.query import supported_parameters
 from app.store import instant
 
@@ -27,19 +29,78 @@ INTERACTIONS = (
     "search-type",
 )
 SYSTEM_INTERACTIONS = ("transaction", "batch", "history-system")
+# What R4 marks as for trial use in rest.resource; all else that is stated here is normative.
+_TRIAL_USE = frozenset(
+    {
+        "supportedProfile",
+        "versioning",
+        "readHistory",
+        "updateCreate",
+        "conditionalCreate",
+        "conditionalRead",
+        "conditionalUpdate",
+        "conditionalDelete",
+        "referencePolicy",
+        "searchInclude",
+        "searchRevInclude",
+    }
+)
 
 
 async def metadata(context: Context, mode: str | None) -> Answer:
-    """`GET /metadata`; the modes normative and terminology need what this server does not hold."""
-    if mode not in (None, "full", "normative"):
-        raise BadRequest("mode must be full or normative", code="not-supported")
-    return Answer(200, text=fhir_json.encode(statement(context)))
+    """`GET /metadata`: 200, or 400 for a mode that R4 does not know."""
+    state = _MODES.get(mode or "full")
+    if state is None:
+        raise BadRequest(
+            f"mode must be one of {', '.join(_MODES)}", code="not-supported", expression="http.mode"
+        )
+    return Answer(200, text=fhir_json.encode(state(context)))
 
 
 def statement(context: Context) -> dict[str, Any]:
     """The CapabilityStatement of this server at this base."""
     return {
         "resourceType": "CapabilityStatement",
+        **_head(context),
+        "fhirVersion": "4.0.1",
+        "format": [formats.FHIR_JSON, "json", formats.FHIR_XML, "xml"],
+        "patchFormat": list(exchange.PATCH_FORMATS),
+        "rest": [
+            {
+                "mode": "server",
+                "resource": [_resource(context, name) for name in SUPPORTED_TYPES],
+                "interaction": [{"code": code} for code in SYSTEM_INTERACTIONS],
+                "operation": _operations(lambda op: op.is_for(None, None)),
+            }
+        ],
+    }
+
+
+def normative(context: Context) -> dict[str, Any]:
+    """The statement without the elements that R4 has for trial use only."""
+    full = statement(context)
+    for rest in full["rest"]:
+        rest["resource"] = [
+            {name: value for name, value in resource.items() if name not in _TRIAL_USE}
+            for resource in rest["resource"]
+        ]
+    return full
+
+
+def terminology(context: Context) -> dict[str, Any]:
+    """The TerminologyCapabilities: this server stores CodeSystems and ValueSets, but expands and validates none."""
+    return {"resourceType": "TerminologyCapabilities", **_head(context)}
+
+
+_MODES: Mapping[str, Callable[[Context], dict[str, Any]]] = {
+    "full": statement,
+    "normative": normative,
+    "terminology": terminology,
+}
+
+
+def _head(context: Context) -> dict[str, Any]:
+    return {
         "status": "active",
         "date": instant(context.server.started),
         "publisher": "CareRelay",
@@ -49,32 +110,40 @@ def statement(context: Context) -> dict[str, Any]:
             "description": "FHIR R4 server for care coordination",
             "url": context.base_url,
         },
-        "fhirVersion": "4.0.1",
-        "format": ["application/fhir+json", "json"],
-        "rest": [
-            {
-                "mode": "server",
-                "resource": [_resource(context, name) for name in SUPPORTED_TYPES],
-                "interaction": [{"code": code} for code in SYSTEM_INTERACTIONS],
-            }
-        ],
     }
 
 
 def _resource(context: Context, resource_type: str) -> dict[str, Any]:
-    return {
+    settings = context.settings
+    enforced = ["enforced"] if settings.referential_integrity == "checked" else []
+    stated = {
         "type": resource_type,
         "profile": f"http://hl7.org/fhir/StructureDefinition/{resource_type}",
         "interaction": [{"code": code} for code in INTERACTIONS],
-        "versioning": "versioned-update",
+        # Not `versioned-update`: that would say that an update without If-Match is refused.
+        "versioning": "versioned",
         "readHistory": True,
         "updateCreate": True,
         "conditionalCreate": True,
         "conditionalRead": "full-support",
         "conditionalUpdate": True,
-        "conditionalDelete": context.settings.conditional_delete,
+        "conditionalDelete": settings.conditional_delete,
+        "referencePolicy": ["literal", "logical", *enforced],
         "searchParam": [
             {"name": parameter.code, "definition": parameter.url, "type": parameter.type}
             for parameter in supported_parameters(resource_type)
         ],
+        "operation": _operations(
+            lambda op: op.is_for(resource_type, None) or op.is_for(resource_type, "id")
+        ),
     }
+    return {name: value for name, value in stated.items() if value != []}
+
+
+def _operations(is_offered: Callable[[operations.Operation], bool]) -> list[dict[str, str]]:
+    """The operations for which `is_offered` holds, by code and canonical of their definition."""
+    return [
+        {"name": operation.code, "definition": operation.resource["url"]}
+        for operation in operations.OPERATIONS
+        if is_offered(operation)
+    ]

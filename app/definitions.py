@@ -1,6 +1,7 @@
 """FHIR R4's own definitions, reduced to facts: structures, search parameters, codes and compartments.
 
-The files in `profiles/r4` are written by `profiles/reduce.py`. Everything is read at its first use and then kept.
+US Core adds search parameters of its own. The files in `profiles/r4` and `profiles/us-core` are written by
+`profiles/reduce.py`. Everything is read at its first use and then kept.
 https://hl7.org/fhir/R4/structuredefinition.html
 """
 
@@ -93,8 +94,8 @@ class _Head(msgspec.Struct):
     unserved: bool = False
 
 
-def _read(name: str) -> bytes:
-    return (PROFILES / "r4" / name).read_bytes()
+def _read(name: str, guide: str = "r4") -> bytes:
+    return (PROFILES / guide / name).read_bytes()
 
 
 @cache
@@ -142,10 +143,11 @@ def json_name(name: str, type_name: str) -> str:
 @cache
 def _search_parameters() -> Mapping[str, Mapping[str, SearchParameter]]:
     by_type: dict[str, dict[str, SearchParameter]] = {}
-    parameters = msgspec.json.decode(_read("search-parameters.json"), type=list[SearchParameter])
-    for parameter in parameters:
-        for base in parameter.base:
-            by_type.setdefault(base, {})[parameter.code] = parameter
+    for guide in ("r4", "us-core"):
+        text = _read("search-parameters.json", guide)
+        for parameter in msgspec.json.decode(text, type=list[SearchParameter]):
+            for base in parameter.base:
+                by_type.setdefault(base, {})[parameter.code] = parameter
     return by_type
 
 

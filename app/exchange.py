@@ -40,6 +40,7 @@ _PATCHES: dict[str, Callable[[bytes], Patch]] = {
     FHIR_JSON: lambda body: fhirpath_patch(fhir_json.decode(body)),
     FHIR_XML: lambda body: fhirpath_patch(fhir_xml.decode(body)),
 }
+PATCH_FORMATS = tuple(_PATCHES)
 _ETAG = re.compile(r'^(?:W/)?"([^"]*)"$')
 
 

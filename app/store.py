@@ -255,6 +255,23 @@ class Store:
         documents: list[Document] = await cursor.to_list(None)
         return documents
 
+    async def explain(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+    ) -> Document:
+        """How MongoDB runs `find` with the same arguments: the winning plan and what it examined."""
+        find: Document = {"find": resource_type, "filter": filter_, "limit": limit}
+        if sort:
+            find["sort"] = dict(sort)
+        plan: Document = await self._mongo.db.command(
+            {"explain": find, "verbosity": "executionStats"}
+        )
+        return plan
+
     async def search(
         self,
         resource_type: str,

@@ -1,12 +1,13 @@
 """The bare baseline: plain Starlette routes that do only the database work of an interaction.
 
-`python -m benchmarks.baseline MONGODB_URI PORT`: one process under uvicorn with uvloop and httptools, the same driver
+`python -m benchmarks.baseline MONGODB_URI`: one process under uvicorn with uvloop and httptools, the same driver
 and write concern as the server. Reads answer from the server's own collection, creates go to a database of their own.
 No FHIR beyond the one check that a create cannot do without, and that by the R4B model.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -87,13 +88,20 @@ async def create(request: Request) -> Response:
     return Response(text, 201, {"Location": location}, _FHIR_JSON)
 
 
-if __name__ == "__main__":
-    uvicorn.run(
-        create_app(sys.argv[1]),
-        port=int(sys.argv[2]),
+def serve(uri: str) -> None:
+    """Serve on a free port of loopback, whose address is printed, until a signal ends it."""
+    config = uvicorn.Config(
+        create_app(uri),
         loop="uvloop",
         http="httptools",
         access_log=False,
         server_header=False,
         log_level="warning",
     )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(f"Baseline: http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

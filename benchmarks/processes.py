@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from typing import IO
 
 from app import child
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 LOOPBACK = "127.0.0.1"
+MAX_PRINTED = 1024 * 1024
+SHOWN_LINES = 40
+_ADDRESS = re.compile(rf"http://{re.escape(LOOPBACK)}:([0-9]+)")
 
 
 class BenchmarkError(Exception):
@@ -26,17 +31,14 @@ class BenchmarkError(Exception):
 @contextmanager
 def server(uri: str) -> Iterator[int]:
     """The server as an operator runs it, one process; its port."""
-    port = _free_port()
-    command = ["-m", "app.cli", "serve", "--port", str(port), "--mongodb-uri", uri]
-    with _serving(command, port):
+    with _serving("app.cli", "serve", "--port", "0", "--mongodb-uri", uri) as port:
         yield port
 
 
 @contextmanager
 def baseline(uri: str) -> Iterator[int]:
     """The bare baseline; its port."""
-    port = _free_port()
-    with _serving(["-m", "benchmarks.baseline", uri, str(port)], port):
+    with _serving("benchmarks.baseline", uri) as port:
         yield port
 
 
@@ -55,15 +57,19 @@ def load(workload: str, port: int, seconds: float, requests: int | None = None) 
 
 
 @contextmanager
-def _serving(command: list[str], port: int) -> Iterator[None]:
-    """Run the command until the block ends; what it printed is shown where it did not start."""
+def _serving(module: str, *arguments: str) -> Iterator[int]:
+    """Run the module until the block ends; the port that it printed.
+
+    A BenchmarkError, also one out of the block, ends with what the process printed last.
+    """
     with tempfile.TemporaryFile() as printed:
-        process = child.spawn([sys.executable, *command], output=printed.fileno())
+        command = [sys.executable, "-m", module, *arguments]
+        process = child.spawn(command, output=printed.fileno())
         try:
-            if not _becomes_ready(process, port):
-                printed.seek(0)
-                raise BenchmarkError(f"{command[1]} did not start: {printed.read().decode()}")
-            yield
+            yield _port_when_ready(process, printed)
+        except BenchmarkError as error:
+            lines = _read(printed).splitlines()[-SHOWN_LINES:]
+            raise BenchmarkError("\n".join([str(error), f"{module} printed:", *lines])) from None
         finally:
             process.terminate()
             try:
@@ -73,13 +79,20 @@ def _serving(command: list[str], port: int) -> Iterator[None]:
                 process.wait()
 
 
-def _becomes_ready(process: subprocess.Popen[bytes], port: int) -> bool:
+def _port_when_ready(process: subprocess.Popen[bytes], printed: IO[bytes]) -> int:
+    """Wait for the address in what is printed, then until the server there is ready."""
     give_up = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < give_up:
-        if _is_ready(port):
-            return True
+        address = _ADDRESS.search(_read(printed))
+        if address and _is_ready(int(address[1])):
+            return int(address[1])
         time.sleep(0.05)
-    return False
+    raise BenchmarkError("A server did not start.")
+
+
+def _read(printed: IO[bytes]) -> str:
+    # By position: the child writes through the same file and must go on at its end.
+    return os.pread(printed.fileno(), MAX_PRINTED, 0).decode(errors="replace")
 
 
 def _is_ready(port: int) -> bool:
@@ -91,9 +104,3 @@ def _is_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

@@ -1,7 +1,8 @@
 """Reduce HL7's R4 definitions to the facts the server works with: `python profiles/reduce.py FROM [TO]`.
 
-FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, and `valueset-expansions.json.gz`.
-Written to TO, by default `r4/` beside this file: names, paths, types, cardinalities, targets and codes; no prose.
+FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, `valueset-expansions.json.gz`, and US Core 6.1.0 as
+`us-core/us_core_610.tgz`. Written to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths,
+types, cardinalities, targets and codes; no prose.
 https://hl7.org/fhir/R4/structuredefinition.html
 """
 
@@ -174,8 +175,6 @@ def structures(definitions: list[Json]) -> Json:
 def search_parameters(definitions: list[Json]) -> list[Json]:
     reduced = []
     for definition in definitions:
-        if not STANDARD_PARAMETER.match(last(definition["url"])):
-            continue
         entry: Json = {
             key: definition[key]
             for key in ("code", "url", "base", "type", "expression", "target", "modifier")
@@ -289,7 +288,13 @@ def main(directory: Path, out: Path = OUT) -> None:
     out.mkdir(parents=True, exist_ok=True)
     reduced = structures(resources["StructureDefinition"])
     write(out / "structures.json", reduced)
-    write(out / "search-parameters.json", search_parameters(resources["SearchParameter"]))
+    standard = [d for d in resources["SearchParameter"] if STANDARD_PARAMETER.match(last(d["url"]))]
+    write(out / "search-parameters.json", search_parameters(standard))
+    us_core = by_type(package(directory / "us-core" / "us_core_610.tgz"))["SearchParameter"]
+    (out.parent / "us-core").mkdir(exist_ok=True)
+    # The guide repeats R4's own parameters; what derives from none of them is new.
+    new = [definition for definition in us_core if "derivedFrom" not in definition]
+    write(out.parent / "us-core" / "search-parameters.json", search_parameters(new))
     codes = value_sets(required_bindings(reduced), resources, expansions)
     write(out / "value-sets.json", codes)
     write(out / "compartments.json", compartments(resources["CompartmentDefinition"]))

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from app.subscriptions.channels.rest_hook import NOTICE_ID_HEADER
+
 
 @dataclass
 class Received:
@@ -85,6 +87,10 @@ class Receiver:
     async def handle(self, request: web.Request) -> web.Response:
         at = time.perf_counter()
         headers = {name.lower(): value for name, value in request.headers.items()}
+        if (
+            NOTICE_ID_HEADER.lower() not in headers
+        ):  # some other program, probing for a port of its own
+            return web.Response(status=404)
         received = Received(request.method, request.path_qs, headers, await request.read(), at)
         self.requests.append(received)
         async with self._changed:

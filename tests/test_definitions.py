@@ -121,5 +121,7 @@ def test_the_files_are_what_the_script_makes_of_the_official_package(tmp_path: P
     script = Path(__file__).parents[1] / "profiles" / "reduce.py"
     out = tmp_path / "r4"
     subprocess.run([sys.executable, script, SHARED / "definitions", out], check=True)
-    for kept in sorted((PROFILES / "r4").glob("*.json")):
-        assert (out / kept.name).read_bytes() == kept.read_bytes(), kept.name
+    for guide in ("r4", "us-core"):
+        for kept in sorted((PROFILES / guide).glob("*.json")):
+            made = out.parent / guide / kept.name
+            assert made.read_bytes() == kept.read_bytes(), kept.name

@@ -454,7 +454,7 @@ async def test_a_hanging_endpoint_delays_nobody_else(
     mongo: Mongo, store: Store, receiver: Receiver
 ) -> None:
     async with receiving() as hanging, working(mongo, store) as worker:
-        await create(store, topic_based(endpoint=hanging.url, timeout=5))
+        await create(store, topic_based(endpoint=hanging.url, timeout=2))
         await create(store, topic_based(endpoint=receiver.url))
         await worker.drain()
         hanging.answer = lambda _: None

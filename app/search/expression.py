@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from app import definitions
 from app.definitions import Element
 from app.search.fhirpath import (
@@ -198,20 +200,20 @@ def _members(paths: list[Path], name: str) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         elements = path.elements if path.elements else definitions.structure(path.type).elements
-        element = elements.get(name)
+        plain, element = _element(elements, name)
         if element is None:
             continue
         if element.ref:
             element = _with_content(element, definitions.resolve(element.ref))
         for type_name in element.types:
-            key = definitions.json_name(name, type_name) if element.choice else name
+            key = definitions.json_name(plain, type_name) if element.choice else plain
             found.append(
                 replace(
                     path,
                     keys=(*path.keys, key),
                     steps=(*path.steps, _child(key)),
                     type=type_name,
-                    element=f"{path.element}.{name}",
+                    element=f"{path.element}.{plain}",
                     elements=element.elements or None,
                     binding=element.binding,
                     targets=element.targets,
@@ -222,6 +224,19 @@ def _members(paths: list[Path], name: str) -> list[Path]:
     if paths and not found:
         raise NotCompilableError(f"{paths[0].element} has no element {name}")
     return found
+
+
+def _element(elements: Mapping[str, Element], name: str) -> tuple[str, Element | None]:
+    """The element of a name, and its plain name. Guides write JSON's `valueDateTime` for `value.as(dateTime)`."""
+    element = elements.get(name)
+    if element is not None:
+        return name, element
+    for plain, choice in elements.items():
+        if choice.choice and name.startswith(plain):
+            for type_name in choice.types:
+                if definitions.json_name(plain, type_name) == name:
+                    return plain, msgspec.structs.replace(choice, types=(type_name,))
+    return name, None
 
 
 def _with_content(element: Element, content: Element) -> Element:

@@ -15,6 +15,7 @@ from app.errors import operation_outcome
 from app.search import cursor, sorting
 from app.search.parameter import Filter
 from app.search.query import Query
+from app.search.resolution import resolve
 
 if TYPE_CHECKING:
     from app.store import Store
@@ -28,6 +29,7 @@ async def search_type(store: Store, query: Query, base_url: str) -> bytes:
     `base_url` is the server's without a trailing slash. `total` is there if it was asked for, or if the first page
     holds the whole result; `_count=0` and `_summary=count` ask for nothing else.
     """
+    query = await resolve(store, query)
     if query.count == 0 or query.summary == "count":
         counted = await store.count(query.resource_type, query.filter)
         return _bundle(query, base_url, [], counted, None)

@@ -112,6 +112,19 @@ class AnyOf:
         return any(condition.matches(fields) for condition in self.conditions)
 
 
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """All of several conditions hold."""
+
+    conditions: tuple[Condition, ...]
+
+    def filter(self) -> Filter:
+        return {"$and": [condition.filter() for condition in self.conditions]}
+
+    def matches(self, fields: Fields) -> bool:
+        return all(condition.matches(fields) for condition in self.conditions)
+
+
 def missing(parameter: Parameter, text: str) -> bool:
     """The value of the `:missing` modifier."""
     if text not in ("true", "false"):

@@ -72,11 +72,7 @@ class RestHook:
         )
         response = await client.send(request, stream=True)
         try:
-            answer = b""
-            async for chunk in response.aiter_raw():
-                answer += chunk
-                if len(answer) >= ANSWER_LIMIT:
-                    break
+            answer = await _beginning(response)
         finally:
             await response.aclose()
         return Outcome(
@@ -91,7 +87,7 @@ class RestHook:
             client = httpx.AsyncClient(
                 transport=self._transport
                 or AiohttpTransport(verify=self._tls, client=self._session),
-                headers={"User-Agent": _USER_AGENT, "Accept": "*/*"},
+                headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
                 trust_env=False,
                 follow_redirects=False,
                 timeout=httpx.Timeout(None),  # the attempt as a whole is timed
@@ -126,17 +122,31 @@ class RestHook:
             await client.aclose()
 
 
-def _failure(error: Exception) -> Outcome:
-    """Our own words for what went wrong: the libraries' texts may repeat addresses and content."""
+async def _beginning(response: httpx.Response) -> bytes:
+    """The first bytes of an answer, as they came: nothing is unpacked, nothing beyond the limit is read."""
+    if response.is_stream_consumed:  # a transport that has read it already
+        return response.content
+    answer = b""
+    async for chunk in response.aiter_raw():
+        answer += chunk
+        if len(answer) >= ANSWER_LIMIT:
+            break
+    return answer
+
+
+def _failure(error: BaseException) -> Outcome:
+    """Our own words for what went wrong: the libraries' texts may repeat addresses and content.
+
+    The causes tell more than the outermost error: the transport calls every failure to connect a timeout.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EgressRefusedError):
             return Outcome(None, str(cause), forbidden=True)
         if isinstance(cause, UnresolvableError):
             return Outcome(None, str(cause))
+        if isinstance(cause, aiohttp.ClientConnectorError | httpx.ConnectError):
+            error = cause
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, (httpx.TimeoutException, aiohttp.ServerTimeoutError)):
-        return Outcome(None, "timeout")
-    if isinstance(error, (httpx.ConnectError, aiohttp.ClientConnectorError)):
-        return Outcome(None, "no connection")
-    return Outcome(None, "broken connection")
+    connected = not isinstance(error, aiohttp.ClientConnectorError | httpx.ConnectError)
+    return Outcome(None, "broken connection" if connected else "no connection")
