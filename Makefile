@@ -46,7 +46,7 @@ clean: ## Remove .venv and every cache; data/ stays
 
 $(STAMP): pyproject.toml uv.lock $(BIN)/uv
 	@echo "Installing into .venv (the first time takes a minute or two)"
-	@$(UV) sync --quiet --frozen --inexact --extra embedded
+	@$(UV) sync --quiet --frozen --inexact --extra embedded --compile-bytecode
 	@touch $@
 
 $(BIN)/uv:
