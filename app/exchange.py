@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import lru_cache
 from typing import Literal, cast
 from urllib.parse import parse_qsl
 
@@ -109,6 +110,8 @@ def read_prefer(header: str | None) -> Prefer:
 
 def read_preconditions(headers: Mapping[str, str]) -> Preconditions:
     """Raises BadRequest for a header that cannot be read: guessing would lose an update."""
+    if not any(name.startswith("if-") for name in headers):
+        return NO_PRECONDITIONS
     since = headers.get("if-modified-since")
     moment = None
     if since:
@@ -195,6 +198,7 @@ async def read_body(request: Request, limit: int, *, may_be_empty: bool = False)
     return body
 
 
+@lru_cache(maxsize=1024)
 def http_date(at: datetime) -> str:
     return format_datetime(at, usegmt=True)
 

@@ -58,7 +58,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    app.add_middleware(router.FhirRouter)
     app.add_middleware(Transport, max_url_bytes=settings.max_url_bytes)
     if settings.cors_origins:
         app.add_middleware(
@@ -74,7 +76,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 "X-Request-Id",
             ],
         )
-    app.router.routes.extend(router.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)
     app.add_route("/readyz", _readyz, include_in_schema=False)
     app.add_exception_handler(HTTPException, _framework_error)

@@ -6,15 +6,13 @@ https://hl7.org/fhir/R4/http.html
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import cast
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import unquote
 
 from pymongo.errors import ConnectionFailure
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import bundle, capabilities, exchange, fhir_json, formats, interactions, write
 from app.context import Context, Server
@@ -74,9 +72,10 @@ class Endpoint:
 
 def _context(request: Request, prefer: exchange.Prefer) -> Context:
     server: Server = request.app.state.server
-    base_url = (
-        server.settings.base_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}/fhir"
-    )
+    base_url = server.settings.base_url.rstrip("/")
+    if not base_url:
+        host = request.headers.get("host") or request.url.netloc
+        base_url = f"{request.scope['scheme']}://{host}{PREFIX}"
     return Context(server, EVERYBODY, base_url, prefer.handling or server.settings.search_handling)
 
 
@@ -211,9 +210,67 @@ _ENDPOINTS: list[tuple[str, Endpoint]] = [
 ]
 
 
-ROUTES = [
-    Route(PREFIX + path + slash, endpoint) for path, endpoint in _ENDPOINTS for slash in ("", "/")
-]
+class Table:
+    """Endpoints by the shape of their path: one look-up, however many there are.
+
+    A shape has an item for each segment: a word that some path spells out, `$` for an operation, `*` for the rest.
+    """
+
+    def __init__(self, endpoints: Sequence[tuple[str, Endpoint]]) -> None:
+        templates = [(path.split("/")[1:], endpoint) for path, endpoint in endpoints]
+        self._words = {s for segments, _ in templates for s in segments if s[:1] not in ("{", "$")}
+        self._endpoints = {
+            tuple(self._shape(segment) for segment in segments): (
+                endpoint,
+                [
+                    segment.strip("${}") if segment[:1] in ("{", "$") else None
+                    for segment in segments
+                ],
+            )
+            for segments, endpoint in templates
+        }
+
+    def find(self, path: str) -> tuple[Endpoint, dict[str, str]] | None:
+        """The endpoint of a path below the base, with or without a trailing slash, and its path parameters."""
+        segments = path.removesuffix("/").split("/")[1:]
+        found = self._endpoints.get(tuple([self._shape(segment) for segment in segments]))
+        if found is None or "" in segments:
+            return None
+        endpoint, names = found
+        pairs = zip(names, segments, strict=True)
+        return endpoint, {name: segment.removeprefix("$") for name, segment in pairs if name}
+
+    def _shape(self, segment: str) -> str:
+        if segment in self._words:
+            return segment
+        return "$" if segment[:1] == "$" else "*"
+
+
+_TABLE = Table(_ENDPOINTS)
+
+
+class FhirRouter:
+    """ASGI middleware that answers everything below the FHIR base and passes the rest on.
+
+    Ahead of FastAPI's own routing, which tries one pattern after another: docs/decisions/0005-fhir-routing.md.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        below = path.removeprefix(PREFIX)
+        if scope["type"] != "http" or below == path or below[:1] not in ("", "/"):
+            await self._app(scope, receive, send)
+            return
+        found = _TABLE.find(below)
+        if found is None:
+            nowhere = exchange.respond_error(NotFound("No such address on this server"))
+            await nowhere(scope, receive, send)
+            return
+        endpoint, scope["path_params"] = found
+        await endpoint(scope, receive, send)
 
 
 async def dispatch(
@@ -221,10 +278,16 @@ async def dispatch(
 ) -> Answer:
     """Answer one request out of a Bundle by the same handlers as if it had come alone."""
     content = fhir_json.encode(body) if body is not None else b""
+    below = f"/{unquote(path)}"
+    found = _TABLE.find(below)
+    if found is None:
+        raise NotFound("No such address on this server")
+    endpoint, parameters = found
     scope = {
         "type": "http",
         "method": method,
-        "path": f"{PREFIX}/{unquote(path)}",
+        "path": PREFIX + below,
+        "path_params": parameters,
         "query_string": query.encode(),
         "headers": [(b"content-type", formats.FHIR_JSON.encode())],
     }
@@ -232,9 +295,4 @@ async def dispatch(
     async def receive() -> Message:
         return {"type": "http.request", "body": content, "more_body": False}
 
-    for route in ROUTES:
-        match, found = route.matches(scope)
-        if match is not Match.NONE:
-            endpoint = cast("Endpoint", route.endpoint)
-            return await endpoint.answer(Request({**scope, **found}, receive), context)
-    raise NotFound("No such address on this server")
+    return await endpoint.answer(Request(scope, receive), context)
