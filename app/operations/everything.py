@@ -17,12 +17,13 @@ from urllib.parse import quote, urlencode
 
 from app import fhir_json, interactions, references
 from app.context import Context
-from app.definitions import SUPPORTED_TYPES, compartment
+from app.definitions import SUPPORTED_TYPES
 from app.errors import BadRequest
 from app.exchange import Answer
 from app.operations.invocation import CURSOR, Invocation
-from app.search import cursor, date, registry
+from app.search import compartment, cursor, date, registry
 from app.search.parameter import AnyOf, Filter, Not, Scope
+from app.search.resolution import settled
 from app.store import Stored
 
 _FINGERPRINT = "everything"
@@ -42,8 +43,7 @@ class _Asked:
 @cache
 def _compartment_types() -> tuple[str, ...]:
     """Patient first, then the types of its compartment that are served here."""
-    found = compartment("Patient")
-    return ("Patient", *(t for t in SUPPORTED_TYPES if found.get(t) and t != "Patient"))
+    return ("Patient", *(name for name in compartment.types("Patient") if name != "Patient"))
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
@@ -129,7 +129,7 @@ async def _patients(context: Context, patient: str | None, first: str) -> AsyncI
 async def _of_type(
     context: Context, patient: str, resource_type: str, asked: _Asked, last: str
 ) -> AsyncIterator[Stored]:
-    conditions = [_in_compartment(context, patient, resource_type)]
+    conditions = [await _in_compartment(context, patient, resource_type)]
     if asked.since is not None:
         conditions.append({"at": {"$gt": asked.since}})
     conditions += _in_care_dates(context, resource_type, asked.care)
@@ -147,17 +147,12 @@ async def _of_type(
         last = found[-1].id
 
 
-def _in_compartment(context: Context, patient: str, resource_type: str) -> Filter:
+async def _in_compartment(context: Context, patient: str, resource_type: str) -> Filter:
     if resource_type == "Patient":
         return {"_id": patient, "terms": "*"}
     scope = Scope(context.base_url, datetime.now(UTC))
-    parameters = registry.parameters(resource_type)
-    conditions = [
-        registry.condition(parameters[code], None, [f"Patient/{patient}"], scope)
-        for code in compartment("Patient")[resource_type]
-        if code in parameters
-    ]
-    return AnyOf(tuple(conditions)).filter()
+    membership = compartment.membership("Patient", patient, resource_type, scope)
+    return (await settled(context.store, membership)).filter()
 
 
 def _in_care_dates(
