@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -67,6 +66,8 @@ async def process(context: Context, bundle: Resource, prefer: Prefer, dispatch: 
             expression="Bundle.type",
         )
     raw = bundle.get("entry", [])
+    if not isinstance(raw, list):
+        raise BadRequest("Must be an array", code="structure", expression="Bundle.entry")
     if len(raw) > context.settings.max_bundle_entries:
         raise BadRequest(
             f"The Bundle has more than {context.settings.max_bundle_entries} entries",
@@ -266,7 +267,7 @@ def _parse(context: Context, index: int, raw: Any) -> Entry:
     if not isinstance(request, dict):
         raise BadRequest("The entry needs a request", code="required", expression=where)
     method, url = request.get("method"), request.get("url")
-    if method not in _ORDER:
+    if not isinstance(method, str) or method not in _ORDER:
         raise BadRequest(
             "The method must be GET, HEAD, POST, PUT, PATCH or DELETE", expression=f"{where}.method"
         )
@@ -283,12 +284,15 @@ def _parse(context: Context, index: int, raw: Any) -> Entry:
         )
         if name in request
     }
+    full_url = raw.get("fullUrl")
+    if not all(isinstance(text, str) for text in (full_url or "", *headers.values())):
+        raise BadRequest("The entry has what must be a string", code="structure", expression=where)
     return Entry(
         index,
         method,
         path,
         query,
-        raw.get("fullUrl"),
+        full_url,
         raw.get("resource"),
         exchange.read_preconditions(headers),
     )
@@ -319,7 +323,7 @@ def _patch(entry: Entry) -> patch.Patch:
         raise _invalid(entry, "resource", "A PATCH needs a Binary or Parameters")
     try:
         data = base64.b64decode(body["data"], validate=True)
-    except binascii.Error:
+    except ValueError:
         raise _invalid(entry, "resource.data", "Not base64") from None
     return exchange.patch_of(str(body.get("contentType", "")), data)
 

@@ -16,7 +16,7 @@ from app.definitions import SUPPORTED_TYPES, Element, json_name, structure
 from app.errors import PreconditionFailed
 from app.fhir_json import Resource
 from app.references import references_in
-from app.search import query
+from app.search import query, resolution
 from app.search.extract import extract
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ async def _find(
         settings=context.settings,
         base_url=context.base_url,
     )
+    parsed = await resolution.resolve(context.store, parsed)
     written = {
         entry.target.reference for entry in writes if entry.target and not entry.target.settled
     }

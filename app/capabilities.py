@@ -14,6 +14,7 @@ from app.definitions import SUPPORTED_TYPES
 from app.errors import BadRequest
 from app.exchange import Answer
 from app.operations import registry as operations
+from app.search import include
 from app.search.query import supported_parameters
 from app.store import instant
 
@@ -28,7 +29,7 @@ INTERACTIONS = (
     "create",
     "search-type",
 )
-SYSTEM_INTERACTIONS = ("transaction", "batch", "history-system")
+SYSTEM_INTERACTIONS = ("transaction", "batch", "history-system", "search-system")
 # What R4 marks as for trial use in rest.resource; all else that is stated here is normative.
 _TRIAL_USE = frozenset(
     {
@@ -129,6 +130,8 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
         "conditionalUpdate": True,
         "conditionalDelete": settings.conditional_delete,
         "referencePolicy": ["literal", "logical", *enforced],
+        "searchInclude": list(include.included_by(resource_type)),
+        "searchRevInclude": list(include.including(resource_type)),
         "searchParam": [
             {"name": parameter.code, "definition": parameter.url, "type": parameter.type}
             for parameter in supported_parameters(resource_type)

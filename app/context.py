@@ -12,6 +12,7 @@ from app.settings import Settings
 from app.store import Store
 
 if TYPE_CHECKING:
+    from app.reindexing import Reindexing
     from app.subscriptions.worker import Worker
 
 
@@ -23,6 +24,7 @@ class Server:
     mongo: Mongo
     store: Store
     worker: Worker
+    reindexing: Reindexing
     started: datetime
 
 

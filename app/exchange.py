@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
 from typing import Literal, cast
@@ -119,6 +119,8 @@ def read_preconditions(headers: Mapping[str, str]) -> Preconditions:
             moment = parsedate_to_datetime(since)
         except ValueError:
             raise BadRequest("If-Modified-Since is not an HTTP date") from None
+        if moment.tzinfo is None:  # HTTP dates are in GMT, whether they say so or not
+            moment = moment.replace(tzinfo=UTC)
     return Preconditions(
         _etag(headers.get("if-match"), "If-Match"),
         _etag(headers.get("if-none-match"), "If-None-Match"),

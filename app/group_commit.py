@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -45,6 +45,7 @@ class GroupCommit(Generic[U]):
         self._hopeless = hopeless
         self._waiting: deque[tuple[U, asyncio.Future[None]]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._writing: dict[asyncio.Task[None], list[U]] = {}
         self._busy_keys: set[str] = set()
 
     async def submit(self, unit: U) -> None:
@@ -53,6 +54,12 @@ class GroupCommit(Generic[U]):
         self._waiting.append((unit, future))
         self._start()
         await future
+
+    def pending(self) -> Iterator[U]:
+        """Every unit that may still commit: those that wait and those that are being written."""
+        yield from (unit for unit, future in self._waiting if not future.done())
+        for units in self._writing.values():
+            yield from units
 
     def _start(self) -> None:
         while self._waiting and len(self._in_flight) < self.MAX_IN_FLIGHT:
@@ -63,10 +70,12 @@ class GroupCommit(Generic[U]):
             self._busy_keys |= keys
             task = asyncio.create_task(self._write_batch(batch))
             self._in_flight.add(task)
+            self._writing[task] = [unit for unit, _ in batch]
             task.add_done_callback(partial(self._finished, keys))
 
     def _finished(self, keys: set[str], task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
+        del self._writing[task]
         self._busy_keys -= keys
         self._start()
 

@@ -5,9 +5,11 @@ https://hl7.org/fhir/R4/http.html#history
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -15,13 +17,19 @@ import msgspec
 from app import fhir_json
 from app.errors import BadRequest
 from app.exchange import Answer
-from app.search import cursor
+from app.search import cursor, date
 from app.store import HistoryRange, Stored, instant
 
 Parameters = Sequence[tuple[str, str]]
 
 _FINGERPRINT = "history"
 _IGNORED = frozenset({"_format", "_pretty"})
+# How the answer is cut down is no matter of which versions it holds, but its links must keep it.
+_CUTS = frozenset({"_summary", "_elements"})
+_TIME = re.compile(
+    r"(eq|ge|gt|le|lt)?(\d{4}(?:-\d\d(?:-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d))?)?)?)"
+)
+_MILLISECOND = timedelta(milliseconds=1)
 _STATUS = {"POST": "201", "PUT": "200", "PATCH": "200", "DELETE": "204"}
 
 
@@ -44,8 +52,12 @@ def parse(
             continue
         if name == "_count":
             count = _count(value, max_count)
+        elif name in _CUTS:
+            count = 0 if (name, value) == ("_summary", "count") else count
         elif name == "_since":
             range_ = msgspec.structs.replace(range_, since=_instant(value))
+        elif name == "_at":
+            range_ = msgspec.structs.replace(range_, period=_period(value))
         elif name == "_cursor":
             at, resource_type, version, resource_id = cursor.decode(value, _FINGERPRINT, 4)
             before = (at, resource_type, resource_id, int(version))
@@ -58,9 +70,9 @@ def parse(
 
 
 def bundle(
-    query: HistoryQuery, page: Sequence[Stored], total: int, url: str, base_url: str
+    query: HistoryQuery, page: Sequence[Stored], total: int | None, url: str, base_url: str
 ) -> Answer:
-    """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages."""
+    """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages if known."""
     links = [{"relation": "self", "url": _url(url, query.used)}]
     shown = page[: query.count]
     if len(page) > query.count and shown:
@@ -68,7 +80,13 @@ def bundle(
         token = cursor.encode((last.at, last.type, str(last.version), last.id), _FINGERPRINT)
         following = (*query.used, ("_cursor", token))
         links.append({"relation": "next", "url": _url(url, following)})
-    head = {"resourceType": "Bundle", "type": "history", "total": total, "link": links}
+    head: dict[str, Any] = {"resourceType": "Bundle", "type": "history"}
+    if query.range.until is not None and query.range.before is None:
+        # Complete up to here (app/presence.py): the next `_since` may begin at this time.
+        head["meta"] = {"lastUpdated": instant(query.range.until)}
+    if total is not None:
+        head["total"] = total
+    head["link"] = links
     text = fhir_json.encode(head).decode()[:-1]
     if shown:
         text += ',"entry":[' + ",".join(_entry(stored, base_url) for stored in shown) + "]"
@@ -102,11 +120,36 @@ def _count(value: str, max_count: int) -> int:
 def _instant(value: str) -> datetime:
     try:
         moment = datetime.fromisoformat(value.replace(" ", "+"))
-    except ValueError:
-        raise BadRequest("_since must be an instant", code="value") from None
-    if moment.tzinfo is None:
-        raise BadRequest("_since must be an instant with a time zone", code="value")
-    return moment
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise BadRequest(
+        "_since must be an instant with a time zone", code="value", expression="http._since"
+    )
+
+
+def _period(value: str) -> tuple[datetime, datetime]:
+    """The first and the last millisecond of `_at`, a date(Time) of any precision with or without a prefix."""
+    match = _TIME.fullmatch(value.replace(" ", "+"))
+    try:
+        if match is None:
+            raise ValueError
+        low, high = date.span(match[2])
+        match match[1]:
+            case "ge":
+                return low, date.END
+            case "gt":
+                return high + _MILLISECOND, date.END
+            case "le":
+                return date.BEGINNING, high
+            case "lt":
+                return date.BEGINNING, low - _MILLISECOND
+        return low, high
+    except (ValueError, OverflowError):
+        raise BadRequest(
+            "_at must be a date or dateTime", code="value", expression="http._at"
+        ) from None
 
 
 def _url(url: str, parameters: Parameters) -> str:

@@ -9,7 +9,10 @@ they read; where another writer was faster they read again, unless the client na
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
+
+import msgspec
 
 from app import history as history_page, write
 from app.context import Context
@@ -17,7 +20,7 @@ from app.errors import Conflict, NotFound
 from app.exchange import NO_PRECONDITIONS, Answer, Preconditions
 from app.fhir_json import Resource
 from app.patch import Patch
-from app.search import page, query
+from app.search import compartment, page, query, system
 from app.store import HistoryRange, Stored, VersionConflict
 from app.write import Plan, Target
 
@@ -191,6 +194,42 @@ async def search_type(context: Context, resource_type: str, parameters: Paramete
     return Answer(200, text=await page.search_type(context.store, parsed, context.base_url))
 
 
+async def search_system(context: Context, parameters: Parameters) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#search over several resource types."""
+    parsed = system.parse(
+        parameters,
+        lenient=context.handling == "lenient",
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+    return Answer(200, text=await system.search_types(context.store, parsed, context.base_url))
+
+
+async def search_compartment(
+    context: Context, owner: tuple[str, str], resource_type: str, parameters: Parameters
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#vsearch in the compartment of a resource: one type, or `*` for all."""
+    lenient, settings = context.handling == "lenient", context.settings
+    base_url = context.base_url
+    if resource_type == "*":
+        types = compartment.types(owner[0])
+        found = system.parse(
+            parameters,
+            lenient=lenient,
+            settings=settings,
+            base_url=base_url,
+            compartment=(*owner, types),
+        )
+        return Answer(200, text=await system.search_types(context.store, found, base_url))
+    write.check_type(resource_type)
+    parsed = query.parse(
+        resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
+    )
+    parsed.conditions.append(compartment.membership(*owner, resource_type, parsed.scope))
+    parsed.place = f"{owner[0]}/{owner[1]}/{resource_type}"
+    return Answer(200, text=await page.search_type(context.store, parsed, base_url))
+
+
 async def history(
     context: Context,
     parameters: Parameters,
@@ -213,6 +252,9 @@ async def history(
         settings.default_count,
         settings.max_count,
     )
+    if asked.range.since is not None:  # who polls must not miss what commits late
+        horizon = await context.store.presence.horizon()
+        asked = replace(asked, range=msgspec.structs.replace(asked.range, until=horizon))
     versions = await context.store.history(asked.range, asked.count + 1)
     total = await context.store.history_total(asked.range)
     return history_page.bundle(asked, versions, total, f"{url}/_history", context.base_url)

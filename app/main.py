@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
@@ -13,10 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app import __version__, exchange, published, router
+from app import __version__, exchange, published, router, websocket
 from app.context import Context, Server
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.mongo import Mongo
+from app.reindexing import Reindexing
 from app.security.caller import SERVER
 from app.settings import Settings
 from app.store import Store
@@ -30,25 +31,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        mongo = await Mongo.open(settings)
-        try:
-            store = Store(mongo)
+        async with AsyncExitStack() as running:  # stopped in the reverse order
+            mongo = await Mongo.open(settings)
+            running.push_async_callback(mongo.close)
+            store = Store(mongo, settings.max_resource_bytes)
             await store.prepare()
+            await store.presence.start()
+            running.push_async_callback(store.presence.stop)
+            reindexing = Reindexing(mongo, store)
+            await reindexing.start()
+            running.push_async_callback(reindexing.stop)
             worker = Worker(settings, mongo, store)
-            app.state.server = Server(settings, mongo, store, worker, datetime.now(UTC))
+            app.state.server = Server(settings, mongo, store, worker, reindexing, datetime.now(UTC))
             await worker.start()
+            running.push_async_callback(worker.stop)
             base_url = settings.base_url or f"http://{settings.host}:{settings.port}/fhir"
             await published.store_definitions(Context(app.state.server, SERVER, base_url))
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth (design decision 13).
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
-            try:
-                yield
-            finally:
-                await worker.stop()
-        finally:
-            await mongo.close()
+            yield
 
     app = FastAPI(
         title="CareRelay",
@@ -76,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 "X-Request-Id",
             ],
         )
+    app.router.routes.extend(websocket.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)
     app.add_route("/readyz", _readyz, include_in_schema=False)
     app.add_exception_handler(HTTPException, _framework_error)

@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/http.html#patch
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import jsonpatch
@@ -20,13 +20,15 @@ from app.fhir_json import Resource
 Patch = Callable[[Resource], Resource]
 
 JSON_PATCH = "application/json-patch+json"
+# What all copies of one patch may add, as JSON: sixty of them could otherwise double a resource sixty times.
+MAX_COPIED_BYTES = 1024 * 1024
 
 
 def json_patch(body: bytes) -> Patch:
     """RFC 6902. Raises BadRequest for what is no patch; applying raises Unprocessable naming the path."""
     try:
         operations = msgspec.json.Decoder(float_hook=Decimal).decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, InvalidOperation, RecursionError):
         raise BadRequest("The patch is not JSON", code="structure") from None
     if not isinstance(operations, list):
         raise BadRequest("A JSON Patch is an array of operations", code="structure")
@@ -34,7 +36,12 @@ def json_patch(body: bytes) -> Patch:
 
     def apply(resource: Resource) -> Resource:
         result: Any = resource
-        for where, step in steps:
+        copied = 0
+        for operation, (where, step) in zip(operations, steps, strict=True):
+            if operation["op"] == "copy":
+                copied += _size(result, operation["from"])
+                if copied > MAX_COPIED_BYTES:
+                    raise Unprocessable(f"Copies too much: {where}", code="too-costly")
             result = _apply(where, step, result)
         if not isinstance(result, dict):
             raise Unprocessable("The patch leaves no resource")
@@ -56,6 +63,14 @@ def _read(index: int, operation: Any) -> tuple[str, jsonpatch.JsonPatch]:
             f"Operation {index} is no JSON Patch operation", code="structure"
         ) from None
     return f"operation {index} ({operation['op']} at {operation['path']})", step
+
+
+def _size(resource: Any, pointer: str) -> int:
+    """The bytes of JSON at a place; nothing where there is none, which the operation itself will tell."""
+    try:
+        return len(fhir_json.encode(jsonpointer.resolve_pointer(resource, pointer)))
+    except (jsonpointer.JsonPointerException, TypeError, RecursionError):
+        return 0
 
 
 def _apply(where: str, step: jsonpatch.JsonPatch, resource: Any) -> Any:

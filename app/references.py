@@ -14,6 +14,7 @@ from app.context import Context
 from app.definitions import SUPPORTED_TYPES, search_parameters
 from app.errors import Conflict, Issue, Unprocessable
 from app.fhir_json import Resource
+from app.search import cohort
 from app.store import Stored
 
 _TYPES = frozenset(SUPPORTED_TYPES)
@@ -87,10 +88,13 @@ async def check_not_referred_to(context: Context, stored: Stored) -> None:
             for parameter in search_parameters(resource_type).values()
             if parameter.type == "reference"
         ]
-        referrer = await context.store.find(
+        found = await context.store.find(
             resource_type, {"terms": {"$in": terms}}, limit=1, projection={"_id": 1}
         )
-        if referrer and f"{resource_type}/{referrer[0]['_id']}" not in context.departing:
+        referrers = [row["_id"] for row in found]
+        if rows := cohort.collection_of(resource_type):
+            referrers += await cohort.holders(context.store, rows, terms, 1)
+        if referrers and f"{resource_type}/{referrers[0]}" not in context.departing:
             raise Conflict(
-                f"{resource_type}/{referrer[0]['_id']} refers to this resource; delete it first"
+                f"{resource_type}/{referrers[0]} refers to this resource; delete it first"
             )

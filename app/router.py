@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/http.html
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import unquote
 
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import bundle, capabilities, exchange, fhir_json, formats, interactions, write
 from app.context import Context, Server
-from app.errors import FhirError, MethodNotAllowed, NotFound, Unavailable
+from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
 from app.exchange import Answer
 from app.operations import registry as operations
 from app.security.caller import EVERYBODY
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request, Context], Awaitable[Answer]]
 
 PREFIX = "/fhir"
+# It becomes part of every address in an answer.
+_HOST = re.compile(r"([A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 class Endpoint:
@@ -75,6 +78,8 @@ def _context(request: Request, prefer: exchange.Prefer) -> Context:
     base_url = server.settings.base_url.rstrip("/")
     if not base_url:
         host = request.headers.get("host") or request.url.netloc
+        if not _HOST.fullmatch(host):
+            raise BadRequest("The Host header is malformed")
         base_url = f"{request.scope['scheme']}://{host}{PREFIX}"
     return Context(server, EVERYBODY, base_url, prefer.handling or server.settings.search_handling)
 
@@ -173,8 +178,25 @@ async def search_type(request: Request, context: Context) -> Answer:
 
 
 async def search_type_by_post(request: Request, context: Context) -> Answer:
-    parameters = [*request.query_params.multi_items(), *await exchange.read_form(request)]
+    parameters = await _search_parameters(request)
     return await interactions.search_type(context, request.path_params["type"], parameters)
+
+
+async def search_system(request: Request, context: Context) -> Answer:
+    return await interactions.search_system(context, await _search_parameters(request))
+
+
+async def search_compartment(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    parameters = await _search_parameters(request)
+    return await interactions.search_compartment(
+        context, (path["type"], path["id"]), path["target"], parameters
+    )
+
+
+async def _search_parameters(request: Request) -> list[tuple[str, str]]:
+    posted = await exchange.read_form(request) if request.method == "POST" else []
+    return [*request.query_params.multi_items(), *posted]
 
 
 async def operation(request: Request, context: Context) -> Answer:
@@ -186,7 +208,8 @@ async def operation(request: Request, context: Context) -> Answer:
 
 
 _ENDPOINTS: list[tuple[str, Endpoint]] = [
-    ("", Endpoint(post=system_bundle)),
+    ("", Endpoint(get=search_system, post=system_bundle)),
+    ("/_search", Endpoint(post=search_system)),
     ("/metadata", Endpoint(get=metadata)),
     ("/${operation}", Endpoint(get=operation, post=operation)),
     ("/{type}/${operation}", Endpoint(get=operation, post=operation)),
@@ -207,6 +230,8 @@ _ENDPOINTS: list[tuple[str, Endpoint]] = [
     ("/{type}/{id}", Endpoint(get=read, put=update, patch=patch, delete=delete)),
     ("/{type}/{id}/_history", Endpoint(get=history)),
     ("/{type}/{id}/_history/{version}", Endpoint(get=vread)),
+    ("/{type}/{id}/{target}", Endpoint(get=search_compartment)),
+    ("/{type}/{id}/{target}/_search", Endpoint(post=search_compartment)),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -60,7 +60,28 @@ class Settings(BaseSettings):
         description="What happens to unknown search parameters unless Prefer: handling says otherwise.",
     )
     default_count: int = Field(50, ge=1, description="Page size where _count is not given.")
+    search_snapshot: bool = Field(
+        False,
+        description="All pages of a search show the database as it was at the first, for about five minutes.",
+    )
+    page_link_lifetime: float = Field(
+        86_400, gt=0, description="Seconds after which the page links of a search are answered 410."
+    )
     max_count: int = Field(1000, ge=1, description="Largest page size.")
+
+    max_chain_found: int = Field(
+        5_000,
+        ge=1,
+        description="Resources that one step of a chained search may lead to before the search is driven from its other side.",
+    )
+    max_chain_examined: int = Field(
+        100_000,
+        ge=1,
+        description="Candidates that one page of a search driven so may examine; beyond it answers 422 too-costly.",
+    )
+    max_included: int = Field(
+        1_000, ge=1, description="Most resources that _include and _revinclude add to one page."
+    )
 
     skip_identical_updates: bool = Field(
         True, description="An update that changes nothing makes no new version."
@@ -76,6 +97,9 @@ class Settings(BaseSettings):
         "http://carerelay.example/SubscriptionTopic/",
         description="Canonical base of the server's own SubscriptionTopics.",
     )
+    topics: Path | None = Field(
+        None, description="Directory of further SubscriptionTopics (R5-shaped JSON), see docs/topics.md."
+    )
     egress_allow: str = Field(
         "",
         description="Hosts and CIDRs, separated by commas, that deliveries may go to beside public addresses.",
@@ -87,4 +111,21 @@ class Settings(BaseSettings):
     )
     delivery_window: float = Field(
         72 * 3600, gt=0, description="Seconds during which a failing delivery is tried again."
+    )
+
+    smtp_host: str = Field(
+        "", description="SMTP server for the email channel; without one no mail is sent."
+    )
+    smtp_port: int = Field(587, ge=1, le=65535, description="Port of the SMTP server.")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="How the connection to the SMTP server is encrypted."
+    )
+    smtp_user: str = Field("", description="User at the SMTP server; empty for none.")
+    smtp_password: SecretStr = Field(SecretStr(""), description="Password at the SMTP server.")
+    smtp_from: str = Field(
+        "carerelay@localhost", description="Sender address of mail from the email channel."
+    )
+    smtp_secure: bool = Field(
+        False,
+        description="Mail is secured all the way to its reader (Direct, for one), so that it may carry whole resources.",
     )

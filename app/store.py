@@ -7,7 +7,9 @@ commit and no commit without an event (docs/decisions/0002-one-write-path.md).
     <Type>     {_id: id, v, at, text, deleted?, private?, **extract(resource)}
     versions   {_id: {t: type, i: id, v}, at, method, text?}
     events     {_id, type, id, version, method, at, state, owner, lease_until, attempts}
+    group_members  {_id: {g: id of the Group, m: term}}, see app/search/cohort.py
     guards     {_id: type and criteria, n}: what conditional writes compare, so that two of them cannot both see nothing
+    settings   {_id: name, ...}: what all processes on the database share
 """
 
 from __future__ import annotations
@@ -15,25 +17,48 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-from bson import MaxKey, ObjectId
-from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
+from bson import MaxKey, ObjectId, Timestamp
+from pymongo import (
+    ASCENDING,
+    DESCENDING,
+    IndexModel,
+    InsertOne,
+    ReplaceOne,
+    ReturnDocument,
+    UpdateOne,
+)
 from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
+    DocumentTooLarge,
     DuplicateKeyError,
     OperationFailure,
 )
 
-from app import fhir_json
+from app import fhir_json, snapshot
+from app.errors import TooLarge
 from app.fhir_json import Resource
 from app.group_commit import GroupCommit
+from app.layout import RESOURCE_TYPES
 from app.mongo import Document, Mongo, Session
+from app.presence import Presence
+from app.search import cohort
+from app.search.cursor import trust
 from app.search.extract import extract, index_models
 
 Method = Literal["create", "update", "patch", "delete"]
@@ -43,6 +68,14 @@ EVENT_LEASE = timedelta(seconds=10)
 _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
 _MILLISECOND = timedelta(milliseconds=1)
 _DUPLICATE_KEY = 11000
+# Beyond this the search fields would not fit into MongoDB's 16 MiB with the text.
+MAX_RESOURCE_BYTES = 15 * 1024 * 1024
+# Documents that a search that looks through candidates has sent at a time.
+_READ_AHEAD = 200
+# Rows beside a resource that one command of a transaction writes.
+_ROWS_AT_ONCE = 10_000
+# What a document has beside its search fields.
+_NOT_SEARCHED = frozenset({"_id", "v", "at", "text", "deleted", "private"})
 # What makes a Stored out of a current document.
 _CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1}
 
@@ -96,11 +129,17 @@ class Guard:
 
 
 class HistoryRange(msgspec.Struct, frozen=True):
-    """Which versions a history asks for: of one id, of a type, or of all; `before` is where the last page ended."""
+    """Which versions a history asks for: of one id, of a type, or of all.
+
+    `since` and `until` are when they were made at the earliest and at the latest; in `period`, both ends included, they
+    were current at some time. `before` is where the last page ended.
+    """
 
     type: str | None = None
     id: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
+    period: tuple[datetime, datetime] | None = None
     before: tuple[datetime, str, str, int] | None = None
 
     def filter(self, *, page: bool) -> Document:
@@ -113,6 +152,10 @@ class HistoryRange(msgspec.Struct, frozen=True):
             conditions.append({"_id.t": self.type})
         if self.since:
             conditions.append({"at": {"$gte": self.since}})
+        if self.until:
+            conditions.append({"at": {"$lte": self.until}})
+        if self.period:
+            conditions.append({"at": {"$lte": self.period[1]}})
         if page and self.before:
             at, resource_type, resource_id, version = self.before
             key = {"t": resource_type, "i": resource_id, "v": version}
@@ -166,6 +209,7 @@ class _Unit:
     guards: Sequence[Guard]
     stored: list[Stored] = field(default_factory=list)
     current: list[Document] = field(default_factory=list)
+    rows: list[cohort.RowChange] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -180,8 +224,9 @@ class _Unit:
 class Store:
     """Reads and the one write path. `listeners` hear each committed batch of events in this process, at once."""
 
-    def __init__(self, mongo: Mongo) -> None:
+    def __init__(self, mongo: Mongo, max_resource_bytes: int = MAX_RESOURCE_BYTES) -> None:
         self._mongo = mongo
+        self._max_resource_bytes = max_resource_bytes
         self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.listeners: list[Callable[[list[Event]], None]] = []
         self._versions = mongo.collection("versions")
@@ -190,9 +235,17 @@ class Store:
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[_Unit](self._write, hopeless=ConnectionFailure)
+        self.presence = Presence(mongo, self.owner, self._times_under_way)
 
     async def prepare(self) -> None:
-        """Make the collections that every write needs, where they are missing."""
+        """Make the collections that every write needs, where they are missing, and read the key of page links."""
+        key = await self._mongo.collection("settings").find_one_and_update(
+            {"_id": "page-links"},
+            {"$setOnInsert": {"key": os.urandom(32)}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        trust(bytes(key["key"]))
         await self._ensure("guards", [])
         await self._ensure(
             "versions",
@@ -229,11 +282,18 @@ class Store:
     async def history(self, range_: HistoryRange, limit: int) -> list[Stored]:
         """Versions in the range, newest first, at most `limit`."""
         sort = [("_id", DESCENDING)] if range_.id else [("at", DESCENDING), ("_id", DESCENDING)]
-        cursor = self._versions.find(range_.filter(page=True)).sort(sort).limit(limit)
-        return [_stored_version(document) for document in await cursor.to_list(None)]
+        filter_ = range_.filter(page=True)
+        if range_.period:
+            pipeline = _current_since(range_.period[0], filter_, sort, limit)
+            documents = await self._mongo.aggregate(self._versions, pipeline)
+        else:
+            documents = await self._versions.find(filter_).sort(sort).limit(limit).to_list(None)
+        return [_stored_version(document) for document in documents]
 
-    async def history_total(self, range_: HistoryRange) -> int:
-        """How many versions the range holds over all pages."""
+    async def history_total(self, range_: HistoryRange) -> int | None:
+        """How many versions the range holds over all pages; None for a period, where counting means looking at each."""
+        if range_.period:
+            return None
         total: int = await self._versions.count_documents(range_.filter(page=False))
         return total
 
@@ -247,13 +307,34 @@ class Store:
         projection: Document | None = None,
     ) -> list[Document]:
         """Current documents that match a MongoDB filter, at most `limit` (0: all)."""
+        cursor = await self._find(resource_type, filter_, sort, limit, projection)
+        documents: list[Document] = await cursor.to_list(None)
+        return documents
+
+    async def _find(
+        self,
+        resource_type: str,
+        filter_: Document,
+        sort: Sequence[tuple[str, int]],
+        limit: int,
+        projection: Document | None,
+    ) -> Any:
+        """A cursor; on the database as it was, inside `snapshot.reading_at`."""
+        time = snapshot.current()
+        if time is not None:
+            return await snapshot.find(
+                self._mongo,
+                resource_type,
+                filter_,
+                time=time,
+                sort=sort,
+                limit=limit,
+                projection=projection,
+            )
         cursor = self._mongo.collection(resource_type).find(filter_, projection)
         if sort:
             cursor = cursor.sort(list(sort))
-        if limit:
-            cursor = cursor.limit(limit)
-        documents: list[Document] = await cursor.to_list(None)
-        return documents
+        return cursor.limit(limit) if limit else cursor
 
     async def explain(
         self,
@@ -271,6 +352,51 @@ class Store:
             {"explain": find, "verbosity": "executionStats"}
         )
         return plan
+
+    @asynccontextmanager
+    async def batches(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        projection: Document | None = None,
+        read_ahead: int = _READ_AHEAD,
+    ) -> AsyncIterator[Callable[[int], Awaitable[list[Document]]]]:
+        """A function that reads the next documents that match, at most as many as it is told; none at the end."""
+        cursor = await self._find(resource_type, filter_, sort, 0, projection)
+        cursor = cursor.batch_size(read_ahead)
+
+        async def read(size: int) -> list[Document]:
+            documents: list[Document] = await cursor.to_list(size)
+            return documents
+
+        try:
+            yield read
+        finally:
+            await cursor.close()
+
+    async def terms_among(
+        self, resource_type: str, filter_: Document, terms: Sequence[str]
+    ) -> list[str]:
+        """Those of the terms that any document has that matches a MongoDB filter."""
+        pipeline: list[Document] = [
+            {"$match": filter_},
+            {"$project": {"_id": 0, "m": {"$setIntersection": ["$terms", list(terms)]}}},
+            {"$unwind": "$m"},
+            {"$group": {"_id": "$m"}},
+        ]
+        time = snapshot.current()
+        if time is not None:
+            found = await snapshot.aggregate(self._mongo, resource_type, pipeline, time)
+        else:
+            found = await self._mongo.aggregate(self._mongo.collection(resource_type), pipeline)
+        return [document["_id"] for document in found]
+
+    async def types(self) -> list[str]:
+        """The resource types that were ever written, in alphabetical order."""
+        names = await self._mongo.db.list_collection_names()
+        return sorted(RESOURCE_TYPES.intersection(names))
 
     async def search(
         self,
@@ -298,8 +424,13 @@ class Store:
                 found[stored.reference] = stored
         return found
 
-    async def count(self, resource_type: str, filter_: Document) -> int:
-        count: int = await self._mongo.collection(resource_type).count_documents(filter_)
+    async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
+        """How many current documents match a MongoDB filter, counting no further than `limit` (0: all)."""
+        time = snapshot.current()
+        if time is not None:
+            return await snapshot.count(self._mongo, resource_type, filter_, limit, time)
+        options = {"limit": limit} if limit else {}
+        count: int = await self._mongo.collection(resource_type).count_documents(filter_, **options)
         return count
 
     async def terms(self, resource_type: str, prefix: str) -> list[str]:
@@ -310,22 +441,66 @@ class Store:
         )
         return [term for term in found if term.startswith(prefix)]
 
+    async def reindex(self, resource_type: str, after: str, limit: int) -> tuple[str | None, int]:
+        """Extract the next resources by id anew; returns the last id, None at the end, and how many changed.
+
+        Only where nobody wrote a newer version meanwhile, which was extracted then.
+        """
+        documents = await self.find(
+            resource_type, {"_id": {"$gt": after}}, sort=[("_id", ASCENDING)], limit=limit
+        )
+        updates: list[UpdateOne] = []
+        for document in documents:
+            if "text" in document:
+                fields = _search_fields(resource_type, fhir_json.decode_stored(document["text"]))
+                gone = document.keys() - fields.keys() - _NOT_SEARCHED
+                new = {name: value for name, value in fields.items() if document.get(name) != value}
+                if new or gone:
+                    change = {"$set": new} if new else {}
+                    change |= {"$unset": dict.fromkeys(gone, "")} if gone else {}
+                    updates.append(UpdateOne({"_id": document["_id"], "v": document["v"]}, change))
+        if updates:
+            await self._mongo.collection(resource_type).bulk_write(updates, ordered=False)
+        return documents[-1]["_id"] if documents else None, len(updates)
+
+    async def cluster_time(self) -> Timestamp:
+        """What `snapshot.reading_at` takes: a time that shows everything acknowledged so far."""
+        return await snapshot.newest(self._mongo)
+
     async def guard(self, key: str) -> Guard:
         """What a conditional write compares. Take it before the search that decides what to write."""
         document = await self._guards.find_one({"_id": key})
         return Guard(key, document["n"] if document else 0)
+
+    async def annotate(
+        self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]
+    ) -> None:
+        """Keep derived text in `private` of current versions, by id and version; one that has moved on stays as it is.
+
+        No part of the resource: neither a version nor an event.
+        """
+        if notes:
+            await self._mongo.collection(resource_type).bulk_write(
+                [
+                    UpdateOne({"_id": each, "v": version}, {"$set": {f"private.{name}": text}})
+                    for (each, version), text in notes.items()
+                ],
+                ordered=False,
+            )
 
     # The write
 
     async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
-        Raises VersionConflict where a version or guard is no longer the one that was read. Units that arrive while
-        others are being written share the next transaction.
+        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
+        over the limit. Units that arrive while others are being written share the next transaction.
         """
         for resource_type in {change.type for change in changes}:
             if resource_type not in self._ready:
                 await self._ensure(resource_type, index_models(resource_type))
+                if rows := cohort.collection_of(resource_type):
+                    await self._ensure(rows, cohort.index_models())
         unit = _Unit(changes, guards)
         for change in changes:
             self._prepare_change(unit, change)
@@ -335,7 +510,7 @@ class Store:
     def _prepare_change(self, unit: _Unit, change: Change) -> None:
         previous = change.previous
         version = previous.version + 1 if previous else 1
-        at = self._mongo.now()
+        at = self.presence.stamp()
         if previous and at <= previous.at:  # versions of one resource never share or turn back time
             at = previous.at + _MILLISECOND
         document: Document = {"_id": change.id, "v": version, "at": at}
@@ -344,12 +519,17 @@ class Store:
             document["deleted"] = True
         else:
             resource = with_meta(change.resource, change.id, version, at)
-            text = fhir_json.encode(resource).decode()
+            text = self._text(resource)
             fields = extract(change.type, resource)
             document.update(fields)
+            document.pop("rows", None)  # kept in a collection of their own
             if change.private is not None:
                 document["private"] = change.private
             document["text"] = text
+        if rows := cohort.collection_of(change.type):
+            lives = previous is not None and not previous.deleted
+            before = extract(change.type, previous.resource()) if previous and lives else None
+            unit.rows.append(cohort.row_change(rows, change.id, before, fields))
         method = _HTTP_METHOD[change.method]
         unit.current.append(document)
         unit.stored.append(
@@ -368,6 +548,16 @@ class Store:
                 previous.text if previous and not previous.deleted else None,
             )
         )
+
+    def _times_under_way(self) -> Iterator[datetime]:
+        return (stored.at for unit in self._group.pending() for stored in unit.stored)
+
+    def _text(self, resource: Resource) -> str:
+        """The JSON of a resource. Raises TooLarge: patches and entries of Bundles pass no other limit."""
+        encoded = fhir_json.encode(resource)
+        if len(encoded) > self._max_resource_bytes:
+            raise TooLarge(f"The resource is over the limit of {self._max_resource_bytes} bytes")
+        return encoded.decode()
 
     async def _write(self, units: Sequence[_Unit]) -> None:
         """One transaction for all units; VersionConflict where any of them lost a race."""
@@ -388,8 +578,10 @@ class Store:
                     operations.append(ReplaceOne(expected, document))
                     replaced[change.type] = replaced.get(change.type, 0) + 1
         guards = [guard for unit in units for guard in unit.guards]
+        rows = [change for unit in units for change in unit.rows]
 
         async def transaction(session: Session) -> None:
+            self.presence.check_age(event.at for unit in units for event in unit.events)
             for guard in guards:
                 await self._pass_guard(guard, session)
             for resource_type, operations in writes.items():
@@ -398,6 +590,8 @@ class Store:
                 )
                 if result.matched_count != replaced.get(resource_type, 0):
                     raise VersionConflict
+            for change in rows:
+                await self._write_rows(change, session)
             await self._versions.insert_many(versions, session=session)
             await self._events.insert_many(events, session=session)
 
@@ -407,10 +601,31 @@ class Store:
             if _is_duplicate(error):
                 raise VersionConflict from error
             raise
+        except DocumentTooLarge:
+            raise TooLarge("The resource has too much to search for in it") from None
         # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
         committed = [event for unit in units for event in unit.events]
         for listener in self.listeners:
             listener(committed)
+
+    async def _write_rows(self, change: cohort.RowChange, session: Session) -> None:
+        """Bring the rows beside a resource up to its new version, in its transaction."""
+        collection = self._mongo.collection(change.collection)
+        if change.is_end:
+            await collection.delete_many(cohort.all_of(change.id), session=session)
+            return
+        for start in range(0, len(change.gone), _ROWS_AT_ONCE):
+            keys = [{"g": change.id, "m": m} for m in change.gone[start : start + _ROWS_AT_ONCE]]
+            await collection.delete_many({"_id": {"$in": keys}}, session=session)
+        for start in range(0, len(change.new), _ROWS_AT_ONCE):
+            rows = [
+                {"_id": {"g": change.id, "m": m}} for m in change.new[start : start + _ROWS_AT_ONCE]
+            ]
+            if change.is_new:
+                await collection.insert_many(rows, session=session)
+            else:
+                upserts = [ReplaceOne(row, row, upsert=True) for row in rows]
+                await collection.bulk_write(upserts, session=session)
 
     async def _pass_guard(self, guard: Guard, session: Session) -> None:
         if guard.seen == 0:
@@ -461,6 +676,13 @@ class Store:
                 raise
 
 
+def _search_fields(resource_type: str, resource: Resource) -> Document:
+    """What lies beside a resource's text in its document; `rows` are kept in a collection of their own."""
+    fields = extract(resource_type, resource)
+    fields.pop("rows", None)
+    return fields
+
+
 def with_meta(resource: Resource, resource_id: str, version: int, at: datetime) -> Resource:
     """A copy with the id and the server's meta.versionId and meta.lastUpdated, the usual keys first."""
     meta = {
@@ -481,6 +703,29 @@ def is_same_content(resource: Resource, stored: Stored) -> bool:
 def instant(at: datetime) -> str:
     """A FHIR instant in UTC with milliseconds."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _current_since(
+    start: datetime, filter_: Document, sort: list[tuple[str, int]], limit: int
+) -> list[Document]:
+    """The aggregation of versions that match and were not yet replaced at `start`: their successor came later."""
+    successor = {"t": "$_id.t", "i": "$_id.i", "v": {"$add": ["$_id.v", 1]}}
+    return [
+        {"$match": filter_},
+        {"$sort": dict(sort)},
+        {"$set": {"next": successor}},
+        {
+            "$lookup": {
+                "from": "versions",
+                "localField": "next",
+                "foreignField": "_id",
+                "as": "next",
+            }
+        },
+        {"$match": {"$or": [{"next": []}, {"next.at": {"$gt": start}}]}},
+        {"$limit": limit},
+        {"$unset": "next"},
+    ]
 
 
 def _version_document(stored: Stored) -> Document:

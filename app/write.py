@@ -20,6 +20,7 @@ from app.identifiers import new_id
 from app.resources import registry
 from app.resources.rules import Prepared
 from app.search import query
+from app.search.resolution import resolve
 from app.store import Change, Guard, Method, Stored, is_same_content
 
 _TYPES = frozenset(SUPPORTED_TYPES)
@@ -153,7 +154,6 @@ async def plan_write(
     resource = {**resource, "id": target.id}
     if target.previous is None or target.previous.deleted:
         return await _plan_change(context, target, resource, "update", 201)
-    resource = meta.carry_over(resource, target.previous.resource())
     return await _plan_change(context, target, resource, "update", 200)
 
 
@@ -184,7 +184,8 @@ async def _plan_change(
 ) -> Plan:
     """The new version of an existing or revived resource, unless it would change nothing."""
     previous = target.previous
-    prepared = await _judge(context, resource, previous)
+    is_update = method == "update" and status == 200
+    prepared = await _judge(context, resource, previous, keeps_labels=is_update)
     unchanged = (
         status == 200
         and previous is not None
@@ -227,6 +228,7 @@ async def find_matches(
     )
     key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
     guard = await context.store.guard(f"{resource_type}?{key}")
+    parsed = await resolve(context.store, parsed)
     found = await context.store.search(resource_type, parsed.filter, limit + 1)
     if len(found) > limit:
         raise PreconditionFailed(
@@ -247,8 +249,12 @@ def check_version(previous: Stored | None, preconditions: Preconditions) -> None
         raise PreconditionFailed("If-None-Match: * forbids replacing an existing resource")
 
 
-async def _judge(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+async def _judge(
+    context: Context, resource: Resource, previous: Stored | None, *, keeps_labels: bool = False
+) -> Prepared:
     """Judge a resource by the definitions, its references, then by the rules of its type."""
     validation.validate(resource)
+    if keeps_labels and previous is not None:
+        resource = meta.carry_over(resource, previous.resource())
     resource = await references.settle(context, resource)
     return await registry.prepare(context, resource, previous)

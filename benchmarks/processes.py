@@ -36,6 +36,24 @@ def server(uri: str) -> Iterator[int]:
 
 
 @contextmanager
+def server_on(uri: str, database: str) -> Iterator[int]:
+    """The server on a database of that name; its port."""
+    os.environ["CARERELAY_MONGODB_DATABASE"] = database
+    try:
+        with server(uri) as port:
+            yield port
+    finally:
+        del os.environ["CARERELAY_MONGODB_DATABASE"]
+
+
+@contextmanager
+def receiver() -> Iterator[int]:
+    """The practices' endpoint; its port."""
+    with _serving("benchmarks.receiver") as port:
+        yield port
+
+
+@contextmanager
 def baseline(uri: str) -> Iterator[int]:
     """The bare baseline; its port."""
     with _serving("benchmarks.baseline", uri) as port:

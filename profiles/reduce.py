@@ -1,7 +1,7 @@
 """Reduce HL7's R4 definitions to the facts the server works with: `python profiles/reduce.py FROM [TO]`.
 
-FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, `valueset-expansions.json.gz`, and US Core 6.1.0 as
-`us-core/us_core_610.tgz`. Written to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths,
+FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, `valueset-expansions.json.gz`, US Core 6.1.0 as
+`us-core/us_core_610.tgz`, and the Subscriptions R5 Backport guide as `subscriptions-backport/compiled-r4-json`. Written to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths,
 types, cardinalities, targets and codes; no prose.
 https://hl7.org/fhir/R4/structuredefinition.html
 """
@@ -30,6 +30,13 @@ OPERATIONS = {
     "Resource-meta-add",
     "Resource-meta-delete",
     "Resource-validate",
+}
+# Those of the Subscriptions R5 Backport guide, and where one is newer than the guide's 1.1.
+BACKPORT_OPERATIONS = {
+    "backport-subscription-events": "",
+    "backport-subscription-get-ws-binding-token": "",
+    "backport-subscription-resend": "Of 1.2.0-ballot of the guide; 1.1 does not have it.",
+    "backport-subscription-status": "",
 }
 _OPERATION = (
     "resourceType id url version name status kind affectsState code resource system type instance"
@@ -281,6 +288,11 @@ def write(path: Path, content: Any) -> None:
     path.write_text(f"{opening}\n" + ",\n".join(lines) + f"\n{closing}\n", encoding="utf-8")
 
 
+def write_operation(directory: Path, definition: Json) -> None:
+    text = json.dumps(definition, indent=2, ensure_ascii=False)
+    (directory / f"{definition['id']}.json").write_text(text + "\n", encoding="utf-8")
+
+
 def main(directory: Path, out: Path = OUT) -> None:
     resources = by_type(package(directory / "hl7.fhir.r4.core.tgz"))
     with gzip.open(directory / "valueset-expansions.json.gz") as file:
@@ -301,9 +313,12 @@ def main(directory: Path, out: Path = OUT) -> None:
     (out.parent / "operations").mkdir(exist_ok=True)
     for definition in resources["OperationDefinition"]:
         if definition["id"] in OPERATIONS:
-            path = out.parent / "operations" / f"{definition['id']}.json"
-            text = json.dumps(operation(definition), indent=2, ensure_ascii=False)
-            path.write_text(text + "\n", encoding="utf-8")
+            write_operation(out.parent / "operations", operation(definition))
+    for name, comment in BACKPORT_OPERATIONS.items():
+        path = directory / "subscriptions-backport" / "compiled-r4-json"
+        definition = json.loads((path / f"OperationDefinition-{name}.json").read_bytes())
+        remark = {"comment": comment} if comment else {}
+        write_operation(out.parent / "operations", operation(definition) | remark)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.subscriptions.registration import (
-    FILTER_CRITERIA,
-    HEARTBEAT_PERIOD,
-    PAYLOAD_CONTENT,
-    TIMEOUT,
-)
+from app.subscriptions.channel_terms import HEARTBEAT_PERIOD, MAX_COUNT, PAYLOAD_CONTENT, TIMEOUT
+from app.subscriptions.registration import FILTER_CRITERIA
 
 ADMISSION = "http://carerelay.example/SubscriptionTopic/encounter-admission"
 ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
@@ -51,6 +47,7 @@ def topic_based(
     endpoint: str = ENDPOINT,
     heartbeat: int | None = None,
     timeout: int | None = None,
+    max_count: int | None = None,
     **channel: Any,
 ) -> dict[str, Any]:
     extensions = []
@@ -58,6 +55,8 @@ def topic_based(
         extensions.append({"url": HEARTBEAT_PERIOD, "valueUnsignedInt": heartbeat})
     if timeout is not None:
         extensions.append({"url": TIMEOUT, "valueUnsignedInt": timeout})
+    if max_count is not None:
+        extensions.append({"url": MAX_COUNT, "valuePositiveInt": max_count})
     if extensions:
         channel["extension"] = extensions
     subscription = {
@@ -77,4 +76,24 @@ def topic_based(
         subscription["_criteria"] = {
             "extension": [{"url": FILTER_CRITERIA, "valueString": text} for text in filters]
         }
+    return subscription
+
+
+def websocket(*filters: str, **more: Any) -> dict[str, Any]:
+    """A topic-based Subscription whose client connects."""
+    subscription = topic_based(*filters, **more)
+    subscription["channel"]["type"] = "websocket"
+    del subscription["channel"]["endpoint"]
+    return subscription
+
+
+def email(*filters: str, **more: Any) -> dict[str, Any]:
+    """A topic-based Subscription that is told by mail."""
+    asked = {
+        "endpoint": "mailto:desk@practice.example",
+        "payload": "text/plain;attach=application/fhir+json",
+        **more,
+    }
+    subscription = topic_based(*filters, **asked)
+    subscription["channel"]["type"] = "email"
     return subscription

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from app.subscriptions.channels.rest_hook import NOTICE_ID_HEADER
+from app.subscriptions.channels.protocol import NOTICE_ID_HEADER
 
 
 @dataclass

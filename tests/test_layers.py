@@ -27,6 +27,7 @@ LAYERS = (
     ("app.operations", "app.bundle"),
     ("app.capabilities", "app.published"),
     ("app.router", "app.transport"),
+    ("app.websocket",),
     ("app.main",),
     ("app.receiver", "app.load", "app.load_plan", "app.load_report", "app.serve"),
     ("app.demo",),

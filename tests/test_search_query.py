@@ -29,13 +29,34 @@ def read(
     [
         pytest.param("nonsense=1", "not-supported", "'nonsense'", id="unknown"),
         pytest.param("NAME=1", "not-supported", "'NAME'", id="case"),
-        pytest.param("patient.name=x", "not-supported", "'patient.name'", id="chain"),
+        pytest.param("patient.nonsense=x", "not-supported", "'nonsense'", id="chain-end"),
+        pytest.param("nonsense.name=x", "not-supported", "'nonsense'", id="chain-start"),
+        pytest.param("status.name=x", "value", "'status'", id="chain-no-reference"),
+        pytest.param("subject:Device.name=x", "value", "'Device'", id="chain-wrong-type"),
+        pytest.param("patient.birthdate=x", "value", "'birthdate'", id="chain-value"),
+        pytest.param("patient.name:banana=x", "not-supported", ":banana", id="chain-modifier"),
+        pytest.param("patient.=x", "not-supported", "''", id="chain-no-end"),
         pytest.param(
-            "subject:Patient.name=x", "not-supported", "subject:Patient.name", id="typed-chain"
+            "account.subject" + ".subject" * 10 + "=x", "too-costly", "10", id="chain-too-long"
         ),
-        pytest.param("_has:Observation:patient:code=1", "not-supported", "_has", id="has"),
-        pytest.param("_include=Encounter:patient", "not-supported", "_include", id="include"),
-        pytest.param("_include:iterate=x", "not-supported", "_include", id="include-iterate"),
+        pytest.param("_has:Observation:patient=1", "value", "_has", id="has-short"),
+        pytest.param("_has:Banana:patient:code=1", "not-supported", "'Banana'", id="has-type"),
+        pytest.param("_has:Observation:banana:code=1", "not-supported", "'banana'", id="has-code"),
+        pytest.param("_has:Observation:patient:code=1", "value", "'Encounter'", id="has-target"),
+        pytest.param("_has:Observation:encounter:x=1", "not-supported", "'x'", id="has-end"),
+        pytest.param("_include=Encounter", "value", "_include", id="include-short"),
+        pytest.param("_include=Banana:patient", "not-supported", "'Banana'", id="include-type"),
+        pytest.param("_include=Encounter:banana", "not-supported", "'banana'", id="include-code"),
+        pytest.param("_include=Encounter:status", "value", "'status'", id="include-no-reference"),
+        pytest.param("_include=Encounter:patient:Group", "value", "'Group'", id="include-target"),
+        pytest.param("_include=Patient:organization", "value", "iterate", id="include-start"),
+        pytest.param("_revinclude=Group:member", "value", "iterate", id="revinclude-start"),
+        pytest.param("_include:recurse=x", "not-supported", ":recurse", id="include-modifier"),
+        pytest.param("_list=$current-problems", "not-supported", "Functional", id="list-current"),
+        pytest.param("_list=a b", "value", "'_list'", id="list"),
+        pytest.param("_list:not=a", "not-supported", ":not", id="list-modifier"),
+        pytest.param("_contained=true", "not-supported", "contained", id="contained"),
+        pytest.param("_type=Patient", "not-supported", "'_type'", id="type-on-a-type"),
         pytest.param("_filter=status eq x", "not-supported", "_filter", id="filter"),
         pytest.param("_text=x", "not-supported", "_text", id="text"),
         pytest.param("status:banana=x", "not-supported", ":banana", id="token-modifier"),
@@ -89,7 +110,7 @@ def test_what_is_not_understood_is_refused_by_name(text: str, code: str, named: 
     [
         pytest.param("status:banana=x", id="modifier"),
         pytest.param("date=yesterday", id="value"),
-        pytest.param("patient.name=x", id="chain"),
+        pytest.param("patient.birthdate=x", id="chain"),
         pytest.param("_has:Observation:patient:code=1", id="has"),
         pytest.param("_filter=x", id="filter"),
     ],
@@ -104,6 +125,20 @@ def test_lenient_handling_leaves_out_and_reports() -> None:
     assert query.filter == {"terms": "status=finished"}
     assert query.used == [("status", "finished")]
     assert [issue.severity for issue in query.issues] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    "name", ["patient.nonsense", "nonsense.name", "_has:Observation:encounter:x"]
+)
+def test_lenient_handling_leaves_out_chains_that_lead_nowhere(name: str) -> None:
+    query = read(f"{name}=1&status=finished", lenient=True)
+    assert query.used == [("status", "finished")]
+    assert len(query.issues) == 1
+
+
+def test_a_query_with_a_chain_is_no_filter_before_it_is_resolved() -> None:
+    with pytest.raises(RuntimeError):
+        read("patient.name=x").filter  # noqa: B018
 
 
 def test_refusals_do_not_repeat_the_value() -> None:
@@ -145,9 +180,15 @@ def test_there_are_two_indexes() -> None:
 def test_supported_parameters_are_what_parse_takes() -> None:
     codes = {parameter.code for parameter in supported_parameters("Location")}
     assert {"_id", "_lastUpdated", "address-city"} <= codes
-    assert "near" not in codes
+    assert "near" in codes
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "1|2|3|km|5", "91|0", "0|181", "a|b", "1|2|-3", "1|2|3|in", "nan|1"]
+)
+def test_malformed_place_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="near"):
-        read("near=1|2", "Location")
+        read(f"near={text}", "Location")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from app.identifiers import new_id
 from app.mongo import Mongo
 from app.settings import Settings
 from app.store import Change, Store, Stored
-from app.subscriptions.channels.rest_hook import NOTICE_ID_HEADER
+from app.subscriptions.channels.protocol import NOTICE_ID_HEADER
 from app.subscriptions.retry import RetryPolicy
 from app.subscriptions.worker import Worker
 from tests.subscription_builders import classic, encounter, topic_based

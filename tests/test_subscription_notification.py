@@ -16,7 +16,7 @@ from app.subscriptions.notification import (
     event_notification,
     status_only,
 )
-from app.subscriptions.registration import Content
+from app.subscriptions.channel_terms import Content
 from tests.subscription_builders import ADMISSION, encounter
 
 AT = datetime(2026, 11, 21, 15, 0, 0, 123000, tzinfo=UTC)

@@ -9,24 +9,28 @@ import pytest
 
 from app.errors import Unprocessable
 from app.settings import Settings
-from app.subscriptions import topics
-from app.subscriptions.registration import (
-    BACKPORT,
-    FILTER_CRITERIA,
-    MAX_COUNT,
-    PAYLOAD_CONTENT,
-    Registration,
-    read,
+from app.subscriptions import topic_files
+from app.subscriptions.channel_terms import CHANNEL_TYPE, MAX_COUNT, PAYLOAD_CONTENT
+from app.subscriptions.registration import FILTER_CRITERIA, Registration, read
+from tests.subscription_builders import (
+    ADMISSION,
+    ENDPOINT,
+    classic,
+    email,
+    topic_based,
+    websocket,
 )
-from tests.subscription_builders import ADMISSION, classic, topic_based
 
-SETTINGS = Settings()
+SETTINGS = Settings(smtp_host="127.0.0.1")
 # What the conformance tests of the guide send: it must not be taken for no filter at all.
 MISNAMED = (
     "http://hl7.org/fhir/5.0/subscriptions-backport/StructureDefinition/backport-filter-criteria"
 )
-CHANNEL_TYPE = BACKPORT + "backport-channel-type"
-CATALOGUE = topics.load(SETTINGS)
+REST_HOOK = {
+    "system": "http://terminology.hl7.org/CodeSystem/subscription-channel-type",
+    "code": "rest-hook",
+}
+CATALOGUE = topic_files.load(SETTINGS)
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -86,20 +90,20 @@ def refusals(subscription: dict[str, Any]) -> list[tuple[str, str]]:
             id="unknown-parameter",
         ),
         pytest.param(
-            classic(), put("criteria", "Encounter?status:above=x"), ("not-supported", "criteria"),
+            classic(), put("criteria", "Encounter?status:sideways=x"), ("not-supported", "criteria"),
             id="unknown-modifier",
         ),
         pytest.param(
-            classic(), put("criteria", "Encounter?patient.name=x"), ("not-supported", "criteria"),
-            id="chained",
+            classic(), put("criteria", "Encounter?patient.colour=x"), ("not-supported", "criteria"),
+            id="chained-to-nothing",
         ),
         pytest.param(
             classic(), put("criteria", "Encounter?_count=1"), ("not-supported", "criteria"),
             id="result-parameter",
         ),
         pytest.param(
-            classic(), put("criteria", "Encounter?_has:Condition:encounter:code=x"),
-            ("not-supported", "criteria"), id="reverse-chained",
+            classic(), put("criteria", "Encounter?_has:Condition:encounter:colour=x"),
+            ("not-supported", "criteria"), id="reverse-chained-to-nothing",
         ),
         pytest.param(
             classic(), put("criteria", "Encounter?status="), ("value", "criteria"), id="no-value"
@@ -186,8 +190,56 @@ def refusals(subscription: dict[str, Any]) -> list[tuple[str, str]]:
             id="no-payload",
         ),
         pytest.param(
-            topic_based(), put("channel.payload", "application/fhir+xml"),
-            ("not-supported", "channel.payload"), id="xml",
+            topic_based(), put("channel.payload", "text/html"), ("not-supported", "channel.payload"),
+            id="payload-type",
+        ),
+        pytest.param(
+            topic_based(), put("channel._type.extension", extension("http://x.example/e", valueCode="x")),
+            ("not-supported", "channel.type.extension[0]"), id="unknown-type-extension",
+        ),
+        pytest.param(
+            websocket(), put("channel.endpoint", ENDPOINT), ("not-supported", "channel.endpoint"),
+            id="websocket-endpoint",
+        ),
+        pytest.param(
+            websocket(header=["X-A: b"]), None, ("not-supported", "channel.header"),
+            id="websocket-header",
+        ),
+        pytest.param(
+            websocket(), put("channel.payload", "text/plain"), ("not-supported", "channel.payload"),
+            id="websocket-payload",
+        ),
+        pytest.param(
+            {**websocket(), "criteria": "Encounter?"}, put("channel._payload", None),
+            ("not-supported", "channel.payload"), id="classic-websocket-payload",
+        ),
+        pytest.param(
+            email(endpoint="https://a.example"), None, ("value", "channel.endpoint"),
+            id="email-endpoint",
+        ),
+        pytest.param(
+            email(endpoint="mailto:a@b.example,c@d.example"), None, ("value", "channel.endpoint"),
+            id="email-two-addresses",
+        ),
+        pytest.param(
+            email(endpoint="mailto:a@b.example%0d%0aBcc:c@d.example"), None,
+            ("value", "channel.endpoint"), id="email-injected-header",
+        ),
+        pytest.param(
+            email(payload="application/fhir+json"), None, ("not-supported", "channel.payload"),
+            id="email-machine-readable-body",
+        ),
+        pytest.param(
+            email(payload="text/plain;attach=image/png"), None, ("not-supported", "channel.payload"),
+            id="email-attachment-type",
+        ),
+        pytest.param(
+            email(payload="text/plain", content="full-resource"), None,
+            ("not-supported", "channel.payload"), id="email-resources-in-body",
+        ),
+        pytest.param(
+            email(header=["Bcc: c@d.example"]), None, ("value", "channel.header[0]"),
+            id="email-header",
         ),
         pytest.param(
             topic_based(), put("channel.payload", "application/fhir+json; fhirVersion=5.0"),
@@ -266,12 +318,11 @@ def test_what_is_not_supported_is_refused_at_its_element(
 
 
 def test_all_complaints_come_at_once() -> None:
-    subscription = topic_based("colour=red", content="everything", header=["x"])
-    subscription["channel"]["type"] = "sms"
+    subscription = topic_based("colour=red", content="everything", header=["x"], endpoint="x")
     assert [path for _, path in refusals(subscription)] == [
         "Subscription.criteria.extension[0]",
-        "Subscription.channel.type",
         "Subscription.channel.payload.extension[0]",
+        "Subscription.channel.endpoint",
         "Subscription.channel.header[0]",
     ]
 
@@ -290,7 +341,15 @@ def test_all_complaints_come_at_once() -> None:
         pytest.param(topic_based("Encounter?patient=p1&trigger=A01"), id="filter-query"),
         pytest.param(topic_based("class:not=EMER"), id="filter-modifier"),
         pytest.param(topic_based(payload="application/fhir+json; fhirVersion=4.0"), id="version"),
-        pytest.param(topic_based(heartbeat=86400, timeout=60), id="times"),
+        pytest.param(topic_based(heartbeat=86400, timeout=60, max_count=10), id="times"),
+        pytest.param(topic_based(payload="application/fhir+xml"), id="xml"),
+        pytest.param(websocket(), id="websocket"),
+        pytest.param(websocket(content="full-resource"), id="websocket-on-loopback"),
+        pytest.param(email(), id="email"),
+        pytest.param(email(payload="text/plain"), id="email-plain"),
+        pytest.param(email(content="full-resource", header=["Subject: Hi"]), id="email-resources"),
+        pytest.param({**topic_based(), "channel": {**topic_based()["channel"], "type": "message"}}, id="message"),
+        pytest.param(topic_based(_type={"extension": extension(CHANNEL_TYPE, valueCoding=REST_HOOK)}), id="same-type"),
         pytest.param(topic_based(content="full-resource", endpoint="https://p.example/h"), id="full"),
         pytest.param(topic_based(header=["Authorization: Bearer a.b-c_d=", "X-Empty:"]), id="headers"),
     ],
@@ -318,3 +377,30 @@ def test_a_topic_based_subscription_is_read_whole() -> None:
 def test_times_default_to_the_settings() -> None:
     assert registered(topic_based()).channel.timeout == SETTINGS.delivery_timeout
     assert registered(classic()).channel.content is None
+
+
+@pytest.mark.parametrize(
+    ("subscription", "settings", "expected"),
+    [
+        pytest.param(email(), Settings(), ("not-supported", "channel.type"), id="no-smtp-server"),
+        pytest.param(
+            email(content="full-resource"),
+            Settings(smtp_host="mail.example"),
+            ("security", "channel.payload"),
+            id="resources-by-open-mail",
+        ),
+        pytest.param(
+            websocket(content="full-resource"),
+            Settings(host="10.0.0.1", base_url="http://hub.example/fhir"),
+            ("security", "channel.payload"),
+            id="resources-by-open-websocket",
+        ),
+    ],
+)
+def test_what_the_server_is_not_set_up_for_is_refused(
+    subscription: dict[str, Any], settings: Settings, expected: tuple[str, str]
+) -> None:
+    with pytest.raises(Unprocessable) as caught:
+        read(subscription, topic_files.load(settings), settings)
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.expression[0]) == (expected[0], f"Subscription.{expected[1]}")

@@ -13,8 +13,8 @@ import respx
 
 from app.security.egress import Egress
 from app.subscriptions.channels import Notice
-from app.subscriptions.channels.protocol import ANSWER_LIMIT
-from app.subscriptions.channels.rest_hook import NOTICE_ID_HEADER, RestHook
+from app.subscriptions.channels.protocol import ANSWER_LIMIT, NOTICE_ID_HEADER
+from app.subscriptions.channels.rest_hook import RestHook
 from app.subscriptions.retry import Verdict
 from tests.subscription_receiver import Receiver, receiving
 

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from app.search.extract import extract
 from app.settings import Settings
-from app.subscriptions import topics
+from app.subscriptions import topic_files, topics
 from tests.subscription_builders import ADMISSION, encounter
-
-
-@dataclass
-class Pair:
-    """A change, as topics look at it."""
-
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-    type: str = "Encounter"
-
-    @property
-    def method(self) -> str:
-        return "update" if self.before else "create"
-
-    @property
-    def fields(self) -> dict[str, Any] | None:
-        return None if self.after is None else extract(self.type, self.after)
-
-    @property
-    def previous_fields(self) -> dict[str, Any] | None:
-        return None if self.before is None else extract(self.type, self.before)
+from tests.subscription_facts import Pair, found
 
 
 @pytest.fixture(scope="module")
 def topic() -> topics.Topic:
-    found = topics.load(Settings()).find(ADMISSION)
-    assert found is not None
-    return found
+    loaded = topic_files.load(Settings()).find(ADMISSION)
+    assert loaded is not None
+    return loaded
 
 
 def version(text: str | None) -> dict[str, Any] | None:
@@ -83,10 +62,10 @@ def version(text: str | None) -> dict[str, Any] | None:
         pytest.param("in-progress IMP", None, None, id="deleted"),
     ],
 )
-def test_when_an_admission_fires(
+async def test_when_an_admission_fires(
     topic: topics.Topic, before: str | None, after: str | None, trigger: str | None
 ) -> None:
-    fired = topic.fired(Pair(version(before), version(after)))
+    fired = await topic.fired(Pair(version(before), version(after)), found)
     assert (fired is None) == (trigger is None)
     if fired is not None:
         assert fired.coding is not None
@@ -94,9 +73,9 @@ def test_when_an_admission_fires(
         assert fired.coding["system"] == "http://terminology.hl7.org/CodeSystem/v2-0003"
 
 
-def test_other_types_do_not_fire_it(topic: topics.Topic) -> None:
+async def test_other_types_do_not_fire_it(topic: topics.Topic) -> None:
     goal = {"resourceType": "Goal", "lifecycleStatus": "active"}
-    assert topic.fired(Pair(None, goal, "Goal")) is None
+    assert await topic.fired(Pair(None, goal, "Goal"), found) is None
 
 
 def test_what_travels_along(topic: topics.Topic) -> None:
@@ -112,7 +91,7 @@ def test_what_travels_along(topic: topics.Topic) -> None:
             serviceProvider={"reference": "Organization/o1"},
         ),
     )
-    assert topic.context(fields) == [
+    assert topic.context("Encounter", fields) == [
         "Patient/p1",
         "Location/l1",
         "Condition/c1",
@@ -122,13 +101,13 @@ def test_what_travels_along(topic: topics.Topic) -> None:
 
 
 def test_the_base_of_our_topics_is_a_setting() -> None:
-    catalogue = topics.load(Settings(topic_base="https://hub.example/topics"))
+    catalogue = topic_files.load(Settings(topic_base="https://hub.example/topics"))
     assert catalogue.find("https://hub.example/topics/encounter-admission") is not None
     assert catalogue.find(ADMISSION) is None
 
 
 def test_a_canonical_may_name_a_version() -> None:
-    catalogue = topics.load(Settings())
+    catalogue = topic_files.load(Settings())
     assert catalogue.find(f"{ADMISSION}|1.0.0") is not None
     assert catalogue.find(f"{ADMISSION}|9.9.9") is None
     assert [topic.url for topic in catalogue.watching("Encounter")] == [ADMISSION]

@@ -79,10 +79,17 @@ def _read(context: Context, invocation: Invocation) -> _Asked:
     return _Asked(
         types or _compartment_types(),
         maximum if count is None else max(1, min(int(count), maximum)),
-        date.span(since)[0] if since is not None else None,
+        _instant(since) if since is not None else None,
         (start, end),
         (str(after[0]), str(after[1]), str(after[2])) if after else None,
     )
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return date.span(text)[0]
+    except (ValueError, OverflowError):
+        raise BadRequest("_since must be an instant", code="value", expression="_since") from None
 
 
 async def _matches(

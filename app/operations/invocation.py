@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from app import validation
 from app.definitions import json_name
 from app.errors import BadRequest
 from app.fhir_json import Resource
@@ -34,6 +35,7 @@ class Invocation:
     resource_type: str | None
     resource_id: str | None
     arguments: Arguments
+    posted: bool = False
 
     @property
     def instance(self) -> tuple[str, str]:
@@ -59,10 +61,11 @@ def arguments_of(definition: Resource, body: Resource) -> Arguments:
             if parameter.get("type") in ("Resource", body.get("resourceType")):
                 return {name: [body]}
         raise BadRequest("The body must be Parameters", expression="resourceType")
+    _check_form(body)
     arguments: Arguments = {}
     for index, given in enumerate(body.get("parameter", ())):
         where = f"Parameters.parameter[{index}]"
-        if not isinstance(given, dict) or given.get("name") not in inputs:
+        if given.get("name") not in inputs:
             raise BadRequest(
                 "This operation has no such parameter", code="not-supported", expression=where
             )
@@ -89,6 +92,24 @@ def arguments_of_query(definition: Resource, query: Iterable[tuple[str, str]]) -
         texts = text.split(",") if name == "_type" else [text]
         arguments.setdefault(name, []).extend(_primitive(type_name, t, name) for t in texts)
     return arguments
+
+
+def _check_form(body: Resource) -> None:
+    """Raises BadRequest for malformed Parameters; the resources inside are the operation's to judge."""
+    given = body.get("parameter")
+    if isinstance(given, list):
+        for index, parameter in enumerate(given):
+            if isinstance(parameter, dict) and not isinstance(parameter.get("resource", {}), dict):
+                where = f"Parameters.parameter[{index}].resource"
+                raise BadRequest("Must be an object", code="structure", expression=where)
+        form = [
+            {name: value for name, value in parameter.items() if name != "resource"}
+            if isinstance(parameter, dict)
+            else parameter
+            for parameter in given
+        ]
+        body = {**body, "parameter": form}
+    validation.validate(body)
 
 
 def _inputs(definition: Resource) -> dict[str, dict[str, Any]]:

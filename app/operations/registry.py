@@ -14,12 +14,22 @@ from typing import Any
 
 import msgspec
 
+from app import write
 from app.context import Context
 from app.definitions import PROFILES
 from app.errors import BadRequest, MethodNotAllowed, NotFound
 from app.exchange import Answer
 from app.fhir_json import Resource
-from app.operations import everything, meta, validate
+from app.operations import (
+    everything,
+    meta,
+    reindex,
+    subscription_events,
+    subscription_resend,
+    subscription_status,
+    subscription_ws_binding_token,
+    validate,
+)
 from app.operations.invocation import Invocation, arguments_of, arguments_of_query
 
 Run = Callable[[Context, Invocation], Awaitable[Answer]]
@@ -58,10 +68,15 @@ class Operation:
 
 OPERATIONS: Sequence[Operation] = (
     Operation("Resource-validate", validate.run),
+    Operation("reindex", reindex.run),
     Operation("Patient-everything", everything.run),
     Operation("Resource-meta", meta.run),
     Operation("Resource-meta-add", meta.run_add, changes=True),
     Operation("Resource-meta-delete", meta.run_delete, changes=True),
+    Operation("backport-subscription-status", subscription_status.run),
+    Operation("backport-subscription-events", subscription_events.run),
+    Operation("backport-subscription-get-ws-binding-token", subscription_ws_binding_token.run),
+    Operation("backport-subscription-resend", subscription_resend.run, changes=True),
 )
 
 
@@ -96,6 +111,8 @@ async def invoke(
 ) -> Answer:
     """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query."""
     resource_type, resource_id = place
+    if resource_type is not None:
+        write.check_type(resource_type)
     operation = find(code, resource_type, resource_id)
     definition = operation.resource
     if operation.changes and not posted:
@@ -106,7 +123,7 @@ async def invoke(
         else arguments_of_query(definition, given)
     )
     _check_present(definition, arguments)
-    return await operation.run(context, Invocation(resource_type, resource_id, arguments))
+    return await operation.run(context, Invocation(resource_type, resource_id, arguments, posted))
 
 
 def _check_present(definition: Resource, arguments: Mapping[str, list[Any]]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from app.context import Context
 from app.fhir_json import Resource
-from app.resources import subscription
+from app.resources import search_parameter, subscription
 from app.resources.rules import Prepared, Rule
 from app.store import Stored
 
-RULES: dict[str, Rule] = {"Subscription": subscription.prepare}
+RULES: dict[str, Rule] = {
+    "SearchParameter": search_parameter.prepare,
+    "Subscription": subscription.prepare,
+}
 
 
 async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:

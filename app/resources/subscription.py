@@ -12,7 +12,8 @@ from app.fhir_json import Resource
 from app.mongo import Document
 from app.resources.rules import Prepared
 from app.security.egress import Egress, EgressRefusedError, UnresolvableError, origin
-from app.subscriptions import registration
+from app.subscriptions import registration, watch
+from app.subscriptions.channels import CHANNELS
 
 if TYPE_CHECKING:
     from app.context import Context
@@ -33,13 +34,18 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     read = registration.read(full, context.server.worker.registry.catalogue, context.settings)
     if read.end is not None and read.end <= context.server.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
-    await _check_egress(context, read.channel.endpoint)
+    if CHANNELS[read.channel.type].calls_out:
+        await _check_egress(context, read.channel.endpoint)
     stored = _with_headers(resource, [mask(header) for header in headers])
     stored["status"] = "off" if resource.get("status") == "off" else "requested"
     stored.pop("error", None)  # the server's to say, and a new request starts without one
     return Prepared(
         stored,
-        private={"headers": headers, "base_url": context.base_url},
+        private={
+            "headers": headers,
+            "base_url": context.base_url,
+            "watch": watch.encode(read, context.settings),
+        },
         echo={"channel": {**stored["channel"], "header": sent}} if sent else None,
     )
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from app import definitions
 from app.errors import BadRequest
 from app.search import cohort, reference
-from app.search.lookup import Document, Limits, Link, Lookup, TooMany, alive, too_costly
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.link import Link, alive
+from app.search.lookup import Document, Lookup, TooMany
+from app.search.parameter import Condition, Parameter, Scope, UnknownParameter
 from app.search.registry import parameters
 from app.search.special import Ids
-from app.search.terms import Terms, successor
+from app.search.terms import successor
 
 if TYPE_CHECKING:
     from app.store import Store
@@ -89,9 +90,7 @@ def _has(resource_type: str, name: str, text: str, scope: Scope, read: Read) -> 
         raise _refused(name, f"'_has' names '{source}', which is no resource type served here")
     parameter = _reference(source, code, name)
     if resource_type not in _types(parameter):
-        raise _refused(
-            name, f"'{code}' of {source} does not refer to a '{resource_type}'", "value"
-        )
+        raise _refused(name, f"'{code}' of {source} does not refer to a '{resource_type}'", "value")
     return Has(resource_type, parameter, Link(source, read(source, rest, text)), scope)
 
 
@@ -99,7 +98,7 @@ def _reference(resource_type: str, code: str, name: str) -> Parameter:
     """The reference parameter that a step of a chain follows."""
     parameter = parameters(resource_type).get(code)
     if parameter is None:
-        raise UnknownParameter(resource_type, code, name)
+        raise UnknownParameter(resource_type, code)
     if not parameter.types & {"Reference", "Resource"}:
         raise _refused(
             name, f"Search parameter '{code}' of {resource_type} is no reference to follow", "value"
@@ -110,17 +109,6 @@ def _reference(resource_type: str, code: str, name: str) -> Parameter:
 def _types(parameter: Parameter) -> Sequence[str]:
     served = definitions.SUPPORTED_TYPES
     return [each for each in parameter.targets if each in served] if parameter.targets else served
-
-
-class UnknownParameter(BadRequest):
-    """A name that is no search parameter of the type; lenient handling leaves it out."""
-
-    def __init__(self, resource_type: str, code: str, name: str) -> None:
-        super().__init__(
-            f"Unknown search parameter '{code}' for resource type {resource_type}",
-            code="not-supported",
-            expression=f"http.{name}",
-        )
 
 
 def _refused(name: str, diagnostics: str, code: str = "not-supported") -> BadRequest:
@@ -139,26 +127,25 @@ class Chain(Lookup):
     def needs(self) -> dict[str, int]:
         return {"terms": 1}
 
-    async def find(self, store: Store, limits: Limits) -> Condition:
+    async def find(self, store: Store) -> Condition:
+        limits = self.scope.limits
         found: list[str] = []
         is_too_much = False
         for link in self.links:
             try:
-                found += [
-                    f"{link.resource_type}/{each}" for each in await link.ids(store, limits)
-                ]
+                found += [f"{link.resource_type}/{each}" for each in await link.ids(store, limits)]
             except TooMany:  # the other links still have to settle before they can be tested
                 is_too_much = True
         if is_too_much or len(found) > limits.found:
             raise TooMany
         condition = reference.local(self.parameter, found, self.scope)
         if self.parameter.aside:
-            return await cohort.Aside(self.parameter.aside, condition).find(store, limits)
+            return await cohort.Aside(self.parameter.aside, condition, limits).find(store)
         return condition
 
-    async def test(self, store: Store, rows: Sequence[Document], limits: Limits) -> set[str]:
+    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
         if self.parameter.aside:
-            raise too_costly()
+            raise TooMany
         referring: dict[tuple[str, str], list[str]] = {}
         for row in rows:
             for target in reference.targets(self.parameter, row["terms"], self.scope.base_url):
@@ -166,7 +153,7 @@ class Chain(Lookup):
         passed: set[str] = set()
         for link in self.links:
             ids = [name for kind, name in referring if kind == link.resource_type]
-            for each in await link.among(store, ids, limits):
+            for each in await link.among(store, ids):
                 passed.update(referring[link.resource_type, each])
         return passed
 
@@ -184,16 +171,20 @@ class Has(Lookup):
     def needs(self) -> dict[str, int]:
         return {"_id": 1}
 
-    async def find(self, store: Store, limits: Limits) -> Condition:
-        condition = await self.link.settle(store, limits)
+    async def find(self, store: Store) -> Condition:
+        limits = self.scope.limits
+        condition = await self.link.settle(store)
         if condition is None:
             raise TooMany
         prefixes = self._local([""])
         if self.parameter.aside:
             groups = await self.link.ids(store, limits)
-            terms = await cohort.terms_of(
-                store, self.parameter.aside, groups, prefixes, limits.found + 1
+            members = await cohort.terms_of(
+                store, self.parameter.aside, groups, prefixes, limits.found
             )
+            if members is None:
+                raise TooMany
+            terms = members
         else:
             rows = await store.find(
                 self.link.resource_type,
@@ -205,34 +196,35 @@ class Has(Lookup):
                 raise TooMany
             terms = [term for row in rows for term in row["terms"]]
         ids = self._ids(terms)
-        if len(terms) > limits.found and (self.parameter.aside or len(ids) > limits.found):
+        if len(ids) > limits.found:
             raise TooMany
         return Ids(tuple(ids))
 
-    async def test(self, store: Store, rows: Sequence[Document], limits: Limits) -> set[str]:
+    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
         terms = self._local([row["_id"] for row in rows])
         if self.parameter.aside:
-            found = await cohort.terms_among(store, self.parameter.aside, self.link, terms, limits)
+            found = await cohort.terms_among(
+                store, self.parameter.aside, self.link, terms, self.scope.limits
+            )
         elif isinstance(self.link.condition, Lookup):
-            found = await self._test_referring(store, self.link.condition, terms, limits)
+            found = await self._test_referring(store, self.link.condition, terms)
         else:
             where = {"$and": [{"terms": {"$in": terms}}, self.link.condition.filter()]}
             found = await store.terms_among(self.link.resource_type, where, terms)
         return set(self._ids(found))
 
-    async def _test_referring(
-        self, store: Store, condition: Lookup, terms: list[str], limits: Limits
-    ) -> list[str]:
+    async def _test_referring(self, store: Store, condition: Lookup, terms: list[str]) -> list[str]:
         """The terms of all that refers to the candidates and passes a lookup in turn."""
+        limit = self.scope.limits.examined
         rows = await store.find(
             self.link.resource_type,
             {"terms": {"$in": terms}},
-            limit=limits.examined + 1,
+            limit=limit + 1,
             projection={"terms": 1},
         )
-        if len(rows) > limits.examined:
-            raise too_costly()
-        passed = await condition.test(store, rows, limits)
+        if len(rows) > limit:
+            raise TooMany
+        passed = await condition.test(store, rows)
         return [term for row in rows if row["_id"] in passed for term in row["terms"]]
 
     def _local(self, ids: Sequence[str]) -> list[str]:
@@ -251,6 +243,3 @@ def _beginning_with(prefixes: Sequence[str]) -> dict[str, object]:
         for each in prefixes
     ]
     return {"$filter": {"input": "$terms", "cond": {"$or": bounds}}}
-
-
-__all__ = ["HAS", "Chain", "Has", "Read", "Terms", "UnknownParameter", "is_chain", "parse"]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search.lookup import Document, Limits, Link, Lookup, TooMany, too_costly
-from app.search.parameter import Condition, Fields, Filter
+from app.search.link import Link
+from app.search.lookup import Document, Lookup, TooMany
+from app.search.parameter import Condition, Fields, Filter, Limits
 from app.search.special import Ids
 from app.search.terms import Terms, successor
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Search parameters whose terms are kept in a collection of rows, by type and code.
 ROWS: Mapping[tuple[str, str], str] = {("Group", "member"): "group_members"}
+# Beyond this many Groups their rows are asked for the candidates instead of being read.
+_MOST_GROUPS = 100
 
 
 def collection_of(resource_type: str) -> str | None:
@@ -33,6 +36,34 @@ def collection_of(resource_type: str) -> str | None:
 def index_models() -> list[IndexModel]:
     """The index of a collection of rows; the unique one on `_id` finds the rows of a Group."""
     return [IndexModel([("_id.m", ASCENDING), ("_id.g", ASCENDING)], name="members")]
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """What a change of a resource does to its rows; `is_new` says that there are none yet, `is_end` that all go."""
+
+    collection: str
+    id: str
+    gone: Sequence[str]
+    new: Sequence[str]
+    is_new: bool
+    is_end: bool
+
+
+def row_change(
+    collection: str, resource_id: str, before: Fields | None, after: Fields | None
+) -> RowChange:
+    """The difference between the fields of a resource before and after a change; None where it does not exist."""
+    old = dict.fromkeys(before.get("rows", ()) if before else ())
+    new = dict.fromkeys(after.get("rows", ()) if after else ())
+    return RowChange(
+        collection,
+        resource_id,
+        [each for each in old if each not in new],
+        [each for each in new if each not in old],
+        before is None,
+        after is None,
+    )
 
 
 def all_of(group: str) -> Filter:
@@ -46,13 +77,33 @@ def _between(group: str, low: str, high: str) -> Filter:
 
 async def terms_of(
     store: Store, collection: str, groups: Sequence[str], prefixes: Sequence[str], limit: int
-) -> list[str]:
-    """The terms in the rows of these resources that begin with one of the prefixes, at most `limit`."""
+) -> list[str] | None:
+    """The terms in the rows of these resources that begin with one of the prefixes; None for more than `limit`."""
     if not groups:
         return []
+    if len(groups) > _MOST_GROUPS:
+        return None
     ways = [_between(group, each, successor(each)) for group in groups for each in prefixes]
-    rows = await store.find(collection, {"$or": ways}, limit=limit, projection={"_id": 1})
+    # Counting costs a tenth of reading, and large cohorts are what rows are for.
+    if await store.count(collection, {"$or": ways}, limit + 1) > limit:
+        return None
+    rows = await store.find(collection, {"$or": ways}, projection={"_id": 1})
     return [row["_id"]["m"] for row in rows]
+
+
+async def first_terms(
+    store: Store, collection: str, group: str, prefix: str, limit: int
+) -> list[str]:
+    """The first terms in the rows of one resource that begin with the prefix, at most `limit`."""
+    where = _between(group, prefix, successor(prefix))
+    rows = await store.find(collection, where, sort=[("_id", ASCENDING)], limit=limit)
+    return [row["_id"]["m"] for row in rows]
+
+
+async def holders(store: Store, collection: str, terms: Sequence[str], limit: int) -> list[str]:
+    """The ids of resources that have any of the terms in their rows, from at most `limit` rows."""
+    rows = await store.find(collection, {"_id.m": {"$in": list(terms)}}, limit=limit)
+    return list(dict.fromkeys(row["_id"]["g"] for row in rows))
 
 
 async def terms_among(
@@ -63,12 +114,10 @@ async def terms_among(
     if isinstance(link.condition, Ids):
         keys = [{"g": group, "m": term} for group in link.condition.ids for term in terms]
         where = {"_id": {"$in": keys}} if len(keys) <= limits.found else where
-    rows = await store.find(
-        collection, where, limit=limits.examined + 1, projection={"_id": 1}
-    )
+    rows = await store.find(collection, where, limit=limits.examined + 1, projection={"_id": 1})
     if len(rows) > limits.examined:
-        raise too_costly()
-    groups = await link.among(store, list({row["_id"]["g"] for row in rows}), limits)
+        raise TooMany
+    groups = await link.among(store, list({row["_id"]["g"] for row in rows}))
     return [row["_id"]["m"] for row in rows if row["_id"]["g"] in groups]
 
 
@@ -92,6 +141,7 @@ class Aside(Lookup):
 
     collection: str
     terms: Terms
+    limits: Limits
 
     @property
     def needs(self) -> dict[str, int]:
@@ -99,27 +149,25 @@ class Aside(Lookup):
 
     def _filter(self) -> Filter:
         ways: list[Filter] = [{"_id.m": {"$in": list(self.terms.equal)}}]
-        ways += [
-            {"_id.m": {"$gte": each, "$lt": successor(each)}} for each in self.terms.prefixes
-        ]
+        ways += [{"_id.m": {"$gte": each, "$lt": successor(each)}} for each in self.terms.prefixes]
         return ways[0] if len(ways) == 1 else {"$or": ways}
 
-    async def find(self, store: Store, limits: Limits) -> Condition:
+    async def find(self, store: Store) -> Condition:
         rows = await store.find(
-            self.collection, self._filter(), limit=limits.found + 1, projection={"_id": 1}
+            self.collection, self._filter(), limit=self.limits.found + 1, projection={"_id": 1}
         )
-        if len(rows) > limits.found:
+        if len(rows) > self.limits.found:
             raise TooMany
         return Found(Ids(tuple({row["_id"]["g"] for row in rows})), self)
 
-    async def test(self, store: Store, rows: Sequence[Document], limits: Limits) -> set[str]:
+    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
         groups = [row["_id"] for row in rows]
         where = {"$and": [self._filter(), {"_id.g": {"$in": groups}}]}
         found = await store.find(
-            self.collection, where, limit=limits.examined + 1, projection={"_id": 1}
+            self.collection, where, limit=self.limits.examined + 1, projection={"_id": 1}
         )
-        if len(found) > limits.examined:
-            raise too_costly()
+        if len(found) > self.limits.examined:
+            raise TooMany
         return {row["_id"]["g"] for row in found}
 
     def matches(self, fields: Fields) -> bool:

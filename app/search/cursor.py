@@ -1,24 +1,49 @@
-"""Where a page begins: the sort values and the id of the last row before it, as an opaque token.
+"""Where a page begins: the sort values and the id of the last row before it, as an opaque, signed, expiring token.
 
-A cursor belongs to one search: it carries a digest of the parameters it was made for.
+A cursor belongs to one search: it carries a digest of the parameters it was made for, the time it was made, and for
+searches that read at one cluster time that time. The key lies in the database, so any process takes the links of any.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import json
-from datetime import datetime
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
 from typing import Any
 
+from bson import Timestamp
 from bson.decimal128 import Decimal128
 
-from app.errors import BadRequest
+from app.errors import BadRequest, Gone
 
 Values = tuple[Any, ...]
+LIFETIME = timedelta(hours=24)
 _WITHOUT_EFFECT = frozenset({"_cursor", "_count", "_total", "_summary", "_elements"})
+_MAC = 16
+# The last is signed with; a process that has no database yet has a key of its own.
+_keys: list[bytes] = [os.urandom(32)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """What a token says: the sort values a page begins after, and the cluster time to read at."""
+
+    values: Values
+    snapshot: Timestamp | None = None
+
+
+def trust(key: bytes) -> None:
+    """Sign with this key from now on, and take what it signed."""
+    if key in _keys:
+        _keys.remove(key)
+    _keys.append(key)
 
 
 def fingerprint(resource_type: str, used: list[tuple[str, str]]) -> str:
@@ -28,23 +53,50 @@ def fingerprint(resource_type: str, used: list[tuple[str, str]]) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def encode(values: Values, search: str) -> str:
+def encode(values: Values, search: str, snapshot: Timestamp | None = None) -> str:
     """The token for the page after the row with these sort values, the last of them its id."""
-    text = json.dumps([search, [_plain(value) for value in values]], separators=(",", ":"))
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    at = [snapshot.time, snapshot.inc] if snapshot is not None else None
+    content = [search, [_plain(value) for value in values], int(time.time()), at]
+    body = json.dumps(content, separators=(",", ":")).encode()
+    token = body + _sign(_keys[-1], body)
+    return base64.urlsafe_b64encode(token).decode().rstrip("=")
 
 
-def decode(token: str, search: str, length: int) -> Values:
-    """The sort values a page begins after. Raises BadRequest where the token is not one of this search."""
+def read(token: str, search: str, length: int, lifetime: timedelta = LIFETIME) -> Cursor:
+    """What a token says. Raises BadRequest where it is none of this search, Gone where its time has passed."""
     try:
         padded = token + "=" * (-len(token) % 4)
-        made_for, values = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        whole = base64.b64decode(padded, altchars=b"-_", validate=True)
+        body, mac = whole[:-_MAC], whole[-_MAC:]
+        if not any(hmac.compare_digest(mac, _sign(key, body)) for key in _keys):
+            raise _invalid()
+        made_for, values, made, at = json.loads(body)
         found = tuple(_value(each) for each in values)
     except (binascii.Error, ValueError, TypeError, KeyError, InvalidOperation):
         raise _invalid() from None
     if made_for != search or len(found) != length or not isinstance(found[-1], str):
         raise _invalid()
-    return found
+    if time.time() - made > lifetime.total_seconds():
+        raise expired()
+    return Cursor(found, Timestamp(*at) if at else None)
+
+
+def decode(token: str, search: str, length: int) -> Values:
+    """The sort values a page begins after; raises as `read` does."""
+    return read(token, search, length).values
+
+
+def expired() -> Gone:
+    """The answer to a page link past its time."""
+    return Gone(
+        "The page link has expired; start the search again",
+        code="expired",
+        expression="http._cursor",
+    )
+
+
+def _sign(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, "sha256")[:_MAC]
 
 
 def _invalid() -> BadRequest:

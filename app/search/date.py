@@ -111,16 +111,21 @@ def condition(
     return Ranges("dates", parameter.key, found, start=_start(parameter, found))
 
 
-def _one(parameter: Parameter, text: str, scope: Scope) -> Alternatives:
-    prefix, text = split_prefix(text.replace(" ", "+"))
+def precise(parameter: Parameter, text: str) -> Span:
+    """The first and the last millisecond of a search value without a prefix. Raises BadRequest."""
     try:
         if not _DATE_TIME.fullmatch(text):
             raise ValueError
-        low, high = span(text)
+        return span(text)
     except (ValueError, OverflowError):
         raise parameter.malformed(
             "a date such as 2026, 2026-05, ge2026-05-14 or 2026-05-14T10:00:00Z"
         ) from None
+
+
+def _one(parameter: Parameter, text: str, scope: Scope) -> Alternatives:
+    prefix, text = split_prefix(text.replace(" ", "+"))
+    low, high = precise(parameter, text)
     if prefix == "ap":
         # About: within a tenth of the time between now and the value.
         slack = abs(scope.now - low) / 10

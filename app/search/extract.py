@@ -7,6 +7,8 @@ docs/decisions/0003-stored-shape-and-search-terms.md; the fields:
     dates, numbers, quantities      {parameter: [{lo, hi, ...}]}
     composites  {parameter: [fields of one element]}
     sorts       {parameter: {lo, hi}}, the least and the greatest value to sort by
+    position    a Location's place on earth, see near.py
+    rows        terms that the store keeps in rows beside the document, not in it, see cohort.py
     _id, at     the resource's id and time, as the document has them
 """
 
@@ -19,11 +21,11 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import date
+from app.search import custom, date, near
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
 from app.search.ranges import plain
-from app.search.registry import GROUPS, OF_THE_DOCUMENT, VALUES, is_sortable, parameters
+from app.search.registry import GROUPS, OF_THE_DOCUMENT, VALUES, extracted, is_sortable
 from app.search.terms import EVERY
 
 # Adds what it finds in a value of the resource to the fields.
@@ -57,6 +59,8 @@ def extract(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
     for rule in plan.always:
         rule(resource, fields)
     fields["terms"] = list(dict.fromkeys(fields["terms"]))
+    if "rows" in fields:
+        fields["rows"] = list(dict.fromkeys(fields["rows"]))
     sorts = fields.get("sorts")
     if sorts is not None:
         for key, found in sorts.items():
@@ -85,10 +89,11 @@ def _add_own(resource: Mapping[str, Any], plan: _Plan, fields: dict[str, Any]) -
 
 def index_models(resource_type: str) -> list[IndexModel]:
     """The indexes of a type's collection: one for all terms in clinical order, one for the time of change."""
-    return [
+    models = [
         IndexModel([("terms", ASCENDING), ("date", ASCENDING), ("_id", ASCENDING)], name="terms"),
         IndexModel([("at", ASCENDING), ("_id", ASCENDING)], name="at"),
     ]
+    return [*models, near.index_model()] if resource_type == "Location" else models
 
 
 @cache
@@ -96,7 +101,7 @@ def _plan(resource_type: str) -> _Plan:
     by_key: dict[str, list[Rule]] = {}
     always: list[Rule] = []
     clinical = None
-    for code, parameter in parameters(resource_type).items():
+    for code, parameter in extracted(resource_type).items():
         if parameter.is_clinical:
             clinical = code
         if code in OF_THE_DOCUMENT:
@@ -110,7 +115,12 @@ def _plan(resource_type: str) -> _Plan:
                 by_key.setdefault(path.keys[0], []).append(rule)
             else:
                 always.append(_rule(parameter, path, path.steps, is_sorted=is_sorted))
+    if resource_type == "Location":
+        by_key.setdefault("position", []).append(near.add_position)
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
+
+
+custom.on_change.append(_plan.cache_clear)
 
 
 def _rule(parameter: Parameter, path: Path, steps: tuple[Step, ...], *, is_sorted: bool) -> Rule:
@@ -118,6 +128,8 @@ def _rule(parameter: Parameter, path: Path, steps: tuple[Step, ...], *, is_sorte
     if parameter.type in GROUPS:
         group = GROUPS[parameter.type]
         return _range_rule(group, parameter.key, steps, values, is_sorted=is_sorted)
+    if parameter.aside:
+        return _aside_rule(parameter.key, steps, values)
     if parameter.shared:
         values = _beyond_shared(values, f"={parameter.targets[0]}/")
     return _term_rule(parameter.key, steps, values, is_sorted=is_sorted)
@@ -141,6 +153,20 @@ def _term_rule(
                     _add_sort_values(key, endings, fields)
             elif endings is not None:
                 terms.append(present)
+
+    return rule
+
+
+def _aside_rule(key: str, steps: tuple[Step, ...], values: Callable[[Any], list[str]]) -> Rule:
+    """Terms for rows; the document itself only tells that there are some."""
+    present = key + "="
+
+    def rule(value: Any, fields: dict[str, Any]) -> None:
+        elements = [element for element in follow(steps, value) if element is not None]
+        if elements:
+            fields["terms"].append(present)
+            rows = fields.setdefault("rows", [])
+            rows += [key + ending for element in elements for ending in values(element)]
 
     return rule
 

@@ -6,21 +6,48 @@ exactly once whatever others write meanwhile, and the last page costs what the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import msgspec
+from bson import Timestamp
 
-from app.errors import operation_outcome
-from app.search import cursor, sorting
+from app.errors import Issue, operation_outcome
+from app.search import cursor, probe, sorting
+from app.search.gather import Row, included
 from app.search.parameter import Filter
 from app.search.query import Query
+from app.search.ranges import Instant
 from app.search.resolution import resolve
+from app.snapshot import reading_at
 
 if TYPE_CHECKING:
     from app.store import Store
 
 _json = msgspec.json.Encoder()
+
+
+@dataclass(slots=True)
+class Page:
+    """What a searchset shows. `search` is what its cursors are made for; `place` is its address under the base.
+
+    `following` are the sort values of the last row, where others follow; `snapshot` the cluster time of all pages.
+    `horizon` is the time of change up to which the search is complete.
+    """
+
+    search: str
+    place: str
+    used: Sequence[tuple[str, str]]
+    matches: Sequence[Row] = ()
+    included: Sequence[Row] = ()
+    total: int | None = None
+    following: tuple[Any, ...] | None = None
+    snapshot: Timestamp | None = None
+    horizon: datetime | None = None
+    issues: list[Issue] = field(default_factory=list)
 
 
 async def search_type(store: Store, query: Query, base_url: str) -> bytes:
@@ -29,16 +56,68 @@ async def search_type(store: Store, query: Query, base_url: str) -> bytes:
     `base_url` is the server's without a trailing slash. `total` is there if it was asked for, or if the first page
     holds the whole result; `_count=0` and `_summary=count` ask for nothing else.
     """
-    query = await resolve(store, query)
+    place = query.place or query.resource_type
+    page = Page(query.resource_type, place, query.used, issues=list(query.issues))
+    query = await up_to_horizon(store, query, page)
+    page.snapshot = await time_to_read_at(store, query)
+    with reading_at(page.snapshot):
+        await _fill(store, query, page)
+    return render(page, base_url)
+
+
+async def up_to_horizon(store: Store, query: Query, page: Page) -> Query:
+    """The query, and where it asks for times of change, nothing that changed after the commit horizon.
+
+    The first page says so in Bundle.meta: who asks for what is newer than that the next time misses nothing.
+    """
+    if not query.is_about_time:
+        return query
+    horizon = await store.presence.horizon()
+    if query.after is None:
+        page.horizon = horizon
+    until = Instant("at", ((("lo", "$lte", horizon),),))
+    return replace(query, conditions=[*query.conditions, until])
+
+
+async def time_to_read_at(store: Store, query: Query) -> Timestamp | None:
+    """The cluster time that all pages of the search show; None where each shows the newest."""
+    if query.after is None and query.is_snapshot:
+        return await store.cluster_time()
+    return query.snapshot
+
+
+async def _fill(store: Store, query: Query, page: Page) -> None:
+    query = await resolve(store, query, may_probe=True)
     if query.count == 0 or query.summary == "count":
-        counted = await store.count(query.resource_type, query.filter)
-        return _bundle(query, base_url, [], counted, None)
-    rows = await _rows(store, query)
+        page.total = await probe.count(store, query)
+        return
+    rows = await first_rows(store, query)
     more = len(rows) > query.count
     rows = rows[: query.count]
-    total = await _total(store, query, rows, more=more)
-    following = tuple(key.value(rows[-1]) for key in query.sort) if more else None
-    return _bundle(query, base_url, rows, total, following)
+    page.total = await _total(store, query, rows, more=more)
+    page.following = tuple(key.value(rows[-1]) for key in query.sort) if more else None
+    page.matches = [row_of(query.resource_type, row) for row in rows]
+    await include(store, query, page)
+
+
+def row_of(resource_type: str, document: dict[str, Any]) -> Row:
+    return Row(resource_type, document["_id"], document["text"], document.get("terms", ()))
+
+
+async def include(store: Store, query: Query, page: Page) -> None:
+    """Add to a page what its matches are to bring along, and say so where that is not all."""
+    if not query.includes:
+        return
+    page.included, is_complete = await included(store, query.includes, page.matches, query.scope)
+    if not is_complete:
+        page.issues.append(
+            Issue(
+                "too-costly",
+                f"Only the first {query.scope.limits.included} included resources are shown; "
+                "ask for fewer matches with _count",
+                severity="warning",
+            )
+        )
 
 
 def filters(query: Query) -> list[Filter]:
@@ -52,16 +131,22 @@ def filters(query: Query) -> list[Filter]:
     return [{"$and": [query.filter, each]} for each in sorting.after(query.sort, query.after)]
 
 
-async def _rows(store: Store, query: Query) -> list[dict[str, Any]]:
-    """The page's rows and one more, which tells that there is a next page."""
+async def first_rows(
+    store: Store, query: Query, pieces: Sequence[Filter] | None = None
+) -> list[dict[str, Any]]:
+    """The page's documents and one more, which tells that there is a next page."""
     rows: list[dict[str, Any]] = []
-    for each in filters(query):
-        rows += await store.find(
-            query.resource_type,
+    projection = {"text": 1, **{key.field: 1 for key in query.sort}}
+    if query.includes:
+        projection["terms"] = 1
+    for each in filters(query) if pieces is None else pieces:
+        rows += await probe.find(
+            store,
+            query,
             each,
             sort=[(key.field, key.direction) for key in query.sort],
             limit=query.count + 1 - len(rows),
-            projection={"text": 1, **{key.field: 1 for key in query.sort}},
+            projection=projection,
         )
         if len(rows) > query.count:
             break
@@ -74,48 +159,44 @@ async def _total(
     if query.after is None and not more:
         return len(rows)
     if query.total in ("accurate", "estimate"):
-        return await store.count(query.resource_type, query.filter)
+        return await probe.count(store, query)
     return None
 
 
-def _bundle(
-    query: Query,
-    base_url: str,
-    rows: list[dict[str, Any]],
-    total: int | None,
-    following: tuple[Any, ...] | None,
-) -> bytes:
-    links = [{"relation": "self", "url": _url(query, base_url, query.used)}]
-    if following is not None:
-        others = [pair for pair in query.used if pair[0] != "_cursor"]
-        token = cursor.encode(following, cursor.fingerprint(query.resource_type, others))
-        links.append(
-            {"relation": "next", "url": _url(query, base_url, [*others, ("_cursor", token)])}
+def render(page: Page, base_url: str) -> bytes:
+    """The Bundle as JSON."""
+    url = f"{base_url}/{page.place}" if page.place else base_url
+    links = [{"relation": "self", "url": _url(url, page.used)}]
+    if page.following is not None:
+        others = [pair for pair in page.used if pair[0] != "_cursor"]
+        token = cursor.encode(
+            page.following, cursor.fingerprint(page.search, others), page.snapshot
         )
-    parts = ['{"resourceType":"Bundle","type":"searchset"']
-    if total is not None:
-        parts.append(f',"total":{total}')
+        links.append({"relation": "next", "url": _url(url, [*others, ("_cursor", token)])})
+    parts = ['{"resourceType":"Bundle"']
+    if page.horizon is not None:
+        until = page.horizon.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        parts.append(f',"meta":{{"lastUpdated":"{until}"}}')
+    parts.append(',"type":"searchset"')
+    if page.total is not None:
+        parts.append(f',"total":{page.total}')
     parts.append(f',"link":{_json.encode(links).decode()}')
-    entries = _entries(query, base_url, rows)
+    base = _json.encode(base_url).decode()[:-1]
+    entries = [_entry(base, row, "match") for row in page.matches]
+    entries += [_entry(base, row, "include") for row in page.included]
+    if page.issues:
+        outcome = _json.encode(operation_outcome(page.issues)).decode()
+        entries.append(f'{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
     if entries:
         parts.append(f',"entry":[{",".join(entries)}]')
     parts.append("}")
     return "".join(parts).encode()
 
 
-def _entries(query: Query, base_url: str, rows: list[dict[str, Any]]) -> list[str]:
-    url = _json.encode(f"{base_url}/{query.resource_type}/").decode()
-    beginning = f'{{"fullUrl":{url[:-1]}'
-    entries = [
-        f'{beginning}{row["_id"]}","resource":{row["text"]},"search":{{"mode":"match"}}}}'
-        for row in rows
-    ]
-    if query.issues:
-        outcome = _json.encode(operation_outcome(query.issues)).decode()
-        entries.append(f'{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
-    return entries
+def _entry(base: str, row: Row, mode: str) -> str:
+    url = f'{base}/{row.type}/{row.id}"'
+    return f'{{"fullUrl":{url},"resource":{row.text},"search":{{"mode":"{mode}"}}}}'
 
 
-def _url(query: Query, base_url: str, used: list[tuple[str, str]]) -> str:
-    url = f"{base_url}/{query.resource_type}"
+def _url(url: str, used: Sequence[tuple[str, str]]) -> str:
     return f"{url}?{urlencode(used, quote_via=quote, safe=':/,|$')}" if used else url

@@ -24,6 +24,7 @@ class Parameter:
     `key` is the name its values are stored under. `shared` is set where this parameter is another one restricted to
     references to one type (`patient` is `subject` restricted to Patient): relative references of that type are then
     stored once, under the other's key. `is_clinical` marks the date parameter whose start is the type's sort date.
+    `aside` is the collection that keeps its terms in rows instead of the document (cohort.py).
     `components` belong to a composite; one `is_lifted` when all its values are also the resource's own under its key.
     """
 
@@ -35,6 +36,7 @@ class Parameter:
     shared: str | None = None
     is_clinical: bool = False
     is_lifted: bool = False
+    aside: str | None = None
     components: tuple[Parameter, ...] = ()
 
     @property
@@ -69,11 +71,22 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """`found` is how many resources a step of a chain may lead to before the search is driven from its other side;
+    `examined` how many candidates a page may look at then; `included` how many resources it may include."""
+
+    found: int = 5_000
+    examined: int = 100_000
+    included: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """What the reading of search values depends on: the server's own base without a trailing slash, and the time."""
 
     base_url: str
     now: datetime
+    limits: Limits = Limits()
 
 
 class Condition(Protocol):
@@ -123,6 +136,17 @@ class AllOf:
 
     def matches(self, fields: Fields) -> bool:
         return all(condition.matches(fields) for condition in self.conditions)
+
+
+class UnknownParameter(BadRequest):
+    """A name that is no search parameter of the type; lenient handling leaves it out and reports it."""
+
+    def __init__(self, resource_type: str, code: str) -> None:
+        super().__init__(
+            f"Unknown search parameter '{code}' for resource type {resource_type}",
+            code="not-supported",
+            expression=f"http.{code}",
+        )
 
 
 def missing(parameter: Parameter, text: str) -> bool:

@@ -7,14 +7,29 @@ Unknown parameters are left out under lenient handling and reported; unknown mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
+from bson import Timestamp
+
 from app.errors import BadRequest, Issue
-from app.search import cursor, sorting
+from app.search import chain, cursor, filter as filter_, include, lists, sorting
 from app.search.escaping import split
-from app.search.parameter import Condition, Fields, Filter, Not, Parameter, Scope, missing
+from app.search.include import Include
+from app.search.lookup import Lookup
+from app.search.parameter import (
+    Condition,
+    Fields,
+    Filter,
+    Limits,
+    Not,
+    Parameter,
+    Scope,
+    UnknownParameter,
+    missing,
+)
 from app.search.registry import condition, parameters, present
 from app.search.sorting import NEWEST_FIRST, SortKey
 from app.search.terms import EVERY, Terms
@@ -28,15 +43,9 @@ _SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
 # Parameters that every server knows of, and this one does not serve. They are refused under any handling.
 _REFUSED = frozenset(
     {
-        "_contained",
         "_containedType",
         "_content",
-        "_filter",
-        "_has",
-        "_include",
-        "_list",
         "_query",
-        "_revinclude",
         "_score",
         "_text",
         "_type",
@@ -50,6 +59,8 @@ class Query:
 
     `used` are the parameters that took part, as the self link shows them; `issues` report those left out.
     `after` are the sort values of the row that the page follows; `elements` the elements asked for.
+    `probes` are what `resolution.resolve` left to be tested on each row; `place` is the search's address under the
+    base where that is not the type. With `is_snapshot` all pages read at the cluster time of the first, `snapshot`.
     """
 
     resource_type: str
@@ -62,6 +73,17 @@ class Query:
     after: tuple[Any, ...] | None = None
     used: list[tuple[str, str]] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
+    includes: list[Include] = field(default_factory=list)
+    probes: list[Lookup] = field(default_factory=list)
+    scope: Scope = field(default_factory=lambda: Scope("", datetime.now(UTC)))
+    place: str = ""
+    is_snapshot: bool = False
+    snapshot: Timestamp | None = None
+
+    @property
+    def is_about_time(self) -> bool:
+        """Whether it asks for times of change, as those do who poll for what is new."""
+        return any("_lastUpdated" in name or name == "_filter" for name, _ in self.used)
 
     @property
     def filter(self) -> Filter:
@@ -79,7 +101,7 @@ class Query:
 
 def supported_parameters(resource_type: str) -> list[Parameter]:
     """The search parameters that `parse` takes for a type, for the CapabilityStatement."""
-    return [each for each in parameters(resource_type).values() if each.type != "special"]
+    return list(parameters(resource_type).values())
 
 
 def parse(
@@ -94,8 +116,14 @@ def parse(
 
     `base_url` is the server's own, for references that are written with it. Raises BadRequest naming the parameter.
     """
-    scope = Scope((base_url or settings.base_url).rstrip("/"), datetime.now(UTC))
-    query = Query(resource_type, count=settings.default_count)
+    limits = Limits(settings.max_chain_found, settings.max_chain_examined, settings.max_included)
+    scope = Scope((base_url or settings.base_url).rstrip("/"), datetime.now(UTC), limits)
+    query = Query(
+        resource_type,
+        count=settings.default_count,
+        scope=scope,
+        is_snapshot=settings.search_snapshot,
+    )
     controls: dict[str, str] = {}
     for name, text in params:
         if name in _IGNORED:
@@ -106,7 +134,7 @@ def parse(
             controls[name] = text
             query.used.append((name, text))
         else:
-            _add_condition(query, name, text, scope, lenient=lenient)
+            _add(query, name, text, lenient=lenient)
     for name, read in _CONTROLS.items():
         if name in controls:
             read(query, controls[name], settings)
@@ -123,27 +151,43 @@ def _really_used(query: Query) -> list[tuple[str, str]]:
     return [(name, text) for name, text in pairs if text is not None]
 
 
-def _add_condition(query: Query, name: str, text: str, scope: Scope, *, lenient: bool) -> None:
-    code, _, modifier = name.partition(":")
-    if code in _REFUSED or "." in name:
-        what = "Chained parameter" if code not in _REFUSED else "Parameter"
-        raise _refused(name, f"{what} '{name}' is not supported", "not-supported")
-    parameter = parameters(query.resource_type).get(code)
-    if parameter is None:
-        issue = _unknown(query.resource_type, code)
+def _add(query: Query, name: str, text: str, *, lenient: bool) -> None:
+    """Add a parameter that selects or includes; lenient handling leaves out and reports what is unknown."""
+    try:
+        if include.is_include(name):
+            query.includes.append(include.parse(query.resource_type, name, text))
+        else:
+            query.conditions.append(_read(query.scope, query.resource_type, name, text))
+    except UnknownParameter as refusal:
         if not lenient:
-            raise BadRequest(issues=[issue])
-        query.issues.append(Issue(issue.code, issue.diagnostics, issue.expression, "warning"))
-        return
+            raise
+        query.issues += [replace(issue, severity="warning") for issue in refusal.issues]
+    else:
+        query.used.append((name, text))
+
+
+def _read(scope: Scope, resource_type: str, name: str, text: str) -> Condition:
+    """The condition of one parameter of a type; chains come back here for what they end in."""
+    code, _, modifier = name.partition(":")
+    if code in _REFUSED:
+        raise _refused(name, f"Parameter '{name}' is not supported", "not-supported")
+    if chain.is_chain(name):
+        return chain.parse(resource_type, name, text, scope, partial(_read, scope))
+    if name == filter_.NAME:
+        return filter_.condition(resource_type, text, scope)
+    if code == lists.NAME:
+        return lists.condition(resource_type, modifier, text, scope)
+    parameter = parameters(resource_type).get(code)
+    if parameter is None:
+        raise UnknownParameter(resource_type, code)
     if not text:
         raise parameter.malformed("a value")
-    query.conditions.append(_condition(parameter, modifier, text, scope))
-    query.used.append((name, text))
+    return _condition(parameter, modifier, text, scope)
 
 
 def _condition(parameter: Parameter, modifier: str, text: str, scope: Scope) -> Condition:
     if modifier == "missing":
-        if parameter.code in ("_id", "_lastUpdated"):
+        if parameter.code in ("_id", "_lastUpdated") or parameter.type == "special":
             raise parameter.unknown_modifier(modifier)
         has_value = present(parameter)
         return Not(has_value) if missing(parameter, text) else has_value
@@ -151,14 +195,6 @@ def _condition(parameter: Parameter, modifier: str, text: str, scope: Scope) -> 
     if not all(texts):
         raise parameter.malformed("values between all commas")
     return condition(parameter, modifier or None, texts, scope)
-
-
-def _unknown(resource_type: str, code: str) -> Issue:
-    return Issue(
-        "not-supported",
-        f"Unknown search parameter '{code}' for resource type {resource_type}",
-        (f"http.{code}",),
-    )
 
 
 def _refused(name: str, diagnostics: str, code: str = "value") -> BadRequest:
@@ -202,9 +238,26 @@ def _read_elements(query: Query, text: str, settings: Settings) -> None:
         )
 
 
+def _read_contained(query: Query, text: str, settings: Settings) -> None:
+    if text != "false":
+        raise _refused(
+            "_contained",
+            "Contained resources are not searched on their own; only _contained=false is supported",
+            "not-supported",
+        )
+
+
+def _read_snapshot(query: Query, text: str, settings: Settings) -> None:
+    if text not in ("true", "false"):
+        raise _refused("_snapshot", "The value of '_snapshot' must be true or false")
+    query.is_snapshot = text == "true"
+
+
 def _read_cursor(query: Query, text: str, settings: Settings) -> None:
     search = cursor.fingerprint(query.resource_type, query.used)
-    query.after = cursor.decode(text, search, len(query.sort))
+    lifetime = timedelta(seconds=settings.page_link_lifetime)
+    read = cursor.read(text, search, len(query.sort), lifetime)
+    query.after, query.snapshot = read.values, read.snapshot
 
 
 _CONTROLS: Mapping[str, Callable[[Query, str, Settings], None]] = {
@@ -213,5 +266,7 @@ _CONTROLS: Mapping[str, Callable[[Query, str, Settings], None]] = {
     "_total": _read_total,
     "_summary": _read_summary,
     "_elements": _read_elements,
+    "_contained": _read_contained,
+    "_snapshot": _read_snapshot,
     "_cursor": _read_cursor,
 }

@@ -72,19 +72,22 @@ def stored_decimal(value: Decimal | int) -> Decimal128:
 class Ranges:
     """Any stored range at `<group>.<key>` keeps all bounds of an alternative and equals `also` in its other members.
 
-    `also` is a list of alternatives as well: a quantity's unit may be its code or its text. `start` are bounds on the
-    document's sort date that follow from the alternatives; they let the index on it serve.
+    `also` is a list of alternatives as well: a quantity's unit may be its code or its text. `but` are members that must
+    differ. `start` are bounds on the document's sort date that follow from the alternatives; they let the index on it
+    serve.
     """
 
     group: str
     key: str
     alternatives: Alternatives
     also: tuple[Mapping[str, str], ...] = ({},)
+    but: Mapping[str, str] = field(default_factory=dict)
     start: Mapping[str, Any] = field(default_factory=dict)
 
     def filter(self) -> Filter:
+        differing = {name: {"$ne": value} for name, value in self.but.items()}
         found = [
-            {f"{self.group}.{self.key}": {"$elemMatch": {**_bounds(bounds), **also}}}
+            {f"{self.group}.{self.key}": {"$elemMatch": {**_bounds(bounds), **also, **differing}}}
             for bounds in self.alternatives
             for also in self.also
         ]
@@ -94,8 +97,9 @@ class Ranges:
     def matches(self, fields: Fields) -> bool:
         stored = fields.get(self.group, {}).get(self.key, ())
         return any(
-            _keeps(value, bounds)
-            and all(value.get(name) == wanted for name, wanted in also.items())
+            all(value.get(name) == wanted for name, wanted in also.items())
+            and all(value.get(name) != other for name, other in self.but.items())
+            and _keeps(value, bounds)
             for value in stored
             for bounds in self.alternatives
             for also in self.also

@@ -7,7 +7,7 @@ with `/_history/version`. Modifiers: `:Type` with an id, `:identifier` with a to
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from app import definitions
@@ -73,7 +73,7 @@ def _typed(parameter: Parameter, resource_type: str, text: str, scope: Scope) ->
     text = text.removeprefix(resource_type + "/")
     if not _ID.fullmatch(text):
         raise parameter.malformed(f"an id of a {resource_type}")
-    return _local(parameter, [f"{resource_type}/{text}"], scope)
+    return local(parameter, [f"{resource_type}/{text}"], scope)
 
 
 def _one(parameter: Parameter, text: str, scope: Scope) -> Terms:
@@ -85,20 +85,32 @@ def _one(parameter: Parameter, text: str, scope: Scope) -> Terms:
         text = text.removeprefix(scope.base_url + "/")
     if _ID.fullmatch(text):
         targets = parameter.targets or definitions.SUPPORTED_TYPES
-        return _local(parameter, [f"{target}/{text}" for target in targets], scope)
+        return local(parameter, [f"{target}/{text}" for target in targets], scope)
     if _RELATIVE.fullmatch(text):
-        return _local(parameter, [text], scope)
+        return local(parameter, [text], scope)
     if _ABSOLUTE.fullmatch(text):
         return Terms(equal=(_term(parameter, text),))
     raise parameter.malformed("an id, Type/id or a URL")
 
 
-def _local(parameter: Parameter, references: list[str], scope: Scope) -> Terms:
-    """References on this server, which resources may hold relative or under the server's own base."""
+def local(parameter: Parameter, references: Sequence[str], scope: Scope) -> Terms:
+    """References on this server (`Type/id`), which resources may hold relative or under the server's own base."""
     found = [_term(parameter, reference) for reference in references]
     if scope.base_url:
         found += [_term(parameter, f"{scope.base_url}/{reference}") for reference in references]
     return Terms(equal=tuple(found))
+
+
+def targets(parameter: Parameter, terms: Iterable[str], base_url: str) -> Iterator[tuple[str, str]]:
+    """Type and id of what stored terms refer to on this server by the parameter."""
+    keys = (
+        (parameter.key + "=", parameter.shared + "=") if parameter.shared else parameter.key + "="
+    )
+    for term in terms:
+        if term.startswith(keys):
+            found = _RELATIVE.fullmatch(term.partition("=")[2].removeprefix(f"{base_url}/"))
+            if found and found[1] in (parameter.targets or definitions.SUPPORTED_TYPES):
+                yield found[1], found[2]
 
 
 def _term(parameter: Parameter, reference: str) -> str:

@@ -13,7 +13,20 @@ from typing import Any
 
 from app import definitions
 from app.definitions import SearchParameter
-from app.search import composite, date, number, quantity, reference, special, string, token, uri
+from app.search import (
+    cohort,
+    composite,
+    custom,
+    date,
+    number,
+    quantity,
+    reference,
+    special,
+    string,
+    terminology,
+    token,
+    uri,
+)
 from app.search.expression import Path, compiled, compiled_from
 from app.search.fhirpath import NotCompilableError
 from app.search.parameter import Condition, Parameter, Scope
@@ -35,7 +48,7 @@ VALUES: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
 }
 # What each kind of parameter makes of search values.
 _READ: Mapping[str, Read] = {
-    "token": token.condition,
+    "token": terminology.condition,
     "reference": reference.condition,
     "string": string.condition,
     "uri": uri.condition,
@@ -74,8 +87,48 @@ _CLINICAL = (
 
 @cache
 def parameters(resource_type: str) -> Mapping[str, Parameter]:
-    """The type's compiled search parameters by code."""
-    return MappingProxyType(_compile(resource_type)[0])
+    """The type's compiled search parameters by code: R4's, US Core's, and those of clients that are indexed."""
+    added = custom.of(resource_type)
+    searchable = {
+        code: parameter
+        for code, parameter in extracted(resource_type).items()
+        if code not in added or added[code].is_searchable
+    }
+    return MappingProxyType(searchable)
+
+
+@cache
+def extracted(resource_type: str) -> Mapping[str, Parameter]:
+    """All parameters whose values are stored, those of clients included that are not indexed yet."""
+    found = dict(_compile(resource_type)[0])
+    for code, each in custom.of(resource_type).items():
+        found.setdefault(code, compile_custom(resource_type, each.definition))
+    return MappingProxyType(found)
+
+
+def compile_custom(resource_type: str, definition: SearchParameter) -> Parameter:
+    """A client's parameter for one of its types. Raises NotCompilableError with the reason."""
+    standard = _compile(resource_type)[0]
+    if not definition.expression:
+        raise NotCompilableError("it has no expression")
+    if definition.type not in {*VALUES, "composite"} - {"special"}:
+        raise NotCompilableError(f"type {definition.type} is not supported")
+    try:
+        found = _parameter(resource_type, definition)
+    except KeyError as unknown:
+        raise NotCompilableError(f"its component {unknown} is no known parameter") from None
+    if not found.paths:
+        raise NotCompilableError(f"its expression leads to nothing in {resource_type}")
+    found = replace(found, shared=_shared(found, standard))
+    return replace(found, components=_lifted(found, standard))
+
+
+def _forget_custom() -> None:
+    parameters.cache_clear()
+    extracted.cache_clear()
+
+
+custom.on_change.append(_forget_custom)
 
 
 @cache
@@ -93,7 +146,10 @@ def condition(
             parameter, modifier, texts, lambda part, text: condition(part, None, [text], scope)
         )
     kind = "special" if parameter.code == "_id" else parameter.type
-    return _READ[kind](parameter, modifier, texts, scope)
+    found = _READ[kind](parameter, modifier, texts, scope)
+    if parameter.aside and isinstance(found, Terms):
+        return cohort.Aside(parameter.aside, found, scope.limits)
+    return found
 
 
 def is_sortable(parameter: Parameter) -> bool:
@@ -108,6 +164,8 @@ def present(parameter: Parameter) -> Condition:
         return Present("composites", parameter.key)
     if parameter.type in GROUPS:
         return Present(GROUPS[parameter.type], parameter.key)
+    if parameter.aside:
+        return Terms(equal=(parameter.key + "=",))
     prefixes = [parameter.key + "=", parameter.key + ":"]
     if parameter.shared:
         prefixes.append(f"{parameter.shared}={parameter.targets[0]}/")
@@ -147,7 +205,10 @@ def _parameter(resource_type: str, definition: SearchParameter) -> Parameter:
         )
         return replace(parameter, paths=paths, components=components)
     searchable = _searchable(definition.type, paths)
-    return replace(parameter, paths=searchable, targets=_targets(definition, searchable))
+    aside = cohort.ROWS.get((resource_type, definition.code))
+    return replace(
+        parameter, paths=searchable, targets=_targets(definition, searchable), aside=aside
+    )
 
 
 def _targets(definition: SearchParameter, paths: tuple[Path, ...]) -> tuple[str, ...]:

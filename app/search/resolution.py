@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from app.errors import BadRequest
+from app.search.lookup import Lookup, TooMany
 from app.search.parameter import AllOf, AnyOf, Condition, Fields, Filter, Not
 
 if TYPE_CHECKING:
@@ -66,11 +67,24 @@ async def settled(store: Store, condition: Condition) -> Condition:
     return condition
 
 
-async def resolve(store: Store, query: Query) -> Query:
-    """The query with all conditions settled; the same one where nothing was to be done."""
+async def resolve(store: Store, query: Query, *, may_probe: bool = False) -> Query:
+    """The query with all conditions settled; the same one where nothing was to be done.
+
+    Raises TooMany where a lookup leads to too much. With `may_probe` it becomes one of the query's `probes` instead,
+    which only the functions of probe.py heed.
+    """
     if all(is_resolved(each) for each in query.conditions):
         return query
-    return replace(query, conditions=list(await _each(store, query.conditions)))
+    conditions: list[Condition] = []
+    probes: list[Lookup] = []
+    for each in query.conditions:
+        try:
+            conditions.append(await settled(store, each))
+        except TooMany:
+            if not (may_probe and isinstance(each, Lookup)):
+                raise
+            probes.append(each)
+    return replace(query, conditions=conditions, probes=probes)
 
 
 async def _each(store: Store, conditions: Iterable[Condition]) -> tuple[Condition, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import BadRequest
+from app.search import near
 from app.search.escaping import unescape
 from app.search.parameter import Condition, Fields, Filter, Parameter, Scope
 
@@ -35,12 +35,8 @@ def condition(
     parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
-    if parameter.code != "_id":
-        raise BadRequest(
-            f"Search parameter '{parameter.code}' is not supported yet",
-            code="not-supported",
-            expression=f"http.{parameter.code}",
-        )
+    if parameter.code == "near":
+        return near.condition(parameter, modifier, texts)
     if modifier is not None:
         raise parameter.unknown_modifier(modifier)
     ids = tuple(unescape(text) for text in texts)

@@ -51,11 +51,11 @@ def digest(value: str) -> str:
     return sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _successor(prefix: str) -> str:
+def successor(prefix: str) -> str:
     """The smallest string above all that begin with the prefix, in UTF-8 order."""
     stem, last = prefix[:-1], ord(prefix[-1])
     if last == 0x10FFFF:
-        return _successor(stem)
+        return successor(stem)
     return stem + chr(0xE000 if last == 0xD7FF else last + 1)
 
 
@@ -77,10 +77,10 @@ class Terms:
         elif self.equal or not (self.prefixes or self.contained):
             alternatives.append({"terms": {"$in": list(self.equal)}})
         for prefix in self.prefixes:
-            bounds = {"$gte": prefix, "$lt": _successor(prefix)}
+            bounds = {"$gte": prefix, "$lt": successor(prefix)}
             alternatives.append({"terms": {"$elemMatch": bounds}})
         for beginning, text in self.contained:
-            pattern = f"^{_escape_pattern(beginning)}[^\t]*{_escape_pattern(text)}"
+            pattern = f"^{escape_pattern(beginning)}[^\t]*{escape_pattern(text)}"
             alternatives.append({"terms": {"$regex": pattern}})
         return alternatives[0] if len(alternatives) == 1 else {"$or": alternatives}
 
@@ -107,5 +107,6 @@ def any_of(conditions: Iterable[Terms]) -> Terms:
     )
 
 
-def _escape_pattern(text: str) -> str:
+def escape_pattern(text: str) -> str:
+    """The text as a pattern of a regular expression that matches nothing else."""
     return re.sub(r"([\\^$.|?*+()\[\]{}])", r"\\\1", text)

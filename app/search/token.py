@@ -16,7 +16,7 @@ from app.search.parameter import Condition, Not, Parameter, Scope
 from app.search.terms import Terms, any_of, escape, shorten
 
 # Data types without a system of their own: a code's is implied by its value set, the others have none.
-_SIMPLE = frozenset({"code", "boolean", "id", "string", "uri"})
+SIMPLE = frozenset({"code", "boolean", "id", "string", "uri"})
 
 
 def qualified(system: str | None, code: str) -> str:
@@ -127,9 +127,14 @@ def code(parameter: Parameter, text: str, form: str = "") -> Terms:
         raise parameter.malformed("code, system|code, |code or system|")
     if len(parts) == 1:
         return Terms(equal=(beginning + plain(parts[0]),))
-    system, wanted = parts
+    return coded(parameter, parts[0], parts[1], form)
+
+
+def coded(parameter: Parameter, system: str, wanted: str, form: str = "") -> Terms:
+    """A code of a system; with an empty code all of the system, with an empty system those in none."""
+    beginning = f"{parameter.key}{form}="
     simple = () if form else _in_simple_types(parameter, beginning, system, wanted)
-    if not form and parameter.types <= _SIMPLE:
+    if not form and parameter.types <= SIMPLE:
         return Terms(equal=simple)
     if not wanted:
         prefix = f"{beginning}{escape(system)}|"
@@ -143,7 +148,7 @@ def _in_simple_types(
     """The terms of elements that have no system of their own and belong to the one asked for."""
     if not system:
         # In a mixed parameter the same term may come from a Coding with a system, so it cannot serve here.
-        return (beginning + plain(wanted),) if parameter.types <= _SIMPLE else ()
+        return (beginning + plain(wanted),) if parameter.types <= SIMPLE else ()
     codes: set[str] = set()
     for path in parameter.paths:
         if path.binding and path.type == "code":

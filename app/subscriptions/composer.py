@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import datetime
 
-from app import fhir_json
 from app.fhir_json import Resource
 from app.mongo import Document
-from app.search.extract import extract
 from app.settings import Settings
 from app.store import Event, Store
 from app.subscriptions import notification
-from app.subscriptions.channels import Notice
+from app.subscriptions.channels import CHANNELS, Draft, Notice
+from app.subscriptions.channels.http_endpoint import split_header
+from app.subscriptions.channels.payload import FHIR_JSON, body as payload_body
 from app.subscriptions.ledger import Delivery
-from app.subscriptions.notification import Focus, Head, Kind
-from app.subscriptions.registration import Registration, split_header
+from app.subscriptions.notification import Head, Kind
+from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
+from app.subscriptions.telling import Teller
 
 _REMEMBERED = 10_000
-
-
-class VersionGoneError(Exception):
-    """What a notice should carry is no longer stored."""
 
 
 class Composer:
@@ -32,7 +29,7 @@ class Composer:
 
     def __init__(self, settings: Settings, store: Store, registry: Registry) -> None:
         self._settings = settings
-        self._store = store
+        self._teller = Teller(store, settings.base_url.rstrip("/"))
         self._registry = registry
         self._private: OrderedDict[str, tuple[int, Document]] = OrderedDict()
 
@@ -55,81 +52,49 @@ class Composer:
         self, delivery: Delivery, registration: Registration, event: Event | None = None
     ) -> Notice:
         """The message of a row. Raises VersionGoneError where its version is gone."""
-        if registration.channel.content is None:
-            return await self._classic(delivery, registration, event)
+        return await self.notice_of([(delivery, event)], registration)
+
+    async def notice_of(
+        self, rows: Sequence[tuple[Delivery, Event | None]], registration: Registration
+    ) -> Notice:
+        """One message for several rows of a Subscription, in the order of their numbers.
+
+        The same rows make the same message. Raises VersionGoneError where a version is gone.
+        """
+        first, last = rows[0][0], rows[-1][0]
         content = registration.channel.content
-        focus, context = await self._focus(delivery, registration, event)
-        head = self._head(registration, delivery.id, delivery.number, delivery.created_at)
-        included: dict[str, Resource | None] = dict.fromkeys(context)
-        if content == "full-resource":
-            included = dict(zip(context, await self._read_all(context), strict=True))
-        body = notification.event_notification(head, focus, included)
-        return self._notice(registration, delivery.id, "POST", fhir_json.encode(body))
+        if content is None:
+            return await self._classic(first, registration, rows[0][1])
+        events = [
+            await self._teller.told(delivery, registration.topic, content, event)
+            for delivery, event in rows
+        ]
+        notice_id = first.id
+        if len(rows) > 1:
+            ids = " ".join(delivery.id for delivery, _ in rows)
+            notice_id = str(uuid.uuid5(uuid.UUID(first.id), ids))
+        head = self.head(registration, notice_id, last.number, last.created_at)
+        bundle = notification.events_notification(head, "event-notification", events)
+        return self._notice(registration, notice_id, last.created_at, bundle)
 
     async def status_notice(
         self, registration: Registration, kind: Kind, number: int, at: datetime
     ) -> Notice:
         """A handshake or heartbeat."""
         notice_id = str(uuid.uuid4())
-        head = self._head(registration, notice_id, number, at)
-        body = fhir_json.encode(notification.status_only(head, kind))
-        return self._notice(registration, notice_id, "POST", body)
+        head = self.head(registration, notice_id, number, at)
+        return self._notice(registration, notice_id, at, notification.status_only(head, kind))
 
     async def _classic(
         self, delivery: Delivery, registration: Registration, event: Event | None
     ) -> Notice:
-        if registration.channel.payload is None:
-            return self._notice(registration, delivery.id, "POST", b"")
-        resource = await self._pinned(delivery, event)
-        suffix = f"/{delivery.focus['type']}/{delivery.focus['id']}"
-        return self._notice(
-            registration, delivery.id, "PUT", fhir_json.encode(resource), suffix=suffix
-        )
+        carries = registration.channel.payload is not None
+        resource = await self._teller.pinned(delivery, event) if carries else None
+        focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
+        return self._notice(registration, delivery.id, delivery.created_at, resource, focus)
 
-    async def _focus(
-        self, delivery: Delivery, registration: Registration, event: Event | None
-    ) -> tuple[Focus, list[str]]:
-        pinned = delivery.focus
-        content = registration.channel.content
-        resource: Resource | None = None
-        context: list[str] = []
-        if content != "empty" and pinned["method"] != "delete":
-            resource = await self._pinned(delivery, event)
-            if registration.topic is not None:
-                fields = event.fields if event is not None and event.fields else None
-                context = registration.topic.context(fields or extract(pinned["type"], resource))
-        return (
-            Focus(
-                pinned["type"],
-                pinned["id"],
-                pinned["version"],
-                pinned["method"],
-                pinned["at"],
-                delivery.trigger,
-                resource if content == "full-resource" else None,
-            ),
-            context,
-        )
-
-    async def _pinned(self, delivery: Delivery, event: Event | None) -> Resource:
-        """The very version of the event, whatever has become of the resource since."""
-        if event is not None and event.resource is not None:
-            return event.resource
-        pinned = delivery.focus
-        stored = await self._store.vread(pinned["type"], pinned["id"], pinned["version"])
-        if stored is None or stored.deleted:
-            raise VersionGoneError("The version is no longer stored")
-        return stored.resource()
-
-    async def _read_all(self, references: list[str]) -> list[Resource | None]:
-        return await asyncio.gather(*(self._read(reference) for reference in references))
-
-    async def _read(self, reference: str) -> Resource | None:
-        resource_type, _, resource_id = reference.partition("/")
-        stored = await self._store.read(resource_type, resource_id)
-        return None if stored is None or stored.deleted else stored.resource()
-
-    def _head(self, registration: Registration, notice_id: str, number: int, at: datetime) -> Head:
+    def head(self, registration: Registration, notice_id: str, number: int, at: datetime) -> Head:
+        """What every notice of the Subscription begins with."""
         return Head(
             id=notice_id,
             base_url=self._base_url(registration.id),
@@ -152,30 +117,37 @@ class Composer:
         self,
         registration: Registration,
         notice_id: str,
-        method: str,
-        body: bytes,
-        *,
-        suffix: str = "",
+        at: datetime,
+        resource: Resource | None,
+        focus: str | None = None,
     ) -> Notice:
+        """The message in the form of the Subscription's channel, with its own headers."""
         channel = registration.channel
+        base_url = self._base_url(registration.id)
+        shape = CHANNELS[channel.type].shape(
+            Draft(
+                notice_id,
+                registration.id,
+                channel.endpoint,
+                channel.payload,
+                base_url,
+                at,
+                resource,
+                focus,
+            )
+        )
         headers = [
             split_header(line) for line in self._private[registration.id][1].get("headers", ())
         ]
-        if channel.payload is not None:
-            headers.append(("Content-Type", channel.payload))
+        body = payload_body(shape.content, channel.payload)
+        if body:
+            headers.append(("Content-Type", channel.payload or FHIR_JSON))
         return Notice(
             id=notice_id,
-            method=method,
-            url=_extend(channel.endpoint, suffix),
+            method=shape.method,
+            url=shape.url,
             headers=tuple(header for header in headers if header is not None),
             body=body,
             timeout=channel.timeout,
+            subscription=registration.id,
         )
-
-
-def _extend(endpoint: str, suffix: str) -> str:
-    """The endpoint as a FHIR base: the path grows, the query stays."""
-    if not suffix:
-        return endpoint
-    path, mark, parameters = endpoint.partition("?")
-    return path.rstrip("/") + suffix + mark + parameters

@@ -1,237 +1,252 @@
-"""What a Subscription listens for, compiled, and the index that finds the few an event can concern.
+"""What a Subscription listens for, compiled into plain data: there may be a hundred thousand of them.
 
 https://hl7.org/fhir/R4/subscription.html (criteria) and the filter grammar of the Subscriptions R5 Backport guide.
-Criteria are judged on the state after a change; whatever cannot be judged in memory is refused, never skipped.
+
+Filters on one resource type must all hold; filters on different types are alternatives; a filter that names no type
+holds for every type (domain rule of US Core's patient data feed). What cannot be judged is refused, never skipped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+import msgspec
 
 from app.definitions import SUPPORTED_TYPES
 from app.errors import Unprocessable
-from app.mongo import Document
 from app.search import query
-from app.search.query import Query
+from app.search.chain import Chain
+from app.search.parameter import Condition
+from app.search.special import Ids
+from app.search.terms import Terms
 from app.settings import Settings
 from app.subscriptions.topics import TRIGGER_FILTER, Coding, Topic, query_parameters
 
 CLASSIC = re.compile(r"^([A-Z][A-Za-z]+)\?(.*)$", re.DOTALL)
 _TOPIC_FILTER = re.compile(r"^(?:([A-Z][A-Za-z]+)[.?])?(.+)$", re.DOTALL)
-# Of the parameters of every type, those that are read off the resource itself.
-_COMMON = frozenset({"_id", "_tag", "_profile", "_security", "_source"})
+# Of the parameters of every type, those that are read off the resource itself, and the chains that lead to it.
+_COMMON = frozenset({"_id", "_tag", "_profile", "_security", "_source", "_has"})
+# A term that stands at the end of a chain bears the way to it: `>subject>Patient>general-practitioner=Practitioner/1`.
+STEP = ">"
+# The resource's own id as a term.
+ID = "_id="
 
 # A coding to look for in the trigger part; a system of None matches any.
 TriggerToken = tuple[str | None, str]
+# One of these search terms must be there.
+Alternatives = tuple[str, ...]
+Parameter = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Criteria:
-    """`scope` is what must have happened at all: a topic's URL, or a resource type for a classic Subscription."""
+class Clause(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What must hold for one resource type, or for any where that is empty.
+
+    Parameters that ask for a term are kept as terms, those that ask for more as the text they had, as `rest`.
+    """
+
+    resource_type: str = ""
+    terms: tuple[Alternatives, ...] = ()
+    rest: tuple[Parameter, ...] = ()
+    triggers: tuple[tuple[TriggerToken, ...], ...] = ()
+
+
+class Criteria(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`scope` is what must have happened at all: a topic's URL, or a resource type for a classic Subscription.
+
+    One of the clauses must hold.
+    """
 
     scope: str
-    resource_type: str
-    query: Query | None = None
-    triggers: tuple[frozenset[TriggerToken], ...] = ()
+    clauses: tuple[Clause, ...]
 
-    def matches(self, fields: Document, trigger: Coding | None) -> bool:
-        """Whether these search fields, and the coding of what fired, pass every filter."""
-        if any(not _has_token(tokens, trigger) for tokens in self.triggers):
-            return False
-        return self.query is None or bool(self.query.matches(fields))
+
+EVERYTHING = (Clause(),)
 
 
 def classic(text: str, settings: Settings) -> Criteria:
-    """Compile `Type?query`. Raises FhirError for what cannot be understood or evaluated in memory."""
+    """Compile `Type?query`. Raises FhirError for what cannot be understood or evaluated."""
     match = CLASSIC.match(text)
     if match is None:
         raise Unprocessable(
             "Criteria must be a known topic's canonical or `Type?parameters`", code="value"
         )
-    resource_type, parameters = match[1], _parameters(match[2])
+    resource_type = match[1]
     if resource_type not in SUPPORTED_TYPES:
         raise Unprocessable("Unknown resource type", code="not-supported")
     if resource_type == "Subscription":
         raise Unprocessable("Subscriptions cannot be subscribed to", code="not-supported")
-    return Criteria(resource_type, resource_type, _query(resource_type, parameters, settings))
+    clause = _clause(resource_type, _parameters(match[2]), (), settings)
+    return Criteria(resource_type, (clause,))
 
 
 def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Criteria:
-    """Compile the filters of a topic-based Subscription: all of them must hold.
+    """Compile the filters of a topic-based Subscription.
 
     Raises FhirError for a filter key or modifier that the topic does not define, and for values that cannot be read.
     """
-    parameters: list[tuple[str, str]] = []
-    triggers: list[frozenset[TriggerToken]] = []
+    by_type: dict[str | None, list[Parameter]] = {}
     for text in filters:
-        for name, value in _filter_parameters(topic, text):
-            _check_filter(topic, name)
-            if name == TRIGGER_FILTER:
-                triggers.append(_trigger_tokens(topic, value))
-            else:
-                parameters.append((name, value))
-    compiled = _query(topic.resource_type, parameters, settings) if parameters else None
-    return Criteria(topic.url, topic.resource_type, compiled, tuple(triggers))
+        resource_type, parameters = _read_filter(topic, text)
+        by_type.setdefault(resource_type, []).extend(parameters)
+    if not by_type:
+        return Criteria(topic.url, EVERYTHING)
+    general = by_type.pop(None, [])
+    named = {str(name): [*general, *parameters] for name, parameters in by_type.items()}
+    named = named or {name: general for name in topic.resource_types}
+    return Criteria(
+        topic.url,
+        tuple(_topic_clause(topic, name, given, settings) for name, given in named.items()),
+    )
 
 
-def _filter_parameters(topic: Topic, text: str) -> list[tuple[str, str]]:
+def check_filter(topic: Topic, text: str, settings: Settings) -> None:
+    """Judge one filter by itself. Raises FhirError."""
+    resource_type, parameters = _read_filter(topic, text)
+    keys = {_key(name) for name, _ in parameters}
+    types = [
+        name
+        for name in ([resource_type] if resource_type else topic.resource_types)
+        if keys <= topic.filters.get(name, {}).keys()
+    ]
+    for name in types or [resource_type or topic.resource_types[0]]:
+        _topic_clause(topic, name, parameters, settings)
+
+
+def condition(resource_type: str, parameter: Parameter, settings: Settings) -> Condition:
+    """A parameter as a condition. Raises FhirError."""
+    (found,) = query.parse(resource_type, [parameter], lenient=False, settings=settings).conditions
+    return found
+
+
+def near(term: str, base_url: str) -> str:
+    """A term with a reference under the server's own base written as a relative one."""
+    return term.replace(f"={base_url}/", "=", 1) if base_url else term
+
+
+def path_of(term: str) -> str:
+    """The way to a term at the end of a chain, as `>subject>Patient>`; empty for the resource's own."""
+    return term[: term.rindex(STEP, 0, term.find("=")) + 1] if term.startswith(STEP) else ""
+
+
+def has_token(tokens: Sequence[TriggerToken], coding: Coding | None) -> bool:
+    """Whether the coding is one of those asked for."""
+    return coding is not None and any(
+        code == coding["code"] and system in (None, coding.get("system")) for system, code in tokens
+    )
+
+
+def _read_filter(topic: Topic, text: str) -> tuple[str | None, list[Parameter]]:
     """`param=value`, `Type.param=value` or `Type?param=value&param=value`."""
     match = _TOPIC_FILTER.match(text)
     if match is None:
         raise Unprocessable("The filter is empty", code="value")
-    if match[1] not in (None, topic.resource_type):
+    if match[1] is not None and match[1] not in topic.resource_types:
         raise Unprocessable(
-            f"The topic has no filters on this type, only on {topic.resource_type}",
+            f"The topic has no filters on this type, only on {', '.join(topic.resource_types)}",
             code="not-supported",
         )
     parameters = _parameters(match[2])
     if not parameters:
         raise Unprocessable("The filter is empty", code="value")
-    return parameters
+    return match[1], parameters
 
 
-def _check_filter(topic: Topic, name: str) -> None:
+def _topic_clause(
+    topic: Topic, resource_type: str, given: Sequence[Parameter], settings: Settings
+) -> Clause:
+    parameters: list[Parameter] = []
+    triggers: list[tuple[TriggerToken, ...]] = []
+    for name, value in given:
+        search = _searched(topic, resource_type, name, value)
+        if search == TRIGGER_FILTER:
+            triggers.append(_trigger_tokens(topic, resource_type, value))
+        else:
+            parameters.append((search, value))
+    return _clause(resource_type, parameters, tuple(triggers), settings)
+
+
+def _searched(topic: Topic, resource_type: str, name: str, value: str) -> str:
+    """The search parameter, with its modifier, that a filter of the topic stands for."""
     key, _, modifier = name.partition(":")
-    if key not in topic.filters:
-        known = ", ".join(sorted(topic.filters))
-        raise Unprocessable(f"The topic has no such filter; it has {known}", code="not-supported")
-    if modifier and modifier not in topic.filters[key]:
+    known = topic.filters.get(resource_type, {})
+    if key not in known:
+        on_type = f" on {resource_type}" if len(topic.resource_types) > 1 else ""
+        raise Unprocessable(
+            f"The topic has no such filter{on_type}; it has {', '.join(sorted(known))}",
+            code="not-supported",
+        )
+    filter_ = known[key]
+    if modifier and modifier not in filter_.modifiers:
         raise Unprocessable(f"The filter {key} does not take this modifier", code="not-supported")
+    if filter_.comparators and not filter_.takes(value):
+        raise Unprocessable(f"The filter {key} does not take this comparator", code="not-supported")
+    return f"{filter_.search}:{modifier}" if modifier else filter_.search
 
 
-def _parameters(text: str) -> list[tuple[str, str]]:
+def _key(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _parameters(text: str) -> list[Parameter]:
     try:
         return query_parameters(text)
     except ValueError:
         raise Unprocessable("Filters must have the form name=value", code="value") from None
 
 
-def _query(resource_type: str, parameters: Sequence[tuple[str, str]], settings: Settings) -> Query:
+def _clause(
+    resource_type: str,
+    parameters: Sequence[Parameter],
+    triggers: tuple[tuple[TriggerToken, ...], ...],
+    settings: Settings,
+) -> Clause:
+    terms: list[Alternatives] = []
+    rest: list[Parameter] = []
+    base_url = settings.base_url.rstrip("/")
     for name, value in parameters:
-        key = name.partition(":")[0]
+        key = _key(name)
         if not value:
             raise Unprocessable(f"The parameter {key} has no value", code="value")
-        if "." in name or key == "_has" or (key.startswith("_") and key not in _COMMON):
+        if key.startswith("_") and key.partition(".")[0] not in _COMMON:
             raise Unprocessable(
-                f"The parameter {name} cannot be evaluated when a resource changes",
+                f"The parameter {key} cannot be evaluated when a resource changes",
                 code="not-supported",
             )
-    return query.parse(resource_type, list(parameters), lenient=False, settings=settings)
+        found = demanded(condition(resource_type, (name, value), settings), base_url)
+        if found is None:
+            rest.append((name, value))
+        else:
+            terms.append(found)
+    return Clause(resource_type, tuple(terms), tuple(rest), triggers)
 
 
-def _trigger_tokens(topic: Topic, value: str) -> frozenset[TriggerToken]:
-    tokens = set()
+def demanded(condition: Condition, base_url: str) -> Alternatives | None:
+    """The terms one of which the condition asks for; None where it asks for anything else."""
+    if isinstance(condition, Terms):
+        if condition.prefixes or condition.contained or not condition.equal:
+            return None
+        return tuple(dict.fromkeys(near(term, base_url) for term in condition.equal))
+    if isinstance(condition, Ids):
+        return tuple(f"{ID}{each}" for each in condition.ids) or None
+    if not isinstance(condition, Chain) or condition.parameter.aside:
+        return None
+    found: list[str] = []
+    for link in condition.links:
+        ends = demanded(link.condition, base_url)
+        if ends is None:
+            return None
+        way = f"{STEP}{condition.parameter.code}{STEP}{link.resource_type}"
+        found += [way + (end if end.startswith(STEP) else STEP + end) for end in ends]
+    return tuple(found)
+
+
+def _trigger_tokens(topic: Topic, resource_type: str, value: str) -> tuple[TriggerToken, ...]:
+    tokens = []
     for item in value.split(","):
         system, bar, code = item.rpartition("|")
         token = (system if bar else None, code)
-        if not any(_has_token({token}, coding) for coding in topic.codings()):
+        if not any(has_token([token], coding) for coding in topic.codings(resource_type)):
             raise Unprocessable("The topic has no such trigger", code="code-invalid")
-        tokens.add(token)
-    return frozenset(tokens)
-
-
-def _has_token(tokens: Iterable[TriggerToken], coding: Coding | None) -> bool:
-    return coding is not None and any(
-        code == coding["code"] and system in (None, coding["system"]) for system, code in tokens
-    )
-
-
-class CriteriaIndex:
-    """Subscriptions by scope and by the most selective equality term each of them demands.
-
-    An event looks up its own terms, so its cost depends on how many subscriptions can match, not on how many there are.
-    """
-
-    def __init__(self) -> None:
-        self._by_term: dict[tuple[str, str], set[str]] = {}
-        self._without_term: dict[str, set[str]] = {}
-        self._criteria: dict[str, Criteria] = {}
-        self._keys: dict[str, list[tuple[str, str]]] = {}
-
-    def __len__(self) -> int:
-        return len(self._criteria)
-
-    def add(self, subscription: str, criteria: Criteria) -> None:
-        """Add or replace one."""
-        self.remove(subscription)
-        self._criteria[subscription] = criteria
-        keys = self._most_selective(criteria)
-        if not keys:
-            self._without_term.setdefault(criteria.scope, set()).add(subscription)
-            return
-        self._keys[subscription] = keys
-        for key in keys:
-            self._by_term.setdefault(key, set()).add(subscription)
-
-    def remove(self, subscription: str) -> None:
-        criteria = self._criteria.pop(subscription, None)
-        if criteria is None:
-            return
-        for key in self._keys.pop(subscription, ()):
-            _discard(self._by_term, key, subscription)
-        _discard(self._without_term, criteria.scope, subscription)
-
-    def candidates(self, scope: str, terms: Iterable[str]) -> set[str]:
-        """The subscriptions of a scope whose term is among these, and those that demand none."""
-        found = set(self._without_term.get(scope, ()))
-        for term in terms:
-            found |= self._by_term.get((scope, term), set())
-        return found
-
-    def matching(self, scope: str, fields: Document, trigger: Coding | None) -> Iterator[str]:
-        """The subscriptions of a scope whose criteria hold."""
-        for subscription in self.candidates(scope, fields["terms"]):
-            if self._criteria[subscription].matches(fields, trigger):
-                yield subscription
-
-    def _most_selective(self, criteria: Criteria) -> list[tuple[str, str]]:
-        """Of the alternatives that must hold, the one whose terms the fewest subscriptions share so far."""
-        if criteria.query is None:
-            return []
-        alternatives = equality_terms(criteria.query.filter)
-        if not alternatives:
-            return []
-
-        def cost(terms: Sequence[str]) -> tuple[int, bool]:
-            crowd = sum(len(self._by_term.get((criteria.scope, term), ())) for term in terms)
-            return crowd, not any("/" in term for term in terms)
-
-        return [(criteria.scope, term) for term in min(alternatives, key=cost)]
-
-
-def equality_terms(filter_: Mapping[str, object]) -> list[list[str]]:
-    """What a MongoDB filter demands of `terms`: of each inner list, at least one must be there."""
-    found: list[list[str]] = []
-    for key, condition in filter_.items():
-        if key == "$and" and isinstance(condition, list):
-            for part in condition:
-                found.extend(equality_terms(part))
-        elif key == "terms":
-            found.extend(_terms_of(condition))
-    return found
-
-
-def _terms_of(condition: object) -> list[list[str]]:
-    if isinstance(condition, str):
-        return [] if condition == "*" else [[condition]]
-    if not isinstance(condition, Mapping):
-        return []
-    found: list[list[str]] = []
-    for operator, operand in condition.items():
-        if operator == "$eq":
-            found.extend(_terms_of(operand))
-        elif operator == "$in" and all(isinstance(term, str) for term in operand):
-            found.append(list(operand))
-        elif operator == "$all":
-            found.extend(found_term for term in operand for found_term in _terms_of(term))
-    return found
-
-
-def _discard(index: dict[object, set[str]] | dict, key: object, subscription: str) -> None:  # type: ignore[type-arg]
-    members = index.get(key)
-    if members is not None:
-        members.discard(subscription)
-        if not members:
-            del index[key]
+        tokens.append(token)
+    return tuple(sorted(tokens, key=str))

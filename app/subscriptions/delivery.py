@@ -1,7 +1,7 @@
 """One attempt after another: body, channel, judgement, settlement; and what is taken up next.
 
-Attempts run side by side, but for those of one lane. What came of them is written in bulk by one loop: what settles
-while a bulk is being written goes into the next.
+Each endpoint has a queue of its own and a few attempts side by side (endpoints.py), so none waits for another. What
+came of attempts is written in bulk by one loop: what settles while a bulk is being written goes into the next.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
 
 from pymongo.errors import PyMongoError
 
@@ -21,18 +20,24 @@ from app.mongo import Document, Mongo
 from app.security.egress import origin
 from app.store import Event
 from app.subscriptions.channels import Channel, Outcome
-from app.subscriptions.composer import Composer, VersionGoneError
+from app.subscriptions.composer import Composer
+from app.subscriptions.endpoints import (
+    MOST_IN_HAND_OF_ALL,
+    Endpoint,
+    Endpoints,
+    blames_endpoint,
+)
 from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger, Settlement, State
+from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retry import RetryPolicy, Verdict
+from app.subscriptions.telling import VersionGoneError
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 1024
-# One endpoint that hangs must leave room for the others.
-MAX_PER_ORIGIN = 256
-_PAUSE_AFTER_FAILURE = 0.5
+# Attempts side by side over all endpoints; each may hold a connection.
+MOST_ATTEMPTS_OF_ALL = 512
 _OVER = "The Subscription takes no notices"
 
 # Told that a Subscription's endpoint has failed for good, and why.
@@ -51,6 +56,7 @@ class Sender:
         policy: RetryPolicy,
         channels: Mapping[str, Channel],
         on_failure: OnFailure,
+        numbering: Numbering,
     ) -> None:
         self._mongo = mongo
         self._ledger = ledger
@@ -59,53 +65,186 @@ class Sender:
         self._policy = policy
         self._channels = channels
         self._on_failure = on_failure
+        self._numbering = numbering
+        self._endpoints = Endpoints()
+        self._starved: deque[Endpoint] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._per_origin: Counter[Any] = Counter()
+        # Attempts that are not settled yet, waiting ones included.
+        self._in_hand: set[tuple[str, int]] = set()
+        self._crowded: set[Endpoint] = set()
         self._settlements: list[Settlement] = []
-        self._unsettled = asyncio.Event()
+        self._recovered: set[str] = set()
         self._settling = asyncio.Lock()
-        # How many attempts were under way when a row was last refused for want of room; 0 when none waits.
-        self._crowd = 0
+        # Wakes the loop that settles.
+        self.unsettled = asyncio.Event()
+        # Set where a row may be leased to this process without being in hand: an answer of the database was lost.
+        self.unsure = False
 
     @property
     def idle(self) -> bool:
-        return not self._tasks and not self._settlements and not self._settling.locked()
+        return not (
+            self._tasks or self._settlements or self._recovered or self._settling.locked()
+        )
 
     def admission(self) -> Callable[[Registration], bool]:
         """A judge of who may be sent now, that counts those it lets in."""
-        total = len(self._tasks)
-        extra: Counter[Any] = Counter()
+        now = self._endpoints.clock()
+        extra: Counter[int] = Counter()
 
         def admit(registration: Registration) -> bool:
-            nonlocal total
-            key = origin(registration.channel.endpoint)
-            if total >= MAX_IN_FLIGHT or self._per_origin[key] + extra[key] >= MAX_PER_ORIGIN:
-                self._crowd = max(total, 1)
+            endpoint = self._endpoint(registration)
+            if (
+                endpoint.room(now) <= extra[id(endpoint)]
+                or len(self._in_hand) + extra.total() >= MOST_IN_HAND_OF_ALL
+            ):
+                if endpoint.pause:
+                    endpoint.held.add(registration.id)
+                else:
+                    self._crowded.add(endpoint)
                 return False
-            total += 1
-            extra[key] += 1
+            extra[id(endpoint)] += 1
             return True
 
         return admit
 
+    def _endpoint(self, registration: Registration) -> Endpoint:
+        """What its notices share with others: the origin that is called, else nothing."""
+        where = origin(registration.channel.endpoint)
+        return self._endpoints.at(where if where and where[1] else registration.id)
+
     def start(self, delivery: Delivery, event: Event | None = None) -> None:
         """Begin an attempt on a row that this process has claimed; `event` spares reading the version again."""
+        if _hold(delivery) in self._in_hand:
+            return
+        self._in_hand.add(_hold(delivery))
         registration = self._registry.get(delivery.subscription)
-        key = origin(registration.channel.endpoint) if registration else None
-        self._per_origin[key] += 1
-        task = asyncio.create_task(self._deliver(delivery, event))
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._ended(task, key))
+        endpoint = self._endpoint(registration) if registration else Endpoint()
+        endpoint.waiting.append((delivery, event))
+        self._run(endpoint)
 
-    def _ended(self, task: asyncio.Task[None], key: Any) -> None:
+    def _run(self, endpoint: Endpoint) -> None:
+        """Let one more attempt run beside the others, as far as there is leave."""
+        if not endpoint.waiting or endpoint.under_way >= endpoint.allowed:
+            return
+        if len(self._tasks) >= MOST_ATTEMPTS_OF_ALL:
+            self._starved.append(endpoint)
+            return
+        endpoint.under_way += 1
+        task = asyncio.create_task(self._work(endpoint))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _work(self, endpoint: Endpoint) -> None:
+        """Attempt after attempt, until the endpoint's queue is empty or its leave is taken back."""
+        try:
+            while endpoint.waiting and endpoint.under_way <= endpoint.allowed:
+                delivery, event = endpoint.waiting.popleft()
+                await self._attempt(endpoint, delivery, event)
+                if endpoint.under_way < endpoint.allowed and endpoint.waiting:
+                    self._run(endpoint)
+        finally:
+            endpoint.under_way -= 1
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._per_origin[key] -= 1
-        if not self._per_origin[key]:
-            del self._per_origin[key]
-        if not task.cancelled() and task.exception() is not None:
-            # The lease ends and somebody tries again; the text may hold content, the type does not.
-            error = type(task.exception()).__name__
-            log.error("attempt failed", extra={"action": "deliver", "error": error})
+        if self._starved:
+            self._run(self._starved.popleft())
+
+    async def _attempt(
+        self, endpoint: Endpoint, delivery: Delivery, event: Event | None
+    ) -> None:
+        try:
+            settlement = await self._deliver(endpoint, delivery, event)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # The text may hold content, the type does not.
+            name = type(error).__name__
+            log.error("attempt failed", extra={"action": "deliver", "error": name})
+            settlement = None
+        if settlement is None:
+            # Its lease ends, and somebody tries again.
+            self._in_hand.discard(_hold(delivery))
+        else:
+            self._settle(settlement)
+
+    async def _deliver(
+        self, endpoint: Endpoint, delivery: Delivery, event: Event | None
+    ) -> Settlement | None:
+        """One attempt; None where the row is no longer this process's."""
+        registration = await self._composer.registration(delivery.subscription)
+        if registration is None or self._registry.standing(delivery.subscription) in (
+            "suppress",
+            "gone",
+        ):
+            state: State = "dead" if delivery.attempt > 1 else "suppressed"
+            return Settlement(delivery, state, reason=_OVER)
+        if registration.status == "requested":
+            # Written anew meanwhile: its endpoint has to be proven first.
+            return Settlement(delivery, "queued", self._mongo.now() + SECOND_LOOK)
+        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
+        if delivery.next_at - self._mongo.now() < lease - LEASE_MARGIN / 2 and not (
+            await self._ledger.renew(delivery, lease)
+        ):
+            return None
+        try:
+            notice = await self._composer.notice(delivery, registration, event)
+        except VersionGoneError as gone:
+            return Settlement(delivery, "dead", reason=str(gone))
+        at, begun = self._mongo.now(), time.perf_counter()
+        outcome = await self._channels[registration.channel.type].send(notice)
+        record = {
+            "at": at,
+            "ms": round((time.perf_counter() - begun) * 1000, 1),
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "answer": outcome.answer,
+            "sha256": hashlib.sha256(notice.body).hexdigest(),
+        }
+        self._learn(endpoint, outcome)
+        return await self._judge(delivery, registration, outcome, record)
+
+    def _learn(self, endpoint: Endpoint, outcome: Outcome) -> None:
+        """What an outcome says of the endpoint as a whole."""
+        if outcome.verdict is not Verdict.RETRY or not blames_endpoint(outcome.status):
+            if endpoint.answered():
+                self._recovered |= endpoint.held
+                endpoint.held = set()
+                self.unsettled.set()
+            return
+        now = self._endpoints.clock()
+        wait = outcome.retry_after if outcome.status == 429 else None
+        if endpoint.failed(now, wait):
+            self._put_back(endpoint, timedelta(seconds=endpoint.open_until - now))
+
+    def _put_back(self, endpoint: Endpoint, pause: timedelta) -> None:
+        """Its circuit is open: what waits for it goes back, as if it had never been taken."""
+        due = self._mongo.now() + max(pause, timedelta())
+        while endpoint.waiting:
+            delivery, _ = endpoint.waiting.popleft()
+            endpoint.held.add(delivery.subscription)
+            self._settle(Settlement(delivery, "queued", due))
+
+    async def _judge(
+        self, delivery: Delivery, registration: Registration, outcome: Outcome, record: Document
+    ) -> Settlement:
+        if outcome.verdict is Verdict.DELIVERED:
+            return Settlement(delivery, "delivered", attempt=record)
+        if outcome.verdict is Verdict.RETRY:
+            first_at = delivery.first_at or record["at"]
+            due = self._policy.next_attempt(
+                delivery.attempt, first_at, self._mongo.now(), outcome.retry_after
+            )
+            if due is not None:
+                return Settlement(delivery, "retrying", due, record)
+        what = f"answered {outcome.status}" if outcome.status else f"failed: {outcome.reason}"
+        reason = f"The endpoint {what}"
+        await self._on_failure(registration, reason)
+        return Settlement(delivery, "dead", attempt=record, reason=reason)
+
+    def _settle(self, settlement: Settlement) -> None:
+        self._settlements.append(settlement)
+        self.unsettled.set()
 
     async def take(self, candidates: Sequence[Delivery]) -> set[str]:
         """Claim and start those heads of lanes that may be sent now; put off or give up others.
@@ -116,32 +255,59 @@ class Sender:
         wanted: list[Delivery] = []
         held: list[str] = []
         over: set[str] = set()
-        refused: set[str] = set()
+        refused: dict[str, Endpoint] = {}
         for candidate in candidates:
             standing = self._registry.standing(candidate.subscription)
             registration = self._registry.get(candidate.subscription)
-            if standing in ("suppress", "gone"):
+            if registration is None or standing in ("suppress", "gone"):
                 over.add(candidate.subscription)
             elif standing == "hold":
                 held.append(candidate.id)
-            elif registration is not None and admit(registration):
+            elif admit(registration):
                 wanted.append(candidate)
             else:
-                refused.add(candidate.subscription)
+                refused[candidate.subscription] = self._endpoint(registration)
         for subscription in over:
             await self._ledger.close(subscription, _OVER)
         if held:
             await self._ledger.postpone(held, self._mongo.now() + SECOND_LOOK)
-        if wanted:
-            longest = max(self._timeout(candidate) for candidate in wanted)
-            lease = timedelta(seconds=longest) + LEASE_MARGIN
-            for delivery in await self._ledger.claim([c.id for c in wanted], lease):
-                self.start(delivery)
-        return refused
+        await self._put_off(refused)
+        await self._claim(wanted)
+        return set(refused)
 
-    async def advance(self, lanes: Collection[str]) -> None:
-        """Take up the next row of lanes that may have become free."""
+    async def _put_off(self, refused: Mapping[str, Endpoint]) -> None:
+        """Let rows of endpoints with an open circuit wait until one attempt may be made again."""
+        paused: dict[float, list[str]] = {}
+        for subscription, endpoint in refused.items():
+            if endpoint.pause:
+                paused.setdefault(endpoint.wait(self._endpoints.clock()), []).append(subscription)
+        for seconds, subscriptions in paused.items():
+            due = self._mongo.now() + timedelta(seconds=seconds)
+            await self._ledger.put_off(subscriptions, due)
+
+    async def _claim(self, wanted: Sequence[Delivery]) -> None:
+        if not wanted:
+            return
+        longest = max(self._timeout(candidate) for candidate in wanted)
+        lease = timedelta(seconds=longest) + LEASE_MARGIN
+        try:
+            claimed = await self._ledger.claim([candidate.id for candidate in wanted], lease)
+        except PyMongoError:
+            self.unsure = True
+            raise
+        for delivery in claimed:
+            self.start(delivery)
+
+    def _timeout(self, delivery: Delivery) -> float:
+        registration = self._registry.get(delivery.subscription)
+        return registration.channel.timeout if registration else 0.0
+
+    async def advance(self, lanes: Collection[str], fresh: Collection[Delivery] = ()) -> None:
+        """Take up the next row of lanes that may have become free; `fresh` were born waiting in them."""
         heads = await self._ledger.heads(lanes)
+        first = {head.id for head in heads}
+        # Their lanes were free after all: another process has settled what was remembered as open.
+        self._numbering.forget({row.subscription for row in fresh if row.id in first})
         await self.take([head for head in heads if head.state == "queued"])
 
     async def sweep(self, limit: int = 500) -> None:
@@ -149,6 +315,10 @@ class Sender:
 
         Subscriptions without room are left out of the next page, so that theirs do not hide the others' rows.
         """
+        if self.unsure:
+            held = [id_ for id_, _ in self._in_hand]
+            await self._ledger.abandon(self._ledger.owner, but=held)
+            self.unsure = False
         refused: set[str] = set()
         while due := await self._ledger.due(limit, refused):
             heads = {
@@ -163,105 +333,53 @@ class Sender:
             if len(due) < limit or not more:
                 return
 
-    async def _deliver(self, delivery: Delivery, event: Event | None) -> None:
-        found = await self._composer.registration(delivery.subscription)
-        if found is None or self._registry.standing(delivery.subscription) in ("suppress", "gone"):
-            state: State = "dead" if delivery.attempt > 1 else "suppressed"
-            self._settle(Settlement(delivery, state, reason=_OVER))
-            return
-        if (
-            found.status == "requested"
-        ):  # written anew meanwhile: its endpoint has to be proven first
-            self._settle(Settlement(delivery, "retrying", self._mongo.now() + SECOND_LOOK))
-            return
-        registration = found
-        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
-        if delivery.next_at - self._mongo.now() < lease - LEASE_MARGIN / 2 and not (
-            await self._ledger.renew(delivery, lease)
-        ):
-            return
-        try:
-            notice = await self._composer.notice(delivery, registration, event)
-        except VersionGoneError as gone:
-            self._settle(Settlement(delivery, "dead", reason=str(gone)))
-            return
-        at, begun = self._mongo.now(), time.perf_counter()
-        outcome = await self._channels[registration.channel.type].send(notice)
-        record = {
-            "at": at,
-            "ms": round((time.perf_counter() - begun) * 1000, 1),
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "answer": outcome.answer,
-            "sha256": hashlib.sha256(notice.body).hexdigest(),
-        }
-        await self._conclude(delivery, registration, outcome, record)
+    async def resume(self, registration: Registration) -> None:
+        """The far side has come by itself: send what waits for it now."""
+        self._endpoint(registration).answered()
+        await self._ledger.hasten(registration.id)
+        await self.sweep()
 
-    async def _conclude(
-        self, delivery: Delivery, registration: Registration, outcome: Outcome, record: Document
-    ) -> None:
-        if outcome.verdict is Verdict.DELIVERED:
-            self._settle(Settlement(delivery, "delivered", attempt=record))
-            return
-        due = None
-        if outcome.verdict is Verdict.RETRY:
-            first_at = delivery.first_at or record["at"]
-            due = self._policy.next_attempt(
-                delivery.attempt, first_at, self._mongo.now(), outcome.retry_after
-            )
-        if due is not None:
-            self._settle(Settlement(delivery, "retrying", due, record))
-            return
-        what = f"answered {outcome.status}" if outcome.status else f"failed: {outcome.reason}"
-        reason = f"The endpoint {what}"
-        self._settle(Settlement(delivery, "dead", attempt=record, reason=reason))
-        await self._on_failure(registration, reason)
+    async def settle(self, *, alone: bool = False) -> None:
+        """Write down what has come of attempts so far, and take up what waited for it.
 
-    def _settle(self, settlement: Settlement) -> None:
-        self._settlements.append(settlement)
-        self._unsettled.set()
-
-    def _timeout(self, delivery: Delivery) -> float:
-        registration = self._registry.get(delivery.subscription)
-        return registration.channel.timeout if registration else 0.0
-
-    async def settle_loop(self) -> None:
-        """Write down what has come of attempts, for as long as the worker runs."""
-        while True:
-            await self._unsettled.wait()
-            try:
-                await self.settle()
-            except PyMongoError as error:
-                log.warning(
-                    "cannot settle", extra={"action": "settle", "error": type(error).__name__}
-                )
-                await asyncio.sleep(_PAUSE_AFTER_FAILURE)
-
-    async def settle(self) -> None:
-        """Write down what has come of attempts so far, and take up what waited for it."""
+        `alone`: no other process is about, so that no lane holds rows that this one does not know of.
+        """
         async with self._settling:
-            self._unsettled.clear()
-            batch = self._settlements
-            if not batch:
-                return
-            self._settlements = []
+            batch, self._settlements = self._settlements, []
+            recovered, self._recovered = self._recovered, set()
             try:
-                await self._ledger.settle(batch)
-                await self._go_on(batch)
+                if batch:
+                    await self._ledger.settle(batch)
+                if recovered:
+                    await self._ledger.recall(recovered)
             except PyMongoError:
                 # Settling twice changes nothing: a settled row is no longer held.
                 self._settlements = batch + self._settlements
-                self._unsettled.set()
+                self._recovered |= recovered
+                self.unsettled.set()
                 raise
+            free = set()
+            for entry in batch:
+                self._in_hand.discard(_hold(entry.delivery))
+                delivery = entry.delivery
+                if entry.is_final and (
+                    self._numbering.closed(delivery.subscription, delivery.lane) or not alone
+                ):
+                    free.add(delivery.lane)
+            if free:
+                await self.advance(free)
+            if recovered or self._relieved():
+                await self.sweep()
 
-    async def _go_on(self, batch: Sequence[Settlement]) -> None:
-        free = {entry.delivery.lane for entry in batch if entry.state != "retrying"}
-        if free:
-            await self.advance(free)
-        # Not for every seat that becomes free: a look at the backlog costs the same for one row as for hundreds.
-        if self._crowd and len(self._tasks) <= self._crowd // 2:
-            self._crowd = 0
-            await self.sweep()
+    def _relieved(self) -> bool:
+        """Whether an endpoint that had no room has some again.
+
+        Not for every seat that becomes free: a look at the backlog costs the same for one row as for hundreds.
+        """
+        now = self._endpoints.clock()
+        relieved = {e for e in self._crowded if e.pause or e.room(now) >= e.in_hand}
+        self._crowded -= relieved
+        return bool(relieved)
 
     async def wait(self) -> None:
         """Return when an attempt under way has ended, at once where there is none."""
@@ -277,3 +395,7 @@ class Sender:
         if self._settlements:
             await self._ledger.settle(self._settlements)
             self._settlements = []
+
+
+def _hold(delivery: Delivery) -> tuple[str, int]:
+    return delivery.id, delivery.attempt

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pymongo import ASCENDING, IndexModel, UpdateOne
+from pymongo.errors import BulkWriteError
 
 from app.mongo import Document, Mongo
 
@@ -26,7 +27,8 @@ State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dea
 # A lease outlasts the attempt it is for by this much.
 LEASE_MARGIN = timedelta(seconds=20)
 # How long a row waits in its lane before somebody looks whether it was forgotten there.
-SECOND_LOOK = timedelta(seconds=15)
+SECOND_LOOK = timedelta(seconds=5)
+_DUPLICATE_KEY = 11000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What becomes of a row after an attempt, or without one; `attempt` is the record of it that is kept."""
+    """What becomes of a row after an attempt, or without one; `attempt` is the record of it that is kept.
+
+    `queued` puts a row back whose attempt was never made: it does not count.
+    """
 
     delivery: Delivery
     state: State
@@ -78,13 +83,28 @@ class Settlement:
     attempt: Document | None = None
     reason: str = ""
 
+    @property
+    def is_final(self) -> bool:
+        return self.next_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The first row of an ordered insert that was refused.
+
+    `recorded`: another process has recorded that event for that Subscription; else the number was given out.
+    """
+
+    index: int
+    recorded: bool
+
 
 class Ledger:
     """The deliveries' collection. `owner` names this process."""
 
     def __init__(self, mongo: Mongo, owner: str) -> None:
         self._mongo = mongo
-        self._owner = owner
+        self.owner = owner
         self._deliveries = mongo.collection("deliveries")
 
     async def prepare(self) -> None:
@@ -103,12 +123,16 @@ class Ledger:
         if missing:
             await self._deliveries.create_indexes(missing)
 
-    async def busy_lanes(self, lanes: Collection[str]) -> set[str]:
-        """Those of the lanes that have an open row."""
-        found = await self._deliveries.distinct(
-            "lane", {"lane": {"$in": list(lanes)}, "open": True}
-        )
-        return set(found)
+    async def insert(self, documents: Sequence[Document]) -> Refusal | None:
+        """Insert new rows in order, up to the first that a unique index refuses."""
+        try:
+            await self._deliveries.insert_many(documents)
+        except BulkWriteError as error:
+            (failure,) = error.details["writeErrors"]
+            if failure["code"] != _DUPLICATE_KEY:
+                raise
+            return Refusal(failure["index"], "event" in failure["keyPattern"])
+        return None
 
     async def due(self, limit: int, without: Collection[str] = ()) -> list[Delivery]:
         """Open rows whose time has come, oldest first, but for those of some Subscriptions."""
@@ -148,7 +172,7 @@ class Ledger:
                 {
                     "$set": {
                         "state": "sending",
-                        "owner": self._owner,
+                        "owner": self.owner,
                         "claim": token,
                         "attempt": {"$add": ["$attempt", 1]},
                         "next_at": {"$add": ["$$NOW", milliseconds]},
@@ -201,16 +225,58 @@ class Ledger:
 
     async def open_lanes(self, subscription: str) -> list[str]:
         """The lanes of a Subscription that have an open row."""
-        filter_ = {"subscription": subscription, "open": True}
-        lanes: list[str] = await self._deliveries.distinct("lane", filter_)
+        lane = {"$gte": f"{subscription}|", "$lt": f"{subscription}}}"}
+        lanes: list[str] = await self._deliveries.distinct("lane", {"lane": lane, "open": True})
         return lanes
 
-    async def hand_back(self) -> None:
-        """Let others take at once what this process holds; for an orderly stop."""
+    async def put_off(self, subscriptions: Collection[str], until: datetime) -> None:
+        """Let rows of Subscriptions that are due wait, for an endpoint that is not to be called before."""
         await self._deliveries.update_many(
-            {"owner": self._owner, "open": True, "state": "sending"},
-            {"$set": {"state": "retrying", "next_at": self._mongo.now()}},
+            {
+                "open": True,
+                "next_at": {"$lte": self._mongo.now()},
+                "subscription": {"$in": list(subscriptions)},
+                "state": {"$ne": "sending"},
+            },
+            {"$set": {"next_at": until}},
         )
+
+    async def recall(self, subscriptions: Collection[str]) -> None:
+        """Make what waits for an endpoint due: it answers again. Retries keep their own time."""
+        await self._deliveries.update_many(
+            {
+                "open": True,
+                "next_at": {"$gt": self._mongo.now()},
+                "subscription": {"$in": list(subscriptions)},
+                "state": "queued",
+            },
+            {"$set": {"next_at": self._mongo.now()}},
+        )
+
+    async def hasten(self, subscription: str) -> None:
+        """Make all that waits of a Subscription due, retries too."""
+        now = self._mongo.now()
+        await self._deliveries.update_many(
+            {
+                "open": True,
+                "next_at": {"$gt": now},
+                "subscription": subscription,
+                "state": {"$in": ["queued", "retrying"]},
+            },
+            {"$set": {"next_at": now}},
+        )
+
+    async def abandon(self, owner: str, but: Collection[str] = ()) -> int:
+        """Let anybody take at once what a process was sending, but for some rows; returns how many."""
+        filter_: Document = {"open": True, "state": "sending", "owner": owner}
+        if but:
+            filter_["_id"] = {"$nin": list(but)}
+        now = self._mongo.now()
+        # The condition on `next_at` leads to the index of the open rows.
+        result = await self._deliveries.update_many(
+            {**filter_, "next_at": {"$gt": now}}, {"$set": {"state": "retrying", "next_at": now}}
+        )
+        return int(result.modified_count)
 
     async def open_count(self) -> int:
         """How many rows are not settled for good."""
@@ -232,10 +298,14 @@ def _settled(entry: Settlement) -> Document:
     if entry.reason:
         values["reason"] = entry.reason
     update: Document = {"$set": values}
-    if entry.state == "retrying":
+    if not entry.is_final:
         values["next_at"] = entry.next_at
     else:
         update["$unset"] = {"open": "", "next_at": "", "owner": "", "claim": ""}
+    if entry.state == "queued":
+        update["$inc"] = {"attempt": -1}
+        if entry.delivery.attempt == 1:
+            values["first_at"] = None
     if entry.attempt is not None:
         update["$push"] = {"attempts": entry.attempt}
     return update

@@ -1,6 +1,6 @@
 """The status that the server gives a Subscription: proven, failed, ended; and the heartbeats in between.
 
-requested -> active (handshake answered 2xx; a classic Subscription at once) or error; active -> error when deliveries
+requested -> active (handshake taken; at once where there is nothing to prove: classic, websocket) or error; active -> error when deliveries
 fail for good; any -> off at its `end`. Only the client brings it back. These writes go through the store as all do.
 """
 
@@ -60,8 +60,9 @@ class Lifecycle:
 
     async def _activate(self, registration: Registration) -> None:
         version = registration.version
-        if registration.topic is None:
+        if not registration.channel.proves:
             await self._change(registration.id, _status("active", only_version=version))
+            await self._schedule_heartbeat(registration)
             return
         state = await self._claim_handshake(registration)
         if state is None:
@@ -116,10 +117,20 @@ class Lifecycle:
         if state is not None:
             await self._send(registration, "heartbeat", state["number"])
 
+    async def take_from(self, owner: str) -> None:
+        """Let anybody send the handshakes that a process which is gone had begun."""
+        await self._states.update_many(
+            {"handshake.owner": owner}, {"$set": {"handshake.lease_until": self._mongo.now()}}
+        )
+
     async def _schedule_heartbeat(self, registration: Registration) -> None:
         if registration.channel.heartbeat is not None:
             due = self._mongo.now() + timedelta(seconds=registration.channel.heartbeat)
-            await self._states.update_one({"_id": registration.id}, {"$set": {"heartbeat_at": due}})
+            await self._states.update_one(
+                {"_id": registration.id},
+                {"$set": {"heartbeat_at": due}, "$setOnInsert": {"number": 0}},
+                upsert=True,
+            )
 
     async def _send(self, registration: Registration, kind: Kind, number: int) -> Outcome | None:
         current = await self._composer.registration(registration.id)
@@ -148,6 +159,7 @@ class Lifecycle:
                     "$set": {
                         "handshake": {
                             "version": registration.version,
+                            "owner": self._store.owner,
                             "lease_until": {"$add": ["$$NOW", int(lease.total_seconds() * 1000)]},
                         }
                     }

@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from app.fhir_json import Resource
-from app.subscriptions.registration import BACKPORT, Content
+from app.subscriptions.channel_terms import BACKPORT, Content
 from app.subscriptions.topics import Coding
 
-Kind = Literal["handshake", "heartbeat", "event-notification"]
+Kind = Literal["handshake", "heartbeat", "event-notification", "query-status", "query-event"]
+
+_ERRORS = "http://terminology.hl7.org/CodeSystem/subscription-error"
 
 STATUS_PROFILE = BACKPORT + "backport-subscription-status-r4"
 NOTIFICATION_PROFILE = BACKPORT + "backport-subscription-notification-r4"
@@ -25,7 +27,10 @@ NOTIFICATION_PROFILE = BACKPORT + "backport-subscription-notification-r4"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the status entry says of the Subscription. `number` counts its events so far; `id` names the notice."""
+    """What the status entry says of the Subscription. `number` counts its events so far; `id` names the notice.
+
+    `error` is the Subscription's own words for what is wrong with it.
+    """
 
     id: str
     base_url: str
@@ -35,11 +40,15 @@ class Head:
     content: Content
     number: int
     at: datetime
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Focus:
-    """The changed version: `method` is what happened to it; `resource` only where whole resources are sent."""
+    """The changed version: `method` is what happened to it; `resource` only where whole resources are sent.
+
+    `gone`: its version should be sent and is no longer stored.
+    """
 
     type: str
     id: str
@@ -48,10 +57,23 @@ class Focus:
     at: datetime
     trigger: Coding | None = None
     resource: Resource | None = None
+    gone: bool = False
 
     @property
     def reference(self) -> str:
         return f"{self.type}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One event as a notice tells it.
+
+    `context` maps relative references that travel along to their resource, or None where it cannot be included.
+    """
+
+    number: int
+    focus: Focus
+    context: Mapping[str, Resource | None]
 
 
 def status_only(head: Head, kind: Kind) -> Resource:
@@ -59,35 +81,59 @@ def status_only(head: Head, kind: Kind) -> Resource:
     return _bundle(head, kind, [], [])
 
 
+def status_parameters(head: Head) -> Resource:
+    """What `$status` answers for one Subscription."""
+    status: Resource = _status_entry(head, "query-status", [])["resource"]
+    return status
+
+
 def event_notification(
     head: Head, focus: Focus, context: Mapping[str, Resource | None]
 ) -> Resource:
-    """The notice of one event.
+    """The notice of one event."""
+    return events_notification(head, "event-notification", [Told(head.number, focus, context)])
 
-    `context` maps relative references that travel along to their resource, or None where it cannot be included.
+
+def events_notification(head: Head, kind: Kind, events: Sequence[Told]) -> Resource:
+    """The notice of several events, in the order of their numbers.
+
     `empty` tells neither topic, focus nor context; `id-only` tells references; `full-resource` holds the resources.
     """
+    parts = [_event(head, event) for event in events]
+    if head.content == "empty":
+        return _bundle(head, kind, parts, [])
+    entries = [_focus_entry(head, event.focus) for event in events]
+    if head.content == "full-resource":
+        context: dict[str, Resource | None] = {}
+        for event in events:
+            context.update(event.context)
+        entries.extend(_context_entry(head, *item) for item in context.items())
+    return _bundle(head, kind, parts, entries)
+
+
+def _event(head: Head, event: Told) -> list[dict[str, Any]]:
+    focus = event.focus
     part: list[dict[str, Any]] = [
-        {"name": "event-number", "valueString": str(head.number)},
+        {"name": "event-number", "valueString": str(event.number)},
         {"name": "timestamp", "valueInstant": _instant(focus.at)},
     ]
     if head.content == "empty":
-        return _bundle(head, "event-notification", part, [])
+        return part
     part.append({"name": "focus", "valueReference": {"reference": _url(head, focus.reference)}})
     part.extend(
         {"name": "additional-context", "valueReference": {"reference": _url(head, reference)}}
-        for reference in context
+        for reference in event.context
     )
     if focus.trigger is not None:
         part.append({"name": "trigger", "valueCoding": dict(focus.trigger)})
-    entries = [_focus_entry(head, focus)]
-    if head.content == "full-resource":
-        entries.extend(_context_entry(head, *item) for item in context.items())
-    return _bundle(head, "event-notification", part, entries)
+    return part
 
 
 def _bundle(
-    head: Head, kind: Kind, event: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]]
+    head: Head,
+    kind: Kind,
+    events: Sequence[list[dict[str, Any]]],
+    entries: Sequence[dict[str, Any]],
 ) -> Resource:
     return {
         "resourceType": "Bundle",
@@ -95,11 +141,13 @@ def _bundle(
         "meta": {"profile": [NOTIFICATION_PROFILE]},
         "type": "history",
         "timestamp": _instant(head.at),
-        "entry": [_status_entry(head, kind, event), *entries],
+        "entry": [_status_entry(head, kind, events), *entries],
     }
 
 
-def _status_entry(head: Head, kind: Kind, event: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _status_entry(
+    head: Head, kind: Kind, events: Sequence[list[dict[str, Any]]]
+) -> dict[str, Any]:
     # Derived from the notice's id: every attempt sends the same bytes.
     status_id = str(uuid.uuid5(uuid.UUID(head.id), "status"))
     subscription = f"Subscription/{head.subscription}"
@@ -113,8 +161,9 @@ def _status_entry(head: Head, kind: Kind, event: Sequence[dict[str, Any]]) -> di
         {"name": "type", "valueCode": kind},
         {"name": "events-since-subscription-start", "valueString": str(head.number)},
     ]
-    if event:
-        parameter.append({"name": "notification-event", "part": list(event)})
+    parameter += [{"name": "notification-event", "part": part} for part in events]
+    if head.error is not None:
+        parameter.append({"name": "error", "valueCodeableConcept": _error(head.error)})
     return {
         "fullUrl": f"urn:uuid:{status_id}",
         "resource": {
@@ -126,6 +175,16 @@ def _status_entry(head: Head, kind: Kind, event: Sequence[dict[str, Any]]) -> di
         "request": {"method": "GET", "url": _url(head, f"{subscription}/$status")},
         "response": {"status": "200"},
     }
+
+
+def _error(words: str) -> dict[str, Any]:
+    """The coding that goes with the server's words for a failure (delivery.py and lifecycle.py write them)."""
+    code = "no-response"
+    if " answered " in words:
+        code = "error-response"
+    elif words.endswith("cannot be resolved"):
+        code = "dns-resolution-error"
+    return {"coding": [{"system": _ERRORS, "code": code}], "text": words}
 
 
 def _focus_entry(head: Head, focus: Focus) -> dict[str, Any]:
@@ -143,6 +202,9 @@ def _focus_entry(head: Head, focus: Focus) -> dict[str, Any]:
     else:
         verb = "PATCH" if focus.method == "patch" else "PUT"
         entry["request"] = {"method": verb, "url": focus.reference}
+    if focus.gone:
+        entry["response"] = {"status": "410", "etag": etag}
+        return entry
     entry["response"] = {
         "status": "201" if created else "200",
         "etag": etag,

@@ -1,31 +1,45 @@
-"""The Subscriptions of this moment: our own commits are known at once, those of other processes by polling."""
+"""The Subscriptions of this moment: our own commits are known at once, those of other processes within a second."""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, get_args
 
 from app import fhir_json
 from app.errors import FhirError
 from app.fhir_json import Resource
 from app.mongo import Document, Mongo
+from app.search.terms import EVERY
 from app.settings import Settings
 from app.store import Event, Store
-from app.subscriptions import registration, topics
-from app.subscriptions.criteria import CriteriaIndex
-from app.subscriptions.registration import Registration
-from app.subscriptions.topics import Coding
+from app.subscriptions import registration, topic_files, watch
+from app.subscriptions.criteria import Criteria
+from app.subscriptions.criteria_index import CriteriaIndex
+from app.subscriptions.facts import Facts
+from app.subscriptions.question import Question
+from app.subscriptions.registration import Registration, Status
+from app.subscriptions.shelf import Shelf
+from app.subscriptions.topic_store import TopicStore
+from app.subscriptions.topics import Catalogue, Coding, Found
 
 log = logging.getLogger(__name__)
 
-# Events are looked at again for this long: a commit may become visible later than its time says.
-_OVERLAP = timedelta(seconds=60)
+# Events are looked at again for this long: a commit may become visible later than its time says. A commit that takes
+# longer than the short one is rare, so most looks are short.
+_OVERLAP, _LONG_OVERLAP = timedelta(seconds=5), timedelta(seconds=90)
+_LONG_LOOK_EVERY = timedelta(seconds=15)
 _FIELDS = {"v": 1, "text": 1, "deleted": 1, "private": 1}
+# Enough to register by what is kept beside the document; the status is a search value of every Subscription.
+_BRIEF = {"v": 1, "sorts.status.lo": 1, "private.watch": 1}
+_AT_ONCE = 2000
 
 Standing = Literal["deliver", "hold", "suppress", "gone"]
+_STATUSES: dict[str, Status] = {status: status for status in get_args(Status)}
 _STANDING: dict[str, Standing] = {
     "active": "deliver",
     "requested": "hold",
@@ -49,39 +63,59 @@ class Registry:
         self._settings = settings
         self._mongo = mongo
         self._store = store
-        self.catalogue = topics.load(settings)
-        self._index = CriteriaIndex()
-        self._registrations: dict[str, Registration] = {}
-        self._versions: dict[str, int] = {}
+        self._topics = TopicStore(settings, mongo)
+        self.catalogue: Catalogue = topic_files.load(settings)
+        self._shelf = Shelf(settings, lambda: self.catalogue)
+        self.index = CriteriaIndex(settings, self._criteria)
+        self._unsupported: set[str] = set()
         self._requested: set[str] = set()
-        self._ending: set[str] = set()
+        # The ends that are to come, soonest first, and whose end has come.
+        self._ends: list[tuple[datetime, str]] = []
+        self._over: set[str] = set()
         self._polled_at: datetime | None = None
+        self._looked_long_at: datetime | None = None
 
     def __len__(self) -> int:
-        return len(self._registrations)
+        return len(self._shelf)
 
     async def load(self) -> None:
-        """Read all Subscriptions."""
+        """Read all topics and Subscriptions."""
         self._polled_at = self._mongo.now()
-        for document in await self._store.find("Subscription", {}, projection=_FIELDS):
-            self._put_document(document)
+        self.catalogue = await self._topics.catalogue()
+        stale: list[str] = []
+        async for row in self._rows({"terms": EVERY}, _BRIEF):
+            if not self._put_brief(row):
+                stale.append(row["_id"])
+        await self._reread(stale)
 
     async def refresh(self) -> list[Registration]:
         """Read what changed since the last look, in whatever process; returns what is new to this one."""
-        since = (self._polled_at or self._mongo.now()) - _OVERLAP
-        self._polled_at = self._mongo.now()
+        await self._refresh_topics()
+        now = self._mongo.now()
+        since = self._polled_at or now
+        if self._looked_long_at is None or now - self._looked_long_at >= _LONG_LOOK_EVERY:
+            self._looked_long_at = now
+            since = since - _LONG_OVERLAP
+        else:
+            since = since - _OVERLAP
+        self._polled_at = now
         events = self._mongo.collection("events").find(
             {"type": "Subscription", "at": {"$gte": since}}, {"_id": 0, "id": 1, "version": 1}
         )
-        behind = [
+        behind = {
             row["id"]
             for row in await events.to_list(None)
-            if row["version"] > self._versions.get(row["id"], 0)
-        ]
-        return await self._read(behind) if behind else []
+            if row["version"] > self._shelf.version(row["id"])
+        }
+        return await self.read(behind)
 
-    async def _read(self, ids: list[str]) -> list[Registration]:
-        found = await self._store.find("Subscription", {"_id": {"$in": ids}}, projection=_FIELDS)
+    async def read(self, ids: Collection[str]) -> list[Registration]:
+        """Read these Subscriptions anew; returns what is new to this process."""
+        if not ids:
+            return []
+        found = await self._store.find(
+            "Subscription", {"_id": {"$in": list(ids)}}, projection=_FIELDS
+        )
         return [new for document in found if (new := self._put_document(document)) is not None]
 
     async def with_private(self, subscription: str) -> tuple[Registration, Document] | None:
@@ -93,6 +127,63 @@ class Registry:
         current = self.get(subscription)
         return None if current is None else (current, found[0].get("private", {}))
 
+    async def _rows(self, filter_: Document, projection: Document) -> AsyncIterator[Document]:
+        async with self._store.batches(
+            "Subscription", filter_, projection=projection, read_ahead=_AT_ONCE
+        ) as read:
+            while batch := await read(_AT_ONCE):
+                for row in batch:
+                    yield row
+                await asyncio.sleep(0)  # a hundred thousand of them take their time
+
+    async def _reread(self, ids: list[str]) -> None:
+        """Read whole Subscriptions where what is kept beside them does not tell, and keep it anew."""
+        for start in range(0, len(ids), _AT_ONCE):
+            batch = ids[start : start + _AT_ONCE]
+            notes: dict[tuple[str, int], str] = {}
+            async for document in self._rows({"_id": {"$in": batch}}, _FIELDS):
+                new = self._put_document(document)
+                if new is not None:
+                    notes[new.id, new.version] = watch.encode(new, self._settings)
+            await self._store.annotate("Subscription", "watch", notes)
+
+    async def _refresh_topics(self) -> None:
+        """Take over topics that were changed, and what that means for their Subscriptions."""
+        if not await self._topics.changed():
+            return
+        before, self.catalogue = self.catalogue, await self._topics.catalogue()
+        urls = before.by_url.keys() | self.catalogue.by_url.keys()
+        digests = [
+            {url: topic.digest for url, topic in each.by_url.items()}
+            for each in (before, self.catalogue)
+        ]
+        changed = {url for url in urls if digests[0].get(url) != digests[1].get(url)}
+        concerned = set(self._unsupported)
+        for url in changed:
+            concerned.update(self.index.subscriptions(url))
+        self._shelf.close()
+        for subscription in concerned:
+            self._forget(subscription)
+            self._shelf.put_away(subscription, self._shelf.version(subscription) - 1)
+        await self._reread(sorted(concerned))
+
+    def _put_brief(self, row: Document) -> bool:
+        """Take over a version by what is kept beside it; False where that does not suffice."""
+        subscription, version = row["_id"], row["v"]
+        if version <= self._shelf.version(subscription):
+            return True
+        text = row.get("private", {}).get("watch")
+        if text is None:
+            return False
+        read = watch.decode(text)
+        if read is None or not watch.is_current(read, self.catalogue, self._settings):
+            return False
+        self._forget(subscription)
+        status = _STATUSES[row["sorts"]["status"]["lo"]]
+        self._shelf.put_text((subscription, version, status), text)
+        self._file(subscription, status, read.end, read.criteria)
+        return True
+
     def _put_document(self, document: Document) -> Registration | None:
         resource = None if "deleted" in document else fhir_json.decode_stored(document["text"])
         return self.put(document["_id"], document["v"], resource)
@@ -101,68 +192,113 @@ class Registry:
         self, subscription: str, version: int, resource: Resource | None
     ) -> Registration | None:
         """Take over a version, None for a deletion; returns the registration where it is new and still wanted."""
-        if version <= self._versions.get(subscription, 0):
+        if version <= self._shelf.version(subscription):
             return None
-        self._versions[subscription] = version
-        self._index.remove(subscription)
-        self._registrations.pop(subscription, None)
-        self._requested.discard(subscription)
-        self._ending.discard(subscription)
+        self._forget(subscription)
+        self._shelf.put_away(subscription, version)
         if resource is None:
             return None
         try:
             new = registration.read(resource, self.catalogue, self._settings)
         except FhirError:
-            # It was fine when it was stored: a topic or channel has left the server since.
+            # It was fine when it was stored: a topic or channel has left the server since, or has not come here yet.
+            self._unsupported.add(subscription)
             log.warning(
                 "subscription no longer supported",
                 extra={"action": "register", "id": subscription, "version_id": version},
             )
             return None
-        self._registrations[subscription] = new
-        if new.status != "off":
-            self._index.add(subscription, new.criteria)
-            if new.end is not None:
-                self._ending.add(subscription)
-        if new.status == "requested":
+        self._shelf.put(replace(new, id=subscription, version=version))
+        self._file(subscription, new.status, new.end, new.criteria)
+        return self.get(subscription)
+
+    def _forget(self, subscription: str) -> None:
+        """Take the version known so far out of everything but the shelf."""
+        if (criteria := self._criteria(subscription)) is not None:
+            self.index.remove(subscription, criteria)
+        for ids in (self._unsupported, self._requested, self._over):
+            ids.discard(subscription)
+
+    def _file(
+        self, subscription: str, status: Status, end: datetime | None, criteria: Criteria
+    ) -> None:
+        if status != "off":
+            self.index.add(subscription, criteria)
+            if end is not None:
+                heapq.heappush(self._ends, (end, subscription))
+        if status == "requested":
             self._requested.add(subscription)
-        return new
+
+    def _criteria(self, subscription: str) -> Criteria | None:
+        found = self.get(subscription)
+        return None if found is None else found.criteria
 
     def get(self, subscription: str) -> Registration | None:
-        return self._registrations.get(subscription)
+        return self._shelf.get(subscription)
 
     def standing(self, subscription: str) -> Standing:
         """What is to be done with a Subscription's notices now."""
-        found = self._registrations.get(subscription)
+        found = self.get(subscription)
         if found is None or self._is_over(found):
             return "gone"
         return _STANDING[found.status]
 
     def requested(self) -> list[Registration]:
         """Those that wait for the server to prove their endpoint."""
-        waiting = (self._registrations[subscription] for subscription in self._requested)
-        return [found for found in waiting if not self._is_over(found)]
+        return [found for found in self._all(self._requested) if not self._is_over(found)]
 
     def over(self) -> list[Registration]:
         """Those whose end has come and that are not off yet."""
-        ending = (self._registrations[subscription] for subscription in self._ending)
-        return [found for found in ending if self._is_over(found)]
+        while self._ends and self._ends[0][0] <= self._mongo.now():
+            self._over.add(heapq.heappop(self._ends)[1])
+        over = [found for found in self._all(self._over) if self._is_over(found)]
+        over = [found for found in over if found.status != "off"]
+        self._over = {found.id for found in over}
+        return over
 
-    def match(self, event: Event) -> list[Match]:
-        """The Subscriptions that an event concerns, each once. Deletions concern none."""
-        if event.fields is None or event.type == "Subscription":
+    def _all(self, ids: Collection[str]) -> Iterator[Registration]:
+        return (found for each in ids if (found := self.get(each)) is not None)
+
+    def facts(self, resource_type: str, fields: Document) -> Facts:
+        """A version as criteria see it."""
+        return Facts(self._store, self._settings.base_url, resource_type, fields)
+
+    async def match(self, event: Event) -> list[Match]:
+        """The Subscriptions that an event concerns, each once.
+
+        Topics may be about deletions, which are judged by the version that went; classic Subscriptions never are.
+        """
+        fields = event.fields if event.fields is not None else event.previous_fields
+        if event.type == "Subscription" or fields is None:
             return []
-        return [match for match in self._matches(event) if not self._is_over(match.registration)]
-
-    def _matches(self, event: Event) -> Iterator[Match]:
-        fields: Document = event.fields or {}
+        facts = self.facts(event.type, fields)
+        found: list[Match] = []
+        asked = self.asking(facts)
         for topic in self.catalogue.watching(event.type):
-            trigger = topic.fired(event)
+            trigger = await topic.fired(event, asked)
             if trigger is not None:
-                for subscription in self._index.matching(topic.url, fields, trigger.coding):
-                    yield Match(self._registrations[subscription], trigger.coding)
-        for subscription in self._index.matching(event.type, fields, None):
-            yield Match(self._registrations[subscription], None)
+                await self._collect(topic.url, facts, trigger.coding, found)
+        if event.fields is not None:
+            await self._collect(event.type, facts, None, found)
+        return found
+
+    def asking(self, facts: Facts) -> Found:
+        """How topics ask about the versions of a change, of which `facts` is one."""
+
+        async def ask(question: Question, fields: Document) -> bool:
+            if fields is facts.fields:
+                return await facts.answer(question)
+            return await self.facts(facts.resource_type, fields).answer(question)
+
+        return ask
+
+    async def _collect(
+        self, scope: str, facts: Facts, coding: Coding | None, found: list[Match]
+    ) -> None:
+        for subscription in await self.index.matching(scope, facts, coding):
+            known = self.get(subscription)
+            if known is not None and not self._is_over(known):
+                found.append(Match(known, coding))
 
     def _is_over(self, candidate: Registration) -> bool:
         return candidate.end is not None and candidate.end <= self._mongo.now()

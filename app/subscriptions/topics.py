@@ -1,35 +1,27 @@
-"""SubscriptionTopics: R5-shaped JSON in `profiles/topics`, compiled into triggers, filters and what travels along.
+"""SubscriptionTopics as code: what fires, what can be filtered, what travels along. `topic_files` reads them.
 
 https://hl7.org/fhir/R5/subscriptiontopic.html
-An extension on a resourceTrigger gives the coding of the notice's `trigger` part, which R5 has no element for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl
 
-from app import fhir_json
-from app.definitions import PROFILES
 from app.fhir_json import Resource
 from app.mongo import Document
-from app.search import query
-from app.search.query import Query
 from app.search.registry import parameters
-from app.settings import Settings
+from app.subscriptions.question import Question
 
-# The base that our own topics are written with; settings.topic_base takes its place.
-DEFAULT_BASE = "http://carerelay.example/SubscriptionTopic/"
-TRIGGER_EXTENSION = "http://carerelay.example/StructureDefinition/topic-trigger"
 # A filter on the notice's trigger part: the one filter that is no search parameter of the resource.
 TRIGGER_FILTER = "trigger"
+_COMPARATORS = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
 
 Coding = Mapping[str, str]
+Interaction = Literal["create", "update", "delete"]
 
 
 class Change(Protocol):
@@ -40,64 +32,144 @@ class Change(Protocol):
     @property
     def method(self) -> str: ...
     @property
+    def resource(self) -> Resource | None: ...
+    @property
+    def previous(self) -> Resource | None: ...
+    @property
     def fields(self) -> Document | None: ...
     @property
     def previous_fields(self) -> Document | None: ...
 
 
+def interaction(change: Change) -> Interaction:
+    """What a change is to a topic: a revival creates, whatever its verb."""
+    if change.fields is None:
+        return "delete"
+    return "create" if change.previous_fields is None else "update"
+
+
+# Whether a version, given its search fields, passes a query; other resources may have to be read for it.
+Found = Callable[[Question, Document], Awaitable[bool]]
+# A condition on a change that search cannot express.
+Test = Callable[[Change], bool]
+
+
+def content_changed(change: Change) -> bool:
+    """More has changed than meta and the narrative."""
+    versions = (change.resource or {}, change.previous or {})
+    now, before = ({k: v for k, v in each.items() if k not in _ASIDE} for each in versions)
+    return now != before
+
+
+_ASIDE = frozenset({"meta", "text"})
+# What JSON cannot say: functions that a resourceTrigger may name (extension topic-trigger-function).
+TRIGGER_FUNCTIONS: dict[str, Test] = {"content-changed": content_changed}
+
+
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """One way for a topic to fire: both versions must match; without a version before, `on_create` decides."""
+    """One way for a topic to fire: a resourceTrigger.
 
-    interactions: frozenset[str]
-    previous: Query | None
-    on_create: bool
-    current: Query | None
-    coding: Coding | None
+    Of `previous` and `current` both must find their version, or with `either` one of them. `on_create` and `on_delete`
+    are their results where there is no such version. All of `tests` must hold as well.
+    """
 
-    def fires(self, change: Change) -> bool:
-        if change.fields is None:
+    resource_type: str
+    interactions: frozenset[Interaction]
+    previous: Question | None = None
+    current: Question | None = None
+    on_create: bool = True
+    on_delete: bool = False
+    either: bool = False
+    tests: tuple[Test, ...] = ()
+    coding: Coding | None = None
+    description: str = ""
+
+    async def fires(self, change: Change, found: Found) -> bool:
+        """Whether the change is one of those that this trigger is about."""
+        if change.type != self.resource_type or interaction(change) not in self.interactions:
             return False
-        before = change.previous_fields
-        if ("update" if before is not None else "create") not in self.interactions:
-            return False
-        if self.current is not None and not self.current.matches(change.fields):
-            return False
-        if before is None:
-            return self.on_create
-        return self.previous is None or bool(self.previous.matches(before))
+        return await self.queries_hold(change, found) and all(test(change) for test in self.tests)
+
+    async def queries_hold(self, change: Change, found: Found) -> bool:
+        """What queryCriteria say."""
+        queries = (
+            (self.current, change.fields, self.on_delete),
+            (self.previous, change.previous_fields, self.on_create),
+        )
+        asked = False
+        for query, fields, otherwise in queries:
+            if query is None:
+                continue
+            asked = True
+            if (otherwise if fields is None else await found(query, fields)) is self.either:
+                return self.either
+        return not (asked and self.either)
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
-    """A compiled SubscriptionTopic. `filters` maps each filter key to the modifiers it may carry.
+class Filter:
+    """A filter that a topic defines: the search parameter it stands for, and how it may be used; no comparators: any."""
 
-    `includes` are search parameters of the focus whose references travel as additional context.
+    search: str
+    modifiers: frozenset[str] = frozenset()
+    comparators: frozenset[str] = frozenset()
+
+    def takes(self, value: str) -> bool:
+        """Whether every value's comparator is allowed; one without is `eq`."""
+        prefixes = (each[:2] if each[:2] in _COMPARATORS else "eq" for each in value.split(","))
+        return all(prefix in self.comparators for prefix in prefixes)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What travels along with a focus: its reference parameters, and (type, parameter) of what refers to it."""
+
+    includes: tuple[str, ...] = ()
+    reverse: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Topic:
+    """A compiled SubscriptionTopic; `resource` is its R5 JSON.
+
+    `filters` maps each type to its filters by key; `digest` changes with all that the topic says.
     """
 
     url: str
     version: str
-    resource_type: str
     triggers: tuple[Trigger, ...]
-    filters: Mapping[str, frozenset[str]]
-    includes: tuple[str, ...]
+    filters: Mapping[str, Mapping[str, Filter]]
+    shapes: Mapping[str, Shape]
+    resource: Resource
+    digest: str
 
-    def fired(self, change: Change) -> Trigger | None:
+    @property
+    def resource_types(self) -> tuple[str, ...]:
+        """The types it watches, in its own order."""
+        return tuple(dict.fromkeys(trigger.resource_type for trigger in self.triggers))
+
+    async def fired(self, change: Change, found: Found) -> Trigger | None:
         """The first trigger that the change fires, if any."""
-        if change.type != self.resource_type:
-            return None
-        return next((trigger for trigger in self.triggers if trigger.fires(change)), None)
+        for trigger in self.triggers:
+            if await trigger.fires(change, found):
+                return trigger
+        return None
 
-    def codings(self) -> list[Coding]:
-        """Every coding its notices can carry in their `trigger` part."""
-        return [trigger.coding for trigger in self.triggers if trigger.coding is not None]
+    def codings(self, resource_type: str | None = None) -> list[Coding]:
+        """Every coding that its notices, about this type, can carry in their `trigger` part."""
+        return [
+            trigger.coding
+            for trigger in self.triggers
+            if trigger.coding is not None and resource_type in (None, trigger.resource_type)
+        ]
 
-    def context(self, fields: Document) -> list[str]:
+    def context(self, resource_type: str, fields: Document) -> list[str]:
         """Relative references of the focus that belong into a notice, each once, in the topic's order."""
+        shape = self.shapes.get(resource_type, Shape())
         found: dict[str, None] = {}
-        for parameter in self.includes:
-            for reference in references(self.resource_type, fields, parameter):
-                found[reference] = None
+        for parameter in shape.includes:
+            found.update(dict.fromkeys(references(resource_type, fields, parameter)))
         return list(found)
 
 
@@ -108,7 +180,8 @@ class Catalogue:
         self.by_url = MappingProxyType({topic.url: topic for topic in topics})
         by_type: dict[str, list[Topic]] = {}
         for topic in self.by_url.values():
-            by_type.setdefault(topic.resource_type, []).append(topic)
+            for resource_type in topic.resource_types:
+                by_type.setdefault(resource_type, []).append(topic)
         self._by_type = by_type
 
     def find(self, canonical: str) -> Topic | None:
@@ -121,7 +194,7 @@ class Catalogue:
         return self._by_type.get(resource_type, ())
 
 
-def references(resource_type: str, fields: Document, code: str) -> list[str]:
+def references(resource_type: str, fields: Mapping[str, Any], code: str) -> list[str]:
     """The relative references (`Patient/p1`) that a reference parameter finds in these search fields."""
     parameter = parameters(resource_type).get(code)
     if parameter is None or parameter.type != "reference":
@@ -142,67 +215,3 @@ def query_parameters(text: str) -> list[tuple[str, str]]:
     if not text:
         return []
     return parse_qsl(text, keep_blank_values=True, strict_parsing=True)
-
-
-@cache
-def _files(directory: Path) -> tuple[Resource, ...]:
-    return tuple(fhir_json.decode(path.read_bytes()) for path in sorted(directory.glob("*.json")))
-
-
-def load(settings: Settings, directory: Path = PROFILES / "topics") -> Catalogue:
-    """Compile every topic of a directory. Raises FhirError or ValueError for one that cannot be evaluated."""
-    return Catalogue([compile_topic(resource, settings) for resource in _files(directory)])
-
-
-def compile_topic(resource: Resource, settings: Settings) -> Topic:
-    """One SubscriptionTopic as code."""
-    url: str = resource["url"]
-    if url.startswith(DEFAULT_BASE):
-        url = settings.topic_base.rstrip("/") + "/" + url[len(DEFAULT_BASE) :]
-    types = {trigger["resource"] for trigger in resource["resourceTrigger"]}
-    if len(types) != 1:
-        raise ValueError(f"The topic {url} must watch exactly one resource type")
-    (resource_type,) = types
-    return Topic(
-        url=url,
-        version=resource.get("version", ""),
-        resource_type=resource_type,
-        triggers=tuple(_trigger(entry, settings) for entry in resource["resourceTrigger"]),
-        filters=MappingProxyType(
-            {
-                entry["filterParameter"]: frozenset(entry.get("modifier", ()))
-                for entry in resource.get("canFilterBy", ())
-            }
-        ),
-        includes=tuple(
-            include.partition(":")[2]
-            for shape in resource.get("notificationShape", ())
-            for include in shape.get("include", ())
-        ),
-    )
-
-
-def _trigger(entry: Mapping[str, Any], settings: Settings) -> Trigger:
-    criteria = entry.get("queryCriteria", {})
-    if criteria and not criteria.get("requireBoth", False):
-        raise ValueError("queryCriteria need requireBoth")
-
-    def compiled(text: str | None) -> Query | None:
-        if text is None:
-            return None
-        return query.parse(
-            entry["resource"], query_parameters(text), lenient=False, settings=settings
-        )
-
-    codings = [
-        extension["valueCoding"]
-        for extension in entry.get("extension", ())
-        if extension["url"] == TRIGGER_EXTENSION
-    ]
-    return Trigger(
-        interactions=frozenset(entry.get("supportedInteraction", ("create", "update"))),
-        previous=compiled(criteria.get("previous")),
-        on_create=criteria.get("resultForCreate", "test-passes") == "test-passes",
-        current=compiled(criteria.get("current")),
-        coding=codings[0] if codings else None,
-    )

@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pymongo.errors import ConnectionFailure, PyMongoError
@@ -19,12 +21,15 @@ from app.search.extract import extract
 from app.security.egress import Egress
 from app.settings import Settings
 from app.store import Event, Store
-from app.subscriptions.channels import CHANNELS, Channel
+from app.subscriptions import past
+from app.subscriptions.binding import Binder
+from app.subscriptions.channels import CHANNELS, Channel, Surroundings
 from app.subscriptions.composer import Composer
 from app.subscriptions.delivery import Sender
 from app.subscriptions.ledger import Ledger
 from app.subscriptions.lifecycle import Lifecycle
 from app.subscriptions.outbox import ContentionError, Outbox, Planned
+from app.subscriptions.processes import BEAT_EVERY, Processes
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retry import RetryPolicy
@@ -35,6 +40,8 @@ SWEEP_EVERY = 1.0
 _BATCH = 256
 _PAUSE_AFTER_FAILURE = 0.5
 _PATIENCE = 5.0
+# What has come of attempts is written down together.
+_SETTLE_APART = 0.025
 # Many Subscriptions written elsewhere are learnt together.
 _REFRESH_APART = 0.1
 _REMEMBERED = 50_000
@@ -54,12 +61,12 @@ class Worker:
     ) -> None:
         self._mongo = mongo
         self._store = store
-        egress = Egress.from_settings(settings)
-        self._channels = channels or {name: make(egress) for name, make in CHANNELS.items()}
+        around = Surroundings(settings, Egress.from_settings(settings), mongo, store.owner)
+        self._channels = channels or {name: kind.make(around) for name, kind in CHANNELS.items()}
         self.registry = Registry(settings, mongo, store)
         self.ledger = Ledger(mongo, store.owner)
         self.outbox = Outbox(mongo, self.ledger, store.owner, self.registry.standing)
-        composer = Composer(settings, store, self.registry)
+        self.composer = composer = Composer(settings, store, self.registry)
         self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
         self._sender = Sender(
             mongo,
@@ -69,10 +76,14 @@ class Worker:
             policy or RetryPolicy(settings.delivery_window),
             self._channels,
             self._lifecycle.fail,
+            self.outbox.numbering,
         )
+        self.binder = Binder(mongo, composer, self.outbox, self._sender, self._channels)
+        self.processes = Processes(mongo, store.owner)
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._poked = asyncio.Event()
+        self._heard: set[str] = set()
         self._taking_in = asyncio.Lock()
         self._recorded: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._loops: list[asyncio.Task[None]] = []
@@ -90,6 +101,7 @@ class Worker:
         await self.ledger.prepare()
         await self.outbox.prepare()
         await self.registry.load()
+        await self.processes.beat(self._take_over)
         self._store.listeners.append(self._committed)
         if loops:
             steps = (
@@ -97,7 +109,8 @@ class Worker:
                 self._sweep_loop,
                 self._watch_loop,
                 self._refresh_loop,
-                self._sender.settle_loop,
+                self._beat_loop,
+                self._settle_loop,
             )
             self._loops = [asyncio.create_task(step()) for step in steps]
 
@@ -111,8 +124,9 @@ class Worker:
         self._loops = []
         try:
             await self._sender.finish(_PATIENCE)
-            await self.ledger.hand_back()
+            await self.ledger.abandon(self._store.owner)
             await self.outbox.hand_back()
+            await self.processes.leave()
         except PyMongoError as error:
             _warn("stop", error)
         for channel in self._channels.values():
@@ -124,6 +138,13 @@ class Worker:
         await self._take_in()
         await self._rest()
 
+    async def resend(self, subscription: str, condition: Document) -> int:
+        """Send settled notices of a Subscription again; returns how many. `condition` is one on delivery rows."""
+        count = await past.reopen(self._mongo, subscription, condition)
+        self.outbox.numbering.forget([subscription])
+        self._do(self._sender.sweep())
+        return count
+
     async def drain(self) -> None:
         """Return once nothing that was committed here is on its way any more, retries aside."""
         while True:
@@ -133,11 +154,11 @@ class Worker:
                 return
 
     async def _rest(self) -> None:
-        while self._chores or not self._sender.idle:
+        while self._chores or self.outbox.behind or not self._sender.idle:
             if self._chores:
                 await asyncio.wait(set(self._chores))
             await self._sender.wait()
-            await self._sender.settle()
+            await self._settle()
 
     def _committed(self, events: list[Event]) -> None:
         """The store's listener: what was committed in this process."""
@@ -216,25 +237,25 @@ class Worker:
         overdue = await self.outbox.pending_before(unsure) if unsure else []
         known = {event.id for event in events}
         older = [await self._revive(row) for row in overdue if row["_id"] not in known]
-        planned = [plan for event in (*older, *events) if (plan := self._plan(event)) is not None]
+        plans = [await self._plan(event) for event in (*older, *events)]
+        planned = [plan for plan in plans if plan is not None]
         idle = [plan.event.id for plan in planned if not plan.matches]
         busy = [plan for plan in planned if plan.matches]
-        deliveries = await self.outbox.record(busy, self._sender.admission()) if busy else []
-        by_id = {plan.event.id: plan.event for plan in busy}
-        for delivery in deliveries:
-            if delivery.state == "sending":
-                self._sender.start(delivery, by_id[delivery.event])
         if idle:
-            await self.outbox.finish(idle)
+            self.outbox.finish(idle)
+        if busy:
+            waiting = await self.outbox.record(busy, self._sender.admission(), self._sender.start)
+            if waiting:
+                await self._sender.advance({row.lane for row in waiting}, waiting)
         self._remember(planned)
-        queued = {delivery.lane for delivery in deliveries if delivery.state == "queued"}
-        if queued:
-            await self._sender.advance(queued)
+        self._sender.unsettled.set()
 
-    def _plan(self, event: Event) -> Planned | None:
+    async def _plan(self, event: Event) -> Planned | None:
         """The event with those it concerns; None where that cannot be told, and the row stays for another try."""
         try:
-            return Planned(event, self.registry.match(event))
+            return Planned(event, await self.registry.match(event))
+        except PyMongoError:
+            raise  # chained criteria ask the database; without it everything waits
         except Exception as error:
             log.error(
                 "cannot match",
@@ -277,6 +298,38 @@ class Worker:
             before.text if before is not None and not before.deleted else None,
         )
 
+    async def _settle_loop(self) -> None:
+        """Write down what has come of attempts, and what was recorded, a moment's worth at once."""
+        while True:
+            await self._sender.unsettled.wait()
+            await asyncio.sleep(_SETTLE_APART)
+            self._sender.unsettled.clear()
+            await _again_after_failure("settle", self._settle)
+            if self.outbox.behind:
+                self._sender.unsettled.set()
+
+    async def _settle(self) -> None:
+        results = await asyncio.gather(
+            self._sender.settle(alone=self.processes.alone),
+            self.outbox.flush(),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _beat_loop(self) -> None:
+        """Say that this process is alive, whatever else it is busy with, and take over what dead ones left."""
+        while True:
+            await _again_after_failure("beat", partial(self.processes.beat, self._take_over))
+            await asyncio.sleep(BEAT_EVERY)
+
+    async def _take_over(self, owner: str, at: datetime) -> None:
+        taken = await self.ledger.abandon(owner)
+        await self.outbox.take_from(owner, at)
+        await self._lifecycle.take_from(owner)
+        log.warning("took over", extra={"action": "take-over", "owner": owner, "count": taken})
+
     async def _sweep_loop(self) -> None:
         while True:
             await _again_after_failure("sweep", self._sweep)
@@ -304,8 +357,14 @@ class Worker:
         while True:
             await self._poked.wait()
             self._poked.clear()
-            await _again_after_failure("refresh", self._refresh)
+            await _again_after_failure("refresh", self._read_heard)
             await asyncio.sleep(_REFRESH_APART)
+
+    async def _read_heard(self) -> None:
+        """Read what the change stream has told of; where that fails the sweep finds it."""
+        heard, self._heard = self._heard, set()
+        for registration in await self.registry.read(heard):
+            self._follow_up(registration.id, registration)
 
     async def _watch_loop(self) -> None:
         """Look sooner when another process has written a Subscription."""
@@ -318,14 +377,15 @@ class Worker:
         async def watch() -> None:
             events = self._mongo.collection("events")
             async with self._mongo.watch(events, pipeline) as stream:
-                async for _ in stream:
+                async for change in stream:
+                    self._heard.add(change["fullDocument"]["id"])
                     self._poked.set()
 
         while True:
             await _again_after_failure("watch", watch)
 
 
-async def _again_after_failure(action: str, step: Callable[[], Awaitable[None]]) -> None:
+async def _again_after_failure(action: str, step: Callable[[], Awaitable[object]]) -> None:
     """Run a loop's step; a failure is logged and followed by a pause, the loop goes on."""
     try:
         await step()

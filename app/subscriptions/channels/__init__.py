@@ -1,14 +1,31 @@
-"""Channels: how a notice leaves the server. One file per channel type, one entry in `CHANNELS`."""
+"""Channels: how a notice leaves the server. One file per channel type, one entry in `CHANNELS`.
+
+protocol        what a channel is given and gives back, and what a channel type says of itself
+payload         the formats that `channel.payload` may name
+http_endpoint   what is demanded of an endpoint that is called by HTTP
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from app.security.egress import Egress
-from app.subscriptions.channels.protocol import Channel, Notice, Outcome
-from app.subscriptions.channels.rest_hook import RestHook
+from app.subscriptions.channels.email import EMAIL
+from app.subscriptions.channels.message import MESSAGE
+from app.subscriptions.channels.protocol import (
+    Asked,
+    Channel,
+    ChannelType,
+    Draft,
+    Notice,
+    Outcome,
+    Surroundings,
+)
+from app.subscriptions.channels.rest_hook import REST_HOOK
+from app.subscriptions.channels.websocket import WEBSOCKET
 
-__all__ = ["CHANNELS", "Channel", "Notice", "Outcome"]
+__all__ = ["CHANNELS", "Asked", "Channel", "Draft", "Notice", "Outcome", "Surroundings"]
 
-CHANNELS: Mapping[str, Callable[[Egress], Channel]] = MappingProxyType({"rest-hook": RestHook})
+CHANNELS: Mapping[str, ChannelType] = MappingProxyType(
+    {"rest-hook": REST_HOOK, "websocket": WEBSOCKET, "email": EMAIL, "message": MESSAGE}
+)

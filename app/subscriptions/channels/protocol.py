@@ -1,19 +1,37 @@
-"""What every channel is given and gives back."""
+"""What every channel is given and gives back, and what a channel type says of itself.
+
+A channel type is one file with one `ChannelType`: what a Subscription may ask of it, how a notice is shaped for it, and
+how it leaves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
+from app.fhir_json import Resource
+from app.mongo import Mongo
+from app.security.egress import Egress
+from app.settings import Settings
 from app.subscriptions.retry import Verdict, judge
 
 # How much of an answer is kept in the ledger.
 ANSWER_LIMIT = 2048
+# The header by which a receiver tells a repetition from a new notice.
+NOTICE_ID_HEADER = "CareRelay-Notification-Id"
+
+# An element below `channel`, an issue code, and what is wrong there.
+Complaint = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One message ready to leave. `id` stays the same over all attempts; an empty body is sent as such."""
+    """One message ready to leave. `id` stays the same over all attempts; an empty body is sent as such.
+
+    `headers` are the Subscription's own, then the Content-Type where there is a payload.
+    """
 
     id: str
     method: str
@@ -21,13 +39,15 @@ class Notice:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     timeout: float
+    subscription: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of an attempt. `status` is None where nothing answered; `reason` then says why, in a word.
 
-    `answer` is the beginning of the body; `retry_after` is in seconds.
+    `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: trying again is of no use;
+    `accepted`: taken, over a channel that has no status to say so.
     """
 
     status: int | None
@@ -35,9 +55,12 @@ class Outcome:
     answer: str = ""
     retry_after: float | None = None
     forbidden: bool = False
+    accepted: bool = False
 
     @property
     def verdict(self) -> Verdict:
+        if self.accepted:
+            return Verdict.DELIVERED
         return Verdict.STOP if self.forbidden else judge(self.status)
 
 
@@ -47,3 +70,70 @@ class Channel(Protocol):
     async def send(self, notice: Notice) -> Outcome: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a channel may need of the server. `owner` names this process."""
+
+    settings: Settings
+    egress: Egress
+    mongo: Mongo
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a Subscription asks of its channel. `content` is None for a classic Subscription."""
+
+    endpoint: str | None
+    payload: str | None
+    content: str | None
+    headers: Sequence[object]
+
+    @property
+    def topical(self) -> bool:
+        return self.content is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is to be said, before a channel gives it its form.
+
+    `resource` is the notification Bundle, or what a classic payload carries, or None where there is no payload;
+    `focus` is the classic notice's resource (`Encounter/e1`), None for a topic-based one; `payload` is the
+    Subscription's.
+    """
+
+    id: str
+    subscription: str
+    endpoint: str
+    payload: str | None
+    base_url: str
+    at: datetime
+    resource: Resource | None
+    focus: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A draft in a channel's form: where it goes and what travels; bytes go as they are, None as an empty body."""
+
+    method: str
+    url: str
+    content: Resource | bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelType:
+    """One kind of channel.
+
+    `check` yields what a Subscription asks in vain. `calls_out`: the endpoint is a URL that the server itself calls.
+    `proves`: a topic-based Subscription becomes active when the endpoint has taken a handshake; else at once.
+    """
+
+    make: Callable[[Surroundings], Channel]
+    check: Callable[[Asked, Settings], Iterator[Complaint]]
+    shape: Callable[[Draft], Shape]
+    calls_out: bool
+    proves: bool = True

@@ -18,11 +18,18 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from app.security.egress import CheckedResolver, Egress, EgressRefusedError, UnresolvableError
-from app.subscriptions.channels.protocol import ANSWER_LIMIT, Notice, Outcome
+from app.subscriptions.channels import http_endpoint
+from app.subscriptions.channels.protocol import (
+    ANSWER_LIMIT,
+    NOTICE_ID_HEADER,
+    ChannelType,
+    Draft,
+    Notice,
+    Outcome,
+    Shape,
+)
 from app.subscriptions.retry import retry_after_seconds
 
-# The header by which a receiver tells a repetition from a new notice.
-NOTICE_ID_HEADER = "CareRelay-Notification-Id"
 CONNECTIONS_PER_ORIGIN = 32
 _MAX_ORIGINS = 512
 _USER_AGENT = "CareRelay"
@@ -150,3 +157,18 @@ def _failure(error: BaseException) -> Outcome:
         cause = cause.__cause__ or cause.__context__
     connected = not isinstance(error, aiohttp.ClientConnectorError | httpx.ConnectError)
     return Outcome(None, "broken connection" if connected else "no connection")
+
+
+def shape(draft: Draft) -> Shape:
+    """A topic-based notice is posted; of a classic one, a payload is put to the endpoint as a FHIR base."""
+    if draft.focus is None or draft.resource is None:
+        return Shape("POST", draft.endpoint, draft.resource)
+    return Shape("PUT", http_endpoint.extend(draft.endpoint, f"/{draft.focus}"), draft.resource)
+
+
+REST_HOOK = ChannelType(
+    make=lambda around: RestHook(around.egress),
+    check=http_endpoint.check,
+    shape=shape,
+    calls_out=True,
+)

@@ -1,0 +1,98 @@
+"""Subscription/$events: past events of a topic-based Subscription, told again.
+
+http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-events
+Whole resources are those of the events, not today's. The content asked for is a hint: less than the Subscription is
+allowed may be had, more may not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import cast
+from urllib.parse import urlencode
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.errors import BadRequest, Gone
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+from app.operations.subscription_status import content_of, head_of
+from app.subscriptions import notification, past
+from app.subscriptions.channel_terms import CONTENTS, Content
+from app.subscriptions.past import Span
+from app.subscriptions.telling import Teller
+
+_NUMBER = re.compile(r"^[0-9]{1,15}$")
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """A history Bundle. 410 where an event that is asked for is no longer kept.
+
+    At most as many events as a page of a search; a `next` link leads to the others.
+    """
+    subscription = (await interactions.current(context, *invocation.instance)).resource()
+    allowed = content_of(subscription)
+    if allowed is None:
+        raise BadRequest("Only topic-based Subscriptions have $events", code="not-supported")
+    content = _content(invocation.one("content"), allowed)
+    span = read_span(invocation)
+    server = context.server
+    number = await server.worker.outbox.number(subscription["id"])
+    await _check_kept(context, subscription["id"], span, number)
+    limit = context.settings.max_count
+    rows = await past.rows(server.mongo, subscription["id"], span, limit + 1)
+    topic = server.worker.registry.catalogue.find(subscription["criteria"])
+    teller = Teller(context.store, context.base_url)
+    events = await asyncio.gather(
+        *(teller.told_if_stored(row, topic, content) for row in rows[:limit])
+    )
+    head = head_of(context, subscription, number, content)
+    bundle = notification.events_notification(head, "query-event", events)
+    if len(rows) > limit:
+        rest = [("eventsSinceNumber", str(rows[limit].number)), ("content", content)]
+        if span.last is not None:
+            rest.append(("eventsUntilNumber", str(span.last)))
+        url = f"{context.base_url}/Subscription/{subscription['id']}/$events?{urlencode(rest)}"
+        bundle["link"] = [{"relation": "next", "url": url}]
+    return Answer(200, text=fhir_json.encode(bundle))
+
+
+def read_span(invocation: Invocation) -> Span:
+    """The numbers asked for. Raises BadRequest for what is no number."""
+    span = Span(_number(invocation, "eventsSinceNumber"), _number(invocation, "eventsUntilNumber"))
+    if span.first is not None and span.last is not None and span.first > span.last:
+        raise BadRequest(
+            "The first event comes after the last", code="value", expression="eventsUntilNumber"
+        )
+    return span
+
+
+def _number(invocation: Invocation, name: str) -> int | None:
+    text = invocation.one(name)
+    if text is None:
+        return None
+    if not isinstance(text, str) or not _NUMBER.match(text):
+        raise BadRequest("An event number is a whole number", code="value", expression=name)
+    return int(text)
+
+
+def _content(asked: str | None, allowed: Content) -> Content:
+    if asked is None:
+        return allowed
+    if asked not in CONTENTS:
+        known = ", ".join(CONTENTS)
+        raise BadRequest(f"content must be one of {known}", code="value", expression="content")
+    return min(asked, allowed, key=CONTENTS.index)
+
+
+async def _check_kept(context: Context, subscription: str, span: Span, number: int) -> None:
+    first = await past.first_kept(context.server.mongo, subscription, number)
+    # Events are numbered from 1: who asks from 0 asks for all of them.
+    lowest = span.first if span.first != 0 else 1
+    if any(bound is not None and 0 < bound < first for bound in (lowest, span.last)):
+        kept = f"the first that is kept is {first}" if first <= number else "none is kept"
+        raise Gone(
+            f"Events are kept for a limited time: those before {first} are gone, {kept}",
+            expression="eventsSinceNumber",
+        )

@@ -1,0 +1,47 @@
+"""Subscription/$resend: send past notices again, over the Subscription's own channel.
+
+http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-resend
+Of 1.2.0-ballot of the Subscriptions R5 Backport guide; 1.1 does not have it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.errors import BadRequest, Conflict, Issue, operation_outcome
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+from app.operations.subscription_events import read_span
+
+_BOUNDS = {"eventsSinceInstant": "$gte", "eventsUntilInstant": "$lte"}
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """202 with an OperationOutcome that says how many notices go out again. Without bounds: all that are kept."""
+    stored = await interactions.current(context, *invocation.instance)
+    status = stored.resource()["status"]
+    if status != "active":
+        raise Conflict(f"The Subscription is {status}; only an active one is told anything")
+    condition = read_span(invocation).condition()
+    moments: dict[str, Any] = {}
+    for name, operator in _BOUNDS.items():
+        if (text := invocation.one(name)) is not None:
+            moments[operator] = _instant(text, name)
+    if moments:
+        condition["focus.at"] = moments
+    count = await context.server.worker.resend(stored.id, condition)
+    issue = Issue("informational", f"{count} notices are sent again", severity="information")
+    return Answer(202, text=fhir_json.encode(operation_outcome([issue])))
+
+
+def _instant(text: str, name: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise BadRequest("Not an instant", code="value", expression=name)
+    return moment

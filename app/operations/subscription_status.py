@@ -1,0 +1,118 @@
+"""Subscription/$status: how Subscriptions stand, and how many events they have seen.
+
+http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-status
+On an instance, or on the type with filters on id and status; answered in every state of a Subscription.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from pymongo import ASCENDING
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.errors import BadRequest
+from app.exchange import Answer
+from app.fhir_json import Resource
+from app.operations.invocation import CURSOR, Invocation
+from app.store import Stored, instant
+from app.subscriptions import notification
+from app.subscriptions.channel_terms import PAYLOAD_CONTENT, Content
+from app.subscriptions.notification import Head
+
+_STATUSES = ("requested", "active", "error", "off")
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """A searchset of Parameters, one for each Subscription, in the order of their ids."""
+    if invocation.resource_id is not None:
+        return await _answer(context, [await interactions.current(context, *invocation.instance)])
+    ids, statuses = _listed(invocation, "id"), _listed(invocation, "status")
+    if not set(statuses) <= set(_STATUSES):
+        known = ", ".join(_STATUSES)
+        raise BadRequest(f"status must be one of {known}", code="value", expression="status")
+    condition: dict[str, Any] = {"terms": "*"}
+    if statuses:
+        condition["terms"] = {"$in": [f"status={status}" for status in statuses]}
+    found_ids: dict[str, Any] = {"$in": ids} if ids else {}
+    if (after := invocation.one(CURSOR)) is not None:
+        found_ids["$gt"] = after
+    if found_ids:
+        condition["_id"] = found_ids
+    limit = context.settings.max_count
+    found = await context.store.search(
+        "Subscription", condition, limit + 1, sort=[("_id", ASCENDING)]
+    )
+    more = None
+    if len(found) > limit:
+        given = [("id", each) for each in ids] + [("status", each) for each in statuses]
+        more = urlencode([*given, (CURSOR, found[limit - 1].id)])
+    return await _answer(context, found[:limit], more)
+
+
+def _listed(invocation: Invocation, name: str) -> list[str]:
+    """The values of a parameter; several in one are separated by commas."""
+    return [part for value in invocation.all(name) for part in str(value).split(",") if part]
+
+
+async def _answer(context: Context, found: Sequence[Stored], more: str | None = None) -> Answer:
+    numbers = await context.server.worker.outbox.numbering.read([stored.id for stored in found])
+    entries = []
+    for stored in found:
+        head = head_of(context, stored.resource(), numbers[stored.id])
+        parameters = notification.status_parameters(head)
+        entries.append(
+            {
+                "fullUrl": f"urn:uuid:{parameters['id']}",
+                "resource": parameters,
+                "search": {"mode": "match"},
+            }
+        )
+    bundle: Resource = {
+        "resourceType": "Bundle",
+        "id": str(uuid.uuid4()),
+        "type": "searchset",
+        "timestamp": instant(context.server.mongo.now()),
+    }
+    if more is None:
+        bundle["total"] = len(entries)
+    else:
+        url = f"{context.base_url}/Subscription/$status?{more}"
+        bundle["link"] = [{"relation": "next", "url": url}]
+    if entries:
+        bundle["entry"] = entries
+    return Answer(200, text=fhir_json.encode(bundle))
+
+
+def head_of(
+    context: Context, subscription: Resource, number: int, content: Content | None = None
+) -> Head:
+    """What an answer about a Subscription begins with; `number` is that of its last event.
+
+    `content` is the level of this answer, where it is not the Subscription's own.
+    """
+    level = content or content_of(subscription)
+    return Head(
+        id=str(uuid.uuid4()),
+        base_url=context.base_url,
+        subscription=subscription["id"],
+        topic=subscription["criteria"].partition("|")[0] if level else None,
+        status=subscription["status"],
+        content=level or "empty",
+        number=number,
+        at=context.server.mongo.now(),
+        error=subscription.get("error"),
+    )
+
+
+def content_of(subscription: Resource) -> Content | None:
+    """The content level; None for a classic Subscription."""
+    for extension in subscription["channel"].get("_payload", {}).get("extension", ()):
+        if extension.get("url") == PAYLOAD_CONTENT:
+            level: Content = extension["valueCode"]
+            return level
+    return None

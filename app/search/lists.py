@@ -1,0 +1,80 @@
+"""`_list`: the resources that a List names. https://hl7.org/fhir/R4/search.html#list
+
+Entries marked as deleted no longer belong to the List. The functional lists (`$current-problems` and their like) are
+answers to questions that this server has no rules for, so they are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.errors import BadRequest
+from app.search.lookup import Document, Lookup, TooMany
+from app.search.parameter import Condition, Scope
+from app.search.special import Ids
+
+if TYPE_CHECKING:
+    from app.store import Store
+
+NAME = "_list"
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Lookup):
+    """The resource is an entry of one of these Lists."""
+
+    resource_type: str
+    lists: tuple[str, ...]
+    scope: Scope
+
+    @property
+    def needs(self) -> dict[str, int]:
+        return {"_id": 1}
+
+    async def find(self, store: Store) -> Condition:
+        found: dict[str, None] = {}
+        for name in self.lists:
+            found.update(dict.fromkeys(await self._entries(store, name)))
+        if len(found) > self.scope.limits.examined:
+            raise TooMany
+        return Ids(tuple(found))
+
+    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
+        raise TooMany
+
+    async def _entries(self, store: Store, name: str) -> list[str]:
+        stored = await store.read("List", name)
+        if stored is None or stored.deleted:
+            return []
+        beginning = self.resource_type + "/"
+        references = [
+            entry["item"].get("reference", "").removeprefix(self.scope.base_url + "/")
+            for entry in stored.resource().get("entry", ())
+            if not entry.get("deleted")
+        ]
+        ids = [each.removeprefix(beginning) for each in references if each.startswith(beginning)]
+        return [each.partition("/_history/")[0] for each in ids]
+
+
+def condition(resource_type: str, modifier: str, text: str, scope: Scope) -> Condition:
+    """The condition of a `_list` parameter. Raises BadRequest."""
+    if modifier:
+        raise _refused(f"Modifier ':{modifier}' is not supported on '{NAME}'", "not-supported")
+    lists = text.split(",")
+    if any(each.startswith("$") for each in lists):
+        raise _refused(
+            "Functional lists such as $current-problems are not supported; name the id of a List",
+            "not-supported",
+        )
+    lists = [each.removeprefix("List/") for each in lists]
+    if not all(_ID.fullmatch(each) for each in lists):
+        raise _refused(f"The value of '{NAME}' is malformed; expected the id of a List", "value")
+    return Listed(resource_type, tuple(lists), scope)
+
+
+def _refused(diagnostics: str, code: str) -> BadRequest:
+    return BadRequest(diagnostics, code=code, expression=f"http.{NAME}")

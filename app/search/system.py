@@ -1,0 +1,210 @@
+"""Searches over several resource types: at the server's root and in a whole compartment.
+
+https://hl7.org/fhir/R4/http.html#search - `GET [base]?_type=Patient,Encounter&...` and `GET [base]/Patient/1/*`. Each
+type is searched on its own and the results are merged, so the order must be one that all types have: by `_lastUpdated`,
+newest first, or by `_id`. Without `_type` only parameters that all types have are understood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from bson import Timestamp
+
+from app import definitions
+from app.errors import BadRequest, Issue
+from app.search import cursor, include, page, probe, query, sorting
+from app.search.compartment import membership
+from app.search.page import Page
+from app.search.parameter import Condition, Filter
+from app.search.query import Parameters, Query
+from app.search.resolution import resolve
+from app.search.sorting import SortKey
+from app.settings import Settings
+from app.snapshot import reading_at
+
+if TYPE_CHECKING:
+    from app.store import Store
+
+_ORDER = (SortKey("at", -1), SortKey("_id", -1))
+_CURSOR = "_cursor"
+
+
+@dataclass(slots=True)
+class Search:
+    """One query for each type, alike but for the type. `after` are the sort values, id and type of a page's row."""
+
+    place: str
+    queries: list[Query]
+    used: list[tuple[str, str]]
+    after: tuple[Any, ...] | None = None
+    snapshot: Timestamp | None = None
+    issues: list[Issue] = field(default_factory=list)
+
+
+def parse(
+    params: Parameters,
+    *,
+    lenient: bool,
+    settings: Settings,
+    base_url: str,
+    compartment: tuple[str, str, Sequence[str]] | None = None,
+) -> Search:
+    """The search that request parameters ask for, at the root or in a compartment (its type, owner, types).
+
+    Raises BadRequest naming the parameter.
+    """
+    allowed = compartment[2] if compartment else definitions.SUPPORTED_TYPES
+    types = _types([text for name, text in params if name == "_type"], allowed)
+    own = ("_type", _CURSOR)
+    rest = [pair for pair in params if pair[0] not in own and not include.is_include(pair[0])]
+    if types is None:
+        _check_common(rest)
+    queries = [
+        query.parse(each, rest, lenient=lenient, settings=settings, base_url=base_url)
+        for each in types or allowed
+    ]
+    for each in queries:
+        each.sort = _order(each, params)
+        each.includes = [include.parse("", *pair) for pair in params if include.is_include(pair[0])]
+        if compartment:
+            each.conditions.append(membership(*compartment[:2], each.resource_type, each.scope))
+    place = f"{compartment[0]}/{compartment[1]}/*" if compartment else ""
+    search = Search(place, queries, _used(params, queries))
+    for issue in (issue for each in queries for issue in each.issues):
+        if issue not in search.issues:
+            search.issues.append(issue)
+    for name, text in params:
+        if name == _CURSOR:
+            token = cursor.fingerprint(place, search.used)
+            lifetime = timedelta(seconds=settings.page_link_lifetime)
+            read = cursor.read(text, token, len(queries[0].sort) + 1, lifetime)
+            search.after, search.snapshot = read.values, read.snapshot
+    return search
+
+
+def _types(texts: Sequence[str], allowed: Sequence[str]) -> list[str] | None:
+    if not texts:
+        return None
+    if len(texts) > 1:
+        raise _refused("_type", "Parameter '_type' may be given only once", "invalid")
+    found = list(dict.fromkeys(texts[0].split(",")))
+    for each in found:
+        if each not in allowed:
+            raise _refused("_type", "'_type' names a type that is not served here", "not-supported")
+    return sorted(found)
+
+
+def _check_common(params: Parameters) -> None:
+    for name, _ in params:
+        if not name.startswith("_"):
+            raise _refused(
+                name,
+                f"'{name}' is not a search parameter of all resource types; name the types with _type",
+                "not-supported",
+            )
+
+
+def _order(each: Query, params: Parameters) -> tuple[SortKey, ...]:
+    if not any(name == "_sort" for name, _ in params):
+        return _ORDER
+    if any(key.field not in ("at", "_id") for key in each.sort):
+        raise _refused(
+            "_sort",
+            "A search over several types can be sorted by _lastUpdated and _id only",
+            "not-supported",
+        )
+    return each.sort
+
+
+def _used(params: Parameters, queries: Sequence[Query]) -> list[tuple[str, str]]:
+    """The parameters that took part for any type, with the values that took effect."""
+    effective = {name: text for each in queries for name, text in each.used}
+    kept: list[tuple[str, str]] = []
+    for name, text in params:
+        if name == "_type" or include.is_include(name):
+            kept.append((name, text))
+        elif name in effective:
+            kept.append((name, effective[name] if name == "_count" else text))
+    return kept
+
+
+def _refused(name: str, diagnostics: str, code: str) -> BadRequest:
+    return BadRequest(diagnostics, code=code, expression=f"http.{name}")
+
+
+async def search_types(store: Store, search: Search, base_url: str) -> bytes:
+    """The Bundle for one page, as JSON."""
+    head = search.queries[0]
+    result = Page(search.place, search.place, search.used, issues=search.issues)
+    bounded = await page.up_to_horizon(store, head, result)
+    until = bounded.conditions[len(head.conditions) :]
+    if search.after is not None:
+        result.horizon = None
+    is_first = search.after is None and head.is_snapshot
+    result.snapshot = await store.cluster_time() if is_first else search.snapshot
+    with reading_at(result.snapshot):
+        await _fill(store, search, until, result)
+    return page.render(result, base_url)
+
+
+async def _fill(store: Store, search: Search, until: list[Condition], result: Page) -> None:
+    head = search.queries[0]
+    present = set(await store.types())
+    queries = [
+        await resolve(store, replace(each, conditions=[*each.conditions, *until]), may_probe=True)
+        for each in search.queries
+        if each.resource_type in present
+    ]
+    if head.count == 0 or head.summary == "count":
+        result.total = await _count(store, queries)
+        return
+    rows = await _rows(store, search, queries)
+    more = len(rows) > head.count
+    rows = rows[: head.count]
+    if search.after is None and not more:
+        result.total = len(rows)
+    elif head.total in ("accurate", "estimate"):
+        result.total = await _count(store, queries)
+    result.matches = [page.row_of(name, row) for name, row in rows]
+    if more:
+        name, last = rows[-1]
+        result.following = (*(key.value(last) for key in head.sort), name)
+    await page.include(store, head, result)
+
+
+async def _count(store: Store, queries: Sequence[Query]) -> int:
+    return sum(await asyncio.gather(*(probe.count(store, each) for each in queries)))
+
+
+async def _rows(
+    store: Store, search: Search, queries: Sequence[Query]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The page's rows of all types in one order, and at least one more where others follow; ties by type."""
+    found = await asyncio.gather(
+        *(page.first_rows(store, each, _pieces(search, each)) for each in queries)
+    )
+    rows = [
+        (each.resource_type, row)
+        for each, of_type in zip(queries, found, strict=True)
+        for row in of_type
+    ]
+    for key in reversed(search.queries[0].sort):
+        rows.sort(key=lambda pair: key.value(pair[1]), reverse=key.direction < 0)
+    return rows
+
+
+def _pieces(search: Search, each: Query) -> list[Filter]:
+    """What of a type follows the row that the page begins after; its tie in a later type comes first."""
+    if search.after is None:
+        return [each.filter]
+    *values, last_type = search.after
+    pieces = sorting.after(each.sort, values)
+    if each.resource_type > last_type:
+        tie = {key.field: value for key, value in zip(each.sort, values, strict=True)}
+        pieces.insert(0, tie)
+    return [{"$and": [each.filter, piece]} for piece in pieces]

@@ -1,0 +1,73 @@
+"""Binding a websocket client to a Subscription: it is greeted, told from now on, and what waited for it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from app.mongo import Mongo
+from app.subscriptions.channels import Channel
+from app.subscriptions.channels.websocket import Listener, Websocket
+from app.subscriptions.composer import Composer
+from app.subscriptions.delivery import Sender
+from app.subscriptions.outbox import Outbox
+from app.subscriptions.registration import Registration
+
+WEBSOCKET = "websocket"
+
+
+class BindingRefusedError(Exception):
+    """There is nothing to bind: the text is for the client."""
+
+
+class Binder:
+    """The bindings of this process's connections."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        composer: Composer,
+        outbox: Outbox,
+        sender: Sender,
+        channels: Mapping[str, Channel],
+    ) -> None:
+        self._mongo = mongo
+        self._composer = composer
+        self._outbox = outbox
+        self._sender = sender
+        self._channels = channels
+
+    @property
+    def _channel(self) -> Websocket:
+        return cast("Websocket", self._channels[WEBSOCKET])
+
+    async def bind(self, subscription: str, listener: Listener, *, topical: bool) -> str:
+        """Greet the client, then bind it; returns what unbinds it. Raises BindingRefusedError.
+
+        The greeting is a handshake, or `bound <id>` for a classic Subscription. It comes before any notice.
+        """
+        registration = await self._composer.registration(subscription)
+        if registration is None or registration.channel.type != WEBSOCKET:
+            raise BindingRefusedError("There is no such Subscription with a websocket channel")
+        if (registration.topic is not None) is not topical:
+            raise BindingRefusedError(
+                "A topic-based Subscription is bound with a token"
+                if registration.topic is not None
+                else "A classic Subscription is bound by its id"
+            )
+        await listener(await self._greeting(registration))
+        binding = await self._channel.bind(subscription, listener)
+        await self._sender.resume(registration)
+        return binding
+
+    async def unbind(self, subscription: str, binding: str) -> None:
+        await self._channel.unbind(subscription, binding)
+
+    async def _greeting(self, registration: Registration) -> str:
+        if registration.topic is None:
+            return f"bound {registration.id}"
+        number = await self._outbox.number(registration.id)
+        notice = await self._composer.status_notice(
+            registration, "handshake", number, self._mongo.now()
+        )
+        return notice.body.decode()

@@ -1,0 +1,168 @@
+"""What a Subscription asks of its channel: extensions, payload, content level, endpoint and headers.
+
+https://hl7.org/fhir/R4/subscription.html and the extensions of the Subscriptions R5 Backport guide on `channel`. What is
+asked of one kind of channel is judged by that kind (`channels/`); what all have in common is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.errors import FhirError, Issue
+from app.settings import Settings
+from app.subscriptions.channels import CHANNELS, Asked
+
+BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
+PAYLOAD_CONTENT = BACKPORT + "backport-payload-content"
+HEARTBEAT_PERIOD = BACKPORT + "backport-heartbeat-period"
+TIMEOUT = BACKPORT + "backport-timeout"
+MAX_COUNT = BACKPORT + "backport-max-count"
+CHANNEL_TYPE = BACKPORT + "backport-channel-type"
+
+Content = Literal["empty", "id-only", "full-resource"]
+# From the least to the most that is told.
+CONTENTS: tuple[Content, ...] = ("empty", "id-only", "full-resource")
+
+# What a client may ask for, in seconds or resources; a lease must outlast the longest attempt.
+_RANGES = {HEARTBEAT_PERIOD: (5, 7 * 24 * 3600), TIMEOUT: (1, 120), MAX_COUNT: (1, 1000)}
+_VALUE_KEY = {
+    HEARTBEAT_PERIOD: "valueUnsignedInt",
+    TIMEOUT: "valueUnsignedInt",
+    MAX_COUNT: "valuePositiveInt",
+}
+# R5's code system of channel types: the one that the additional channel type may be from here.
+_CHANNEL_TYPES = "http://terminology.hl7.org/CodeSystem/subscription-channel-type"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelTerms:
+    """How notices travel. `content` is None for a classic Subscription; times are seconds.
+
+    `max_count` is how many events one notice may tell.
+    """
+
+    type: str
+    endpoint: str
+    payload: str | None
+    content: Content | None
+    heartbeat: int | None
+    timeout: float
+    max_count: int = 1
+
+    @property
+    def proves(self) -> bool:
+        """Whether the endpoint has to answer a handshake before anything else is sent."""
+        return self.content is not None and CHANNELS[self.type].proves
+
+
+class Issues(list[Issue]):
+    """Collects what is wrong with a Subscription, so that a client hears all of it at once."""
+
+    def refuse(self, expression: str, diagnostics: str, code: str = "not-supported") -> None:
+        self.append(Issue(code, diagnostics, (f"Subscription.{expression}",)))
+
+    def attempt(self, expression: str, read: Callable[[], Any]) -> Any:
+        """The result of `read`, or None with its complaint noted at the element."""
+        try:
+            return read()
+        except FhirError as error:
+            for issue in error.issues:
+                self.refuse(expression, issue.diagnostics, issue.code)
+        return None
+
+
+def read(
+    channel: dict[str, Any], settings: Settings, issues: Issues, *, topical: bool
+) -> ChannelTerms:
+    """The terms of a Subscription's `channel`; what is wrong goes into `issues`."""
+    numbers = _read_numbers(channel, issues, topical=topical)
+    type_ = channel.get("type", "")
+    _check_type(channel, issues)
+    payload = channel.get("payload")
+    content = _read_content(channel, issues, topical=topical)
+    if topical and payload is None:
+        reason = "A topic-based Subscription needs a payload type"
+        issues.refuse("channel.payload", reason, "required")
+    if type_ in CHANNELS:
+        # Where the content level itself is wrong, the least is assumed: one complaint is enough.
+        level = content or ("empty" if topical else None)
+        asked = Asked(channel.get("endpoint"), payload, level, channel.get("header", []))
+        for element, code, diagnostics in CHANNELS[type_].check(asked, settings):
+            issues.refuse(f"channel.{element}", diagnostics, code)
+    return ChannelTerms(
+        type=type_,
+        endpoint=channel.get("endpoint", ""),
+        payload=payload,
+        content=content,
+        heartbeat=numbers.get(HEARTBEAT_PERIOD),
+        timeout=float(numbers.get(TIMEOUT, 0)) or settings.delivery_timeout,
+        max_count=numbers.get(MAX_COUNT, 1),
+    )
+
+
+def _read_numbers(channel: dict[str, Any], issues: Issues, *, topical: bool) -> dict[str, int]:
+    known = _RANGES if topical else {}
+    numbers: dict[str, int] = {}
+    for index, extension in enumerate(channel.get("extension", [])):
+        path = f"channel.extension[{index}]"
+        url = extension.get("url")
+        if url not in known:
+            issues.refuse(path, "Unknown extension")
+        elif url in numbers:
+            issues.refuse(path, "The extension may occur once", "structure")
+        else:
+            numbers[url] = _in_range(extension, path, issues)
+    return numbers
+
+
+def _in_range(extension: dict[str, Any], path: str, issues: Issues) -> int:
+    url = extension["url"]
+    value = extension.get(_VALUE_KEY[url])
+    if not isinstance(value, int):
+        issues.refuse(path, f"The extension needs a {_VALUE_KEY[url]}", "required")
+        return 0
+    least, greatest = _RANGES[url]
+    if not least <= value <= greatest:
+        issues.refuse(path, f"The value must lie between {least} and {greatest}", "value")
+    return value
+
+
+def _check_type(channel: dict[str, Any], issues: Issues) -> None:
+    """The channel type, and an additional one that may only say the same."""
+    type_ = channel.get("type", "")
+    known = ", ".join(sorted(CHANNELS))
+    for index, extension in enumerate(channel.get("_type", {}).get("extension", [])):
+        path = f"channel.type.extension[{index}]"
+        coding = extension.get("valueCoding", {})
+        if extension.get("url") != CHANNEL_TYPE:
+            issues.refuse(path, "Unknown extension")
+        elif coding.get("system") != _CHANNEL_TYPES or coding.get("code") != type_:
+            issues.refuse(path, f"No additional channel type is supported; supported: {known}")
+    if type_ not in CHANNELS:
+        issues.refuse("channel.type", f"The channel type is not supported; supported: {known}")
+
+
+def _read_content(channel: dict[str, Any], issues: Issues, *, topical: bool) -> Content | None:
+    found: list[Content] = []
+    for index, extension in enumerate(channel.get("_payload", {}).get("extension", [])):
+        path = f"channel.payload.extension[{index}]"
+        value = extension.get("valueCode")
+        if extension.get("url") != PAYLOAD_CONTENT:
+            issues.refuse(path, "Unknown extension")
+        elif not topical:
+            issues.refuse(path, "Only a topic-based Subscription takes a content level")
+        elif value not in CONTENTS:
+            issues.refuse(path, f"The content level must be one of {', '.join(CONTENTS)}")
+        elif found:
+            issues.refuse(path, "The content level may be given once", "structure")
+        else:
+            found.append(value)
+            continue
+        return None
+    if topical and not found:
+        issues.refuse(
+            "channel.payload", "A topic-based Subscription needs a content level", "required"
+        )
+    return found[0] if found else None

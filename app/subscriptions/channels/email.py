@@ -1,0 +1,196 @@
+"""The email channel: a human-readable message by SMTP, with the notice attached where the payload type asks for it.
+
+https://hl7.org/fhir/R4/subscription.html#2.46.7.3; the Subscriptions R5 Backport guide, Channels, Email
+The body holds no patient data, whatever the content level: numbers, and a link into this server. `text/plain` is that
+alone; `text/plain;attach=application/fhir+json` (or +xml) attaches the notification Bundle or a classic payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import smtplib
+import ssl
+from collections.abc import Iterator
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from email.utils import format_datetime
+from urllib.parse import unquote
+
+from app.fhir_json import Resource
+from app.security.egress import is_loopback_host
+from app.settings import Settings
+from app.subscriptions.channels import http_endpoint, payload
+from app.subscriptions.channels.protocol import (
+    ANSWER_LIMIT,
+    NOTICE_ID_HEADER,
+    Asked,
+    ChannelType,
+    Complaint,
+    Draft,
+    Notice,
+    Outcome,
+    Shape,
+)
+
+_ADDRESS = re.compile(r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}$")
+# Headers of a mail that a Subscription may set; the rest is the server's.
+_OWN_HEADER = re.compile(r"^(subject|x-[a-z0-9-]+)$", re.IGNORECASE)
+_ATTACH = "attach"
+_ENDINGS = {payload.FHIR_JSON: "json", payload.FHIR_XML: "xml"}
+
+
+class Email:
+    """Sends mail over the operator's SMTP server, one connection a mail, in a thread of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def send(self, notice: Notice) -> Outcome:
+        """One attempt. 4xx answers are tried again, 5xx answers are final."""
+        try:
+            async with asyncio.timeout(notice.timeout + 1):  # the thread's own timeout comes first
+                await asyncio.to_thread(self._transmit, notice)
+        except smtplib.SMTPRecipientsRefused as refusal:
+            code, text = next(iter(refusal.recipients.values()))
+            return _answered(code, text)
+        except smtplib.SMTPResponseException as error:
+            return _answered(error.smtp_code, error.smtp_error)
+        except TimeoutError:
+            return Outcome(None, "timeout")
+        except (smtplib.SMTPException, ssl.SSLError):
+            return Outcome(None, "broken connection")
+        except OSError:
+            return Outcome(None, "no connection")
+        return Outcome(250, accepted=True)
+
+    def _transmit(self, notice: Notice) -> None:
+        settings = self._settings
+        message = message_from_bytes(notice.body, policy=policy.SMTP)
+        message["From"] = settings.smtp_from
+        for name, value in notice.headers:
+            if _OWN_HEADER.match(name):
+                del message[name]
+                message[name] = value
+        tls = ssl.create_default_context()
+        if settings.smtp_security == "tls":
+            client: smtplib.SMTP = smtplib.SMTP_SSL(
+                settings.smtp_host, settings.smtp_port, timeout=notice.timeout, context=tls
+            )
+        else:
+            client = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=notice.timeout)
+        with client:
+            if settings.smtp_security == "starttls":
+                client.starttls(context=tls)
+            if settings.smtp_user:
+                client.login(settings.smtp_user, settings.smtp_password.get_secret_value())
+            client.send_message(message, settings.smtp_from, [_address(notice.url)])
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+    if not settings.smtp_host:
+        yield "type", "not-supported", "This server sends no mail: it knows no SMTP server"
+    if not asked.endpoint:
+        yield "endpoint", "required", "The channel needs an endpoint"
+    elif not asked.endpoint.startswith("mailto:") or not _ADDRESS.match(_address(asked.endpoint)):
+        yield "endpoint", "value", "The endpoint must be one address, as mailto:name@example.org"
+    yield from _check_payload(asked, settings)
+    for index, header in enumerate(asked.headers):
+        parts = http_endpoint.split_header(header) if isinstance(header, str) else None
+        if parts is None or not _OWN_HEADER.match(parts[0]):
+            yield f"header[{index}]", "value", "A mail takes `Subject: text` and `X-Name: text` only"
+
+
+def _check_payload(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+    if asked.payload is None:
+        return
+    name, parameters = payload.split(asked.payload)
+    attached = attachment_format(asked.payload)
+    if name != "text/plain" or set(parameters) - {_ATTACH} or (parameters and attached is None):
+        yield (
+            "payload",
+            "not-supported",
+            "The payload type is not supported; use text/plain or text/plain;attach=application/fhir+json",
+        )
+        return
+    whole = asked.content == "full-resource" or not asked.topical
+    if whole and attached is None:
+        yield "payload", "not-supported", "Whole resources travel as attachments only"
+    if whole and not (settings.smtp_secure or is_loopback_host(settings.smtp_host)):
+        yield "payload", "security", "Whole resources do not leave by mail from this server"
+
+
+def attachment_format(text: str) -> str | None:
+    """The format of what is attached; None where nothing is."""
+    attach = payload.split(text)[1].get(_ATTACH)
+    return payload.format_of(attach) if attach else None
+
+
+def shape(draft: Draft) -> Shape:
+    """The whole mail but for its sender and the Subscription's own headers, the same for every attempt."""
+    mail = EmailMessage(policy=policy.SMTP)
+    mail["To"] = _address(draft.endpoint)
+    mail["Date"] = format_datetime(draft.at)
+    mail["Subject"] = "Notification of a FHIR Subscription"
+    mail["Message-ID"] = f"<{draft.id}@carerelay>"
+    mail[NOTICE_ID_HEADER] = draft.id
+    mail["Auto-Submitted"] = "auto-generated"
+    mail.set_content(_text(draft))
+    format_ = attachment_format(draft.payload) if draft.payload else None
+    if format_ is not None and draft.resource is not None:
+        mail.add_attachment(
+            payload.encode(draft.resource, format_),
+            maintype="application",
+            subtype=format_.partition("/")[2],
+            filename=f"notification.{_ENDINGS[format_]}",
+        )
+        mail.set_boundary(f"=={draft.id}==")
+    return Shape("SEND", draft.endpoint, mail.as_bytes())
+
+
+def _text(draft: Draft) -> str:
+    subscription = f"{draft.base_url}/Subscription/{draft.subscription}"
+    lines = ["This is an automatic message of a FHIR server.", "", f"Subscription: {subscription}"]
+    if draft.focus is None and draft.resource is not None:
+        lines += _summary(draft.resource)
+    else:
+        lines.append("A resource that matches its criteria was created or changed.")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(bundle: Resource) -> Iterator[str]:
+    """What a notification Bundle says of itself, without saying whom it is about."""
+    parameters = bundle["entry"][0]["resource"]["parameter"]
+    values = {p["name"]: next((v for k, v in p.items() if k != "name"), "") for p in parameters}
+    numbers = [
+        part["valueString"]
+        for parameter in parameters
+        if parameter["name"] == "notification-event"
+        for part in parameter["part"]
+        if part["name"] == "event-number"
+    ]
+    yield f"Notification: {values['type']}"
+    yield f"Status: {values['status']}"
+    if numbers:
+        yield f"Event numbers: {', '.join(numbers)}"
+    yield f"Events since its start: {values['events-since-subscription-start']}"
+
+
+def _address(endpoint: str) -> str:
+    return unquote(endpoint.removeprefix("mailto:"))
+
+
+def _answered(code: int, text: bytes | str) -> Outcome:
+    shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return Outcome(code, answer=shown[:ANSWER_LIMIT], forbidden=500 <= code < 600)
+
+
+EMAIL = ChannelType(
+    make=lambda around: Email(around.settings),
+    check=check,
+    shape=shape,
+    calls_out=False,
+)

@@ -1,0 +1,195 @@
+"""The websocket channel: a client that has come to us and bound its Subscription is told over its connection.
+
+https://hl7.org/fhir/R4/subscription.html#2.46.7.2; the Subscriptions R5 Backport guide, Channels, Websockets
+Topic-based: the notification Bundle as text. Classic: `ping <id>`. While nobody is bound a notice waits and is tried
+again like any other; the Binder (binding.py) sends what waits as soon as a client binds.
+
+The client may be connected to another process than the one that sends: `websocket_bindings` says which processes hold
+connections for a Subscription, and the mailbox carries the text there and the answer back.
+
+    websocket_bindings  {_id, subscription, owner: process, until}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import PyMongoError
+
+from app.mongo import Document
+from app.security.egress import is_loopback_host
+from app.settings import Settings
+from app.subscriptions.channels import payload
+from app.subscriptions.channels.protocol import (
+    Asked,
+    ChannelType,
+    Complaint,
+    Draft,
+    Notice,
+    Outcome,
+    Shape,
+    Surroundings,
+)
+from app.subscriptions.mailbox import Mailbox
+
+log = logging.getLogger(__name__)
+
+# Takes one text frame; raises where the connection is gone.
+Listener = Callable[[str], Awaitable[None]]
+
+# Below the FHIR base.
+PATH = "/websocket"
+_LEASE = timedelta(seconds=30)
+_RENEW_EVERY = 10.0
+
+
+class Websocket:
+    """The connections of this process, and the way to those of the others."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._mongo = around.mongo
+        self._owner = around.owner
+        self._bindings = around.mongo.collection("websocket_bindings")
+        self._mailbox = Mailbox(around.mongo, around.owner, self._from_elsewhere)
+        self._listeners: dict[str, dict[str, Listener]] = {}
+        self._renewal: asyncio.Task[None] | None = None
+
+    async def send(self, notice: Notice) -> Outcome:
+        """One attempt: every connection that is bound is told; it counts where at least one took it."""
+        text = notice.body.decode()
+        try:
+            async with asyncio.timeout(notice.timeout):
+                taken = await self._tell(notice.subscription, text)
+                elsewhere = await self._owners(notice.subscription)
+                message = {"subscription": notice.subscription, "text": text}
+                answers = await asyncio.gather(
+                    *(self._mailbox.ask(owner, message) for owner in elsewhere)
+                )
+        except TimeoutError:
+            return Outcome(None, "timeout")
+        except PyMongoError:
+            return Outcome(None, "the process that holds the connection cannot be reached")
+        taken += sum(answer["taken"] for answer in answers)
+        return Outcome(None, accepted=True) if taken else Outcome(None, "nobody is connected")
+
+    async def bind(self, subscription: str, listener: Listener) -> str:
+        """From now on `listener` is told; returns what unbinds it."""
+        await self._open()
+        binding = uuid.uuid4().hex
+        await self._bindings.insert_one(
+            {
+                "_id": binding,
+                "subscription": subscription,
+                "owner": self._owner,
+                "until": self._mongo.now() + _LEASE,
+            }
+        )
+        self._listeners.setdefault(subscription, {})[binding] = listener
+        return binding
+
+    async def unbind(self, subscription: str, binding: str) -> None:
+        listeners = self._listeners.get(subscription, {})
+        listeners.pop(binding, None)
+        if not listeners:
+            self._listeners.pop(subscription, None)
+        with contextlib.suppress(PyMongoError):  # its lease ends by itself
+            await self._bindings.delete_one({"_id": binding})
+
+    async def close(self) -> None:
+        if self._renewal is None:
+            await self._mailbox.close()
+            return
+        self._renewal.cancel()
+        await asyncio.gather(self._renewal, return_exceptions=True)
+        await self._mailbox.close()
+        with contextlib.suppress(PyMongoError):
+            await self._bindings.delete_many({"owner": self._owner})
+
+    async def _tell(self, subscription: str, text: str) -> int:
+        """How many of this process's connections took it."""
+        listeners = list(self._listeners.get(subscription, {}).values())
+        results = await asyncio.gather(
+            *(listener(text) for listener in listeners), return_exceptions=True
+        )
+        return sum(not isinstance(result, BaseException) for result in results)
+
+    async def _owners(self, subscription: str) -> list[str]:
+        """The other processes that hold a connection for the Subscription."""
+        owners: list[str] = await self._bindings.distinct(
+            "owner",
+            {
+                "subscription": subscription,
+                "owner": {"$ne": self._owner},
+                "until": {"$gt": self._mongo.now()},
+            },
+        )
+        return owners
+
+    async def _from_elsewhere(self, message: Document) -> Document:
+        return {"taken": await self._tell(message["subscription"], message["text"])}
+
+    async def _open(self) -> None:
+        """What a process without connections does not need: the mailbox open, and leases renewed."""
+        if self._renewal is not None:
+            return
+        self._renewal = asyncio.create_task(self._renew())
+        models = [
+            IndexModel([("subscription", ASCENDING)]),
+            IndexModel([("until", ASCENDING)], expireAfterSeconds=0),
+        ]
+        await self._bindings.create_indexes(models)
+        await self._mailbox.open()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_EVERY)
+            try:
+                await self._bindings.update_many(
+                    {"owner": self._owner}, {"$set": {"until": self._mongo.now() + _LEASE}}
+                )
+            except PyMongoError as error:
+                log.warning("worker", extra={"action": "renew", "error": type(error).__name__})
+
+
+def address(base_url: str) -> str:
+    """Where clients connect, by the FHIR base they know."""
+    return "ws" + base_url.removeprefix("http") + PATH
+
+
+def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+    if asked.endpoint:
+        yield "endpoint", "not-supported", "The client of a websocket connects to the server"
+    if asked.headers:
+        yield "header", "not-supported", "A websocket carries no headers"
+    if not asked.topical:
+        if asked.payload is not None:
+            yield "payload", "not-supported", "A classic websocket says ping and carries no payload"
+        return
+    if asked.payload is not None and payload.format_of(asked.payload) is None:
+        supported = f"The payload type is not supported; use {payload.SUPPORTED}"
+        yield "payload", "not-supported", supported
+    encrypted = urlsplit(settings.base_url).scheme == "https" or is_loopback_host(settings.host)
+    if asked.content == "full-resource" and not encrypted:
+        yield "payload", "security", "Whole resources leave only over wss"
+
+
+def shape(draft: Draft) -> Shape:
+    if draft.focus is not None:
+        return Shape("SEND", "", f"ping {draft.subscription}".encode())
+    return Shape("SEND", "", draft.resource)
+
+
+WEBSOCKET = ChannelType(
+    make=Websocket,
+    check=check,
+    shape=shape,
+    calls_out=False,
+    proves=False,
+)

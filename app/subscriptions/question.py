@@ -1,0 +1,22 @@
+"""Conditions to be judged again and again, with what is worth knowing about them beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from app.search.parameter import Condition
+from app.search.resolution import is_resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All of the conditions; a plain one speaks of the version's own fields only."""
+
+    conditions: tuple[Condition, ...]
+    is_plain: bool
+
+    @classmethod
+    def of(cls, conditions: Iterable[Condition]) -> Question:
+        found = tuple(conditions)
+        return cls(found, all(is_resolved(each) for each in found))

@@ -1,0 +1,98 @@
+"""What a new delivery row looks like, and the lane it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.identifiers import new_id
+from app.mongo import Document
+from app.store import Event
+from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK
+from app.subscriptions.numbering import Known
+from app.subscriptions.registration import Registration
+from app.subscriptions.registry import Match
+from app.subscriptions.topics import references
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An event and a Subscription that it concerns, with the lane of their notice."""
+
+    event: Event
+    match: Match
+    lane: str
+
+    @classmethod
+    def of(cls, event: Event, match: Match, subject: str) -> Pair:
+        return cls(event, match, f"{match.registration.id}|{subject}")
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What decides a new row's state: `standing` of its Subscription, room at its endpoint, and whose it would be."""
+
+    owner: str
+    now: datetime
+    standing: Callable[[str], str]
+    admit: Callable[[Registration], bool]
+
+    def row(self, pair: Pair, number: int, known: Known, *, behind: bool) -> Document:
+        """The row, numbered; `behind` another new one of its lane or not.
+
+        Where its lane is free it is `sending`, already leased to `owner`.
+        """
+        registration = pair.match.registration
+        document = _row(pair, number, self.now)
+        standing = self.standing(registration.id)
+        if standing in ("suppress", "gone"):
+            document["state"] = "suppressed"
+            document["reason"] = f"Subscription is {registration.status}"
+            return document
+        document["open"] = True
+        if standing == "hold" or behind or known.is_busy(pair.lane):
+            document["state"], document["next_at"] = "queued", self.now + SECOND_LOOK
+        elif self.admit(registration):
+            document["state"], document["owner"], document["attempt"] = "sending", self.owner, 1
+            lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
+            document["next_at"], document["first_at"] = self.now + lease, self.now
+        else:
+            document["state"], document["next_at"] = "queued", self.now
+        return document
+
+
+def subject(event: Event) -> str:
+    """What is kept in order: the notices about one patient, else those about one resource."""
+    if event.type != "Patient" and event.fields is not None:
+        for patient in references(event.type, event.fields, "patient"):
+            return patient
+    return f"{event.type}/{event.resource_id}"
+
+
+def _row(pair: Pair, number: int, now: datetime) -> Document:
+    event, registration = pair.event, pair.match.registration
+    focus: dict[str, Any] = {
+        "type": event.type,
+        "id": event.resource_id,
+        "version": event.version,
+        "method": event.method,
+        "at": event.at,
+    }
+    return {
+        "_id": new_id(),
+        "subscription": registration.id,
+        "event": event.id,
+        "number": number,
+        "lane": pair.lane,
+        "topic": registration.topic.url if registration.topic else None,
+        "trigger": dict(pair.match.trigger) if pair.match.trigger else None,
+        "focus": focus,
+        "created_at": now,
+        "owner": "",
+        "attempt": 0,
+        "next_at": now,
+        "first_at": None,
+        "attempts": [],
+    }

@@ -1,0 +1,44 @@
+"""Tokens by which a websocket client shows which Subscriptions it may bind.
+
+The Subscriptions R5 Backport guide, $get-ws-binding-token. What is stored is a digest: whoever reads the database cannot
+bind with it.
+
+    websocket_tokens  {_id: SHA-256 of the token, subscriptions: [id], expires_at}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from pymongo import ASCENDING, IndexModel
+
+from app.mongo import Mongo
+
+LIFETIME = timedelta(minutes=30)
+
+
+async def issue(mongo: Mongo, subscriptions: Sequence[str]) -> tuple[str, datetime]:
+    """A new token for these Subscriptions, and when it ends. It may be used again until then: connections break."""
+    token = secrets.token_urlsafe(32)
+    expires_at = mongo.now() + LIFETIME
+    tokens = mongo.collection("websocket_tokens")
+    await tokens.create_indexes([IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)])
+    await tokens.insert_one(
+        {"_id": _digest(token), "subscriptions": list(subscriptions), "expires_at": expires_at}
+    )
+    return token, expires_at
+
+
+async def redeem(mongo: Mongo, token: str) -> list[str] | None:
+    """The Subscriptions a token is for; None where it is unknown or has expired."""
+    found = await mongo.collection("websocket_tokens").find_one(
+        {"_id": _digest(token), "expires_at": {"$gt": mongo.now()}}
+    )
+    return None if found is None else list(found["subscriptions"])
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

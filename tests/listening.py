@@ -1,0 +1,36 @@
+"""The application behind a real socket, for clients that need one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+
+from app.context import Server
+from app.main import create_app
+from app.settings import Settings
+
+
+@asynccontextmanager
+async def listening(settings: Settings) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    """A server on a free port of loopback, and a client that speaks FHIR to it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        app = create_app(settings.model_copy(update={"port": port}))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined, unused-ignore]
+        running = asyncio.create_task(server._serve([listener]))
+        while not server.started and not running.done():
+            await asyncio.sleep(0.01)
+        try:
+            base_url = f"http://127.0.0.1:{port}/fhir"
+            async with httpx.AsyncClient(base_url=base_url) as client:
+                yield app.state.server, client
+        finally:
+            server.should_exit = True
+            await running
