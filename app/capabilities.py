@@ -17,7 +17,15 @@ from app.operations import registry as operations
 from app.search import include
 from app.search.query import supported_parameters
 from app.store import instant
+from app.subscriptions.channel_terms import BACKPORT
+from app.subscriptions.channels import websocket
 
+BACKPORT_SERVER = (
+    "http://hl7.org/fhir/uv/subscriptions-backport/CapabilityStatement/"
+    "backport-subscription-server-r4"
+)
+TOPIC_CANONICAL = BACKPORT + "capabilitystatement-subscriptiontopic-canonical"
+WEBSOCKET_URL = "http://hl7.org/fhir/StructureDefinition/capabilitystatement-websocket"
 INTERACTIONS = (
     "read",
     "vread",
@@ -63,11 +71,15 @@ def statement(context: Context) -> dict[str, Any]:
     return {
         "resourceType": "CapabilityStatement",
         **_head(context),
+        "instantiates": [BACKPORT_SERVER],
         "fhirVersion": "4.0.1",
         "format": [formats.FHIR_JSON, "json", formats.FHIR_XML, "xml"],
         "patchFormat": list(exchange.PATCH_FORMATS),
         "rest": [
             {
+                "extension": [
+                    {"url": WEBSOCKET_URL, "valueUri": websocket.address(context.base_url)}
+                ],
                 "mode": "server",
                 "resource": [_resource(context, name) for name in SUPPORTED_TYPES],
                 "interaction": [{"code": code} for code in SYSTEM_INTERACTIONS],
@@ -120,6 +132,7 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
     stated = {
         "type": resource_type,
         "profile": f"http://hl7.org/fhir/StructureDefinition/{resource_type}",
+        **(_subscriptions(context) if resource_type == "Subscription" else {}),
         "interaction": [{"code": code} for code in INTERACTIONS],
         # Not `versioned-update`: that would say that an update without If-Match is refused.
         "versioning": "versioned",
@@ -141,6 +154,15 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
         ),
     }
     return {name: value for name, value in stated.items() if value != []}
+
+
+def _subscriptions(context: Context) -> dict[str, Any]:
+    """What the Subscriptions R5 Backport guide has a server say: its profile, and one canonical for each topic."""
+    topics = sorted(context.server.worker.registry.catalogue.by_url)
+    return {
+        "supportedProfile": [BACKPORT + "backport-subscription"],
+        "extension": [{"url": TOPIC_CANONICAL, "valueCanonical": url} for url in topics],
+    }
 
 
 def _operations(is_offered: Callable[[operations.Operation], bool]) -> list[dict[str, str]]:

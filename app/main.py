@@ -18,6 +18,7 @@ from app.context import Context, Server
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.mongo import Mongo
 from app.reindexing import Reindexing
+from app.search import words
 from app.security.caller import SERVER
 from app.settings import Settings
 from app.store import Store
@@ -46,7 +47,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await worker.start()
             running.push_async_callback(worker.stop)
             base_url = settings.base_url or f"http://{settings.host}:{settings.port}/fhir"
-            await published.store_definitions(Context(app.state.server, SERVER, base_url))
+            own = Context(app.state.server, SERVER, base_url)
+            await published.store_definitions(own)
+            await published.store_topics(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth (design decision 13).
             gc.collect()
             gc.freeze()
@@ -114,4 +117,9 @@ async def _framework_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
     """A defect of ours: no internals, no data in the answer; the log has the traceback."""
-    return exchange.respond_error(FhirError("Internal error; the server's log has the details"))
+    headers = {
+        "X-Request-Id": request.scope.get("request_id", "")
+    }  # this handler stands outside of Transport
+    return exchange.respond_error(
+        FhirError("Internal error; the server's log has the details", headers=headers)
+    )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
-from pymongo.errors import ConnectionFailure
+from pymongo.errors import ConnectionFailure, ServerSelectionTimeoutError
 from pymongo.read_concern import ReadConcern
 
 from app.errors import Unavailable
@@ -104,12 +104,20 @@ class Mongo:
         """Run `callback(session)` in one transaction, again when MongoDB calls the failure transient.
 
         The callback may run more than once, so it must have no effect outside the transaction. Any exception it
-        raises aborts the transaction and comes through.
+        raises aborts the transaction and comes through. Raises ConnectionFailure where no server can be found.
         """
+
+        async def attempt(session: Session) -> T:
+            try:
+                return await callback(session)
+            except ServerSelectionTimeoutError as error:
+                # The driver would call this transient too, and try for two minutes.
+                raise ConnectionFailure("no server to write to") from error
+
         session = await self.client.start_session() if self._motor else self.client.start_session()
         async with session:
             result: T = await session.with_transaction(
-                callback,
+                attempt,
                 read_concern=ReadConcern("snapshot"),
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,

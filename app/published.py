@@ -1,16 +1,34 @@
-"""What the server publishes of itself as ordinary resources: the OperationDefinitions of its operations.
+"""What the server publishes of itself as ordinary resources: the OperationDefinitions of its operations, its topics.
 
 They are stored at start, so that clients find, read and search them like anything else.
 """
 
 from __future__ import annotations
 
+from pymongo import ASCENDING
+
 from app import interactions
 from app.context import Context
 from app.operations import registry
+from app.subscriptions import topic_basic
 
 
 async def store_definitions(context: Context) -> None:
     """Store each definition that is missing or differs; what is there already stays untouched."""
     for definition_id, resource in registry.definitions().items():
         await interactions.update(context, "OperationDefinition", definition_id, resource)
+
+
+async def store_topics(context: Context) -> None:
+    """Store a Basic for each topic that is missing or differs, and delete those of topics that are gone."""
+    topics = context.server.worker.registry.catalogue.by_url.values()
+    shown = {basic["id"]: basic for basic in map(topic_basic.basic, topics)}
+    for basic_id, resource in shown.items():
+        await interactions.update(context, "Basic", basic_id, resource)
+    ours = {
+        "terms": f"code={topic_basic.CODE_SYSTEM}|{topic_basic.CODE}",
+        "_id": {"$regex": f"^{topic_basic.ID_PREFIX}"},
+    }
+    for stored in await context.store.search("Basic", ours, 10_000, sort=[("_id", ASCENDING)]):
+        if stored.id not in shown:
+            await interactions.delete(context, "Basic", stored.id)

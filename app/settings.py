@@ -60,6 +60,10 @@ class Settings(BaseSettings):
         description="What happens to unknown search parameters unless Prefer: handling says otherwise.",
     )
     default_count: int = Field(50, ge=1, description="Page size where _count is not given.")
+    search_words: bool = Field(
+        True,
+        description="Index the words of resources for _text and _content; after a change, POST $reindex.",
+    )
     search_snapshot: bool = Field(
         False,
         description="All pages of a search show the database as it was at the first, for about five minutes.",
@@ -111,6 +115,19 @@ class Settings(BaseSettings):
     )
     delivery_window: float = Field(
         72 * 3600, gt=0, description="Seconds during which a failing delivery is tried again."
+    )
+
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that encrypt secrets at rest (32 bytes each, base64url), newest first, separated by commas.",
+    )
+    secret_key_file: Path | None = Field(
+        None,
+        description="File with these keys, one a line; without either, DATA/secret.key is made at first use.",
+    )
+    endpoints_file: Path | None = Field(
+        None,
+        description="JSON file with what endpoints ask for: signatures, client certificates, tokens; see docs/delivery.md.",
     )
 
     smtp_host: str = Field(

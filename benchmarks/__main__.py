@@ -12,38 +12,61 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded import EmbeddedMongoError
+from benchmarks import matching
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
+
+MATCHING = "match100k"
+NAMES = (*BENCHMARKS, MATCHING)
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Some of {', '.join(BENCHMARKS)}; all by default.")
+        list[str] | None, typer.Argument(help=f"Some of {', '.join(NAMES)}; all by default.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds per run, warm-up included.")] = 6,
     runs: Annotated[int, typer.Option(min=1, help="Pairs of runs per benchmark.")] = 3,
     output: Annotated[Path, typer.Option(help="File for the figures.")] = OUTPUT,
 ) -> None:
     """Run the server and a bare baseline on one database in turn and compare their throughput."""
-    unknown = sorted(set(names or ()) - set(BENCHMARKS))
+    unknown = sorted(set(names or ()) - set(NAMES))
     if unknown:
         raise typer.BadParameter(f"no benchmark is called {', '.join(unknown)}")
     try:
         with console.status("starting") as status:
-            figures = measure(
-                names or list(BENCHMARKS), seconds=seconds, runs=runs, say=status.update
-            )
+            compared = [name for name in names or NAMES if name in BENCHMARKS]
+            figures = {}
+            if compared:
+                figures = measure(compared, seconds=seconds, runs=runs, say=status.update)
+            matched = {}
+            if MATCHING in (names or NAMES):
+                status.update(MATCHING)
+                matched = {MATCHING: matching.measure()}
     except (BenchmarkError, EmbeddedMongoError) as error:
         console.print(f"[red]{error}[/]")
         raise typer.Exit(1) from None
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=2) + "\n")
-    console.print(_table(figures))
+    output.write_text(json.dumps({**figures, **matched}, indent=2) + "\n")
+    if figures:
+        console.print(_table(figures))
+    for name, each in matched.items():
+        console.print(_lines(name, each))
     console.print(f"Figures are in {output}")
+
+
+def _lines(name: str, figures: Figures) -> Table:
+    """Figures that have bars of their own, none of which may be passed."""
+    table = Table(title=name, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("", "figure", "bar"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for key in (key for key in figures if f"{key}_bar" in figures):
+        value, bar = figures[key], figures[f"{key}_bar"]
+        table.add_row(key, f"[{'green' if value <= bar else 'red'}]{value:,.2f}[/]", f"{bar:,.2f}")
+    return table
 
 
 def _table(figures: dict[str, Figures]) -> Table:

@@ -78,9 +78,7 @@ async def _latency(uri: str, name: str, workload: Latency, seconds: float) -> Fi
                 await _received(receiver, int(workload.rate * WARM_UP_SECONDS))
                 committed = await _at_rate(admit, workload.rate, seconds, patients)
                 came = await _received(receiver, len(committed))
-    waits = sorted(
-        (came[id_] - answered) * 1000 for id_, (_, answered) in committed.items()
-    )
+    waits = sorted((came[id_] - answered) * 1000 for id_, (_, answered) in committed.items())
     writes = [(answered - sent) * 1000 for sent, answered in committed.values()]
     last = max(came.values()) - max(answered for _, answered in committed.values())
     return {

@@ -49,7 +49,7 @@ def bundles() -> list[bytes]:
 
 def encounter(random: Random, patient: str) -> Resource:
     """A finished stay of that patient."""
-    start, end = _period(random)
+    start, end = period(random)
     code, reason = random.choice(_REASONS)
     return {
         "resourceType": "Encounter",
@@ -69,14 +69,14 @@ def encounter(random: Random, patient: str) -> Resource:
         },
         "type": [
             {
-                **_concept("http://snomed.info/sct", "32485007", "Hospital admission (procedure)"),
+                **concept("http://snomed.info/sct", "32485007", "Hospital admission (procedure)"),
                 "text": "Hospital admission",
             }
         ],
         "subject": {"reference": patient, "display": "Mrs. Marisol Okafor"},
         "participant": [
             {
-                "type": [_concept(f"{_TERMINOLOGY}/v3-ParticipationType", "ATND", "attender")],
+                "type": [concept(f"{_TERMINOLOGY}/v3-ParticipationType", "ATND", "attender")],
                 "period": {"start": start, "end": end},
                 "individual": {
                     "reference": f"Practitioner/bench-{random.randrange(500)}",
@@ -85,12 +85,12 @@ def encounter(random: Random, patient: str) -> Resource:
             }
         ],
         "period": {"start": start, "end": end},
-        "reasonCode": [_concept("http://snomed.info/sct", code, reason)],
+        "reasonCode": [concept("http://snomed.info/sct", code, reason)],
         "hospitalization": {
-            "admitSource": _concept(
+            "admitSource": concept(
                 f"{_TERMINOLOGY}/admit-source", "emd", "From accident/emergency"
             ),
-            "dischargeDisposition": _concept(
+            "dischargeDisposition": concept(
                 f"{_TERMINOLOGY}/discharge-disposition", "home", "Home"
             ),
         },
@@ -136,7 +136,7 @@ def _patient(random: Random, index: int) -> Resource:
         "meta": {"profile": [f"{_US_CORE}/us-core-patient"]},
         "identifier": [
             {
-                "type": _concept(f"{_TERMINOLOGY}/v2-0203", "MR", "Medical Record Number"),
+                "type": concept(f"{_TERMINOLOGY}/v2-0203", "MR", "Medical Record Number"),
                 "system": "https://hospital.example.org/mrn",
                 "value": f"{SERIAL}-{index}",
             }
@@ -148,24 +148,24 @@ def _patient(random: Random, index: int) -> Resource:
         "address": [
             {"line": ["12 Quay Street"], "city": "Rockport", "state": "ME", "postalCode": "04856"}
         ],
-        "maritalStatus": _concept(f"{_TERMINOLOGY}/v3-MaritalStatus", "M", "Married"),
-        "communication": [{"language": _concept("urn:ietf:bcp:47", "en-US", "English")}],
+        "maritalStatus": concept(f"{_TERMINOLOGY}/v3-MaritalStatus", "M", "Married"),
+        "communication": [{"language": concept("urn:ietf:bcp:47", "en-US", "English")}],
     }
 
 
 def _condition(random: Random) -> Resource:
     code, display = random.choice(_REASONS)
     category = f"{_TERMINOLOGY}/condition-category"
-    onset, recorded = _period(random)
+    onset, recorded = period(random)
     return {
         "resourceType": "Condition",
         "meta": {"profile": [f"{_US_CORE}/us-core-condition-encounter-diagnosis"]},
-        "clinicalStatus": _concept(f"{_TERMINOLOGY}/condition-clinical", "active", "Active"),
-        "verificationStatus": _concept(
+        "clinicalStatus": concept(f"{_TERMINOLOGY}/condition-clinical", "active", "Active"),
+        "verificationStatus": concept(
             f"{_TERMINOLOGY}/condition-ver-status", "confirmed", "Confirmed"
         ),
-        "category": [_concept(category, "encounter-diagnosis", "Encounter Diagnosis")],
-        "code": {**_concept("http://snomed.info/sct", code, display), "text": display},
+        "category": [concept(category, "encounter-diagnosis", "Encounter Diagnosis")],
+        "code": {**concept("http://snomed.info/sct", code, display), "text": display},
         "onsetDateTime": onset,
         "recordedDate": recorded,
     }
@@ -173,15 +173,13 @@ def _condition(random: Random) -> Resource:
 
 def _observation(random: Random) -> Resource:
     code, display, unit, least, most = random.choice(_VITALS)
-    start, issued = _period(random)
+    start, issued = period(random)
     return {
         "resourceType": "Observation",
         "meta": {"profile": ["http://hl7.org/fhir/StructureDefinition/vitalsigns"]},
         "status": "final",
-        "category": [
-            _concept(f"{_TERMINOLOGY}/observation-category", "vital-signs", "Vital Signs")
-        ],
-        "code": {**_concept("http://loinc.org", code, display), "text": display},
+        "category": [concept(f"{_TERMINOLOGY}/observation-category", "vital-signs", "Vital Signs")],
+        "code": {**concept("http://loinc.org", code, display), "text": display},
         "effectiveDateTime": start,
         "issued": issued,
         "valueQuantity": {
@@ -193,11 +191,11 @@ def _observation(random: Random) -> Resource:
     }
 
 
-def _concept(system: str, code: str, display: str) -> Resource:
+def concept(system: str, code: str, display: str) -> Resource:
     return {"coding": [{"system": system, "code": code, "display": display}]}
 
 
-def _period(random: Random) -> tuple[str, str]:
+def period(random: Random) -> tuple[str, str]:
     day = (
         f"{random.randrange(2015, 2026)}-{random.randrange(1, 13):02}-{random.randrange(1, 29):02}"
     )

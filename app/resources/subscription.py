@@ -11,6 +11,7 @@ from app.errors import Issue, Unprocessable
 from app.fhir_json import Resource
 from app.mongo import Document
 from app.resources.rules import Prepared
+from app.security import secrets
 from app.security.egress import Egress, EgressRefusedError, UnresolvableError, origin
 from app.subscriptions import registration, watch
 from app.subscriptions.channels import CHANNELS
@@ -42,7 +43,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     return Prepared(
         stored,
         private={
-            "headers": headers,
+            "headers": secrets.of_settings(context.settings).seal_all(headers) if headers else [],
             "base_url": context.base_url,
             "watch": watch.encode(read, context.settings),
         },
@@ -86,7 +87,8 @@ async def _unmasked(
         endpoint = previous.resource()["channel"].get("endpoint", "")
         if origin(endpoint) == origin(resource["channel"].get("endpoint", "")):
             document = await _private(context, previous.id)
-            known = document.get("headers", [])
+            sealed = document.get("headers", [])
+            known = secrets.of_settings(context.settings).open_all(sealed) if sealed else []
     headers = list(sent)
     for index in wanted:
         secret = next((header for header in known if mask(header) == sent[index]), None)

@@ -21,7 +21,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import custom, date, near
+from app.search import custom, date, near, words
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
 from app.search.ranges import plain
@@ -58,7 +58,7 @@ def extract(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
                 rule(value, fields)
     for rule in plan.always:
         rule(resource, fields)
-    fields["terms"] = list(dict.fromkeys(fields["terms"]))
+    fields["terms"] = [*dict.fromkeys(fields["terms"]), *words.terms(resource_type, resource)]
     if "rows" in fields:
         fields["rows"] = list(dict.fromkeys(fields["rows"]))
     sorts = fields.get("sorts")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bson import Timestamp
 
 from app.errors import BadRequest, Issue
-from app.search import chain, cursor, filter as filter_, include, lists, sorting
+from app.search import chain, cursor, filter as filter_, include, lists, sorting, words
 from app.search.escaping import split
 from app.search.include import Include
 from app.search.lookup import Lookup
@@ -44,10 +44,8 @@ _SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
 _REFUSED = frozenset(
     {
         "_containedType",
-        "_content",
         "_query",
         "_score",
-        "_text",
         "_type",
     }
 )
@@ -173,8 +171,12 @@ def _read(scope: Scope, resource_type: str, name: str, text: str) -> Condition:
         raise _refused(name, f"Parameter '{name}' is not supported", "not-supported")
     if chain.is_chain(name):
         return chain.parse(resource_type, name, text, scope, partial(_read, scope))
-    if name == filter_.NAME:
+    if modifier and code in (filter_.NAME, *words.NAMES):
+        raise _refused(name, f"Modifier ':{modifier}' is not supported on '{code}'", "not-supported")
+    if code == filter_.NAME:
         return filter_.condition(resource_type, text, scope)
+    if code in words.NAMES:
+        return words.condition(resource_type, code, text)
     if code == lists.NAME:
         return lists.condition(resource_type, modifier, text, scope)
     parameter = parameters(resource_type).get(code)

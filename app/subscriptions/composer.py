@@ -9,6 +9,7 @@ from datetime import datetime
 
 from app.fhir_json import Resource
 from app.mongo import Document
+from app.security import secrets
 from app.settings import Settings
 from app.store import Event, Store
 from app.subscriptions import notification
@@ -43,31 +44,29 @@ class Composer:
         if found is None:
             return None
         current, private = found
+        if sealed := private.get("headers"):
+            headers = secrets.of_settings(self._settings).open_all(sealed)
+            private = {**private, "headers": headers}
         self._private[subscription] = (current.version, private)
         if len(self._private) > _REMEMBERED:
             self._private.popitem(last=False)
         return current
 
     async def notice(
-        self, delivery: Delivery, registration: Registration, event: Event | None = None
-    ) -> Notice:
-        """The message of a row. Raises VersionGoneError where its version is gone."""
-        return await self.notice_of([(delivery, event)], registration)
-
-    async def notice_of(
         self, rows: Sequence[tuple[Delivery, Event | None]], registration: Registration
     ) -> Notice:
         """One message for several rows of a Subscription, in the order of their numbers.
 
-        The same rows make the same message. Raises VersionGoneError where a version is gone.
+        The same rows make the same message. Raises VersionGoneError where the version of a single row is gone; one
+        among several is told as gone.
         """
         first, last = rows[0][0], rows[-1][0]
         content = registration.channel.content
         if content is None:
             return await self._classic(first, registration, rows[0][1])
+        tell = self._teller.told if len(rows) == 1 else self._teller.told_if_stored
         events = [
-            await self._teller.told(delivery, registration.topic, content, event)
-            for delivery, event in rows
+            await tell(delivery, registration.topic, content, event) for delivery, event in rows
         ]
         notice_id = first.id
         if len(rows) > 1:

@@ -93,7 +93,7 @@ def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Cri
         return Criteria(topic.url, EVERYTHING)
     general = by_type.pop(None, [])
     named = {str(name): [*general, *parameters] for name, parameters in by_type.items()}
-    named = named or {name: general for name in topic.resource_types}
+    named = named or dict.fromkeys(topic.resource_types, general)
     return Criteria(
         topic.url,
         tuple(_topic_clause(topic, name, given, settings) for name, given in named.items()),

@@ -173,6 +173,9 @@ async def _is_along(alternatives: Sequence[str], facts: Facts) -> bool:
 def _most_selective(scope: _Scope, clause: Clause) -> Sequence[str]:
     """Of the alternatives that must hold, those that the fewest Subscriptions share so far."""
 
+    if len(clause.terms) == 1:
+        return clause.terms[0]
+
     def cost(terms: Sequence[str]) -> tuple[int, bool, bool]:
         is_far = terms[0].startswith(STEP)
         return scope.crowd(terms), is_far, not any("/" in term for term in terms)

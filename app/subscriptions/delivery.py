@@ -1,6 +1,6 @@
 """One attempt after another: body, channel, judgement, settlement; and what is taken up next.
 
-Each endpoint has a queue of its own and a few attempts side by side (endpoints.py), so none waits for another. What
+Each endpoint has a queue of its own and a few attempts side by side (circuit.py), so none waits for another. What
 came of attempts is written in bulk by one loop: what settles while a bulk is being written goes into the next.
 """
 
@@ -19,14 +19,16 @@ from pymongo.errors import PyMongoError
 from app.mongo import Document, Mongo
 from app.security.egress import origin
 from app.store import Event
+from app.subscriptions import batching
+from app.subscriptions.batching import Row
 from app.subscriptions.channels import Channel, Outcome
-from app.subscriptions.composer import Composer
-from app.subscriptions.endpoints import (
+from app.subscriptions.circuit import (
     MOST_IN_HAND_OF_ALL,
     Endpoint,
     Endpoints,
     blames_endpoint,
 )
+from app.subscriptions.composer import Composer
 from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger, Settlement, State
 from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
@@ -82,9 +84,7 @@ class Sender:
 
     @property
     def idle(self) -> bool:
-        return not (
-            self._tasks or self._settlements or self._recovered or self._settling.locked()
-        )
+        return not (self._tasks or self._settlements or self._recovered or self._settling.locked())
 
     def admission(self) -> Callable[[Registration], bool]:
         """A judge of who may be sent now, that counts those it lets in."""
@@ -138,8 +138,7 @@ class Sender:
         """Attempt after attempt, until the endpoint's queue is empty or its leave is taken back."""
         try:
             while endpoint.waiting and endpoint.under_way <= endpoint.allowed:
-                delivery, event = endpoint.waiting.popleft()
-                await self._attempt(endpoint, delivery, event)
+                await self._attempt(endpoint, self._next_batch(endpoint))
                 if endpoint.under_way < endpoint.allowed and endpoint.waiting:
                     self._run(endpoint)
         finally:
@@ -150,47 +149,43 @@ class Sender:
         if self._starved:
             self._run(self._starved.popleft())
 
-    async def _attempt(
-        self, endpoint: Endpoint, delivery: Delivery, event: Event | None
-    ) -> None:
+    def _next_batch(self, endpoint: Endpoint) -> list[Row]:
+        """What the next notice tells: one event, or several where the Subscription takes them."""
+        return batching.take(endpoint.waiting, self._max_count(endpoint.waiting[0][0]))
+
+    async def _attempt(self, endpoint: Endpoint, batch: list[Row]) -> None:
         try:
-            settlement = await self._deliver(endpoint, delivery, event)
+            settlements = await self._deliver(endpoint, batch)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             # The text may hold content, the type does not.
             name = type(error).__name__
             log.error("attempt failed", extra={"action": "deliver", "error": name})
-            settlement = None
-        if settlement is None:
-            # Its lease ends, and somebody tries again.
-            self._in_hand.discard(_hold(delivery))
-        else:
+            settlements = []
+        # Of the others the lease ends, and somebody tries again.
+        self._in_hand -= {_hold(delivery) for delivery, _ in batch}
+        self._in_hand |= {_hold(settlement.delivery) for settlement in settlements}
+        for settlement in settlements:
             self._settle(settlement)
 
-    async def _deliver(
-        self, endpoint: Endpoint, delivery: Delivery, event: Event | None
-    ) -> Settlement | None:
-        """One attempt; None where the row is no longer this process's."""
-        registration = await self._composer.registration(delivery.subscription)
-        if registration is None or self._registry.standing(delivery.subscription) in (
-            "suppress",
-            "gone",
-        ):
-            state: State = "dead" if delivery.attempt > 1 else "suppressed"
-            return Settlement(delivery, state, reason=_OVER)
+    async def _deliver(self, endpoint: Endpoint, batch: list[Row]) -> list[Settlement]:
+        """One attempt; a row that is no longer this process's is left out."""
+        subscription = batch[0][0].subscription
+        registration = await self._composer.registration(subscription)
+        if registration is None or self._registry.standing(subscription) in ("suppress", "gone"):
+            return [Settlement(each, _ended_state(each), reason=_OVER) for each, _ in batch]
         if registration.status == "requested":
             # Written anew meanwhile: its endpoint has to be proven first.
-            return Settlement(delivery, "queued", self._mongo.now() + SECOND_LOOK)
-        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
-        if delivery.next_at - self._mongo.now() < lease - LEASE_MARGIN / 2 and not (
-            await self._ledger.renew(delivery, lease)
-        ):
-            return None
+            later = self._mongo.now() + SECOND_LOOK
+            return [Settlement(delivery, "queued", later) for delivery, _ in batch]
+        batch = [row for row in batch if await self._is_held(row[0], registration)]
+        if not batch:
+            return []
         try:
-            notice = await self._composer.notice(delivery, registration, event)
+            notice = await self._composer.notice(batch, registration)
         except VersionGoneError as gone:
-            return Settlement(delivery, "dead", reason=str(gone))
+            return [Settlement(delivery, "dead", reason=str(gone)) for delivery, _ in batch]
         at, begun = self._mongo.now(), time.perf_counter()
         outcome = await self._channels[registration.channel.type].send(notice)
         record = {
@@ -202,7 +197,14 @@ class Sender:
             "sha256": hashlib.sha256(notice.body).hexdigest(),
         }
         self._learn(endpoint, outcome)
-        return await self._judge(delivery, registration, outcome, record)
+        return await self._judge(batch, registration, outcome, record)
+
+    async def _is_held(self, delivery: Delivery, registration: Registration) -> bool:
+        """Whether the row is this process's for as long as an attempt may take; its lease is lengthened if need be."""
+        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
+        if delivery.next_at - self._mongo.now() >= lease - LEASE_MARGIN / 2:
+            return True
+        return await self._ledger.renew(delivery, lease)
 
     def _learn(self, endpoint: Endpoint, outcome: Outcome) -> None:
         """What an outcome says of the endpoint as a whole."""
@@ -226,21 +228,27 @@ class Sender:
             self._settle(Settlement(delivery, "queued", due))
 
     async def _judge(
-        self, delivery: Delivery, registration: Registration, outcome: Outcome, record: Document
-    ) -> Settlement:
+        self, batch: Sequence[Row], registration: Registration, outcome: Outcome, record: Document
+    ) -> list[Settlement]:
         if outcome.verdict is Verdict.DELIVERED:
-            return Settlement(delivery, "delivered", attempt=record)
+            return [Settlement(delivery, "delivered", attempt=record) for delivery, _ in batch]
         if outcome.verdict is Verdict.RETRY:
-            first_at = delivery.first_at or record["at"]
+            first = batch[0][0]
+            first_at = first.first_at or record["at"]
             due = self._policy.next_attempt(
-                delivery.attempt, first_at, self._mongo.now(), outcome.retry_after
+                first.attempt, first_at, self._mongo.now(), outcome.retry_after
             )
             if due is not None:
-                return Settlement(delivery, "retrying", due, record)
+                # Those behind another of their lane wait for that one again.
+                heads = batching.first_of_lanes(batch)
+                return [
+                    Settlement(each, "retrying" if each.id in heads else "queued", due, record)
+                    for each, _ in batch
+                ]
         what = f"answered {outcome.status}" if outcome.status else f"failed: {outcome.reason}"
         reason = f"The endpoint {what}"
         await self._on_failure(registration, reason)
-        return Settlement(delivery, "dead", attempt=record, reason=reason)
+        return [Settlement(each, "dead", attempt=record, reason=reason) for each, _ in batch]
 
     def _settle(self, settlement: Settlement) -> None:
         self._settlements.append(settlement)
@@ -290,13 +298,34 @@ class Sender:
             return
         longest = max(self._timeout(candidate) for candidate in wanted)
         lease = timedelta(seconds=longest) + LEASE_MARGIN
+        units = await self._with_followers(wanted)
         try:
-            claimed = await self._ledger.claim([candidate.id for candidate in wanted], lease)
+            claimed = await self._ledger.claim([row.id for unit in units for row in unit], lease)
         except PyMongoError:
             self.unsure = True
             raise
-        for delivery in claimed:
-            self.start(delivery)
+        kept = batching.whole(claimed, units)
+        for delivery in sorted(claimed, key=lambda row: row.number):
+            if delivery.id in kept:
+                self.start(delivery)
+            else:  # another process was faster with the one before it in its lane
+                self._settle(Settlement(delivery, "queued", self._mongo.now() + SECOND_LOOK))
+
+    async def _with_followers(self, heads: Sequence[Delivery]) -> list[list[Delivery]]:
+        """Each head of a lane with the rows behind it that travel in the same notice."""
+        most = {head.lane: self._max_count(head) for head in heads}
+        lanes = [lane for lane, count in most.items() if count > 1]
+        queued: dict[str, list[Delivery]] = {}
+        for row in await self._ledger.queued(lanes) if lanes else ():
+            queued.setdefault(row.lane, []).append(row)
+        return [
+            [head, *batching.followers(head, queued.get(head.lane, ()), most[head.lane])]
+            for head in heads
+        ]
+
+    def _max_count(self, delivery: Delivery) -> int:
+        registration = self._registry.get(delivery.subscription)
+        return registration.channel.max_count if registration else 1
 
     def _timeout(self, delivery: Delivery) -> float:
         registration = self._registry.get(delivery.subscription)
@@ -399,3 +428,7 @@ class Sender:
 
 def _hold(delivery: Delivery) -> tuple[str, int]:
     return delivery.id, delivery.attempt
+
+
+def _ended_state(delivery: Delivery) -> State:
+    return "dead" if delivery.attempt > 1 else "suppressed"

@@ -153,6 +153,14 @@ class Ledger:
         rows = await self._mongo.aggregate(self._deliveries, pipeline)
         return [Delivery.from_document(row["head"]) for row in rows]
 
+    async def queued(self, lanes: Collection[str]) -> list[Delivery]:
+        """The rows that wait in lanes, in the order of their numbers."""
+        cursor = self._deliveries.find(
+            {"lane": {"$in": list(lanes)}, "open": True, "state": "queued"}, {"attempts": 0}
+        )
+        documents = await cursor.sort([("lane", ASCENDING), ("number", ASCENDING)]).to_list(None)
+        return [Delivery.from_document(document) for document in documents]
+
     async def claim(self, ids: Sequence[str], lease: timedelta) -> list[Delivery]:
         """Take rows for sending, in one update; each counts its attempt. What another has taken is left out.
 

@@ -26,7 +26,9 @@ TakeOver = Callable[[str, datetime], Awaitable[None]]
 class Processes:
     """This process's own row, and a watch over the others'."""
 
-    def __init__(self, mongo: Mongo, owner: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, mongo: Mongo, owner: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._mongo = mongo
         self._owner = owner
         self._clock = clock
@@ -63,9 +65,7 @@ class Processes:
             return []
         for owner in dead:
             await take_over(owner, self._mongo.now())
-            await self._rows.delete_one(
-                {"_id": owner, "$expr": {"$lt": ["$alive_until", "$$NOW"]}}
-            )
+            await self._rows.delete_one({"_id": owner, "$expr": {"$lt": ["$alive_until", "$$NOW"]}})
         return dead
 
     async def leave(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -35,7 +36,7 @@ _OVERLAP, _LONG_OVERLAP = timedelta(seconds=5), timedelta(seconds=90)
 _LONG_LOOK_EVERY = timedelta(seconds=15)
 _FIELDS = {"v": 1, "text": 1, "deleted": 1, "private": 1}
 # Enough to register by what is kept beside the document; the status is a search value of every Subscription.
-_BRIEF = {"v": 1, "sorts.status.lo": 1, "private.watch": 1}
+_BRIEF = {"v": 1, "status": "$sorts.status.lo", "watch": "$private.watch"}
 _AT_ONCE = 2000
 
 Standing = Literal["deliver", "hold", "suppress", "gone"]
@@ -83,9 +84,13 @@ class Registry:
         self._polled_at = self._mongo.now()
         self.catalogue = await self._topics.catalogue()
         stale: list[str] = []
-        async for row in self._rows({"terms": EVERY}, _BRIEF):
-            if not self._put_brief(row):
-                stale.append(row["_id"])
+        gc.disable()  # all that is made here stays; looking through it again and again takes a third of the time
+        try:
+            async for row in self._rows({"terms": EVERY}, _BRIEF):
+                if not self._put_brief(row):
+                    stale.append(row["_id"])
+        finally:
+            gc.enable()
         await self._reread(stale)
 
     async def refresh(self) -> list[Registration]:
@@ -172,14 +177,15 @@ class Registry:
         subscription, version = row["_id"], row["v"]
         if version <= self._shelf.version(subscription):
             return True
-        text = row.get("private", {}).get("watch")
+        text = row.get("watch")
         if text is None:
             return False
         read = watch.decode(text)
         if read is None or not watch.is_current(read, self.catalogue, self._settings):
             return False
-        self._forget(subscription)
-        status = _STATUSES[row["sorts"]["status"]["lo"]]
+        if self._shelf.version(subscription):
+            self._forget(subscription)
+        status = _STATUSES[row["status"]]
         self._shelf.put_text((subscription, version, status), text)
         self._file(subscription, status, read.end, read.criteria)
         return True

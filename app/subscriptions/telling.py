@@ -44,11 +44,11 @@ class Teller:
         return Told(delivery.number, _focus(delivery, whole), included)
 
     async def told_if_stored(
-        self, delivery: Delivery, topic: Topic | None, content: Content
+        self, delivery: Delivery, topic: Topic | None, content: Content, event: Event | None = None
     ) -> Told:
         """A row's event, that its version is gone included."""
         try:
-            return await self.told(delivery, topic, content)
+            return await self.told(delivery, topic, content, event)
         except VersionGoneError:
             return Told(delivery.number, _focus(delivery, None, gone=True), {})
 

@@ -50,20 +50,18 @@ _COMPARATORS = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
 # Elements that are understood, or that say nothing about what fires.
 _KNOWN: Mapping[str, frozenset[str]] = {
     "": frozenset(
-        "resourceType id meta implicitRules language text url identifier version versionAlgorithmString name title "
-        "derivedFrom status experimental date publisher contact description useContext jurisdiction purpose copyright "
-        "copyrightLabel approvalDate lastReviewDate effectivePeriod resourceTrigger canFilterBy notificationShape".split()
+        ["resourceType", "id", "meta", "implicitRules", "language", "text", "url", "identifier", "version", "versionAlgorithmString", "name", "title", "derivedFrom", "status", "experimental", "date", "publisher", "contact", "description", "useContext", "jurisdiction", "purpose", "copyright", "copyrightLabel", "approvalDate", "lastReviewDate", "effectivePeriod", "resourceTrigger", "canFilterBy", "notificationShape"]
     ),
     "resourceTrigger": frozenset(
-        "id extension description resource supportedInteraction queryCriteria fhirPathCriteria".split()
+        ["id", "extension", "description", "resource", "supportedInteraction", "queryCriteria", "fhirPathCriteria"]
     ),
     "queryCriteria": frozenset(
-        "previous resultForCreate current resultForDelete requireBoth".split()
+        ["previous", "resultForCreate", "current", "resultForDelete", "requireBoth"]
     ),
     "canFilterBy": frozenset(
-        "id extension description resource filterParameter filterDefinition comparator modifier".split()
+        ["id", "extension", "description", "resource", "filterParameter", "filterDefinition", "comparator", "modifier"]
     ),
-    "notificationShape": frozenset("id resource include revInclude".split()),
+    "notificationShape": frozenset(["id", "resource", "include", "revInclude"]),
 }
 
 

@@ -101,7 +101,11 @@ def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
     for index, header in enumerate(asked.headers):
         parts = http_endpoint.split_header(header) if isinstance(header, str) else None
         if parts is None or not _OWN_HEADER.match(parts[0]):
-            yield f"header[{index}]", "value", "A mail takes `Subject: text` and `X-Name: text` only"
+            yield (
+                f"header[{index}]",
+                "value",
+                "A mail takes `Subject: text` and `X-Name: text` only",
+            )
 
 
 def _check_payload(asked: Asked, settings: Settings) -> Iterator[Complaint]:

@@ -60,7 +60,7 @@ def _id(draft: Draft, part: str) -> str:
 
 
 MESSAGE = ChannelType(
-    make=lambda around: RestHook(around.egress),
+    make=RestHook.within,
     check=http_endpoint.check,
     shape=shape,
     calls_out=True,

@@ -1,24 +1,27 @@
 """The rest-hook channel: an HTTP request to the subscriber's endpoint.
 
 https://hl7.org/fhir/R4/subscription.html#2.46.7.1
-httpx gives the API, aiohttp moves the bytes: a tenth of the CPU per request (design decision 13). Each origin has a
-small client of its own, so that one that hangs holds no connection another waits for; all share one TLS context.
+Some endpoints ask for more: a signature, a client certificate, a token (app.security.endpoints says which).
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
-from collections import OrderedDict
+import time
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
-from app.security.egress import CheckedResolver, Egress, EgressRefusedError, UnresolvableError
+from app.security import endpoints
+from app.security.backend_token import BackendToken, TokenError
+from app.security.egress import Egress, EgressRefusedError, UnresolvableError
+from app.security.endpoints import NO_TERMS, SIGNATURE_HEADER, EndpointTerms, Origin
 from app.subscriptions.channels import http_endpoint
+from app.subscriptions.channels.connections import Connections
 from app.subscriptions.channels.protocol import (
     ANSWER_LIMIT,
     NOTICE_ID_HEADER,
@@ -27,106 +30,110 @@ from app.subscriptions.channels.protocol import (
     Notice,
     Outcome,
     Shape,
+    Surroundings,
 )
 from app.subscriptions.retry import retry_after_seconds
 
-CONNECTIONS_PER_ORIGIN = 32
-_MAX_ORIGINS = 512
-_USER_AGENT = "CareRelay"
+_OWN_HEADERS = (("User-Agent", "CareRelay"), ("Accept", "*/*"), ("Accept-Encoding", "identity"))
+# What may go wrong on the way; anything else is a defect of ours.
+_FAILURES = (
+    EgressRefusedError,
+    UnresolvableError,
+    TokenError,
+    httpx.HTTPError,
+    aiohttp.ClientError,
+    OSError,
+)
 
 
 class RestHook:
-    """Sends notices over HTTP. `transport` replaces the network in tests."""
+    """Sends notices over HTTP. `terms`: what single origins ask for; `transport` replaces the network in tests."""
 
-    def __init__(self, egress: Egress, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        egress: Egress,
+        transport: httpx.AsyncBaseTransport | None = None,
+        terms: Mapping[Origin, EndpointTerms] | None = None,
+    ) -> None:
         self._egress = egress
-        self._transport = transport
-        self._tls = ssl.create_default_context()
-        self._clients: OrderedDict[str, httpx.AsyncClient] = OrderedDict()
-        self._in_use: dict[str, int] = {}
+        self._terms = terms or {}
+        self._connections = Connections(egress, self._own_tls, transport)
+        self._tokens: dict[Origin, BackendToken] = {}
+
+    @classmethod
+    def within(cls, around: Surroundings) -> RestHook:
+        """As the settings want it."""
+        return cls(around.egress, terms=endpoints.of_settings(around.settings))
 
     async def send(self, notice: Notice) -> Outcome:
         """One attempt: no redirects, `notice.timeout` seconds for all of it, and no exception for what goes wrong."""
         try:
-            parts = self._egress.check_url(notice.url)
-        except EgressRefusedError as refusal:
-            return Outcome(None, str(refusal), forbidden=True)
-        origin = f"{parts.scheme}://{parts.netloc}"
-        self._in_use[origin] = self._in_use.get(origin, 0) + 1
-        try:
             async with asyncio.timeout(notice.timeout):
-                return await self._exchange(self._client(origin), notice)
+                if not self._terms:
+                    return await self._exchange(notice, ())
+                return await self._on_terms(notice)
         except TimeoutError:
             return Outcome(None, "timeout")
-        except (
-            EgressRefusedError,
-            UnresolvableError,
-            httpx.HTTPError,
-            aiohttp.ClientError,
-            OSError,
-        ) as error:
+        except _FAILURES as error:
             return _failure(error)
-        finally:
-            self._in_use[origin] -= 1
-            if not self._in_use[origin]:
-                del self._in_use[origin]
-            await self._close_idle()
 
-    async def _exchange(self, client: httpx.AsyncClient, notice: Notice) -> Outcome:
-        headers = [*notice.headers, (NOTICE_ID_HEADER, notice.id)]
-        request = client.build_request(
-            notice.method, notice.url, headers=headers, content=notice.body
+    async def _on_terms(self, notice: Notice) -> Outcome:
+        """An exchange with whatever the endpoint asks for; a token that it refuses is replaced once."""
+        key = endpoints.origin_of(notice.url)
+        terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
+        more: list[tuple[str, str]] = []
+        if terms.signature_secret is not None:
+            signed = endpoints.signature(
+                terms.signature_secret, notice.id, int(time.time()), notice.body
+            )
+            more.append((SIGNATURE_HEADER, signed))
+        if key is None or terms.token is None:
+            return await self._exchange(notice, more)
+        token = self._tokens.setdefault(key, BackendToken(terms.token, self._post))
+        outcome = Outcome(None, "no token")
+        for _ in range(2):
+            value = await token.value()
+            outcome = await self._exchange(notice, [*more, ("Authorization", f"Bearer {value}")])
+            if outcome.status != 401:
+                break
+            token.refused(value)
+        return outcome
+
+    async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> Outcome:
+        headers = [*_OWN_HEADERS, *notice.headers, *more, (NOTICE_ID_HEADER, notice.id)]
+        request = httpx.Request(
+            notice.method, _url(notice.url), headers=headers, content=notice.body
         )
-        response = await client.send(request, stream=True)
-        try:
-            answer = await _beginning(response)
-        finally:
-            await response.aclose()
+        parts = self._egress.check_url(notice.url)
+        async with self._connections.to(f"{parts.scheme}://{parts.netloc}") as transport:
+            response = await transport.handle_async_request(request)
+            try:
+                answer = await _beginning(response)
+            finally:
+                await response.aclose()
         return Outcome(
             response.status_code,
             answer=answer[:ANSWER_LIMIT].decode("utf-8", "replace"),
             retry_after=retry_after_seconds(response.headers, datetime.now(UTC)),
         )
 
-    def _client(self, origin: str) -> httpx.AsyncClient:
-        client = self._clients.get(origin)
-        if client is None:
-            client = httpx.AsyncClient(
-                transport=self._transport
-                or AiohttpTransport(verify=self._tls, client=self._session),
-                headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
-                trust_env=False,
-                follow_redirects=False,
-                timeout=httpx.Timeout(None),  # the attempt as a whole is timed
-            )
-            self._clients[origin] = client
-        self._clients.move_to_end(origin)
-        return client
+    async def _post(self, request: httpx.Request) -> httpx.Response:
+        """A request of our own, to an authorization server, under the same rules as a notice."""
+        parts = self._egress.check_url(str(request.url))
+        async with self._connections.to(f"{parts.scheme}://{parts.netloc}") as transport:
+            return await transport.handle_async_request(request)
 
-    def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            ssl=self._tls,
-            limit=CONNECTIONS_PER_ORIGIN,
-            resolver=CheckedResolver(self._egress),
-            family=socket.AF_UNSPEC,
-            use_dns_cache=False,
-        )
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        )
-
-    async def _close_idle(self) -> None:
-        """Keep the number of open clients bounded: the one unused for longest goes first."""
-        while len(self._clients) > _MAX_ORIGINS:
-            idle = next((origin for origin in self._clients if origin not in self._in_use), None)
-            if idle is None:
-                return
-            await self._clients.pop(idle).aclose()
+    def _own_tls(self, origin: str) -> ssl.SSLContext | None:
+        key = endpoints.origin_of(origin)
+        return self._terms.get(key, NO_TERMS).tls() if key else None
 
     async def close(self) -> None:
-        clients, self._clients = self._clients, OrderedDict()
-        for client in clients.values():
-            await client.aclose()
+        await self._connections.close()
+
+
+@lru_cache(maxsize=4096)
+def _url(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 async def _beginning(response: httpx.Response) -> bytes:
@@ -150,7 +157,7 @@ def _failure(error: BaseException) -> Outcome:
     while cause is not None:
         if isinstance(cause, EgressRefusedError):
             return Outcome(None, str(cause), forbidden=True)
-        if isinstance(cause, UnresolvableError):
+        if isinstance(cause, UnresolvableError | TokenError):
             return Outcome(None, str(cause))
         if isinstance(cause, aiohttp.ClientConnectorError | httpx.ConnectError):
             error = cause
@@ -167,7 +174,7 @@ def shape(draft: Draft) -> Shape:
 
 
 REST_HOOK = ChannelType(
-    make=lambda around: RestHook(around.egress),
+    make=RestHook.within,
     check=http_endpoint.check,
     shape=shape,
     calls_out=True,

@@ -1,0 +1,140 @@
+"""`_text` and `_content`: words of the narrative, and of all text of a resource, as terms of the one index.
+
+https://hl7.org/fhir/R4/search.html#_text - MongoDB allows one text index per collection and cannot tell fields apart, so
+the words are ours: without case and accents, each once, a word of the narrative not again as one of the content. Text is
+what R4 types as string, markdown or narrative; codes, ids, dates and addresses of the web are not.
+
+A search finds resources that have all its words; a word may end in `*`. The terms are a third to two thirds of all that
+a resource with a narrative has, so `CARERELAY_SEARCH_WORDS=false` leaves them out, and refuses these parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from app import definitions
+from app.definitions import Element
+from app.errors import BadRequest
+from app.search.escaping import split, unescape
+from app.search.parameter import AllOf, AnyOf, Condition
+from app.search.string import normalise
+from app.search.terms import Terms
+
+NAMES = frozenset({"_text", "_content"})
+_WORD = re.compile(r"[^\W_]{2,}")
+_TAG = re.compile(r"<[^>]*>|&#?\w+;")
+# A document has at most so many words of each kind, and of each word so many letters.
+_MOST, _LONGEST = 200, 32
+_TEXT = frozenset({"string", "markdown"})
+# What a resource's own text is not.
+_PASSED = frozenset({"meta", "text", "div"})
+
+
+class _State:
+    is_on = True
+
+
+def switch(*, on: bool) -> None:
+    """Whether this process stores and searches words (settings.search_words)."""
+    _State.is_on = on
+
+
+def terms(resource_type: str, resource: Mapping[str, Any]) -> list[str]:
+    """The terms of a resource's words."""
+    if not _State.is_on:
+        return []
+    narrative = resource.get("text")
+    found: dict[str, None] = {}
+    if type(narrative) is dict:
+        found = _words([_TAG.sub(" ", narrative.get("div", ""))], {})
+    content = _words(_texts(resource, _keys(resource_type)), found)
+    return [f"_text={word}" for word in found] + [f"_content={word}" for word in content]
+
+
+def condition(resource_type: str, name: str, text: str) -> Condition:
+    """What any of the values asks for. Raises BadRequest."""
+    if not _State.is_on:
+        raise _refused(name, f"'{name}' is switched off on this server", "not-supported")
+    if name not in definitions.search_parameters(resource_type):
+        raise _refused(name, f"'{name}' does not apply to {resource_type}", "not-supported")
+    found = tuple(_all_words(name, unescape(each)) for each in split(text, ","))
+    return found[0] if len(found) == 1 else AnyOf(found)
+
+
+def _all_words(name: str, text: str) -> Condition:
+    keys = ("_text",) if name == "_text" else ("_content", "_text")
+    wanted = normalise(text)
+    conditions: list[Condition] = []
+    for match in _WORD.finditer(wanted):
+        word = match.group()[:_LONGEST]
+        whole = tuple(f"{key}={word}" for key in keys)
+        is_beginning = wanted[match.end() : match.end() + 1] == "*"
+        conditions.append(Terms(prefixes=whole) if is_beginning else Terms(equal=whole))
+    if not conditions:
+        raise _refused(name, f"'{name}' needs words of two letters or more", "value")
+    return conditions[0] if len(conditions) == 1 else AllOf(tuple(conditions))
+
+
+def _refused(name: str, diagnostics: str, code: str) -> BadRequest:
+    return BadRequest(diagnostics, code=code, expression=f"http.{name}")
+
+
+def _words(texts: Iterable[str], known: Mapping[str, None]) -> dict[str, None]:
+    """The distinct words of texts, in order, without those known already."""
+    found: dict[str, None] = {}
+    for text in texts:
+        for word in _WORD.findall(text.lower() if text.isascii() else normalise(text)):
+            if word not in known:
+                found[word if len(word) <= _LONGEST else word[:_LONGEST]] = None
+                if len(found) == _MOST:
+                    return found
+    return found
+
+
+def _texts(resource: Mapping[str, Any], keys: frozenset[str]) -> Iterable[str]:
+    """Every string under one of the keys, contained resources included."""
+    ahead: list[Any] = [value for key, value in resource.items() if key not in _PASSED]
+    for key, value in resource.items():
+        if key in keys and type(value) is str:
+            yield value
+    while ahead:
+        value = ahead.pop()
+        if type(value) is list:
+            ahead += value
+        elif type(value) is dict:
+            for key, child in value.items():
+                if type(child) is str:
+                    if key in keys:
+                        yield child
+                elif type(child) is list and key in keys:
+                    for each in child:
+                        if type(each) is str:
+                            yield each
+                        else:
+                            ahead.append(each)
+                elif key != "div":
+                    ahead.append(child)
+
+
+@cache
+def _keys(resource_type: str) -> frozenset[str]:
+    """The JSON keys that hold text anywhere inside a type; a name that also holds codes counts as well."""
+    found: set[str] = set()
+    seen: set[str] = set()
+
+    def add(elements: Mapping[str, Element]) -> None:
+        for name, element in elements.items():
+            for type_name in element.types:
+                if type_name in _TEXT:
+                    key = definitions.json_name(name, type_name) if element.choice else name
+                    found.add(key)
+                elif type_name not in seen and type_name[0].isupper() and type_name != "Resource":
+                    seen.add(type_name)
+                    add(definitions.structure(type_name).elements)
+            add(element.elements)
+
+    add(definitions.structure(resource_type).elements)
+    return frozenset(found - {"id", "url", "reference", "versionId", "xhtml"})

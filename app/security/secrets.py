@@ -1,0 +1,94 @@
+"""Secrets at rest: encrypted before they reach the database, with keys that never do.
+
+Fernet (AES-128-CBC with HMAC-SHA256) from `cryptography`. The first key encrypts, all of them decrypt: to rotate, put a
+new key in front, and take the old one away once every Subscription with secrets has been written anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from app.settings import Settings
+
+# What is sealed says so: rows from before there were keys hold the values themselves.
+_MARK = "sealed:"
+
+
+class SecretsError(Exception):
+    """A key cannot be used or is missing; the text is for operators and holds no secret."""
+
+
+class Secrets:
+    """Seals and opens texts. Without a key nothing can be sealed, and what is not sealed opens as it is."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        try:
+            self._fernet = MultiFernet([Fernet(key) for key in keys])
+        except ValueError:
+            raise SecretsError(
+                "A secret key must be 32 bytes in base64url, as `openssl rand -base64 32 | tr +/ -_` makes them"
+            ) from None
+
+    def seal(self, text: str) -> str:
+        return _MARK + self._fernet.encrypt(text.encode()).decode()
+
+    def open(self, sealed: str) -> str:
+        """The text. Raises SecretsError where none of the keys sealed it."""
+        if not sealed.startswith(_MARK):
+            return sealed
+        try:
+            return self._fernet.decrypt(sealed.removeprefix(_MARK)).decode()
+        except InvalidToken:
+            raise SecretsError("A secret was sealed with a key that this server lacks") from None
+
+    def seal_all(self, texts: Iterable[str]) -> list[str]:
+        return [self.seal(text) for text in texts]
+
+    def open_all(self, sealed: Iterable[str]) -> list[str]:
+        """The texts. Raises SecretsError as `open` does."""
+        return [self.open(text) for text in sealed]
+
+
+def of_settings(settings: Settings) -> Secrets:
+    """The secrets that the settings' keys protect; makes a key file in the data directory where none is named.
+
+    Raises SecretsError for unusable keys.
+    """
+    text = settings.secret_key.get_secret_value()
+    return _secrets(text, settings.secret_key_file, settings.data)
+
+
+@lru_cache(maxsize=16)
+def _secrets(text: str, file: Path | None, data: Path) -> Secrets:
+    if not text:
+        path = file or data / "secret.key"
+        try:
+            text = _read_or_make(path) if file is None else path.read_text()
+        except OSError as error:
+            raise SecretsError(f"The secret key in {path}: {error.strerror}") from None
+    keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
+    if not keys:
+        raise SecretsError("The secret key is empty")
+    return Secrets(keys)
+
+
+def _read_or_make(path: Path) -> str:
+    """The key file, made for its owner alone; written aside and linked, so that processes which start together agree."""
+    with suppress(FileNotFoundError):
+        return path.read_text()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(Fernet.generate_key().decode() + "\n")
+    try:
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+    return path.read_text()
