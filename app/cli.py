@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from app import __version__
+from app import __version__, deliveries_cli
 from app.settings import Settings
 
 Data = Annotated[Path | None, typer.Option(help="Directory for the embedded database.")]
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals may hold patients' data
 )
 console = Console(soft_wrap=True, highlight=False)
+app.add_typer(deliveries_cli.app, name="deliveries")
 
 
 def main() -> None:

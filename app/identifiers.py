@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from datetime import UTC, datetime
 
 
 def new_id() -> str:
@@ -17,3 +18,20 @@ def new_id() -> str:
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     return str(uuid.UUID(int=value))
+
+
+def first_id(moment: datetime) -> str:
+    """The smallest id of a moment: ids made before it are below, all others are not."""
+    milliseconds = max(int(moment.timestamp() * 1000), 0)
+    return str(uuid.UUID(int=(milliseconds << 80) | (0x7 << 76) | (0x2 << 62)))
+
+
+def time_of(text: str) -> datetime | None:
+    """When an id was made; None for what is no id of ours."""
+    try:
+        value = uuid.UUID(text)
+    except ValueError:
+        return None
+    if value.version != 7:
+        return None
+    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app import __version__, exchange, published, router, websocket
+from app import __version__, admin, exchange, published, router, websocket
 from app.context import Context, Server
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.mongo import Mongo
@@ -33,6 +33,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as running:  # stopped in the reverse order
+            words.switch(on=settings.search_words)
             mongo = await Mongo.open(settings)
             running.push_async_callback(mongo.close)
             store = Store(mongo, settings.max_resource_bytes)
@@ -83,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             ],
         )
     app.router.routes.extend(websocket.ROUTES)
+    app.router.routes.extend(admin.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)
     app.add_route("/readyz", _readyz, include_in_schema=False)
     app.add_exception_handler(HTTPException, _framework_error)

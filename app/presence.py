@@ -1,8 +1,8 @@
 """The server processes that share a database, and the time up to which no write of theirs can still commit.
 
-A resource's time of change is set before its commit, so writes become visible out of their order in time. Who polls with
-`_lastUpdated=gt<the last time seen>` would miss one that commits late. Answers to such questions therefore reach only up
-to the commit horizon: the earliest write under way in any process, or now.
+A resource's time of change is set before its commit, so writes become visible out of their order in time. Who polls
+with `_lastUpdated=gt<the last time seen>` would miss one that commits late. Answers to such questions therefore reach
+only up to the commit horizon: the earliest write under way in any process, or now.
 
     processes  {_id: owner, seen, horizon, parameters}
 
@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 
 from pymongo.errors import PyMongoError
 
+from app import tasks
 from app.errors import Unavailable
 from app.mongo import Document, Mongo
 
@@ -51,9 +52,7 @@ class Presence:
     async def stop(self) -> None:
         """Leave; nothing of this process can commit any more."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await tasks.end([self._task])
             self._task = None
         with contextlib.suppress(PyMongoError):  # the row then ages
             await self._processes.delete_one({"_id": self._owner})

@@ -23,6 +23,7 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 from pymongo.errors import PyMongoError
 
+from app import tasks
 from app.errors import FhirError
 from app.fhir_json import Resource, decode_stored
 from app.mongo import Document, Mongo
@@ -60,9 +61,7 @@ class Reindexing:
         """Stop between two batches; another process, or the next start, goes on."""
         self._store.listeners.remove(self._hear)
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await tasks.end([self._task])
         custom.withdraw(self._store.owner)
 
     # Clients' parameters

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
 
     max_resource_bytes: int = Field(
-        8 * MIB, ge=1024, le=15 * MIB, description="Largest resource accepted, in bytes."
+        8 * MIB, ge=64 * 1024, le=15 * MIB, description="Largest resource accepted, in bytes."
     )
     max_bundle_bytes: int = Field(
         64 * MIB, ge=1024, description="Largest Bundle accepted at the server's root, in bytes."
@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     search_words: bool = Field(
         True,
         description="Index the words of resources for _text and _content; after a change, POST $reindex.",
+    )
+    search_explain: bool = Field(
+        False, description="Answer _explain=true with the database's plan; not for outsiders."
     )
     search_snapshot: bool = Field(
         False,
@@ -102,7 +105,8 @@ class Settings(BaseSettings):
         description="Canonical base of the server's own SubscriptionTopics.",
     )
     topics: Path | None = Field(
-        None, description="Directory of further SubscriptionTopics (R5-shaped JSON), see docs/topics.md."
+        None,
+        description="Directory of further SubscriptionTopics (R5-shaped JSON), see docs/topics.md.",
     )
     egress_allow: str = Field(
         "",
@@ -115,6 +119,14 @@ class Settings(BaseSettings):
     )
     delivery_window: float = Field(
         72 * 3600, gt=0, description="Seconds during which a failing delivery is tried again."
+    )
+    delivery_retention_days: float = Field(
+        90,
+        ge=4,
+        description="Days for which deliveries are kept, and with them what $events and $resend can tell.",
+    )
+    event_retention_days: float = Field(
+        7, ge=1, description="Days for which the outbox keeps events that are done."
     )
 
     secret_key: SecretStr = Field(

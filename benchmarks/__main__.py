@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded import EmbeddedMongoError
-from benchmarks import matching
+from benchmarks import growth, matching
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
 
-MATCHING = "match100k"
-NAMES = (*BENCHMARKS, MATCHING)
+MATCHING, GROWTH = "match100k", "growth"
+NAMES = (*BENCHMARKS, MATCHING, GROWTH)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -30,6 +30,7 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds per run, warm-up included.")] = 6,
     runs: Annotated[int, typer.Option(min=1, help="Pairs of runs per benchmark.")] = 3,
+    scale: Annotated[int, typer.Option(min=2, help="How much larger in growth.")] = growth.SCALE,
     output: Annotated[Path, typer.Option(help="File for the figures.")] = OUTPUT,
 ) -> None:
     """Run the server and a bare baseline on one database in turn and compare their throughput."""
@@ -42,23 +43,43 @@ def main(
             figures = {}
             if compared:
                 figures = measure(compared, seconds=seconds, runs=runs, say=status.update)
-            matched = {}
+            others: dict[str, dict[str, Any]] = {}
             if MATCHING in (names or NAMES):
                 status.update(MATCHING)
-                matched = {MATCHING: matching.measure()}
+                others[MATCHING] = matching.measure()
+            if GROWTH in (names or NAMES):
+                others[GROWTH] = growth.measure(status.update, scale=scale)
     except (BenchmarkError, EmbeddedMongoError) as error:
         console.print(f"[red]{error}[/]")
         raise typer.Exit(1) from None
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({**figures, **matched}, indent=2) + "\n")
+    output.write_text(json.dumps({**figures, **others}, indent=2) + "\n")
     if figures:
         console.print(_table(figures))
-    for name, each in matched.items():
+    for name, each in others.items():
         console.print(_lines(name, each))
+        if "questions" in each:
+            console.print(_questions(each["questions"]))
     console.print(f"Figures are in {output}")
 
 
-def _lines(name: str, figures: Figures) -> Table:
+def _questions(questions: dict[str, Figures]) -> Table:
+    """What each question of `growth` cost in the small and in the large population."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("", "p50 ms", "ratio", "p99 ms", "of its bar"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for title, each in questions.items():
+        table.add_row(
+            title,
+            f"{each['small_p50_ms']:.1f} : {each['large_p50_ms']:.1f}",
+            f"{each['median_ratio']:.2f}",
+            f"{each['small_p99_ms']:.1f} : {each['large_p99_ms']:.1f}",
+            f"{each['p99_of_bar']:.2f}",
+        )
+    return table
+
+
+def _lines(name: str, figures: dict[str, Any]) -> Table:
     """Figures that have bars of their own, none of which may be passed."""
     table = Table(title=name, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("", "figure", "bar"):

@@ -39,6 +39,7 @@ def create_app(uri: str) -> Starlette:
         async with AsyncMongoClient[dict[str, Any]](uri, w="majority", maxPoolSize=64) as client:
             app.state.client = client
             app.state.encounters = client[SERVER_DATABASE]["Encounter"]
+            app.state.care_plans = client[SERVER_DATABASE]["CarePlan"]
             app.state.current = client[BASELINE_DATABASE]["current"]
             app.state.versions = client[BASELINE_DATABASE]["versions"]
             yield
@@ -48,6 +49,7 @@ def create_app(uri: str) -> Starlette:
         routes=[
             Route("/readyz", ready),
             Route("/fhir/Encounter/{id}", read),
+            Route("/fhir/CarePlan", page),
             Route("/fhir/Encounter", create, methods=["POST"]),
         ],
     )
@@ -65,6 +67,16 @@ async def read(request: Request) -> Response:
     if found is None:
         return Response(status_code=404)
     return Response(found["text"].encode(), media_type=_FHIR_JSON)
+
+
+async def page(request: Request) -> Response:
+    """One find in the order of the server's own page, and the stored texts joined."""
+    found = request.app.state.care_plans.find({"terms": "status=active"}, {"text": 1})
+    found = found.sort([("date", -1), ("_id", -1)]).limit(50)
+    texts = [document["text"] for document in await found.to_list(None)]
+    entries = ",".join(f'{{"resource":{text}}}' for text in texts)
+    bundle = f'{{"resourceType":"Bundle","type":"searchset","entry":[{entries}]}}'
+    return Response(bundle.encode(), media_type=_FHIR_JSON)
 
 
 async def create(request: Request) -> Response:

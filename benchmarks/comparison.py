@@ -15,7 +15,7 @@ from statistics import median
 from pymongo import MongoClient
 
 from app.embedded import EmbeddedMongo
-from benchmarks import processes
+from benchmarks import population, processes
 from benchmarks.baseline import SERVER_DATABASE
 from benchmarks.workloads import STORED
 
@@ -36,6 +36,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "read": Benchmark("read", "read", 0.85, "reads/s"),
+    "page50": Benchmark("page50", "page50", 0.7, "pages/s"),
     "create": Benchmark("create", "create", 1.0, "creates/s"),  # 0.65 without group commit
     "tx100": Benchmark("tx100", "create", 1.8, "resources/s"),
 }
@@ -59,6 +60,9 @@ def measure(
         say(f"storing {STORED} Encounters")
         processes.load("fill", ours, SETTLE_SECONDS, STORED)
         _settle(mongo.uri)
+        if "page50" in names:
+            say("storing CarePlans")
+            population.seed(mongo.uri, SERVER_DATABASE, population.BLOCK, ["CarePlan"])
         figures = {}
         for name in names:
             benchmark, pairs = BENCHMARKS[name], []

@@ -43,7 +43,7 @@ def server_on(uri: str, database: str) -> Iterator[int]:
         with server(uri) as port:
             yield port
     finally:
-        del os.environ["CARERELAY_MONGODB_DATABASE"]
+        os.environ.pop("CARERELAY_MONGODB_DATABASE", None)
 
 
 @contextmanager

@@ -37,6 +37,10 @@ def _transaction(number: int) -> bytes:
     return _numbered(templates[number % len(templates)], number)
 
 
+def _page(number: int) -> bytes:
+    return _get("/fhir/CarePlan?status=active&_count=50")
+
+
 def _fill(number: int) -> bytes:
     resource_id = f"bench-{number}"
     texts = _encounter_texts()
@@ -48,6 +52,7 @@ def _fill(number: int) -> bytes:
 WORKLOADS = {
     "fill": Workload(16, 201, _fill),
     "read": Workload(16, 200, _read),
+    "page50": Workload(4, 200, _page),
     "create": Workload(16, 201, _create),
     "tx100": Workload(2, 200, _transaction, units=100),
 }

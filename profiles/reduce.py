@@ -1,8 +1,9 @@
 """Reduce HL7's R4 definitions to the facts the server works with: `python profiles/reduce.py FROM [TO]`.
 
 FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, `valueset-expansions.json.gz`, US Core 6.1.0 as
-`us-core/us_core_610.tgz`, and the Subscriptions R5 Backport guide as `subscriptions-backport/compiled-r4-json`. Written to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths,
-types, cardinalities, targets and codes; no prose.
+`us-core/us_core_610.tgz`, and the Subscriptions R5 Backport guide as `subscriptions-backport/compiled-r4-json`. Written
+to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths, types, cardinalities, targets and
+codes; no prose.
 https://hl7.org/fhir/R4/structuredefinition.html
 """
 

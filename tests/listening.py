@@ -15,19 +15,29 @@ from app.main import create_app
 from app.settings import Settings
 
 
+class _Uvicorn(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
+
+
 @asynccontextmanager
 async def listening(settings: Settings) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     """A server on a free port of loopback, and a client that speaks FHIR to it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = create_app(settings.model_copy(update={"port": port}))
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined, unused-ignore]
+        server = _Uvicorn(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         running = asyncio.create_task(server._serve([listener]))
-        while not server.started and not running.done():
-            await asyncio.sleep(0.01)
         try:
+            async with asyncio.timeout(30):
+                await server.listens.wait()
             base_url = f"http://127.0.0.1:{port}/fhir"
             async with httpx.AsyncClient(base_url=base_url) as client:
                 yield app.state.server, client

@@ -57,6 +57,7 @@ class Receiver:
     requests: list[Received] = field(default_factory=list)
     answer: Callable[[Received], int | None] = lambda _: 200
     headers: dict[str, str] = field(default_factory=dict)
+    text: str = "taken"
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -98,7 +99,7 @@ class Receiver:
         status = self.answer(received)
         if status is None:
             await self.closing.wait()
-        return web.Response(status=status or 500, headers=self.headers, text="taken")
+        return web.Response(status=status or 500, headers=self.headers, text=self.text)
 
 
 @asynccontextmanager

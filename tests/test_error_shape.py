@@ -14,13 +14,18 @@ import pytest
 from app import fhir_xml, interactions, mongo
 from app.embedded import EmbeddedMongo
 from tests.conftest import make_settings, running
-from tests.minimal_resources import minimal
 from tests.outcomes import assert_outcome
 
 SECRET = "Agnes Thistlewick"
 JSON = "application/fhir+json"
 XML = "application/fhir+xml"
-SMALL = {"max_resource_bytes": 4096, "max_bundle_bytes": 8192, "max_bundle_entries": 3}
+JSON_PATCH = "application/json-patch+json"
+KIB = 1024
+SMALL = {
+    "max_resource_bytes": 64 * KIB,
+    "max_bundle_bytes": 128 * KIB,
+    "max_bundle_entries": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,9 @@ def case(status: int, code: str, method: str, url: str, body: Any = None, **head
     return pytest.param(status, code, method, url, content, sent)
 
 
+FAILING_TEST = [{"op": "test", "path": "/active", "value": False}]
+# Each copy doubles the resource.
+BOMB = [{"op": "copy", "from": "", "path": f"/{n}"} for n in range(60)]
 CASES = {
     "400 malformed JSON": case(400, "structure", "POST", "/Patient", b"{"),
     "400 empty body": case(400, "structure", "POST", "/Patient", b""),
@@ -88,14 +96,14 @@ CASES = {
     "400 parameters": case(400, "structure", "POST", "/$meta", {"resourceType": "Parameters", "parameter": 1}),
     "400 bundle type": case(400, "invalid", "POST", "", bundle(kind="collection")),
     "400 bundle entry": case(400, "required", "POST", "", bundle({"resource": patient()})),
-    "400 patch": case(400, "structure", "PATCH", "/Patient/there", b"{}", content_type="application/json-patch+json"),
+    "400 patch": case(400, "structure", "PATCH", "/Patient/there", b"{}", content_type=JSON_PATCH),
     "404 route": case(404, "not-found", "GET", "/Patient/a/b/c/d"),
     "404 type": case(404, "not-supported", "GET", "/Banana"),
     "404 type not served": case(404, "not-supported", "GET", "/MedicinalProduct/1"),
     "404 id": case(404, "not-found", "GET", "/Patient/nobody"),
     "404 version": case(404, "not-found", "GET", "/Patient/there/_history/7"),
     "404 history": case(404, "not-found", "GET", "/Patient/nobody/_history"),
-    "404 patch": case(404, "not-found", "PATCH", "/Patient?_id=nobody", b"[]", content_type="application/json-patch+json"),
+    "404 patch": case(404, "not-found", "PATCH", "/Patient?_id=nobody", b"[]", content_type=JSON_PATCH),
     "404 operation": case(404, "not-supported", "GET", "/$banana"),
     "405 metadata": case(405, "not-supported", "DELETE", "/metadata"),
     "405 instance": case(405, "not-supported", "POST", "/Patient/there", patient()),
@@ -108,23 +116,23 @@ CASES = {
     "409 referred to": case(409, "conflict", "DELETE", "/Patient/there"),
     "410 read": case(410, "deleted", "GET", "/Patient/gone"),
     "410 version": case(410, "deleted", "GET", "/Patient/gone/_history/2"),
-    "410 patch": case(410, "deleted", "PATCH", "/Patient/gone", b"[]", content_type="application/json-patch+json"),
+    "410 patch": case(410, "deleted", "PATCH", "/Patient/gone", b"[]", content_type=JSON_PATCH),
     "412 if-match": case(412, "conflict", "PUT", "/Patient/there", patient(id="there"), if_match='W/"9"'),
     "412 if-none-match": case(412, "conflict", "PUT", "/Patient/there", patient(id="there"), if_none_match="*"),
     "412 many": case(412, "multiple-matches", "DELETE", "/Patient?active=true"),
-    "413 declared": case(413, "too-long", "POST", "/Patient", b" " * 5000),
-    "413 bundle": case(413, "too-long", "POST", "", b" " * 9000),
-    "413 entry": case(413, "too-long", "POST", "", bundle(posting(patient(language="x" * 5000)))),
+    "413 declared": case(413, "too-long", "POST", "/Patient", b" " * 65 * KIB),
+    "413 bundle": case(413, "too-long", "POST", "", b" " * 129 * KIB),
+    "413 entry": case(413, "too-long", "POST", "", bundle(posting(patient(name=[{"text": "x" * 65 * KIB}])))),
     "400 entries": case(400, "too-costly", "POST", "", bundle(*[posting(patient())] * 4)),
     "414": case(414, "too-long", "GET", "/Patient?_id=" + "x" * 600),
     "415 create": case(415, "not-supported", "POST", "/Patient", b"a=b", content_type="text/html"),
     "415 patch": case(415, "not-supported", "PATCH", "/Patient/there", b"[]", content_type="text/html"),
     "415 search": case(415, "not-supported", "POST", "/Patient/_search", b"{}", content_type=JSON),
-    "415 version": case(415, "not-supported", "POST", "/Patient", b"{}", content_type="application/fhir+json; fhirVersion=5.0"),
+    "415 version": case(415, "not-supported", "POST", "/Patient", b"{}", content_type=f"{JSON}; fhirVersion=5.0"),
     "422 code": case(422, "code-invalid", "POST", "/Patient", patient(gender="banana")),
     "422 reference": case(422, "business-rule", "POST", "/Patient", patient(link=[link("nobody")])),
-    "422 test": case(422, "processing", "PATCH", "/Patient/there", b'[{"op":"test","path":"/active","value":false}]', content_type="application/json-patch+json"),
-    "422 bomb": case(422, "too-costly", "PATCH", "/Patient/there", [{"op": "copy", "from": "", "path": f"/{n}"} for n in range(60)], content_type="application/json-patch+json"),
+    "422 test": case(422, "processing", "PATCH", "/Patient/there", FAILING_TEST, content_type=JSON_PATCH),
+    "422 bomb": case(422, "too-costly", "PATCH", "/Patient/there", BOMB, content_type=JSON_PATCH),
 }  # fmt: skip
 
 

@@ -13,7 +13,15 @@ ROOT = Path(app.__file__).parent
 # From the ground up. A module belongs to the longest entry that its name begins with, and may import from its own
 # layer and those below.
 LAYERS = (
-    ("app", "app.errors", "app.settings", "app.definitions", "app.identifiers", "app.child"),
+    (
+        "app",
+        "app.errors",
+        "app.settings",
+        "app.definitions",
+        "app.identifiers",
+        "app.child",
+        "app.tasks",
+    ),
     ("app.fhir_json", "app.meta", "app.layout", "app.embedded", "app.security.caller"),
     ("app.fhir_xml", "app.summary", "app.element_tree", "app.element_steps", "app.element_path"),
     ("app.formats", "app.patch", "app.patch_value", "app.xml_patch"),
@@ -26,11 +34,12 @@ LAYERS = (
     ("app.interactions",),
     ("app.operations", "app.bundle"),
     ("app.capabilities", "app.published"),
-    ("app.router", "app.transport"),
+    ("app.router", "app.transport", "app.admin"),
     ("app.websocket",),
     ("app.main",),
     ("app.receiver", "app.load", "app.load_plan", "app.load_report", "app.serve"),
     ("app.demo",),
+    ("app.deliveries_cli",),
     ("app.cli",),
 )
 

@@ -11,7 +11,7 @@ from app.errors import BadRequest
 from app.fhir_json import decode_stored
 from app.mongo import Mongo
 from app.search.extract import extract
-from app.search.filter_grammar import Connection, Negation, Assertion, parse as parse_filter
+from app.search.filter_grammar import Assertion, Connection, Negation, parse as parse_filter
 from app.search.query import Query, parse
 from app.search.resolution import resolve
 from app.settings import Settings

@@ -78,7 +78,7 @@ def test_a_link_signed_with_another_key_is_refused(monkeypatch: pytest.MonkeyPat
 def test_an_old_link_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
     token = cursor.encode(("a", "id"), "mine")
     now = time.time()
-    monkeypatch.setattr(cursor.time, "time", lambda: now + 61)
+    monkeypatch.setattr("app.search.cursor.time.time", lambda: now + 61)
     assert cursor.read(token, "mine", 2, timedelta(minutes=2)).values == ("a", "id")
     with pytest.raises(Gone) as gone:
         cursor.read(token, "mine", 2, timedelta(minutes=1))
@@ -114,7 +114,7 @@ async def test_all_pages_show_the_first_ones_time(
     store: Store, text: str, options: dict[str, Any]
 ) -> None:
     await store.commit([patient(n, gender="male") for n in range(7)])
-    encounters = [
+    encounters: list[dict[str, Any]] = [
         {
             "resourceType": "Encounter",
             "id": f"e{n}",

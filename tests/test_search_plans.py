@@ -6,12 +6,15 @@ http://hl7.org/fhir/us/core/STU6.1/CapabilityStatement-us-core-server.html
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
+from app.errors import BadRequest
 from app.mongo import Mongo
+from app.search import page
 from app.search.explain import explain
 from app.search.query import parse
 from app.settings import Settings
@@ -284,7 +287,7 @@ async def test_combination_is_served_by_an_index(
 ) -> None:
     pairs = [part.partition("=")[::2] for part in text.format(s=SYSTEM).split("&")]
     query = parse(resource_type, pairs, lenient=False, settings=Settings())
-    plans = await explain(populated, query)
+    plans = await explain(populated, query, page.filters(query))
     assert sum(plan.returned for plan in plans) > 0, "the data set has rows for every combination"
     for plan in plans:
         assert "COLLSCAN" not in plan.stages
@@ -292,3 +295,20 @@ async def test_combination_is_served_by_an_index(
     examined = sum(plan.keys_examined for plan in plans)
     returned = sum(plan.returned for plan in plans)
     assert examined <= 20 * max(returned, 10)
+
+
+async def test_explain_shows_the_plan_where_the_setting_allows(populated: Store) -> None:
+    settings = Settings(search_explain=True)
+    query = parse(
+        "Encounter", [("patient", "7"), ("_explain", "true")], lenient=False, settings=settings
+    )
+    bundle = json.loads(await page.search_type(populated, query, "http://x.example/fhir"))
+    *matches, outcome = bundle["entry"]
+    assert outcome["search"]["mode"] == "outcome"
+    (issue,) = outcome["resource"]["issue"]
+    assert issue["severity"] == "information"
+    shown = issue["diagnostics"]
+    for part in ("index terms", '{"terms": "subject=Patient/7"}', f"{len(matches)} rows", "IXSCAN"):
+        assert part in shown
+    with pytest.raises(BadRequest, match="_explain"):
+        parse("Encounter", [("_explain", "true")], lenient=True, settings=Settings())

@@ -28,7 +28,7 @@ from app.search.query import parse
 from app.search.registry import parameters
 from app.search.resolution import resolve
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Change, Method, Store
 from tests.conftest import BASE, make_settings
 from tests.shared_data import SHARED
 
@@ -266,7 +266,8 @@ def instants(text: str) -> tuple[datetime, datetime]:
         start = datetime.fromisoformat(text).astimezone(UTC)
         return start, start + timedelta(milliseconds=999)
     parts = [int(part) for part in text.split("-")]
-    start = datetime(*([*parts, 1, 1])[:3], tzinfo=UTC)  # type: ignore[arg-type]
+    year, month, day = (*parts, 1, 1)[:3]
+    start = datetime(year, month, day, tzinfo=UTC)
     if len(parts) == 3:
         end = start + timedelta(days=1)
     elif len(parts) == 2:
@@ -456,10 +457,9 @@ async def test_ten_pagers_and_ten_writers(mongod: str) -> None:
             if lives and chance.random() < 0.3:
                 change = Change("delete", "Encounter", id_, None, previous)
             else:
-                method = "update" if lives else "create"
-                change = Change(
-                    method, "Encounter", id_, resource(id_, chance.randrange(400)), previous
-                )  # type: ignore[arg-type]
+                written = resource(id_, chance.randrange(400))
+                method: Method = "update" if lives else "create"
+                change = Change(method, "Encounter", id_, written, previous)
             await store.commit([change])
             writes += 1
 

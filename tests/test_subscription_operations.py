@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,7 +10,6 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 
 from app.context import Server
-from app.mongo import Mongo
 from app.subscriptions.notification import NOTIFICATION_PROFILE, STATUS_PROFILE
 from tests.conftest import BASE, make_settings, running
 from tests.outcomes import assert_outcome
@@ -50,13 +48,15 @@ async def subscribed(pair: Pair, subscription: dict[str, Any]) -> str:
 
 
 async def admitted(pair: Pair, count: int = 1, patient: str = "p1") -> list[dict[str, Any]]:
-    stays = [await pair[1].post("/Encounter", json=encounter(patient=patient)) for _ in range(count)]
+    stays = [
+        await pair[1].post("/Encounter", json=encounter(patient=patient)) for _ in range(count)
+    ]
     await pair[0].worker.drain()
     return [stay.json() for stay in stays]
 
 
 async def got(client: httpx.AsyncClient, path: str, **query: Any) -> dict[str, Any]:
-    answer = await client.get(path, params=query)
+    answer = await client.get(path, params=query or None)
     assert answer.status_code == 200, answer.text
     bundle: dict[str, Any] = answer.json()
     Bundle.model_validate(bundle)
@@ -192,7 +192,12 @@ async def test_past_events_by_number(
     ],
 )
 async def test_past_events_tell_no_more_than_was_allowed(
-    pair: Pair, receiver: Receiver, allowed: str, asked: str | None, has_focus: bool, has_resource: bool
+    pair: Pair,
+    receiver: Receiver,
+    allowed: str,
+    asked: str | None,
+    has_focus: bool,
+    has_resource: bool,
 ) -> None:
     id_ = await subscribed(pair, topic_based(endpoint=receiver.url, content=allowed))
     await admitted(pair)
@@ -243,7 +248,9 @@ async def test_events_that_are_no_longer_kept_are_gone(pair: Pair, receiver: Rec
         pytest.param({"eventsSinceNumber": "x"}, "eventsSinceNumber", id="no-number"),
         pytest.param({"eventsUntilNumber": "-1"}, "eventsUntilNumber", id="negative"),
         pytest.param(
-            {"eventsSinceNumber": "3", "eventsUntilNumber": "2"}, "eventsUntilNumber", id="backwards"
+            {"eventsSinceNumber": "3", "eventsUntilNumber": "2"},
+            "eventsUntilNumber",
+            id="backwards",
         ),
         pytest.param({"content": "everything"}, "content", id="content"),
     ],
@@ -321,7 +328,9 @@ async def test_topics_can_be_read_as_basic(pair: Pair) -> None:
 async def test_the_capability_statement_says_what_the_guide_asks_for(pair: Pair) -> None:
     statement = (await pair[1].get("/metadata")).json()
     guide = "http://hl7.org/fhir/uv/subscriptions-backport"
-    assert f"{guide}/CapabilityStatement/backport-subscription-server-r4" in statement["instantiates"]
+    assert (
+        f"{guide}/CapabilityStatement/backport-subscription-server-r4" in statement["instantiates"]
+    )
     (rest,) = statement["rest"]
     assert rest["extension"][0]["valueUri"] == "ws://carerelay.test/fhir/websocket"
     (subscription,) = [each for each in rest["resource"] if each["type"] == "Subscription"]

@@ -86,8 +86,7 @@ async def subscribed(pair: Pair, subscription: dict[str, Any]) -> str:
 
 
 async def token(client: httpx.AsyncClient, *ids: str) -> dict[str, Any]:
-    query = [("id", id_) for id_ in ids]
-    answer = await client.get("/Subscription/$get-ws-binding-token", params=query)
+    answer = await client.get("/Subscription/$get-ws-binding-token", params={"id": ids})
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
     return {
@@ -166,7 +165,9 @@ async def test_a_client_of_another_process_is_told(
     await server.worker.drain()
     rows = server.mongo.collection("deliveries").find({"subscription": id_})
     assert [row["state"] for row in await rows.to_list(None)] == ["delivered", "delivered"]
-    assert await server.mongo.collection("mailbox").count_documents({"question": {"$exists": 1}}) == 0
+    assert (
+        await server.mongo.collection("mailbox").count_documents({"question": {"$exists": 1}}) == 0
+    )
 
 
 async def test_a_classic_client_is_pinged(pair: Pair, session: aiohttp.ClientSession) -> None:

@@ -24,7 +24,9 @@ from app.operations import (
     everything,
     meta,
     reindex,
+    subscription_dry_run,
     subscription_events,
+    subscription_explain,
     subscription_resend,
     subscription_status,
     subscription_ws_binding_token,
@@ -77,6 +79,8 @@ OPERATIONS: Sequence[Operation] = (
     Operation("backport-subscription-events", subscription_events.run),
     Operation("backport-subscription-get-ws-binding-token", subscription_ws_binding_token.run),
     Operation("backport-subscription-resend", subscription_resend.run, changes=True),
+    Operation("Subscription-explain", subscription_explain.run),
+    Operation("Subscription-dry-run", subscription_dry_run.run),
 )
 
 

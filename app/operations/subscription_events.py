@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import cast
 from urllib.parse import urlencode
 
 from app import fhir_json, interactions

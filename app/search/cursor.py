@@ -25,7 +25,7 @@ from app.errors import BadRequest, Gone
 
 Values = tuple[Any, ...]
 LIFETIME = timedelta(hours=24)
-_WITHOUT_EFFECT = frozenset({"_cursor", "_count", "_total", "_summary", "_elements"})
+_WITHOUT_EFFECT = frozenset({"_cursor", "_count", "_total", "_summary", "_elements", "_explain"})
 _MAC = 16
 # The last is signed with; a process that has no database yet has a key of its own.
 _keys: list[bytes] = [os.urandom(32)]

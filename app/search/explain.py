@@ -5,13 +5,14 @@ https://www.mongodb.com/docs/manual/reference/explain-results/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.search import page
+from bson import json_util
+
+from app.errors import Issue
 from app.search.parameter import Filter
-from app.search.resolution import resolve
 
 if TYPE_CHECKING:
     from app.search.query import Query
@@ -30,12 +31,14 @@ class Plan:
     returned: int
 
 
-async def explain(store: Store, query: Query) -> list[Plan]:
-    """A plan for each piece of the page, in the order in which they are run, until the page is full."""
-    query = await resolve(store, query)
+async def explain(store: Store, query: Query, pieces: Sequence[Filter]) -> list[Plan]:
+    """A plan for each piece of a resolved query's page, in the order in which they are run, until the page is full.
+
+    The candidates that the query's probes read beyond that are not counted.
+    """
     plans: list[Plan] = []
     wanted = query.count + 1
-    for filter_ in page.filters(query):
+    for filter_ in pieces:
         sort = [(key.field, key.direction) for key in query.sort]
         explained = await store.explain(query.resource_type, filter_, sort=sort, limit=wanted)
         plans.append(_plan(filter_, explained))
@@ -43,6 +46,20 @@ async def explain(store: Store, query: Query) -> list[Plan]:
         if wanted <= 0:
             break
     return plans
+
+
+async def issues(store: Store, query: Query, pieces: Sequence[Filter]) -> list[Issue]:
+    """The plans as the searchset's OperationOutcome shows them (`_explain=true`)."""
+    return [
+        Issue(
+            "informational",
+            f"{query.resource_type}: index {', '.join(plan.indexes) or 'none'}; "
+            f"{plan.keys_examined} keys and {plan.documents_examined} documents examined, {plan.returned} rows; "
+            f"stages {' < '.join(plan.stages)}; filter {json_util.dumps(plan.filter)}",
+            severity="information",
+        )
+        for plan in await explain(store, query, pieces)
+    ]
 
 
 def _plan(filter_: Filter, explained: Mapping[str, Any]) -> Plan:

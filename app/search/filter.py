@@ -14,7 +14,7 @@ from app.search import chain, date
 from app.search.comparison import ends_with, equal_text, other, part_of_code
 from app.search.composite import Together
 from app.search.escaping import split
-from app.search.filter_grammar import Connection, Negation, Node, Step, Assertion, parse
+from app.search.filter_grammar import Assertion, Connection, Negation, Node, Step, parse
 from app.search.parameter import (
     AllOf,
     AnyOf,

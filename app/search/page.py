@@ -16,7 +16,7 @@ import msgspec
 from bson import Timestamp
 
 from app.errors import Issue, operation_outcome
-from app.search import cursor, probe, sorting
+from app.search import cursor, explain, probe, sorting
 from app.search.gather import Row, included
 from app.search.parameter import Filter
 from app.search.query import Query
@@ -97,6 +97,8 @@ async def _fill(store: Store, query: Query, page: Page) -> None:
     page.total = await _total(store, query, rows, more=more)
     page.following = tuple(key.value(rows[-1]) for key in query.sort) if more else None
     page.matches = [row_of(query.resource_type, row) for row in rows]
+    if query.is_explained:
+        page.issues += await explain.issues(store, query, filters(query))
     await include(store, query, page)
 
 

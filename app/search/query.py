@@ -76,12 +76,15 @@ class Query:
     scope: Scope = field(default_factory=lambda: Scope("", datetime.now(UTC)))
     place: str = ""
     is_snapshot: bool = False
+    is_explained: bool = False
     snapshot: Timestamp | None = None
 
     @property
     def is_about_time(self) -> bool:
         """Whether it asks for times of change, as those do who poll for what is new."""
-        return any("_lastUpdated" in name or name == "_filter" for name, _ in self.used)
+        return any(
+            "_lastUpdated" in (text if name == "_filter" else name) for name, text in self.used
+        )
 
     @property
     def filter(self) -> Filter:
@@ -172,7 +175,9 @@ def _read(scope: Scope, resource_type: str, name: str, text: str) -> Condition:
     if chain.is_chain(name):
         return chain.parse(resource_type, name, text, scope, partial(_read, scope))
     if modifier and code in (filter_.NAME, *words.NAMES):
-        raise _refused(name, f"Modifier ':{modifier}' is not supported on '{code}'", "not-supported")
+        raise _refused(
+            name, f"Modifier ':{modifier}' is not supported on '{code}'", "not-supported"
+        )
     if code == filter_.NAME:
         return filter_.condition(resource_type, text, scope)
     if code in words.NAMES:
@@ -255,6 +260,14 @@ def _read_snapshot(query: Query, text: str, settings: Settings) -> None:
     query.is_snapshot = text == "true"
 
 
+def _read_explain(query: Query, text: str, settings: Settings) -> None:
+    if not settings.search_explain:
+        raise _refused("_explain", "Parameter '_explain' is switched off here", "not-supported")
+    if text not in ("true", "false"):
+        raise _refused("_explain", "The value of '_explain' must be true or false")
+    query.is_explained = text == "true"
+
+
 def _read_cursor(query: Query, text: str, settings: Settings) -> None:
     search = cursor.fingerprint(query.resource_type, query.used)
     lifetime = timedelta(seconds=settings.page_link_lifetime)
@@ -270,5 +283,6 @@ _CONTROLS: Mapping[str, Callable[[Query, str, Settings], None]] = {
     "_elements": _read_elements,
     "_contained": _read_contained,
     "_snapshot": _read_snapshot,
+    "_explain": _read_explain,
     "_cursor": _read_cursor,
 }

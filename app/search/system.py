@@ -17,7 +17,7 @@ from bson import Timestamp
 
 from app import definitions
 from app.errors import BadRequest, Issue
-from app.search import cursor, include, page, probe, query, sorting
+from app.search import cursor, explain, include, page, probe, query, sorting
 from app.search.compartment import membership
 from app.search.page import Page
 from app.search.parameter import Condition, Filter
@@ -171,6 +171,9 @@ async def _fill(store: Store, search: Search, until: list[Condition], result: Pa
     elif head.total in ("accurate", "estimate"):
         result.total = await _count(store, queries)
     result.matches = [page.row_of(name, row) for name, row in rows]
+    if head.is_explained:
+        for each in queries:
+            result.issues += await explain.issues(store, each, _pieces(search, each))
     if more:
         name, last = rows[-1]
         result.following = (*(key.value(last) for key in head.sort), name)

@@ -1,11 +1,12 @@
 """`_text` and `_content`: words of the narrative, and of all text of a resource, as terms of the one index.
 
-https://hl7.org/fhir/R4/search.html#_text - MongoDB allows one text index per collection and cannot tell fields apart, so
-the words are ours: without case and accents, each once, a word of the narrative not again as one of the content. Text is
-what R4 types as string, markdown or narrative; codes, ids, dates and addresses of the web are not.
+https://hl7.org/fhir/R4/search.html#_text - MongoDB allows one text index per collection and cannot tell fields apart,
+so the words are ours: without case and accents, each once, a word of the narrative not again as one of the content.
+Text is what R4 types as string, markdown or narrative; codes, ids, dates and addresses of the web are not.
 
 A search finds resources that have all its words; a word may end in `*`. The terms are a third to two thirds of all that
-a resource with a narrative has, so `CARERELAY_SEARCH_WORDS=false` leaves them out, and refuses these parameters.
+a resource has (an Encounter: 11 of 28, its part of the index grows from 0.3 to 0.55 kB), so `CARERELAY_SEARCH_WORDS`
+may leave them out; these parameters are refused then.
 """
 
 from __future__ import annotations

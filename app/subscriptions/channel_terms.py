@@ -1,7 +1,7 @@
 """What a Subscription asks of its channel: extensions, payload, content level, endpoint and headers.
 
-https://hl7.org/fhir/R4/subscription.html and the extensions of the Subscriptions R5 Backport guide on `channel`. What is
-asked of one kind of channel is judged by that kind (`channels/`); what all have in common is read here.
+https://hl7.org/fhir/R4/subscription.html and the extensions of the Subscriptions R5 Backport guide on `channel`. What
+is asked of one kind of channel is judged by that kind (`channels/`); what all have in common is read here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from app.fhir_json import Resource
@@ -44,13 +44,23 @@ class Composer:
         if found is None:
             return None
         current, private = found
+        self._keep(current, private)
+        return current
+
+    async def make_ready(self, subscriptions: Collection[str]) -> None:
+        """Read what many Subscriptions keep beside them at once, before their notices ask one by one."""
+        unknown = [id_ for id_ in subscriptions if id_ not in self._private]
+        if len(unknown) > 1:
+            for current, private in await self._registry.many_with_private(unknown):
+                self._keep(current, private)
+
+    def _keep(self, current: Registration, private: Document) -> None:
         if sealed := private.get("headers"):
             headers = secrets.of_settings(self._settings).open_all(sealed)
             private = {**private, "headers": headers}
-        self._private[subscription] = (current.version, private)
+        self._private[current.id] = (current.version, private)
         if len(self._private) > _REMEMBERED:
             self._private.popitem(last=False)
-        return current
 
     async def notice(
         self, rows: Sequence[tuple[Delivery, Event | None]], registration: Registration

@@ -226,7 +226,7 @@ def demanded(condition: Condition, base_url: str) -> Alternatives | None:
     if isinstance(condition, Terms):
         if condition.prefixes or condition.contained or not condition.equal:
             return None
-        return tuple(dict.fromkeys(near(term, base_url) for term in condition.equal))
+        return _nearest(condition.equal, base_url)
     if isinstance(condition, Ids):
         return tuple(f"{ID}{each}" for each in condition.ids) or None
     if not isinstance(condition, Chain) or condition.parameter.aside:
@@ -239,6 +239,17 @@ def demanded(condition: Condition, base_url: str) -> Alternatives | None:
         way = f"{STEP}{condition.parameter.code}{STEP}{link.resource_type}"
         found += [way + (end if end.startswith(STEP) else STEP + end) for end in ends]
     return tuple(found)
+
+
+def _nearest(terms: Sequence[str], base_url: str) -> Alternatives:
+    """The terms without those that say the same under the server's own base: a version's terms are near ones too."""
+    found = [term for term in terms if near(term, base_url) == term]
+    values = {term.partition("=")[2] for term in found}
+    for term in terms:
+        short = near(term, base_url)
+        if short != term and short.partition("=")[2] not in values:
+            found.append(short)
+    return tuple(dict.fromkeys(found))
 
 
 def _trigger_tokens(topic: Topic, resource_type: str, value: str) -> tuple[TriggerToken, ...]:

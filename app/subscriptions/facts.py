@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from app.mongo import Document
@@ -39,18 +38,19 @@ class Facts:
         self._base_url = base_url.rstrip("/")
         self.resource_type = resource_type
         self.fields = fields
+        self._terms: set[str] | None = None
         self._rows: dict[tuple[str, str], Document | None] = {}
         self._along: dict[str, frozenset[str]] = {}
 
-    @cached_property
+    @property
     def terms(self) -> set[str]:
         """Its own terms, references under the server's base as relative ones."""
-        terms = self.fields["terms"]
-        base_url = self._base_url
-        found = {near(term, base_url) for term in terms} if base_url else set(terms)
-        if "_id" in self.fields:
-            found.add(ID + self.fields["_id"])
-        return found
+        if self._terms is None:
+            terms, base_url = self.fields["terms"], self._base_url
+            self._terms = {near(term, base_url) for term in terms} if base_url else set(terms)
+            if "_id" in self.fields:
+                self._terms.add(ID + self.fields["_id"])
+        return self._terms
 
     async def along(self, path: str) -> frozenset[str]:
         """The terms at the end of a chain `>code>Type>`, each with the way to it."""

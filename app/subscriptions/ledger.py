@@ -24,8 +24,9 @@ from app.mongo import Document, Mongo
 
 State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dead"]
 
-# A lease outlasts the attempt it is for by this much.
-LEASE_MARGIN = timedelta(seconds=20)
+# A lease outlasts the attempt it is for by this much: rows may wait for their turn at the endpoint. What a dead process
+# held is found by its silence (processes.py), long before.
+LEASE_MARGIN = timedelta(seconds=120)
 # How long a row waits in its lane before somebody looks whether it was forgotten there.
 SECOND_LOOK = timedelta(seconds=5)
 _DUPLICATE_KEY = 11000
@@ -117,6 +118,12 @@ class Ledger:
                 [("lane", ASCENDING), ("number", ASCENDING)], partialFilterExpression=open_rows
             ),
             IndexModel([("next_at", ASCENDING)], partialFilterExpression=open_rows),
+            # For those who search the ledger: by what a notice was about, and what has failed.
+            IndexModel([("focus.id", ASCENDING)]),
+            IndexModel(
+                [("state", ASCENDING), ("_id", ASCENDING)],
+                partialFilterExpression={"state": "dead"},
+            ),
         ]
         present = await self._deliveries.index_information()
         missing = [model for model in models if model.document["name"] not in present]
@@ -128,9 +135,10 @@ class Ledger:
         try:
             await self._deliveries.insert_many(documents)
         except BulkWriteError as error:
-            (failure,) = error.details["writeErrors"]
-            if failure["code"] != _DUPLICATE_KEY:
+            failures = error.details["writeErrors"]
+            if not failures or failures[0]["code"] != _DUPLICATE_KEY:
                 raise
+            failure = failures[0]
             return Refusal(failure["index"], "event" in failure["keyPattern"])
         return None
 

@@ -145,9 +145,7 @@ def _bundle(
     }
 
 
-def _status_entry(
-    head: Head, kind: Kind, events: Sequence[list[dict[str, Any]]]
-) -> dict[str, Any]:
+def _status_entry(head: Head, kind: Kind, events: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     # Derived from the notice's id: every attempt sends the same bytes.
     status_id = str(uuid.uuid5(uuid.UUID(head.id), "status"))
     subscription = f"Subscription/{head.subscription}"

@@ -36,7 +36,11 @@ async def rows(mongo: Mongo, subscription: str, span: Span, limit: int) -> list[
         {"subscription": subscription, **span.condition()}, {"attempts": 0}
     )
     documents = await cursor.sort("number", ASCENDING).limit(limit).to_list(None)
-    return [Delivery.from_document(document) for document in documents]
+    # What a settled row has no more.
+    return [
+        Delivery.from_document({"owner": "", "next_at": document["created_at"], **document})
+        for document in documents
+    ]
 
 
 async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:

@@ -64,7 +64,7 @@ class Registry:
         self._settings = settings
         self._mongo = mongo
         self._store = store
-        self._topics = TopicStore(settings, mongo)
+        self.topics = TopicStore(settings, mongo)
         self.catalogue: Catalogue = topic_files.load(settings)
         self._shelf = Shelf(settings, lambda: self.catalogue)
         self.index = CriteriaIndex(settings, self._criteria)
@@ -82,7 +82,7 @@ class Registry:
     async def load(self) -> None:
         """Read all topics and Subscriptions."""
         self._polled_at = self._mongo.now()
-        self.catalogue = await self._topics.catalogue()
+        self.catalogue = await self.topics.catalogue()
         stale: list[str] = []
         gc.disable()  # all that is made here stays; looking through it again and again takes a third of the time
         try:
@@ -95,7 +95,7 @@ class Registry:
 
     async def refresh(self) -> list[Registration]:
         """Read what changed since the last look, in whatever process; returns what is new to this one."""
-        await self._refresh_topics()
+        await self.refresh_topics()
         now = self._mongo.now()
         since = self._polled_at or now
         if self._looked_long_at is None or now - self._looked_long_at >= _LONG_LOOK_EVERY:
@@ -125,12 +125,22 @@ class Registry:
 
     async def with_private(self, subscription: str) -> tuple[Registration, Document] | None:
         """The newest version together with what is kept beside it; None where it is gone."""
-        found = await self._store.find("Subscription", {"_id": subscription}, projection=_FIELDS)
-        if not found:
-            return None
-        self._put_document(found[0])
-        current = self.get(subscription)
-        return None if current is None else (current, found[0].get("private", {}))
+        found = await self.many_with_private([subscription])
+        return found[0] if found else None
+
+    async def many_with_private(
+        self, subscriptions: Collection[str]
+    ) -> list[tuple[Registration, Document]]:
+        """The newest versions together with what is kept beside each; those that are gone are left out."""
+        found = await self._store.find(
+            "Subscription", {"_id": {"$in": list(subscriptions)}}, projection=_FIELDS
+        )
+        pairs = []
+        for document in found:
+            self._put_document(document)
+            if (current := self.get(document["_id"])) is not None:
+                pairs.append((current, document.get("private", {})))
+        return pairs
 
     async def _rows(self, filter_: Document, projection: Document) -> AsyncIterator[Document]:
         async with self._store.batches(
@@ -152,11 +162,11 @@ class Registry:
                     notes[new.id, new.version] = watch.encode(new, self._settings)
             await self._store.annotate("Subscription", "watch", notes)
 
-    async def _refresh_topics(self) -> None:
+    async def refresh_topics(self) -> None:
         """Take over topics that were changed, and what that means for their Subscriptions."""
-        if not await self._topics.changed():
+        if not await self.topics.changed():
             return
-        before, self.catalogue = self.catalogue, await self._topics.catalogue()
+        before, self.catalogue = self.catalogue, await self.topics.catalogue()
         urls = before.by_url.keys() | self.catalogue.by_url.keys()
         digests = [
             {url: topic.digest for url, topic in each.by_url.items()}

@@ -65,8 +65,9 @@ class Birth:
 
 def subject(event: Event) -> str:
     """What is kept in order: the notices about one patient, else those about one resource."""
-    if event.type != "Patient" and event.fields is not None:
-        for patient in references(event.type, event.fields, "patient"):
+    fields = event.fields if event.fields is not None else event.previous_fields
+    if event.type != "Patient" and fields is not None:
+        for patient in references(event.type, fields, "patient"):
             return patient
     return f"{event.type}/{event.resource_id}"
 

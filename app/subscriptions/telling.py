@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
 
 from app.fhir_json import Resource
+from app.mongo import Document
 from app.search.extract import extract
 from app.store import Event, Store
 from app.subscriptions.channel_terms import Content
@@ -13,16 +16,29 @@ from app.subscriptions.notification import Focus, Told
 from app.subscriptions.topics import Topic
 
 
+_REMEMBERED = 256
+
+
 class VersionGoneError(Exception):
     """What a notice should carry is no longer stored."""
 
 
+@dataclass(slots=True)
+class _Pinned:
+    """A version with its search fields and, for each topic, what travels along: shared by all notices of the event."""
+
+    resource: Resource
+    fields: Document
+    context: dict[str, list[str]] = field(default_factory=dict)
+
+
 class Teller:
-    """Reads what notices carry."""
+    """Reads what notices carry. Versions never change, so the latest ones told are remembered."""
 
     def __init__(self, store: Store, base_url: str = "") -> None:
         self._store = store
         self._base_url = base_url
+        self._pinned: OrderedDict[tuple[str, str, int], _Pinned] = OrderedDict()
 
     async def told(
         self, delivery: Delivery, topic: Topic | None, content: Content, event: Event | None = None
@@ -32,11 +48,15 @@ class Teller:
         resource: Resource | None = None
         context: list[str] = []
         if content != "empty" and pinned["method"] != "delete":
-            resource = await self.pinned(delivery, event)
+            version = await self._version(delivery, event)
+            resource = version.resource
             if topic is not None:
-                fields = event.fields if event is not None and event.fields else None
-                fields = fields or extract(pinned["type"], resource)
-                context = topic.context(pinned["type"], fields)
+                known = version.context.get(topic.url)
+                if known is None:
+                    known = version.context[topic.url] = topic.context(
+                        pinned["type"], version.fields
+                    )
+                context = known
         included: dict[str, Resource | None] = dict.fromkeys(context)
         if content == "full-resource":
             included = dict(zip(context, await self._read_all(context), strict=True))
@@ -54,13 +74,26 @@ class Teller:
 
     async def pinned(self, delivery: Delivery, event: Event | None = None) -> Resource:
         """The very version of the event, whatever has become of the resource since. Raises VersionGoneError."""
-        if event is not None and event.resource is not None:
-            return event.resource
-        pinned = delivery.focus
-        stored = await self._store.vread(pinned["type"], pinned["id"], pinned["version"])
-        if stored is None or stored.deleted:
-            raise VersionGoneError("The version is no longer stored")
-        return stored.resource()
+        return (await self._version(delivery, event)).resource
+
+    async def _version(self, delivery: Delivery, event: Event | None) -> _Pinned:
+        focus = delivery.focus
+        key = (focus["type"], focus["id"], focus["version"])
+        found = self._pinned.get(key)
+        if found is not None:
+            return found
+        if event is not None and event.resource is not None and event.fields is not None:
+            found = _Pinned(event.resource, event.fields)
+        else:
+            stored = await self._store.vread(*key)
+            if stored is None or stored.deleted:
+                raise VersionGoneError("The version is no longer stored")
+            resource = stored.resource()
+            found = _Pinned(resource, extract(stored.type, resource))
+        self._pinned[key] = found
+        if len(self._pinned) > _REMEMBERED:
+            self._pinned.popitem(last=False)
+        return found
 
     async def _read_all(self, references: list[str]) -> list[Resource | None]:
         return await asyncio.gather(*(self._read(reference) for reference in references))

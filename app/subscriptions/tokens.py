@@ -1,7 +1,7 @@
 """Tokens by which a websocket client shows which Subscriptions it may bind.
 
-The Subscriptions R5 Backport guide, $get-ws-binding-token. What is stored is a digest: whoever reads the database cannot
-bind with it.
+The Subscriptions R5 Backport guide, $get-ws-binding-token. What is stored is a digest: whoever reads the database
+cannot bind with it.
 
     websocket_tokens  {_id: SHA-256 of the token, subscriptions: [id], expires_at}
 """

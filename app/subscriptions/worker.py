@@ -16,6 +16,7 @@ from typing import Any
 
 from pymongo.errors import ConnectionFailure, PyMongoError
 
+from app import tasks
 from app.mongo import Document, Mongo
 from app.search.extract import extract
 from app.security.egress import Egress
@@ -32,6 +33,7 @@ from app.subscriptions.outbox import ContentionError, Outbox, Planned
 from app.subscriptions.processes import BEAT_EVERY, Processes
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
+from app.subscriptions.retention import Retention
 from app.subscriptions.retry import RetryPolicy
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class Worker:
         )
         self.binder = Binder(mongo, composer, self.outbox, self._sender, self._channels)
         self.processes = Processes(mongo, store.owner)
+        self.retention = Retention(settings, mongo)
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._poked = asyncio.Event()
@@ -118,9 +121,7 @@ class Worker:
         """Stop in good order: attempts under way end or are broken off, and what is left others may take at once."""
         if self._committed in self._store.listeners:
             self._store.listeners.remove(self._committed)
-        for task in (*self._loops, *self._chores):
-            task.cancel()
-        await asyncio.gather(*self._loops, *self._chores, return_exceptions=True)
+        await tasks.end([*self._loops, *self._chores])
         self._loops = []
         try:
             await self._sender.finish(_PATIENCE)
@@ -225,8 +226,10 @@ class Worker:
         try:
             await self._record(batch)
         except ConnectionFailure:
+            self._sender.unsure = True
             raise
         except Exception as error:
+            self._sender.unsure = True
             _warn("record", error)
             if len(batch) > 1:
                 for event in batch:
@@ -244,6 +247,9 @@ class Worker:
         if idle:
             self.outbox.finish(idle)
         if busy:
+            await self.composer.make_ready(
+                {match.registration.id for plan in busy for match in plan.matches}
+            )
             waiting = await self.outbox.record(busy, self._sender.admission(), self._sender.start)
             if waiting:
                 await self._sender.advance({row.lane for row in waiting}, waiting)
@@ -347,6 +353,7 @@ class Worker:
         for registration in self.registry.over():
             self._do(self._lifecycle.end(registration))
         self._do(self._lifecycle.beat())
+        self._do(self.retention.sweep())
 
     async def _refresh(self) -> None:
         """Learn of Subscriptions that other processes have written."""

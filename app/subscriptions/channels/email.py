@@ -12,6 +12,7 @@ import re
 import smtplib
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -37,20 +38,24 @@ _ADDRESS = re.compile(r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,2
 # Headers of a mail that a Subscription may set; the rest is the server's.
 _OWN_HEADER = re.compile(r"^(subject|x-[a-z0-9-]+)$", re.IGNORECASE)
 _ATTACH = "attach"
+_CONNECTIONS = 8
 _ENDINGS = {payload.FHIR_JSON: "json", payload.FHIR_XML: "xml"}
 
 
 class Email:
-    """Sends mail over the operator's SMTP server, one connection a mail, in a thread of its own."""
+    """Sends mail over the operator's SMTP server, one connection a mail, a few side by side in threads of their own."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Not the loop's own threads: names are resolved there, and a mail server that hangs must not stop that.
+        self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="smtp")
 
     async def send(self, notice: Notice) -> Outcome:
         """One attempt. 4xx answers are tried again, 5xx answers are final."""
         try:
             async with asyncio.timeout(notice.timeout + 1):  # the thread's own timeout comes first
-                await asyncio.to_thread(self._transmit, notice)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._threads, self._transmit, notice)
         except smtplib.SMTPRecipientsRefused as refusal:
             code, text = next(iter(refusal.recipients.values()))
             return _answered(code, text)
@@ -58,8 +63,9 @@ class Email:
             return _answered(error.smtp_code, error.smtp_error)
         except TimeoutError:
             return Outcome(None, "timeout")
-        except (smtplib.SMTPException, ssl.SSLError):
-            return Outcome(None, "broken connection")
+        except (smtplib.SMTPException, ssl.SSLError) as error:
+            silent = isinstance(error.__context__, TimeoutError)
+            return Outcome(None, "timeout" if silent else "broken connection")
         except OSError:
             return Outcome(None, "no connection")
         return Outcome(250, accepted=True)
@@ -87,7 +93,7 @@ class Email:
             client.send_message(message, settings.smtp_from, [_address(notice.url)])
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:

@@ -15,6 +15,9 @@ from functools import lru_cache
 
 import aiohttp
 import httpx
+from httpx_aiohttp import AiohttpTransport
+from multidict import CIMultiDict
+from yarl import URL
 
 from app.security import endpoints
 from app.security.backend_token import BackendToken, TokenError
@@ -34,7 +37,6 @@ from app.subscriptions.channels.protocol import (
 )
 from app.subscriptions.retry import retry_after_seconds
 
-_OWN_HEADERS = (("User-Agent", "CareRelay"), ("Accept", "*/*"), ("Accept-Encoding", "identity"))
 # What may go wrong on the way; anything else is a defect of ours.
 _FAILURES = (
     EgressRefusedError,
@@ -47,18 +49,14 @@ _FAILURES = (
 
 
 class RestHook:
-    """Sends notices over HTTP. `terms`: what single origins ask for; `transport` replaces the network in tests."""
+    """Sends notices over HTTP. `terms`: what single origins ask for."""
 
-    def __init__(
-        self,
-        egress: Egress,
-        transport: httpx.AsyncBaseTransport | None = None,
-        terms: Mapping[Origin, EndpointTerms] | None = None,
-    ) -> None:
+    def __init__(self, egress: Egress, terms: Mapping[Origin, EndpointTerms] | None = None) -> None:
         self._egress = egress
         self._terms = terms or {}
-        self._connections = Connections(egress, self._own_tls, transport)
+        self._connections = Connections(egress, self._own_tls)
         self._tokens: dict[Origin, BackendToken] = {}
+        self._target = lru_cache(maxsize=4096)(self._judge)
 
     @classmethod
     def within(cls, around: Surroundings) -> RestHook:
@@ -100,28 +98,33 @@ class RestHook:
         return outcome
 
     async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> Outcome:
-        headers = [*_OWN_HEADERS, *notice.headers, *more, (NOTICE_ID_HEADER, notice.id)]
-        request = httpx.Request(
-            notice.method, _url(notice.url), headers=headers, content=notice.body
-        )
-        parts = self._egress.check_url(notice.url)
-        async with self._connections.to(f"{parts.scheme}://{parts.netloc}") as transport:
-            response = await transport.handle_async_request(request)
-            try:
-                answer = await _beginning(response)
-            finally:
-                await response.aclose()
-        return Outcome(
-            response.status_code,
-            answer=answer[:ANSWER_LIMIT].decode("utf-8", "replace"),
-            retry_after=retry_after_seconds(response.headers, datetime.now(UTC)),
-        )
+        url, origin = self._target(notice.url)
+        headers = CIMultiDict(notice.headers)
+        headers.extend(more)
+        headers[NOTICE_ID_HEADER] = notice.id
+        with await self._connections.to(origin) as pool:
+            async with pool.session.request(
+                notice.method, url, headers=headers, data=notice.body or None, allow_redirects=False
+            ) as response:
+                answer = await _beginning(response.content)
+                return Outcome(
+                    response.status,
+                    answer=answer.decode("utf-8", "replace"),
+                    retry_after=None
+                    if response.ok
+                    else retry_after_seconds(response.headers, datetime.now(UTC)),
+                )
 
     async def _post(self, request: httpx.Request) -> httpx.Response:
         """A request of our own, to an authorization server, under the same rules as a notice."""
-        parts = self._egress.check_url(str(request.url))
-        async with self._connections.to(f"{parts.scheme}://{parts.netloc}") as transport:
-            return await transport.handle_async_request(request)
+        _, origin = self._target(str(request.url))
+        with await self._connections.to(origin) as pool:
+            return await AiohttpTransport(client=pool.session).handle_async_request(request)
+
+    def _judge(self, url: str) -> tuple[URL, str]:
+        """The URL and its origin. Raises EgressRefusedError; the name's addresses are judged by the connector."""
+        parts = self._egress.check_url(url)
+        return URL(url, encoded=True), f"{parts.scheme}://{parts.netloc}"
 
     def _own_tls(self, origin: str) -> ssl.SSLContext | None:
         key = endpoints.origin_of(origin)
@@ -131,20 +134,11 @@ class RestHook:
         await self._connections.close()
 
 
-@lru_cache(maxsize=4096)
-def _url(url: str) -> httpx.URL:
-    return httpx.URL(url)
-
-
-async def _beginning(response: httpx.Response) -> bytes:
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
     """The first bytes of an answer, as they came: nothing is unpacked, nothing beyond the limit is read."""
-    if response.is_stream_consumed:  # a transport that has read it already
-        return response.content
     answer = b""
-    async for chunk in response.aiter_raw():
-        answer += chunk
-        if len(answer) >= ANSWER_LIMIT:
-            break
+    while len(answer) < ANSWER_LIMIT and not content.at_eof():
+        answer += await content.read(ANSWER_LIMIT - len(answer))
     return answer
 
 
@@ -159,10 +153,10 @@ def _failure(error: BaseException) -> Outcome:
             return Outcome(None, str(cause), forbidden=True)
         if isinstance(cause, UnresolvableError | TokenError):
             return Outcome(None, str(cause))
-        if isinstance(cause, aiohttp.ClientConnectorError | httpx.ConnectError):
+        if isinstance(cause, aiohttp.ClientConnectorError):
             error = cause
         cause = cause.__cause__ or cause.__context__
-    connected = not isinstance(error, aiohttp.ClientConnectorError | httpx.ConnectError)
+    connected = not isinstance(error, aiohttp.ClientConnectorError)
     return Outcome(None, "broken connection" if connected else "no connection")
 
 

@@ -1,0 +1,70 @@
+"""Subscription/$dry-run: which of the last events a Subscription would have been told, without storing it.
+
+http://carerelay.example/OperationDefinition/Subscription-dry-run
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app import fhir_json
+from app.context import Context
+from app.errors import BadRequest
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+from app.store import HistoryRange, Stored, instant
+from app.subscriptions import explanation, registration
+from app.subscriptions.registration import Registration
+
+_DEFAULT_COUNT, _MOST = 100, 1000
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """Parameters: how many events were looked at, and those that match, the newest first.
+
+    Raises Unprocessable for a Subscription that could not be stored either.
+    """
+    draft = invocation.one("subscription")
+    if not isinstance(draft, dict) or draft.get("resourceType") != "Subscription":
+        raise BadRequest("The parameter subscription is a Subscription", expression="subscription")
+    count = invocation.one("count") or _DEFAULT_COUNT
+    if not 1 <= count <= _MOST:
+        raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
+    registry = context.server.worker.registry
+    read = registration.read(draft, registry.catalogue, context.settings)
+    versions = await _last(context, read, count)
+    events: list[dict[str, Any]] = []
+    for version in versions:
+        event = await explanation.event_of(context.store, version)
+        matches, fired = await explanation.matches(registry, event, read)
+        if matches:
+            events.append(_event(version, fired.coding if fired else None))
+    body = {
+        "resourceType": "Parameters",
+        "parameter": [
+            {"name": "examined", "valueInteger": len(versions)},
+            {"name": "matched", "valueInteger": len(events)},
+            *events,
+        ],
+    }
+    return Answer(200, text=fhir_json.encode(body))
+
+
+async def _last(context: Context, read: Registration, count: int) -> list[Stored]:
+    """The last versions of the types that the Subscription is about, the newest first."""
+    types = read.topic.resource_types if read.topic else (read.criteria.scope,)
+    found: list[Stored] = []
+    for resource_type in types:
+        found += await context.store.history(HistoryRange(type=resource_type), count)
+    return sorted(found, key=lambda stored: stored.at, reverse=True)[:count]
+
+
+def _event(version: Stored, coding: Any) -> dict[str, Any]:
+    reference = f"{version.reference}/_history/{version.version}"
+    part: list[dict[str, Any]] = [
+        {"name": "focus", "valueReference": {"reference": reference}},
+        {"name": "timestamp", "valueInstant": instant(version.at)},
+    ]
+    if coding is not None:
+        part.append({"name": "trigger", "valueCoding": dict(coding)})
+    return {"name": "event", "part": part}

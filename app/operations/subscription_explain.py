@@ -1,0 +1,132 @@
+"""Subscription/$explain: why a version of a resource was told to this Subscription, or was not.
+
+http://carerelay.example/OperationDefinition/Subscription-explain
+
+It judges by the Subscription and the topic as they are now, and adds what the ledger has of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.errors import BadRequest, NotFound
+from app.exchange import Answer
+from app.mongo import Document
+from app.operations.invocation import Invocation
+from app.store import Stored, instant
+from app.subscriptions import explanation, registration
+from app.subscriptions.explanation import Explanation, Judged
+from app.subscriptions.registration import Registration
+from app.subscriptions.topics import interaction
+
+_REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?")
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """Parameters: the verdict, each trigger and filter with what came of it, the delivery where there is one."""
+    subscription = await interactions.current(context, *invocation.instance)
+    version = await _version(context, invocation)
+    server = context.server
+    registry = server.worker.registry
+    resource = subscription.resource()
+    read = registration.read(resource, registry.catalogue, context.settings)
+    event = await explanation.event_of(context.store, version)
+    found = await explanation.explain(registry, context.settings, event, resource, read)
+    delivery = await server.mongo.collection("deliveries").find_one(
+        {
+            "subscription": subscription.id,
+            "focus.type": version.type,
+            "focus.id": version.id,
+            "focus.version": version.version,
+        }
+    )
+    parameters: list[dict[str, Any]] = [
+        {"name": "version", "valueString": f"{version.reference}/_history/{version.version}"},
+        {"name": "interaction", "valueCode": interaction(event)},
+        {"name": "status", "valueCode": read.status},
+        {"name": "matches", "valueBoolean": found.matches},
+        {"name": "reason", "valueString": await _reason(context, version, read, found, delivery)},
+        *(_judged("trigger", each) for each in found.triggers),
+        *(_judged("filter", each) for each in found.filters),
+    ]
+    if delivery is not None:
+        parameters.append(_delivery(delivery))
+    body = {"resourceType": "Parameters", "parameter": parameters}
+    return Answer(200, text=fhir_json.encode(body))
+
+
+async def _version(context: Context, invocation: Invocation) -> Stored:
+    """The version that was asked about: one that is named, or the current one."""
+    match = _REFERENCE.fullmatch(invocation.one("reference") or "")
+    if match is None:
+        raise BadRequest(
+            "The reference must be Type/id or Type/id/_history/version", expression="reference"
+        )
+    named = invocation.one("version") or match[3]
+    if named is None:
+        current = await context.store.read(match[1], match[2])
+        named = str(current.version) if current else "0"
+    if not str(named).isdecimal():
+        raise BadRequest("A version is a number", code="value", expression="version")
+    stored = await context.store.vread(match[1], match[2], int(named))
+    if stored is None or stored.type == "Subscription":
+        raise NotFound("There is no such version")
+    return stored
+
+
+async def _reason(
+    context: Context,
+    version: Stored,
+    read: Registration,
+    found: Explanation,
+    delivery: Document | None,
+) -> str:
+    if delivery is not None:
+        why = f": {delivery['reason']}" if delivery.get("reason") else ""
+        return f"It is event {delivery['number']} of this Subscription, {delivery['state']}{why}"
+    if read.topic is not None and found.fired is None:
+        return "The topic did not fire"
+    if not found.matches:
+        return _failing(read, found)
+    first = await context.store.vread("Subscription", read.id, 1)
+    if first is not None and first.at > version.at:
+        return "It matches, but was committed before the Subscription was made"
+    return (
+        "It matches the Subscription as it is now, but no notice is recorded: the Subscription was off or another "
+        "then, the event has not been looked at yet, or the record is no longer kept"
+    )
+
+
+def _failing(read: Registration, found: Explanation) -> str:
+    failing = [each.text for each in found.filters if not each.holds]
+    if failing:
+        return f"The filters do not hold: {', '.join(failing)}"
+    if read.topic is None:
+        return "It is of another resource type, or a deletion, which a classic Subscription is not told"
+    return "The filters do not hold together"
+
+
+def _judged(name: str, judged: Judged) -> dict[str, Any]:
+    part: list[dict[str, Any]] = [
+        {"name": "text", "valueString": judged.text},
+        {"name": "holds", "valueBoolean": judged.holds},
+    ]
+    if judged.note:
+        part.append({"name": "note", "valueString": judged.note})
+    return {"name": name, "part": part}
+
+
+def _delivery(row: Document) -> dict[str, Any]:
+    return {
+        "name": "delivery",
+        "part": [
+            {"name": "id", "valueString": row["_id"]},
+            {"name": "event-number", "valueString": str(row["number"])},
+            {"name": "state", "valueCode": row["state"]},
+            {"name": "attempts", "valueInteger": len(row["attempts"])},
+            {"name": "created", "valueInstant": instant(row["created_at"])},
+        ],
+    }
