@@ -21,7 +21,7 @@ from app.errors import BadRequest, FhirError, Issue, Unprocessable, operation_ou
 from app.exchange import Answer, Preconditions, Prefer
 from app.fhir_json import Resource
 from app.fhirpath_patch import fhirpath_patch
-from app.store import Stored, instant
+from app.versions import Stored, instant
 from app.write import Plan, Target
 
 # How the router answers what is no plain write: method, path below the base, query and body.
@@ -170,7 +170,8 @@ async def _commit(context: Context, writes: Sequence[Entry]) -> dict[int, Answer
         for entry in writes
         if entry.target and entry.method in ("POST", "PUT")
     )
-    surroundings = replace(context, promised=promised, departing=deleted)
+    rewritten = frozenset(entry.target.reference for entry in writes if entry.target)
+    surroundings = replace(context, promised=promised, departing=deleted, rewritten=rewritten)
     plans: list[Plan] = []
     for entry in writes:
         with _located(entry):

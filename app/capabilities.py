@@ -16,9 +16,9 @@ from app.exchange import Answer
 from app.operations import registry as operations
 from app.search import include
 from app.search.query import supported_parameters
-from app.store import instant
 from app.subscriptions.channel_terms import BACKPORT
 from app.subscriptions.channels import websocket
+from app.versions import instant
 
 BACKPORT_SERVER = (
     "http://hl7.org/fhir/uv/subscriptions-backport/CapabilityStatement/"

@@ -36,9 +36,10 @@ class Context:
     caller: Caller
     base_url: str
     handling: Literal["strict", "lenient"] = "strict"
-    # What the same transaction is about to create and to delete, as (type, id) and as references.
+    # What the same commit is about to create or update as (type, id), to delete, and to write at all, as references.
     promised: frozenset[tuple[str, str]] = frozenset()
     departing: frozenset[str] = frozenset()
+    rewritten: frozenset[str] = frozenset()
 
     @property
     def settings(self) -> Settings:

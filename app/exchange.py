@@ -30,7 +30,7 @@ from app.fhir_json import Resource
 from app.fhirpath_patch import fhirpath_patch
 from app.formats import FHIR_JSON, FHIR_XML, PLAIN, Form
 from app.patch import JSON_PATCH, Patch, json_patch
-from app.store import Stored
+from app.versions import Stored
 from app.xml_patch import XML_PATCH, xml_patch
 
 FORM = "application/x-www-form-urlencoded"

@@ -18,7 +18,7 @@ from app import fhir_json
 from app.errors import BadRequest
 from app.exchange import Answer
 from app.search import cursor, date
-from app.store import HistoryRange, Stored, instant
+from app.versions import HistoryRange, Stored, instant
 
 Parameters = Sequence[tuple[str, str]]
 

@@ -21,7 +21,7 @@ from app.exchange import NO_PRECONDITIONS, Answer, Preconditions
 from app.fhir_json import Resource
 from app.patch import Patch
 from app.search import compartment, page, query, system
-from app.store import HistoryRange, Stored, VersionConflict
+from app.versions import HistoryRange, Stored, VersionConflict
 from app.write import Plan, Target
 
 T = TypeVar("T")
@@ -172,7 +172,8 @@ async def conditional_delete(
     async def attempt() -> Answer:
         _, matches = await write.find_matches(context, resource_type, criteria, limit)
         targets = [Target(match.type, match.id, match) for match in matches]
-        plans = [await write.plan_delete(context, target, preconditions) for target in targets]
+        surroundings = replace(context, rewritten=frozenset(each.reference for each in targets))
+        plans = [await write.plan_delete(surroundings, target, preconditions) for target in targets]
         changes = [plan.change for plan in plans if plan.change]
         if changes:
             await context.store.commit(changes)

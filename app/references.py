@@ -15,7 +15,7 @@ from app.definitions import SUPPORTED_TYPES, search_parameters
 from app.errors import Conflict, Issue, Unprocessable
 from app.fhir_json import Resource
 from app.search import cohort
-from app.store import Stored
+from app.versions import Stored
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _LOCAL = re.compile(r"^([A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?$")
@@ -68,7 +68,7 @@ async def _check_targets(context: Context, targets: set[tuple[str, str]]) -> Non
     missing = [
         "/".join(target)
         for target, stored in zip(ordered, found, strict=True)
-        if stored is None or stored.deleted
+        if stored is None or stored.deleted or stored.reference in context.departing
     ]
     if missing:
         raise Unprocessable(
@@ -79,9 +79,13 @@ async def _check_targets(context: Context, targets: set[tuple[str, str]]) -> Non
 
 
 async def check_not_referred_to(context: Context, stored: Stored) -> None:
-    """Raises Conflict where the setting asks for integrity and a search parameter of another resource leads here."""
+    """Raises Conflict where the setting asks for integrity and a search parameter of another resource leads here.
+
+    What the same commit writes does not count: deleted it refers to nothing, and its new content is judged by itself.
+    """
     if context.settings.referential_integrity != "checked":
         return
+    written = context.rewritten | {stored.reference}
     for resource_type in SUPPORTED_TYPES:
         terms = [
             f"{parameter.code}={stored.reference}"
@@ -89,12 +93,16 @@ async def check_not_referred_to(context: Context, stored: Stored) -> None:
             if parameter.type == "reference"
         ]
         found = await context.store.find(
-            resource_type, {"terms": {"$in": terms}}, limit=1, projection={"_id": 1}
+            resource_type,
+            {"terms": {"$in": terms}},
+            limit=len(written) + 1,
+            projection={"_id": 1},
         )
         referrers = [row["_id"] for row in found]
         if rows := cohort.collection_of(resource_type):
-            referrers += await cohort.holders(context.store, rows, terms, 1)
-        if referrers and f"{resource_type}/{referrers[0]}" not in context.departing:
-            raise Conflict(
-                f"{resource_type}/{referrers[0]} refers to this resource; delete it first"
-            )
+            referrers += await cohort.holders(context.store, rows, terms, len(written) + 1)
+        for referrer in referrers:
+            if f"{resource_type}/{referrer}" not in written:
+                raise Conflict(
+                    f"{resource_type}/{referrer} refers to this resource; delete it first"
+                )

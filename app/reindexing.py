@@ -30,7 +30,8 @@ from app.mongo import Document, Mongo
 from app.search import custom
 from app.search.custom import Custom
 from app.search.custom_check import standard_urls, why_not
-from app.store import Event, Store
+from app.store import Store
+from app.versions import Event
 
 BATCH = 100
 _LEASE = timedelta(seconds=15)

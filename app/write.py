@@ -21,7 +21,7 @@ from app.resources import registry
 from app.resources.rules import Prepared
 from app.search import query
 from app.search.resolution import resolve
-from app.store import Change, Guard, Method, Stored, is_same_content
+from app.versions import Change, Guard, Method, Stored, is_same_content
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 

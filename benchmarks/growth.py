@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from app.embedded import EmbeddedMongo
-from app.store import instant
+from app.versions import instant
 from benchmarks import processes
 from benchmarks.population import (
     BLOCK,

@@ -24,10 +24,11 @@ from app.embedded import EmbeddedMongo
 from app.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
-from app.store import Event, Store
+from app.store import Store
 from app.subscriptions import registration, watch
 from app.subscriptions.registry import Registry
 from app.subscriptions.topic_files import load
+from app.versions import Event
 from benchmarks import resources
 
 FEW, MANY = 100, 100_000

@@ -20,7 +20,8 @@ import aiohttp
 from app.identifiers import new_id
 from app.mongo import Mongo
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from benchmarks import processes
 
 Figures = dict[str, float]

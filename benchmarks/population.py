@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from app import fhir_json
 from app.search import cohort
 from app.search.extract import extract, index_models
-from app.store import with_meta
+from app.versions import with_meta
 from benchmarks.resources import Resource, concept, encounter, period
 
 BLOCK = 1000  # patients; each block has Practitioners and Groups of its own

@@ -20,13 +20,13 @@ from tests.outcomes import assert_outcome
 Entry = dict[str, Any]
 
 
-def basic(id_: str, text: str) -> dict[str, Any]:
-    return {"resourceType": "Basic", "id": id_, "code": {"text": text}}
+def person(id_: str, text: str) -> dict[str, Any]:
+    return {"resourceType": "Person", "id": id_, "name": [{"text": text}]}
 
 
 async def put(client: httpx.AsyncClient, id_: str, text: str) -> str:
     """The moment of a new version."""
-    response = await client.put(f"/Basic/{id_}", json=basic(id_, text))
+    response = await client.put(f"/Person/{id_}", json=person(id_, text))
     assert response.status_code in (200, 201), response.text
     moment: str = response.json()["meta"]["lastUpdated"]
     await asyncio.sleep(0.002)  # the next version gets a time of its own
@@ -42,10 +42,10 @@ async def story(mongod: str) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str,
     async with running(make_settings(mongod)) as (_, client):
         times = {"a1": await put(client, "a", "1"), "b1": await put(client, "b", "1")}
         times["a2"] = await put(client, "a", "2")
-        assert (await client.delete("/Basic/b")).status_code == 204
+        assert (await client.delete("/Person/b")).status_code == 204
         await asyncio.sleep(0.002)
         times["c1"] = await put(client, "c", "1")
-        entries = (await client.get("/Basic/_history")).json()["entry"]
+        entries = (await client.get("/Person/_history")).json()["entry"]
         times["b2"] = next(
             e["response"]["lastModified"] for e in entries if e["request"]["method"] == "DELETE"
         )
@@ -53,7 +53,7 @@ async def story(mongod: str) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str,
         yield client, times
 
 
-async def history(client: httpx.AsyncClient, path: str = "/Basic", **query: Any) -> dict[str, Any]:
+async def history(client: httpx.AsyncClient, path: str = "/Person", **query: Any) -> dict[str, Any]:
     response = await client.get(f"{path}/_history", params=query)
     assert response.status_code == 200, response.text
     bundle: dict[str, Any] = response.json()
@@ -78,7 +78,7 @@ async def test_history_of_a_type_lists_all_its_versions_newest_first(
     for entry, step in zip(bundle["entry"], steps(bundle["entry"]), strict=True):
         assert entry["response"]["lastModified"] == times[step]
         assert ("resource" in entry) is (entry["request"]["method"] != "DELETE")
-        assert entry["request"]["url"] == f"Basic/{step[0]}"
+        assert entry["request"]["url"] == f"Person/{step[0]}"
 
 
 async def test_history_of_the_system_has_every_type(
@@ -87,13 +87,13 @@ async def test_history_of_the_system_has_every_type(
     client, _ = story
     bundle = await history(client, "")
     types = {entry["fullUrl"].split("/")[-2] for entry in bundle["entry"]}
-    assert types == {"Basic", "Patient", "OperationDefinition"}
+    assert types >= {"Person", "Patient", "OperationDefinition"}
     moments = [entry["response"]["lastModified"] for entry in bundle["entry"]]
     assert moments == sorted(moments, reverse=True)
     assert bundle["total"] == len(bundle["entry"])
 
 
-@pytest.mark.parametrize("path", ["/Basic", "", "/Basic/a"], ids=["type", "system", "instance"])
+@pytest.mark.parametrize("path", ["/Person", "", "/Person/a"], ids=["type", "system", "instance"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 async def test_pages_show_every_version_once(
     story: tuple[httpx.AsyncClient, dict[str, str]], path: str, count: int
@@ -163,7 +163,7 @@ async def test_at(
     bundle = await history(client, _at=asked.format(**times, day=day, year=day[:4]))
     assert steps(bundle.get("entry", [])) == expected
     assert "total" not in bundle
-    of_one = await history(client, "/Basic/a", _at=asked.format(**times, day=day, year=day[:4]))
+    of_one = await history(client, "/Person/a", _at=asked.format(**times, day=day, year=day[:4]))
     assert steps(of_one.get("entry", [])) == [step for step in expected if step[0] == "a"]
 
 
@@ -201,7 +201,7 @@ async def test_at_and_since_together_must_both_hold(
 async def test_times_that_cannot_be_read_are_refused(
     client: httpx.AsyncClient, query: dict[str, str]
 ) -> None:
-    assert_outcome(await client.get("/Basic/_history", params=query), 400, "value")
+    assert_outcome(await client.get("/Person/_history", params=query), 400, "value")
 
 
 async def test_count_is_bounded_and_zero_only_counts(
@@ -218,12 +218,12 @@ async def test_a_history_can_be_cut_down_and_be_xml(
     story: tuple[httpx.AsyncClient, dict[str, str]],
 ) -> None:
     client, _ = story
-    bundle = await history(client, _elements="code", _count=1)
+    bundle = await history(client, _elements="name", _count=1)
     assert bundle["entry"][0]["resource"]["meta"]["tag"][0]["code"] == "SUBSETTED"
-    assert "_elements=code" in next(x["url"] for x in bundle["link"] if x["relation"] == "next")
-    response = await client.get("/Basic/_history", headers={"accept": "application/fhir+xml"})
+    assert "_elements=name" in next(x["url"] for x in bundle["link"] if x["relation"] == "next")
+    response = await client.get("/Person/_history", headers={"accept": "application/fhir+xml"})
     assert fhir_xml.decode(response.content) == json.loads(
-        (await client.get("/Basic/_history")).content
+        (await client.get("/Person/_history")).content
     )
 
 
@@ -233,15 +233,15 @@ async def test_of_a_transaction_all_versions_are_in_the_history(client: httpx.As
         "type": "transaction",
         "entry": [
             {
-                "resource": {"resourceType": "Basic", "code": {"text": "t"}},
-                "request": {"method": "POST", "url": "Basic"},
+                "resource": {"resourceType": "Person"},
+                "request": {"method": "POST", "url": "Person"},
             }
         ]
         * 3,
     }
     answer = (await client.post("", json=bundle)).json()
     for entry in answer["entry"]:
-        path = f"/Basic/{entry['resource']['id']}"
+        path = f"/Person/{entry['resource']['id']}"
         (found,) = (await history(client, path))["entry"]
         assert found["resource"] == entry["resource"]
-        assert (found["request"]["method"], found["request"]["url"]) == ("POST", "Basic")
+        assert (found["request"]["method"], found["request"]["url"]) == ("POST", "Person")

@@ -249,3 +249,16 @@ async def test_a_base_that_only_begins_like_ours_is_somebody_elses(
     foreign = f"{BASE}2/Patient/1"
     stored = await client.post("/Condition", json=condition(foreign))
     assert stored.json()["subject"]["reference"] == foreign
+
+
+async def test_a_conditional_delete_of_several_may_take_those_that_refer_to_one_another(
+    mongod: str,
+) -> None:
+    settings = make_settings(mongod, referential_integrity="checked", conditional_delete="multiple")
+    async with running(settings) as (_, client):
+        first = await new_patient(client)
+        link = {"type": "seealso", "other": {"reference": first}}
+        await client.post("/Patient", json={"resourceType": "Patient", "link": [link]})
+        response = await client.delete("/Patient", params={"_lastUpdated": "gt2000"})
+        assert response.status_code == 204, response.text
+        assert (await client.get("/Patient")).json()["total"] == 0

@@ -15,7 +15,8 @@ from app.context import Server
 from app.mongo import Mongo
 from app.reindexing import Reindexing
 from app.search import custom
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import make_settings, running
 from tests.outcomes import assert_outcome
 

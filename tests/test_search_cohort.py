@@ -14,7 +14,8 @@ from app.context import Server
 from app.search import cohort
 from app.search.extract import extract
 from app.search.query import parse
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import make_settings, running
 from tests.outcomes import assert_outcome
 from tests.test_search_chain import ids, put, ref, search

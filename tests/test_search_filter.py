@@ -15,7 +15,8 @@ from app.search.filter_grammar import Assertion, Connection, Negation, parse as 
 from app.search.query import Query, parse
 from app.search.resolution import resolve
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import make_settings
 
 LOINC = "http://loinc.org"

@@ -20,7 +20,8 @@ from app.mongo import Mongo, Session
 from app.search import cursor, page, system
 from app.search.query import parse
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import BASE, make_settings
 
 pytestmark = pytest.mark.mongo

@@ -18,7 +18,8 @@ from app.search import page
 from app.search.explain import explain
 from app.search.query import parse
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo

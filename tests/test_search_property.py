@@ -28,7 +28,8 @@ from app.search.query import parse
 from app.search.registry import parameters
 from app.search.resolution import resolve
 from app.settings import Settings
-from app.store import Change, Method, Store
+from app.store import Store
+from app.versions import Change, Method
 from tests.conftest import BASE, make_settings
 from tests.shared_data import SHARED
 

@@ -12,7 +12,8 @@ from app.mongo import Mongo
 from app.search.query import parse
 from app.search.resolution import resolve
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo

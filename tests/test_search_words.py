@@ -13,7 +13,8 @@ from app.search import words
 from app.search.extract import extract
 from app.search.query import Query, parse
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
+from app.versions import Change
 from tests.conftest import make_settings
 
 CARE_PLAN: dict[str, Any] = {

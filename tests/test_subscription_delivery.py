@@ -15,10 +15,11 @@ import pytest
 from app.identifiers import new_id
 from app.mongo import Mongo
 from app.settings import Settings
-from app.store import Change, Store, Stored
+from app.store import Store
 from app.subscriptions.channels.protocol import NOTICE_ID_HEADER
 from app.subscriptions.retry import RetryPolicy
 from app.subscriptions.worker import Worker
+from app.versions import Change, Stored
 from tests.subscription_builders import classic, encounter, topic_based
 from tests.subscription_receiver import Receiver, receiving
 

@@ -10,11 +10,12 @@ import pytest
 from app.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
-from app.store import Change, Store
+from app.store import Store
 from app.subscriptions import criteria as criteria_
 from app.subscriptions.criteria import demanded
 from app.subscriptions.criteria_index import CriteriaIndex
 from app.subscriptions.facts import Facts
+from app.versions import Change
 from tests.conftest import make_settings
 from tests.subscription_builders import encounter
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 
+from app.subscriptions.channel_terms import Content
 from app.subscriptions.notification import (
     STATUS_PROFILE,
     Focus,
@@ -16,7 +17,6 @@ from app.subscriptions.notification import (
     event_notification,
     status_only,
 )
-from app.subscriptions.channel_terms import Content
 from tests.subscription_builders import ADMISSION, encounter
 
 AT = datetime(2026, 11, 21, 15, 0, 0, 123000, tzinfo=UTC)

@@ -24,7 +24,7 @@ from app.operations.invocation import CURSOR, Invocation
 from app.search import compartment, cursor, date, registry
 from app.search.parameter import AnyOf, Filter, Not, Scope
 from app.search.resolution import settled
-from app.store import Stored
+from app.versions import Stored
 
 _FINGERPRINT = "everything"
 

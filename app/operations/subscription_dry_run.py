@@ -12,9 +12,9 @@ from app.context import Context
 from app.errors import BadRequest
 from app.exchange import Answer
 from app.operations.invocation import Invocation
-from app.store import HistoryRange, Stored, instant
 from app.subscriptions import explanation, registration
 from app.subscriptions.registration import Registration
+from app.versions import HistoryRange, Stored, instant
 
 _DEFAULT_COUNT, _MOST = 100, 1000
 

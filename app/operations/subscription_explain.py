@@ -16,11 +16,11 @@ from app.errors import BadRequest, NotFound
 from app.exchange import Answer
 from app.mongo import Document
 from app.operations.invocation import Invocation
-from app.store import Stored, instant
 from app.subscriptions import explanation, registration
 from app.subscriptions.explanation import Explanation, Judged
 from app.subscriptions.registration import Registration
 from app.subscriptions.topics import interaction
+from app.versions import Stored, instant
 
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?")
 

@@ -19,10 +19,10 @@ from app.errors import BadRequest
 from app.exchange import Answer
 from app.fhir_json import Resource
 from app.operations.invocation import CURSOR, Invocation
-from app.store import Stored, instant
 from app.subscriptions import notification
 from app.subscriptions.channel_terms import PAYLOAD_CONTENT, Content
 from app.subscriptions.notification import Head
+from app.versions import Stored, instant
 
 _STATUSES = ("requested", "active", "error", "off")
 

@@ -12,9 +12,9 @@ from app.exchange import Answer
 from app.fhir_json import Resource
 from app.operations.invocation import Invocation
 from app.operations.subscription_status import content_of
-from app.store import instant
 from app.subscriptions import tokens
 from app.subscriptions.channels import websocket
+from app.versions import instant
 
 _MOST = 1000
 

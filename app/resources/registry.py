@@ -6,7 +6,7 @@ from app.context import Context
 from app.fhir_json import Resource
 from app.resources import search_parameter, subscription
 from app.resources.rules import Prepared, Rule
-from app.store import Stored
+from app.versions import Stored
 
 RULES: dict[str, Rule] = {
     "SearchParameter": search_parameter.prepare,

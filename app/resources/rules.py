@@ -12,7 +12,7 @@ from app.mongo import Document
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.store import Stored
+    from app.versions import Stored
 
 
 @dataclass(frozen=True, slots=True)

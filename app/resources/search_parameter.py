@@ -15,7 +15,7 @@ from app.search.custom_check import standard_urls, why_not
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.store import Stored
+    from app.versions import Stored
 
 
 async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:

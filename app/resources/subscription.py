@@ -18,7 +18,7 @@ from app.subscriptions.channels import CHANNELS
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.store import Stored
+    from app.versions import Stored
 
 MASK = "********"
 

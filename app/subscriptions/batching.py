@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from app.store import Event
 from app.subscriptions.ledger import Delivery
+from app.versions import Event
 
 # A row in hand; the event where it is still at hand.
 Row = tuple[Delivery, Event | None]

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from app.store import Event
 from app.subscriptions.ledger import Delivery
+from app.versions import Event
 
 FIRST_ATTEMPTS, MOST_ATTEMPTS = 4, 32
 # Rows in hand, leased and waiting.

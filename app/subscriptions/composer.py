@@ -11,7 +11,7 @@ from app.fhir_json import Resource
 from app.mongo import Document
 from app.security import secrets
 from app.settings import Settings
-from app.store import Event, Store
+from app.store import Store
 from app.subscriptions import notification
 from app.subscriptions.channels import CHANNELS, Draft, Notice
 from app.subscriptions.channels.http_endpoint import split_header
@@ -21,6 +21,7 @@ from app.subscriptions.notification import Head, Kind
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.telling import Teller
+from app.versions import Event
 
 _REMEMBERED = 10_000
 

@@ -18,7 +18,6 @@ from pymongo.errors import PyMongoError
 
 from app.mongo import Document, Mongo
 from app.security.egress import origin
-from app.store import Event
 from app.subscriptions import batching
 from app.subscriptions.batching import Row
 from app.subscriptions.channels import Channel, Outcome
@@ -35,6 +34,7 @@ from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retry import RetryPolicy, Verdict
 from app.subscriptions.telling import VersionGoneError
+from app.versions import Event
 
 log = logging.getLogger(__name__)
 

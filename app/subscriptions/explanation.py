@@ -10,13 +10,14 @@ from bson import ObjectId
 from app.fhir_json import Resource
 from app.search.extract import extract
 from app.settings import Settings
-from app.store import Event, Method, Store, Stored
+from app.store import Store
 from app.subscriptions import criteria as criteria_
 from app.subscriptions.criteria import Criteria
 from app.subscriptions.facts import Facts
 from app.subscriptions.registration import FILTER_CRITERIA, Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.topics import Topic, Trigger, interaction
+from app.versions import Event, Method, Stored
 
 _METHODS: dict[str, Method] = {
     "POST": "create",

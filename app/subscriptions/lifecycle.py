@@ -19,13 +19,14 @@ from pymongo.errors import DuplicateKeyError
 from app import fhir_json
 from app.fhir_json import Resource
 from app.mongo import Document, Mongo
-from app.store import Change, Store, Stored, VersionConflict
+from app.store import Store
 from app.subscriptions.channels import Channel, Outcome
 from app.subscriptions.composer import Composer
 from app.subscriptions.ledger import LEASE_MARGIN
 from app.subscriptions.notification import Kind
 from app.subscriptions.registration import Registration
 from app.subscriptions.retry import Verdict
+from app.versions import Change, Stored, VersionConflict
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,14 @@ from typing import Any
 from pymongo import ASCENDING, IndexModel, UpdateOne
 from pymongo.errors import PyMongoError
 
+from app.commit import EVENT_LEASE
 from app.mongo import Document, Mongo
-from app.store import EVENT_LEASE, Event
 from app.subscriptions.ledger import Delivery, Ledger
 from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Match
 from app.subscriptions.rows import Birth, Pair, subject
+from app.versions import Event
 
 # An event whose evaluation fails this often is left alone, for people to look at.
 _MAX_ATTEMPTS = 20

@@ -17,7 +17,7 @@ from app.fhir_json import Resource
 from app.mongo import Document, Mongo
 from app.search.terms import EVERY
 from app.settings import Settings
-from app.store import Event, Store
+from app.store import Store
 from app.subscriptions import registration, topic_files, watch
 from app.subscriptions.criteria import Criteria
 from app.subscriptions.criteria_index import CriteriaIndex
@@ -27,6 +27,7 @@ from app.subscriptions.registration import Registration, Status
 from app.subscriptions.shelf import Shelf
 from app.subscriptions.topic_store import TopicStore
 from app.subscriptions.topics import Catalogue, Coding, Found
+from app.versions import Event
 
 log = logging.getLogger(__name__)
 

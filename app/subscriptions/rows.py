@@ -9,12 +9,12 @@ from typing import Any
 
 from app.identifiers import new_id
 from app.mongo import Document
-from app.store import Event
 from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK
 from app.subscriptions.numbering import Known
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Match
 from app.subscriptions.topics import references
+from app.versions import Event
 
 
 @dataclass(frozen=True, slots=True)

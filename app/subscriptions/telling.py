@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from app.fhir_json import Resource
 from app.mongo import Document
 from app.search.extract import extract
-from app.store import Event, Store
+from app.store import Store
 from app.subscriptions.channel_terms import Content
 from app.subscriptions.ledger import Delivery
 from app.subscriptions.notification import Focus, Told
 from app.subscriptions.topics import Topic
-
+from app.versions import Event
 
 _REMEMBERED = 256
 

@@ -310,6 +310,10 @@ class _Reader:
             for type_, _ in includes:
                 if type_ != name:
                     self.refuse(f"{path}.include", "An include starts at the focus", "value")
+            for type_, code in reverse:
+                targets = parameters(type_)[code].targets
+                if targets and name not in targets:
+                    self.refuse(f"{path}.revInclude", "It does not refer to the focus", "value")
             before = found.get(name, Shape())
             found[name] = Shape(
                 before.includes + tuple(code for _, code in includes),

@@ -21,7 +21,7 @@ from app.mongo import Document, Mongo
 from app.search.extract import extract
 from app.security.egress import Egress
 from app.settings import Settings
-from app.store import Event, Store
+from app.store import Store
 from app.subscriptions import past
 from app.subscriptions.binding import Binder
 from app.subscriptions.channels import CHANNELS, Channel, Surroundings
@@ -35,6 +35,7 @@ from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retention import Retention
 from app.subscriptions.retry import RetryPolicy
+from app.versions import Event
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import uuid
 from typing import Any
 
 from app.fhir_json import Resource
-from app.store import instant
 from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.protocol import ChannelType, Draft, Shape
 from app.subscriptions.channels.rest_hook import RestHook
+from app.versions import instant
 
 _OPERATION = "/$process-message"
 # What a message is about, said by what it carries: the guide and R4 define no event code for notices.

@@ -1,0 +1,288 @@
+"""The one write path: units of changes, each written in one MongoDB transaction or not at all.
+
+docs/decisions/0002-one-write-path.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from bson import ObjectId
+from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    OperationFailure,
+)
+
+from app import fhir_json
+from app.errors import TooLarge
+from app.fhir_json import Resource
+from app.group_commit import GroupCommit
+from app.mongo import Document, Mongo, Session
+from app.presence import Presence
+from app.search import cohort
+from app.search.extract import extract, index_models
+from app.versions import Change, Event, Guard, Stored, VersionConflict, version_document, with_meta
+
+# How long a committing process keeps an event to itself before another may take it over.
+EVENT_LEASE = timedelta(seconds=10)
+_HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
+_MILLISECOND = timedelta(milliseconds=1)
+_DUPLICATE_KEY = 11000
+# Rows beside a resource that one command of a transaction writes.
+_ROWS_AT_ONCE = 10_000
+
+
+@dataclass(slots=True)
+class _Unit:
+    """What one `commit` call wants written, prepared: either all of it is written or nothing."""
+
+    changes: Sequence[Change]
+    guards: Sequence[Guard]
+    stored: list[Stored] = field(default_factory=list)
+    current: list[Document] = field(default_factory=list)
+    rows: list[cohort.RowChange] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def keys(self) -> set[str]:
+        return {change.key for change in self.changes} | {guard.key for guard in self.guards}
+
+    @property
+    def size(self) -> int:
+        return len(self.changes)
+
+
+class Commits:
+    """Writes units. `listeners` hear each committed batch of events in this process, at once."""
+
+    def __init__(self, mongo: Mongo, owner: str, max_resource_bytes: int) -> None:
+        self._mongo = mongo
+        self._owner = owner
+        self._max_resource_bytes = max_resource_bytes
+        self.listeners: list[Callable[[list[Event]], None]] = []
+        self._versions = mongo.collection("versions")
+        self._events = mongo.collection("events")
+        self._guards = mongo.collection("guards")
+        self._ready: set[str] = set()
+        self._making_ready = asyncio.Lock()
+        self._group = GroupCommit[_Unit](self._write, hopeless=ConnectionFailure)
+        self.presence = Presence(mongo, owner, self._times_under_way)
+
+    async def prepare(self) -> None:
+        """Make the collections that every write needs, where they are missing."""
+        await self._ensure("guards", [])
+        await self._ensure(
+            "versions",
+            [
+                IndexModel([("at", DESCENDING), ("_id", DESCENDING)]),
+                IndexModel([("_id.t", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)]),
+            ],
+        )
+        await self._ensure(
+            "events",
+            [
+                IndexModel(
+                    [("state", ASCENDING), ("lease_until", ASCENDING)],
+                    partialFilterExpression={"state": "pending"},
+                )
+            ],
+        )
+
+    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+        """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
+
+        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
+        over the limit. Units that arrive while others are being written share the next transaction.
+        """
+        for resource_type in {change.type for change in changes}:
+            if resource_type not in self._ready:
+                await self._ensure(resource_type, index_models(resource_type))
+                if rows := cohort.collection_of(resource_type):
+                    await self._ensure(rows, cohort.index_models())
+        unit = _Unit(changes, guards)
+        for change in changes:
+            self._prepare_change(unit, change)
+        await self._group.submit(unit)
+        return unit.stored
+
+    def _prepare_change(self, unit: _Unit, change: Change) -> None:
+        previous = change.previous
+        version = previous.version + 1 if previous else 1
+        at = self.presence.stamp()
+        if previous and at <= previous.at:  # versions of one resource never share or turn back time
+            at = previous.at + _MILLISECOND
+        document: Document = {"_id": change.id, "v": version, "at": at}
+        resource, fields, text = None, None, ""
+        if change.resource is None:
+            document["deleted"] = True
+        else:
+            resource = with_meta(change.resource, change.id, version, at)
+            text = self._text(resource)
+            fields = extract(change.type, resource)
+            document.update(fields)
+            document.pop("rows", None)  # kept in a collection of their own
+            if change.private is not None:
+                document["private"] = change.private
+            document["text"] = text
+        if rows := cohort.collection_of(change.type):
+            lives = previous is not None and not previous.deleted
+            before = extract(change.type, previous.resource()) if previous and lives else None
+            unit.rows.append(cohort.row_change(rows, change.id, before, fields))
+        method = _HTTP_METHOD[change.method]
+        unit.current.append(document)
+        unit.stored.append(
+            Stored(change.type, change.id, version, at, text, resource is None, method)
+        )
+        unit.events.append(
+            Event(
+                ObjectId(),
+                change.type,
+                change.id,
+                version,
+                change.method,
+                at,
+                resource,
+                fields,
+                previous.text if previous and not previous.deleted else None,
+            )
+        )
+
+    def _times_under_way(self) -> Iterator[datetime]:
+        return (stored.at for unit in self._group.pending() for stored in unit.stored)
+
+    def _text(self, resource: Resource) -> str:
+        """The JSON of a resource. Raises TooLarge: patches and entries of Bundles pass no other limit."""
+        encoded = fhir_json.encode(resource)
+        if len(encoded) > self._max_resource_bytes:
+            raise TooLarge(f"The resource is over the limit of {self._max_resource_bytes} bytes")
+        return encoded.decode()
+
+    async def _write(self, units: Sequence[_Unit]) -> None:
+        """One transaction for all units; VersionConflict where any of them lost a race."""
+        versions = [version_document(stored) for unit in units for stored in unit.stored]
+        lease_until = self._mongo.now() + EVENT_LEASE
+        events = [
+            self._event_document(event, lease_until) for unit in units for event in unit.events
+        ]
+        writes: dict[str, list[InsertOne[Document] | ReplaceOne[Document]]] = {}
+        replaced: dict[str, int] = {}
+        for unit in units:
+            for change, document in zip(unit.changes, unit.current, strict=True):
+                operations = writes.setdefault(change.type, [])
+                if change.previous is None:
+                    operations.append(InsertOne(document))
+                else:
+                    expected = {"_id": change.id, "v": change.previous.version}
+                    operations.append(ReplaceOne(expected, document))
+                    replaced[change.type] = replaced.get(change.type, 0) + 1
+        guards = [guard for unit in units for guard in unit.guards]
+        rows = [change for unit in units for change in unit.rows]
+
+        async def transaction(session: Session) -> None:
+            self.presence.check_age(event.at for unit in units for event in unit.events)
+            for guard in guards:
+                await self._pass_guard(guard, session)
+            for resource_type, operations in writes.items():
+                result = await self._mongo.collection(resource_type).bulk_write(
+                    operations, session=session
+                )
+                if result.matched_count != replaced.get(resource_type, 0):
+                    raise VersionConflict
+            for change in rows:
+                await self._write_rows(change, session)
+            await self._versions.insert_many(versions, session=session)
+            await self._events.insert_many(events, session=session)
+
+        try:
+            await self._mongo.transaction(transaction)
+        except (BulkWriteError, DuplicateKeyError) as error:
+            if _is_duplicate(error):
+                raise VersionConflict from error
+            raise
+        except DocumentTooLarge:
+            raise TooLarge("The resource has too much to search for in it") from None
+        # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
+        committed = [event for unit in units for event in unit.events]
+        for listener in self.listeners:
+            listener(committed)
+
+    async def _write_rows(self, change: cohort.RowChange, session: Session) -> None:
+        """Bring the rows beside a resource up to its new version, in its transaction."""
+        collection = self._mongo.collection(change.collection)
+        if change.is_end:
+            await collection.delete_many(cohort.all_of(change.id), session=session)
+            return
+        for start in range(0, len(change.gone), _ROWS_AT_ONCE):
+            keys = [{"g": change.id, "m": m} for m in change.gone[start : start + _ROWS_AT_ONCE]]
+            await collection.delete_many({"_id": {"$in": keys}}, session=session)
+        for start in range(0, len(change.new), _ROWS_AT_ONCE):
+            rows = [
+                {"_id": {"g": change.id, "m": m}} for m in change.new[start : start + _ROWS_AT_ONCE]
+            ]
+            if change.is_new:
+                await collection.insert_many(rows, session=session)
+            else:
+                upserts = [ReplaceOne(row, row, upsert=True) for row in rows]
+                await collection.bulk_write(upserts, session=session)
+
+    async def _pass_guard(self, guard: Guard, session: Session) -> None:
+        if guard.seen == 0:
+            await self._guards.insert_one({"_id": guard.key, "n": 1}, session=session)
+            return
+        result = await self._guards.update_one(
+            {"_id": guard.key, "n": guard.seen}, {"$inc": {"n": 1}}, session=session
+        )
+        if result.matched_count == 0:
+            raise VersionConflict
+
+    def _event_document(self, event: Event, lease_until: datetime) -> Document:
+        return {
+            "_id": event.id,
+            "type": event.type,
+            "id": event.resource_id,
+            "version": event.version,
+            "method": event.method,
+            "at": event.at,
+            "state": "pending",
+            "owner": self._owner,
+            "lease_until": lease_until,
+            "attempts": 0,
+        }
+
+    async def _ensure(self, name: str, models: list[IndexModel]) -> None:
+        """Create a collection with its indexes once, outside any transaction.
+
+        What is already there is only looked at: a transaction left open by a killed server would block DDL.
+        """
+        async with self._making_ready:
+            if name in self._ready:
+                return
+            collection = self._mongo.collection(name)
+            present = await collection.index_information()
+            missing = [model for model in models if model.document["name"] not in present]
+            if missing:
+                await collection.create_indexes(missing)
+            elif not present:
+                await self._create(name)
+            self._ready.add(name)
+
+    async def _create(self, name: str) -> None:
+        try:
+            await self._mongo.db.create_collection(name)
+        except OperationFailure as error:
+            if error.code != 48:  # NamespaceExists: another process was faster
+                raise
+
+
+def _is_duplicate(error: BulkWriteError | DuplicateKeyError) -> bool:
+    if isinstance(error, DuplicateKeyError):
+        return True
+    details = error.details or {}
+    return any(e.get("code") == _DUPLICATE_KEY for e in details.get("writeErrors", ()))
