@@ -41,6 +41,7 @@ SYSTEM_INTERACTIONS = ("transaction", "batch", "history-system", "search-system"
 # What R4 marks as for trial use in rest.resource; all else that is stated here is normative.
 _TRIAL_USE = frozenset(
     {
+        "extension",
         "supportedProfile",
         "versioning",
         "readHistory",

@@ -42,7 +42,8 @@ _PATCHES: dict[str, Callable[[bytes], Patch]] = {
     FHIR_XML: lambda body: fhirpath_patch(fhir_xml.decode(body)),
 }
 PATCH_FORMATS = tuple(_PATCHES)
-_ETAG = re.compile(r'^(?:W/)?"([^"]*)"$')
+# Some clients send the bare versionId.
+_ETAG = re.compile(r'^(?:W/)?"([^"]*)"$|^([0-9]+)$')
 
 
 @dataclass(slots=True)
@@ -135,7 +136,7 @@ def _etag(value: str | None, header: str) -> str | None:
     match = _ETAG.match(value.strip())
     if match is None:
         raise BadRequest(f'{header} must look like W/"1"')
-    return match.group(1)
+    return match[1] if match[1] is not None else match[2]
 
 
 def _media_type(request: Request) -> str:

@@ -20,7 +20,7 @@ from app.errors import Conflict, NotFound
 from app.exchange import NO_PRECONDITIONS, Answer, Preconditions
 from app.fhir_json import Resource
 from app.patch import Patch
-from app.search import compartment, page, query, system
+from app.search import compartment, contained_search, page, query, system
 from app.versions import HistoryRange, Stored, VersionConflict
 from app.write import Plan, Target
 
@@ -185,14 +185,17 @@ async def conditional_delete(
 async def search_type(context: Context, resource_type: str, parameters: Parameters) -> Answer:
     """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
     write.check_type(resource_type)
+    lenient, settings = context.handling == "lenient", context.settings
+    base_url = context.base_url
+    if contained_search.is_asked(parameters):
+        found = contained_search.parse(
+            resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
+        )
+        return Answer(200, text=await system.search_types(context.store, found, base_url))
     parsed = query.parse(
-        resource_type,
-        parameters,
-        lenient=context.handling == "lenient",
-        settings=context.settings,
-        base_url=context.base_url,
+        resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
     )
-    return Answer(200, text=await page.search_type(context.store, parsed, context.base_url))
+    return Answer(200, text=await page.search_type(context.store, parsed, base_url))
 
 
 async def search_system(context: Context, parameters: Parameters) -> Answer:

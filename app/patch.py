@@ -39,7 +39,7 @@ def json_patch(body: bytes) -> Patch:
         copied = 0
         for operation, (where, step) in zip(operations, steps, strict=True):
             if operation["op"] == "copy":
-                copied += _size(result, operation["from"])
+                copied += _size(result, operation.get("from"))
                 if copied > MAX_COPIED_BYTES:
                     raise Unprocessable(f"Copies too much: {where}", code="too-costly")
             result = _apply(where, step, result)
@@ -65,7 +65,7 @@ def _read(index: int, operation: Any) -> tuple[str, jsonpatch.JsonPatch]:
     return f"operation {index} ({operation['op']} at {operation['path']})", step
 
 
-def _size(resource: Any, pointer: str) -> int:
+def _size(resource: Any, pointer: Any) -> int:
     """The bytes of JSON at a place; nothing where there is none, which the operation itself will tell."""
     try:
         return len(fhir_json.encode(jsonpointer.resolve_pointer(resource, pointer)))

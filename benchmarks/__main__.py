@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded import EmbeddedMongoError
-from benchmarks import growth, matching
+from benchmarks import growth, matching, notices
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
 
 MATCHING, GROWTH = "match100k", "growth"
-NAMES = (*BENCHMARKS, MATCHING, GROWTH)
+NAMES = (*BENCHMARKS, *notices.NAMES, MATCHING, GROWTH)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -44,6 +44,9 @@ def main(
             if compared:
                 figures = measure(compared, seconds=seconds, runs=runs, say=status.update)
             others: dict[str, dict[str, Any]] = {}
+            told = [name for name in names or NAMES if name in notices.NAMES]
+            if told:
+                others |= notices.measure_all(told, seconds=seconds, say=status.update)
             if MATCHING in (names or NAMES):
                 status.update(MATCHING)
                 others[MATCHING] = matching.measure()

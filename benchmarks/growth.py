@@ -125,15 +125,7 @@ def measure(
             say(f"growth: storing {patients:,} patients")
             stored = seed(mongo.uri, database, patients)
         seeded = time.monotonic() - begin
-        with (
-            processes.server_on(mongo.uri, "small") as small,
-            processes.server_on(mongo.uri, "large") as large,
-        ):
-            pair = (_Population(small, BLOCK), _Population(large, scale * BLOCK))
-            questions = {}
-            for title in (*QUESTIONS, DEEP):
-                say(f"growth: {title}")
-                questions[title] = _compare(title, pair, requests)
+        questions = ask(mongo.uri, scale, requests, say)
     return {
         "scale": scale,
         "resources": stored,
@@ -146,9 +138,22 @@ def measure(
     }
 
 
+def ask(uri: str, scale: int, requests: int, say: Callable[[str], None]) -> dict[str, Figures]:
+    """The figures of each question, from two servers on the databases `small` and `large`."""
+    with processes.server_on(uri, "small") as small, processes.server_on(uri, "large") as large:
+        pair = (_Population(small, BLOCK), _Population(large, scale * BLOCK))
+        questions = {}
+        for title in (*QUESTIONS, DEEP):
+            say(f"growth: {title}")
+            questions[title] = _compare(title, pair, requests)
+        return questions
+
+
 def _compare(title: str, pair: tuple[_Population, _Population], requests: int) -> Figures:
     """The same question to both in turn, each time about other patients."""
     places = [each.places(title) for each in pair]
+    for each in pair:
+        each.reconnect()
     least = QUESTIONS[title].least if title in QUESTIONS else 50
     spent: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UP + requests):
@@ -189,10 +194,15 @@ class _Population:
             raise processes.BenchmarkError(f"{place}: status {response.status}: {body[:500]!r}")
         return spent * 1000, body
 
+    def reconnect(self) -> None:
+        """The server closes a connection that was idle while the other population was asked alone."""
+        self._connection.close()
+
     def places(self, title: str) -> Iterator[str]:
         """Endless places to ask the question at."""
-        if title == DEEP:
-            yield from cycle(self._deep_pages())
+        return cycle(self._deep_pages()) if title == DEEP else self._asked(title)
+
+    def _asked(self, title: str) -> Iterator[str]:
         for number in count():
             place = QUESTIONS[title].ask(number * _STRIDE % self.patients, self.patients)
             yield f"/fhir/{quote(place, safe=_SAFE)}"
@@ -200,6 +210,7 @@ class _Population:
     def _deep_pages(self) -> list[str]:
         """Pages in the middle of a large result, or as deep as is turned to, reached as a client would."""
         depth = min(DEEPEST, MIDDLE * self.patients // BLOCK)
+        self.reconnect()
         place, places = f"/fhir/{_DEEP_QUERY}", []
         for number in range(depth + DISTINCT):
             _, body = self.get(place)

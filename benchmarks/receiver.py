@@ -1,8 +1,8 @@
 """The practices' endpoint of the benchmarks: `python -m benchmarks.receiver` takes notices and says when each came.
 
 As lean as it can be, so that the cores are left for the server: it answers 200 to whatever is posted, and keeps the
-time (time.perf_counter, one clock for all processes) and the focus of each notice. `GET /` ends a count: it answers with the
-list of what came and forgets it.
+time (time.perf_counter, one clock for all processes) and the focus of each notice. `GET /` ends a count: it answers
+with the list of what came and forgets it.
 """
 
 from __future__ import annotations

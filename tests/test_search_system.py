@@ -204,10 +204,9 @@ async def test_search_inside_a_batch(world: httpx.AsyncClient) -> None:
         pytest.param("?_type=Patient&_cursor=abc", 400, "value", id="cursor"),
         pytest.param("?_type=Patient&_include=Patient", 400, "value", id="include"),
         pytest.param("Condition?_list=$current-problems", 400, "not-supported", id="current-list"),
-        pytest.param("Condition?_contained=both", 400, "not-supported", id="contained"),
-        pytest.param(
-            "Condition?_containedType=container", 400, "not-supported", id="containedType"
-        ),
+        pytest.param("?_type=Patient&_contained=both", 400, "not-supported", id="contained"),
+        pytest.param("Patient/p1/*?_contained=true", 400, "not-supported", id="contained-in"),
+        pytest.param("Condition?_containedType=inside", 400, "value", id="containedType"),
         pytest.param("Patient/p1/Location", 404, "not-supported", id="not-in-the-compartment"),
         pytest.param("Patient/p1/Banana", 404, "not-supported", id="unknown-type"),
         pytest.param("Group/g1/Patient", 404, "not-supported", id="no-compartment"),

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from app import definitions
 from app.errors import BadRequest
-from app.search import cohort, reference
+from app.search import cohort, contained, reference
 from app.search.link import Link, alive
 from app.search.lookup import Document, Lookup, TooMany
 from app.search.parameter import Condition, Parameter, Scope, UnknownParameter
 from app.search.registry import parameters
 from app.search.special import Ids
-from app.search.terms import successor
+from app.search.terms import Terms, any_of, successor
 
 if TYPE_CHECKING:
     from app.store import Store
@@ -141,7 +141,15 @@ class Chain(Lookup):
         condition = reference.local(self.parameter, found, self.scope)
         if self.parameter.aside:
             return await cohort.Aside(self.parameter.aside, condition, limits).find(store)
-        return condition
+        return any_of([condition, *self._contained()])
+
+    def _contained(self) -> list[Terms]:
+        """A chain is evaluated inside contained resources, too; its links were settled before."""
+        ends = [
+            contained.reached(self.parameter, link.resource_type, link.condition)
+            for link in self.links
+        ]
+        return [each for each in ends if each is not None]
 
     async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
         if self.parameter.aside:
@@ -150,7 +158,8 @@ class Chain(Lookup):
         for row in rows:
             for target in reference.targets(self.parameter, row["terms"], self.scope.base_url):
                 referring.setdefault(target, []).append(row["_id"])
-        passed: set[str] = set()
+        inside = any_of(self._contained())
+        passed = {row["_id"] for row in rows if inside.matches(row)}
         for link in self.links:
             ids = [name for kind, name in referring if kind == link.resource_type]
             for each in await link.among(store, ids):

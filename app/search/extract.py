@@ -8,6 +8,7 @@ docs/decisions/0003-stored-shape-and-search-terms.md; the fields:
     composites  {parameter: [fields of one element]}
     sorts       {parameter: {lo, hi}}, the least and the greatest value to sort by
     position    a Location's place on earth, see near.py
+    contained   the fields of each contained resource, see contained.py
     rows        terms that the store keeps in rows beside the document, not in it, see cohort.py
     _id, at     the resource's id and time, as the document has them
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import custom, date, near, words
+from app.search import contained, custom, date, near, words
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
 from app.search.ranges import plain
@@ -48,6 +49,15 @@ def extract(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
     `_id` and `at` are taken from the resource's id and meta.lastUpdated where it has them, so a resource that is to be
     stored must bear the ones it is stored with.
     """
+    fields = _own_fields(resource_type, resource)
+    fields["terms"] += words.terms(resource_type, resource)
+    if contained.FIELD in resource:
+        contained.add(resource_type, resource, fields, _own_fields)
+    return fields
+
+
+def _own_fields(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without words and without what the resource contains."""
     plan = _plan(resource_type)
     fields: dict[str, Any] = {"terms": [EVERY]}
     by_key = plan.by_key
@@ -58,7 +68,7 @@ def extract(resource_type: str, resource: Mapping[str, Any]) -> dict[str, Any]:
                 rule(value, fields)
     for rule in plan.always:
         rule(resource, fields)
-    fields["terms"] = [*dict.fromkeys(fields["terms"]), *words.terms(resource_type, resource)]
+    fields["terms"] = list(dict.fromkeys(fields["terms"]))
     if "rows" in fields:
         fields["rows"] = list(dict.fromkeys(fields["rows"]))
     sorts = fields.get("sorts")

@@ -16,6 +16,7 @@ from bson import Timestamp
 
 from app.errors import BadRequest, Issue
 from app.search import chain, cursor, filter as filter_, include, lists, sorting, words
+from app.search.contained import Within
 from app.search.escaping import split
 from app.search.include import Include
 from app.search.lookup import Lookup
@@ -43,7 +44,6 @@ _SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
 # Parameters that every server knows of, and this one does not serve. They are refused under any handling.
 _REFUSED = frozenset(
     {
-        "_containedType",
         "_query",
         "_score",
         "_type",
@@ -91,7 +91,7 @@ class Query:
         """The MongoDB filter on current documents; deleted ones never match."""
         filters = [each.filter() for each in self.conditions]
         # A positive term lets the index serve, and keeps out the deleted, which have none.
-        if not any(isinstance(each, Terms) for each in self.conditions):
+        if not any(isinstance(each, Terms | Within) for each in self.conditions):
             filters.insert(0, {"terms": EVERY})
         return filters[0] if len(filters) == 1 else {"$and": filters}
 
@@ -246,11 +246,19 @@ def _read_elements(query: Query, text: str, settings: Settings) -> None:
 
 
 def _read_contained(query: Query, text: str, settings: Settings) -> None:
-    if text != "false":
+    if text != "false":  # contained_search.py reads the others where they are served
         raise _refused(
             "_contained",
-            "Contained resources are not searched on their own; only _contained=false is supported",
+            "Contained resources are found by a search of one type only: _contained=true or both there, or false",
             "not-supported",
+        )
+
+
+def _read_contained_type(query: Query, text: str, settings: Settings) -> None:
+    """How contained resources are shown, where any are wanted."""
+    if text not in ("container", "contained"):
+        raise _refused(
+            "_containedType", "The value of '_containedType' must be container or contained"
         )
 
 
@@ -282,6 +290,7 @@ _CONTROLS: Mapping[str, Callable[[Query, str, Settings], None]] = {
     "_summary": _read_summary,
     "_elements": _read_elements,
     "_contained": _read_contained,
+    "_containedType": _read_contained_type,
     "_snapshot": _read_snapshot,
     "_explain": _read_explain,
     "_cursor": _read_cursor,

@@ -8,7 +8,7 @@ newest first, or by `_id`. Without `_type` only parameters that all types have a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from app import definitions
 from app.errors import BadRequest, Issue
 from app.search import cursor, explain, include, page, probe, query, sorting
 from app.search.compartment import membership
+from app.search.gather import Row
 from app.search.page import Page
 from app.search.parameter import Condition, Filter
 from app.search.query import Parameters, Query
@@ -34,9 +35,16 @@ _ORDER = (SortKey("at", -1), SortKey("_id", -1))
 _CURSOR = "_cursor"
 
 
+def _alone(resource_type: str, document: dict[str, Any]) -> list[Row]:
+    return [page.row_of(resource_type, document)]
+
+
 @dataclass(slots=True)
 class Search:
-    """One query for each type, alike but for the type. `after` are the sort values, id and type of a page's row."""
+    """One query for each type, alike but for the type. `after` are the sort values, id and type of a page's row.
+
+    `show` tells what a row of a type stands for on the page, where that is not the row.
+    """
 
     place: str
     queries: list[Query]
@@ -44,6 +52,7 @@ class Search:
     after: tuple[Any, ...] | None = None
     snapshot: Timestamp | None = None
     issues: list[Issue] = field(default_factory=list)
+    show: Callable[[str, dict[str, Any]], list[Row]] = _alone
 
 
 def parse(
@@ -69,7 +78,7 @@ def parse(
         for each in types or allowed
     ]
     for each in queries:
-        each.sort = _order(each, params)
+        each.sort = order(each, params)
         each.includes = [include.parse("", *pair) for pair in params if include.is_include(pair[0])]
         if compartment:
             each.conditions.append(membership(*compartment[:2], each.resource_type, each.scope))
@@ -78,13 +87,18 @@ def parse(
     for issue in (issue for each in queries for issue in each.issues):
         if issue not in search.issues:
             search.issues.append(issue)
+    begin(search, params, settings)
+    return search
+
+
+def begin(search: Search, params: Parameters, settings: Settings) -> None:
+    """Begin where the cursor among the request parameters says, if there is one. Raises BadRequest, Gone."""
     for name, text in params:
         if name == _CURSOR:
-            token = cursor.fingerprint(place, search.used)
+            token = cursor.fingerprint(search.place, search.used)
             lifetime = timedelta(seconds=settings.page_link_lifetime)
-            read = cursor.read(text, token, len(queries[0].sort) + 1, lifetime)
+            read = cursor.read(text, token, len(search.queries[0].sort) + 1, lifetime)
             search.after, search.snapshot = read.values, read.snapshot
-    return search
 
 
 def _types(texts: Sequence[str], allowed: Sequence[str]) -> list[str] | None:
@@ -109,7 +123,8 @@ def _check_common(params: Parameters) -> None:
             )
 
 
-def _order(each: Query, params: Parameters) -> tuple[SortKey, ...]:
+def order(each: Query, params: Parameters) -> tuple[SortKey, ...]:
+    """The order asked for, which must be one that all types have; else the newest first."""
     if not any(name == "_sort" for name, _ in params):
         return _ORDER
     if any(key.field not in ("at", "_id") for key in each.sort):
@@ -164,20 +179,31 @@ async def _fill(store: Store, search: Search, until: list[Condition], result: Pa
         result.total = await _count(store, queries)
         return
     rows = await _rows(store, search, queries)
-    more = len(rows) > head.count
-    rows = rows[: head.count]
+    matches, kept = _matches(search, rows[: head.count])
+    more = len(rows) > kept
+    result.matches = matches
     if search.after is None and not more:
-        result.total = len(rows)
+        result.total = len(matches)
     elif head.total in ("accurate", "estimate"):
         result.total = await _count(store, queries)
-    result.matches = [page.row_of(name, row) for name, row in rows]
     if head.is_explained:
         for each in queries:
             result.issues += await explain.issues(store, each, _pieces(search, each))
     if more:
-        name, last = rows[-1]
+        name, last = rows[kept - 1]
         result.following = (*(key.value(last) for key in head.sort), name)
     await page.include(store, head, result)
+
+
+def _matches(search: Search, rows: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[Row], int]:
+    """What the rows stand for, and how many of them fit on the page; the first always does."""
+    found: list[Row] = []
+    for kept, (name, row) in enumerate(rows):
+        shown = search.show(name, row)
+        if kept and len(found) + len(shown) > search.queries[0].count:
+            return found, kept
+        found += shown
+    return found, len(rows)
 
 
 async def _count(store: Store, queries: Sequence[Query]) -> int:

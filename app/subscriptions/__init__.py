@@ -5,8 +5,13 @@ topics         SubscriptionTopics from `profiles/topics`: what fires, what can b
 criteria       compiled criteria and the index that finds the subscriptions an event can concern
 registry       the subscriptions of this moment, kept in step with the database
 outbox         rows: event -> deliveries -> settled, with leases, lanes and numbers
-notification   the bodies that are sent
+channel_terms  what it asks of its channel
+notification   the bodies that are sent; telling reads what they carry, composer puts them together
+batching       several events in one notice
 channels       how a body leaves, one file per channel type
+binding        websocket clients and their tokens; mailbox: to the process that holds a client's connection
+past           events that were told before: for $events and $resend
+topic_basic    topics as resources that R4 clients can read
 retry          when to try again
 delivery       one attempt: body, channel, judgement, settlement
 lifecycle      handshake, and the status a Subscription is given by the server

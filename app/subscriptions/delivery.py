@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 
 from pymongo.errors import PyMongoError
 
@@ -109,7 +110,7 @@ class Sender:
 
     def _endpoint(self, registration: Registration) -> Endpoint:
         """What its notices share with others: the origin that is called, else nothing."""
-        where = origin(registration.channel.endpoint)
+        where = _origin(registration.channel.endpoint)
         return self._endpoints.at(where if where and where[1] else registration.id)
 
     def start(self, delivery: Delivery, event: Event | None = None) -> None:
@@ -357,9 +358,8 @@ class Sender:
             waiting = [row.id for row in due if heads.get(row.lane, row).id != row.id]
             if waiting:
                 await self._ledger.postpone(waiting, self._mongo.now() + SECOND_LOOK)
-            more = await self.take([head for head in heads.values() if head.id in due_ids])
-            refused |= more
-            if len(due) < limit or not more:
+            refused |= await self.take([head for head in heads.values() if head.id in due_ids])
+            if len(due) < limit:  # every row of a page is taken, put off or refused: the next is another
                 return
 
     async def resume(self, registration: Registration) -> None:
@@ -424,6 +424,9 @@ class Sender:
         if self._settlements:
             await self._ledger.settle(self._settlements)
             self._settlements = []
+
+
+_origin = lru_cache(maxsize=8192)(origin)
 
 
 def _hold(delivery: Delivery) -> tuple[str, int]:

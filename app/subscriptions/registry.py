@@ -68,7 +68,7 @@ class Registry:
         self.topics = TopicStore(settings, mongo)
         self.catalogue: Catalogue = topic_files.load(settings)
         self._shelf = Shelf(settings, lambda: self.catalogue)
-        self.index = CriteriaIndex(settings, self._criteria)
+        self.index = CriteriaIndex(settings, self._shelf.criteria)
         self._unsupported: set[str] = set()
         self._requested: set[str] = set()
         # The ends that are to come, soonest first, and whose end has come.
@@ -158,7 +158,7 @@ class Registry:
             batch = ids[start : start + _AT_ONCE]
             notes: dict[tuple[str, int], str] = {}
             async for document in self._rows({"_id": {"$in": batch}}, _FIELDS):
-                new = self._put_document(document)
+                new = self._put_document(document, again=True)
                 if new is not None:
                     notes[new.id, new.version] = watch.encode(new, self._settings)
             await self._store.annotate("Subscription", "watch", notes)
@@ -178,9 +178,6 @@ class Registry:
         for url in changed:
             concerned.update(self.index.subscriptions(url))
         self._shelf.close()
-        for subscription in concerned:
-            self._forget(subscription)
-            self._shelf.put_away(subscription, self._shelf.version(subscription) - 1)
         await self._reread(sorted(concerned))
 
     def _put_brief(self, row: Document) -> bool:
@@ -201,15 +198,19 @@ class Registry:
         self._file(subscription, status, read.end, read.criteria)
         return True
 
-    def _put_document(self, document: Document) -> Registration | None:
+    def _put_document(self, document: Document, *, again: bool = False) -> Registration | None:
         resource = None if "deleted" in document else fhir_json.decode_stored(document["text"])
-        return self.put(document["_id"], document["v"], resource)
+        return self.put(document["_id"], document["v"], resource, again=again)
 
     def put(
-        self, subscription: str, version: int, resource: Resource | None
+        self, subscription: str, version: int, resource: Resource | None, *, again: bool = False
     ) -> Registration | None:
-        """Take over a version, None for a deletion; returns the registration where it is new and still wanted."""
-        if version <= self._shelf.version(subscription):
+        """Take over a version, None for a deletion; returns the registration where it is new and still wanted.
+
+        `again`: also the version that is known already. In one step: no event falls between the old and the new.
+        """
+        known = self._shelf.version(subscription)
+        if version < known or (version == known and not again):
             return None
         self._forget(subscription)
         self._shelf.put_away(subscription, version)
@@ -231,7 +232,7 @@ class Registry:
 
     def _forget(self, subscription: str) -> None:
         """Take the version known so far out of everything but the shelf."""
-        if (criteria := self._criteria(subscription)) is not None:
+        if (criteria := self._shelf.criteria(subscription)) is not None:
             self.index.remove(subscription, criteria)
         for ids in (self._unsupported, self._requested, self._over):
             ids.discard(subscription)
@@ -245,10 +246,6 @@ class Registry:
                 heapq.heappush(self._ends, (end, subscription))
         if status == "requested":
             self._requested.add(subscription)
-
-    def _criteria(self, subscription: str) -> Criteria | None:
-        found = self.get(subscription)
-        return None if found is None else found.criteria
 
     def get(self, subscription: str) -> Registration | None:
         return self._shelf.get(subscription)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from app.settings import Settings
 from app.subscriptions import watch
+from app.subscriptions.criteria import Criteria
 from app.subscriptions.registration import Registration, Status
 from app.subscriptions.topics import Catalogue
 
@@ -46,6 +47,15 @@ class Shelf:
             if len(self._open) > _OPEN_AT_MOST:
                 del self._open[next(iter(self._open))]
         return found
+
+    def criteria(self, subscription: str) -> Criteria | None:
+        """What it listens for, also where its topic has gone."""
+        found = self.get(subscription)
+        if found is not None:
+            return found.criteria
+        kept = self._kept.get(subscription)
+        read = watch.decode(kept[2]) if isinstance(kept, tuple) else None
+        return None if read is None else read.criteria
 
     def put(self, registration: Registration) -> None:
         text = watch.encode(registration, self._settings)
