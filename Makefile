@@ -9,7 +9,7 @@ UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test cov bench check fmt lock clean
+.PHONY: help install run test chaos cov bench check fmt lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: $(STAMP) ## Start everything, play a hospital stay, show the notices (ARGS=
 
 test: $(STAMP) ## Run the whole test suite (ARGS="-k name" for a part of it)
 	@$(BIN)/pytest $(ARGS)
+
+chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
+	@$(BIN)/pytest -m chaos tests/test_chaos.py $(ARGS)
 
 cov: $(STAMP) ## Run the tests and show which lines and branches they miss
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -17,7 +17,7 @@ from typing import Any
 
 from app import bundle_references, exchange, fhir_json, interactions, patch, write
 from app.context import Context
-from app.errors import BadRequest, FhirError, Issue, Unprocessable, operation_outcome
+from app.errors import BadRequest, FhirError, Gone, Issue, Unprocessable, operation_outcome
 from app.exchange import Answer, Preconditions, Prefer
 from app.fhir_json import Resource
 from app.fhirpath_patch import fhirpath_patch
@@ -144,21 +144,39 @@ async def _transaction(
         (entry for entry in entries if entry.method not in ("GET", "HEAD")),
         key=lambda entry: _ORDER[entry.method],
     )
+    reads = [entry for entry in entries if entry.method in ("GET", "HEAD")]
+
+    async def rehearse(surroundings: Context) -> None:
+        await _rehearse(surroundings, reads, dispatch)
+
     if writes:
-        answers = await interactions.until_undisturbed(lambda: _commit(context, writes))
+        answers = await interactions.until_undisturbed(lambda: _commit(context, writes, rehearse))
     else:
         answers = {}
-    for entry in entries:
-        if entry.method in ("GET", "HEAD"):
-            with _located(entry):
-                answers[entry.index] = await dispatch(
-                    context, entry.method, entry.path, entry.query, None
-                )
+    for entry in reads:
+        with _located(entry):
+            answers[entry.index] = await dispatch(
+                context, entry.method, entry.path, entry.query, None
+            )
     return [_response(context, entry, answers[entry.index], prefer) for entry in entries]
 
 
-async def _commit(context: Context, writes: Sequence[Entry]) -> dict[int, Answer]:
-    """Plan all writes against what is stored now and commit them as one."""
+async def _rehearse(context: Context, reads: Sequence[Entry], dispatch: Dispatch) -> None:
+    """Fail where a read is going to, while nothing is written; what the writes create can only be read after them."""
+    for entry in reads:
+        place = entry.segments[:2]
+        if tuple(place) in context.promised:
+            continue
+        with _located(entry):
+            if "/".join(place) in context.departing:
+                raise Gone("This transaction deletes the resource")
+            await dispatch(context, entry.method, entry.path, entry.query, None)
+
+
+async def _commit(
+    context: Context, writes: Sequence[Entry], rehearse: Callable[[Context], Awaitable[None]]
+) -> dict[int, Answer]:
+    """Plan all writes against what is stored now, rehearse the reads that follow, and commit the writes as one."""
     await _find_targets(context, writes)
     _refuse_double_targets(writes)
     bodies = await bundle_references.resolve(context, writes)
@@ -176,6 +194,7 @@ async def _commit(context: Context, writes: Sequence[Entry]) -> dict[int, Answer
     for entry in writes:
         with _located(entry):
             plans.append(await _plan(surroundings, entry, bodies.get(entry.index)))
+    await rehearse(surroundings)
     changes = [plan.change for plan in plans if plan.change]
     guards = {guard.key: guard for plan in plans for guard in plan.guards}
     committed: dict[str, Stored] = {}

@@ -13,10 +13,8 @@ from datetime import datetime, timedelta
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
 from pymongo.errors import (
-    BulkWriteError,
     ConnectionFailure,
     DocumentTooLarge,
-    DuplicateKeyError,
     OperationFailure,
 )
 
@@ -35,6 +33,7 @@ EVENT_LEASE = timedelta(seconds=10)
 _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
 _MILLISECOND = timedelta(milliseconds=1)
 _DUPLICATE_KEY = 11000
+_TOO_LARGE_FOR_CACHE = 388
 # Rows beside a resource that one command of a transaction writes.
 _ROWS_AT_ONCE = 10_000
 
@@ -202,9 +201,15 @@ class Commits:
 
         try:
             await self._mongo.transaction(transaction)
-        except (BulkWriteError, DuplicateKeyError) as error:
-            if _is_duplicate(error):
+        except OperationFailure as error:
+            codes = _codes(error)
+            if _DUPLICATE_KEY in codes:
                 raise VersionConflict from error
+            if _TOO_LARGE_FOR_CACHE in codes:
+                raise TooLarge(
+                    "The database cannot take so much at once; send it in smaller Bundles",
+                    code="too-costly",
+                ) from error
             raise
         except DocumentTooLarge:
             raise TooLarge("The resource has too much to search for in it") from None
@@ -281,8 +286,7 @@ class Commits:
                 raise
 
 
-def _is_duplicate(error: BulkWriteError | DuplicateKeyError) -> bool:
-    if isinstance(error, DuplicateKeyError):
-        return True
+def _codes(error: OperationFailure) -> set[int | None]:
+    """MongoDB's codes of what failed, those of the single writes of a batch too."""
     details = error.details or {}
-    return any(e.get("code") == _DUPLICATE_KEY for e in details.get("writeErrors", ()))
+    return {error.code, *(each.get("code") for each in details.get("writeErrors", ()))}

@@ -61,9 +61,7 @@ def list_deliveries(
 
 
 @app.command()
-def show(
-    delivery: Annotated[str, typer.Argument(help="Its id.")], url: Url = _SERVER
-) -> None:
+def show(delivery: Annotated[str, typer.Argument(help="Its id.")], url: Url = _SERVER) -> None:
     """One delivery with all its attempts, as JSON."""
     console.print_json(data=_ask("GET", f"{url}/admin/deliveries/{delivery}"))
 

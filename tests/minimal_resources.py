@@ -32,6 +32,16 @@ _PRIMITIVES: Mapping[str, Any] = {
 }
 # Types with rules of the server's own, or of R4, that no definition of an element tells.
 _SPECIAL: Mapping[str, dict[str, Any]] = {
+    "SearchParameter": {
+        "resourceType": "SearchParameter",
+        "url": "http://example.org/SearchParameter/test",
+        "name": "Test",
+        "status": "draft",
+        "description": "One that is not active changes nothing",
+        "code": "test",
+        "base": ["Patient"],
+        "type": "token",
+    },
     "Subscription": {
         "resourceType": "Subscription",
         "status": "off",

@@ -82,7 +82,10 @@ async def test_deliveries_are_found_by_what_they_are_about(
     await admit(server, client, "a2")
     rows = await deliveries(client, subscription=subscription)
     assert [(row["number"], row["state"]) for row in rows] == [(2, "delivered"), (1, "delivered")]
-    assert [row["focus"] for row in rows] == [f"Encounter/{second}/_history/1", f"Encounter/{first}/_history/1"]
+    assert [row["focus"] for row in rows] == [
+        f"Encounter/{second}/_history/1",
+        f"Encounter/{first}/_history/1",
+    ]
     (attempt,) = rows[0]["attempts"]
     assert attempt["status"] == 200
     assert attempt["answer"] == "taken"
@@ -91,8 +94,12 @@ async def test_deliveries_are_found_by_what_they_are_about(
 
     assert await deliveries(client, focus=f"Encounter/{first}") == rows[1:]
     assert await deliveries(client, subscription=subscription, state="dead") == []
-    assert await deliveries(client, subscription=subscription, until=rows[1]["created_at"]) == rows[1:]
-    assert await deliveries(client, since=rows[0]["created_at"], subscription=subscription) == rows[:1]
+    assert (
+        await deliveries(client, subscription=subscription, until=rows[1]["created_at"]) == rows[1:]
+    )
+    assert (
+        await deliveries(client, since=rows[0]["created_at"], subscription=subscription) == rows[:1]
+    )
     assert (await deliveries(client, state="delivered"))[0]["subscription"] == other
     one = await client.get(f"{ADMIN}/deliveries/{rows[0]['id']}")
     assert one.json() == rows[0]
@@ -186,7 +193,9 @@ async def test_failures_are_outcomes(
     assert_outcome(await client.request(method, f"{ADMIN}/{path}"), status, code)
 
 
-async def test_what_is_older_than_it_is_kept_is_gone(server: Server, client: httpx.AsyncClient) -> None:
+async def test_what_is_older_than_it_is_kept_is_gone(
+    server: Server, client: httpx.AsyncClient
+) -> None:
     now = server.mongo.now()
     ages = {"old": timedelta(days=91), "open": timedelta(days=91), "new": timedelta(days=89)}
     ids = {name: first_id(now - age) for name, age in ages.items()}
@@ -203,7 +212,9 @@ async def test_what_is_older_than_it_is_kept_is_gone(server: Server, client: htt
     old, young = (ObjectId.from_datetime(now - timedelta(days=days)) for days in (8, 6))
     await events.insert_many([{"_id": old, "state": "done"}, {"_id": young, "state": "done"}])
     pending = ObjectId.from_datetime(now - timedelta(days=9))
-    await events.insert_one({"_id": pending, "state": "pending", "attempts": 99, "lease_until": now})
+    await events.insert_one(
+        {"_id": pending, "state": "pending", "attempts": 99, "lease_until": now}
+    )
     try:
         assert await Retention(server.settings, server.mongo).clear(now) == (1, 1)
         assert await rows.find_one({"_id": ids["old"]}) is None

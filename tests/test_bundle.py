@@ -144,6 +144,7 @@ async def test_answers_come_in_the_order_of_the_request_with_status_location_and
         pytest.param(
             entry("GET", "Patient/none-such"), 404, "Bundle.entry[1]", id="read-of-nothing"
         ),
+        pytest.param(entry("GET", "Patient?bogus=1"), 400, "Bundle.entry[1]", id="search"),
         pytest.param(
             entry("PUT", "Patient/unlikely", patient(id="unlikely"), ifMatch='W/"9"'),
             412,
@@ -172,8 +173,20 @@ async def test_a_failing_entry_fails_the_whole_transaction_and_stores_nothing(
         assert expression in [
             path for issue in outcome["issue"] for path in issue.get("expression", [])
         ]
-    if bad["request" if "request" in bad else "resource"].get("method") != "GET":
-        assert_outcome(await client.get(f"/Patient/{id_}"), 404, "not-found")
+    assert_outcome(await client.get(f"/Patient/{id_}"), 404, "not-found")
+
+
+async def test_a_transaction_reads_what_it_wrote_and_not_what_it_deletes(
+    client: httpx.AsyncClient,
+) -> None:
+    gone, made = fresh(), fresh()
+    await client.put(f"/Patient/{gone}", json=patient(id=gone))
+    put = entry("PUT", f"Patient/{made}", patient(id=made))
+    answer = await client.post("", json=bundle(entry("GET", f"Patient/{made}/_history/1"), put))
+    assert answer.json()["entry"][0]["resource"]["id"] == made
+    delete, read = entry("DELETE", f"Patient/{gone}"), entry("GET", f"Patient/{gone}")
+    assert_outcome(await client.post("", json=bundle(delete, read)), 410, "deleted")
+    assert (await client.get(f"/Patient/{gone}")).status_code == 200
 
 
 async def test_two_entries_on_one_identity_are_refused(client: httpx.AsyncClient) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from lxml import etree
 
 from app import fhir_json, fhir_xml
 from app.definitions import SUPPORTED_TYPES
@@ -51,11 +52,16 @@ def exact(value: Any) -> Any:
     return value
 
 
-def has_exponent(value: Any) -> bool:
-    if isinstance(value, Decimal):
-        return "E" in str(value)
-    children = value.values() if isinstance(value, dict) else value
-    return isinstance(value, dict | list) and any(map(has_exponent, children))
+def canonical(value: Any) -> Any:
+    """The value with narratives as canonical XML: XML may spell `&quot;` as `"`, and an empty element in two ways."""
+    if isinstance(value, dict):
+        return {
+            name: etree.canonicalize(child, with_comments=True)
+            if name == "div" and isinstance(child, str)
+            else canonical(child)
+            for name, child in value.items()
+        }
+    return [canonical(child) for child in value] if isinstance(value, list) else value
 
 
 @needs_shared
@@ -82,7 +88,11 @@ async def test_every_official_example_comes_back_with_not_one_value_changed(
             if exact(content(read)) != exact(content(resource)):
                 return f"{name}: JSON differs"
             in_xml = fhir_xml.decode((await client.get(path, headers=XML)).content)
-            return None if exact(in_xml) == exact(read) else f"{name}: XML differs"
+            return (
+                None
+                if exact(canonical(in_xml)) == exact(canonical(read))
+                else f"{name}: XML differs"
+            )
 
     results = await asyncio.gather(*(round_trip(*example) for example in examples))
     assert [result for result in results if result is not None] == []

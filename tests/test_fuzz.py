@@ -27,7 +27,7 @@ TYPES = ("Patient", "Encounter", "Observation", "Bundle", "Parameters", "Subscri
 STORED = "fuzzed"
 
 bounded = settings(
-    max_examples=250,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     database=None,

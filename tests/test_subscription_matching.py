@@ -1,4 +1,4 @@
-"""Criteria that lead through other resources, on a real database: chains, `_has`, references under the server's base."""
+"""Criteria that lead through other resources, on a real database: chains, `_has`, absolute references."""
 
 from __future__ import annotations
 

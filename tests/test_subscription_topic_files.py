@@ -12,12 +12,8 @@ from app.errors import Unprocessable
 from app.settings import Settings
 from app.subscriptions import criteria, topic_files, topics
 from app.subscriptions.criteria_index import CriteriaIndex
-from app.subscriptions.topic_files import (
-    FUNCTION_EXTENSION,
-    SEARCH_EXTENSION,
-    TRIGGER_EXTENSION,
-    compile_topic,
-)
+from app.subscriptions.topic_reader import FUNCTION_EXTENSION, TRIGGER_EXTENSION, compile_topic
+from app.subscriptions.topic_shapes import SEARCH_EXTENSION
 from tests.subscription_builders import encounter
 from tests.subscription_facts import Pair, facts, found
 
@@ -63,16 +59,12 @@ BEFORE, AFTER = "status=in-progress", "status=finished"
             query(previous=BEFORE, current=AFTER, requireBoth=True), "->f i->f", id="both"
         ),
         pytest.param(
-            query(
-                previous=BEFORE, current=AFTER, requireBoth=True, resultForCreate="test-fails"
-            ),
+            query(previous=BEFORE, current=AFTER, requireBoth=True, resultForCreate="test-fails"),
             "i->f",
             id="both-and-no-creates",
         ),
         pytest.param(
-            query(
-                previous=BEFORE, current=AFTER, requireBoth=True, resultForDelete="test-passes"
-            ),
+            query(previous=BEFORE, current=AFTER, requireBoth=True, resultForDelete="test-passes"),
             "->f i->f i->",
             id="both-and-deletes",
         ),
@@ -248,9 +240,7 @@ FEED = topic(
         {
             "resource": "Encounter",
             "filterParameter": "general-practitioner",
-            "extension": [
-                {"url": SEARCH_EXTENSION, "valueString": "patient.general-practitioner"}
-            ],
+            "extension": [{"url": SEARCH_EXTENSION, "valueString": "patient.general-practitioner"}],
         },
     ],
     notificationShape=[
@@ -316,7 +306,9 @@ def test_filters_that_the_topic_does_not_define_are_refused(filter_: str) -> Non
 
 def test_a_filter_may_stand_for_a_chain_and_a_shape_for_references_both_ways() -> None:
     read = compiled(FEED)
-    assert read.filters["Encounter"]["general-practitioner"].search == "patient.general-practitioner"
+    assert (
+        read.filters["Encounter"]["general-practitioner"].search == "patient.general-practitioner"
+    )
     assert read.shapes["CarePlan"].reverse == (("Observation", "based-on"),)
     assert read.resource_types == ("Encounter", "CarePlan")
 

@@ -27,7 +27,8 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     draft = invocation.one("subscription")
     if not isinstance(draft, dict) or draft.get("resourceType") != "Subscription":
         raise BadRequest("The parameter subscription is a Subscription", expression="subscription")
-    count = invocation.one("count") or _DEFAULT_COUNT
+    count = invocation.one("count")
+    count = _DEFAULT_COUNT if count is None else count
     if not 1 <= count <= _MOST:
         raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
     registry = context.server.worker.registry

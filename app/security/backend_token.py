@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -124,7 +125,7 @@ class BackendToken:
     def _key(self) -> tuple[RSAKey | ECKey, str | None, str]:
         """The private key, read anew for each assertion, so that a new one takes effect without a restart."""
         try:
-            text = self._terms.key.read_text()
+            text = Path(self._terms.key).read_text()
             if text.lstrip().startswith("{"):
                 jwk = msgspec.json.decode(text, type=dict[str, Any])
                 key = JWKRegistry.import_key(jwk)

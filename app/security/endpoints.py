@@ -38,7 +38,7 @@ class TokenTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     url: str
     client_id: str
-    key: Path
+    key: str
     scope: str
     key_id: str | None = None
     algorithm: str | None = None
@@ -48,9 +48,9 @@ class EndpointTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One endpoint's terms; what is None is not asked for."""
 
     signature_secret: str | None = None
-    client_certificate: Path | None = None
-    client_key: Path | None = None
-    authority: Path | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+    authority: str | None = None
     token: TokenTerms | None = None
 
     def tls(self) -> ssl.SSLContext | None:

@@ -1,15 +1,19 @@
 """Who is told what, and how: from a committed event to a notice at a practice's endpoint.
 
 registration   what one Subscription asks for, read out of its resource (classic R4 and topic-based)
-topics         SubscriptionTopics from `profiles/topics`: what fires, what can be filtered, what travels along
-criteria       compiled criteria and the index that finds the subscriptions an event can concern
-registry       the subscriptions of this moment, kept in step with the database
+topics         SubscriptionTopics: what fires, what can be filtered, what travels along; topic_reader reads their JSON
+               (with topic_elements, topic_shapes, fhirpath_criteria), topic_files and topic_store know where it lies
+criteria       what a Subscription listens for, compiled; criteria_index finds those that an event can concern, facts is
+               a version as both look at it, question the conditions that are asked
+registry       the subscriptions of this moment, kept in step with the database: on a shelf, in the few words of watch
+explanation    why a version is told or not, for $explain and $dry-run
 outbox         rows: event -> deliveries -> settled, with leases, lanes and numbers
 channel_terms  what it asks of its channel
 notification   the bodies that are sent; telling reads what they carry, composer puts them together
 batching       several events in one notice
 channels       how a body leaves, one file per channel type
 binding        websocket clients and their tokens; mailbox: to the process that holds a client's connection
+ledger_search  the ledger as operators read it; retention: how long it is kept
 past           events that were told before: for $events and $resend
 topic_basic    topics as resources that R4 clients can read
 retry          when to try again

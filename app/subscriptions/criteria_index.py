@@ -79,9 +79,7 @@ class _Scope:
 class CriteriaIndex:
     """The index over the terms of criteria; `criteria_of` gives a filed Subscription's, None where it has gone."""
 
-    def __init__(
-        self, settings: Settings, criteria_of: Callable[[str], Criteria | None]
-    ) -> None:
+    def __init__(self, settings: Settings, criteria_of: Callable[[str], Criteria | None]) -> None:
         self._criteria_of = criteria_of
         self._scopes: dict[str, _Scope] = {}
 

@@ -59,7 +59,9 @@ class Facts:
             fields: list[Mapping[str, Any]] = [self.fields]
             at = self.resource_type
             for code, target in zip(steps[::2], steps[1::2], strict=True):
-                fields = [row for each in fields for row in await self._next(at, each, code, target)]
+                fields = [
+                    row for each in fields for row in await self._next(at, each, code, target)
+                ]
                 at = target
             self._along[path] = frozenset(
                 path + near(term, self._base_url)

@@ -95,7 +95,9 @@ async def read(mongo: Mongo, delivery: str, kept: timedelta) -> Document:
     raise NotFound("There is no such delivery")
 
 
-async def resend(mongo: Mongo, wanted: Wanted, send: Resend, active: Callable[[str], bool]) -> Document:
+async def resend(
+    mongo: Mongo, wanted: Wanted, send: Resend, active: Callable[[str], bool]
+) -> Document:
     """Send what was settled again, in the order of its numbers; what is still under way stays as it is.
 
     Returns `{resent, skipped}`: Subscriptions that are not active are told nothing, so theirs is left alone.

@@ -84,12 +84,10 @@ class Registry:
         """Read all topics and Subscriptions."""
         self._polled_at = self._mongo.now()
         self.catalogue = await self.topics.catalogue()
-        stale: list[str] = []
+        rows = self._rows({"terms": EVERY}, _BRIEF)
         gc.disable()  # all that is made here stays; looking through it again and again takes a third of the time
         try:
-            async for row in self._rows({"terms": EVERY}, _BRIEF):
-                if not self._put_brief(row):
-                    stale.append(row["_id"])
+            stale = [row["_id"] async for row in rows if not self._put_brief(row)]
         finally:
             gc.enable()
         await self._reread(stale)

@@ -1,8 +1,8 @@
 """How long the outbox and the ledger are kept. What is still open stays, however old.
 
 Events that are done are only needed to find Subscriptions that changed a moment ago. A delivery row is the ledger's
-entry, and what `$events` and `$resend` tell from; when it has gone they answer 410. Ids are in order of time, so both are
-found by them and need no index more.
+entry, and what `$events` and `$resend` tell from; when it has gone they answer 410. Ids are in order of time, so
+both are found by them and need no index more.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from app.fhir_json import Resource
 from app.mongo import Document, Mongo
 from app.settings import Settings
 from app.subscriptions import topic_files
+from app.subscriptions.topic_reader import compile_topic
 from app.subscriptions.topics import Catalogue, Topic
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class TopicStore:
         if resource.get("status") != "active":
             return None
         try:
-            return topic_files.compile_topic(resource, self._settings)
+            return compile_topic(resource, self._settings)
         except FhirError:
             log.error("topic cannot be evaluated", extra={"action": "topic", "id": row["_id"]})
             return None
@@ -82,9 +83,11 @@ class TopicStore:
         if not _SLUG.match(slug):
             raise BadRequest("A topic's name has lower-case letters, digits, dots and hyphens")
         if resource.get("id", slug) != slug:
-            raise BadRequest("The id is not the one in the address", expression="SubscriptionTopic.id")
+            raise BadRequest(
+                "The id is not the one in the address", expression="SubscriptionTopic.id"
+            )
         resource = {**resource, "id": slug}
-        topic = topic_files.compile_topic(resource, self._settings)
+        topic = compile_topic(resource, self._settings)
         await self._check_free(slug, topic.url)
         row = {
             "revision": ObjectId(),

@@ -1,4 +1,4 @@
-"""SubscriptionTopics as code: what fires, what can be filtered, what travels along. `topic_files` reads them.
+"""SubscriptionTopics as code: what fires, what can be filtered, what travels along. `topic_reader` reads them.
 
 https://hl7.org/fhir/R5/subscriptiontopic.html
 """
@@ -18,7 +18,7 @@ from app.subscriptions.question import Question
 
 # A filter on the notice's trigger part: the one filter that is no search parameter of the resource.
 TRIGGER_FILTER = "trigger"
-_COMPARATORS = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
+COMPARATORS = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
 
 Coding = Mapping[str, str]
 Interaction = Literal["create", "update", "delete"]
@@ -109,7 +109,10 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter that a topic defines: the search parameter it stands for, and how it may be used; no comparators: any."""
+    """A filter that a topic defines: the search parameter it stands for, and how it may be used.
+
+    Without comparators it takes any.
+    """
 
     search: str
     modifiers: frozenset[str] = frozenset()
@@ -117,7 +120,7 @@ class Filter:
 
     def takes(self, value: str) -> bool:
         """Whether every value's comparator is allowed; one without is `eq`."""
-        prefixes = (each[:2] if each[:2] in _COMPARATORS else "eq" for each in value.split(","))
+        prefixes = (each[:2] if each[:2] in COMPARATORS else "eq" for each in value.split(","))
         return all(prefix in self.comparators for prefix in prefixes)
 
 

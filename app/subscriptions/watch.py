@@ -3,8 +3,8 @@
     Subscription.private.watch   JSON: by, topic, end, criteria, channel
 
 So 100,000 of them are read in a second or two, and each is one string until an event concerns it. It is derived from
-the resource, and only believed while `by` names the rules it was derived by: this program, the settings and the topic as
-they are now. Otherwise the resource itself is read again.
+the resource, and only believed while `by` names the rules it was derived by: this program, the settings and the topic
+as they are now. Otherwise the resource itself is read again.
 """
 
 from __future__ import annotations
