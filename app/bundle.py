@@ -366,7 +366,10 @@ def _moved(issue: Issue, entry: Entry) -> Issue:
     if any(path.startswith("Bundle.entry") for path in issue.expression):
         return issue
     inside = tuple(
-        f"{entry.where}.resource.{path.partition('.')[2] or path}" for path in issue.expression
+        f"{entry.where}.request.url"
+        if path.startswith("http.")  # a parameter of a query
+        else f"{entry.where}.resource.{path.partition('.')[2] or path}"
+        for path in issue.expression
     )
     return replace(issue, expression=inside or (entry.where,))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 from starlette.requests import Request
@@ -67,7 +68,7 @@ PLAIN = Form()
 def read_form_of_answer(request: Request) -> Form:
     """What `_format`, Accept, `_pretty`, `_summary` and `_elements` ask for. Raises NotAcceptable or BadRequest."""
     accept = request.headers.get("accept")
-    if not request.url.query and (accept is None or accept in ("*/*", FHIR_JSON)):
+    if not request.scope["query_string"] and (accept is None or accept in ("*/*", FHIR_JSON)):
         return PLAIN
     query = request.query_params
     wanted = query.get("_format")
@@ -104,6 +105,7 @@ def _format(text: str) -> str:
     raise _not_acceptable()
 
 
+@lru_cache(maxsize=256)
 def _accepted(accept: str | None) -> str:
     """The format with the highest quality in an Accept header; JSON where the client leaves it open."""
     if accept is None:

@@ -125,9 +125,13 @@ class Store:
         sort: Sequence[tuple[str, int]] = (),
         limit: int = 0,
         projection: Document | None = None,
+        naive: bool = False,
     ) -> list[Document]:
-        """Current documents that match a MongoDB filter, at most `limit` (0: all)."""
-        cursor = await self._find(resource_type, filter_, sort, limit, projection)
+        """Current documents that match a MongoDB filter, at most `limit` (0: all).
+
+        With `naive` times come without their zone, which is UTC: that is a fifth of the cost of a page.
+        """
+        cursor = await self._find(resource_type, filter_, sort, limit, projection, naive=naive)
         documents: list[Document] = await cursor.to_list(None)
         return documents
 
@@ -138,6 +142,8 @@ class Store:
         sort: Sequence[tuple[str, int]],
         limit: int,
         projection: Document | None,
+        *,
+        naive: bool,
     ) -> Any:
         """A cursor; on the database as it was, inside `snapshot.reading_at`."""
         time = snapshot.current()
@@ -151,7 +157,7 @@ class Store:
                 limit=limit,
                 projection=projection,
             )
-        cursor = self._mongo.collection(resource_type).find(filter_, projection)
+        cursor = self._mongo.collection(resource_type, naive=naive).find(filter_, projection)
         if sort:
             cursor = cursor.sort(list(sort))
         return cursor.limit(limit) if limit else cursor
@@ -182,9 +188,13 @@ class Store:
         sort: Sequence[tuple[str, int]] = (),
         projection: Document | None = None,
         read_ahead: int = _READ_AHEAD,
+        naive: bool = False,
     ) -> AsyncIterator[Callable[[int], Awaitable[list[Document]]]]:
-        """A function that reads the next documents that match, at most as many as it is told; none at the end."""
-        cursor = await self._find(resource_type, filter_, sort, 0, projection)
+        """A function that reads the next documents that match, at most as many as it is told; none at the end.
+
+        `naive` as in `find`.
+        """
+        cursor = await self._find(resource_type, filter_, sort, 0, projection, naive=naive)
         cursor = cursor.batch_size(read_ahead)
 
         async def read(size: int) -> list[Document]:

@@ -144,7 +144,9 @@ async def test_answers_come_in_the_order_of_the_request_with_status_location_and
         pytest.param(
             entry("GET", "Patient/none-such"), 404, "Bundle.entry[1]", id="read-of-nothing"
         ),
-        pytest.param(entry("GET", "Patient?bogus=1"), 400, "Bundle.entry[1]", id="search"),
+        pytest.param(
+            entry("GET", "Patient?bogus=1"), 400, "Bundle.entry[1].request.url", id="search"
+        ),
         pytest.param(
             entry("PUT", "Patient/unlikely", patient(id="unlikely"), ifMatch='W/"9"'),
             412,

@@ -112,7 +112,7 @@ async def pages(client: httpx.AsyncClient, url: str) -> list[str]:
         pytest.param("?_type=Patient,Practitioner&name=miller", "Patient/p1 Practitioner/p1", id="name"),
         pytest.param("?_id=p1", "Patient/p1 Practitioner/p1", id="all-types"),
         pytest.param("?_type=Condition,Encounter&patient.name=miller", "Condition/c1 Encounter/e1", id="chain"),
-        pytest.param("?_type=Basic,Device", "", id="nothing"),
+        pytest.param("?_type=Media,Device", "", id="nothing"),
         pytest.param("?_list=l1&_type=Patient,Condition", "Patient/p2 Condition/c1 Condition/c2", id="list"),
         pytest.param("Condition?_list=l1", "Condition/c1 Condition/c2", id="list-on-type"),
         pytest.param("Condition?_list=List/l1", "Condition/c1 Condition/c2", id="list-reference"),

@@ -168,13 +168,17 @@ async def _total(
 def render(page: Page, base_url: str) -> bytes:
     """The Bundle as JSON."""
     url = f"{base_url}/{page.place}" if page.place else base_url
-    links = [{"relation": "self", "url": _url(url, page.used)}]
+    used = _encoded(page.used)
+    links = [{"relation": "self", "url": f"{url}?{used}" if used else url}]
     if page.following is not None:
         others = [pair for pair in page.used if pair[0] != "_cursor"]
         token = cursor.encode(
             page.following, cursor.fingerprint(page.search, others), page.snapshot
         )
-        links.append({"relation": "next", "url": _url(url, [*others, ("_cursor", token)])})
+        rest = used if len(others) == len(page.used) else _encoded(others)
+        links.append(
+            {"relation": "next", "url": f"{url}?{rest}{'&' if rest else ''}_cursor={token}"}
+        )
     parts = ['{"resourceType":"Bundle"']
     if page.horizon is not None:
         until = page.horizon.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -200,5 +204,5 @@ def _entry(base: str, row: Row, mode: str) -> str:
     return f'{{"fullUrl":{url},"resource":{row.text},"search":{{"mode":"{mode}"}}}}'
 
 
-def _url(url: str, used: Sequence[tuple[str, str]]) -> str:
-    return f"{url}?{urlencode(used, quote_via=quote, safe=':/,|$')}" if used else url
+def _encoded(used: Sequence[tuple[str, str]]) -> str:
+    return urlencode(used, quote_via=quote, safe=":/,|$")

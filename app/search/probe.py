@@ -27,16 +27,21 @@ async def find(
     limit: int,
     projection: Document,
 ) -> list[Document]:
-    """The first documents that a resolved query finds under this filter, at most `limit`. Raises TooMany."""
+    """The first documents that a resolved query finds under this filter, at most `limit`; their times have no zone.
+
+    Raises TooMany.
+    """
     if not query.probes:
         return await store.find(
-            query.resource_type, filter_, sort=sort, limit=limit, projection=projection
+            query.resource_type, filter_, sort=sort, limit=limit, projection=projection, naive=True
         )
     found: list[Document] = []
     examined = 0
     size = _FIRST_BATCH
     wanted = {**projection, **_needs(query)}
-    async with store.batches(query.resource_type, filter_, sort=sort, projection=wanted) as read:
+    async with store.batches(
+        query.resource_type, filter_, sort=sort, projection=wanted, naive=True
+    ) as read:
         while len(found) < limit and (batch := await read(size)):
             examined += len(batch)
             if examined > query.scope.limits.examined:

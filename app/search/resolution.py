@@ -53,7 +53,8 @@ def is_resolved(condition: Condition) -> bool:
         return is_resolved(condition.condition)
     if isinstance(condition, AnyOf | AllOf):
         return all(is_resolved(each) for each in condition.conditions)
-    return not isinstance(condition, Unresolved)
+    # Not isinstance: on a protocol that costs 10 us.
+    return not hasattr(condition, "resolved")
 
 
 async def settled(store: Store, condition: Condition) -> Condition:

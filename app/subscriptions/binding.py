@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import cast
 
 from app.mongo import Mongo
+from app.subscriptions.backlog import Backlog
 from app.subscriptions.channels import Channel
 from app.subscriptions.channels.websocket import Listener, Websocket
 from app.subscriptions.composer import Composer
-from app.subscriptions.delivery import Sender
 from app.subscriptions.outbox import Outbox
 from app.subscriptions.registration import Registration
 
@@ -28,13 +28,13 @@ class Binder:
         mongo: Mongo,
         composer: Composer,
         outbox: Outbox,
-        sender: Sender,
+        backlog: Backlog,
         channels: Mapping[str, Channel],
     ) -> None:
         self._mongo = mongo
         self._composer = composer
         self._outbox = outbox
-        self._sender = sender
+        self._backlog = backlog
         self._channels = channels
 
     @property
@@ -57,7 +57,7 @@ class Binder:
             )
         await listener(await self._greeting(registration))
         binding = await self._channel.bind(subscription, listener)
-        await self._sender.resume(registration)
+        await self._backlog.resume(registration)
         return binding
 
     async def unbind(self, subscription: str, binding: str) -> None:

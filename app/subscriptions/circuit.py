@@ -1,8 +1,8 @@
 """How much an endpoint is trusted with: attempts side by side, rows in hand, and a circuit that opens when it fails.
 
-An endpoint begins with a few attempts side by side, gains one with each that is answered, and is halved when one is not.
-After some failures in a row its circuit opens: nothing is sent for a while, then one attempt tells whether it is back.
-So one that hangs holds a handful of connections, not all of them, and then none.
+An endpoint begins with a few attempts side by side, gains one with each that is answered, and keeps half when one is
+not. After some failures in a row its circuit opens: nothing is sent for a while, then one attempt tells whether it is
+back. So one that hangs holds a handful of connections, not all of them, and then none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """One destination. `held`: the Subscriptions whose rows wait for the circuit; times are those of the clock given."""
+    """One destination. `held`: the Subscriptions whose rows wait for the circuit; times are of the clock given."""
 
     waiting: deque[tuple[Delivery, Event | None]] = field(default_factory=deque)
     under_way: int = 0

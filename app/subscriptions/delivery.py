@@ -1,4 +1,4 @@
-"""One attempt after another: body, channel, judgement, settlement; and what is taken up next.
+"""One attempt after another: body, channel, judgement, settlement.
 
 Each endpoint has a queue of its own and a few attempts side by side (circuit.py), so none waits for another. What
 came of attempts is written in bulk by one loop: what settles while a bulk is being written goes into the next.
@@ -11,8 +11,9 @@ import hashlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 
 from pymongo.errors import PyMongoError
@@ -41,14 +42,22 @@ log = logging.getLogger(__name__)
 
 # Attempts side by side over all endpoints; each may hold a connection.
 MOST_ATTEMPTS_OF_ALL = 512
-_OVER = "The Subscription takes no notices"
+OVER = "The Subscription takes no notices"
 
 # Told that a Subscription's endpoint has failed for good, and why.
 OnFailure = Callable[[Registration, str], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What settlements made room for: lanes that may hold another row, and whether rows may be due at once."""
+
+    lanes: set[str]
+    due: bool
+
+
 class Sender:
-    """Sends claimed rows and settles them."""
+    """Sends rows that this process has claimed, and settles them."""
 
     def __init__(
         self,
@@ -77,15 +86,24 @@ class Sender:
         self._crowded: set[Endpoint] = set()
         self._settlements: list[Settlement] = []
         self._recovered: set[str] = set()
-        self._settling = asyncio.Lock()
         # Wakes the loop that settles.
         self.unsettled = asyncio.Event()
         # Set where a row may be leased to this process without being in hand: an answer of the database was lost.
         self.unsure = False
 
     @property
+    def in_hand(self) -> list[str]:
+        """The ids of the rows that are leased to this process and known to it."""
+        return [id_ for id_, _ in self._in_hand]
+
+    def pause_of(self, registration: Registration) -> float | None:
+        """Seconds until an endpoint with an open circuit is worth another look; None where it is not open."""
+        endpoint = self.endpoint(registration)
+        return endpoint.wait(self._endpoints.clock()) if endpoint.pause else None
+
+    @property
     def idle(self) -> bool:
-        return not (self._tasks or self._settlements or self._recovered or self._settling.locked())
+        return not (self._tasks or self._settlements or self._recovered)
 
     def admission(self) -> Callable[[Registration], bool]:
         """A judge of who may be sent now, that counts those it lets in."""
@@ -93,7 +111,7 @@ class Sender:
         extra: Counter[int] = Counter()
 
         def admit(registration: Registration) -> bool:
-            endpoint = self._endpoint(registration)
+            endpoint = self.endpoint(registration)
             if (
                 endpoint.room(now) <= extra[id(endpoint)]
                 or len(self._in_hand) + extra.total() >= MOST_IN_HAND_OF_ALL
@@ -108,7 +126,7 @@ class Sender:
 
         return admit
 
-    def _endpoint(self, registration: Registration) -> Endpoint:
+    def endpoint(self, registration: Registration) -> Endpoint:
         """What its notices share with others: the origin that is called, else nothing."""
         where = _origin(registration.channel.endpoint)
         return self._endpoints.at(where if where and where[1] else registration.id)
@@ -119,7 +137,7 @@ class Sender:
             return
         self._in_hand.add(_hold(delivery))
         registration = self._registry.get(delivery.subscription)
-        endpoint = self._endpoint(registration) if registration else Endpoint()
+        endpoint = self.endpoint(registration) if registration else Endpoint()
         endpoint.waiting.append((delivery, event))
         self._run(endpoint)
 
@@ -152,7 +170,7 @@ class Sender:
 
     def _next_batch(self, endpoint: Endpoint) -> list[Row]:
         """What the next notice tells: one event, or several where the Subscription takes them."""
-        return batching.take(endpoint.waiting, self._max_count(endpoint.waiting[0][0]))
+        return batching.take(endpoint.waiting, self.max_count(endpoint.waiting[0][0]))
 
     async def _attempt(self, endpoint: Endpoint, batch: list[Row]) -> None:
         try:
@@ -175,7 +193,7 @@ class Sender:
         subscription = batch[0][0].subscription
         registration = await self._composer.registration(subscription)
         if registration is None or self._registry.standing(subscription) in ("suppress", "gone"):
-            return [Settlement(each, _ended_state(each), reason=_OVER) for each, _ in batch]
+            return [Settlement(each, _ended_state(each), reason=OVER) for each, _ in batch]
         if registration.status == "requested":
             # Written anew meanwhile: its endpoint has to be proven first.
             later = self._mongo.now() + SECOND_LOOK
@@ -226,7 +244,7 @@ class Sender:
         while endpoint.waiting:
             delivery, _ = endpoint.waiting.popleft()
             endpoint.held.add(delivery.subscription)
-            self._settle(Settlement(delivery, "queued", due))
+            self.give_back(delivery, due)
 
     async def _judge(
         self, batch: Sequence[Row], registration: Registration, outcome: Outcome, record: Document
@@ -251,154 +269,50 @@ class Sender:
         await self._on_failure(registration, reason)
         return [Settlement(each, "dead", attempt=record, reason=reason) for each, _ in batch]
 
+    def give_back(self, delivery: Delivery, due: datetime) -> None:
+        """Put a claimed row back whose attempt is not to be made now."""
+        self._settle(Settlement(delivery, "queued", due))
+
     def _settle(self, settlement: Settlement) -> None:
         self._settlements.append(settlement)
         self.unsettled.set()
 
-    async def take(self, candidates: Sequence[Delivery]) -> set[str]:
-        """Claim and start those heads of lanes that may be sent now; put off or give up others.
-
-        Returns the Subscriptions there was no room for.
-        """
-        admit = self.admission()
-        wanted: list[Delivery] = []
-        held: list[str] = []
-        over: set[str] = set()
-        refused: dict[str, Endpoint] = {}
-        for candidate in candidates:
-            standing = self._registry.standing(candidate.subscription)
-            registration = self._registry.get(candidate.subscription)
-            if registration is None or standing in ("suppress", "gone"):
-                over.add(candidate.subscription)
-            elif standing == "hold":
-                held.append(candidate.id)
-            elif admit(registration):
-                wanted.append(candidate)
-            else:
-                refused[candidate.subscription] = self._endpoint(registration)
-        for subscription in over:
-            await self._ledger.close(subscription, _OVER)
-        if held:
-            await self._ledger.postpone(held, self._mongo.now() + SECOND_LOOK)
-        await self._put_off(refused)
-        await self._claim(wanted)
-        return set(refused)
-
-    async def _put_off(self, refused: Mapping[str, Endpoint]) -> None:
-        """Let rows of endpoints with an open circuit wait until one attempt may be made again."""
-        paused: dict[float, list[str]] = {}
-        for subscription, endpoint in refused.items():
-            if endpoint.pause:
-                paused.setdefault(endpoint.wait(self._endpoints.clock()), []).append(subscription)
-        for seconds, subscriptions in paused.items():
-            due = self._mongo.now() + timedelta(seconds=seconds)
-            await self._ledger.put_off(subscriptions, due)
-
-    async def _claim(self, wanted: Sequence[Delivery]) -> None:
-        if not wanted:
-            return
-        longest = max(self._timeout(candidate) for candidate in wanted)
-        lease = timedelta(seconds=longest) + LEASE_MARGIN
-        units = await self._with_followers(wanted)
-        try:
-            claimed = await self._ledger.claim([row.id for unit in units for row in unit], lease)
-        except PyMongoError:
-            self.unsure = True
-            raise
-        kept = batching.whole(claimed, units)
-        for delivery in sorted(claimed, key=lambda row: row.number):
-            if delivery.id in kept:
-                self.start(delivery)
-            else:  # another process was faster with the one before it in its lane
-                self._settle(Settlement(delivery, "queued", self._mongo.now() + SECOND_LOOK))
-
-    async def _with_followers(self, heads: Sequence[Delivery]) -> list[list[Delivery]]:
-        """Each head of a lane with the rows behind it that travel in the same notice."""
-        most = {head.lane: self._max_count(head) for head in heads}
-        lanes = [lane for lane, count in most.items() if count > 1]
-        queued: dict[str, list[Delivery]] = {}
-        for row in await self._ledger.queued(lanes) if lanes else ():
-            queued.setdefault(row.lane, []).append(row)
-        return [
-            [head, *batching.followers(head, queued.get(head.lane, ()), most[head.lane])]
-            for head in heads
-        ]
-
-    def _max_count(self, delivery: Delivery) -> int:
+    def max_count(self, delivery: Delivery) -> int:
         registration = self._registry.get(delivery.subscription)
         return registration.channel.max_count if registration else 1
 
-    def _timeout(self, delivery: Delivery) -> float:
+    def timeout(self, delivery: Delivery) -> float:
         registration = self._registry.get(delivery.subscription)
         return registration.channel.timeout if registration else 0.0
 
-    async def advance(self, lanes: Collection[str], fresh: Collection[Delivery] = ()) -> None:
-        """Take up the next row of lanes that may have become free; `fresh` were born waiting in them."""
-        heads = await self._ledger.heads(lanes)
-        first = {head.id for head in heads}
-        # Their lanes were free after all: another process has settled what was remembered as open.
-        self._numbering.forget({row.subscription for row in fresh if row.id in first})
-        await self.take([head for head in heads if head.state == "queued"])
-
-    async def sweep(self, limit: int = 500) -> None:
-        """Take up rows that are due: retries, ended leases, and rows forgotten in their lane.
-
-        Subscriptions without room are left out of the next page, so that theirs do not hide the others' rows.
-        """
-        if self.unsure:
-            held = [id_ for id_, _ in self._in_hand]
-            await self._ledger.abandon(self._ledger.owner, but=held)
-            self.unsure = False
-        refused: set[str] = set()
-        while due := await self._ledger.due(limit, refused):
-            heads = {
-                head.lane: head for head in await self._ledger.heads({row.lane for row in due})
-            }
-            due_ids = {row.id for row in due}
-            waiting = [row.id for row in due if heads.get(row.lane, row).id != row.id]
-            if waiting:
-                await self._ledger.postpone(waiting, self._mongo.now() + SECOND_LOOK)
-            refused |= await self.take([head for head in heads.values() if head.id in due_ids])
-            if len(due) < limit:  # every row of a page is taken, put off or refused: the next is another
-                return
-
-    async def resume(self, registration: Registration) -> None:
-        """The far side has come by itself: send what waits for it now."""
-        self._endpoint(registration).answered()
-        await self._ledger.hasten(registration.id)
-        await self.sweep()
-
-    async def settle(self, *, alone: bool = False) -> None:
-        """Write down what has come of attempts so far, and take up what waited for it.
+    async def settle(self, *, alone: bool = False) -> Freed:
+        """Write down what has come of attempts so far.
 
         `alone`: no other process is about, so that no lane holds rows that this one does not know of.
         """
-        async with self._settling:
-            batch, self._settlements = self._settlements, []
-            recovered, self._recovered = self._recovered, set()
-            try:
-                if batch:
-                    await self._ledger.settle(batch)
-                if recovered:
-                    await self._ledger.recall(recovered)
-            except PyMongoError:
-                # Settling twice changes nothing: a settled row is no longer held.
-                self._settlements = batch + self._settlements
-                self._recovered |= recovered
-                self.unsettled.set()
-                raise
-            free = set()
-            for entry in batch:
-                self._in_hand.discard(_hold(entry.delivery))
-                delivery = entry.delivery
-                if entry.is_final and (
-                    self._numbering.closed(delivery.subscription, delivery.lane) or not alone
-                ):
-                    free.add(delivery.lane)
-            if free:
-                await self.advance(free)
-            if recovered or self._relieved():
-                await self.sweep()
+        batch, self._settlements = self._settlements, []
+        recovered, self._recovered = self._recovered, set()
+        try:
+            if batch and await self._ledger.settle(batch) != len(batch):
+                # Some were no longer this process's: what it remembers of their lanes may be wrong.
+                self._numbering.forget({entry.delivery.subscription for entry in batch})
+            if recovered:
+                await self._ledger.recall(recovered)
+        except PyMongoError:
+            # Settling twice changes nothing: a settled row is no longer held.
+            self._settlements = batch + self._settlements
+            self._recovered |= recovered
+            self.unsettled.set()
+            raise
+        lanes = set()
+        for entry in batch:
+            delivery = entry.delivery
+            self._in_hand.discard(_hold(delivery))
+            if entry.is_final and (
+                self._numbering.closed(delivery.subscription, delivery.lane) or not alone
+            ):
+                lanes.add(delivery.lane)
+        return Freed(lanes, self._relieved() or bool(recovered))
 
     def _relieved(self) -> bool:
         """Whether an endpoint that had no room has some again.

@@ -207,12 +207,16 @@ class Ledger:
         )
         return bool(result.matched_count)
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Write down what came of attempts, in one bulk; an attempt that lost its lease changes nothing."""
-        await self._deliveries.bulk_write(
+    async def settle(self, settlements: Sequence[Settlement]) -> int:
+        """Write down what came of attempts, in one bulk; an attempt that lost its lease changes nothing.
+
+        Returns how many had not.
+        """
+        result = await self._deliveries.bulk_write(
             [UpdateOne(_held(entry.delivery), _settled(entry)) for entry in settlements],
             ordered=False,
         )
+        return int(result.matched_count)
 
     async def postpone(self, ids: Iterable[str], until: datetime) -> None:
         """Look at waiting rows again later."""

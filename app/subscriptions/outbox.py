@@ -218,7 +218,7 @@ class Outbox:
         self._done.extend(ids)
 
     async def flush(self) -> None:
-        """Let counters and events follow what was recorded: the counters first, for an event that is done stays done."""
+        """Let counters and events follow what was recorded, counters first: an event that is done stays done."""
         async with self._flushing:
             moved, self._moved = self._moved, {}
             done, self._done = self._done, []

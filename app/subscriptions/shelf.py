@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from app.settings import Settings
@@ -20,7 +21,7 @@ class Shelf:
         self._settings = settings
         self._catalogue = catalogue
         self._kept: dict[str, int | tuple[int, Status, str]] = {}
-        self._open: dict[str, Registration] = {}
+        self._open: OrderedDict[str, Registration] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(isinstance(kept, tuple) for kept in self._kept.values())
@@ -45,7 +46,7 @@ class Shelf:
         if found is not None:
             self._open[subscription] = found
             if len(self._open) > _OPEN_AT_MOST:
-                del self._open[next(iter(self._open))]
+                self._open.popitem(last=False)
         return found
 
     def criteria(self, subscription: str) -> Criteria | None:

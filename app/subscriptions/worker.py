@@ -23,6 +23,7 @@ from app.security.egress import Egress
 from app.settings import Settings
 from app.store import Store
 from app.subscriptions import past
+from app.subscriptions.backlog import Backlog
 from app.subscriptions.binding import Binder
 from app.subscriptions.channels import CHANNELS, Channel, Surroundings
 from app.subscriptions.composer import Composer
@@ -81,7 +82,10 @@ class Worker:
             self._lifecycle.fail,
             self.outbox.numbering,
         )
-        self.binder = Binder(mongo, composer, self.outbox, self._sender, self._channels)
+        self._backlog = Backlog(
+            mongo, self.ledger, self.registry, self._sender, self.outbox.numbering
+        )
+        self.binder = Binder(mongo, composer, self.outbox, self._backlog, self._channels)
         self.processes = Processes(mongo, store.owner)
         self.retention = Retention(settings, mongo)
         self._queue: deque[Event] = deque()
@@ -144,7 +148,7 @@ class Worker:
         """Send settled notices of a Subscription again; returns how many. `condition` is one on delivery rows."""
         count = await past.reopen(self._mongo, subscription, condition)
         self.outbox.numbering.forget([subscription])
-        self._do(self._sender.sweep())
+        self._do(self._backlog.sweep())
         return count
 
     async def drain(self) -> None:
@@ -152,11 +156,11 @@ class Worker:
         while True:
             await self._take_in()
             await self._rest()
-            if not self._queue and not self._chores and self._sender.idle:
+            if not self._queue and not self._chores and self._backlog.idle:
                 return
 
     async def _rest(self) -> None:
-        while self._chores or self.outbox.behind or not self._sender.idle:
+        while self._chores or self.outbox.behind or not self._backlog.idle:
             if self._chores:
                 await asyncio.wait(set(self._chores))
             await self._sender.wait()
@@ -189,7 +193,7 @@ class Worker:
         """Send what was counted while the endpoint was being proven."""
         lanes = await self.ledger.open_lanes(subscription)
         if lanes:
-            await self._sender.advance(lanes)
+            await self._backlog.advance(lanes)
 
     def _do(self, chore: Coroutine[Any, Any, None]) -> None:
         """Run something beside the loops; the sweep makes good for what fails."""
@@ -253,7 +257,7 @@ class Worker:
             )
             waiting = await self.outbox.record(busy, self._sender.admission(), self._sender.start)
             if waiting:
-                await self._sender.advance({row.lane for row in waiting}, waiting)
+                await self._backlog.advance({row.lane for row in waiting}, waiting)
         self._remember(planned)
         self._sender.unsettled.set()
 
@@ -317,7 +321,7 @@ class Worker:
 
     async def _settle(self) -> None:
         results = await asyncio.gather(
-            self._sender.settle(alone=self.processes.alone),
+            self._backlog.settle(alone=self.processes.alone),
             self.outbox.flush(),
             return_exceptions=True,
         )
@@ -348,7 +352,7 @@ class Worker:
         for row in await self.outbox.claim_abandoned(_BATCH):
             self._queue.append(await self._revive(row))
             self._arrived.set()
-        await self._sender.sweep()
+        await self._backlog.sweep()
         for registration in self.registry.requested():
             self._do(self._lifecycle.activate(registration))
         for registration in self.registry.over():
