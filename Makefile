@@ -9,10 +9,10 @@ UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos cov bench check fmt lock clean
+.PHONY: help install run test chaos cov bench bench-growth check fmt lock clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install the server, its tools and the embedded MongoDB into .venv
 
@@ -30,6 +30,9 @@ cov: $(STAMP) ## Run the tests and show which lines and branches they miss
 
 bench: $(STAMP) ## Compare the server's speed with a bare baseline's; writes build/bench.json (ARGS="read --runs 5")
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-growth: $(STAMP) ## Ask a population 64 times as large what it costs; a quarter of an hour, writes build/growth.json
+	@$(BIN)/python -m benchmarks growth --scale 64 --output build/growth.json $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types and the lock file
 	$(BIN)/ruff format --check

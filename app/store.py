@@ -129,7 +129,7 @@ class Store:
     ) -> list[Document]:
         """Current documents that match a MongoDB filter, at most `limit` (0: all).
 
-        With `naive` times come without their zone, which is UTC: that is a fifth of the cost of a page.
+        With `naive` times come without their zone, which is UTC: decoding a page takes a third.
         """
         cursor = await self._find(resource_type, filter_, sort, limit, projection, naive=naive)
         documents: list[Document] = await cursor.to_list(None)

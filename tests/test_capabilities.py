@@ -226,7 +226,7 @@ def calls(code: str, resource_type: str, path: str) -> list[tuple[str, str, Reso
     with_meta = {"resourceType": "Parameters", "parameter": [META]}
     resource = {"name": "resource", "resource": minimal(resource_type)}
     with_resource = {"resourceType": "Parameters", "parameter": [resource]}
-    return {
+    known: dict[str, list[tuple[str, str, Resource | None]]] = {
         "validate": [
             ("POST", f"/{resource_type}/$validate", with_resource),
             ("POST", f"{path}/$validate?mode=profile", None),
@@ -240,7 +240,8 @@ def calls(code: str, resource_type: str, path: str) -> list[tuple[str, str, Reso
         "meta": [("GET", f"{path}/$meta", None), ("GET", f"/{resource_type}/$meta", None)],
         "meta-add": [("POST", f"{path}/$meta-add", with_meta)],
         "meta-delete": [("POST", f"{path}/$meta-delete", with_meta)],
-    }[code]
+    }
+    return known[code]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fhirclient import client as smart, server as smart_server
-from fhirclient.models import (
+from fhirclient import client as smart, server as smart_server  # type: ignore[import-untyped]
+from fhirclient.models import (  # type: ignore[import-untyped]
     bundle as smart_bundle,
     encounter as smart_encounter,
     observation as smart_observation,
@@ -96,6 +96,7 @@ async def test_fhirpy_searches_counts_sorts_and_pages(fhirpy: AsyncFHIRClient, b
     walked = [each["name"][0]["family"] async for each in found.sort("-family").limit(7)]
     assert walked == names[::-1]
     one = await found.search(family="Family07").first()
+    assert one is not None
     assert one["name"][0]["family"] == "Family07"
     with pytest.raises(MultipleResourcesFound):
         await found.get()

@@ -216,6 +216,17 @@ async def test_chains_look_into_contained_resources(
     assert names == set(expected.split())
 
 
+async def test_a_chain_that_leads_to_too_much_still_looks_inside(mongod: str) -> None:
+    async with running(make_settings(mongod, max_chain_found=1)) as (_, client):
+        others = [medication(f"other{number}", "abc", "l", "2026-01-01") for number in range(3)]
+        for each in [*RESOURCES, *others]:
+            await client.put(f"/{each['resourceType']}/{each['id']}", json=each)
+        assert await found(client, "MedicationRequest?medication.code=abc&status=active") == {
+            "MedicationRequest/mr1",
+            "MedicationRequest/mr2",
+        }
+
+
 async def test_a_change_of_the_container_is_seen(client: httpx.AsyncClient) -> None:
     changing = {
         **RESOURCES[-1],

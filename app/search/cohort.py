@@ -84,7 +84,7 @@ async def terms_of(
     if len(groups) > _MOST_GROUPS:
         return None
     ways = [_between(group, each, successor(each)) for group in groups for each in prefixes]
-    # Counting costs a tenth of reading, and large cohorts are what rows are for.
+    # Counting costs half of reading, and large cohorts are what rows are for.
     if await store.count(collection, {"$or": ways}, limit + 1) > limit:
         return None
     rows = await store.find(collection, {"$or": ways}, projection={"_id": 1})

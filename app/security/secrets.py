@@ -79,7 +79,7 @@ def _secrets(text: str, file: Path | None, data: Path) -> Secrets:
 
 
 def _read_or_make(path: Path) -> str:
-    """The key file, made for its owner alone; written aside and linked, so that processes which start together agree."""
+    """The key file, made for its owner alone; written aside and linked: processes that start together agree on it."""
     with suppress(FileNotFoundError):
         return path.read_text()
     path.parent.mkdir(parents=True, exist_ok=True)
