@@ -42,7 +42,9 @@ def serve(settings: Settings, say: Say) -> None:
     with bind(settings.host, settings.port) as listener, stop_on_terminate():
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         # Importing the server takes about as long as starting a database: do both at once.
-        importing = threading.Thread(target=importlib.import_module, args=("app.main",), daemon=True)
+        importing = threading.Thread(
+            target=importlib.import_module, args=("app.main",), daemon=True
+        )
         importing.start()
         with _database(settings, say) as settings:
             importing.join()  # two threads importing the same modules may see them half made

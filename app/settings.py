@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     max_chain_found: int = Field(
         5_000,
         ge=1,
-        description="Resources that one step of a chained search may lead to before the search is driven from its other side.",
+        description="Resources that a step of a chained search may find before the search starts from its other side.",
     )
     max_chain_examined: int = Field(
         100_000,
@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     )
     endpoints_file: Path | None = Field(
         None,
-        description="JSON file with what endpoints ask for: signatures, client certificates, tokens; see docs/delivery.md.",
+        description="JSON file with what endpoints ask for (signatures, certificates, tokens): docs/delivery.md.",
     )
 
     smtp_host: str = Field(
@@ -156,5 +156,5 @@ class Settings(BaseSettings):
     )
     smtp_secure: bool = Field(
         False,
-        description="Mail is secured all the way to its reader (Direct, for one), so that it may carry whole resources.",
+        description="Mail is secured all the way to its reader (as Direct is), so it may carry whole resources.",
     )

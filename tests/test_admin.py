@@ -135,7 +135,7 @@ async def test_one_a_range_and_all_dead_ones_are_sent_again(
     assert (again.status_code, again.json()) == (202, {"resent": 1, "skipped": 0})
     await receiver.wait(4)
     await server.worker.drain()
-    query = {"subscription": subscription, "first": 1, "last": 2}
+    query: dict[str, str | int] = {"subscription": subscription, "first": 1, "last": 2}
     again = await client.post(f"{ADMIN}/deliveries/resend", params=query)
     assert again.json() == {"resent": 2, "skipped": 0}
     await receiver.wait(6)

@@ -148,7 +148,8 @@ async def test_what_is_missing_or_stale_is_read_from_the_resource_and_kept(
     fresh = watch.encode(registration.read(draft, registry.catalogue, SETTINGS), SETTINGS)
     if beside == "old":
         beside = fresh.replace("subject=Patient/p1", "subject=Patient/p2").replace('["', '["0', 1)
-    stored = await write(store, draft, **({} if beside is None else {"watch": beside}))
+    private = {} if beside is None else {"watch": beside}
+    stored = await write(store, draft, None, **private)
     await registry.load()
     assert await concerned(registry, encounter(patient="p1")) == {stored.id}
     assert await concerned(registry, encounter(patient="p2")) == set()

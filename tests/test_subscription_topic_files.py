@@ -20,7 +20,7 @@ from tests.subscription_facts import Pair, facts, found
 SETTINGS = Settings()
 URL = "http://hub.example/SubscriptionTopic/stays"
 A03 = {"system": "http://terminology.hl7.org/CodeSystem/v2-0003", "code": "A03"}
-PLAN = {"resourceType": "CarePlan", "status": "active", "intent": "plan"}
+PLAN: dict[str, Any] = {"resourceType": "CarePlan", "status": "active", "intent": "plan"}
 PLAN |= {"subject": {"reference": "Patient/p1"}}
 
 

@@ -24,7 +24,7 @@ Resend = Callable[[str, Document], Awaitable[int]]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which deliveries: of all that is given, all must hold. `focus` is `Type/id`; times are those of the events' rows."""
+    """Which deliveries: all that is given must hold. `focus` is `Type/id`; times are those of the events' rows."""
 
     subscription: str | None = None
     state: State | None = None

@@ -1,7 +1,8 @@
 """The status that the server gives a Subscription: proven, failed, ended; and the heartbeats in between.
 
-requested -> active (handshake taken; at once where there is nothing to prove: classic, websocket) or error; active -> error when deliveries
-fail for good; any -> off at its `end`. Only the client brings it back. These writes go through the store as all do.
+requested -> active (handshake taken; at once where there is nothing to prove: classic, websocket) or error;
+active -> error when deliveries fail for good; any -> off at its `end`. Only the client brings it back. These writes
+go through the store as all do.
 """
 
 from __future__ import annotations
