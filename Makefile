@@ -19,8 +19,8 @@ install: $(STAMP) ## Install the server, its tools and the embedded MongoDB into
 run: $(STAMP) ## Start everything, play a hospital stay, show the notices (ARGS=--once to end by itself)
 	@$(BIN)/carerelay run $(ARGS)
 
-test: $(STAMP) ## Run the whole test suite (ARGS="-k name" for a part of it)
-	@$(BIN)/pytest $(ARGS)
+test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a part of it)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
 	@$(BIN)/pytest -m chaos tests/test_chaos.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
@@ -25,7 +26,8 @@ _SERVER = "http://127.0.0.1:8080"
 _COLOURS = {"delivered": "green", "dead": "red", "suppressed": "yellow"}
 
 app = typer.Typer(help="What was sent to whom, and sending it again.", no_args_is_help=True)
-console = Console(soft_wrap=True, highlight=False)
+# Into a pipe goes the whole table: 80 columns would cut the ids that `show` and `resend` need.
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 @app.command("list")

@@ -287,12 +287,12 @@ def _keep_serving(
     practice: Practice,
     console: Console,
 ) -> None:
-    console.print(
-        f"\nTry     curl '{base}/Encounter?patient={story['patient']}'\n"
-        f"        curl {base}/{story['encounter']}/_history\n"
-        f"        curl {practice.url}/received\n"
-        "Ctrl-C stops everything."
-    )
     with suppress(KeyboardInterrupt):
+        console.print(
+            f"\nTry     curl '{base}/Encounter?patient={story['patient']}'\n"
+            f"        curl {base}/{story['encounter']}/_history\n"
+            f"        curl {practice.url}/received\n"
+            "Ctrl-C stops everything."
+        )
         server.wait()
         raise DemoError("The server ended by itself.")

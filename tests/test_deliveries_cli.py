@@ -24,7 +24,7 @@ ROW = {
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["deliveries", *arguments])
+    result = CliRunner().invoke(app, ["deliveries", *arguments])
     return result.exit_code, result.output
 
 

@@ -34,7 +34,7 @@ async def limited(mongod: str) -> AsyncIterator[httpx.AsyncClient]:
     settings = make_settings(mongod, **SMALL, max_url_bytes=512, referential_integrity="checked")
     async with running(settings) as (_, client):
         for id_ in ("there", "gone"):
-            response = await client.put(f"/Patient/{id_}", json=patient(id=id_))
+            response = await client.put(f"/Patient/{id_}", json=patient(id=id_, meta=LABELS))
             assert response.status_code == 201
         assert (await client.delete("/Patient/gone")).status_code == 204
         await client.post("/Patient", json=patient(link=[link("there")]))
@@ -64,6 +64,7 @@ def case(status: int, code: str, method: str, url: str, body: Any = None, **head
     return pytest.param(status, code, method, url, content, sent)
 
 
+LABELS = {"tag": [{"code": "x"}], "profile": ["http://example.org/p"]}
 FAILING_TEST = [{"op": "test", "path": "/active", "value": False}]
 # Each copy doubles the resource.
 BOMB = [{"op": "copy", "from": "", "path": f"/{n}"} for n in range(60)]
@@ -82,6 +83,8 @@ CASES = {
     "400 unknown element": case(400, "structure", "POST", "/Patient", patient(bogus=1)),
     "400 missing element": case(400, "required", "POST", "/Observation", {"resourceType": "Observation"}),
     "400 body id": case(400, "invalid", "PUT", "/Patient/there", patient(id="other")),
+    "400 meta": case(400, "structure", "PUT", "/Patient/there", patient(id="there", meta=None)),
+    "400 tag": case(400, "structure", "PUT", "/Patient/there", patient(id="there", meta={"tag": [{"code": []}]})),
     "400 if-match": case(400, "invalid", "PUT", "/Patient/there", patient(id="there"), if_match="x"),
     "400 date header": case(400, "invalid", "GET", "/Patient/there", if_modified_since="monday"),
     "400 host": case(400, "invalid", "GET", "/Patient/there", host='a"b'),

@@ -190,6 +190,13 @@ BUNDLES = [
     for kind in ("batch", "transaction")
 ]
 
+PATCHING = {"method": "PATCH", "url": f"Patient/{STORED}"}
+
+
+def of_one(entry: Any) -> dict[str, Any]:
+    return {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+
+
 segments = st.one_of(
     st.sampled_from(
         [
@@ -374,6 +381,11 @@ async def test_any_request(
     queries,
     headers,
 )
+@example("Patient", f"/{STORED}", [], {"if-modified-since": "Mon, 01 Jan 2024 00:00:00"})
+@example("Patient", f"/{STORED}", [], {"if-modified-since": "Mon, 01 Jan 2024 00:00:00 -0000"})
+@example("Patient", "/_history", [("_since", "0001-01-01T00:00:00+14:00")], {})
+@example("Patient", f"/{STORED}/$everything", [("_since", "monday")], {})
+@example("Patient", f"/{STORED}/$everything", [], {"host": 'a"b'})
 async def test_any_query_and_header_of_a_read(
     target: httpx.AsyncClient,
     resource_type: str,
@@ -406,6 +418,9 @@ async def test_any_resource(
         st.tuples(st.just(XML), st.sampled_from(FHIRPATH_PATCHES).map(as_xml)),
     )
 )
+@example((JSON_PATCH, b'[{"op": "copy", "path": "/name/-"}]'))
+@example((JSON_PATCH, encoded([{"op": "copy", "from": "/name", "path": "/name/-"}] * 60)))
+@example((JSON_PATCH, b"[" * 100_000))
 async def test_any_patch(target: httpx.AsyncClient, patch: tuple[str, bytes]) -> None:
     content_type, content = patch
     header = {"content-type": content_type}
@@ -415,6 +430,10 @@ async def test_any_patch(target: httpx.AsyncClient, patch: tuple[str, bytes]) ->
 @bounded
 @given(mutated(st.sampled_from(BUNDLES)))
 @example({"resourceType": "Bundle", "type": "batch", "entry": 5})
+@example(of_one({"request": {"method": [], "url": "Patient"}}))
+@example(of_one({"request": {"method": "POST", "url": "Patient", "ifMatch": 5}}))
+@example(of_one({"request": {"method": "POST", "url": "Patient"}, "fullUrl": 5}))
+@example(of_one({"request": PATCHING, "resource": {"resourceType": "Binary", "data": "\xe9"}}))
 async def test_any_bundle(target: httpx.AsyncClient, bundle: Any) -> None:
     await send(target, "POST", "", content=encoded(bundle))
 
@@ -424,12 +443,7 @@ async def test_any_bundle(target: httpx.AsyncClient, bundle: Any) -> None:
 async def test_any_patch_in_a_bundle(target: httpx.AsyncClient, patch: Any) -> None:
     data = base64.b64encode(encoded(patch)).decode()
     binary = {"resourceType": "Binary", "contentType": JSON_PATCH, "data": data}
-    request = {"method": "PATCH", "url": f"Patient/{STORED}"}
-    bundle = {
-        "resourceType": "Bundle",
-        "type": "batch",
-        "entry": [{"resource": binary, "request": request}],
-    }
+    bundle = of_one({"resource": binary, "request": PATCHING})
     await send(target, "POST", "", content=encoded(bundle))
 
 
@@ -456,6 +470,14 @@ async def test_any_patch_in_a_bundle(target: httpx.AsyncClient, patch: Any) -> N
             ]
         )
     ),
+)
+@example("$validate", {"resourceType": "Parameters", "parameter": 5})
+@example("$validate", {"resourceType": "Parameters", "parameter": [{"name": [], "resource": 5}]})
+@example(
+    "$validate", {"resourceType": "Parameters", "parameter": [{"name": "resource", "resource": 5}]}
+)
+@example(
+    "$meta-add", {"resourceType": "Parameters", "parameter": [{"name": "meta", "valueMeta": 5}]}
 )
 async def test_any_call_of_an_operation(target: httpx.AsyncClient, code: str, body: Any) -> None:
     for place in ("", "/Patient", f"/Patient/{STORED}"):

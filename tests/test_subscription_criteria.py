@@ -89,7 +89,10 @@ async def test_classic_criteria(text: str, expected: bool) -> None:
     ],
 )
 async def test_topic_filters(filters: list[str], expected: bool) -> None:
-    assert await CriteriaIndex(SETTINGS, lambda _: None).holds(admission(*filters), stay(), A01) is expected
+    assert (
+        await CriteriaIndex(SETTINGS, lambda _: None).holds(admission(*filters), stay(), A01)
+        is expected
+    )
 
 
 async def test_the_index_finds_exactly_those_that_match() -> None:

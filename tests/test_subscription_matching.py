@@ -65,7 +65,12 @@ async def filled(mongod: str) -> AsyncIterator[Store]:
     mongo = await Mongo.open(make_settings(mongod))
     store = Store(mongo)
     await store.prepare()
-    resources: dict[str, dict[str, Any]] = {"p1": PATIENT, "practice": PRACTICE, "c1": CONDITION, "g1": GROUP}
+    resources: dict[str, dict[str, Any]] = {
+        "p1": PATIENT,
+        "practice": PRACTICE,
+        "c1": CONDITION,
+        "g1": GROUP,
+    }
     for id_, resource in resources.items():
         kind = str(resource["resourceType"])
         await store.commit([Change("create", kind, id_, dict(resource))])

@@ -188,20 +188,24 @@ def render(page: Page, base_url: str) -> bytes:
         parts.append(f',"total":{page.total}')
     parts.append(f',"link":{_json.encode(links).decode()}')
     base = _json.encode(base_url).decode()[:-1]
-    entries = [_entry(base, row, "match") for row in page.matches]
-    entries += [_entry(base, row, "include") for row in page.included]
+    opening = len(parts)
+    _add_entries(parts, base, page.matches, "match")
+    _add_entries(parts, base, page.included, "include")
     if page.issues:
         outcome = _json.encode(operation_outcome(page.issues)).decode()
-        entries.append(f'{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
-    if entries:
-        parts.append(f',"entry":[{",".join(entries)}]')
+        parts.append(f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
+    if len(parts) > opening:
+        parts[opening] = f',"entry":[{parts[opening][1:]}'
+        parts.append("]")
     parts.append("}")
     return "".join(parts).encode()
 
 
-def _entry(base: str, row: Row, mode: str) -> str:
-    url = f'{base}/{row.type}/{row.id}"'
-    return f'{{"fullUrl":{url},"resource":{row.text},"search":{{"mode":"{mode}"}}}}'
+def _add_entries(parts: list[str], base: str, rows: Sequence[Row], mode: str) -> None:
+    """Add an entry for each row, a comma before it; the long texts are copied only once, when all is joined."""
+    ending = f',"search":{{"mode":"{mode}"}}}}'
+    for row in rows:
+        parts += (f',{{"fullUrl":{base}/{row.type}/{row.id}","resource":', row.text, ending)
 
 
 def _encoded(used: Sequence[tuple[str, str]]) -> str:
