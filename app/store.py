@@ -131,6 +131,13 @@ class Store:
 
         With `naive` times come without their zone, which is UTC: decoding a page takes a third.
         """
+        if naive and limit and snapshot.current() is None:
+            page: Document = {"find": resource_type, "filter": filter_, "limit": limit}
+            page |= {"sort": dict(sort)} if sort else {}
+            page |= {"projection": projection} if projection else {}
+            rows = await self._mongo.find_at_once(page)
+            if rows is not None:
+                return rows
         cursor = await self._find(resource_type, filter_, sort, limit, projection, naive=naive)
         documents: list[Document] = await cursor.to_list(None)
         return documents

@@ -18,6 +18,7 @@ from decimal import Decimal, InvalidOperation
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 from bson import Timestamp
 from bson.decimal128 import Decimal128
 
@@ -27,6 +28,7 @@ Values = tuple[Any, ...]
 LIFETIME = timedelta(hours=24)
 _WITHOUT_EFFECT = frozenset({"_cursor", "_count", "_total", "_summary", "_elements", "_explain"})
 _MAC = 16
+_json = msgspec.json.Encoder()
 # The last is signed with; a process that has no database yet has a key of its own.
 _keys: list[bytes] = [os.urandom(32)]
 
@@ -48,16 +50,15 @@ def trust(key: bytes) -> None:
 
 def fingerprint(resource_type: str, used: list[tuple[str, str]]) -> str:
     """The digest of what decides which rows are found and in which order."""
-    relevant = sorted(pair for pair in used if pair[0] not in _WITHOUT_EFFECT)
-    text = json.dumps([resource_type, relevant])
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    relevant = sorted([pair for pair in used if pair[0] not in _WITHOUT_EFFECT])
+    return sha256(repr((resource_type, relevant)).encode()).hexdigest()[:16]
 
 
 def encode(values: Values, search: str, snapshot: Timestamp | None = None) -> str:
     """The token for the page after the row with these sort values, the last of them its id."""
     at = [snapshot.time, snapshot.inc] if snapshot is not None else None
     content = [search, [_plain(value) for value in values], int(time.time()), at]
-    body = json.dumps(content, separators=(",", ":")).encode()
+    body = _json.encode(content)
     token = body + _sign(_keys[-1], body)
     return base64.urlsafe_b64encode(token).decode().rstrip("=")
 

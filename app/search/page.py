@@ -6,6 +6,7 @@ exactly once whatever others write meanwhile, and the last page costs what the f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from app.store import Store
 
 _json = msgspec.json.Encoder()
+_PLAIN = re.compile(r"[A-Za-z0-9_.~:/,|$\-]*")
 
 
 @dataclass(slots=True)
@@ -209,4 +211,7 @@ def _add_entries(parts: list[str], base: str, rows: Sequence[Row], mode: str) ->
 
 
 def _encoded(used: Sequence[tuple[str, str]]) -> str:
+    # Most need no quoting, and urlencode takes ten times as long to find out.
+    if _PLAIN.fullmatch("".join([name + value for name, value in used])):
+        return "&".join([f"{name}={value}" for name, value in used])
     return urlencode(used, quote_via=quote, safe=":/,|$")
