@@ -334,3 +334,12 @@ async def test_a_page_deep_in_the_result_examines_no_more_than_the_first(store: 
         plan = await cursor.sort([("date", -1), ("_id", -1)]).limit(11).explain()
         examined += plan["executionStats"]["totalKeysExamined"]
     assert examined <= 60
+
+
+async def test_rows_that_do_not_fit_into_one_answer_of_the_database_all_come(mongo: Mongo) -> None:
+    text = "x" * (7 * 1024 * 1024)
+    for name in ("a", "b", "c"):
+        await mongo.collection("Basic").insert_one({"_id": name, "text": text})
+    rows = await Store(mongo).find("Basic", {}, sort=[("_id", -1)], limit=10, naive=True)
+    assert [row["_id"] for row in rows] == ["c", "b", "a"]
+    assert all(row["text"] == text for row in rows)
