@@ -92,11 +92,6 @@ VALUES: Mapping[str, Callable[[Any], list[dict[str, Any]]]] = {
 }
 
 
-def values(fhir_type: str, element: Any) -> list[dict[str, Any]]:
-    """The ranges stored for an element."""
-    return VALUES[fhir_type](element)
-
-
 def condition(
     parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
 ) -> Condition:

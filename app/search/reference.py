@@ -31,7 +31,7 @@ def _reference(element: Mapping[str, Any]) -> list[str]:
             found.append("=" + shorten(escape(current)))
     identifier = element.get("identifier")
     if identifier:
-        endings = token.values("Identifier", identifier)
+        endings = token.VALUES["Identifier"](identifier)
         found += [":identifier" + ending for ending in endings if ending[0] == "="]
     return found
 
@@ -47,11 +47,6 @@ VALUES: Mapping[str, Callable[[Any], Sequence[str]]] = {
     "canonical": uri.canonical,
     "uri": uri.VALUES["uri"],
 }
-
-
-def values(fhir_type: str, element: Any) -> Sequence[str]:
-    """The endings of the terms stored for an element."""
-    return VALUES[fhir_type](element)
 
 
 def condition(

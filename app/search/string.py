@@ -63,11 +63,6 @@ VALUES: Mapping[str, Callable[[Any], Sequence[str]]] = {
 }
 
 
-def values(fhir_type: str, element: Any) -> Sequence[str]:
-    """The endings of the terms stored for an element."""
-    return VALUES[fhir_type](element)
-
-
 def starts_with(beginning: str, text: str) -> Terms:
     """Terms whose normalised value begins with a text; `beginning` is the part of the term before the value."""
     return Terms(prefixes=(beginning + normalise(text)[:_LONGEST],))

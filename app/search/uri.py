@@ -32,11 +32,6 @@ VALUES: Mapping[str, Callable[[Any], Sequence[str]]] = {
 }
 
 
-def values(fhir_type: str, element: Any) -> Sequence[str]:
-    """The endings of the terms stored for an element."""
-    return VALUES[fhir_type](element)
-
-
 def condition(
     parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
 ) -> Condition:
