@@ -15,6 +15,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
 from pymongo.errors import (
     ConnectionFailure,
     DocumentTooLarge,
+    DuplicateKeyError,
     OperationFailure,
 )
 
@@ -66,6 +67,8 @@ class Commits:
         self._owner = owner
         self._max_resource_bytes = max_resource_bytes
         self.listeners: list[Callable[[list[Event]], None]] = []
+        # The types whose events somebody reacts to (app/coordination/reactions.py).
+        self.reacting: frozenset[str] = frozenset()
         self._versions = mongo.collection("versions")
         self._events = mongo.collection("events")
         self._guards = mongo.collection("guards")
@@ -90,7 +93,13 @@ class Commits:
                 IndexModel(
                     [("state", ASCENDING), ("lease_until", ASCENDING)],
                     partialFilterExpression={"state": "pending"},
-                )
+                ),
+                IndexModel(
+                    [("key", ASCENDING)],
+                    name="key",
+                    unique=True,
+                    partialFilterExpression={"key": {"$exists": True}},
+                ),
             ],
         )
 
@@ -247,8 +256,25 @@ class Commits:
         if result.matched_count == 0:
             raise VersionConflict
 
+    async def raise_event(
+        self, about: Stored, topic: str, *, key: str, at: datetime, told: Document
+    ) -> Document | None:
+        """Put an event of one topic into the outbox that no write has made; the same key twice is one event.
+
+        `told` may have a `trigger` and a `context`. Returns its row, leased to this process; None where it is there.
+        """
+        event = Event(ObjectId(), about.type, about.id, about.version, "update", at, None, None)
+        row = self._event_document(event, self._mongo.now() + EVENT_LEASE)
+        row.pop("react_until", None)
+        row |= {"topic": topic, "key": f"{topic} {key}", **told}
+        try:
+            await self._events.insert_one(row)
+        except DuplicateKeyError:
+            return None
+        return row
+
     def _event_document(self, event: Event, lease_until: datetime) -> Document:
-        return {
+        row = {
             "_id": event.id,
             "type": event.type,
             "id": event.resource_id,
@@ -260,6 +286,9 @@ class Commits:
             "lease_until": lease_until,
             "attempts": 0,
         }
+        if event.type in self.reacting:
+            row["react_until"] = lease_until
+        return row
 
     async def _ensure(self, name: str, models: list[IndexModel]) -> None:
         """Create a collection with its indexes once, outside any transaction.

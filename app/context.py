@@ -12,6 +12,8 @@ from app.settings import Settings
 from app.store import Store
 
 if TYPE_CHECKING:
+    from app.coordination.clock import Clock
+    from app.coordination.hub import Hub
     from app.reindexing import Reindexing
     from app.subscriptions.worker import Worker
 
@@ -25,6 +27,8 @@ class Server:
     store: Store
     worker: Worker
     reindexing: Reindexing
+    clock: Clock
+    hub: Hub
     started: datetime
 
 

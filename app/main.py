@@ -15,6 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from app import __version__, admin, exchange, published, router, websocket
 from app.context import Context, Server
+from app.coordination.clock import Clock
+from app.coordination.hub import Hub
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.mongo import Mongo
 from app.reindexing import Reindexing
@@ -44,11 +46,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await reindexing.start()
             running.push_async_callback(reindexing.stop)
             worker = Worker(settings, mongo, store)
-            app.state.server = Server(settings, mongo, store, worker, reindexing, datetime.now(UTC))
+            clock = Clock(mongo)
+            hub = Hub(mongo, store, clock)
+            app.state.server = Server(
+                settings, mongo, store, worker, reindexing, clock, hub, datetime.now(UTC)
+            )
             await worker.start()
             running.push_async_callback(worker.stop)
             base_url = settings.base_url or f"http://{settings.host}:{settings.port}/fhir"
             own = Context(app.state.server, SERVER, base_url)
+            await hub.start(own)
+            running.push_async_callback(hub.stop)
             await published.store_definitions(own)
             await published.store_topics(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth (design decision 13).

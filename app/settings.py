@@ -100,6 +100,10 @@ class Settings(BaseSettings):
         "single", description="Whether a conditional delete may delete more than one resource."
     )
 
+    test_clock: bool = Field(
+        False,
+        description="Let POST /admin/clock put the calendar forward: for tests and demonstrations alone.",
+    )
     topic_base: str = Field(
         "http://carerelay.example/SubscriptionTopic/",
         description="Canonical base of the server's own SubscriptionTopics.",

@@ -6,7 +6,8 @@ commit and no commit without an event (docs/decisions/0002-one-write-path.md).
 
     <Type>     {_id: id, v, at, text, deleted?, private?, **extract(resource)}
     versions   {_id: {t: type, i: id, v}, at, method, text?}
-    events     {_id, type, id, version, method, at, state, owner, lease_until, attempts}
+    events     {_id, type, id, version, method, at, state, owner, lease_until, attempts,
+                react_until?, topic?, key?, trigger?, context?}; the last four of those that no write has made
     group_members  {_id: {g: id of the Group, m: term}}, see app/search/cohort.py
     guards     {_id: type and criteria, n}: what conditional writes compare, so that two of them cannot both see nothing
     settings   {_id: name, ...}: what all processes on the database share
@@ -25,6 +26,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 from bson import Timestamp
@@ -40,6 +42,7 @@ from app.commit import Commits
 from app.fhir_json import Resource
 from app.layout import RESOURCE_TYPES
 from app.mongo import Document, Mongo
+from app.revival import revive
 from app.search.cursor import trust
 from app.search.extract import extract
 from app.versions import (
@@ -334,6 +337,37 @@ class Store:
         over the limit.
         """
         return await self._commits.commit(changes, guards)
+
+    def react_to(self, types: frozenset[str]) -> None:
+        """From now on the events of these types wait for somebody who reacts to them."""
+        self._commits.reacting |= types
+
+    async def raise_event(
+        self,
+        reference: tuple[str, str, int],
+        topic: str,
+        *,
+        key: str,
+        at: datetime,
+        trigger: Mapping[str, str] | None = None,
+        context: Sequence[str] = (),
+    ) -> bool:
+        """Put an event of one topic into the outbox, about a stored version (type, id, version) as it is.
+
+        Who listens for the topic, and whose filters that version passes, is told of it. The same `key` twice is one
+        event: then this returns False. `context` are relative references that travel along with the notices.
+        """
+        about = Stored(*reference, at, "")
+        told: Document = {"context": list(context)}
+        if trigger is not None:
+            told["trigger"] = dict(trigger)
+        row = await self._commits.raise_event(about, topic, key=key, at=at, told=told)
+        if row is None:
+            return False
+        event = await revive(self, row)
+        for listener in self.listeners:
+            listener([event])
+        return True
 
 
 def _search_fields(resource_type: str, resource: Resource) -> Document:

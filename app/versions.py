@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/resource.html#Meta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -122,6 +123,10 @@ class Event:
     resource: Resource | None
     fields: Document | None
     previous_text: str | None = None
+    # Of an event that was raised for one topic, without a new version: what its notices say and carry besides.
+    topic: str | None = None
+    trigger: Mapping[str, str] | None = None
+    context: tuple[str, ...] = ()
     _previous: Resource | None = field(default=None, repr=False)
     _previous_fields: Document | None = field(default=None, repr=False)
 

@@ -286,6 +286,9 @@ class Registry:
         facts = self.facts(event.type, fields)
         found: list[Match] = []
         asked = self.asking(facts)
+        if event.topic is not None:
+            await self._collect(event.topic, facts, event.trigger, found)
+            return found
         for topic in self.catalogue.watching(event.type):
             trigger = await topic.fired(event, asked)
             if trigger is not None:

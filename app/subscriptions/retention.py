@@ -37,7 +37,11 @@ class Retention:
     async def clear(self, now: datetime) -> tuple[int, int]:
         """Delete what is older than it is kept, seen from `now`; returns how many events and deliveries."""
         events = await self._mongo.collection("events").delete_many(
-            {"_id": {"$lt": ObjectId.from_datetime(now - self.events)}, "state": "done"}
+            {
+                "_id": {"$lt": ObjectId.from_datetime(now - self.events)},
+                "state": "done",
+                "react_until": {"$exists": False},
+            }
         )
         deliveries = await self._mongo.collection("deliveries").delete_many(
             {"_id": {"$lt": first_id(now - self.deliveries)}, "open": {"$exists": False}}

@@ -1,0 +1,200 @@
+"""What follows a commit: each event is handed to the reactions that its type concerns, at least once.
+
+    events   {..., react_until, reacted}   see app/store.py
+
+`react_until` is there until all reactions to the event have run: first it is the lease of the process that committed
+it, after a failure the time of the next try. Notices do not wait for reactions, nor these for notices. One resource's
+events are reacted to in the order of their versions, as long as one process commits them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import PyMongoError
+
+from app import tasks
+from app.context import Context
+from app.mongo import Document, Mongo
+from app.revival import revive
+from app.store import Store
+from app.versions import Event
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 5.0
+_AT_ONCE = 8
+_BATCH = 200
+_LEASE = timedelta(seconds=60)
+_MOST_TRIES = 20
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=5)
+_NAMESPACE = uuid.UUID("4b0e1c3e-5d0c-5c57-9f55-6f6a1b6d2f10")
+
+Run = Callable[[Context, Event], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """Something to do after each commit of these types. `run` may be called again for the same event."""
+
+    name: str
+    types: frozenset[str]
+    run: Run
+
+
+def stable_id(*parts: str) -> str:
+    """An id that is the same whenever it is made of the same parts."""
+    return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))
+
+
+class Reactions:
+    """Runs reactions; `context` is the server's own."""
+
+    def __init__(self, mongo: Mongo, store: Store, reactions: Sequence[Reaction]) -> None:
+        self._mongo = mongo
+        self._store = store
+        self._reactions = reactions
+        self._events = mongo.collection("events")
+        self._queue: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loops: list[asyncio.Task[None]] = []
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The types whose events somebody reacts to."""
+        return frozenset().union(*(reaction.types for reaction in self._reactions))
+
+    async def start(self, context: Context) -> None:
+        present = await self._events.index_information()
+        if "react_until" not in present:
+            await self._events.create_indexes(
+                [
+                    IndexModel(
+                        [("react_until", ASCENDING)],
+                        name="react_until",
+                        partialFilterExpression={"react_until": {"$exists": True}},
+                    )
+                ]
+            )
+        self._store.react_to(self.types)
+        self._store.listeners.append(self._committed)
+        self._loops = [
+            asyncio.create_task(self._run_loop(context)),
+            asyncio.create_task(self._sweep_loop()),
+        ]
+
+    async def stop(self) -> None:
+        if self._committed in self._store.listeners:
+            self._store.listeners.remove(self._committed)
+        await tasks.end(self._loops)
+
+    async def idle(self) -> None:
+        """Return once all that was committed in this process has been reacted to."""
+        await self._idle.wait()
+
+    def _committed(self, events: list[Event]) -> None:
+        mine = [event for event in events if event.topic is None and event.type in self.types]
+        if mine:
+            self._take(mine)
+
+    def _take(self, events: Sequence[Event]) -> None:
+        self._queue.extend(events)
+        self._idle.clear()
+        self._arrived.set()
+
+    async def _run_loop(self, context: Context) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                count = min(len(self._queue), _BATCH)
+                await self._react(context, [self._queue.popleft() for _ in range(count)])
+            self._idle.set()
+
+    async def _react(self, context: Context, batch: Sequence[Event]) -> None:
+        """React to a batch: resources side by side, each one's events in order."""
+        by_resource: dict[tuple[str, str], list[Event]] = {}
+        for event in batch:
+            by_resource.setdefault((event.type, event.resource_id), []).append(event)
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def in_order(events: Sequence[Event]) -> list[Event]:
+            async with room:
+                return [event for event in events if await self._all_ran(context, event)]
+
+        done = await asyncio.gather(*(in_order(events) for events in by_resource.values()))
+        ids = [event.id for events in done for event in events]
+        try:
+            await self._events.update_many({"_id": {"$in": ids}}, {"$unset": {"react_until": ""}})
+        except PyMongoError as error:  # they run again, which changes nothing
+            _warn("settle", error)
+
+    async def _all_ran(self, context: Context, event: Event) -> bool:
+        for reaction in self._reactions:
+            if event.type not in reaction.types:
+                continue
+            try:
+                await reaction.run(context, event)
+            except Exception as error:
+                log.exception(
+                    "reaction failed",
+                    extra={
+                        "action": reaction.name,
+                        "resource_type": event.type,
+                        "id": event.resource_id,
+                        "version_id": event.version,
+                        "error": type(error).__name__,
+                    },
+                )
+                await self._put_off(event)
+                return False
+        return True
+
+    async def _put_off(self, event: Event) -> None:
+        """Try again later, further apart each time; after the last try the row tells that it failed."""
+        try:
+            row = await self._events.find_one_and_update(
+                {"_id": event.id}, {"$inc": {"reacted": 1}}, {"reacted": 1}
+            )
+            tries = (row or {}).get("reacted", 0) + 1
+            if tries >= _MOST_TRIES:
+                change: Document = {"$unset": {"react_until": ""}, "$set": {"react_failed": True}}
+            else:
+                pause = min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE)
+                change = {"$set": {"react_until": self._mongo.now() + pause}}
+            await self._events.update_one({"_id": event.id}, change)
+        except PyMongoError as error:
+            _warn("put off", error)
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except PyMongoError as error:
+                _warn("sweep", error)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Take over events whose reactions failed or whose process is gone."""
+        for _ in range(_BATCH):
+            row = await self._events.find_one_and_update(
+                {"react_until": {"$lte": self._mongo.now()}},
+                {"$set": {"react_until": self._mongo.now() + _LEASE}},
+                sort=[("react_until", ASCENDING)],
+            )
+            if row is None:
+                return
+            self._take([await revive(self._store, row)])
+
+
+def _warn(action: str, error: Exception) -> None:
+    log.warning("reactions", extra={"action": action, "error": type(error).__name__})

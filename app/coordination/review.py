@@ -1,0 +1,38 @@
+"""The review queue: a Task for each thing that a person has to look at. People close them, the server never does."""
+
+from __future__ import annotations
+
+from app import interactions
+from app.context import Context
+from app.coordination.codes import REVIEW_REASON, REVIEW_REASONS
+from app.coordination.reactions import stable_id
+from app.fhir_json import Resource
+from app.versions import instant
+
+
+async def ask(
+    context: Context, reason: str, focus: str, *, patient: str | None, about: str = ""
+) -> None:
+    """Put something into the queue, once for each reason and focus, also where somebody has closed it since.
+
+    `focus` and `patient` are relative references; `about` is one of several matters of the same focus.
+    """
+    task_id = stable_id("review", reason, focus, about)
+    if await context.store.read("Task", task_id) is not None:
+        return
+    task: Resource = {
+        "resourceType": "Task",
+        "id": task_id,
+        "status": "requested",
+        "intent": "order",
+        "priority": "routine",
+        "code": {
+            "coding": [{"system": REVIEW_REASON, "code": reason, "display": REVIEW_REASONS[reason]}]
+        },
+        "description": REVIEW_REASONS[reason],
+        "focus": {"reference": focus},
+        "authoredOn": instant(context.server.clock.now()),
+    }
+    if patient is not None:
+        task["for"] = {"reference": patient}
+    await interactions.update(context, "Task", task_id, task)
