@@ -6,6 +6,7 @@
     POST   /admin/deliveries/resend     one of the parameters above at least, or first= and last= with a subscription
     GET    /admin/topics                the topics that were put
     GET, PUT, DELETE  /admin/topics/<name>
+    POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
 
 Served only while authorization is off: nobody is an operator otherwise.
 """
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from pymongo.errors import ConnectionFailure
@@ -28,6 +30,7 @@ from app.errors import BadRequest, FhirError, Forbidden, Unavailable
 from app.security.caller import SERVER
 from app.subscriptions import ledger_search
 from app.subscriptions.ledger_search import STATES, Wanted
+from app.versions import instant
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,7 @@ async def read_topic(request: Request, server: Server) -> Answer:
 
 
 async def put_topic(request: Request, server: Server) -> Answer:
-    """Known here at once, to other processes within a second."""
+    """Known here at once, as `Basic` too; to other processes within a second."""
     resource = await exchange.read_resource(request, server.settings.max_resource_bytes)
     registry = server.worker.registry
     created = await registry.topics.put(request.path_params["name"], resource)
@@ -118,6 +121,20 @@ def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
     )
 
 
+async def advance_clock(request: Request, server: Server) -> Answer:
+    if not server.settings.test_clock:
+        raise Forbidden("The calendar is not to be moved: CARERELAY_TEST_CLOCK is off")
+    body = fhir_json.decode(await request.body())
+    seconds = body.get("advance")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or seconds < 0:
+        raise BadRequest("Not a number of seconds", code="value", expression="advance")
+    try:
+        now = server.clock.advance(timedelta(seconds=float(seconds)))
+    except OverflowError:
+        raise BadRequest("Too far ahead", code="value", expression="advance") from None
+    return 200, {"now": instant(now)}
+
+
 def _number(query: Mapping[str, str], name: str) -> int | None:
     text = query.get(name)
     if text is None:
@@ -154,6 +171,7 @@ async def _resend(server: Server, wanted: Wanted) -> Answer:
 
 
 async def _publish(request: Request, server: Server) -> None:
+    """Take the topics over as they now are, here and as resources that clients read."""
     await server.worker.registry.refresh_topics()
     base_url = server.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
     await published.store_topics(Context(server, SERVER, base_url))
@@ -188,5 +206,6 @@ ROUTES = [
         ("GET", "/topics/{name}", read_topic),
         ("PUT", "/topics/{name}", put_topic),
         ("DELETE", "/topics/{name}", delete_topic),
+        ("POST", "/clock", advance_clock),
     )
 ]

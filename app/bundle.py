@@ -233,7 +233,7 @@ async def _conditional_target(context: Context, entry: Entry) -> Target | None:
     resource_type, _ = _address(entry)
     if entry.method == "POST":
         return await write.target_of_create(
-            context, resource_type, entry.preconditions.if_none_exist
+            context, resource_type, entry.preconditions.if_none_exist, _body(entry)
         )
     if entry.method == "PUT":
         return await write.target_of_conditional_update(
@@ -388,7 +388,7 @@ def _response(context: Context, entry: Entry, answer: Answer, prefer: Prefer) ->
             )
         response["etag"] = f'W/"{stored.version}"'
         response["lastModified"] = instant(stored.at)
-    if returns == "OperationOutcome":
+    if returns == "OperationOutcome" or answer.issues:
         done = Issue("informational", "Done", severity="information")
         response["outcome"] = operation_outcome(answer.issues or (done,))
     head: dict[str, Any] = {}

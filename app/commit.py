@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from bson import ObjectId
@@ -27,7 +27,16 @@ from app.mongo import Document, Mongo, Session
 from app.presence import Presence
 from app.search import cohort
 from app.search.extract import extract, index_models
-from app.versions import Change, Event, Guard, Stored, VersionConflict, version_document, with_meta
+from app.versions import (
+    Change,
+    Event,
+    Guard,
+    Late,
+    Stored,
+    VersionConflict,
+    version_document,
+    with_meta,
+)
 
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
@@ -35,8 +44,8 @@ _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "
 _MILLISECOND = timedelta(milliseconds=1)
 _DUPLICATE_KEY = 11000
 _TOO_LARGE_FOR_CACHE = 388
-# Rows beside a resource that one command of a transaction writes.
-_ROWS_AT_ONCE = 10_000
+# Rows beside a resource that one command of a transaction writes: encoding more would hold up everything else.
+_ROWS_AT_ONCE = 1_000
 
 
 @dataclass(slots=True)
@@ -46,6 +55,8 @@ class _Unit:
     changes: Sequence[Change]
     guards: Sequence[Guard]
     stored: list[Stored] = field(default_factory=list)
+    # Messages that became versions without ever having been the current one.
+    passing: list[Stored] = field(default_factory=list)
     current: list[Document] = field(default_factory=list)
     rows: list[cohort.RowChange] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -126,6 +137,8 @@ class Commits:
         at = self.presence.stamp()
         if previous and at <= previous.at:  # versions of one resource never share or turn back time
             at = previous.at + _MILLISECOND
+        if change.late is not None:
+            version, at = self._take_late(unit, change, change.late, version, at)
         document: Document = {"_id": change.id, "v": version, "at": at}
         resource, fields, text = None, None, ""
         if change.resource is None:
@@ -135,35 +148,43 @@ class Commits:
             text = self._text(resource)
             fields = extract(change.type, resource)
             document.update(fields)
-            document.pop("rows", None)  # kept in a collection of their own
+            cohort.take_aside(document)
             if change.private is not None:
                 document["private"] = change.private
             document["text"] = text
         if rows := cohort.collection_of(change.type):
             lives = previous is not None and not previous.deleted
-            before = extract(change.type, previous.resource()) if previous and lives else None
+            before = cohort.aside(previous.resource()) if previous and lives else None
             unit.rows.append(cohort.row_change(rows, change.id, before, fields))
         method = _HTTP_METHOD[change.method]
         unit.current.append(document)
         unit.stored.append(
             Stored(change.type, change.id, version, at, text, resource is None, method)
         )
-        unit.events.append(
-            Event(
-                ObjectId(),
-                change.type,
-                change.id,
-                version,
-                change.method,
-                at,
-                resource,
-                fields,
-                previous.text if previous and not previous.deleted else None,
-            )
-        )
+        if not change.silent and (change.late is None or change.late.content is None):
+            unit.events.append(_event(change, version, at, resource, fields))
+
+    def _take_late(
+        self, unit: _Unit, change: Change, late: Late, version: int, at: datetime
+    ) -> tuple[int, datetime]:
+        """Add a late message's event, for those alone who listen for its topic, and its version if it gets one.
+
+        Returns version and time of the current state that follows.
+        """
+        resource = with_meta(late.content or change.resource or {}, change.id, version, at)
+        event = _event(change, version, at, resource, extract(change.type, resource))
+        unit.events.append(replace(event, topic=late.topic, trigger=late.trigger))
+        if late.content is None:
+            return version, at
+        method = _HTTP_METHOD[change.method]
+        text = self._text(resource)
+        unit.passing.append(Stored(change.type, change.id, version, at, text, method=method))
+        return version + 1, at + _MILLISECOND
 
     def _times_under_way(self) -> Iterator[datetime]:
-        return (stored.at for unit in self._group.pending() for stored in unit.stored)
+        return (
+            stored.at for unit in self._group.pending() for stored in (*unit.passing, *unit.stored)
+        )
 
     def _text(self, resource: Resource) -> str:
         """The JSON of a resource. Raises TooLarge: patches and entries of Bundles pass no other limit."""
@@ -174,7 +195,9 @@ class Commits:
 
     async def _write(self, units: Sequence[_Unit]) -> None:
         """One transaction for all units; VersionConflict where any of them lost a race."""
-        versions = [version_document(stored) for unit in units for stored in unit.stored]
+        versions = [
+            version_document(stored) for unit in units for stored in (*unit.passing, *unit.stored)
+        ]
         lease_until = self._mongo.now() + EVENT_LEASE
         events = [
             self._event_document(event, lease_until) for unit in units for event in unit.events
@@ -194,7 +217,7 @@ class Commits:
         rows = [change for unit in units for change in unit.rows]
 
         async def transaction(session: Session) -> None:
-            self.presence.check_age(event.at for unit in units for event in unit.events)
+            self.presence.check_age(stored.at for unit in units for stored in unit.stored)
             for guard in guards:
                 await self._pass_guard(guard, session)
             for resource_type, operations in writes.items():
@@ -206,7 +229,8 @@ class Commits:
             for change in rows:
                 await self._write_rows(change, session)
             await self._versions.insert_many(versions, session=session)
-            await self._events.insert_many(events, session=session)
+            if events:
+                await self._events.insert_many(events, session=session)
 
         try:
             await self._mongo.transaction(transaction)
@@ -233,18 +257,15 @@ class Commits:
         if change.is_end:
             await collection.delete_many(cohort.all_of(change.id), session=session)
             return
-        for start in range(0, len(change.gone), _ROWS_AT_ONCE):
-            keys = [{"g": change.id, "m": m} for m in change.gone[start : start + _ROWS_AT_ONCE]]
+        gone = [{"g": change.id, "m": m} for m in change.gone]
+        if not change.is_new:  # to take away and put anew is a third of the work of a replacement
+            gone += [row["_id"] for row in change.new]
+        for start in range(0, len(gone), _ROWS_AT_ONCE):
+            keys = gone[start : start + _ROWS_AT_ONCE]
             await collection.delete_many({"_id": {"$in": keys}}, session=session)
         for start in range(0, len(change.new), _ROWS_AT_ONCE):
-            rows = [
-                {"_id": {"g": change.id, "m": m}} for m in change.new[start : start + _ROWS_AT_ONCE]
-            ]
-            if change.is_new:
-                await collection.insert_many(rows, session=session)
-            else:
-                upserts = [ReplaceOne(row, row, upsert=True) for row in rows]
-                await collection.bulk_write(upserts, session=session)
+            rows = change.new[start : start + _ROWS_AT_ONCE]
+            await collection.insert_many(rows, session=session)
 
     async def _pass_guard(self, guard: Guard, session: Session) -> None:
         if guard.seen == 0:
@@ -288,6 +309,8 @@ class Commits:
         }
         if event.type in self.reacting:
             row["react_until"] = lease_until
+        if event.topic is not None:
+            row |= {"topic": event.topic, "trigger": dict(event.trigger or {})}
         return row
 
     async def _ensure(self, name: str, models: list[IndexModel]) -> None:
@@ -313,6 +336,27 @@ class Commits:
         except OperationFailure as error:
             if error.code != 48:  # NamespaceExists: another process was faster
                 raise
+
+
+def _event(
+    change: Change,
+    version: int,
+    at: datetime,
+    resource: Resource | None,
+    fields: Document | None,
+) -> Event:
+    previous = change.previous
+    return Event(
+        ObjectId(),
+        change.type,
+        change.id,
+        version,
+        change.method,
+        at,
+        resource,
+        fields,
+        previous.text if previous and not previous.deleted else None,
+    )
 
 
 def _codes(error: OperationFailure) -> set[int | None]:

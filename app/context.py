@@ -44,6 +44,8 @@ class Context:
     promised: frozenset[tuple[str, str]] = frozenset()
     departing: frozenset[str] = frozenset()
     rewritten: frozenset[str] = frozenset()
+    # The writer has seen the version that it changes: by a patch, or by naming it.
+    edits: bool = False
 
     @property
     def settings(self) -> Settings:

@@ -71,7 +71,9 @@ async def create(
     """https://hl7.org/fhir/R4/http.html#create: 201; with If-None-Exist 200 where one matches, 412 for several."""
 
     async def plan() -> Plan:
-        target = await write.target_of_create(context, resource_type, preconditions.if_none_exist)
+        target = await write.target_of_create(
+            context, resource_type, preconditions.if_none_exist, resource
+        )
         return await write.plan_write(context, target, resource, preconditions)
 
     return await _commit(context, plan)

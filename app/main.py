@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             running.push_async_callback(reindexing.stop)
             worker = Worker(settings, mongo, store)
             clock = Clock(mongo)
+            worker.gate.now = clock.now  # consents end by the calendar
             hub = Hub(mongo, store, clock)
             app.state.server = Server(
                 settings, mongo, store, worker, reindexing, clock, hub, datetime.now(UTC)

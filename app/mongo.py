@@ -7,9 +7,10 @@ how a session and an aggregation are opened, how a change stream is entered, and
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from bson.codec_options import CodecOptions
@@ -47,7 +48,7 @@ class Mongo:
             database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC)
         )
         self._motor = motor
-        self._clock_offset = timedelta()
+        self._clock_offset = 0.0  # seconds
         self._collections: dict[str, Collection] = {}
         self._naive: dict[str, Collection] = {}
 
@@ -84,7 +85,7 @@ class Mongo:
         server_time: datetime = reply["localTime"]
         if server_time.tzinfo is None:
             server_time = server_time.replace(tzinfo=UTC)
-        self._clock_offset = server_time - (before + (after - before) / 2)
+        self._clock_offset = (server_time - (before + (after - before) / 2)).total_seconds()
         return reply
 
     def now(self) -> datetime:
@@ -92,8 +93,7 @@ class Mongo:
 
         Leases are compared on the server with `$$NOW`; this is only used to write them.
         """
-        instant = datetime.now(UTC) + self._clock_offset
-        return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+        return datetime.fromtimestamp(int((time.time() + self._clock_offset) * 1000) / 1000, UTC)
 
     def collection(self, name: str, *, naive: bool = False) -> Collection:
         """The collection of that name, kept: making the object costs as much as a tenth of a read.

@@ -1,28 +1,34 @@
-"""What the server publishes of itself as ordinary resources: the OperationDefinitions of its operations, its topics.
+"""What the server publishes of itself as ordinary resources: its operations, its code lists and its topics.
 
-They are stored at start, so that clients find, read and search them like anything else.
+They are stored at start, and topics whenever an operator changes one, so that clients find, read and search them like
+anything else.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from pymongo import ASCENDING
 
-from app import interactions
+from app import interactions, terminology
 from app.context import Context
 from app.operations import registry
 from app.subscriptions import topic_basic
 
 
 async def store_definitions(context: Context) -> None:
-    """Store each definition that is missing or differs; what is there already stays untouched."""
+    """Store each operation or code list that is missing or differs; what is there already stays untouched."""
     for definition_id, resource in registry.definitions().items():
         await interactions.update(context, "OperationDefinition", definition_id, resource)
+    lists = [*terminology.code_systems().values(), *terminology.value_sets()]
+    await asyncio.gather(
+        *(interactions.update(context, each["resourceType"], each["id"], each) for each in lists)
+    )
 
 
 async def store_topics(context: Context) -> None:
     """Store a Basic for each topic that is missing or differs, and delete those of topics that are gone."""
-    topics = context.server.worker.registry.catalogue.by_url.values()
-    shown = {basic["id"]: basic for basic in map(topic_basic.basic, topics)}
+    shown = topic_basic.basics(context.server.worker.registry.catalogue.by_url.values())
     for basic_id, resource in shown.items():
         await interactions.update(context, "Basic", basic_id, resource)
     ours = {

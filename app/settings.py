@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -100,9 +101,56 @@ class Settings(BaseSettings):
         "single", description="Whether a conditional delete may delete more than one resource."
     )
 
+    hra_questionnaires: str = Field(
+        "http://carerelay.example/Questionnaire/health-risk-assessment",
+        description="Canonical URLs, comma separated, of the questionnaires that are health risk assessments.",
+    )
+    hra_lookback_days: int = Field(
+        90,
+        ge=0,
+        description="A health risk assessment made at most so many days before an enrolment counts as its first.",
+    )
+    continuity_days: int = Field(
+        90,
+        ge=1,
+        description="Days for which a new member's earlier plan of care is honoured.",
+    )
+    continuity_payors: str = Field(
+        "",
+        description="Organizations, by commas, whose new Coverages begin continuity of care; empty for any payor.",
+    )
+    plan_quiet_period: int = Field(
+        900,
+        ge=0,
+        description="Seconds for which changes of a care plan are gathered into one notice; 0 sends each at once.",
+    )
     test_clock: bool = Field(
         False,
         description="Let POST /admin/clock put the calendar forward: for tests and demonstrations alone.",
+    )
+    attribution: str = Field(
+        "care-team,general-practitioner,group",
+        pattern=r"^(care-team|general-practitioner|group)(,(care-team|general-practitioner|group))*$",
+        description="Where a patient's PCP is looked for; the first that names anybody wins: docs/routing.md.",
+    )
+    facilities: Path | None = Field(
+        None,
+        description="JSON file that says what facilities are (hospital, snf ...) by identifier: docs/routing.md.",
+    )
+    endpoint_subscriptions: bool = Field(
+        False,
+        description="Keep a Subscription for each active FHIR Endpoint of a primary care practice: docs/routing.md.",
+    )
+    endpoint_content: Literal["empty", "id-only", "full-resource"] = Field(
+        "id-only", description="How much the notices of these Subscriptions tell."
+    )
+    unrouted: bool = Field(
+        True,
+        description="Say in the ledger and the review queue when no primary care practice can be told of an event.",
+    )
+    endpoint_topics: str = Field(
+        "encounter-admission,encounter-discharge,encounter-transfer,encounter-cancelled,careplan-change",
+        description="Topics of these Subscriptions, separated by commas: names under the topic base, or canonicals.",
     )
     topic_base: str = Field(
         "http://carerelay.example/SubscriptionTopic/",
@@ -111,6 +159,22 @@ class Settings(BaseSettings):
     topics: Path | None = Field(
         None,
         description="Directory of further SubscriptionTopics (R5-shaped JSON), see docs/topics.md.",
+    )
+    contracts: Path | None = Field(
+        None,
+        description="JSON file, or directory of them, with the contracts that notices are owed by: docs/contracts.md.",
+    )
+    publish_notices: bool = Field(
+        True,
+        description="Keep a Communication and an AuditEvent for each notice of the server's own topics: docs/proof.md.",
+    )
+    time_zone: str = Field(
+        "UTC",
+        description="Time zone (IANA name) of facilities that do not say theirs, for calendar days: docs/proof.md.",
+    )
+    labelled_content: Literal["id-only", "withhold"] = Field(
+        "id-only",
+        description="What becomes of notices about content labelled sensitive or restricted, see docs/consent.md.",
     )
     egress_allow: str = Field(
         "",
@@ -162,3 +226,12 @@ class Settings(BaseSettings):
         False,
         description="Mail is secured all the way to its reader (as Direct is), so it may carry whole resources.",
     )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_time_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ValueError, OSError):
+            raise ValueError("not a known time zone") from None
+        return name

@@ -46,10 +46,24 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """A message that came after newer ones: it raises an event of its own, for `topic`, with what it was as `trigger`.
+
+    `content` is there where the current state has nothing of it: it then becomes a version, which that state follows
+    in another one (docs/decisions/0008-late-messages.md).
+    """
+
+    topic: str
+    trigger: Mapping[str, str]
+    content: Resource | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One write, judged against `previous`: it commits only while that is still the current version.
 
-    `private` is kept beside the current version and never becomes part of its text or of a version.
+    `private` is kept beside the current version and never becomes part of its text or of a version. A `silent` one
+    makes no event: nobody is told of what the server keeps about its own notices, or telling would never end.
     """
 
     method: Method
@@ -58,6 +72,8 @@ class Change:
     resource: Resource | None
     previous: Stored | None = None
     private: Document | None = None
+    late: Late | None = None
+    silent: bool = False
 
     @property
     def key(self) -> str:

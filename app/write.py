@@ -7,7 +7,7 @@ https://hl7.org/fhir/R4/http.html
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
 from app import meta, patch, references, validation
@@ -40,9 +40,17 @@ class Plan:
     def answer(self, committed: Stored | None) -> Answer:
         """The answer once the change is committed as this version."""
         stored = committed or self.existing
-        if committed is not None and self.prepared is not None:
+        if self.prepared is None:
+            return Answer(self.status, stored, location=self.location)
+        if committed is not None:
             stored = self.prepared.shown(committed)
-        return Answer(self.status, stored, location=self.location)
+        return Answer(
+            self.status,
+            stored,
+            issues=self.prepared.issues,
+            location=self.location,
+            headers=dict(self.prepared.headers),
+        )
 
 
 def check_type(resource_type: str) -> None:
@@ -56,7 +64,8 @@ class Target:
     """Which resource a write is about: known before the write is judged, because references may need its id.
 
     `previous` is its current version, a deletion included. `settled` is the match of a conditional create: there is
-    nothing to write. `creates` tells a create, whose id is the server's, from an update.
+    nothing to write; `found` tells of such a match that is to be updated after all. `creates` tells a create, whose id
+    is the server's, from an update.
     """
 
     type: str
@@ -65,6 +74,7 @@ class Target:
     guards: tuple[Guard, ...] = ()
     creates: bool = False
     settled: Stored | None = None
+    found: bool = False
 
     @property
     def reference(self) -> str:
@@ -72,13 +82,18 @@ class Target:
 
 
 async def target_of_create(
-    context: Context, resource_type: str, if_none_exist: str | None
+    context: Context, resource_type: str, if_none_exist: str | None, resource: Resource
 ) -> Target:
-    """https://hl7.org/fhir/R4/http.html#ccreate: the one that matches already, or a new id."""
+    """https://hl7.org/fhir/R4/http.html#ccreate: the one that matches already, or a new id.
+
+    A match is settled, unless the resource is a message about it (registry.is_message): then it is to be updated.
+    """
     check_type(resource_type)
     if if_none_exist is None:
         return Target(resource_type, new_id(), creates=True)
     guard, matches = await find_matches(context, resource_type, if_none_exist)
+    if matches and registry.is_message(resource):
+        return Target(resource_type, matches[0].id, matches[0], (guard,), found=True)
     if matches:
         return Target(resource_type, matches[0].id, guards=(guard,), settled=matches[0])
     return Target(resource_type, new_id(), guards=(guard,), creates=True)
@@ -151,10 +166,13 @@ async def plan_write(
         change = Change("create", target.type, target.id, prepared.resource, None, prepared.private)
         return Plan(201, change, None, prepared, target.guards, location=True)
     check_version(target.previous, preconditions)
+    if preconditions.if_match not in (None, "*"):
+        context = replace(context, edits=True)
     resource = {**resource, "id": target.id}
     if target.previous is None or target.previous.deleted:
         return await _plan_change(context, target, resource, "update", 201)
-    return await _plan_change(context, target, resource, "update", 200)
+    plan = await _plan_change(context, target, resource, "update", 200)
+    return replace(plan, location=True) if target.found else plan
 
 
 async def plan_patch(
@@ -166,7 +184,7 @@ async def plan_patch(
     resource = apply(previous.resource())
     if resource.get("resourceType") != previous.type or resource.get("id") != previous.id:
         raise Unprocessable("A patch must not change the resource's type or id", code="value")
-    return await _plan_change(context, target, resource, "patch", 200)
+    return await _plan_change(replace(context, edits=True), target, resource, "patch", 200)
 
 
 async def plan_delete(context: Context, target: Target, preconditions: Preconditions) -> Plan:
@@ -190,12 +208,20 @@ async def _plan_change(
         status == 200
         and previous is not None
         and context.settings.skip_identical_updates
-        and prepared.private is None
+        and (prepared.private is None or prepared.is_memory)
         and is_same_content(prepared.resource, previous)
     )
-    if unchanged:
-        return Plan(200, existing=previous, guards=target.guards)
-    change = Change(method, target.type, target.id, prepared.resource, previous, prepared.private)
+    if unchanged or prepared.repeats:
+        return Plan(200, existing=previous, prepared=prepared, guards=target.guards)
+    change = Change(
+        method,
+        target.type,
+        target.id,
+        prepared.resource,
+        previous,
+        prepared.private,
+        prepared.late,
+    )
     return Plan(status, change, None, prepared, target.guards, location=status == 201)
 
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded import EmbeddedMongoError
-from benchmarks import growth, matching, notices
+from benchmarks import growth, matching, notices, routing
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
 
-MATCHING, GROWTH = "match100k", "growth"
-NAMES = (*BENCHMARKS, *notices.NAMES, MATCHING, GROWTH)
+MATCHING, GROWTH, ROUTING = "match100k", "growth", "routing"
+NAMES = (*BENCHMARKS, *notices.NAMES, MATCHING, ROUTING, GROWTH)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -50,6 +50,8 @@ def main(
             if MATCHING in (names or NAMES):
                 status.update(MATCHING)
                 others[MATCHING] = matching.measure()
+            if ROUTING in (names or NAMES):
+                others[ROUTING] = routing.measure(status.update, seconds=seconds)
             if GROWTH in (names or NAMES):
                 others[GROWTH] = growth.measure(status.update, scale=scale)
     except (BenchmarkError, EmbeddedMongoError) as error:

@@ -88,14 +88,16 @@ async def _latency(uri: str, name: str, workload: Latency, seconds: float) -> Fi
     with processes.receiver() as receiver:
         patients = [f"p{number}" for number in range(max(workload.subscriptions, PATIENTS))]
         # One alone hears of every patient: notices about one and the same wait for each other.
-        filters: Sequence[str | None] = patients if workload.subscriptions > 1 else [None]
-        await _subscribe(uri, name, f"http://127.0.0.1:{receiver}/", filters)
+        filters: Sequence[str | None] = [None]
+        if workload.subscriptions > 1:
+            filters = [f"patient=Patient/{patient}" for patient in patients]
+        await subscribe(uri, name, f"http://127.0.0.1:{receiver}/", filters)
         with processes.server_on(uri, name) as server:
-            async with _client(server) as admit:
-                await _at_rate(admit, workload.rate, WARM_UP_SECONDS, patients)
-                await _received(receiver, int(workload.rate * WARM_UP_SECONDS))
-                committed = await _at_rate(admit, workload.rate, seconds, patients)
-                came = await _received(receiver, len(committed))
+            async with client(server) as admit:
+                await at_rate(admit, workload.rate, WARM_UP_SECONDS, patients)
+                await received(receiver, int(workload.rate * WARM_UP_SECONDS))
+                committed = await at_rate(admit, workload.rate, seconds, patients)
+                came = await received(receiver, len(committed))
     waits = sorted((came[id_] - answered) * 1000 for id_, (_, answered) in committed.items())
     writes = [(answered - sent) * 1000 for sent, answered in committed.values()]
     last = max(came.values()) - max(answered for _, answered in committed.values())
@@ -114,23 +116,23 @@ async def _deliveries(uri: str, say: Callable[[str], None]) -> Figures:
     """One event after another to a thousand Subscriptions, then the same bodies by a bare client."""
     with processes.receiver() as receiver:
         url = f"http://127.0.0.1:{receiver}/"
-        await _subscribe(uri, "deliveries", url, [None] * FAN_OUT)
+        await subscribe(uri, "deliveries", url, [None] * FAN_OUT)
         with processes.server_on(uri, "deliveries") as server:
-            async with _client(server) as admit:
+            async with client(server) as admit:
                 await admit("warm-up", "p0")
-                await _received(receiver, FAN_OUT, distinct=False)
+                await received(receiver, FAN_OUT, distinct=False)
                 ratios, ours, bare = [], [], []
                 for run in range(3):
                     say(f"deliveries: run {run + 1} of 3")
                     begun = time.perf_counter()
                     for number in range(FAN_OUT_EVENTS):
                         await admit(f"fan-{run}-{number}", f"p{number}")
-                    last = await _received(receiver, FAN_OUT * FAN_OUT_EVENTS, distinct=False)
+                    last = await received(receiver, FAN_OUT * FAN_OUT_EVENTS, distinct=False)
                     ours.append(FAN_OUT * FAN_OUT_EVENTS / (max(last.values()) - begun))
                     bodies = await _bodies(uri, url)
                     bare.append(await _bare(url, bodies * FAN_OUT_EVENTS))
                     ratios.append(ours[-1] / bare[-1])
-                    await _received(receiver, FAN_OUT * FAN_OUT_EVENTS, distinct=False)
+                    await received(receiver, FAN_OUT * FAN_OUT_EVENTS, distinct=False)
     return {
         "ours": _rounded(median(ours)),
         "baseline": _rounded(median(bare)),
@@ -185,27 +187,25 @@ async def _bare(url: str, bodies: list[bytes]) -> float:
         return len(bodies) / (time.perf_counter() - begun)
 
 
-async def _subscribe(
-    uri: str, database: str, endpoint: str, patients: Sequence[str | None]
-) -> None:
-    """Store active Subscriptions before the server starts; None concerns every admission."""
+async def subscribe(uri: str, database: str, endpoint: str, filters: Sequence[str | None]) -> None:
+    """Store active Subscriptions, in an empty database, before the server starts; None concerns every admission."""
     mongo = await Mongo.open(Settings(mongodb_uri=uri, mongodb_database=database))
     await mongo.client.drop_database(database)
     store = Store(mongo)
     await store.prepare()
     private = {"headers": [], "base_url": f"{endpoint}fhir"}
-    for begin in range(0, len(patients), 200):
+    for begin in range(0, len(filters), 200):
         await store.commit(
             [
                 Change(
                     "create",
                     "Subscription",
                     new_id(),
-                    _subscription(endpoint, patient),
+                    _subscription(endpoint, filter_),
                     None,
                     private,
                 )
-                for patient in patients[begin : begin + 200]
+                for filter_ in filters[begin : begin + 200]
             ]
         )
     # As a server leaves them: nothing to do at the start of the run.
@@ -213,7 +213,7 @@ async def _subscribe(
     await mongo.close()
 
 
-def _subscription(endpoint: str, patient: str | None) -> dict[str, Any]:
+def _subscription(endpoint: str, filter_: str | None) -> dict[str, Any]:
     content = {"url": f"{_BACKPORT}backport-payload-content", "valueCode": "id-only"}
     subscription: dict[str, Any] = {
         "resourceType": "Subscription",
@@ -227,11 +227,8 @@ def _subscription(endpoint: str, patient: str | None) -> dict[str, Any]:
             "_payload": {"extension": [content]},
         },
     }
-    if patient is not None:
-        criteria = {
-            "url": f"{_BACKPORT}backport-filter-criteria",
-            "valueString": f"patient=Patient/{patient}",
-        }
+    if filter_ is not None:
+        criteria = {"url": f"{_BACKPORT}backport-filter-criteria", "valueString": filter_}
         subscription["_criteria"] = {"extension": [criteria]}
     return subscription
 
@@ -240,7 +237,7 @@ Admit = Callable[[str, str], Any]
 
 
 @asynccontextmanager
-async def _client(port: int) -> AsyncIterator[Admit]:
+async def client(port: int) -> AsyncIterator[Admit]:
     """Stores an admission and returns when it was sent and answered."""
     connector = aiohttp.TCPConnector(limit=64)
     headers = {"Content-Type": "application/fhir+json"}
@@ -266,7 +263,7 @@ async def _client(port: int) -> AsyncIterator[Admit]:
         yield admit
 
 
-async def _at_rate(
+async def at_rate(
     admit: Admit, rate: int, seconds: float, patients: list[str]
 ) -> dict[str, tuple[float, float]]:
     """Admissions at a steady rate, whether or not earlier ones are answered; when each was sent and answered."""
@@ -279,7 +276,7 @@ async def _at_rate(
     return {id_: await task for id_, task in tasks.items()}
 
 
-async def _received(port: int, count: int, *, distinct: bool = True) -> dict[str, float]:
+async def received(port: int, count: int, *, distinct: bool = True) -> dict[str, float]:
     """When each notice came, by its focus, once so many have come; the last of each focus unless `distinct`."""
     came: dict[str, float] = {}
     number = 0

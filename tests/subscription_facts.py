@@ -19,6 +19,8 @@ class Pair:
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     type: str = "Encounter"
+    resource_id: str = "e1"
+    version: int = 2
 
     @property
     def method(self) -> str:

@@ -298,6 +298,59 @@ async def test_a_topic_keeps_its_url(client: httpx.AsyncClient) -> None:
     await client.delete(f"{ADMIN}/topics/one")
 
 
+async def shown_as_basic(client: httpx.AsyncClient, url: str) -> list[dict[str, Any]]:
+    """The Basics that show the topic with this URL, as a client would look for them."""
+    answer = await client.get(
+        "Basic", params={"code": "http://hl7.org/fhir/fhir-types|SubscriptionTopic", "_count": 100}
+    )
+    resources = [entry["resource"] for entry in answer.json()["entry"]]
+    return [each for each in resources if element(each, "url") == url]
+
+
+def element(basic: dict[str, Any], name: str) -> str | None:
+    """A string of the topic that a Basic shows."""
+    for extension in basic["extension"]:
+        if extension["url"].endswith(f"extension-SubscriptionTopic.{name}"):
+            return str(extension.get("valueUri", extension.get("valueString")))
+    return None
+
+
+async def test_the_basic_that_shows_a_topic_follows_it_at_once(client: httpx.AsyncClient) -> None:
+    topics, url = f"{ADMIN}/topics/shown", "http://hub.example/SubscriptionTopic/shown"
+    topic = {**TOPIC, "url": url}
+    await client.put(topics, json={**topic, "title": "Plans"})
+    (basic,) = await shown_as_basic(client, url)
+    assert (element(basic, "title"), basic["meta"]["versionId"]) == ("Plans", "1")
+
+    await client.put(topics, json={**topic, "title": "Care plans"})
+    (basic,) = await shown_as_basic(client, url)
+    assert (element(basic, "title"), basic["meta"]["versionId"]) == ("Care plans", "2")
+    await client.put(topics, json={**topic, "title": "Care plans"})
+    assert await shown_as_basic(client, url) == [basic]
+
+    await client.put(topics, json={**topic, "status": "retired"})
+    assert await shown_as_basic(client, url) == []
+    await client.put(topics, json=topic)
+    assert len(await shown_as_basic(client, url)) == 1
+    assert (await client.delete(topics)).status_code == 204
+    assert await shown_as_basic(client, url) == []
+    assert_outcome(await client.get(f"Basic/{basic['id']}"), 410, "deleted")
+
+
+async def test_topics_whose_urls_end_alike_are_both_shown(client: httpx.AsyncClient) -> None:
+    ours = "http://carerelay.example/SubscriptionTopic/encounter-admission"
+    theirs = "http://hub.example/SubscriptionTopic/encounter-admission"
+    before = await shown_as_basic(client, ours)
+    await client.put(f"{ADMIN}/topics/admission", json={**TOPIC, "url": theirs})
+    try:
+        (other,) = await shown_as_basic(client, theirs)
+        assert other["id"].startswith("topic-encounter-admission-")
+        assert await shown_as_basic(client, ours) == before != []
+    finally:
+        await client.delete(f"{ADMIN}/topics/admission")
+    assert await shown_as_basic(client, theirs) == []
+
+
 async def test_with_authorization_on_nobody_is_an_operator(mongod: str) -> None:
     async with running(make_settings(mongod, auth="smart")) as (_, client):
         assert_outcome(await client.get(f"{ADMIN}/deliveries"), 403, "forbidden")

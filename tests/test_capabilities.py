@@ -210,13 +210,16 @@ FLAGS: Mapping[str, tuple[Any, Exercise]] = {
 }
 # What needs more than a minimal resource has test files of its own; here only: it is nowhere else.
 TESTED_ELSEWHERE = {
+    "changes",
     "dry-run",
     "events",
     "explain",
     "get-ws-binding-token",
+    "pcp",
     "reindex",
     "resend",
     "status",
+    "summary",
 }
 META = {"name": "meta", "valueMeta": {"tag": [{"system": TAG_SYSTEM, "code": "added"}]}}
 

@@ -85,7 +85,7 @@ async def test_history_of_the_system_has_every_type(
     story: tuple[httpx.AsyncClient, dict[str, str]],
 ) -> None:
     client, _ = story
-    bundle = await history(client, "")
+    bundle = await history(client, "", _count=1000)
     types = {entry["fullUrl"].split("/")[-2] for entry in bundle["entry"]}
     assert types >= {"Person", "Patient", "OperationDefinition"}
     moments = [entry["response"]["lastModified"] for entry in bundle["entry"]]
@@ -99,7 +99,7 @@ async def test_pages_show_every_version_once(
     story: tuple[httpx.AsyncClient, dict[str, str]], path: str, count: int
 ) -> None:
     client, _ = story
-    whole = await history(client, path)
+    whole = await history(client, path, _count=1000)
     seen: list[Entry] = []
     url = f"{client.base_url}{path.removeprefix('/')}/_history".replace("//_", "/_")
     following: str | None = f"{url}?_count={count}"

@@ -192,6 +192,7 @@ async def test_a_raised_event_is_told_once_to_those_who_listen_for_its_topic(
                 key="e1 once",
                 at=server.clock.now(),
                 trigger=trigger,
+                context=("DocumentReference/d1",),
             )
             assert raised is first
         await server.worker.drain()
@@ -199,6 +200,15 @@ async def test_a_raised_event_is_told_once_to_those_who_listen_for_its_topic(
         assert notice.focus.endswith("/Encounter/e1")
         parts = {part["name"]: part for part in notice.parameter("notification-event")}
         assert parts["trigger"]["valueCoding"] == trigger
+        along = [
+            part["valueReference"]["reference"]
+            for part in notice.parameter("notification-event")
+            if part["name"] == "additional-context"
+        ]
+        assert [each.rpartition("fhir/")[2] for each in along] == [
+            "Patient/p1",
+            "DocumentReference/d1",
+        ]
 
 
 async def test_a_matter_comes_into_the_review_queue_once(

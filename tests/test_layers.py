@@ -21,6 +21,7 @@ LAYERS = (
         "app.identifiers",
         "app.child",
         "app.tasks",
+        "app.terminology",
         "app.coordination.codes",
     ),
     (

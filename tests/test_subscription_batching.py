@@ -135,3 +135,25 @@ async def test_a_failed_notice_about_one_patient_keeps_its_order(
     assert [numbers(each) for each in receiver.events] == [["1"], ["2", "3"], ["2", "3"]]
     assert receiver.events[1].body == receiver.events[2].body
     assert [each["state"] for each in await rows(mongo)] == ["delivered"] * 3
+
+
+@pytest.mark.mongo
+async def test_a_repeat_that_takes_more_along_has_another_id(mongo: Mongo, store: Store) -> None:
+    """A notice's id is that of its events: where others have come to wait behind them, it is another notice."""
+    async with receiving() as receiver, working(mongo, store, loops=False) as worker:
+        await create(store, topic_based(endpoint=receiver.url, max_count=9))
+        await worker.run_once()
+        receiver.answers([503])
+        await create(store, encounter(patient="p1"))
+        await worker.drain()
+        await create(store, encounter(patient="p1"))
+        await worker.drain()
+        await make_due(mongo)
+        await worker.run_once()
+    failed, repeated = receiver.events
+    assert [numbers(failed), numbers(repeated)] == [["1"], ["1", "2"]]
+    assert failed.json["id"] != repeated.json["id"]
+    assert repeated.headers[NOTICE_ID_HEADER.lower()] == repeated.json["id"]
+    first, second = await rows(mongo)
+    assert failed.json["id"] == first["_id"]
+    assert [first["state"], second["state"]] == ["delivered"] * 2

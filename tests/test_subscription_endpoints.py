@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -24,6 +25,9 @@ from tests.conftest import make_settings
 from tests.subscription_builders import encounter, topic_based
 from tests.subscription_receiver import Receiver, receiving
 from tests.test_subscription_delivery import create, rows, working
+
+# Practices whose endpoints are bad, and as many whose events nobody asks for.
+BAD, NOBODYS = ("b0", "b1", "b2"), ("n0", "n1", "n2")
 
 
 def test_an_endpoint_that_answers_gains_leave_and_one_that_fails_loses_it() -> None:
@@ -124,44 +128,79 @@ async def test_an_open_circuit_spares_the_endpoint_and_its_end_sends_what_waited
 
 @pytest.mark.mongo
 @pytest.mark.slow
-async def test_three_bad_endpoints_delay_nobody_else(mongod: str) -> None:
-    """One hangs, one answers 500, one resets; medians of three interleaved runs with and without them."""
-    good, bad = 20, 3
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "patients",
+    [
+        pytest.param(1, id="one-patient-each"),
+        pytest.param(1000, id="another-patient-each-time", marks=pytest.mark.chaos),
+    ],
+)
+async def test_three_bad_endpoints_of_a_hundred_delay_nobody_else(
+    mongod: str, patients: int
+) -> None:
+    """One hangs, one answers 500, one resets; medians of three interleaved runs with and without them.
+
+    Notices about one patient go one after the other; about many, an endpoint is called side by side.
+    """
     mongo = await Mongo.open(make_settings(mongod))
     store = Store(mongo)
     await store.prepare()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(mongo.close)
-        receivers = [await stack.enter_async_context(receiving()) for _ in range(good)]
+        receivers = [await stack.enter_async_context(receiving()) for _ in range(97)]
         hanging = await stack.enter_async_context(receiving())
         broken = await stack.enter_async_context(receiving())
         reset = await stack.enter_async_context(resetting())
         worker = await stack.enter_async_context(working(mongo, store))
         for index, receiver in enumerate(receivers):
             await create(store, topic_based(f"patient=Patient/g{index}", endpoint=receiver.url))
-        for index, url in enumerate((hanging.url, broken.url, reset)):
-            await create(store, topic_based(f"patient=Patient/b{index}", endpoint=url, timeout=5))
+        for practice, url in zip(BAD, (hanging.url, broken.url, reset), strict=True):
+            asked = f"service-provider=Organization/{practice}"
+            await create(store, topic_based(asked, endpoint=url, timeout=5))
         await worker.drain()
         hanging.answer = lambda _: None
         broken.answer = lambda _: 500
-        alone, beside = [], []
-        for _ in range(3):
-            alone.append(await _p99(store, receivers, bad=0))
-            beside.append(await _p99(store, receivers, bad=bad))
+        compared: list[tuple[list[float], list[float]]] = []
+        # A machine that is busy with other things makes either run slower: then it is measured again.
+        while not compared or (not _is_isolated(*compared[-1]) and len(compared) < 3):
+            compared.append(([], []))
+            for _ in range(3):
+                alone, beside = compared[-1]
+                alone.append(await _p99(store, receivers, NOBODYS, patients))
+                beside.append(await _p99(store, receivers, BAD, patients))
+        hanging.closing.set()  # or the worker's end waits for its attempts
+    assert _is_isolated(*compared[-1]), compared
+
+
+def _is_isolated(alone: list[float], beside: list[float]) -> bool:
     before, after = sorted(alone)[1], sorted(beside)[1]
-    assert after <= max(1.2 * before, before + 0.020), (alone, beside)
+    return after <= max(1.2 * before, before + 0.020)
 
 
-async def _p99(store: Store, receivers: list[Receiver], *, bad: int) -> float:
-    """Seconds from commit to receipt, over two rounds of one event for each good endpoint."""
-    waits = []
+async def _p99(
+    store: Store, receivers: list[Receiver], others: Sequence[str], patients: int
+) -> float:
+    """Seconds from commit to receipt, over two rounds of one event for each good endpoint, four at a time.
+
+    In between come events at other practices, about so many patients of each.
+    """
+    turns = itertools.count()
+
+    async def tell(index: int) -> float:
+        for other in others if index % 5 == 0 else ():
+            provider = {"reference": f"Organization/{other}"}
+            patient = f"{other}-{next(turns) % patients}"
+            await create(store, encounter(patient=patient, serviceProvider=provider))
+        seen = len(receivers[index].events)
+        await create(store, encounter(patient=f"g{index}"))
+        committed = time.perf_counter()
+        received = await receivers[index].wait(seen + 1)
+        return received[seen].at - committed
+
+    waits: list[float] = []
     for _ in range(2):
-        for index, receiver in enumerate(receivers):
-            for other in range(bad if index % 5 == 0 else 0):
-                await create(store, encounter(patient=f"b{other}"))
-            seen = len(receiver.events)
-            await create(store, encounter(patient=f"g{index}"))
-            committed = time.perf_counter()
-            received = await receiver.wait(seen + 1)
-            waits.append(received[seen].at - committed)
+        for begin in range(0, len(receivers), 4):
+            wave = range(begin, min(begin + 4, len(receivers)))
+            waits += await asyncio.gather(*(tell(index) for index in wave))
     return sorted(waits)[len(waits) * 99 // 100]

@@ -124,8 +124,8 @@ def refusals(subscription: dict[str, Any]) -> list[tuple[str, str]]:
             ("not-supported", "criteria.extension[1]"), id="search-parameter-but-no-filter",
         ),
         pytest.param(
-            topic_based("general-practitioner=Practitioner/1"), None,
-            ("not-supported", "criteria.extension[0]"), id="filter-not-there-yet",
+            topic_based("general-practitioner=Patient/1"), None,
+            ("value", "criteria.extension[0]"), id="filter-by-another-type",
         ),
         pytest.param(
             topic_based("patient:missing=true"), None, ("not-supported", "criteria.extension[0]"),

@@ -41,11 +41,11 @@ def test_an_answer_is_judged_by_its_status(status: int | None, verdict: Verdict)
 @pytest.mark.parametrize(
     ("attempts", "elapsed", "longest"),
     [
-        pytest.param(1, 0, 1, id="first-within-a-second"),
-        pytest.param(2, 1, 2, id="second"),
-        pytest.param(3, 3, 4, id="third"),
-        pytest.param(5, 15, 16, id="fifth"),
-        pytest.param(6, 31, 30, id="capped"),
+        pytest.param(1, 0, 0.8, id="first-within-a-second"),
+        pytest.param(2, 1, 1.6, id="second"),
+        pytest.param(3, 3, 3.2, id="third"),
+        pytest.param(5, 15, 12.8, id="fifth"),
+        pytest.param(7, 31, 30, id="capped"),
         pytest.param(20, 599, 30, id="end-of-the-early-phase"),
         pytest.param(40, 3600, 900, id="after-an-hour"),
         pytest.param(500, 2 * DAY, 900, id="after-two-days"),

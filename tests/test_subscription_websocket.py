@@ -13,10 +13,14 @@ import pytest
 
 from app.context import Server
 from app.fhir_xml import decode
+from app.mongo import Mongo
+from app.store import Store
+from app.subscriptions.retry import RetryPolicy
 from tests.conftest import make_settings
 from tests.listening import listening
 from tests.outcomes import assert_outcome
 from tests.subscription_builders import classic, encounter, topic_based, websocket
+from tests.test_subscription_delivery import create, rows, status_of, working
 
 pytestmark = pytest.mark.mongo
 Pair = tuple[Server, httpx.AsyncClient]
@@ -136,10 +140,8 @@ async def test_what_came_while_nobody_was_there_is_sent_in_order_on_binding(
 ) -> None:
     server, client = pair
     id_ = await subscribed(pair, websocket("patient=away"))
-    stay = (await client.post("/Encounter", json=encounter(patient="away"))).json()
-    await client.put(f"/Encounter/{stay['id']}", json={**stay, "status": "finished"})
-    again = {**stay, "period": {"start": "2026-11-21"}}
-    await client.put(f"/Encounter/{stay['id']}", json=again)
+    for _ in range(2):
+        await client.post("/Encounter", json=encounter(patient="away"))
     await server.worker.drain()
     listener, (handshake,) = await bound(session, client, id_)
     assert parameters(handshake)["events-since-subscription-start"] == "2"
@@ -147,6 +149,38 @@ async def test_what_came_while_nobody_was_there_is_sent_in_order_on_binding(
         parameters(await listener.notice())["events-since-subscription-start"] for _ in range(2)
     ]
     assert numbers == ["1", "2"]
+
+
+async def test_a_client_that_stays_away_for_the_whole_window_is_given_up(
+    mongo: Mongo, store: Store
+) -> None:
+    async with working(mongo, store, loops=False, policy=RetryPolicy(window=0.0)) as worker:
+        stored = await create(store, websocket())
+        await worker.run_once()
+        assert await status_of(store, stored.id) == ("active", None)
+        await create(store, encounter())
+        await worker.drain()
+        reason = "The endpoint failed: nobody is connected"
+        assert await status_of(store, stored.id) == ("error", reason)
+    assert [(row["state"], row["reason"]) for row in await rows(mongo)] == [("dead", reason)]
+
+
+async def test_what_a_connection_took_is_not_sent_again_on_the_next(
+    pair: Pair, session: aiohttp.ClientSession
+) -> None:
+    """A frame has no answer: who lost one learns the count from the handshake and asks $events."""
+    server, client = pair
+    id_ = await subscribed(pair, websocket("patient=lossy"))
+    listener, _ = await bound(session, client, id_)
+    await client.post("/Encounter", json=encounter(patient="lossy"))
+    await server.worker.drain()
+    await listener.socket.close()
+    again, (handshake,) = await bound(session, client, id_)
+    assert parameters(handshake)["events-since-subscription-start"] == "1"
+    await client.post("/Encounter", json=encounter(patient="lossy"))
+    assert parameters(await again.notice())["events-since-subscription-start"] == "2"
+    missed = await client.get(f"/Subscription/{id_}/$events", params={"eventsUntilNumber": "1"})
+    assert len(missed.json()["entry"]) == 2
 
 
 async def test_a_client_of_another_process_is_told(

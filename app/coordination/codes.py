@@ -6,6 +6,99 @@ BASE = "http://carerelay.example/"
 EXTENSION = BASE + "StructureDefinition/"
 CODE_SYSTEM = BASE + "CodeSystem/"
 
+# When the event of an Encounter's message happened (valueDateTime or valueInstant), and what tells of a late one.
+EVENT_TIME = EXTENSION + "event-time"
+LATE_MESSAGE = BASE + "SubscriptionTopic/encounter-late-message"
+ENCOUNTER_STATUS = "http://hl7.org/fhir/encounter-status"
+
+# When a Patient.generalPractitioner is one (valuePeriod on the Reference).
+ATTRIBUTION_PERIOD = EXTENSION + "attribution-period"
+# A Group whose members are a practice's patients, and its characteristic that names the PCP.
+GROUP_KIND = CODE_SYSTEM + "group-kind"
+PCP_PANEL = "pcp-panel"
+GROUP_CHARACTERISTIC = CODE_SYSTEM + "group-characteristic"
+PCP = "pcp"
+# Both of SNOMED CT's codes that are in use for the primary care provider in a care team.
+SNOMED = "http://snomed.info/sct"
+PCP_ROLES = frozenset({"446050000", "453231000124104"})
+# To whom a Subscription's notices go (valueReference), and what marks the ones that the server keeps itself.
+SUBSCRIPTION_RECIPIENT = EXTENSION + "subscription-recipient"
+SUBSCRIPTION_ORIGIN = CODE_SYSTEM + "subscription-origin"
+SUBSCRIPTION_OWNER = CODE_SYSTEM + "subscription-owner"
+
+# Case management: EpisodeOfCare.type of an enrolment, and why one ended.
+CASE_MANAGEMENT = "case-management"
+EPISODE_TYPE = CODE_SYSTEM + "episode-type"
+EPISODE_END_REASON = CODE_SYSTEM + "episode-end-reason"
+EPISODE_END_REASON_EXTENSION = EXTENSION + "episode-end-reason"
+
+# What marks other resources as matters of case management.
+ASSESSMENT_KIND = CODE_SYSTEM + "assessment-kind"
+HEALTH_RISK_ASSESSMENT = "health-risk-assessment"
+CASE_MANAGEMENT_CANDIDATES = "case-management-candidates"
+SERVICE_CATEGORY = CODE_SYSTEM + "service-category"
+
+# What a Consent is about (Consent.category), and the letters (Communication.category) that follow an opt-in.
+CONSENT_CATEGORY = CODE_SYSTEM + "consent-category"
+PCP_NOTIFICATION = "pcp-notification"
+PROVIDER_ACCESS = "provider-access"
+PART_2_DISCLOSURE = "part-2"
+LETTER_KIND = CODE_SYSTEM + "letter-kind"
+LETTER_TO_MEMBER = "opt-in-member"
+LETTER_TO_PROVIDER = "opt-in-provider"
+# Whether a Subscription's recipient is a provider, as by default, or an authority of a state contract (valueCode).
+RECIPIENT_KIND = EXTENSION + "recipient-kind"
+
+# Flags: their category, and the tiers of risk in ascending order.
+CONTINUITY_OF_CARE = "continuity-of-care"
+FLAG_CATEGORY = CODE_SYSTEM + "flag-category"
+RISK_TIER = CODE_SYSTEM + "risk-tier"
+RISK_TIERS = ("low", "moderate", "high", "very-high")
+
+# Tasks that the server keeps: what is due, that it is late, and why the server closed one.
+TASK_CODE = CODE_SYSTEM + "task-code"
+TASK_BUSINESS_STATUS = CODE_SYSTEM + "task-business-status"
+TASK_STATUS_REASON = CODE_SYSTEM + "task-status-reason"
+
+# Who in a care team is called first (CareTeam.participant.role).
+CARE_TEAM_ROLE = CODE_SYSTEM + "care-team-role"
+POINT_OF_CONTACT = "point-of-contact"
+
+# Contracts with states and plans: how many hours there are for a notice, and how long before a person is asked.
+CONTRACT_DEADLINE = EXTENSION + "contract-deadline"
+CONTRACT_ALERT = EXTENSION + "contract-alert-before"
+CONTRACT_ID = BASE + "NamingSystem/contract"
+
+# The proof of a notice: what marks its Communication, and what R4 has no element for.
+NOTICE_KIND = CODE_SYSTEM + "notice-kind"
+EVENT_NOTICE = "event-notification"
+NOTICE_ID = BASE + "NamingSystem/notice-id"
+NOTICE_SHA_256 = BASE + "NamingSystem/notice-sha256"
+NOTICE_COMMITTED = EXTENSION + "notice-committed"
+NOTICE_ENDPOINT = EXTENSION + "notice-endpoint"
+NOTICE_STATUS = EXTENSION + "notice-http-status"
+NOTICE_SUBSCRIPTION = EXTENSION + "notice-subscription"
+# The notice went to whoever was the patient's PCP, and to nobody who had asked for single patients.
+NOTICE_TO_PCP = EXTENSION + "notice-to-pcp"
+
+# Care plans: what a notice says of one (trigger, and category of the Communication that says it), and sections of ours.
+CARE_PLAN_CHANGE = CODE_SYSTEM + "careplan-change"
+CARE_PLAN_CHANGES = {
+    "activities": "Activities have changed",
+    "changed": "Several things have changed",
+    "conditions": "The conditions that the plan addresses have changed",
+    "created": "The plan is new to the recipient",
+    "goals": "Goals were added, changed, met or dropped",
+    "period": "The period has changed",
+    "risk-tier": "The risk tier has changed",
+    "status": "The status has changed",
+    "team": "The care team has changed",
+}
+CARE_PLAN_REVIEW = CODE_SYSTEM + "careplan-annual-review"
+CARE_PLAN_REVIEWS = {"yearly": "A year has passed since the last notice"}
+CARE_PLAN_SECTION = CODE_SYSTEM + "care-plan-section"
+CHANGES_SINCE = "changes"
+
 # Why a person has to look at something (Task.code).
 REVIEW_REASON = CODE_SYSTEM + "review-reason"
 REVIEW_REASONS = {
@@ -15,7 +108,9 @@ REVIEW_REASONS = {
     "incomplete-names": "A notice lacked the patient's, the practitioner's or the hospital's name",
     "late-admission": "An admission became known after its discharge",
     "merged-patient": "The record is about a patient that was merged into another",
+    "no-end-reason": "Case management ended without a reason",
     "no-endpoint": "The primary care practice has no endpoint",
+    "no-enrolment-date": "An enrolment in case management does not say when it began",
     "no-pcp": "No primary care practice is known",
     "no-subject": "The record names no patient",
     "pcp-period-ended": "The primary care practice's responsibility has ended",
@@ -23,4 +118,32 @@ REVIEW_REASONS = {
     "several-pcps": "Several primary care practices are known",
     "unknown-patient": "The record is about a patient who is not known here",
     "unsuitable-consent": "A consent cannot be understood",
+}
+
+# The trigger codings of our topics that have none of HL7's, by topic; the code system of each is named like the topic.
+# Those on care plans are CARE_PLAN_CHANGES and CARE_PLAN_REVIEWS.
+TOPIC_TRIGGERS = {
+    "careteam-change": {
+        "participant-added": "Somebody has joined the team",
+        "participant-removed": "Somebody has left the team",
+        "participant-ended": "Somebody was given an end in the team",
+    },
+    "case-management-status": {
+        "planned": "An enrolment is planned or waits",
+        "started": "Case management has begun",
+        "held": "Case management pauses",
+        "resumed": "Case management goes on",
+        "ended": "Case management has ended",
+        "retracted": "The enrolment was entered in error",
+    },
+    "condition-new": {
+        "recorded": "A condition was recorded",
+        "confirmed": "A recorded condition was confirmed",
+    },
+    "referral": {
+        "requested": "A request was made",
+        "request-status": "A request has another status",
+        "task-given": "A request was given to somebody",
+        "task-status": "The task of a request has another status",
+    },
 }

@@ -42,11 +42,19 @@ Run = Callable[[Context, Event], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """Something to do after each commit of these types. `run` may be called again for the same event."""
+    """Something to do after each commit of these types. `run` may be called again for the same event.
+
+    Events that were raised for a topic, without a change of state, go to those who name it alone.
+    """
 
     name: str
     types: frozenset[str]
     run: Run
+    topics: frozenset[str] = frozenset()
+
+    def concerns(self, event: Event) -> bool:
+        wanted = event.topic is None or event.topic in self.topics
+        return wanted and event.type in self.types
 
 
 def stable_id(*parts: str) -> str:
@@ -102,7 +110,7 @@ class Reactions:
         await self._idle.wait()
 
     def _committed(self, events: list[Event]) -> None:
-        mine = [event for event in events if event.topic is None and event.type in self.types]
+        mine = [event for event in events if any(r.concerns(event) for r in self._reactions)]
         if mine:
             self._take(mine)
 
@@ -140,7 +148,7 @@ class Reactions:
 
     async def _all_ran(self, context: Context, event: Event) -> bool:
         for reaction in self._reactions:
-            if event.type not in reaction.types:
+            if not reaction.concerns(event):
                 continue
             try:
                 await reaction.run(context, event)

@@ -17,12 +17,18 @@ async def ask(
 
     `focus` and `patient` are relative references; `about` is one of several matters of the same focus.
     """
-    task_id = stable_id("review", reason, focus, about)
-    if await context.store.read("Task", task_id) is not None:
-        return
-    task: Resource = {
+    asked = task(context, reason, focus, patient=patient, about=about)
+    if await context.store.read("Task", asked["id"]) is None:
+        await interactions.update(context, "Task", asked["id"], asked)
+
+
+def task(
+    context: Context, reason: str, focus: str, *, patient: str | None, about: str = ""
+) -> Resource:
+    """The Task that asks, as `ask` stores it."""
+    found: Resource = {
         "resourceType": "Task",
-        "id": task_id,
+        "id": stable_id("review", reason, focus, about),
         "status": "requested",
         "intent": "order",
         "priority": "routine",
@@ -34,5 +40,5 @@ async def ask(
         "authoredOn": instant(context.server.clock.now()),
     }
     if patient is not None:
-        task["for"] = {"reference": patient}
-    await interactions.update(context, "Task", task_id, task)
+        found["for"] = {"reference": patient}
+    return found

@@ -21,8 +21,11 @@ from app.errors import BadRequest, MethodNotAllowed, NotFound
 from app.exchange import Answer
 from app.fhir_json import Resource
 from app.operations import (
+    care_plan_changes,
+    care_plan_summary,
     everything,
     meta,
+    patient_pcp,
     reindex,
     subscription_dry_run,
     subscription_events,
@@ -72,6 +75,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation("Resource-validate", validate.run),
     Operation("reindex", reindex.run),
     Operation("Patient-everything", everything.run),
+    Operation("Patient-pcp", patient_pcp.run),
     Operation("Resource-meta", meta.run),
     Operation("Resource-meta-add", meta.run_add, changes=True),
     Operation("Resource-meta-delete", meta.run_delete, changes=True),
@@ -81,6 +85,8 @@ OPERATIONS: Sequence[Operation] = (
     Operation("backport-subscription-resend", subscription_resend.run, changes=True),
     Operation("Subscription-explain", subscription_explain.run),
     Operation("Subscription-dry-run", subscription_dry_run.run),
+    Operation("CarePlan-summary", care_plan_summary.run),
+    Operation("CarePlan-changes", care_plan_changes.run),
 )
 
 

@@ -43,8 +43,18 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     rows = await past.rows(server.mongo, subscription["id"], span, limit + 1)
     topic = server.worker.registry.catalogue.find(subscription["criteria"])
     teller = Teller(context.store, context.base_url)
+    # Told now, so judged by what may be told now.
+    limits = await server.worker.gate.limits(
+        [(row, None) for row in rows[:limit]],
+        topic.url if topic else None,
+        subscription["id"],
+        int(subscription["meta"]["versionId"]),
+    )
     events = await asyncio.gather(
-        *(teller.told_if_stored(row, topic, content) for row in rows[:limit])
+        *(
+            teller.told_if_stored(row, topic, content, None, limits.get(row.id))
+            for row in rows[:limit]
+        )
     )
     head = head_of(context, subscription, number, content)
     bundle = notification.events_notification(head, "query-event", events)

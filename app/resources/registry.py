@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from app.context import Context
 from app.fhir_json import Resource
-from app.resources import search_parameter, subscription
+from app.resources import encounter, episode_of_care, search_parameter, subscription
 from app.resources.rules import Prepared, Rule
 from app.versions import Stored
 
 RULES: dict[str, Rule] = {
+    "Encounter": encounter.prepare,
+    "EpisodeOfCare": episode_of_care.prepare,
     "SearchParameter": search_parameter.prepare,
     "Subscription": subscription.prepare,
 }
@@ -18,3 +20,8 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     """Apply the rules of the resource's type. Raises FhirError where one is broken."""
     rule = RULES.get(resource["resourceType"])
     return Prepared(resource) if rule is None else await rule(context, resource, previous)
+
+
+def is_message(resource: Resource) -> bool:
+    """Whether a create that finds its resource there already is to go on as an update."""
+    return resource.get("resourceType") == "Encounter" and encounter.is_message(resource)

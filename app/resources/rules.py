@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from app import fhir_json
+from app.errors import Issue
 from app.fhir_json import Resource
 from app.mongo import Document
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.versions import Stored
+    from app.versions import Late, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,19 @@ class Prepared:
     """A resource ready to be stored.
 
     `private` lies beside the current version and is never part of any answer (secrets of a Subscription's channel).
-    `echo` replaces parts of the answer to the writer alone.
+    `echo` replaces parts of the answer to the writer alone; `issues` and `headers` tell what became of the write.
     """
 
     resource: Resource
     private: Document | None = None
     echo: Resource | None = None
+    # `private` is about the resource's past: where the resource is the same there is nothing to write.
+    is_memory: bool = False
+    # There is nothing to write, whatever the settings say of identical updates.
+    repeats: bool = False
+    late: Late | None = None
+    issues: tuple[Issue, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self, stored: Stored) -> Stored:
         """The stored version as its writer may see it."""

@@ -1,21 +1,29 @@
 """The members of a Group, kept in rows of their own beside it: a cohort may have 100,000 of them.
 
 As terms of one document they would be 100,000 index entries to write with every change of the Group, and more than a
-document may hold. A row is `{_id: {g: id of the Group, m: term}}`, where the term is what would stand in `terms`
+document may hold. A row is `{_id: {g: id of the Group, m: term}, when?}`, where the term is what would stand in `terms`
 (`member=Patient/1`, terms.py). The store writes the difference in the transaction of the Group's change.
+
+Searches find every member, as FHIR has it. Who is one at a moment (app/routing) is told by `when`: pairs of the first
+and the last instant, None where that end is open; a row without it holds always, an empty one never. What else such
+questions need of a Group is its field `roster`, so that nobody has to read 10,000 members to hear of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pymongo import ASCENDING, IndexModel
 
+from app.coordination.codes import GROUP_CHARACTERISTIC, GROUP_KIND, PCP, PCP_PANEL
+from app.search import spans
 from app.search.link import Link
 from app.search.lookup import Document, Lookup, TooMany
 from app.search.parameter import Condition, Fields, Filter, Limits
+from app.search.reference import VALUES
+from app.search.spans import Span
 from app.search.special import Ids
 from app.search.terms import Terms, successor
 
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 
 # Search parameters whose terms are kept in a collection of rows, by type and code.
 ROWS: Mapping[tuple[str, str], str] = {("Group", "member"): "group_members"}
+# The elements by which a member is one only at times.
+_SOMETIMES = frozenset({"period", "inactive"})
 # Beyond this many Groups their rows are asked for the candidates instead of being read.
 _MOST_GROUPS = 100
 
@@ -33,6 +43,70 @@ def collection_of(resource_type: str) -> str | None:
     return next((name for (each, _), name in ROWS.items() if each == resource_type), None)
 
 
+def take_aside(fields: dict[str, Any]) -> None:
+    """Leave out of `extract`'s fields what is kept in rows."""
+    fields.pop("rows", None)
+    fields.pop("whens", None)
+
+
+def add_whens(members: Sequence[Mapping[str, Any] | None], fields: dict[str, Any]) -> None:
+    """`whens`: the terms of members that are not always in it, each with the spans in which they are."""
+    if not any(member and _SOMETIMES & member.keys() for member in members):
+        return
+    found: dict[str, list[Span]] = {}
+    for member in members:
+        if member and "entity" in member:
+            span = None if member.get("inactive") is True else spans.of(member.get("period"))
+            for ending in VALUES["Reference"](member["entity"]):
+                own = found.setdefault(f"member{ending}", [])
+                if span is not None:
+                    own.append(span)
+    whens = {term: own for term, own in found.items() if spans.ALWAYS not in own}
+    if whens:
+        fields["whens"] = whens
+
+
+def aside(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `extract`'s fields that is kept in rows, at a third of the cost of them all."""
+    fields: dict[str, Any] = {}
+    members = group.get("member", ())
+    entities = [member["entity"] for member in members if member and "entity" in member]
+    fields["rows"] = [f"member{end}" for each in entities for end in VALUES["Reference"](each)]
+    add_whens(members, fields)
+    return fields
+
+
+def add_roster(group: Mapping[str, Any], fields: dict[str, Any]) -> None:
+    """`roster`: whether the Group is one of real persons in use, and whose panel it is, with the spans of that."""
+    live = (
+        group.get("type") == "person"
+        and group.get("actual") is True
+        and group.get("active") is not False
+    )
+    fields["roster"] = {"live": live, "pcp": _panel_of(group) if live else []}
+
+
+def _panel_of(group: Mapping[str, Any]) -> list[list[Any]]:
+    """`[reference, first, last]` of each PCP that a panel names; empty for other Groups."""
+    if not _has_code(group.get("code"), GROUP_KIND, PCP_PANEL):
+        return []
+    named = [
+        [reference, *spans.of(each.get("period"))]
+        for each in group.get("characteristic", ())
+        if _has_code(each.get("code"), GROUP_CHARACTERISTIC, PCP) and each.get("exclude") is False
+        if (reference := each.get("valueReference", {}).get("reference"))
+    ]
+    manager = group.get("managingEntity", {}).get("reference")
+    return named or ([[manager, None, None]] if manager else [])
+
+
+def _has_code(concept: Mapping[str, Any] | None, system: str, code: str) -> bool:
+    return any(
+        coding.get("system") == system and coding.get("code") == code
+        for coding in (concept or {}).get("coding", ())
+    )
+
+
 def index_models() -> list[IndexModel]:
     """The index of a collection of rows; the unique one on `_id` finds the rows of a Group."""
     return [IndexModel([("_id.m", ASCENDING), ("_id.g", ASCENDING)], name="members")]
@@ -40,12 +114,15 @@ def index_models() -> list[IndexModel]:
 
 @dataclass(frozen=True, slots=True)
 class RowChange:
-    """What a change of a resource does to its rows; `is_new` says that there are none yet, `is_end` that all go."""
+    """What a change of a resource does to its rows; `is_new` says that there are none yet, `is_end` that all go.
+
+    `new` are whole rows, of terms that were not there or that hold at other times now.
+    """
 
     collection: str
     id: str
     gone: Sequence[str]
-    new: Sequence[str]
+    new: Sequence[Document]
     is_new: bool
     is_end: bool
 
@@ -54,16 +131,46 @@ def row_change(
     collection: str, resource_id: str, before: Fields | None, after: Fields | None
 ) -> RowChange:
     """The difference between the fields of a resource before and after a change; None where it does not exist."""
-    old = dict.fromkeys(before.get("rows", ()) if before else ())
-    new = dict.fromkeys(after.get("rows", ()) if after else ())
+    old, new = _rows(before), _rows(after)
     return RowChange(
         collection,
         resource_id,
-        [each for each in old if each not in new],
-        [each for each in new if each not in old],
+        [term for term in old if term not in new],
+        [
+            row_document(resource_id, term, when)
+            for term, when in new.items()
+            if term not in old or old[term] != when
+        ],
         before is None,
         after is None,
     )
+
+
+def row_document(group: str, term: str, when: Sequence[Span] | None) -> Document:
+    """A row as it is stored; `when` is None for a member that always is one."""
+    row: Document = {"_id": {"g": group, "m": term}}
+    return row if when is None else {**row, "when": [list(span) for span in when]}
+
+
+def _rows(fields: Fields | None) -> dict[str, Sequence[Span] | None]:
+    if fields is None:
+        return {}
+    whens = fields.get("whens", {})
+    return {term: whens.get(term) for term in fields.get("rows", ())}
+
+
+async def memberships(store: Store, collection: str, terms: Sequence[str]) -> dict[str, list[Span]]:
+    """The resources that have any of the terms in their rows, each with the spans in which they do."""
+    return memberships_in(await store.find(collection, {"_id.m": {"$in": list(terms)}}))
+
+
+def memberships_in(rows: Sequence[Document]) -> dict[str, list[Span]]:
+    """The resources whose rows these are, of one member, each with the spans in which it is one."""
+    found: dict[str, list[Span]] = {}
+    for row in rows:
+        when = [(low, high) for low, high in row["when"]] if "when" in row else [spans.ALWAYS]
+        found.setdefault(row["_id"]["g"], []).extend(when)
+    return found
 
 
 def all_of(group: str) -> Filter:

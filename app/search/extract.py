@@ -9,7 +9,8 @@ docs/decisions/0003-stored-shape-and-search-terms.md; the fields:
     sorts       {parameter: {lo, hi}}, the least and the greatest value to sort by
     position    a Location's place on earth, see near.py
     contained   the fields of each contained resource, see contained.py
-    rows        terms that the store keeps in rows beside the document, not in it, see cohort.py
+    rows        terms that the store keeps in rows beside the document, not in it, see cohort.py; `whens` likewise
+    roster      what a Group is to those who route by its members, see cohort.py
     _id, at     the resource's id and time, as the document has them
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import contained, custom, date, near, words
+from app.search import cohort, contained, custom, date, near, words
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
 from app.search.ranges import plain
@@ -127,6 +128,9 @@ def _plan(resource_type: str) -> _Plan:
                 always.append(_rule(parameter, path, path.steps, is_sorted=is_sorted))
     if resource_type == "Location":
         by_key.setdefault("position", []).append(near.add_position)
+    if resource_type == "Group":
+        by_key["member"].append(cohort.add_whens)
+        always.append(cohort.add_roster)
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
 
 

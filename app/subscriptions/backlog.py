@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pymongo.errors import PyMongoError
 
 from app.mongo import Mongo
 from app.subscriptions import batching
-from app.subscriptions.delivery import OVER, Sender
+from app.subscriptions.attempt import OVER
+from app.subscriptions.delivery import Sender
 from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger
 from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
@@ -42,14 +43,18 @@ class Backlog:
     def idle(self) -> bool:
         return self._sender.idle and not self._settling.locked()
 
-    async def settle(self, *, alone: bool) -> None:
-        """Write down what has come of attempts so far, and take up what waited for it."""
+    async def settle(self, *, alone: bool) -> datetime | None:
+        """Write down what has come of attempts so far, and take up what waited for it.
+
+        Returns when the first of those that failed is due.
+        """
         async with self._settling:
             freed = await self._sender.settle(alone=alone)
             if freed.lanes:
                 await self.advance(freed.lanes)
             if freed.due:
                 await self.sweep()
+            return freed.again
 
     async def advance(self, lanes: Collection[str], fresh: Collection[Delivery] = ()) -> None:
         """Take up the next row of lanes that may have become free; `fresh` were born waiting in them."""

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from datetime import datetime
 
+from app.consent.gate import NO_LIMITS, Limits
 from app.fhir_json import Resource
 from app.mongo import Document
-from app.security import secrets
 from app.settings import Settings
 from app.store import Store
 from app.subscriptions import notification
-from app.subscriptions.channels import CHANNELS, Draft, Notice
-from app.subscriptions.channels.http_endpoint import split_header
-from app.subscriptions.channels.payload import FHIR_JSON, body as payload_body
+from app.subscriptions.channels import Draft, Notice
+from app.subscriptions.channels.payload import body as payload_body
+from app.subscriptions.envelope import Envelope
 from app.subscriptions.ledger import Delivery
 from app.subscriptions.notification import Head, Kind
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.telling import Teller
+from app.subscriptions.template import Template
 from app.versions import Event
 
-_REMEMBERED = 10_000
+_ENVELOPES, _TEMPLATES = 10_000, 256
 
 
 class Composer:
@@ -33,13 +34,14 @@ class Composer:
         self._settings = settings
         self._teller = Teller(store, settings.base_url.rstrip("/"))
         self._registry = registry
-        self._private: OrderedDict[str, tuple[int, Document]] = OrderedDict()
+        self._envelopes: OrderedDict[str, Envelope] = OrderedDict()
+        self._templates: OrderedDict[Hashable, Template] = OrderedDict()
 
     async def registration(self, subscription: str) -> Registration | None:
         """The Subscription with its secrets at hand, both of one version; None where it is gone."""
         current = self._registry.get(subscription)
-        known = self._private.get(subscription)
-        if current is not None and known is not None and known[0] == current.version:
+        known = self._envelopes.get(subscription)
+        if current is not None and known is not None and known.version == current.version:
             return current
         found = await self._registry.with_private(subscription)
         if found is None:
@@ -50,114 +52,157 @@ class Composer:
 
     async def make_ready(self, subscriptions: Collection[str]) -> None:
         """Read what many Subscriptions keep beside them at once, before their notices ask one by one."""
-        unknown = [id_ for id_ in subscriptions if id_ not in self._private]
+        unknown = [id_ for id_ in subscriptions if id_ not in self._envelopes]
         if len(unknown) > 1:
             for current, private in await self._registry.many_with_private(unknown):
                 self._keep(current, private)
 
     def _keep(self, current: Registration, private: Document) -> None:
-        if sealed := private.get("headers"):
-            headers = secrets.of_settings(self._settings).open_all(sealed)
-            private = {**private, "headers": headers}
-        self._private[current.id] = (current.version, private)
-        if len(self._private) > _REMEMBERED:
-            self._private.popitem(last=False)
+        self._envelopes[current.id] = Envelope.of(current, private, self._settings)
+        if len(self._envelopes) > _ENVELOPES:
+            self._envelopes.popitem(last=False)
 
     async def notice(
-        self, rows: Sequence[tuple[Delivery, Event | None]], registration: Registration
+        self,
+        rows: Sequence[tuple[Delivery, Event | None]],
+        registration: Registration,
+        limits: Limits = NO_LIMITS,
     ) -> Notice:
-        """One message for several rows of a Subscription, in the order of their numbers.
+        """One message for several rows of a Subscription, in the order of their numbers, told as far as limits allow.
 
         The same rows make the same message. Raises VersionGoneError where the version of a single row is gone; one
         among several is told as gone.
         """
-        first, last = rows[0][0], rows[-1][0]
-        content = registration.channel.content
-        if content is None:
-            return await self._classic(first, registration, rows[0][1])
-        tell = self._teller.told if len(rows) == 1 else self._teller.told_if_stored
-        events = [
-            await tell(delivery, registration.topic, content, event) for delivery, event in rows
-        ]
-        notice_id = first.id
+        envelope = self._envelopes[registration.id]
+        first, event = rows[0]
+        if registration.channel.content is None:
+            return await self._classic(first, event, registration, envelope)
         if len(rows) > 1:
-            ids = " ".join(delivery.id for delivery, _ in rows)
-            notice_id = str(uuid.uuid5(uuid.UUID(first.id), ids))
-        head = self.head(registration, notice_id, last.number, last.created_at)
+            return await self._several(rows, registration, envelope, limits)
+        limit = limits.get(first.id)
+        withheld = limit is not None and limit.verdict == "withhold"
+        if envelope.takes_text and registration.channel.content != "full-resource" and not withheld:
+            template = await self._template(first, event, registration, envelope)
+            body = template.fill(first.id, registration.id, first.number)
+            return envelope.notice(first.id, body)
+        told = await self._teller.told(
+            first, registration.topic, registration.channel.content, event, limit
+        )
+        head = _head(registration, envelope, first.id, first.number, first.created_at)
+        bundle = notification.events_notification(head, "event-notification", [told])
+        return _enclosed(envelope, first.id, first.created_at, bundle)
+
+    async def _several(
+        self,
+        rows: Sequence[tuple[Delivery, Event | None]],
+        registration: Registration,
+        envelope: Envelope,
+        limits: Limits,
+    ) -> Notice:
+        content, topic = registration.channel.content or "empty", registration.topic
+        events = [
+            await self._teller.told_if_stored(
+                delivery, topic, content, event, limits.get(delivery.id)
+            )
+            for delivery, event in rows
+        ]
+        last = rows[-1][0]
+        ids = " ".join(delivery.id for delivery, _ in rows)
+        notice_id = str(uuid.uuid5(uuid.UUID(rows[0][0].id), ids))
+        head = _head(registration, envelope, notice_id, last.number, last.created_at)
         bundle = notification.events_notification(head, "event-notification", events)
-        return self._notice(registration, notice_id, last.created_at, bundle)
+        return _enclosed(envelope, notice_id, last.created_at, bundle)
+
+    async def _template(
+        self,
+        delivery: Delivery,
+        event: Event | None,
+        registration: Registration,
+        envelope: Envelope,
+    ) -> Template:
+        """What the notice has in common with those that tell others of the same event in the same way."""
+        focus, topic, trigger = delivery.focus, registration.topic, delivery.trigger
+        key = (
+            focus["type"],
+            focus["id"],
+            focus["version"],
+            delivery.created_at,
+            topic and topic.url,
+            trigger and tuple(trigger.items()),
+            registration.status,
+            registration.channel.content,
+            envelope.base_url,
+        )
+        found = self._templates.get(key)
+        if found is None:
+            content = registration.channel.content or "empty"
+            told = await self._teller.told(delivery, topic, content, event)
+            head = _head(registration, envelope, delivery.id, delivery.number, delivery.created_at)
+            found = self._templates[key] = Template(head, told)
+            if len(self._templates) > _TEMPLATES:
+                self._templates.popitem(last=False)
+        return found
 
     async def status_notice(
         self, registration: Registration, kind: Kind, number: int, at: datetime
     ) -> Notice:
         """A handshake or heartbeat."""
         notice_id = str(uuid.uuid4())
-        head = self.head(registration, notice_id, number, at)
-        return self._notice(registration, notice_id, at, notification.status_only(head, kind))
+        envelope = self._envelopes[registration.id]
+        head = _head(registration, envelope, notice_id, number, at)
+        return _enclosed(envelope, notice_id, at, notification.status_only(head, kind))
 
     async def _classic(
-        self, delivery: Delivery, registration: Registration, event: Event | None
+        self,
+        delivery: Delivery,
+        event: Event | None,
+        registration: Registration,
+        envelope: Envelope,
     ) -> Notice:
         carries = registration.channel.payload is not None
         resource = await self._teller.pinned(delivery, event) if carries else None
         focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
-        return self._notice(registration, delivery.id, delivery.created_at, resource, focus)
+        return _enclosed(envelope, delivery.id, delivery.created_at, resource, focus)
 
-    def head(self, registration: Registration, notice_id: str, number: int, at: datetime) -> Head:
-        """What every notice of the Subscription begins with."""
-        return Head(
-            id=notice_id,
-            base_url=self._base_url(registration.id),
-            subscription=registration.id,
-            topic=registration.topic.url if registration.topic else None,
-            status=registration.status,
-            content=registration.channel.content or "empty",
-            number=number,
-            at=at,
-        )
 
-    def _base_url(self, subscription: str) -> str:
-        """The FHIR base as the subscriber knows it: the one its Subscription was written through."""
-        if self._settings.base_url:
-            return self._settings.base_url.rstrip("/")
-        base_url: str = self._private[subscription][1].get("base_url", "")
-        return base_url or f"http://{self._settings.host}:{self._settings.port}/fhir"
+def _head(
+    registration: Registration, envelope: Envelope, notice_id: str, number: int, at: datetime
+) -> Head:
+    """What every notice of the Subscription begins with."""
+    return Head(
+        id=notice_id,
+        base_url=envelope.base_url,
+        subscription=registration.id,
+        topic=registration.topic.url if registration.topic else None,
+        status=registration.status,
+        content=registration.channel.content or "empty",
+        number=number,
+        at=at,
+    )
 
-    def _notice(
-        self,
-        registration: Registration,
-        notice_id: str,
-        at: datetime,
-        resource: Resource | None,
-        focus: str | None = None,
-    ) -> Notice:
-        """The message in the form of the Subscription's channel, with its own headers."""
-        channel = registration.channel
-        base_url = self._base_url(registration.id)
-        shape = CHANNELS[channel.type].shape(
+
+def _enclosed(
+    envelope: Envelope,
+    notice_id: str,
+    at: datetime,
+    resource: Resource | None,
+    focus: str | None = None,
+) -> Notice:
+    """The message in the form of the Subscription's channel."""
+    wrap = envelope.channel.wrap
+    content: Resource | bytes | None = resource
+    if wrap is not None:
+        content = wrap(
             Draft(
                 notice_id,
-                registration.id,
-                channel.endpoint,
-                channel.payload,
-                base_url,
+                envelope.subscription,
+                envelope.terms.endpoint,
+                envelope.terms.payload,
+                envelope.base_url,
                 at,
                 resource,
                 focus,
             )
         )
-        headers = [
-            split_header(line) for line in self._private[registration.id][1].get("headers", ())
-        ]
-        body = payload_body(shape.content, channel.payload)
-        if body:
-            headers.append(("Content-Type", channel.payload or FHIR_JSON))
-        return Notice(
-            id=notice_id,
-            method=shape.method,
-            url=shape.url,
-            headers=tuple(header for header in headers if header is not None),
-            body=body,
-            timeout=channel.timeout,
-            subscription=registration.id,
-        )
+    body = payload_body(content, envelope.media_type)
+    return envelope.notice(notice_id, body, focus if resource is not None else None)

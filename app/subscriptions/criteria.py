@@ -15,12 +15,14 @@ import msgspec
 
 from app.definitions import SUPPORTED_TYPES
 from app.errors import Unprocessable
+from app.routing import derived
 from app.search import query
 from app.search.chain import Chain
 from app.search.parameter import Condition
 from app.search.special import Ids
 from app.search.terms import Terms
 from app.settings import Settings
+from app.subscriptions import one_value
 from app.subscriptions.topics import TRIGGER_FILTER, Coding, Topic, query_parameters
 
 CLASSIC = re.compile(r"^([A-Z][A-Za-z]+)\?(.*)$", re.DOTALL)
@@ -89,11 +91,13 @@ def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Cri
     for text in filters:
         resource_type, parameters = _read_filter(topic, text)
         by_type.setdefault(resource_type, []).extend(parameters)
-    if not by_type:
-        return Criteria(topic.url, EVERYTHING)
     general = by_type.pop(None, [])
     named = {str(name): [*general, *parameters] for name, parameters in by_type.items()}
-    named = named or dict.fromkeys(topic.resource_types, general)
+    if general and not named:
+        named = dict.fromkeys(topic.resource_types, general)
+    one_value.check(topic, named)
+    if not named:
+        return Criteria(topic.url, EVERYTHING)
     return Criteria(
         topic.url,
         tuple(_topic_clause(topic, name, given, settings) for name, given in named.items()),
@@ -157,13 +161,18 @@ def _topic_clause(
 ) -> Clause:
     parameters: list[Parameter] = []
     triggers: list[tuple[TriggerToken, ...]] = []
+    routed: list[Alternatives] = []
     for name, value in given:
         search = _searched(topic, resource_type, name, value)
         if search == TRIGGER_FILTER:
             triggers.append(_trigger_tokens(topic, resource_type, value))
+        elif search in derived.PATHS:
+            routed.append(derived.terms(search, value, settings.base_url.rstrip("/")))
         else:
-            parameters.append((search, value))
-    return _clause(resource_type, parameters, tuple(triggers), settings)
+            filter_ = topic.filters[resource_type][_key(name)]
+            parameters.append((search, one_value.searched(filter_, value)))
+    clause = _clause(resource_type, parameters, tuple(triggers), settings)
+    return msgspec.structs.replace(clause, terms=(*routed, *clause.terms)) if routed else clause
 
 
 def _searched(topic: Topic, resource_type: str, name: str, value: str) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
+from app.routing.derived import is_derived
 from app.settings import Settings
 from app.subscriptions import criteria as criteria_
 from app.subscriptions.criteria import STEP, Clause, Criteria, has_token, path_of
@@ -82,6 +83,8 @@ class CriteriaIndex:
     def __init__(self, settings: Settings, criteria_of: Callable[[str], Criteria | None]) -> None:
         self._criteria_of = criteria_of
         self._scopes: dict[str, _Scope] = {}
+        # Who asks for each derived term, by whatever term they are filed.
+        self._routed: dict[str, set[str]] = {}
 
         @lru_cache(maxsize=_REMEMBERED)
         def question(resource_type: str, name: str, value: str) -> Question:
@@ -95,6 +98,8 @@ class CriteriaIndex:
         if scope is None:
             scope = self._scopes[criteria.scope] = _Scope()
         for clause in criteria.clauses:
+            for term in _routed(clause):
+                self._routed.setdefault(term, set()).add(subscription)
             if not clause.terms:
                 scope.without_term.add(subscription)
                 continue
@@ -108,14 +113,31 @@ class CriteriaIndex:
             return
         scope.without_term.discard(subscription)
         for clause in criteria.clauses:
+            for term in _routed(clause):
+                self._routed.get(term, set()).discard(subscription)
+                if not self._routed.get(term, True):
+                    del self._routed[term]
             for alternatives in clause.terms:
                 for term in alternatives:
                     scope.strike(term, subscription)
+
+    def asks_for(self, term: str) -> bool:
+        """Whether any Subscription's criteria name this PCP, Group or kind of facility."""
+        return term in self._routed
+
+    def routes_by(self, path: str) -> bool:
+        """Whether any Subscription's criteria name a PCP, or a Group, or a kind of facility: `path` says which."""
+        return any(term.startswith(path) for term in self._routed)
 
     def subscriptions(self, scope: str) -> set[str]:
         """All that listen for a topic or type."""
         filed = self._scopes.get(scope)
         return set() if filed is None else filed.all()
+
+    def is_listened_to(self, scope: str) -> bool:
+        """Whether anybody listens for a topic or type."""
+        filed = self._scopes.get(scope)
+        return filed is not None and bool(filed.by_term or filed.without_term)
 
     async def candidates(self, scope: str, facts: Facts) -> set[str]:
         """The Subscriptions of a scope whose term is among the version's, and those that ask for none."""
@@ -159,6 +181,10 @@ class CriteriaIndex:
             if not await facts.answer(self._question(clause.resource_type, *parameter)):
                 return False
         return True
+
+
+def _routed(clause: Clause) -> list[str]:
+    return [term for terms in clause.terms if is_derived(terms[0]) for term in terms]
 
 
 async def _is_along(alternatives: Sequence[str], facts: Facts) -> bool:

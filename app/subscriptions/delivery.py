@@ -1,4 +1,4 @@
-"""One attempt after another: body, channel, judgement, settlement.
+"""One attempt after another on the rows in hand (attempt.py makes them), and their settlement.
 
 Each endpoint has a queue of its own and a few attempts side by side (circuit.py), so none waits for another. What
 came of attempts is written in bulk by one loop: what settles while a bulk is being written goes into the next.
@@ -7,20 +7,19 @@ came of attempts is written in bulk by one loop: what settles while a bulk is be
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from pymongo.errors import PyMongoError
 
-from app.mongo import Document, Mongo
+from app.mongo import Mongo
 from app.security.egress import origin
 from app.subscriptions import batching
+from app.subscriptions.attempt import Attempts, OnFailure
 from app.subscriptions.batching import Row
 from app.subscriptions.channels import Channel, Outcome
 from app.subscriptions.circuit import (
@@ -29,31 +28,32 @@ from app.subscriptions.circuit import (
     Endpoints,
     blames_endpoint,
 )
+from app.subscriptions.clearance import Clearance
 from app.subscriptions.composer import Composer
-from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger, Settlement, State
+from app.subscriptions.ledger import Delivery, Ledger
 from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retry import RetryPolicy, Verdict
-from app.subscriptions.telling import VersionGoneError
+from app.subscriptions.settlement import Settlement, settle
 from app.versions import Event
 
 log = logging.getLogger(__name__)
 
 # Attempts side by side over all endpoints; each may hold a connection.
 MOST_ATTEMPTS_OF_ALL = 512
-OVER = "The Subscription takes no notices"
-
-# Told that a Subscription's endpoint has failed for good, and why.
-OnFailure = Callable[[Registration, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """What settlements made room for: lanes that may hold another row, and whether rows may be due at once."""
+    """What settlements made room for: lanes that may hold another row, and whether rows may be due at once.
+
+    `again`: when the first of the attempts that failed is due.
+    """
 
     lanes: set[str]
     due: bool
+    again: datetime | None
 
 
 class Sender:
@@ -69,15 +69,16 @@ class Sender:
         channels: Mapping[str, Channel],
         on_failure: OnFailure,
         numbering: Numbering,
+        clearance: Clearance,
     ) -> None:
         self._mongo = mongo
+        self._deliveries = mongo.collection("deliveries")
         self._ledger = ledger
         self._registry = registry
-        self._composer = composer
-        self._policy = policy
-        self._channels = channels
-        self._on_failure = on_failure
         self._numbering = numbering
+        self._attempts = Attempts(
+            mongo, ledger, registry, composer, policy, channels, on_failure, clearance
+        )
         self._endpoints = Endpoints()
         self._starved: deque[Endpoint] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,7 +175,7 @@ class Sender:
 
     async def _attempt(self, endpoint: Endpoint, batch: list[Row]) -> None:
         try:
-            settlements = await self._deliver(endpoint, batch)
+            settlements = await self._attempts.make(batch, partial(self._learn, endpoint))
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -182,48 +183,11 @@ class Sender:
             name = type(error).__name__
             log.error("attempt failed", extra={"action": "deliver", "error": name})
             settlements = []
-        # Of the others the lease ends, and somebody tries again.
-        self._in_hand -= {_hold(delivery) for delivery, _ in batch}
-        self._in_hand |= {_hold(settlement.delivery) for settlement in settlements}
-        for settlement in settlements:
-            self._settle(settlement)
-
-    async def _deliver(self, endpoint: Endpoint, batch: list[Row]) -> list[Settlement]:
-        """One attempt; a row that is no longer this process's is left out."""
-        subscription = batch[0][0].subscription
-        registration = await self._composer.registration(subscription)
-        if registration is None or self._registry.standing(subscription) in ("suppress", "gone"):
-            return [Settlement(each, _ended_state(each), reason=OVER) for each, _ in batch]
-        if registration.status == "requested":
-            # Written anew meanwhile: its endpoint has to be proven first.
-            later = self._mongo.now() + SECOND_LOOK
-            return [Settlement(delivery, "queued", later) for delivery, _ in batch]
-        batch = [row for row in batch if await self._is_held(row[0], registration)]
-        if not batch:
-            return []
-        try:
-            notice = await self._composer.notice(batch, registration)
-        except VersionGoneError as gone:
-            return [Settlement(delivery, "dead", reason=str(gone)) for delivery, _ in batch]
-        at, begun = self._mongo.now(), time.perf_counter()
-        outcome = await self._channels[registration.channel.type].send(notice)
-        record = {
-            "at": at,
-            "ms": round((time.perf_counter() - begun) * 1000, 1),
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "answer": outcome.answer,
-            "sha256": hashlib.sha256(notice.body).hexdigest(),
-        }
-        self._learn(endpoint, outcome)
-        return await self._judge(batch, registration, outcome, record)
-
-    async def _is_held(self, delivery: Delivery, registration: Registration) -> bool:
-        """Whether the row is this process's for as long as an attempt may take; its lease is lengthened if need be."""
-        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
-        if delivery.next_at - self._mongo.now() >= lease - LEASE_MARGIN / 2:
-            return True
-        return await self._ledger.renew(delivery, lease)
+        if len(settlements) < len(batch):
+            # Of the others the lease ends, and somebody tries again.
+            self._in_hand -= {_hold(delivery) for delivery, _ in batch}
+            self._in_hand |= {_hold(settlement.delivery) for settlement in settlements}
+        self._settle(settlements)
 
     def _learn(self, endpoint: Endpoint, outcome: Outcome) -> None:
         """What an outcome says of the endpoint as a whole."""
@@ -246,35 +210,12 @@ class Sender:
             endpoint.held.add(delivery.subscription)
             self.give_back(delivery, due)
 
-    async def _judge(
-        self, batch: Sequence[Row], registration: Registration, outcome: Outcome, record: Document
-    ) -> list[Settlement]:
-        if outcome.verdict is Verdict.DELIVERED:
-            return [Settlement(delivery, "delivered", attempt=record) for delivery, _ in batch]
-        if outcome.verdict is Verdict.RETRY:
-            first = batch[0][0]
-            first_at = first.first_at or record["at"]
-            due = self._policy.next_attempt(
-                first.attempt, first_at, self._mongo.now(), outcome.retry_after
-            )
-            if due is not None:
-                # Those behind another of their lane wait for that one again.
-                heads = batching.first_of_lanes(batch)
-                return [
-                    Settlement(each, "retrying" if each.id in heads else "queued", due, record)
-                    for each, _ in batch
-                ]
-        what = f"answered {outcome.status}" if outcome.status else f"failed: {outcome.reason}"
-        reason = f"The endpoint {what}"
-        await self._on_failure(registration, reason)
-        return [Settlement(each, "dead", attempt=record, reason=reason) for each, _ in batch]
-
     def give_back(self, delivery: Delivery, due: datetime) -> None:
         """Put a claimed row back whose attempt is not to be made now."""
-        self._settle(Settlement(delivery, "queued", due))
+        self._settle([Settlement(delivery, "queued", due)])
 
-    def _settle(self, settlement: Settlement) -> None:
-        self._settlements.append(settlement)
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
+        self._settlements += settlements
         self.unsettled.set()
 
     def max_count(self, delivery: Delivery) -> int:
@@ -293,7 +234,7 @@ class Sender:
         batch, self._settlements = self._settlements, []
         recovered, self._recovered = self._recovered, set()
         try:
-            if batch and await self._ledger.settle(batch) != len(batch):
+            if batch and await settle(self._deliveries, batch) != len(batch):
                 # Some were no longer this process's: what it remembers of their lanes may be wrong.
                 self._numbering.forget({entry.delivery.subscription for entry in batch})
             if recovered:
@@ -312,7 +253,8 @@ class Sender:
                 self._numbering.closed(delivery.subscription, delivery.lane) or not alone
             ):
                 lanes.add(delivery.lane)
-        return Freed(lanes, self._relieved() or bool(recovered))
+        retries = [entry.next_at for entry in batch if entry.state == "retrying" and entry.next_at]
+        return Freed(lanes, self._relieved() or bool(recovered), min(retries, default=None))
 
     def _relieved(self) -> bool:
         """Whether an endpoint that had no room has some again.
@@ -336,7 +278,7 @@ class Sender:
         for task in set(self._tasks):
             task.cancel()
         if self._settlements:
-            await self._ledger.settle(self._settlements)
+            await settle(self._deliveries, self._settlements)
             self._settlements = []
 
 
@@ -345,7 +287,3 @@ _origin = lru_cache(maxsize=8192)(origin)
 
 def _hold(delivery: Delivery) -> tuple[str, int]:
     return delivery.id, delivery.attempt
-
-
-def _ended_state(delivery: Delivery) -> State:
-    return "dead" if delivery.attempt > 1 else "suppressed"

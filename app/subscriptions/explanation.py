@@ -74,7 +74,7 @@ async def matches(
         return False, None
     fired = None
     if found.topic is not None:
-        fired = await found.topic.fired(event, registry.asking(facts))
+        fired = await found.topic.fired(event, registry.asking(facts), registry.surroundings)
         if fired is None:
             return False, None
     elif event.fields is None or event.type != found.criteria.scope:
@@ -107,7 +107,7 @@ async def explain(
 
 def _facts(registry: Registry, event: Event) -> Facts | None:
     fields = event.fields if event.fields is not None else event.previous_fields
-    return None if fields is None else registry.facts(event.type, fields)
+    return None if fields is None else registry.facts(event.type, fields, event.at)
 
 
 async def _judged_trigger(
@@ -119,7 +119,7 @@ async def _judged_trigger(
         return Judged(text, False, f"not about {kind}")
     if not await trigger.queries_hold(event, registry.asking(facts)):
         return Judged(text, False, "the versions do not meet its queryCriteria")
-    if not all(test(event) for test in trigger.tests):
+    if not await trigger.functions_hold(event, registry.surroundings):
         return Judged(text, False, "its fhirPathCriteria or function does not hold")
     return Judged(text, True)
 

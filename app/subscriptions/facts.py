@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.mongo import Document
+from app.routing.derived import Derived, is_derived
 from app.search import reference
 from app.search.chain import Chain, Has
 from app.search.link import Link
@@ -29,10 +30,15 @@ _MOST = 1000
 
 
 class Facts:
-    """Whether conditions hold of one version. `fields` are `extract`'s."""
+    """Whether conditions hold of one version. `fields` are `extract`'s, `derived` what routing knows of it."""
 
     def __init__(
-        self, store: Store, base_url: str, resource_type: str, fields: Mapping[str, Any]
+        self,
+        store: Store,
+        base_url: str,
+        resource_type: str,
+        fields: Mapping[str, Any],
+        derived: Derived | None = None,
     ) -> None:
         self._store = store
         self._base_url = base_url.rstrip("/")
@@ -41,6 +47,7 @@ class Facts:
         self._terms: set[str] | None = None
         self._rows: dict[tuple[str, str], Document | None] = {}
         self._along: dict[str, frozenset[str]] = {}
+        self._derived = derived
 
     @property
     def terms(self) -> set[str]:
@@ -53,7 +60,9 @@ class Facts:
         return self._terms
 
     async def along(self, path: str) -> frozenset[str]:
-        """The terms at the end of a chain `>code>Type>`, each with the way to it."""
+        """The terms at the end of a chain `>code>Type>`, or derived ones, each with the way to it."""
+        if is_derived(path):
+            return frozenset() if self._derived is None else await self._derived.along(path)
         if path not in self._along:
             steps = path.strip(STEP).split(STEP)
             fields: list[Mapping[str, Any]] = [self.fields]

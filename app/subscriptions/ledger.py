@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pymongo import ASCENDING, IndexModel, UpdateOne
+from pymongo import ASCENDING, IndexModel
 from pymongo.errors import BulkWriteError
 
 from app.mongo import Document, Mongo
@@ -32,8 +32,7 @@ SECOND_LOOK = timedelta(seconds=5)
 _DUPLICATE_KEY = 11000
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One row as a sender needs it. `attempt` counts this attempt; `owner` and `attempt` guard its settlement."""
 
     id: str
@@ -50,6 +49,8 @@ class Delivery:
     attempt: int
     next_at: datetime
     first_at: datetime | None
+    # Relative references that travel along besides what the topic says.
+    context: tuple[str, ...] = ()
 
     @classmethod
     def from_document(cls, document: Document) -> Delivery:
@@ -68,25 +69,18 @@ class Delivery:
             document["attempt"],
             document["next_at"],
             document["first_at"],
+            tuple(document.get("context", ())),
         )
 
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What becomes of a row after an attempt, or without one; `attempt` is the record of it that is kept.
-
-    `queued` puts a row back whose attempt was never made: it does not count.
-    """
-
-    delivery: Delivery
-    state: State
-    next_at: datetime | None = None
-    attempt: Document | None = None
-    reason: str = ""
-
     @property
-    def is_final(self) -> bool:
-        return self.next_at is None
+    def held(self) -> Document:
+        """Finds the row for as long as it is its owner's for this attempt."""
+        return {
+            "_id": self.id,
+            "state": "sending",
+            "owner": self.owner,
+            "attempt": self.attempt,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +197,9 @@ class Ledger:
     async def renew(self, delivery: Delivery, lease: timedelta) -> bool:
         """Lengthen a lease that waited long for its turn; False where it has been lost."""
         result = await self._deliveries.update_one(
-            _held(delivery), {"$set": {"next_at": self._mongo.now() + lease}}
+            delivery.held, {"$set": {"next_at": self._mongo.now() + lease}}
         )
         return bool(result.matched_count)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> int:
-        """Write down what came of attempts, in one bulk; an attempt that lost its lease changes nothing.
-
-        Returns how many had not.
-        """
-        result = await self._deliveries.bulk_write(
-            [UpdateOne(_held(entry.delivery), _settled(entry)) for entry in settlements],
-            ordered=False,
-        )
-        return int(result.matched_count)
 
     async def postpone(self, ids: Iterable[str], until: datetime) -> None:
         """Look at waiting rows again later."""
@@ -302,30 +285,3 @@ class Ledger:
         """How many rows are not settled for good."""
         count: int = await self._deliveries.count_documents({"open": True})
         return count
-
-
-def _held(delivery: Delivery) -> Document:
-    return {
-        "_id": delivery.id,
-        "state": "sending",
-        "owner": delivery.owner,
-        "attempt": delivery.attempt,
-    }
-
-
-def _settled(entry: Settlement) -> Document:
-    values: Document = {"state": entry.state}
-    if entry.reason:
-        values["reason"] = entry.reason
-    update: Document = {"$set": values}
-    if not entry.is_final:
-        values["next_at"] = entry.next_at
-    else:
-        update["$unset"] = {"open": "", "next_at": "", "owner": "", "claim": ""}
-    if entry.state == "queued":
-        update["$inc"] = {"attempt": -1}
-        if entry.delivery.attempt == 1:
-            values["first_at"] = None
-    if entry.attempt is not None:
-        update["$push"] = {"attempts": entry.attempt}
-    return update

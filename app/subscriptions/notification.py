@@ -7,7 +7,6 @@ Classic: nothing, or the resource itself, https://hl7.org/fhir/R4/subscription.h
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -69,11 +68,13 @@ class Told:
     """One event as a notice tells it.
 
     `context` maps relative references that travel along to their resource, or None where it cannot be included.
+    `content` is less than the notice's level where this event may not be told as far.
     """
 
     number: int
     focus: Focus
     context: Mapping[str, Resource | None]
+    content: Content | None = None
 
 
 def status_only(head: Head, kind: Kind) -> Resource:
@@ -85,6 +86,11 @@ def status_parameters(head: Head) -> Resource:
     """What `$status` answers for one Subscription."""
     status: Resource = _status_entry(head, "query-status", [])["resource"]
     return status
+
+
+def status_id(notice_id: str) -> str:
+    """The id of a notice's status entry: the notice's own as a UUID of version 8, the same in every attempt."""
+    return f"{notice_id[:14]}8{notice_id[15:]}"
 
 
 def event_notification(
@@ -102,11 +108,12 @@ def events_notification(head: Head, kind: Kind, events: Sequence[Told]) -> Resou
     parts = [_event(head, event) for event in events]
     if head.content == "empty":
         return _bundle(head, kind, parts, [])
-    entries = [_focus_entry(head, event.focus) for event in events]
+    entries = [_focus_entry(head, e.focus) for e in events if _level(head, e) != "empty"]
     if head.content == "full-resource":
         context: dict[str, Resource | None] = {}
         for event in events:
-            context.update(event.context)
+            if _level(head, event) == "full-resource":
+                context.update(event.context)
         entries.extend(_context_entry(head, *item) for item in context.items())
     return _bundle(head, kind, parts, entries)
 
@@ -117,7 +124,7 @@ def _event(head: Head, event: Told) -> list[dict[str, Any]]:
         {"name": "event-number", "valueString": str(event.number)},
         {"name": "timestamp", "valueInstant": _instant(focus.at)},
     ]
-    if head.content == "empty":
+    if _level(head, event) == "empty":
         return part
     part.append({"name": "focus", "valueReference": {"reference": _url(head, focus.reference)}})
     part.extend(
@@ -127,6 +134,10 @@ def _event(head: Head, event: Told) -> list[dict[str, Any]]:
     if focus.trigger is not None:
         part.append({"name": "trigger", "valueCoding": dict(focus.trigger)})
     return part
+
+
+def _level(head: Head, event: Told) -> Content:
+    return event.content or head.content
 
 
 def _bundle(
@@ -146,8 +157,7 @@ def _bundle(
 
 
 def _status_entry(head: Head, kind: Kind, events: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
-    # Derived from the notice's id: every attempt sends the same bytes.
-    status_id = str(uuid.uuid5(uuid.UUID(head.id), "status"))
+    own_id = status_id(head.id)
     subscription = f"Subscription/{head.subscription}"
     parameter: list[dict[str, Any]] = [
         {"name": "subscription", "valueReference": {"reference": _url(head, subscription)}}
@@ -163,10 +173,10 @@ def _status_entry(head: Head, kind: Kind, events: Sequence[list[dict[str, Any]]]
     if head.error is not None:
         parameter.append({"name": "error", "valueCodeableConcept": _error(head.error)})
     return {
-        "fullUrl": f"urn:uuid:{status_id}",
+        "fullUrl": f"urn:uuid:{own_id}",
         "resource": {
             "resourceType": "Parameters",
-            "id": status_id,
+            "id": own_id,
             "meta": {"profile": [STATUS_PROFILE]},
             "parameter": parameter,
         },

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pymongo import ASCENDING, IndexModel, UpdateOne
+from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.commit import EVENT_LEASE
 from app.mongo import Document, Mongo
+from app.subscriptions import counters
 from app.subscriptions.ledger import Delivery, Ledger
 from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
@@ -63,7 +64,7 @@ class Outbox:
         self._states = mongo.collection("subscription_state")
         self.numbering = Numbering(mongo)
         self._done: list[Any] = []
-        self._moved: dict[str, Document] = {}
+        self._moved: dict[str, tuple[int, datetime | None]] = {}
         self._flushing = asyncio.Lock()
 
     async def prepare(self) -> None:
@@ -205,12 +206,11 @@ class Outbox:
         registration = pair.match.registration
         is_open = "open" in document
         self.numbering.given(registration.id, document["number"], pair.lane, is_open=is_open)
-        moved: Document = {"$max": {"number": document["number"]}}
+        due = None
         if registration.channel.heartbeat is not None and registration.status == "active":
             # Traffic puts off the next heartbeat.
             due = document["created_at"] + timedelta(seconds=registration.channel.heartbeat)
-            moved["$set"] = {"heartbeat_at": due}
-        self._moved[registration.id] = moved
+        self._moved[registration.id] = (document["number"], due)
         return Delivery.from_document(document)
 
     def finish(self, ids: Collection[Any]) -> None:
@@ -224,10 +224,7 @@ class Outbox:
             done, self._done = self._done, []
             try:
                 if moved:
-                    await self._states.bulk_write(
-                        [UpdateOne({"_id": id_}, move, upsert=True) for id_, move in moved.items()],
-                        ordered=False,
-                    )
+                    await counters.advance(self._states, moved)
                 if done:
                     await self._events.update_many(
                         {"_id": {"$in": done}, "state": "pending"}, {"$set": {"state": "done"}}

@@ -46,8 +46,10 @@ async def rows(mongo: Mongo, subscription: str, span: Span, limit: int) -> list[
 async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
     """Let settled rows be sent again, with a window of their own; returns how many.
 
-    They keep their number, their notice id and what is known of their attempts.
+    They keep their number, their notice id and what is known of their attempts. What comes of them is published anew
+    (app/proof).
     """
+    now = mongo.now()
     result = await mongo.collection("deliveries").update_many(
         {**condition, "subscription": subscription, "open": {"$exists": False}},
         {
@@ -55,8 +57,9 @@ async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
                 "open": True,
                 "state": "queued",
                 "owner": "",
-                "next_at": mongo.now(),
+                "next_at": now,
                 "first_at": None,
+                "publish": now,
             },
             "$unset": {"reason": ""},
         },

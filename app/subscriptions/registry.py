@@ -6,7 +6,7 @@ import asyncio
 import gc
 import heapq
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, get_args
@@ -15,6 +15,7 @@ from app import fhir_json
 from app.errors import FhirError
 from app.fhir_json import Resource
 from app.mongo import Document, Mongo
+from app.routing.derived import Derived
 from app.search.terms import EVERY
 from app.settings import Settings
 from app.store import Store
@@ -25,6 +26,7 @@ from app.subscriptions.facts import Facts
 from app.subscriptions.question import Question
 from app.subscriptions.registration import Registration, Status
 from app.subscriptions.shelf import Shelf
+from app.subscriptions.surroundings import Surroundings
 from app.subscriptions.topic_store import TopicStore
 from app.subscriptions.topics import Catalogue, Coding, Found
 from app.versions import Event
@@ -66,6 +68,7 @@ class Registry:
         self._mongo = mongo
         self._store = store
         self.topics = TopicStore(settings, mongo)
+        self.surroundings = Surroundings(settings, mongo, store)
         self.catalogue: Catalogue = topic_files.load(settings)
         self._shelf = Shelf(settings, lambda: self.catalogue)
         self.index = CriteriaIndex(settings, self._shelf.criteria)
@@ -271,9 +274,11 @@ class Registry:
     def _all(self, ids: Collection[str]) -> Iterator[Registration]:
         return (found for each in ids if (found := self.get(each)) is not None)
 
-    def facts(self, resource_type: str, fields: Document) -> Facts:
-        """A version as criteria see it."""
-        return Facts(self._store, self._settings.base_url, resource_type, fields)
+    def facts(self, resource_type: str, fields: Document, at: datetime | None = None) -> Facts:
+        """A version as criteria see it; whose patient it is about is judged for `at`, else for now."""
+        settings = self._settings
+        derived = Derived(self._store, settings, resource_type, fields, at or self._mongo.now())
+        return Facts(self._store, settings.base_url, resource_type, fields, derived)
 
     async def match(self, event: Event) -> list[Match]:
         """The Subscriptions that an event concerns, each once.
@@ -283,19 +288,28 @@ class Registry:
         fields = event.fields if event.fields is not None else event.previous_fields
         if event.type == "Subscription" or fields is None:
             return []
-        facts = self.facts(event.type, fields)
+        facts = self.facts(event.type, fields, event.at)
         found: list[Match] = []
         asked = self.asking(facts)
         if event.topic is not None:
             await self._collect(event.topic, facts, event.trigger, found)
             return found
         for topic in self.catalogue.watching(event.type):
-            trigger = await topic.fired(event, asked)
+            if not self.index.is_listened_to(topic.url):
+                continue
+            trigger = await topic.fired(event, asked, self.surroundings)
             if trigger is not None:
                 await self._collect(topic.url, facts, trigger.coding, found)
+        self.surroundings.note(event, self._told_under(found))
         if event.fields is not None:
             await self._collect(event.type, facts, None, found)
         return found
+
+    def _told_under(self, found: Iterable[Match]) -> Iterator[str]:
+        for match in found:
+            registered = match.registration
+            if registered.topic and self.standing(registered.id) in ("deliver", "hold"):
+                yield registered.topic.url
 
     def asking(self, facts: Facts) -> Found:
         """How topics ask about the versions of a change, of which `facts` is one."""

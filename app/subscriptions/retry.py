@@ -42,7 +42,8 @@ class RetryPolicy:
     window: float
     jitter: Callable[[], float] = random.random
 
-    FIRST = 1.0
+    # With the time until somebody looks, the first retry is there within a second.
+    FIRST = 0.8
     EARLY = 600.0
     EARLY_CAP = 30.0
     LATE_CAP = 900.0

@@ -81,7 +81,7 @@ def _row(pair: Pair, number: int, now: datetime) -> Document:
         "method": event.method,
         "at": event.at,
     }
-    return {
+    document: Document = {
         "_id": new_id(),
         "subscription": registration.id,
         "event": event.id,
@@ -97,3 +97,6 @@ def _row(pair: Pair, number: int, now: datetime) -> Document:
         "first_at": None,
         "attempts": [],
     }
+    if event.context:
+        document["context"] = list(event.context)
+    return document

@@ -6,11 +6,13 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from app.consent.gate import Limit, carries
 from app.fhir_json import Resource
 from app.mongo import Document
 from app.search.extract import extract
 from app.store import Store
-from app.subscriptions.channel_terms import Content
+from app.subscriptions.alongside import alongside
+from app.subscriptions.channel_terms import CONTENTS, Content
 from app.subscriptions.ledger import Delivery
 from app.subscriptions.notification import Focus, Told
 from app.subscriptions.topics import Topic
@@ -29,7 +31,7 @@ class _Pinned:
 
     resource: Resource
     fields: Document
-    context: dict[str, list[str]] = field(default_factory=dict)
+    context: dict[tuple[str, tuple[str, ...]], list[str]] = field(default_factory=dict)
 
 
 class Teller:
@@ -41,9 +43,18 @@ class Teller:
         self._pinned: OrderedDict[tuple[str, str, int], _Pinned] = OrderedDict()
 
     async def told(
-        self, delivery: Delivery, topic: Topic | None, content: Content, event: Event | None = None
+        self,
+        delivery: Delivery,
+        topic: Topic | None,
+        content: Content,
+        event: Event | None = None,
+        limit: Limit | None = None,
     ) -> Told:
-        """A row's event. `event` spares reading the version. Raises VersionGoneError where it is no longer stored."""
+        """A row's event. `event` spares reading the version. Raises VersionGoneError where it is no longer stored.
+
+        Where `limit` or the labels of what travels along forbid whole resources, references are told instead.
+        """
+        content = _allowed(content, limit)
         pinned = delivery.focus
         resource: Resource | None = None
         context: list[str] = []
@@ -51,26 +62,29 @@ class Teller:
             version = await self._version(delivery, event)
             resource = version.resource
             if topic is not None:
-                known = version.context.get(topic.url)
-                if known is None:
-                    known = version.context[topic.url] = topic.context(
-                        pinned["type"], version.fields
-                    )
-                context = known
+                context = await self._context(version, topic, delivery)
         included: dict[str, Resource | None] = dict.fromkeys(context)
         if content == "full-resource":
             included = dict(zip(context, await self._read_all(context), strict=True))
+            if not all(each is None or carries(limit, ref, each) for ref, each in included.items()):
+                content, included = "id-only", dict.fromkeys(context)
         whole = resource if content == "full-resource" else None
-        return Told(delivery.number, _focus(delivery, whole), included)
+        return Told(delivery.number, _focus(delivery, whole), included, content)
 
     async def told_if_stored(
-        self, delivery: Delivery, topic: Topic | None, content: Content, event: Event | None = None
+        self,
+        delivery: Delivery,
+        topic: Topic | None,
+        content: Content,
+        event: Event | None = None,
+        limit: Limit | None = None,
     ) -> Told:
         """A row's event, that its version is gone included."""
         try:
-            return await self.told(delivery, topic, content, event)
+            return await self.told(delivery, topic, content, event, limit)
         except VersionGoneError:
-            return Told(delivery.number, _focus(delivery, None, gone=True), {})
+            level = _allowed(content, limit)
+            return Told(delivery.number, _focus(delivery, None, gone=True), {}, level)
 
     async def pinned(self, delivery: Delivery, event: Event | None = None) -> Resource:
         """The very version of the event, whatever has become of the resource since. Raises VersionGoneError."""
@@ -95,6 +109,16 @@ class Teller:
             self._pinned.popitem(last=False)
         return found
 
+    async def _context(self, version: _Pinned, topic: Topic, delivery: Delivery) -> list[str]:
+        """What travels along: what the topic says, then what the event was raised with."""
+        known = version.context.get((topic.digest, delivery.context))
+        if known is None:
+            focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
+            known = await alongside(self._store, topic, focus, version.fields)
+            known = list(dict.fromkeys((*known, *delivery.context)))
+            version.context[topic.digest, delivery.context] = known
+        return known
+
     async def _read_all(self, references: list[str]) -> list[Resource | None]:
         return await asyncio.gather(*(self._read(reference) for reference in references))
 
@@ -102,6 +126,14 @@ class Teller:
         resource_type, _, resource_id = reference.partition("/")
         stored = await self._store.read(resource_type, resource_id)
         return None if stored is None or stored.deleted else stored.resource()
+
+
+def _allowed(content: Content, limit: Limit | None) -> Content:
+    """The level at which an event is told; what is withheld is told as an event of which nothing is said."""
+    if limit is None or limit.verdict == "full":
+        return content
+    most: Content = "empty" if limit.verdict == "withhold" else "id-only"
+    return min(content, most, key=CONTENTS.index)
 
 
 def _focus(delivery: Delivery, resource: Resource | None, *, gone: bool = False) -> Focus:

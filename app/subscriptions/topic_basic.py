@@ -5,8 +5,9 @@ The Subscriptions R5 Backport guide 1.2.0-ballot, Subscription Topics in R4; 1.1
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from app.fhir_json import Resource
@@ -55,13 +56,24 @@ _ELEMENTS: Elements = {
 }
 
 
-def basic(topic: Topic) -> Resource:
-    """The Basic that shows a topic, under the canonical that Subscriptions name."""
+def basics(topics: Iterable[Topic]) -> dict[str, Resource]:
+    """The Basics that show these topics, by id: the end of the URL, with a hash behind it where that one is taken."""
+    shown: dict[str, Resource] = {}
+    for topic in topics:
+        slug = _OUTSIDE_ID.sub("-", re.split(r"[/:]", topic.url)[-1])
+        basic_id = (ID_PREFIX + slug)[:64]
+        if basic_id in shown:
+            basic_id = f"{basic_id[:55]}-{hashlib.sha256(topic.url.encode()).hexdigest()[:8]}"
+        shown[basic_id] = _basic(basic_id, topic)
+    return shown
+
+
+def _basic(basic_id: str, topic: Topic) -> Resource:
+    """A topic under the canonical that Subscriptions name."""
     shown = {**topic.resource, "url": topic.url}
-    slug = _OUTSIDE_ID.sub("-", re.split(r"[/:]", topic.url)[-1])
     return {
         "resourceType": "Basic",
-        "id": (ID_PREFIX + slug)[:64],
+        "id": basic_id,
         "extension": [
             {**extension, "url": _EXTENSION + extension["url"]}
             for extension in _extensions(shown, _ELEMENTS)

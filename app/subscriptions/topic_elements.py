@@ -11,6 +11,9 @@ from app.fhir_json import Resource
 
 # The base of our own extensions.
 EXTENSIONS = "http://carerelay.example/StructureDefinition/"
+TRIGGER_EXTENSION = EXTENSIONS + "topic-trigger"
+FUNCTION_EXTENSION = EXTENSIONS + "topic-trigger-function"
+REPEATED = frozenset({FUNCTION_EXTENSION})
 _CORE = "http://hl7.org/fhir/StructureDefinition/"
 # Elements that are understood, or that say nothing about what fires.
 _KNOWN: Mapping[str, frozenset[str]] = {
@@ -110,12 +113,14 @@ class Elements:
     def extensions(
         self, entry: Mapping[str, Any], path: str, known: Mapping[str, str]
     ) -> dict[str, Any]:
-        """The values of our extensions by URL; each may occur once."""
+        """The values of our extensions by URL; each once, but `REPEATED` ones, which are lists."""
         found: dict[str, Any] = {}
         for index, extension in enumerate(entry.get("extension", ())):
             url = extension.get("url")
             value = extension.get(known.get(url, ""))
-            if value is None or url in found:
+            if value is not None and url in REPEATED:
+                found.setdefault(url, []).append(value)
+            elif value is None or url in found:
                 self.refuse(f"{path}.extension[{index}]", "Unknown extension, or one too many")
             else:
                 found[url] = value

@@ -3,7 +3,7 @@
 https://hl7.org/fhir/R5/subscriptiontopic.html. Extensions of our own:
 
     resourceTrigger   topic-trigger (valueCoding): the coding of the notice's `trigger` part
-                      topic-trigger-function (valueCode): a function of topics.py that must hold as well
+                      topic-trigger-function (valueCode), any number: a function of trigger_functions.py that must hold
     canFilterBy       topic-filter-search (valueString): the search parameter that the filter stands for, a chain maybe
 """
 
@@ -20,14 +20,13 @@ from app.search import query
 from app.settings import Settings
 from app.subscriptions import fhirpath_criteria
 from app.subscriptions.question import Question
-from app.subscriptions.topic_elements import EXTENSIONS
+from app.subscriptions.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
 from app.subscriptions.topic_shapes import FiltersAndShapes
-from app.subscriptions.topics import TRIGGER_FUNCTIONS, Test, Topic, Trigger, query_parameters
+from app.subscriptions.topics import Test, Topic, Trigger, query_parameters
+from app.subscriptions.trigger_functions import INQUIRIES, RAISED, TESTS
 
 # The base that our own topics are written with; settings.topic_base takes its place.
 DEFAULT_BASE = "http://carerelay.example/SubscriptionTopic/"
-TRIGGER_EXTENSION = EXTENSIONS + "topic-trigger"
-FUNCTION_EXTENSION = EXTENSIONS + "topic-trigger-function"
 _INTERACTIONS = ("create", "update", "delete")
 _RESULTS = ("test-passes", "test-fails")
 
@@ -91,6 +90,7 @@ class _Reader(FiltersAndShapes):
             name: self._query(resource_type, criteria.get(name), f"{path}.queryCriteria.{name}")
             for name in ("previous", "current")
         }
+        functions = self._functions(own.get(FUNCTION_EXTENSION, ()), path)
         return Trigger(
             resource_type=resource_type,
             interactions=frozenset(interactions),
@@ -99,7 +99,9 @@ class _Reader(FiltersAndShapes):
             on_create=criteria.get("resultForCreate", "test-passes") == "test-passes",
             on_delete=criteria.get("resultForDelete", "test-fails") == "test-passes",
             either=either,
-            tests=tuple(self._tests(entry, own.get(FUNCTION_EXTENSION), path)),
+            tests=tuple(self._tests(entry, functions, path)),
+            inquiries=tuple(INQUIRIES[name] for name in functions if name in INQUIRIES),
+            raised=RAISED in functions,
             coding=own.get(TRIGGER_EXTENSION),
             description=str(entry.get("description", "")),
         )
@@ -130,13 +132,19 @@ class _Reader(FiltersAndShapes):
             self.refuse(path, str(error) or "Not a query", "value")
             return None
 
-    def _tests(self, entry: Mapping[str, Any], function: str | None, path: str) -> Iterable[Test]:
-        if function is not None:
-            if function in TRIGGER_FUNCTIONS:
-                yield TRIGGER_FUNCTIONS[function]
-            else:
-                known = ", ".join(sorted(TRIGGER_FUNCTIONS))
-                self.refuse(f"{path}.extension", f"Unknown trigger function; there are {known}")
+    def _functions(self, names: Iterable[str], path: str) -> list[str]:
+        known = TESTS.keys() | INQUIRIES.keys()
+        if not known.issuperset(names):
+            self.refuse(
+                f"{path}.extension",
+                f"Unknown trigger function; there are {', '.join(sorted(known))}",
+            )
+        return [name for name in names if name in known]
+
+    def _tests(
+        self, entry: Mapping[str, Any], functions: Iterable[str], path: str
+    ) -> Iterable[Test]:
+        yield from (TESTS[name] for name in functions if name in TESTS)
         if "fhirPathCriteria" in entry:
             try:
                 yield fhirpath_criteria.compiled(entry["fhirPathCriteria"])

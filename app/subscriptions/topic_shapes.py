@@ -8,6 +8,7 @@ from typing import Any
 from app.definitions import SUPPORTED_TYPES
 from app.errors import FhirError
 from app.fhir_json import Resource
+from app.routing import derived
 from app.search import query
 from app.search.registry import parameters
 from app.settings import Settings
@@ -15,6 +16,7 @@ from app.subscriptions.topic_elements import EXTENSIONS, Elements
 from app.subscriptions.topics import COMPARATORS, TRIGGER_FILTER, Filter, Shape
 
 SEARCH_EXTENSION = EXTENSIONS + "topic-filter-search"
+ONE_VALUE_EXTENSION = EXTENSIONS + "topic-filter-one-value"
 
 
 class FiltersAndShapes(Elements):
@@ -43,13 +45,18 @@ class FiltersAndShapes(Elements):
         return found
 
     def _filter(self, entry: Mapping[str, Any], key: str, path: str) -> Filter:
-        own = self.extensions(entry, path, {SEARCH_EXTENSION: "valueString"})
+        own = self.extensions(
+            entry, path, {SEARCH_EXTENSION: "valueString", ONE_VALUE_EXTENSION: "valueBoolean"}
+        )
         if not set(entry.get("comparator", ())) <= set(COMPARATORS):
             self.refuse(f"{path}.comparator", "Unknown comparator", "value")
+        if own.get(SEARCH_EXTENSION) in derived.PATHS and {"modifier", "comparator"} & entry.keys():
+            self.refuse(path, "Such a filter takes neither modifiers nor comparators")
         return Filter(
             own.get(SEARCH_EXTENSION, key),
             frozenset(entry.get("modifier", ())),
             frozenset(entry.get("comparator", ())),
+            one_value=own.get(ONE_VALUE_EXTENSION) is True,
         )
 
     def _check_search(self, resource_type: str, filter_: Filter, path: str) -> None:
@@ -58,7 +65,9 @@ class FiltersAndShapes(Elements):
             return
         try:
             given = [(f"{filter_.search}:missing", "true")]
-            if filter_.search != "_id":
+            if filter_.search.startswith("$"):
+                derived.check(filter_.search, resource_type)
+            elif filter_.search != "_id":
                 query.parse(resource_type, given, lenient=False, settings=self._settings)
         except FhirError as error:
             self.refuse(f"{path}.filterParameter", str(error))
@@ -90,12 +99,17 @@ class FiltersAndShapes(Elements):
     def _references(
         self, entry: Mapping[str, Any], element: str, path: str
     ) -> list[tuple[str, str]]:
-        """`Type:parameter` pairs, of reference parameters that exist."""
+        """`Type:parameter` pairs, of reference parameters that exist; an include may go on with `:Type`."""
         found = []
         for index, text in enumerate(entry.get(element, ())):
             name, _, code = str(text).removeprefix("&").partition(":")
-            known = parameters(name).get(code) if name in SUPPORTED_TYPES else None
-            if known is None or known.type != "reference":
+            plain, _, target = code.partition(":") if element == "include" else (code, "", "")
+            known = parameters(name).get(plain) if name in SUPPORTED_TYPES else None
+            if (
+                known is None
+                or known.type != "reference"
+                or (target and target not in known.targets)
+            ):
                 self.refuse(
                     f"{path}.{element}[{index}]",
                     "Not of the form Type:reference-parameter",

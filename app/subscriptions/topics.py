@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 from app.fhir_json import Resource
 from app.mongo import Document
 from app.search.registry import parameters
+from app.subscriptions.facility import Facility
 from app.subscriptions.question import Question
 
 # A filter on the notice's trigger part: the one filter that is no search parameter of the resource.
@@ -29,6 +30,10 @@ class Change(Protocol):
 
     @property
     def type(self) -> str: ...
+    @property
+    def resource_id(self) -> str: ...
+    @property
+    def version(self) -> int: ...
     @property
     def method(self) -> str: ...
     @property
@@ -50,20 +55,24 @@ def interaction(change: Change) -> Interaction:
 
 # Whether a version, given its search fields, passes a query; other resources may have to be read for it.
 Found = Callable[[Question, Document], Awaitable[bool]]
-# A condition on a change that search cannot express.
+# A condition on a change that search cannot express, and one for which other things have to be looked up.
 Test = Callable[[Change], bool]
 
 
-def content_changed(change: Change) -> bool:
-    """More has changed than meta and the narrative."""
-    versions = (change.resource or {}, change.previous or {})
-    now, before = ({k: v for k, v in each.items() if k not in _ASIDE} for each in versions)
-    return now != before
+class Around(Protocol):
+    """What there is to look up around a change of a stay."""
+
+    async def told(self, change: Change) -> Sequence[str]:
+        """The server's own topics, by the end of their URL, that told anybody of earlier versions; oldest first."""
+
+    async def facility(self, stay: Resource) -> Facility:
+        """The facility of a version."""
+
+    async def is_nursing_facility(self, fields: Document) -> bool:
+        """Whether the facility of a version is a skilled nursing or nursing facility."""
 
 
-_ASIDE = frozenset({"meta", "text"})
-# What JSON cannot say: functions that a resourceTrigger may name (extension topic-trigger-function).
-TRIGGER_FUNCTIONS: dict[str, Test] = {"content-changed": content_changed}
+Inquiry = Callable[[Change, Around], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,8 @@ class Trigger:
     """One way for a topic to fire: a resourceTrigger.
 
     Of `previous` and `current` both must find their version, or with `either` one of them. `on_create` and `on_delete`
-    are their results where there is no such version. All of `tests` must hold as well.
+    are their results where there is no such version. All of `tests`, and then of `inquiries`, must hold as well. One
+    that is `raised` is never fired by a change.
     """
 
     resource_type: str
@@ -82,14 +92,16 @@ class Trigger:
     on_delete: bool = False
     either: bool = False
     tests: tuple[Test, ...] = ()
+    inquiries: tuple[Inquiry, ...] = ()
+    raised: bool = False
     coding: Coding | None = None
     description: str = ""
 
-    async def fires(self, change: Change, found: Found) -> bool:
+    async def fires(self, change: Change, found: Found, around: Around | None = None) -> bool:
         """Whether the change is one of those that this trigger is about."""
         if change.type != self.resource_type or interaction(change) not in self.interactions:
             return False
-        return await self.queries_hold(change, found) and all(test(change) for test in self.tests)
+        return await self.queries_hold(change, found) and await self.functions_hold(change, around)
 
     async def queries_hold(self, change: Change, found: Found) -> bool:
         """What queryCriteria say."""
@@ -106,17 +118,30 @@ class Trigger:
                 return self.either
         return not (asked and self.either)
 
+    async def functions_hold(self, change: Change, around: Around | None) -> bool:
+        """What functions and fhirPathCriteria say. Raises ValueError where one needs to look around and cannot."""
+        if not all(test(change) for test in self.tests):
+            return False
+        for inquiry in self.inquiries:
+            if around is None:
+                raise ValueError("This trigger has to look around")
+            if not await inquiry(change, around):
+                return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
     """A filter that a topic defines: the search parameter it stands for, and how it may be used.
 
-    Without comparators it takes any.
+    Without comparators it takes any. One with `one_value` is to be used for every type that a Subscription is about,
+    each time with the same single value.
     """
 
     search: str
     modifiers: frozenset[str] = frozenset()
     comparators: frozenset[str] = frozenset()
+    one_value: bool = False
 
     def takes(self, value: str) -> bool:
         """Whether every value's comparator is allowed; one without is `eq`."""
@@ -126,7 +151,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What travels along with a focus: its reference parameters, and (type, parameter) of what refers to it."""
+    """What travels along with a focus: its reference parameters, and (type, parameter) of what refers to it.
+
+    An include may go on with a colon and the one type that it is about.
+    """
 
     includes: tuple[str, ...] = ()
     reverse: tuple[tuple[str, str], ...] = ()
@@ -152,10 +180,12 @@ class Topic:
         """The types it watches, in its own order."""
         return tuple(dict.fromkeys(trigger.resource_type for trigger in self.triggers))
 
-    async def fired(self, change: Change, found: Found) -> Trigger | None:
+    async def fired(
+        self, change: Change, found: Found, around: Around | None = None
+    ) -> Trigger | None:
         """The first trigger that the change fires, if any."""
         for trigger in self.triggers:
-            if await trigger.fires(change, found):
+            if await trigger.fires(change, found, around):
                 return trigger
         return None
 
@@ -171,8 +201,10 @@ class Topic:
         """Relative references of the focus that belong into a notice, each once, in the topic's order."""
         shape = self.shapes.get(resource_type, Shape())
         found: dict[str, None] = {}
-        for parameter in shape.includes:
-            found.update(dict.fromkeys(references(resource_type, fields, parameter)))
+        for include in shape.includes:
+            parameter, _, target = include.partition(":")
+            named = references(resource_type, fields, parameter)
+            found.update(dict.fromkeys(each for each in named if each.startswith(target)))
         return list(found)
 
 
@@ -183,7 +215,8 @@ class Catalogue:
         self.by_url = MappingProxyType({topic.url: topic for topic in topics})
         by_type: dict[str, list[Topic]] = {}
         for topic in self.by_url.values():
-            for resource_type in topic.resource_types:
+            waiting = [trigger.resource_type for trigger in topic.triggers if not trigger.raised]
+            for resource_type in dict.fromkeys(waiting):
                 by_type.setdefault(resource_type, []).append(topic)
         self._by_type = by_type
 
@@ -194,6 +227,7 @@ class Catalogue:
         return None if topic is None or version not in ("", topic.version) else topic
 
     def watching(self, resource_type: str) -> Sequence[Topic]:
+        """The topics that a change of this type may fire."""
         return self._by_type.get(resource_type, ())
 
 

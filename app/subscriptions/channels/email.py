@@ -31,7 +31,6 @@ from app.subscriptions.channels.protocol import (
     Draft,
     Notice,
     Outcome,
-    Shape,
 )
 
 _ADDRESS = re.compile(r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}$")
@@ -139,26 +138,26 @@ def attachment_format(text: str) -> str | None:
     return payload.format_of(attach) if attach else None
 
 
-def shape(draft: Draft) -> Shape:
+def mail(draft: Draft) -> bytes:
     """The whole mail but for its sender and the Subscription's own headers, the same for every attempt."""
-    mail = EmailMessage(policy=policy.SMTP)
-    mail["To"] = _address(draft.endpoint)
-    mail["Date"] = format_datetime(draft.at)
-    mail["Subject"] = "Notification of a FHIR Subscription"
-    mail["Message-ID"] = f"<{draft.id}@carerelay>"
-    mail[NOTICE_ID_HEADER] = draft.id
-    mail["Auto-Submitted"] = "auto-generated"
-    mail.set_content(_text(draft))
+    message = EmailMessage(policy=policy.SMTP)
+    message["To"] = _address(draft.endpoint)
+    message["Date"] = format_datetime(draft.at)
+    message["Subject"] = "Notification of a FHIR Subscription"
+    message["Message-ID"] = f"<{draft.id}@carerelay>"
+    message[NOTICE_ID_HEADER] = draft.id
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(_text(draft))
     format_ = attachment_format(draft.payload) if draft.payload else None
     if format_ is not None and draft.resource is not None:
-        mail.add_attachment(
+        message.add_attachment(
             payload.encode(draft.resource, format_),
             maintype="application",
             subtype=format_.partition("/")[2],
             filename=f"notification.{_ENDINGS[format_]}",
         )
-        mail.set_boundary(f"=={draft.id}==")
-    return Shape("SEND", draft.endpoint, mail.as_bytes())
+        message.set_boundary(f"=={draft.id}==")
+    return message.as_bytes()
 
 
 def _text(draft: Draft) -> str:
@@ -201,6 +200,7 @@ def _answered(code: int, text: bytes | str) -> Outcome:
 EMAIL = ChannelType(
     make=lambda around: Email(around.settings),
     check=check,
-    shape=shape,
+    address=lambda endpoint, _: ("SEND", endpoint),
+    wrap=mail,
     calls_out=False,
 )

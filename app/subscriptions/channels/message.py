@@ -11,7 +11,7 @@ from typing import Any
 
 from app.fhir_json import Resource
 from app.subscriptions.channels import http_endpoint
-from app.subscriptions.channels.protocol import ChannelType, Draft, Shape
+from app.subscriptions.channels.protocol import ChannelType, Draft
 from app.subscriptions.channels.rest_hook import RestHook
 from app.versions import instant
 
@@ -24,11 +24,10 @@ NOTIFICATION_EVENT = (
 CLASSIC_EVENT = "http://hl7.org/fhir/StructureDefinition/Subscription"
 
 
-def shape(draft: Draft) -> Shape:
-    url = draft.endpoint
-    if not url.partition("?")[0].rstrip("/").endswith(_OPERATION):
-        url = http_endpoint.extend(url, _OPERATION)
-    return Shape("POST", url, message(draft))
+def address(endpoint: str, carried: str | None) -> tuple[str, str]:
+    if endpoint.partition("?")[0].rstrip("/").endswith(_OPERATION):
+        return "POST", endpoint
+    return "POST", http_endpoint.extend(endpoint, _OPERATION)
 
 
 def message(draft: Draft) -> Resource:
@@ -62,6 +61,7 @@ def _id(draft: Draft, part: str) -> str:
 MESSAGE = ChannelType(
     make=RestHook.within,
     check=http_endpoint.check,
-    shape=shape,
+    address=address,
+    wrap=message,
     calls_out=True,
 )

@@ -36,13 +36,13 @@ def format_of(payload: str) -> str | None:
     return _SPELLINGS.get(name)
 
 
-def body(content: Resource | bytes | None, payload: str | None) -> bytes:
-    """What travels, in the payload's format; JSON where a resource goes without being asked for."""
+def body(content: Resource | bytes | None, media_type: str) -> bytes:
+    """What travels: a resource in FHIR_JSON or FHIR_XML, bytes as they are."""
     if content is None:
         return b""
     if isinstance(content, bytes):
         return content
-    return encode(content, (payload and format_of(payload)) or FHIR_JSON)
+    return encode(content, media_type)
 
 
 def encode(resource: Resource, media_type: str) -> bytes:

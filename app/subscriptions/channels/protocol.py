@@ -1,7 +1,7 @@
 """What every channel is given and gives back, and what a channel type says of itself.
 
-A channel type is one file with one `ChannelType`: what a Subscription may ask of it, how a notice is shaped for it, and
-how it leaves.
+A channel type is one file with one `ChannelType`: what a Subscription may ask of it, where a notice goes and in what
+form, and how it leaves.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.fhir_json import Resource
 from app.mongo import Mongo
@@ -26,8 +26,7 @@ NOTICE_ID_HEADER = "CareRelay-Notification-Id"
 Complaint = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """One message ready to leave. `id` stays the same over all attempts; an empty body is sent as such.
 
     `headers` are the Subscription's own, then the Content-Type where there is a payload.
@@ -42,8 +41,7 @@ class Notice:
     subscription: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of an attempt. `status` is None where nothing answered; `reason` then says why, in a word.
 
     `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: trying again is of no use;
@@ -116,24 +114,19 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """A draft in a channel's form: where it goes and what travels; bytes go as they are, None as an empty body."""
-
-    method: str
-    url: str
-    content: Resource | bytes | None
-
-
-@dataclass(frozen=True, slots=True)
 class ChannelType:
     """One kind of channel.
 
-    `check` yields what a Subscription asks in vain. `calls_out`: the endpoint is a URL that the server itself calls.
-    `proves`: a topic-based Subscription becomes active when the endpoint has taken a handshake; else at once.
+    `check` yields what a Subscription asks in vain. `address` gives the method and the URL for an endpoint; its second
+    argument is the resource that a classic notice carries (`Encounter/e1`), else None. `wrap` says what travels instead
+    of a draft's resource, bytes as they are; None where the resource itself does. `calls_out`: the endpoint is a URL
+    that the server itself calls. `proves`: a topic-based Subscription becomes active when the endpoint has taken a
+    handshake; else at once.
     """
 
     make: Callable[[Surroundings], Channel]
     check: Callable[[Asked, Settings], Iterator[Complaint]]
-    shape: Callable[[Draft], Shape]
+    address: Callable[[str, str | None], tuple[str, str]]
     calls_out: bool
+    wrap: Callable[[Draft], Resource | bytes | None] | None = None
     proves: bool = True

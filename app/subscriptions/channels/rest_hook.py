@@ -16,7 +16,6 @@ from functools import lru_cache
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
-from multidict import CIMultiDict
 from yarl import URL
 
 from app.security import endpoints
@@ -29,10 +28,8 @@ from app.subscriptions.channels.protocol import (
     ANSWER_LIMIT,
     NOTICE_ID_HEADER,
     ChannelType,
-    Draft,
     Notice,
     Outcome,
-    Shape,
     Surroundings,
 )
 from app.subscriptions.retry import retry_after_seconds
@@ -99,9 +96,7 @@ class RestHook:
 
     async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> Outcome:
         url, origin = self._target(notice.url)
-        headers = CIMultiDict(notice.headers)
-        headers.extend(more)
-        headers[NOTICE_ID_HEADER] = notice.id
+        headers = [*notice.headers, *more, (NOTICE_ID_HEADER, notice.id)]
         with await self._connections.to(origin) as pool:
             async with pool.session.request(
                 notice.method, url, headers=headers, data=notice.body or None, allow_redirects=False
@@ -160,16 +155,16 @@ def _failure(error: BaseException) -> Outcome:
     return Outcome(None, "broken connection" if connected else "no connection")
 
 
-def shape(draft: Draft) -> Shape:
-    """A topic-based notice is posted; of a classic one, a payload is put to the endpoint as a FHIR base."""
-    if draft.focus is None or draft.resource is None:
-        return Shape("POST", draft.endpoint, draft.resource)
-    return Shape("PUT", http_endpoint.extend(draft.endpoint, f"/{draft.focus}"), draft.resource)
+def address(endpoint: str, carried: str | None) -> tuple[str, str]:
+    """A notice is posted; but a resource that a classic one carries is put to the endpoint as a FHIR base."""
+    if carried is None:
+        return "POST", endpoint
+    return "PUT", http_endpoint.extend(endpoint, f"/{carried}")
 
 
 REST_HOOK = ChannelType(
     make=RestHook.within,
     check=http_endpoint.check,
-    shape=shape,
+    address=address,
     calls_out=True,
 )

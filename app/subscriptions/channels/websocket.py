@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
+from app.fhir_json import Resource
 from app.mongo import Document
 from app.security.egress import is_loopback_host
 from app.settings import Settings
@@ -34,7 +35,6 @@ from app.subscriptions.channels.protocol import (
     Draft,
     Notice,
     Outcome,
-    Shape,
     Surroundings,
 )
 from app.subscriptions.mailbox import Mailbox
@@ -180,16 +180,16 @@ def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
         yield "payload", "security", "Whole resources leave only over wss"
 
 
-def shape(draft: Draft) -> Shape:
-    if draft.focus is not None:
-        return Shape("SEND", "", f"ping {draft.subscription}".encode())
-    return Shape("SEND", "", draft.resource)
+def message(draft: Draft) -> Resource | bytes | None:
+    """A classic Subscription is only told that something has happened."""
+    return draft.resource if draft.focus is None else f"ping {draft.subscription}".encode()
 
 
 WEBSOCKET = ChannelType(
     make=Websocket,
     check=check,
-    shape=shape,
+    address=lambda _, __: ("SEND", ""),
+    wrap=message,
     calls_out=False,
     proves=False,
 )

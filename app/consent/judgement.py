@@ -1,0 +1,245 @@
+"""What a patient's Consents and the labels of the content come to: told whole, told as references, or withheld.
+
+Of several Consents about one matter the newest that answers the question counts; of several matters the strictest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from app.consent import labels, provisions
+from app.consent.labels import Labels
+from app.consent.provisions import Effect, Question
+from app.consent.recipients import Recipient
+from app.coordination.codes import (
+    CASE_MANAGEMENT,
+    CONSENT_CATEGORY,
+    PART_2_DISCLOSURE,
+    PCP_NOTIFICATION,
+    PROVIDER_ACCESS,
+)
+from app.fhir_json import Resource
+from app.search import date
+from app.settings import Settings
+from app.store import Store
+from app.versions import CURRENT, stored_current
+
+Verdict = Literal["full", "id-only", "withhold"]
+LabelledContent = Literal["id-only", "withhold"]
+Matter = tuple[str, ...]
+
+# The matters that are ours; a Consent in none of them is about privacy in general.
+_OWN = (CASE_MANAGEMENT, PCP_NOTIFICATION, PROVIDER_ACCESS, PART_2_DISCLOSURE)
+_PRIVACY = "privacy"
+# Scopes that say nothing of who is told (consentscope): every other one may.
+_OTHER_SCOPES = frozenset({"adr", "research", "treatment"})
+_CASE_MANAGEMENT_TYPES = frozenset({"CarePlan", "CareTeam", "EpisodeOfCare", "Goal"})
+_CASE_MANAGEMENT_TOPICS = frozenset(
+    {"careplan-annual-review", "careplan-change", "careteam-change", "case-management-status"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How much may be told. `reason` is made of codes and ids, never of content; empty where all may."""
+
+    verdict: Verdict
+    reason: str = ""
+
+
+FULL = Judgement("full")
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """An active Consent with the matter it is about and since when it stands."""
+
+    resource: Resource = field(repr=False)
+    matter: Matter
+    since: datetime
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether nothing in it is left uncertain; one about a matter of ours has to say something."""
+        silent = self.matter[0] != _PRIVACY and not provisions.says_something(self.resource)
+        return not silent and provisions.is_understood(self.resource)
+
+    @property
+    def names_actors(self) -> bool:
+        """Whether it matters who is told."""
+        return provisions.names_actors(self.resource)
+
+    @property
+    def reference(self) -> str:
+        return f"Consent/{self.resource.get('id', '')}"
+
+
+def directives(consents: Iterable[Resource]) -> list[Directive]:
+    """The Consents that count, newest first; one in several matters of ours once for each."""
+    found = [
+        Directive(consent, matter, _since(consent))
+        for consent in consents
+        if consent.get("status") == "active"
+        for matter in _matters(consent)
+    ]
+    return sorted(found, key=lambda each: each.since, reverse=True)
+
+
+def decide(
+    standing: Sequence[Directive],
+    question: Question,
+    topic: str | None,
+    labelled_content: LabelledContent = "id-only",
+) -> Judgement:
+    """Pure: what the Consents that stand and the labels of the focus come to. `topic` is a canonical."""
+    refused = _by_consent(standing, question, topic) if standing else FULL
+    if refused.verdict == "withhold":
+        return refused
+    sensitive = _by_labels(standing, question, labelled_content)
+    return sensitive if sensitive.verdict == "withhold" or refused is FULL else refused
+
+
+def _by_consent(standing: Sequence[Directive], question: Question, topic: str | None) -> Judgement:
+    answers: dict[Matter, tuple[Effect, Directive]] = {}
+    settled: set[Matter] = set()
+    for directive in standing:
+        if directive.matter in settled or not _concerns(directive.matter, question, topic):
+            continue
+        effect = _answer(directive, question)
+        if effect is Effect.NOTHING:
+            continue
+        if effect is not Effect.UNSURE:
+            settled.add(directive.matter)
+        known = answers.get(directive.matter)
+        if known is None or effect > known[0]:
+            answers[directive.matter] = (effect, directive)
+    if not answers:
+        return FULL
+    effect, directive = max(answers.values(), key=lambda each: each[0])
+    if effect is Effect.DENY:
+        return Judgement("withhold", f"consent-{_name(directive)} {directive.reference}")
+    if effect is Effect.UNSURE:
+        return Judgement("id-only", f"consent-unclear {directive.reference}")
+    return FULL
+
+
+def _by_labels(
+    standing: Sequence[Directive], question: Question, labelled_content: LabelledContent
+) -> Judgement:
+    given = question.labels
+    if not given:
+        return FULL
+    if labels.VERY_RESTRICTED in given:
+        return Judgement("withhold", f"label {labels.VERY_RESTRICTED}")
+    sensitive = given & labels.SENSITIVE
+    closed = {each for each in sensitive if not _is_permitted(standing, question, each)}
+    # Who may see what makes it restricted may see that it is.
+    if (
+        labels.RESTRICTED in given
+        and (closed or not sensitive)
+        and not _is_permitted(standing, question, labels.RESTRICTED)
+    ):
+        closed.add(labels.RESTRICTED)
+    if not closed:
+        return FULL
+    return Judgement(labelled_content, f"label {' '.join(sorted(closed))}")
+
+
+def _is_permitted(standing: Sequence[Directive], question: Question, label: str) -> bool:
+    """Whether a Consent lets what is labelled so be told whole: the newest that says anything of that label."""
+    asked = replace(question, whole_of=label)
+    part_2 = labels.covered(labels.PART_2, by_permission=True)
+    for directive in standing:
+        is_part_2 = directive.matter == (PART_2_DISCLOSURE,)
+        if is_part_2 and label not in part_2:
+            continue
+        if not is_part_2 and directive.matter[0] != _PRIVACY:
+            continue
+        effect = provisions.answer(directive.resource, asked, names_label=is_part_2)
+        if effect is not Effect.NOTHING:
+            return effect is Effect.PERMIT
+    return False
+
+
+def _answer(directive: Directive, question: Question) -> Effect:
+    if directive.matter[0] != _PRIVACY and not provisions.says_something(directive.resource):
+        running = provisions.is_running(directive.resource, question.at)
+        return Effect.UNSURE if running else Effect.NOTHING
+    return provisions.answer(directive.resource, question)
+
+
+def _concerns(matter: Matter, question: Question, topic: str | None) -> bool:
+    """Whether Consents about the matter can forbid what is asked."""
+    if matter[0] == _PRIVACY:
+        return True
+    if matter[0] == PART_2_DISCLOSURE:
+        return bool(question.labels & labels.covered(labels.PART_2, by_permission=False))
+    if question.recipient.kind == "authority":
+        return False
+    if matter[0] == CASE_MANAGEMENT:
+        slug = (topic or "").rpartition("/")[2].partition("|")[0]
+        return question.focus_type in _CASE_MANAGEMENT_TYPES or slug in _CASE_MANAGEMENT_TOPICS
+    return True
+
+
+def _matters(consent: Resource) -> list[Matter]:
+    codings = [coding for each in consent.get("category", ()) for coding in each.get("coding", ())]
+    own = {coding.get("code") for coding in codings if coding.get("system") == CONSENT_CATEGORY}
+    found: list[Matter] = [(each,) for each in _OWN if each in own]
+    if found:
+        return found
+    scope = {coding.get("code") for coding in consent.get("scope", {}).get("coding", ())}
+    if scope and scope <= _OTHER_SCOPES:
+        return []
+    kinds = {f"{coding.get('system', '')}|{coding.get('code', '')}" for coding in codings}
+    return [(_PRIVACY, *sorted(kinds))]
+
+
+def _name(directive: Directive) -> str:
+    return directive.matter[0]
+
+
+def _since(consent: Mapping[str, Any]) -> datetime:
+    """When it was given, else when it was stored."""
+    for text in (consent.get("dateTime"), consent.get("meta", {}).get("lastUpdated")):
+        if text:
+            try:
+                return date.span(text)[0]
+            except (ValueError, OverflowError):
+                continue
+    return date.BEGINNING
+
+
+def patient_of(consent: Resource, base_url: str = "") -> str:
+    """The patient's relative reference, empty where there is none."""
+    reference = consent.get("patient", {}).get("reference", "").split("/_history/")[0]
+    return str(reference.removeprefix(f"{base_url.rstrip('/')}/") if base_url else reference)
+
+
+async def consents(store: Store, patients: Iterable[str], base_url: str = "") -> list[Resource]:
+    """The Consents of patients (`Patient/p1`), of whatever status, in one indexed read."""
+    prefixes = ("", f"{base_url.rstrip('/')}/") if base_url else ("",)
+    terms = [f"patient={prefix}{patient}" for patient in patients for prefix in prefixes]
+    # All of them: one left out might be the refusal.
+    documents = await store.find("Consent", {"terms": {"$in": terms}}, projection=CURRENT)
+    return [stored_current("Consent", document).resource() for document in documents]
+
+
+async def judge(
+    store: Store,
+    patient: str | None,
+    *,
+    focus: str,
+    topic: str | None,
+    recipient: Recipient,
+    given: Labels,
+    at: datetime,
+    settings: Settings,
+) -> Judgement:
+    """Whether something about a patient may be told now, read afresh; `gate` shares what is read."""
+    found = await consents(store, [patient], settings.base_url) if patient else []
+    question = Question(focus, given, recipient, at)
+    return decide(directives(found), question, topic, settings.labelled_content)

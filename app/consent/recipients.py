@@ -1,0 +1,100 @@
+"""Who the notices of a Subscription go to, as Consents name them.
+
+https://hl7.org/fhir/R4/consent-definitions.html#Consent.provision.actor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.coordination.codes import RECIPIENT_KIND
+from app.fhir_json import Resource
+from app.routing.claims import relative
+from app.routing.recipient import recipient_of
+from app.store import Store
+
+Kind = Literal["provider", "authority"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """`reference` is None where nobody has said who it is; whoever is no authority counts as a provider.
+
+    `itself` are the references that mean it, for permissions; `around` also those it belongs to, for refusals.
+    """
+
+    reference: str | None
+    kind: Kind = "provider"
+    itself: frozenset[str] = frozenset()
+    around: frozenset[str] = frozenset()
+
+
+def reference_of(subscription: Resource, base_url: str) -> str | None:
+    """The one it names (`Practitioner/p1`); None also for one that Consents could not name."""
+    return relative(recipient_of(subscription), base_url)
+
+
+def kind_of(subscription: Resource) -> Kind:
+    """What a Subscription says of its recipient."""
+    said = {
+        extension.get("valueCode")
+        for extension in subscription.get("extension", ())
+        if extension.get("url") == RECIPIENT_KIND
+    }
+    return "authority" if said == {"authority"} else "provider"
+
+
+async def resolve(store: Store, reference: str | None, kind: Kind) -> Recipient:
+    """The recipient with what it belongs to: roles, their practitioner and organization, organizations above them."""
+    if reference is None:
+        return Recipient(None, kind)
+    itself, around = {reference}, {reference}
+    type_, _, id_ = reference.partition("/")
+    if type_ == "PractitionerRole":
+        named = _named(await _read(store, "PractitionerRole", id_), "practitioner", "organization")
+        itself |= named
+        around |= named
+    elif type_ == "Practitioner":
+        for role in await store.search(
+            "PractitionerRole", {"terms": f"practitioner={reference}"}, _MOST_ROLES
+        ):
+            around |= {role.reference, *_named(role.resource(), "organization")}
+    around |= await _above(store, around)
+    return Recipient(reference, kind, frozenset(itself), frozenset(around))
+
+
+# Roles of one practitioner, and steps up the tree of organizations, that are looked at.
+_MOST_ROLES, _MOST_STEPS = 100, 5
+
+
+async def _above(store: Store, references: Iterable[str]) -> set[str]:
+    """The organizations that those among the references are part of."""
+    found: set[str] = set()
+    level = {each for each in references if each.startswith("Organization/")}
+    for _ in range(_MOST_STEPS):
+        if not level:
+            break
+        keys = [("Organization", each.partition("/")[2]) for each in level]
+        stored = await store.read_many(keys)
+        parents = {
+            parent
+            for each in stored.values()
+            if not each.deleted
+            for parent in _named(each.resource(), "partOf")
+        }
+        level = parents - found
+        found |= parents
+    return found
+
+
+async def _read(store: Store, resource_type: str, resource_id: str) -> Resource:
+    stored = await store.read(resource_type, resource_id)
+    return {} if stored is None or stored.deleted else stored.resource()
+
+
+def _named(resource: dict[str, Any], *elements: str) -> set[str]:
+    """The local references of some elements."""
+    found = (resource.get(element, {}).get("reference", "") for element in elements)
+    return {each.split("/_history/")[0] for each in found if each}

@@ -1,0 +1,90 @@
+"""Reads that many ask for at once, made once and together."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Shared(Generic[K, V]):
+    """What `load` finds by key, remembered for `lasting` seconds from when it was asked for.
+
+    Keys that are asked for in one round of the event loop are loaded by one call. `load` may leave out keys: they get
+    `default`. What it raises is raised to all who asked and not remembered.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[list[K]], Awaitable[Mapping[K, V]]],
+        default: V,
+        *,
+        lasting: float = math.inf,
+        most: int = 10_000,
+    ) -> None:
+        self._load = load
+        self._default = default
+        self._lasting = lasting
+        self._most = most
+        self._known: OrderedDict[K, tuple[float, asyncio.Future[V]]] = OrderedDict()
+        self._wanted: dict[K, asyncio.Future[V]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def get(self, key: K) -> V:
+        found = self.ask(key)
+        if found.done():
+            return found.result()
+        # Who is cancelled while waiting does not take it away from others.
+        return await asyncio.shield(found)
+
+    def ask(self, key: K) -> asyncio.Future[V]:
+        """Begin to load it, where it is not known; whoever needs it later finds it on its way."""
+        now = time.monotonic()
+        known = self._known.get(key)
+        if known is not None and known[0] > now:
+            return known[1]
+        loop = asyncio.get_running_loop()
+        if not self._wanted:
+            loop.call_soon(self._start)
+        future = self._wanted.get(key)
+        if future is None:
+            future = self._wanted[key] = loop.create_future()
+        self._known[key] = (now + self._lasting, future)
+        self._known.move_to_end(key)
+        while len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return future
+
+    def forget(self, keys: Iterable[K]) -> None:
+        """Load them anew when they are asked for next."""
+        for key in keys:
+            self._known.pop(key, None)
+
+    def _start(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        task = asyncio.create_task(self._run(wanted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, wanted: dict[K, asyncio.Future[V]]) -> None:
+        try:
+            found = await self._load(list(wanted))
+        except BaseException as error:
+            for key, future in wanted.items():
+                self._known.pop(key, None)
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                    future.exception()  # told, even where nobody waits any more
+                else:
+                    future.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for key, future in wanted.items():
+            future.set_result(found.get(key, self._default))

@@ -1,0 +1,127 @@
+"""Events that concern no primary care practice: the ledger says so, and a person is asked to put it right.
+
+A row of state `suppressed` under a Subscription that is none, `unrouted-<event>`, stands for the notice that could not
+be sent. It is written after the commit and beside the notices that others get; docs/routing.md says when.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pymongo.errors import DuplicateKeyError
+
+from app.context import Context
+from app.coordination import review
+from app.coordination.codes import REVIEW_REASONS
+from app.coordination.encounter_review import is_record
+from app.coordination.reactions import Reaction
+from app.identifiers import new_id
+from app.mongo import Document
+from app.routing import attribution
+from app.routing.attribution import Attribution
+from app.routing.derived import PCP, patient_of
+from app.subscriptions.topics import Topic, Trigger
+from app.versions import Event
+
+_TYPES = frozenset({"Encounter", "CarePlan"})
+# What keeps every practice from being told, in the order in which it is given as the reason.
+_UNTOLD = ("no-subject", "unknown-patient", "pcp-period-ended", "no-pcp", "no-endpoint")
+# What a visit's own review has asked already.
+_ASKED_ELSEWHERE = frozenset({"no-subject", "unknown-patient", "merged-patient"})
+
+
+async def run(context: Context, event: Event) -> None:
+    if event.resource is None or event.fields is None or not context.settings.unrouted:
+        return
+    if event.type == "Encounter" and is_record(event):
+        return
+    fired = await _fired(context, event, event.fields)
+    if fired is None:
+        return
+    patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
+    found = await _attribution(context, patient, event.at)
+    index = context.server.worker.registry.index
+    if not index.routes_by(PCP) and {"no-subject", "unknown-patient"} & set(found.problems):
+        return  # nobody here is told of panels, and the visit's own review speaks of the rest
+    for problem in found.problems:
+        if problem not in _ASKED_ELSEWHERE:
+            focus = f"{event.type}/{event.resource_id}"
+            about = None if "unknown-patient" in found.problems else patient
+            await review.ask(context, problem, focus, patient=about)
+    heard = [each for each in found.providers if attribution.is_heard(each, listening(context))]
+    untold = next((problem for problem in _UNTOLD if problem in found.problems), None)
+    if not heard and untold is not None:
+        await _record(context, event, fired, REVIEW_REASONS[untold])
+
+
+REACTION = Reaction("unrouted", _TYPES, run)
+
+
+def listening(context: Context) -> attribution.Listening:
+    """Whether a Subscription of this moment names a provider as its filter."""
+    index = context.server.worker.registry.index
+    return lambda reference: index.asks_for(f"{PCP}={reference}")
+
+
+async def _attribution(context: Context, patient: str | None, at: datetime) -> Attribution:
+    if patient is None:
+        return Attribution("", (), ("no-subject",))
+    return await attribution.primary_care(
+        context.store, patient, at, context.settings, listening=listening(context)
+    )
+
+
+async def _fired(context: Context, event: Event, fields: Document) -> tuple[Topic, Trigger] | None:
+    """The first of the care-coordination topics that the event fires."""
+    registry = context.server.worker.registry
+    facts = registry.facts(event.type, fields, event.at)
+    wanted = set(urls(context))
+    for topic in registry.catalogue.watching(event.type):
+        if topic.url in wanted:
+            trigger = await topic.fired(event, registry.asking(facts), registry.surroundings)
+            if trigger is not None:
+                return topic, trigger
+    return None
+
+
+def urls(context: Context) -> list[str]:
+    """The canonicals of the topics that practices are told of unasked."""
+    base = context.settings.topic_base.rstrip("/")
+    names = [each.strip() for each in context.settings.endpoint_topics.split(",")]
+    return [each if ":" in each else f"{base}/{each}" for each in names if each]
+
+
+async def _record(
+    context: Context, event: Event, fired: tuple[Topic, Trigger], reason: str
+) -> None:
+    topic, trigger = fired
+    now = context.server.mongo.now()
+    name = f"unrouted-{event.id}"
+    row: Document = {
+        "_id": new_id(),
+        "subscription": name,
+        "event": event.id,
+        "number": 0,
+        "lane": f"{name}|",
+        "topic": topic.url,
+        "trigger": dict(trigger.coding) if trigger.coding else None,
+        "focus": {
+            "type": event.type,
+            "id": event.resource_id,
+            "version": event.version,
+            "method": event.method,
+            "at": event.at,
+        },
+        "created_at": now,
+        "owner": "",
+        "attempt": 0,
+        "next_at": now,
+        "first_at": None,
+        "attempts": [],
+        "state": "suppressed",
+        "reason": reason,
+    }
+    try:
+        await context.server.mongo.collection("deliveries").insert_one(row)
+    except DuplicateKeyError:
+        return  # the reaction has run before

@@ -1,0 +1,60 @@
+"""CarePlan/[id]/$changes: what changed since a time, or since the primary care practice was told last."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.coordination import care_plan_notices, care_plan_state
+from app.coordination.care_plan_changes import parameters
+from app.coordination.care_plan_state import PlanState
+from app.errors import BadRequest, Gone
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+from app.search.date import span
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """Parameters with the changes. Raises NotFound or Gone, BadRequest for a `_since` that is no time."""
+    plan = await interactions.current(context, *invocation.instance)
+    since = invocation.one("_since")
+    moment = None if since is None else _instant(str(since))
+    before = await _compared_with(context, plan.id, moment)
+    if before is None:
+        raise Gone("The version to compare with is no longer stored")
+    after = await care_plan_state.current(context.store, plan)
+    changes = await care_plan_notices.changes_between(context, before, after)
+    head = [
+        {"name": "since", "valueInstant": before.plan["meta"]["lastUpdated"]},
+        {"name": "from", "valueReference": {"reference": _version(before)}},
+        {"name": "to", "valueReference": {"reference": _version(after)}},
+    ]
+    return Answer(200, text=fhir_json.encode(parameters(changes, head)))
+
+
+async def _compared_with(
+    context: Context, plan_id: str, moment: datetime | None
+) -> PlanState | None:
+    """The state at a time; without one what was told last, else the first version's."""
+    if moment is not None:
+        return await care_plan_state.at_time(context.store, plan_id, moment)
+    row = await care_plan_notices.record_of(context, plan_id)
+    told = await care_plan_notices.state_told(context, row)
+    if told is not None:
+        return told
+    first = await context.store.vread("CarePlan", plan_id, 1)
+    return (
+        None if first is None else await care_plan_state.at_time(context.store, plan_id, first.at)
+    )
+
+
+def _version(state: PlanState) -> str:
+    return f"CarePlan/{state.plan['id']}/_history/{state.plan['meta']['versionId']}"
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return span(text)[0]
+    except (ValueError, OverflowError):
+        raise BadRequest("_since must be an instant", code="value", expression="_since") from None

@@ -1,0 +1,33 @@
+"""CarePlan/[id]/$summary: the care plan as it is now, as a document that reads without FHIR software.
+
+It is made anew each time. With `persist` it is stored as a Bundle besides; nobody is told.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.coordination import care_plan_document, care_plan_record, care_plan_state
+from app.coordination.care_plan_document import Edition
+from app.errors import MethodNotAllowed
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """The document Bundle. Raises NotFound or Gone, MethodNotAllowed for `persist` without POST."""
+    persist = bool(invocation.one("persist"))
+    if persist and not invocation.posted:
+        raise MethodNotAllowed("persist stores the document; use POST", headers={"Allow": "POST"})
+    plan = await interactions.current(context, *invocation.instance)
+    state = await care_plan_state.current(context.store, plan)
+    now = context.server.clock.now()
+    record = await care_plan_record.gather(context.store, state, now)
+    edition = Edition(str(uuid.uuid4()), now, context.base_url)
+    bundle = care_plan_document.build(record, edition)
+    if persist:
+        answer = await interactions.update(context, "Bundle", edition.id, bundle)
+        return Answer(201, answer.stored, location=True)
+    return Answer(200, text=fhir_json.encode(bundle))

@@ -1,0 +1,70 @@
+"""Patient/$pcp: who the primary care provider is at a moment, by which source, and what is wrong with that.
+
+http://carerelay.example/OperationDefinition/Patient-pcp; docs/routing.md
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.coordination import unrouted
+from app.errors import BadRequest
+from app.exchange import Answer
+from app.fhir_json import Resource
+from app.operations.invocation import Invocation
+from app.routing import attribution
+from app.routing.practices import Provider
+from app.search import date
+from app.versions import instant
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """Parameters with a `pcp` for each provider who is told of the patient and a `problem` for each thing to put right.
+
+    Raises NotFound or Gone for the patient.
+    """
+    resource_type, resource_id = invocation.instance
+    await interactions.current(context, resource_type, resource_id)
+    found = await attribution.primary_care(
+        context.store,
+        f"{resource_type}/{resource_id}",
+        _moment(context, invocation.one("at")),
+        context.settings,
+        listening=unrouted.listening(context),
+    )
+    parameters = [{"name": "pcp", "part": _parts(provider)} for provider in found.providers]
+    parameters += [{"name": "problem", "valueCode": problem} for problem in found.problems]
+    answer: Resource = {"resourceType": "Parameters"}
+    if parameters:
+        answer["parameter"] = parameters
+    return Answer(200, text=fhir_json.encode(answer))
+
+
+def _moment(context: Context, text: str | None) -> datetime:
+    """The first instant that `at` may mean; now by default."""
+    if text is None:
+        return context.server.clock.now()
+    try:
+        return date.span(text)[0]
+    except (ValueError, OverflowError):
+        raise BadRequest("at must be a date or dateTime", code="value", expression="at") from None
+
+
+def _parts(provider: Provider) -> list[Resource]:
+    references = [
+        ("practitioner", provider.practitioner),
+        ("practitioner-role", provider.practitioner_role),
+        ("organization", provider.organization),
+        *(("endpoint", endpoint) for endpoint in provider.endpoints),
+    ]
+    parts: list[Resource] = [
+        {"name": name, "valueReference": {"reference": reference}}
+        for name, reference in references
+        if reference is not None
+    ]
+    parts.append({"name": "source", "valueCode": provider.source})
+    if provider.since is not None:
+        parts.append({"name": "since", "valueDateTime": instant(provider.since)})
+    return parts

@@ -1,0 +1,96 @@
+"""Rules of Encounter: what hospitals send about one visit, late, twice and out of order, ends in the same state.
+
+docs/encounters.md; the order itself is in visit_order.py, the times in event_time.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from app.coordination.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE
+from app.errors import Issue
+from app.fhir_json import Resource
+from app.resources import event_time, visit_order
+from app.resources.event_time import Moment
+from app.resources.rules import Prepared
+from app.resources.visit_order import Memory
+from app.versions import Late, Stored, VersionConflict, is_same_content
+
+if TYPE_CHECKING:
+    from app.context import Context
+
+# What became of a message: `all` of it counts, it `filled` what was unknown, it is `history-only`, or `repeated`.
+APPLIED = "CareRelay-Applied"
+_TOLD = {
+    "filled": "Newer messages are known of this visit: only what they do not mention was taken from this one",
+    "history-only": "Newer messages are known of this visit: this one is kept in the history and changes nothing",
+    "repeated": "This message is known already; nothing was changed",
+}
+
+
+def is_message(resource: Resource) -> bool:
+    """Whether an Encounter says by itself that it tells of an event, and when."""
+    extensions = resource.get("extension")
+    return isinstance(extensions, list) and any(
+        isinstance(each, dict) and each.get("url") == EVENT_TIME for each in extensions
+    )
+
+
+async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+    """Bring a message into the order of its visit; an edit, or what names no time, is taken as it is."""
+    if previous is None or previous.deleted:
+        return _told(Prepared(resource), "all") if is_message(resource) else Prepared(resource)
+    arrival = context.server.clock.now()
+    when = event_time.moment(resource, arrival)
+    current = previous.resource()
+    memory = await _memory(context, previous, current)
+    if when is None or context.edits:
+        known = visit_order.edited(current, memory, resource, arrival)
+        return Prepared(resource, _private(known), is_memory=True)
+    return _merged(context, previous, memory, resource, when)
+
+
+def _merged(
+    context: Context, previous: Stored, memory: Memory, message: Resource, when: Moment
+) -> Prepared:
+    current = previous.resource()
+    outcome = visit_order.merge(current, memory, message, when)
+    prepared = Prepared(outcome.resource, _private(outcome.memory), is_memory=True)
+    if outcome.applied == "all":
+        same = context.settings.skip_identical_updates and is_same_content(
+            outcome.resource, previous
+        )
+        return _told(prepared, "repeated" if same else "all")
+    is_history = outcome.applied == "history-only"
+    if is_history and visit_order.digest(message) in memory.seen:
+        return _told(Prepared(current, repeats=True), "repeated")
+    trigger = {"system": ENCOUNTER_STATUS, "code": message["status"]}
+    late = Late(LATE_MESSAGE, trigger, message if is_history else None)
+    return _told(Prepared(outcome.resource, prepared.private, late=late), outcome.applied)
+
+
+def _told(prepared: Prepared, applied: str) -> Prepared:
+    text = _TOLD.get(applied)
+    issues = (Issue("informational", text, severity="information"),) if text else ()
+    return replace(prepared, headers={APPLIED: applied}, issues=issues)
+
+
+async def _memory(context: Context, previous: Stored, current: Resource) -> Memory:
+    """What lies beside that very version. Raises VersionConflict where it has been replaced meanwhile."""
+    found = await context.store.find(
+        "Encounter",
+        {"_id": previous.id, "v": previous.version},
+        limit=1,
+        projection={"private": 1},
+    )
+    if not found:
+        raise VersionConflict
+    kept = found[0].get("private", {}).get("visit")
+    if kept is None:
+        return visit_order.remembered(current, previous.at)
+    return visit_order.of_document(kept)
+
+
+def _private(memory: Memory) -> dict[str, object] | None:
+    return {"visit": visit_order.as_document(memory)} if memory.clocks else None

@@ -1,0 +1,106 @@
+"""When what a message about a visit tells of happened.
+
+Times are texts: UTC, of one width, so that they compare as they lie in the database. docs/encounters.md has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from app.coordination.codes import EVENT_TIME
+from app.fhir_json import Resource
+from app.search import date
+
+Time = str
+
+ACTIVE = frozenset({"arrived", "triaged", "in-progress", "onleave"})
+CANCELLED = frozenset({"cancelled", "entered-in-error"})
+# Before everything that has a time, and the time of what nobody has dated.
+BEGINNING: Time = ""
+# A plan comes before what then happens, whenever it was made.
+PLANNED: Time = "0"
+# A clock that is ahead by more than this is not believed.
+_AHEAD = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a message's event happened; `stated` by the message itself and not only to be gathered from its periods."""
+
+    time: Time
+    stated: bool
+
+
+def time_of(at: datetime) -> Time:
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def moment(message: Resource, arrival: datetime) -> Moment | None:
+    """When what a message tells of happened; None where it says nothing of any time.
+
+    Times further ahead than an hour, and the ends of visits that do not say when they ended, are those of the arrival.
+    """
+    latest = time_of(arrival + _AHEAD)
+    stated = _stated(message)
+    if stated is not None:
+        return Moment(stated if stated <= latest else time_of(arrival), True)
+    if not (message.get("period") or message.get("statusHistory")):
+        return None
+    status = message.get("status")
+    if status == "planned" and not message.get("statusHistory"):
+        return Moment(PLANNED, False)
+    now = time_of(arrival)
+    if status in CANCELLED or status == "finished":
+        ends = [each.get("period", {}).get("end") for each in _objects(message, "statusHistory")]
+        if status == "finished":
+            ends.append(message.get("period", {}).get("end"))
+        if not any(ends):
+            return Moment(now, False)
+    return Moment(
+        max([time if time <= latest else now for time in _evidence(message)], default=now), False
+    )
+
+
+def _stated(message: Resource) -> Time | None:
+    for extension in _objects(message, "extension"):
+        if extension.get("url") == EVENT_TIME:
+            return next(_times(extension.get("valueDateTime"), extension.get("valueInstant")), None)
+    return None
+
+
+def _evidence(message: Resource) -> Iterator[Time]:
+    """The times at which, by its periods, something had happened to the visit."""
+    periods = [message.get("period", {})]
+    for name in ("statusHistory", "classHistory"):
+        periods += [each.get("period", {}) for each in _objects(message, name)]
+    periods += [
+        each.get("period", {})
+        for each in _objects(message, "location")
+        if each.get("status") not in ("planned", "reserved")
+    ]
+    for period in periods:
+        yield from _times(period.get("start"))
+        yield from _times(period.get("end"), end=True)
+
+
+def _times(*texts: Any, end: bool = False) -> Iterator[Time]:
+    """The times of those texts that are any. A date without a time is its first moment, as an `end` its last."""
+    for text in texts:
+        if isinstance(text, str):
+            try:
+                whole = _exact(text) if len(text) > 18 else date.span(text)[1 if end else 0]
+                yield time_of(whole)
+            except (ValueError, OverflowError):
+                continue
+
+
+def _exact(text: str) -> datetime:
+    """To the microsecond; a leap second is its minute's last."""
+    return datetime.fromisoformat(f"{text[:17]}59{text[19:]}" if text[17:19] == "60" else text)
+
+
+def _objects(resource: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    return (each for each in resource.get(name, ()) if isinstance(each, dict))
