@@ -20,6 +20,7 @@ from app.mongo import Document
 from app.routing import attribution
 from app.routing.attribution import Attribution
 from app.routing.derived import PCP, patient_of
+from app.subscriptions.facts import Facts
 from app.subscriptions.topics import Topic, Trigger
 from app.versions import Event
 
@@ -35,7 +36,8 @@ async def run(context: Context, event: Event) -> None:
         return
     if event.type == "Encounter" and is_record(event):
         return
-    fired = await _fired(context, event, event.fields)
+    facts = context.server.worker.registry.facts_of(event)
+    fired = None if facts is None else await _fired(context, event, facts)
     if fired is None:
         return
     patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
@@ -71,10 +73,9 @@ async def _attribution(context: Context, patient: str | None, at: datetime) -> A
     )
 
 
-async def _fired(context: Context, event: Event, fields: Document) -> tuple[Topic, Trigger] | None:
+async def _fired(context: Context, event: Event, facts: Facts) -> tuple[Topic, Trigger] | None:
     """The first of the care-coordination topics that the event fires."""
     registry = context.server.worker.registry
-    facts = registry.facts(event.type, fields, event.at)
     wanted = set(urls(context))
     for topic in registry.catalogue.watching(event.type):
         if topic.url in wanted:

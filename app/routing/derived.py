@@ -13,9 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from app.errors import Unprocessable
+from app.fhir_json import Resource
 from app.routing import attribution, claims
 from app.routing.claims import Record
 from app.routing.facility import KINDS, facility_types
+from app.routing.whereabouts import without_places_left
 from app.search import reference
 from app.search.registry import parameters
 from app.settings import Settings
@@ -85,7 +87,10 @@ def _has_patient(resource_type: str) -> bool:
 
 
 class Derived:
-    """The derived terms of one version, each kind worked out once. `at` is the moment they are judged for."""
+    """The derived terms of one version, each kind worked out once. `at` is the moment they are judged for.
+
+    Without `resource` the places that a stay has left count too.
+    """
 
     def __init__(
         self,
@@ -94,6 +99,7 @@ class Derived:
         resource_type: str,
         fields: Mapping[str, Any],
         at: datetime,
+        resource: Resource | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -101,6 +107,7 @@ class Derived:
         self._type = resource_type
         self._fields = fields
         self._at = at
+        self._resource = resource
         self._found: dict[str, frozenset[str]] = {}
         self._record: Record | None = None
 
@@ -115,7 +122,8 @@ class Derived:
         if path == FACILITY:
             if self._type != "Encounter":
                 return set()
-            return await facility_types(self._store, self._fields, self._settings)
+            fields = without_places_left(self._resource, self._fields)
+            return await facility_types(self._store, fields, self._settings)
         if self._record is None:
             patient = patient_of(self._type, self._fields, self._base_url)
             if patient is None:

@@ -69,7 +69,7 @@ async def matches(
     registry: Registry, event: Event, found: Registration
 ) -> tuple[bool, Trigger | None]:
     """Whether an event concerns a Subscription, filed or not; the trigger that fired where there is a topic."""
-    facts = _facts(registry, event)
+    facts = registry.facts_of(event)
     if facts is None:
         return False, None
     fired = None
@@ -87,7 +87,7 @@ async def explain(
     registry: Registry, settings: Settings, event: Event, subscription: Resource, read: Registration
 ) -> Explanation:
     """Everything that decides about one event. Criteria are those of the Subscription as it is now."""
-    facts = _facts(registry, event)
+    facts = registry.facts_of(event)
     if facts is None:
         return Explanation(False, [], [])
     verdict, fired = await matches(registry, event, read)
@@ -103,11 +103,6 @@ async def explain(
         other = not types & {"", event.type}
         filters.append(Judged(text, holds, "about another resource type" if other else ""))
     return Explanation(verdict, triggers, filters, fired)
-
-
-def _facts(registry: Registry, event: Event) -> Facts | None:
-    fields = event.fields if event.fields is not None else event.previous_fields
-    return None if fields is None else registry.facts(event.type, fields, event.at)
 
 
 async def _judged_trigger(

@@ -274,21 +274,29 @@ class Registry:
     def _all(self, ids: Collection[str]) -> Iterator[Registration]:
         return (found for each in ids if (found := self.get(each)) is not None)
 
-    def facts(self, resource_type: str, fields: Document, at: datetime | None = None) -> Facts:
-        """A version as criteria see it; whose patient it is about is judged for `at`, else for now."""
-        settings = self._settings
-        derived = Derived(self._store, settings, resource_type, fields, at or self._mongo.now())
-        return Facts(self._store, settings.base_url, resource_type, fields, derived)
+    def facts(self, resource_type: str, fields: Document) -> Facts:
+        """A version as criteria see it; whose patient it is about is judged for now."""
+        derived = Derived(self._store, self._settings, resource_type, fields, self._mongo.now())
+        return Facts(self._store, self._settings.base_url, resource_type, fields, derived)
+
+    def facts_of(self, event: Event) -> Facts | None:
+        """What an event is judged by: its version, or the one that went; None where neither is there any more."""
+        gone = event.fields is None
+        fields = event.previous_fields if gone else event.fields
+        if fields is None:
+            return None
+        resource = event.previous if gone else event.resource
+        derived = Derived(self._store, self._settings, event.type, fields, event.at, resource)
+        return Facts(self._store, self._settings.base_url, event.type, fields, derived)
 
     async def match(self, event: Event) -> list[Match]:
         """The Subscriptions that an event concerns, each once.
 
         Topics may be about deletions, which are judged by the version that went; classic Subscriptions never are.
         """
-        fields = event.fields if event.fields is not None else event.previous_fields
-        if event.type == "Subscription" or fields is None:
+        facts = self.facts_of(event)
+        if event.type == "Subscription" or facts is None:
             return []
-        facts = self.facts(event.type, fields, event.at)
         found: list[Match] = []
         asked = self.asking(facts)
         if event.topic is not None:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from app.fhir_json import Resource
 from app.mongo import Document, Mongo
 from app.routing.facility import facility_types
+from app.routing.whereabouts import Facility, facility_of, without_places_left
 from app.settings import Settings
 from app.store import Store
-from app.subscriptions.facility import Facility, facility_of
 from app.subscriptions.topics import Change
 
 _REMEMBERED = 2_000
@@ -59,5 +59,6 @@ class Surroundings:
     async def facility(self, stay: Resource) -> Facility:
         return await facility_of(self._store, stay, self._settings.base_url)
 
-    async def is_nursing_facility(self, fields: Document) -> bool:
-        return "snf" in await facility_types(self._store, fields, self._settings)
+    async def is_nursing_facility(self, stay: Resource, fields: Document) -> bool:
+        current = without_places_left(stay, fields)
+        return "snf" in await facility_types(self._store, current, self._settings)

@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 
 from app.fhir_json import Resource
 from app.mongo import Document
+from app.routing.whereabouts import Facility
 from app.search.registry import parameters
-from app.subscriptions.facility import Facility
 from app.subscriptions.question import Question
 
 # A filter on the notice's trigger part: the one filter that is no search parameter of the resource.
@@ -68,7 +68,7 @@ class Around(Protocol):
     async def facility(self, stay: Resource) -> Facility:
         """The facility of a version."""
 
-    async def is_nursing_facility(self, fields: Document) -> bool:
+    async def is_nursing_facility(self, stay: Resource, fields: Document) -> bool:
         """Whether the facility of a version is a skilled nursing or nursing facility."""
 
 

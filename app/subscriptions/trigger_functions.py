@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.fhir_json import Resource
-from app.subscriptions.facility import current_locations
+from app.routing.whereabouts import current_locations
 from app.subscriptions.topics import Around, Change, Inquiry, Test
 
 RAISED = "raised"
@@ -109,13 +109,16 @@ async def facility_changed(change: Change, around: Around) -> bool:
 
 async def in_nursing_facility(change: Change, around: Around) -> bool:
     """The stay is in a skilled nursing or nursing facility."""
-    return change.fields is not None and await around.is_nursing_facility(change.fields)
+    now, fields = change.resource, change.fields
+    return now is not None and fields is not None and await around.is_nursing_facility(now, fields)
 
 
 async def was_elsewhere(change: Change, around: Around) -> bool:
     """The version before was not in such a facility, as far as it said."""
-    before = change.previous_fields
-    return before is not None and not await around.is_nursing_facility(before)
+    before, fields = change.previous, change.previous_fields
+    if before is None or fields is None:
+        return False
+    return not await around.is_nursing_facility(before, fields)
 
 
 TESTS: Mapping[str, Test] = {

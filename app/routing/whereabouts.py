@@ -72,6 +72,18 @@ def current_locations(stay: Resource) -> list[str]:
     ]
 
 
+def without_places_left(stay: Resource | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The search fields of an Encounter but for the Locations where the patient is no longer."""
+    current = current_locations(stay) if stay is not None else []
+    if not current:
+        return fields
+    stays = {f"location={reference}" for reference in current}
+    terms = [
+        term for term in fields["terms"] if term in stays or not term.startswith("location=")
+    ]
+    return {**fields, "terms": terms}
+
+
 class _Reader:
     def __init__(self, store: Store, base_url: str) -> None:
         self._store = store
