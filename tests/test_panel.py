@@ -209,7 +209,7 @@ async def test_a_group_filter_covers_its_current_members(
     ("facility", "expected"),
     [
         pytest.param("snf", ["fa-class", "fa-location"], id="snf"),
-        pytest.param("hospital", ["fa-hospital", "fa-cah"], id="hospital"),
+        pytest.param("hospital", ["fa-hospital", "fa-moved-on", "fa-cah"], id="hospital"),
         pytest.param("cah", ["fa-cah"], id="cah"),
     ],
 )
@@ -234,6 +234,9 @@ async def test_a_facility_filter_tells_nursing_facilities_from_hospitals(
     await admit(hub, f"{name}-class", name, class_="NONAC")
     await admit(hub, f"{name}-location", name, **place)
     await admit(hub, f"{name}-hospital", name)
+    ward = {"location": ref(f"Location/{name}-ward"), "status": "active"}
+    left = {"location": [{**place["location"][0], "status": "completed"}, ward]}
+    await admit(hub, f"{name}-moved-on", name, **left)
     await admit(hub, f"{name}-cah", name, **at_cah)
     assert await told(hub, receiver) == [each.replace("fa-", f"{name}-") for each in expected]
 

@@ -131,7 +131,7 @@ async def _write(
     now = context.server.clock.now()
     found = await primary_care(context.store, patient, now, context.settings)
     if not found.providers:
-        await review.ask(context, "no-pcp", about, patient=patient)
+        await review.ask_of_patient(context, "no-pcp", about, patient)
         withheld = _withheld("recipient-unavailable")
         await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **withheld})
         return

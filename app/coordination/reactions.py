@@ -30,7 +30,9 @@ from app.versions import Event
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-_AT_ONCE = 8
+# Notices go first: reactions gather for a moment, and few of them run beside what else the server does.
+_GATHER_SECONDS = 0.05
+_AT_ONCE = 2
 _BATCH = 200
 _LEASE = timedelta(seconds=60)
 _MOST_TRIES = 20
@@ -122,6 +124,7 @@ class Reactions:
     async def _run_loop(self, context: Context) -> None:
         while True:
             await self._arrived.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
             self._arrived.clear()
             while self._queue:
                 count = min(len(self._queue), _BATCH)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from app import interactions
 from app.context import Context
 from app.coordination.codes import REVIEW_REASON, REVIEW_REASONS
+from app.coordination.follow_up import OPEN
+from app.coordination.patients import resources_of, token
 from app.coordination.reactions import stable_id
 from app.fhir_json import Resource
 from app.versions import instant
@@ -20,6 +22,22 @@ async def ask(
     asked = task(context, reason, focus, patient=patient, about=about)
     if await context.store.read("Task", asked["id"]) is None:
         await interactions.update(context, "Task", asked["id"], asked)
+
+
+async def ask_of_patient(context: Context, reason: str, focus: str, patient: str) -> None:
+    """Put something into the queue that is amiss with a patient, whatever record showed it.
+
+    While a Task of that reason is open for the patient nothing more is asked; once it is closed the next record that
+    shows it still amiss, or amiss again, is a Task of its own.
+    """
+    of_reason = token("code", REVIEW_REASON, reason)
+    asked = await resources_of(context, "Task", patient, of_reason)
+    if any(each.resource()["status"] in OPEN for each in asked):
+        return
+    asked_before = str(len(asked)) if asked else ""
+    found = task(context, reason, focus, patient=patient)
+    found["id"] = stable_id("review", reason, patient, asked_before)
+    await interactions.update(context, "Task", found["id"], found)
 
 
 def task(

@@ -48,8 +48,10 @@ async def run(context: Context, event: Event) -> None:
     for problem in found.problems:
         if problem not in _ASKED_ELSEWHERE:
             focus = f"{event.type}/{event.resource_id}"
-            about = None if "unknown-patient" in found.problems else patient
-            await review.ask(context, problem, focus, patient=about)
+            if patient is None or "unknown-patient" in found.problems:
+                await review.ask(context, problem, focus, patient=None)
+            else:
+                await review.ask_of_patient(context, problem, focus, patient)
     heard = [each for each in found.providers if attribution.is_heard(each, listening(context))]
     untold = next((problem for problem in _UNTOLD if problem in found.problems), None)
     if not heard and untold is not None:
