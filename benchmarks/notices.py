@@ -91,7 +91,7 @@ async def _latency(uri: str, name: str, workload: Latency, seconds: float) -> Fi
         filters: Sequence[str | None] = [None]
         if workload.subscriptions > 1:
             filters = [f"patient=Patient/{patient}" for patient in patients]
-        await subscribe(uri, name, f"http://127.0.0.1:{receiver}/", filters)
+        await subscribe(uri, name, f"http://127.0.0.1:{receiver}/", filters, patients)
         with processes.server_on(uri, name) as server:
             async with client(server) as admit:
                 await at_rate(admit, workload.rate, WARM_UP_SECONDS, patients)
@@ -116,7 +116,8 @@ async def _deliveries(uri: str, say: Callable[[str], None]) -> Figures:
     """One event after another to a thousand Subscriptions, then the same bodies by a bare client."""
     with processes.receiver() as receiver:
         url = f"http://127.0.0.1:{receiver}/"
-        await subscribe(uri, "deliveries", url, [None] * FAN_OUT)
+        patients = [f"p{number}" for number in range(FAN_OUT_EVENTS)]
+        await subscribe(uri, "deliveries", url, [None] * FAN_OUT, patients)
         with processes.server_on(uri, "deliveries") as server:
             async with client(server) as admit:
                 await admit("warm-up", "p0")
@@ -187,8 +188,17 @@ async def _bare(url: str, bodies: list[bytes]) -> float:
         return len(bodies) / (time.perf_counter() - begun)
 
 
-async def subscribe(uri: str, database: str, endpoint: str, filters: Sequence[str | None]) -> None:
-    """Store active Subscriptions, in an empty database, before the server starts; None concerns every admission."""
+async def subscribe(
+    uri: str,
+    database: str,
+    endpoint: str,
+    filters: Sequence[str | None],
+    patients: Sequence[str] = (),
+) -> None:
+    """Store active Subscriptions, in an empty database, before the server starts; None concerns every admission.
+
+    The patients are those of one practice, so that nobody has to look into whom to tell.
+    """
     mongo = await Mongo.open(Settings(mongodb_uri=uri, mongodb_database=database))
     await mongo.client.drop_database(database)
     store = Store(mongo)
@@ -208,9 +218,55 @@ async def subscribe(uri: str, database: str, endpoint: str, filters: Sequence[st
                 for filter_ in filters[begin : begin + 200]
             ]
         )
+    known = [*_practice(endpoint), *map(_patient, patients)] if patients else []
+    for begin in range(0, len(known), 200):
+        await store.commit(
+            [
+                Change("create", resource["resourceType"], resource["id"], resource)
+                for resource in known[begin : begin + 200]
+            ]
+        )
     # As a server leaves them: nothing to do at the start of the run.
     await mongo.collection("events").update_many({}, {"$set": {"state": "done"}})
     await mongo.close()
+
+
+def _practice(endpoint: str) -> list[dict[str, Any]]:
+    """A practice of one doctor, with an endpoint."""
+    connection = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
+    return [
+        {
+            "resourceType": "Endpoint",
+            "id": "e0",
+            "status": "active",
+            "connectionType": {"system": connection, "code": "hl7-fhir-rest"},
+            "payloadType": [{"text": "Notices"}],
+            "address": endpoint,
+        },
+        {
+            "resourceType": "Organization",
+            "id": "o0",
+            "name": "Practice",
+            "endpoint": [{"reference": "Endpoint/e0"}],
+        },
+        {
+            "resourceType": "PractitionerRole",
+            "id": "r0",
+            "active": True,
+            "practitioner": {"reference": "Practitioner/d0"},
+            "organization": {"reference": "Organization/o0"},
+        },
+    ]
+
+
+def _patient(patient_id: str) -> dict[str, Any]:
+    return {
+        "resourceType": "Patient",
+        "id": patient_id,
+        "name": [{"family": "Family", "given": ["Given"]}],
+        "birthDate": "1951-05-17",
+        "generalPractitioner": [{"reference": "PractitionerRole/r0"}],
+    }
 
 
 def _subscription(endpoint: str, filter_: str | None) -> dict[str, Any]:
