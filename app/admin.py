@@ -6,9 +6,11 @@
     POST   /admin/deliveries/resend     one of the parameters above at least, or first= and last= with a subscription
     GET    /admin/topics                the topics that were put
     GET, PUT, DELETE  /admin/topics/<name>
+    /admin/contracts, /admin/reports/notices.csv: app/admin_contracts.py
+    /admin/clients: app/admin_clients.py
     POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
 
-Served only while authorization is off: nobody is an operator otherwise.
+With authorization only clients in the role of an administrator come in.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app import exchange, fhir_json, published
+from app import admin_clients, admin_contracts, exchange, fhir_json, limits, published
+from app.audit import recorder
 from app.context import Context, Server
 from app.errors import BadRequest, FhirError, Forbidden, Unavailable
-from app.security.caller import SERVER
+from app.security.caller import EVERYBODY, SERVER, Caller
+from app.security.token import authenticate
 from app.subscriptions import ledger_search
 from app.subscriptions.ledger_search import STATES, Wanted
 from app.versions import instant
@@ -177,18 +181,36 @@ async def _publish(request: Request, server: Server) -> None:
     await published.store_topics(Context(server, SERVER, base_url))
 
 
+async def admit(request: Request, server: Server) -> Caller:
+    """Who asks; with authorization only administrators come in. Raises Unauthorized or Forbidden."""
+    if server.authority is None:
+        return EVERYBODY
+    caller = await authenticate(server, request.headers.get("authorization"))
+    limits.identify(request.scope, caller.client_id)
+    if caller.role != "administrator":
+        raise Forbidden("The admin API is for administrators")
+    return caller
+
+
 def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         server: Server = request.app.state.server
+        what = "clients" if request.url.path.startswith("/admin/clients") else "administration"
+        caller = None
         try:
-            if server.settings.auth == "smart":
-                raise Forbidden("The admin API is closed while authorization is on")
-            status, body = await handler(request, server)
+            caller = await admit(request, server)
+            status, body = await recorder.administer(
+                request, caller, lambda: handler(request, server), what=what
+            )
         except FhirError as error:
+            if caller is None:
+                error = await recorder.refused(request, error)
             return exchange.respond_error(error)
         except ConnectionFailure:
             log.warning("database unreachable", extra={"action": "request"})
             return exchange.respond_error(Unavailable("The database does not answer; try again"))
+        if isinstance(body, str):
+            return Response(body, status, media_type="text/csv")
         content = b"" if body is None else fhir_json.encode(body)
         return Response(content, status, media_type="application/json" if content else None)
 
@@ -207,5 +229,7 @@ ROUTES = [
         ("PUT", "/topics/{name}", put_topic),
         ("DELETE", "/topics/{name}", delete_topic),
         ("POST", "/clock", advance_clock),
+        *admin_contracts.HANDLERS,
+        *admin_clients.HANDLERS,
     )
 ]

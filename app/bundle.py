@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app import bundle_references, exchange, fhir_json, interactions, patch, write
+from app.audit import recorder
 from app.context import Context
 from app.errors import BadRequest, FhirError, Gone, Issue, Unprocessable, operation_outcome
 from app.exchange import Answer, Preconditions, Prefer
 from app.fhir_json import Resource
 from app.fhirpath_patch import fhirpath_patch
+from app.store import WriteAction
 from app.versions import Stored, instant
 from app.write import Plan, Target
 
@@ -28,6 +30,7 @@ from app.write import Plan, Target
 Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[Answer]]
 
 _ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
+_ACTIONS: dict[str, WriteAction] = {"PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _SIDE_BY_SIDE = 16
 
 
@@ -110,9 +113,14 @@ async def _batch(
 
 async def _run_alone(context: Context, entry: Entry, dispatch: Dispatch) -> Answer:
     """One batch entry, as the single interaction that it names."""
-    conditions = entry.preconditions
     if entry.method in ("GET", "HEAD") or "$" in entry.path:
         return await dispatch(context, entry.method, entry.path, entry.query, entry.resource)
+    url = f"{entry.path}?{entry.query}" if entry.query else entry.path
+    return await recorder.write(context, entry.method, url, lambda: _write_alone(context, entry))
+
+
+async def _write_alone(context: Context, entry: Entry) -> Answer:
+    conditions = entry.preconditions
     resource_type, resource_id = _address(entry)
     if entry.method == "POST":
         return await interactions.create(context, resource_type, _body(entry), conditions)
@@ -210,13 +218,17 @@ async def _commit(
 async def _find_targets(context: Context, writes: Sequence[Entry]) -> None:
     """Decide for each write which resource it is about; the plain ones are read together."""
     plain = {}
+    actions: dict[tuple[str, str], WriteAction] = {}
     for entry in writes:
         resource_type, resource_id = _address(entry)
         with _located(entry):
             write.check_type(resource_type)
-        if resource_id is not None:
-            plain[entry.index] = (resource_type, resource_id)
-    current = await context.store.read_many(set(plain.values()))
+            if resource_id is not None:
+                action = _ACTIONS[entry.method]
+                context.require(resource_type, *write.RIGHTS[action])
+                actions[resource_type, resource_id] = action
+                plain[entry.index] = (resource_type, resource_id)
+    current = await context.store.previous_many(actions)
     for entry in writes:
         with _located(entry):
             if entry.index in plain:
@@ -241,6 +253,7 @@ async def _conditional_target(context: Context, entry: Entry) -> Target | None:
         )
     if entry.method == "PATCH":
         return await write.target_of_patch(context, resource_type, entry.query)
+    context.require(resource_type, "d")
     guard, matches = await write.find_matches(context, resource_type, entry.query)
     if not matches:
         return None

@@ -24,8 +24,11 @@ BACKPORT_SERVER = (
     "http://hl7.org/fhir/uv/subscriptions-backport/CapabilityStatement/"
     "backport-subscription-server-r4"
 )
+BULK_DATA = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
 TOPIC_CANONICAL = BACKPORT + "capabilitystatement-subscriptiontopic-canonical"
 WEBSOCKET_URL = "http://hl7.org/fhir/StructureDefinition/capabilitystatement-websocket"
+SECURITY_SERVICE = "http://terminology.hl7.org/CodeSystem/restful-security-service"
+OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 INTERACTIONS = (
     "read",
     "vread",
@@ -72,7 +75,7 @@ def statement(context: Context) -> dict[str, Any]:
     return {
         "resourceType": "CapabilityStatement",
         **_head(context),
-        "instantiates": [BACKPORT_SERVER],
+        "instantiates": [BACKPORT_SERVER, BULK_DATA],
         "fhirVersion": "4.0.1",
         "format": [formats.FHIR_JSON, "json", formats.FHIR_XML, "xml"],
         "patchFormat": list(exchange.PATCH_FORMATS),
@@ -82,6 +85,7 @@ def statement(context: Context) -> dict[str, Any]:
                     {"url": WEBSOCKET_URL, "valueUri": websocket.address(context.base_url)}
                 ],
                 "mode": "server",
+                **_security(context),
                 "resource": [_resource(context, name) for name in SUPPORTED_TYPES],
                 "interaction": [{"code": code} for code in SYSTEM_INTERACTIONS],
                 "operation": _operations(lambda op: op.is_for(None, None)),
@@ -163,6 +167,23 @@ def _subscriptions(context: Context) -> dict[str, Any]:
     return {
         "supportedProfile": [BACKPORT + "backport-subscription"],
         "extension": [{"url": TOPIC_CANONICAL, "valueCanonical": url} for url in topics],
+    }
+
+
+def _security(context: Context) -> dict[str, Any]:
+    """How to be admitted, where that is asked for, https://hl7.org/fhir/smart-app-launch/conformance.html."""
+    authority = context.server.authority
+    if authority is None:
+        return {}
+    service = {"system": SECURITY_SERVICE, "code": "SMART-on-FHIR"}
+    addresses = [{"url": "token", "valueUri": authority.token_url}]
+    return {
+        "security": {
+            "extension": [{"url": OAUTH_URIS, "extension": addresses}],
+            "cors": bool(context.settings.cors_origins),
+            "service": [{"coding": [service]}],
+            "description": "SMART Backend Services; see .well-known/smart-configuration",
+        }
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from app import __version__, deliveries_cli
+from app import __version__, audit_cli, clients_cli, deliveries_cli, report_cli
 from app.settings import Settings
 
 Data = Annotated[Path | None, typer.Option(help="Directory for the embedded database.")]
@@ -27,6 +27,10 @@ app = typer.Typer(
 )
 console = Console(soft_wrap=True, highlight=False)
 app.add_typer(deliveries_cli.app, name="deliveries")
+app.add_typer(audit_cli.app, name="audit")
+app.add_typer(clients_cli.clients, name="clients")
+app.add_typer(clients_cli.keys, name="keys")
+app.command()(report_cli.report)
 
 
 def main() -> None:
@@ -58,7 +62,7 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Number of server processes.")] = None,
     auth: Annotated[
         Literal["off", "smart"] | None,
-        typer.Option(help="Authorization; unset means off on loopback and nowhere else."),
+        typer.Option(help="Authorization; unset means off on loopback and smart elsewhere."),
     ] = None,
 ) -> None:
     """Serve FHIR. What no option says comes from CARERELAY_* variables, then from the defaults."""
@@ -80,6 +84,10 @@ def load(
     url: Annotated[str, typer.Option(help="FHIR base.")] = "http://127.0.0.1:8080/fhir",
 ) -> None:
     """Load Bundles, NDJSON or single resources: .json or .ndjson, plain, .gz or .bz2.
+
+    A Bundle of type transaction, batch, collection or searchset is unpacked; a message is unpacked and
+    kept as well; a document or history is stored as it is. What is not R4 but can be put right without
+    a doubt (comments of DSTU2, extensions without their nulls, empty values) is, and is listed.
 
     Ends with counts per type and every refusal with its reason; the exit code is 1 if there was one.
     """

@@ -20,13 +20,17 @@ from pymongo.errors import (
 )
 
 from app import fhir_json
-from app.errors import TooLarge
+from app.audit import entry as audit_entry
+from app.audit.chain import Links
+from app.audit.log import AuditLog
+from app.errors import MethodNotAllowed, TooLarge
 from app.fhir_json import Resource
 from app.group_commit import GroupCommit
 from app.mongo import Document, Mongo, Session
 from app.presence import Presence
 from app.search import cohort
 from app.search.extract import extract, index_models
+from app.search.terms import senders
 from app.versions import (
     Change,
     Event,
@@ -60,6 +64,8 @@ class _Unit:
     current: list[Document] = field(default_factory=list)
     rows: list[cohort.RowChange] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    # What the audit says of it.
+    entries: list[Document] = field(default_factory=list)
 
     @property
     def keys(self) -> set[str]:
@@ -80,9 +86,12 @@ class Commits:
         self.listeners: list[Callable[[list[Event]], None]] = []
         # The types whose events somebody reacts to (app/coordination/reactions.py).
         self.reacting: frozenset[str] = frozenset()
+        # Where writes are put on record.
+        self.audit: AuditLog | None = None
         self._versions = mongo.collection("versions")
         self._events = mongo.collection("events")
         self._guards = mongo.collection("guards")
+        self._audit_rows = mongo.collection("audit")
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[_Unit](self._write, hopeless=ConnectionFailure)
@@ -128,8 +137,19 @@ class Commits:
         unit = _Unit(changes, guards)
         for change in changes:
             self._prepare_change(unit, change)
+        if self.audit is not None:
+            self._prepare_entries(unit)
         await self._group.submit(unit)
+        audit_entry.count(unit.entries)
         return unit.stored
+
+    def _prepare_entries(self, unit: _Unit) -> None:
+        """What the audit says of each change: by whom, of which patients' data. Raises MethodNotAllowed for its own."""
+        for change, stored in zip(unit.changes, unit.stored, strict=True):
+            if change.type == "AuditEvent" and not change.silent:
+                raise MethodNotAllowed("The audit is written by the server alone")
+            previous = change.previous.text if change.previous else ""
+            unit.entries += audit_entry.of_change(change.method, stored, previous)
 
     def _prepare_change(self, unit: _Unit, change: Change) -> None:
         previous = change.previous
@@ -140,6 +160,8 @@ class Commits:
         if change.late is not None:
             version, at = self._take_late(unit, change, change.late, version, at)
         document: Document = {"_id": change.id, "v": version, "at": at}
+        if change.by:
+            document["by"] = list(change.by)
         resource, fields, text = None, None, ""
         if change.resource is None:
             document["deleted"] = True
@@ -149,6 +171,8 @@ class Commits:
             fields = extract(change.type, resource)
             document.update(fields)
             cohort.take_aside(document)
+            if change.by:
+                document["terms"] = [*fields["terms"], *senders(change.by)]
             if change.private is not None:
                 document["private"] = change.private
             document["text"] = text
@@ -216,7 +240,11 @@ class Commits:
         guards = [guard for unit in units for guard in unit.guards]
         rows = [change for unit in units for change in unit.rows]
 
+        links: Links | None = None
+
         async def transaction(session: Session) -> None:
+            if links is not None:
+                links.in_doubt = False  # what another attempt wrote is undone
             self.presence.check_age(stored.at for unit in units for stored in unit.stored)
             for guard in guards:
                 await self._pass_guard(guard, session)
@@ -231,9 +259,16 @@ class Commits:
             await self._versions.insert_many(versions, session=session)
             if events:
                 await self._events.insert_many(events, session=session)
+            if links is not None:
+                await links.insert(self._audit_rows, session)
 
+        entries = [entry for unit in units for entry in unit.entries]
         try:
-            await self._mongo.transaction(transaction)
+            if self.audit is None or not self.audit.required:
+                await self._mongo.transaction(transaction)
+            else:
+                async with self.audit.links(entries) as links:
+                    await self._mongo.transaction(transaction)
         except OperationFailure as error:
             codes = _codes(error)
             if _DUPLICATE_KEY in codes:
@@ -246,6 +281,9 @@ class Commits:
             raise
         except DocumentTooLarge:
             raise TooLarge("The resource has too much to search for in it") from None
+        audit_entry.asked.set(None)  # what follows from a change is not what its client asks
+        if entries and links is None and self.audit is not None:
+            await self.audit.record(entries)
         # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
         committed = [event for unit in units for event in unit.events]
         for listener in self.listeners:

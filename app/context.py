@@ -7,14 +7,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from app.mongo import Mongo
+from app.security.access import Access
 from app.security.caller import Caller
+from app.security.scopes import Action
+from app.security.view import View
 from app.settings import Settings
 from app.store import Store
 
 if TYPE_CHECKING:
+    from app.audit.log import AuditLog
+    from app.bulk.exports import Exports
     from app.coordination.clock import Clock
     from app.coordination.hub import Hub
     from app.reindexing import Reindexing
+    from app.security.token import Authority
     from app.subscriptions.worker import Worker
 
 
@@ -29,7 +35,12 @@ class Server:
     reindexing: Reindexing
     clock: Clock
     hub: Hub
+    exports: Exports
     started: datetime
+    # None where nothing is put on record.
+    audit: AuditLog | None = None
+    # Who may come in; None while authorization is off.
+    authority: Authority | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +57,27 @@ class Context:
     rewritten: frozenset[str] = frozenset()
     # The writer has seen the version that it changes: by a patch, or by naming it.
     edits: bool = False
+    # The caller waits for no result (Prefer: respond-async).
+    respond_async: bool = False
 
     @property
     def settings(self) -> Settings:
         return self.server.settings
 
     @property
+    def access(self) -> Access | None:
+        """What limits the caller; None where nothing does."""
+        return self.server.worker.accesses.of(self.caller)
+
+    @property
     def store(self) -> Store:
-        return self.server.store
+        """The store as the caller may see it."""
+        access = self.access
+        return self.server.store if access is None else View(self.server.store, access)
+
+    def require(self, resource_type: str, *actions: Action) -> None:
+        """Raises Forbidden where the caller lacks one of the rights (c, r, u, d, s) to a type."""
+        access = self.access
+        if access is not None:
+            for action in actions:
+                access.require(resource_type, action)

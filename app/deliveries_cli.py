@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.settings import Settings
+
 Url = Annotated[str, typer.Option(help="Address of the server.")]
 Subscription = Annotated[str | None, typer.Option(help="Id of a Subscription.")]
 State = Annotated[
@@ -102,7 +104,9 @@ def _ask(method: str, url: str, parameters: Mapping[str, str] | None = None) -> 
     import httpx  # takes its time, which other commands should not wait for
 
     try:
-        answer = httpx.request(method, url, params=parameters, timeout=60)
+        answer = httpx.request(
+            method, url, params=parameters, timeout=60, headers=Settings().token_header
+        )
     except httpx.TransportError as error:
         _fail(f"No server at {url}: {error}")
     if answer.is_success:

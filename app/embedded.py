@@ -134,6 +134,7 @@ class EmbeddedMongo:
             self._lock = _lock_directory(self.files)
             self._launch(self._lock)
             self._become_primary()
+            os.pwrite(self._lock, f"{os.getpid()} {self.port}".encode(), 0)
         except BaseException:
             self.stop()
             raise
@@ -238,7 +239,7 @@ def _lock_directory(files: Path) -> int:
             break
         except BlockingIOError:
             if time.monotonic() > give_up:
-                holder = os.pread(lock, 20, 0).decode()
+                holder = os.pread(lock, 40, 0).decode().partition(" ")[0]
                 os.close(lock)
                 raise EmbeddedMongoError(
                     f"The database in {files} is in use by another server (process {holder}). "
@@ -248,6 +249,37 @@ def _lock_directory(files: Path) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
+
+
+def running_uri(directory: Path) -> str | None:
+    """The database that another process runs on `directory`, once it is ready; None where none runs.
+
+    Raises EmbeddedMongoError where it does not become ready.
+    """
+    try:
+        lock = os.open(directory.absolute() / "mongodb" / "carerelay.lock", os.O_RDWR)
+    except OSError:
+        return None
+    give_up = time.monotonic() + START_SECONDS
+    try:
+        while not _is_free(lock):
+            _, _, port = os.pread(lock, 40, 0).decode().partition(" ")
+            if port:
+                return f"mongodb://{LOOPBACK}:{port}/?replicaSet={REPLICA_SET}"
+            if time.monotonic() > give_up:
+                raise EmbeddedMongoError(f"The database in {directory} does not become ready.")
+            time.sleep(0.02)
+        return None
+    finally:
+        os.close(lock)
+
+
+def _is_free(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _options(files: Path, port: int) -> list[str]:

@@ -9,6 +9,7 @@ https://hl7.org/fhir/R4/operationoutcome.html and https://hl7.org/fhir/R4/http.h
     ├── NotFound              404  never existed, or an unknown type or route
     ├── MethodNotAllowed      405  carries the Allow header
     ├── NotAcceptable         406  no format the client accepts
+    ├── RequestTimeout        408  the body came too slowly
     ├── Conflict              409  clashes with the current state
     ├── Gone                  410  deleted, or a page link past its time
     ├── PreconditionFailed    412  If-Match, If-None-Match or a conditional criterion failed
@@ -105,6 +106,10 @@ class MethodNotAllowed(FhirError):
 
 class NotAcceptable(FhirError):
     status, code = 406, "not-supported"
+
+
+class RequestTimeout(FhirError):
+    status, code = 408, "timeout"
 
 
 class Conflict(FhirError):

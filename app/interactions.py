@@ -41,6 +41,7 @@ async def read(
 ) -> Answer:
     """https://hl7.org/fhir/R4/http.html#read: 200, 304, 404 or 410."""
     write.check_type(resource_type)
+    context.require(resource_type, "r")
     stored = write.existing(await context.store.read(resource_type, resource_id))
     if _not_modified(stored, preconditions):
         return Answer(304, stored)
@@ -50,12 +51,14 @@ async def read(
 async def current(context: Context, resource_type: str, resource_id: str) -> Stored:
     """The current version itself, for operations. Raises NotFound or Gone."""
     write.check_type(resource_type)
+    context.require(resource_type, "r")
     return write.existing(await context.store.read(resource_type, resource_id))
 
 
 async def vread(context: Context, resource_type: str, resource_id: str, version_id: str) -> Answer:
     """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
     write.check_type(resource_type)
+    context.require(resource_type, "r")
     if not version_id.isascii() or not version_id.isdigit() or len(version_id) > 9:
         raise NotFound("No such version")
     stored = await context.store.vread(resource_type, resource_id, int(version_id))
@@ -124,7 +127,7 @@ async def patch(
     """https://hl7.org/fhir/R4/http.html#patch: 200; 404 or 410 where there is nothing to patch; 422."""
 
     async def plan() -> Plan:
-        target = await write.target_of_update(context, resource_type, resource_id)
+        target = await write.target_of_update(context, resource_type, resource_id, "patch")
         return await write.plan_patch(context, target, apply, preconditions)
 
     return await _commit(context, plan)
@@ -155,7 +158,7 @@ async def delete(
     """https://hl7.org/fhir/R4/http.html#delete: 204, also where there is nothing to delete."""
 
     async def plan() -> Plan:
-        target = await write.target_of_update(context, resource_type, resource_id)
+        target = await write.target_of_update(context, resource_type, resource_id, "delete")
         return await write.plan_delete(context, target, preconditions)
 
     return await _commit(context, plan)
@@ -169,6 +172,7 @@ async def conditional_delete(
 ) -> Answer:
     """https://hl7.org/fhir/R4/http.html#3.1.0.7.1: all that match, or 412 for several where only one may go."""
     write.check_type(resource_type)
+    context.require(resource_type, "d")
     limit = 1 if context.settings.conditional_delete == "single" else MAX_CONDITIONAL_DELETES
 
     async def attempt() -> Answer:
@@ -187,6 +191,7 @@ async def conditional_delete(
 async def search_type(context: Context, resource_type: str, parameters: Parameters) -> Answer:
     """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
     write.check_type(resource_type)
+    context.require(resource_type, "s")
     lenient, settings = context.handling == "lenient", context.settings
     base_url = context.base_url
     if contained_search.is_asked(parameters):
@@ -228,6 +233,7 @@ async def search_compartment(
         )
         return Answer(200, text=await system.search_types(context.store, found, base_url))
     write.check_type(resource_type)
+    context.require(resource_type, "s")
     parsed = query.parse(
         resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
     )
@@ -246,6 +252,7 @@ async def history(
     url = context.base_url
     if resource_type is not None:
         write.check_type(resource_type)
+        context.require(resource_type, "s" if resource_id is None else "r")
         url += f"/{resource_type}"
     if resource_type is not None and resource_id is not None:
         url += f"/{resource_id}"

@@ -1,7 +1,8 @@
 """Load files into a FHIR server: Bundles, NDJSON or single resources, plain or compressed.
 
 Entries go one by one (load_plan.py says with which ids and references), several at a time, and
-what the server refuses is reported and does not stop the rest.
+what the server refuses is reported and does not stop the rest. What is not quite R4 and can be put
+right without a doubt is (load_mend.py), and is reported as well.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import bz2
 import gzip
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +21,10 @@ from httpx_aiohttp import AiohttpTransport
 from app import fhir_json
 from app.errors import FhirError
 from app.fhir_json import Resource
+from app.load_mend import mend
+from app.load_outcome import Mended, Report
 from app.load_plan import Entry, PlanError, plan, point, searches
+from app.settings import Settings
 
 AT_ONCE = 16
 ATTEMPTS = 6
@@ -37,35 +39,6 @@ FHIR_JSON = "application/fhir+json"
 
 class LoadError(Exception):
     """Nothing can be loaded: a path that does not exist, a server that does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One resource that was not stored, and why."""
-
-    file: str
-    resource: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of each resource: counts per type, and every refusal."""
-
-    created: Counter[str] = field(default_factory=Counter)
-    updated: Counter[str] = field(default_factory=Counter)
-    existing: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    refusals: list[Refusal] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        counters = (self.created, self.updated, self.existing, self.refused)
-        return sum(counter.total() for counter in counters)
-
-    def refuse(self, file: Path, resource_type: str, name: str, reason: str) -> None:
-        self.refused[resource_type] += 1
-        self.refusals.append(Refusal(str(file), name, reason))
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -126,6 +99,9 @@ class Loader:
                 name = f"line {number}" if len(texts) > 1 else "the file"
                 self.report.refuse(file, "?", name, str(error))
                 continue
+            document, notes = mend(document)
+            if notes:
+                self.report.mended.append(Mended(str(file), tuple(notes)))
             await self._load_document(file, document)
 
     async def finish(self) -> None:
@@ -144,13 +120,18 @@ class Loader:
         entries = [entry for entry in planned.entries if await self._settle(file, entry, links)]
         for entry in entries:
             try:
-                for search in set(searches(entry.resource)):
-                    links[search] = await self._only_match(search)
+                if not entry.is_closed:
+                    await self._point(entry, links)
             except PlanError as error:
                 self._refuse(file, entry, str(error))
                 continue
-            point(entry.resource, links)
             await self._start(file, entry)
+
+    async def _point(self, entry: Entry, links: dict[str, str]) -> None:
+        """Have its references lead to what is stored."""
+        for search in set(searches(entry.resource)):
+            links[search] = await self._only_match(search)
+        point(entry.resource, links)
 
     async def _settle(self, file: Path, entry: Entry, links: dict[str, str]) -> bool:
         """Decide which id the entry has, and whether it is sent at all."""
@@ -278,7 +259,10 @@ async def load(
     """
     files = find_files(paths)
     async with httpx.AsyncClient(
-        base_url=base, timeout=60, transport=transport or AiohttpTransport()
+        base_url=base,
+        timeout=60,
+        transport=transport or AiohttpTransport(),
+        headers=Settings().token_header,
     ) as client:
         loader = Loader(client)
         try:

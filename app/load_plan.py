@@ -7,6 +7,7 @@ is sent, entries can go side by side, and loading the same file twice changes no
 
 from __future__ import annotations
 
+import copy
 import re
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 from app.fhir_json import Resource
 
 UNPACKED = {"transaction", "batch", "collection", "searchset"}
+MESSAGE = "message"  # unpacked, and kept as what was received
 URN_UUID = "urn:uuid:"
 # Strings that are a person's or a system's own value and never a link.
 NOT_LINKS = {"value", "valueString", "display"}
@@ -31,7 +33,8 @@ class Entry:
     """One resource to store under `resource_type`/`id`; no id: the server chooses.
 
     `condition` is a search (`identifier=...`) that decides whether it exists already: with `update`
-    the match is overwritten, otherwise it stands for the entry and nothing is sent.
+    the match is overwritten, otherwise it stands for the entry and nothing is sent. `is_closed`: its
+    references lead nowhere but into itself and stay as they are.
     """
 
     resource: Resource
@@ -39,6 +42,7 @@ class Entry:
     condition: str = ""
     update: bool = True
     label: str = ""
+    is_closed: bool = False
 
     @property
     def resource_type(self) -> str:
@@ -62,16 +66,19 @@ class Plan:
 
 
 def plan(document: Resource, taken: set[str]) -> Plan:
-    """The entries of a Bundle that is a parcel of resources, else the resource itself.
+    """The entries of a Bundle that is a parcel of resources, else the resource itself; of a message both.
 
     `taken` collects the references that this load has made of `urn:uuid:`; a second Bundle that
     uses the same one for something else gets an id of its own.
     """
     result = Plan()
-    if document.get("resourceType") == "Bundle" and document.get("type") in UNPACKED:
+    kind = document.get("type") if document.get("resourceType") == "Bundle" else None
+    raw_entries, kept = [{"resource": document}], None
+    if kind == MESSAGE:
         raw_entries = document.get("entry", [])
-    else:
-        raw_entries = [{"resource": document}]
+        kept = Entry(copy.deepcopy(document), label="the message", is_closed=True)
+    elif kind in UNPACKED:
+        raw_entries = document.get("entry", [])
     for number, raw in enumerate(raw_entries, 1):
         label = f"entry {number}" if len(raw_entries) > 1 else ""
         try:
@@ -79,6 +86,8 @@ def plan(document: Resource, taken: set[str]) -> Plan:
         except (PlanError, AttributeError, TypeError) as error:
             reason = str(error) if isinstance(error, PlanError) else "is not a Bundle entry"
             result.refused.append((label, reason))
+    if kept is not None:
+        result.entries.append(kept)
     return result
 
 
@@ -100,6 +109,8 @@ def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
             return entry
     elif method == "POST":
         entry.condition, entry.update = request.get("ifNoneExist", "").rpartition("?")[2], False
+    if method is None and entry.id is not None:
+        return entry
     if entry.full_url.startswith("urn:"):
         resource["id"] = _new_id(entry, taken)
     elif entry.full_url or entry.condition:

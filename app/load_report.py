@@ -1,4 +1,4 @@
-"""How a load looks on the terminal: a bar while it goes, a table and the refusals at its end."""
+"""How a load looks on the terminal: a bar while it goes, a table, the mended files and the refusals at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.load import Report, find_files
+from app.load import find_files
+from app.load_outcome import Report
 
 
 class FileProgress:
@@ -50,7 +51,7 @@ class FileProgress:
 
 
 def show(report: Report, console: Console) -> None:
-    """Counts per type, then every refusal: file, resource, reason."""
+    """Counts per type, then what was put right, then every refusal: file, resource, reason."""
     columns = {
         "created": report.created,
         "updated": report.updated,
@@ -67,6 +68,9 @@ def show(report: Report, console: Console) -> None:
         table.add_section()
         table.add_row("all", *(str(counter.total()) for counter in used.values()))
     console.print(table)
+    for mended in report.mended:
+        line = f"{mended.file}: {'; '.join(mended.notes)}"
+        console.print(f"[yellow]mended[/] {escape(line)}")
     for refusal in report.refusals:
         line = f"{refusal.file}: {refusal.resource}: {refusal.reason}"
         console.print(f"[red]refused[/] {escape(line)}")

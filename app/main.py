@@ -12,17 +12,24 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import __version__, admin, exchange, published, router, websocket
+from app.audit.log import AuditLog
+from app.bulk.exports import Exports
 from app.context import Context, Server
+from app.coordination import contracts
 from app.coordination.clock import Clock
 from app.coordination.hub import Hub
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.mongo import Mongo
+from app.proof import publisher
 from app.reindexing import Reindexing
 from app.search import words
 from app.security.caller import SERVER
+from app.security.token import Authority, base_url as own_base_url
 from app.settings import Settings
+from app.smart import Smart
 from app.store import Store
 from app.subscriptions.worker import Worker
 from app.transport import Transport
@@ -40,6 +47,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             running.push_async_callback(mongo.close)
             store = Store(mongo, settings.max_resource_bytes)
             await store.prepare()
+            audit = None
+            if settings.audit_mode != "off":
+                audit = AuditLog(settings, mongo, store.owner)
+                await audit.start()
+                running.push_async_callback(audit.stop)
+                store.record_in(audit)
             await store.presence.start()
             running.push_async_callback(store.presence.stop)
             reindexing = Reindexing(mongo, store)
@@ -49,17 +62,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             clock = Clock(mongo)
             worker.gate.now = clock.now  # consents end by the calendar
             hub = Hub(mongo, store, clock)
+            exports = Exports(mongo, store, clock, settings.export_hours)
             app.state.server = Server(
-                settings, mongo, store, worker, reindexing, clock, hub, datetime.now(UTC)
+                settings, mongo, store, worker, reindexing, clock, hub, exports, datetime.now(UTC)
             )
+            app.state.server.audit = audit
+            if audit is not None:
+                worker.record_in(audit)
+            if settings.auth == "smart":
+                authority = await Authority.open(settings, mongo)
+                running.push_async_callback(authority.close)
+                app.state.server.authority = authority
+                worker.rights.clients = authority.clients
             await worker.start()
             running.push_async_callback(worker.stop)
-            base_url = settings.base_url or f"http://{settings.host}:{settings.port}/fhir"
-            own = Context(app.state.server, SERVER, base_url)
+            own = Context(app.state.server, SERVER, own_base_url(settings))
             await hub.start(own)
             running.push_async_callback(hub.stop)
+            await exports.start(app.state.server)
+            running.push_async_callback(exports.stop)
             await published.store_definitions(own)
             await published.store_topics(own)
+            await contracts.load(own)
+            await publisher.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth (design decision 13).
             gc.collect()
             gc.freeze()
@@ -77,7 +102,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.add_middleware(router.FhirRouter)
-    app.add_middleware(Transport, max_url_bytes=settings.max_url_bytes)
+    if settings.auth == "smart":
+        app.add_middleware(Smart)
+    app.add_middleware(Transport, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -92,6 +119,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 "X-Request-Id",
             ],
         )
+    if settings.trusted_proxy:
+        networks = [entry.strip() for entry in settings.trusted_proxy.split(",")]
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=networks)
     app.router.routes.extend(websocket.ROUTES)
     app.router.routes.extend(admin.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from app.errors import Unavailable
 from app.settings import Settings
 
 T = TypeVar("T")
+# What a request's searches may take of MongoDB, in milliseconds; None for work that nobody waits for.
+max_time_ms: ContextVar[int | None] = ContextVar("max_time_ms", default=None)
 Document = dict[str, Any]
 # Collections and sessions are typed `Any`: the two drivers share no base class.
 Collection = Any
@@ -116,6 +119,9 @@ class Mongo:
         the rows do not fit into one answer (16 MiB).
         """
         whole = {**command, "batchSize": command["limit"], "readConcern": {"level": "majority"}}
+        limit = max_time_ms.get()
+        if limit is not None:
+            whole["maxTimeMS"] = limit
         try:
             reply = await self.db.command(whole, codec_options=_NAIVE)
         except ServerSelectionTimeoutError:
@@ -157,6 +163,9 @@ class Mongo:
         self, collection: Collection, pipeline: list[Document], **options: Any
     ) -> list[Document]:
         """The whole result of an aggregation."""
+        limit = max_time_ms.get()
+        if limit is not None:
+            options["maxTimeMS"] = limit
         cursor = collection.aggregate(pipeline, **options)
         if not self._motor:
             cursor = await cursor

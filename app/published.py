@@ -1,4 +1,4 @@
-"""What the server publishes of itself as ordinary resources: its operations, its code lists and its topics.
+"""What the server publishes of itself as ordinary resources: operations, a measure, code lists and topics.
 
 They are stored at start, and topics whenever an operator changes one, so that clients find, read and search them like
 anything else.
@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from pymongo import ASCENDING
 
 from app import interactions, terminology
 from app.context import Context
+from app.definitions import PROFILES
 from app.operations import registry
 from app.subscriptions import topic_basic
 
 
 async def store_definitions(context: Context) -> None:
-    """Store each operation or code list that is missing or differs; what is there already stays untouched."""
+    """Store each operation, measure or code list that is missing or differs; what is there already stays untouched."""
     for definition_id, resource in registry.definitions().items():
         await interactions.update(context, "OperationDefinition", definition_id, resource)
-    lists = [*terminology.code_systems().values(), *terminology.value_sets()]
+    files = sorted((PROFILES / "measures").glob("*.json"))
+    measures = [msgspec.json.decode(file.read_bytes()) for file in files]
+    lists = [*terminology.code_systems().values(), *terminology.value_sets(), *measures]
     await asyncio.gather(
         *(interactions.update(context, each["resourceType"], each["id"], each) for each in lists)
     )

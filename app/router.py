@@ -15,18 +15,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import bundle, capabilities, exchange, fhir_json, formats, interactions, write
+from app import bundle, capabilities, exchange, fhir_json, formats, interactions, limits, write
+from app.audit import recorder
+from app.bulk import serving as bulk
 from app.context import Context, Server
 from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
 from app.exchange import Answer
 from app.operations import registry as operations
-from app.security.caller import EVERYBODY
+from app.security import token
+from app.security.caller import EVERYBODY, NOBODY, Caller
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request, Context], Awaitable[Answer]]
 
 PREFIX = "/fhir"
+# What a client has to read before it can ask for a token.
+_OPEN = frozenset({f"{PREFIX}/metadata"})
 # It becomes part of every address in an answer.
 _HOST = re.compile(r"([A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -54,18 +59,21 @@ class Endpoint:
             raise MethodNotAllowed(
                 f"{request.method} is not supported here", headers={"Allow": allowed}
             )
-        return await handler(request, context)
+        return await recorder.run(handler, request, context)
 
     async def _respond(self, request: Request) -> Response:
         form = formats.PLAIN
+        context: Context | None = None
         try:
             form = formats.read_form_of_answer(request)
             prefer = exchange.read_prefer(request.headers.get("prefer"))
-            context = _context(request, prefer)
+            context = await _context(request, prefer)
             answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             return exchange.respond(answer, context.base_url, written, form)
         except FhirError as error:
+            if context is None:
+                error = await recorder.refused(request, error)
             return exchange.respond_error(error, form)
         except ConnectionFailure:
             log.warning("database unreachable", extra={"action": "request"})
@@ -73,7 +81,39 @@ class Endpoint:
             return exchange.respond_error(unavailable, form)
 
 
-def _context(request: Request, prefer: exchange.Prefer) -> Context:
+class Direct:
+    """One URL whose handlers give the HTTP response itself: files, and what is no FHIR resource. No Bundle asks it."""
+
+    def __init__(self, **handlers: Callable[[Request, Context], Awaitable[Response]]) -> None:
+        self._handlers = {verb.upper(): handler for verb, handler in handlers.items()}
+        self._handlers["HEAD"] = self._handlers["GET"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            handler = self._handlers.get(request.method)
+            if handler is None:
+                allowed = ", ".join(sorted(self._handlers))
+                raise MethodNotAllowed("Not supported here", headers={"Allow": allowed})
+            context = await _context(request, exchange.read_prefer(None))
+            response = await recorder.run(handler, request, context)
+        except FhirError as error:
+            response = exchange.respond_error(error)
+        except ConnectionFailure:
+            log.warning("database unreachable", extra={"action": "request"})
+            response = exchange.respond_error(
+                Unavailable("The database does not answer; try again")
+            )
+        if request.method == "HEAD":
+            response.body = b""
+        await response(scope, receive, send)
+
+    async def answer(self, request: Request, context: Context) -> Answer:
+        raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
+
+
+async def _context(request: Request, prefer: exchange.Prefer) -> Context:
+    """The surroundings of a request. Raises Unauthorized for who does not say who it is."""
     server: Server = request.app.state.server
     base_url = server.settings.base_url.rstrip("/")
     if not base_url:
@@ -81,7 +121,19 @@ def _context(request: Request, prefer: exchange.Prefer) -> Context:
         if not _HOST.fullmatch(host):
             raise BadRequest("The Host header is malformed")
         base_url = f"{request.scope['scheme']}://{host}{PREFIX}"
-    return Context(server, EVERYBODY, base_url, prefer.handling or server.settings.search_handling)
+    handling = prefer.handling or server.settings.search_handling
+    caller = await _caller(request, server)
+    return Context(server, caller, base_url, handling, respond_async=prefer.respond_async)
+
+
+async def _caller(request: Request, server: Server) -> Caller:
+    if server.settings.auth != "smart":
+        return EVERYBODY
+    if request.scope["path"].rstrip("/") in _OPEN:
+        return NOBODY
+    caller = await token.authenticate(server, request.headers.get("authorization"))
+    limits.identify(request.scope, caller.client_id)
+    return caller
 
 
 async def _body(request: Request, context: Context) -> fhir_json.Resource:
@@ -207,11 +259,13 @@ async def operation(request: Request, context: Context) -> Answer:
     return await operations.invoke(context, path["operation"], place, given, posted=posted)
 
 
-_ENDPOINTS: list[tuple[str, Endpoint]] = [
+_ENDPOINTS: list[tuple[str, Endpoint | Direct]] = [
     ("", Endpoint(get=search_system, post=system_bundle)),
     ("/_search", Endpoint(post=search_system)),
     ("/metadata", Endpoint(get=metadata)),
     ("/${operation}", Endpoint(get=operation, post=operation)),
+    (f"/{bulk.PLACE}/{{export}}", Direct(get=bulk.status, delete=bulk.cancel)),
+    (f"/{bulk.PLACE}/{{export}}/{{file}}", Direct(get=bulk.file)),
     ("/{type}/${operation}", Endpoint(get=operation, post=operation)),
     ("/{type}/{id}/${operation}", Endpoint(get=operation, post=operation)),
     ("/_history", Endpoint(get=history)),
@@ -241,7 +295,7 @@ class Table:
     A shape has an item for each segment: a word that some path spells out, `$` for an operation, `*` for the rest.
     """
 
-    def __init__(self, endpoints: Sequence[tuple[str, Endpoint]]) -> None:
+    def __init__(self, endpoints: Sequence[tuple[str, Endpoint | Direct]]) -> None:
         templates = [(path.split("/")[1:], endpoint) for path, endpoint in endpoints]
         self._words = {s for segments, _ in templates for s in segments if s[:1] not in ("{", "$")}
         self._endpoints = {
@@ -255,7 +309,7 @@ class Table:
             for segments, endpoint in templates
         }
 
-    def find(self, path: str) -> tuple[Endpoint, dict[str, str]] | None:
+    def find(self, path: str) -> tuple[Endpoint | Direct, dict[str, str]] | None:
         """The endpoint of a path below the base, with or without a trailing slash, and its path parameters."""
         segments = path.removesuffix("/").split("/")[1:]
         found = self._endpoints.get(tuple([self._shape(segment) for segment in segments]))

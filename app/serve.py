@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +15,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
+from pydantic import SecretStr
 
-from app import child
+from app import child, logs
 from app.embedded import EmbeddedMongo
+from app.security import exposure
 from app.security.egress import is_loopback_host
 from app.settings import Settings
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 BACKLOG = 2048
+WEBSOCKET_BYTES = 64 * 1024  # the longest message that a client may send
 GRACE_SECONDS = 10  # for requests under way when the server is asked to stop
 
 Say = Callable[[str], None]
@@ -38,6 +42,7 @@ def serve(settings: Settings, say: Say) -> None:
 
     Raises ServeError or embedded.EmbeddedMongoError where it cannot start.
     """
+    settings = with_authorization(settings)
     check_exposure(settings, say)
     with bind(settings.host, settings.port) as listener, stop_on_terminate():
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
@@ -48,29 +53,37 @@ def serve(settings: Settings, say: Say) -> None:
         importing.start()
         with _database(settings, say) as settings:
             importing.join()  # two threads importing the same modules may see them half made
-            say(f"FHIR base: {address(settings.host, settings.port)}/fhir")
+            say(f"FHIR base: {exposure.address(settings)}/fhir")
             _run(settings, listener)
 
 
+def with_authorization(settings: Settings) -> Settings:
+    """The settings with authorization decided: off on loopback, smart elsewhere, unless they say or ask for less."""
+    if settings.auth is not None:
+        return settings
+    open_to_all = is_loopback_host(settings.host) or settings.allow_open
+    return settings.model_copy(update={"auth": "off" if open_to_all else "smart"})
+
+
 def check_exposure(settings: Settings, say: Say) -> None:
-    """Without authorization the server stays on loopback, unless the operator insists.
+    """Beyond loopback only with authorization and TLS, unless the operator insists.
 
     Raises ServeError where the settings would open it to others, or name what does not exist.
     """
-    if settings.auth == "smart":
-        raise ServeError("SMART authorization is not available yet: --auth smart cannot be served.")
-    if is_loopback_host(settings.host):
-        return
-    if not settings.allow_open:
+    try:
+        warning = exposure.check(settings)
+    except exposure.ExposureError as error:
+        raise ServeError(str(error)) from None
+    if settings.auth == "smart" and not settings.base_url and not is_loopback_host(settings.host):
         raise ServeError(
-            f"Without authorization the server listens on loopback only, and {settings.host} is "
-            "not loopback. Use --host 127.0.0.1; or set CARERELAY_ALLOW_OPEN=1 where something "
-            "else keeps strangers out."
+            "With authorization clients have to know the server by one name: set CARERELAY_BASE_URL "
+            "to its public FHIR base, as https://fhir.example.org/fhir."
         )
-    say(
-        f"[bold white on red] WARNING [/] No authorization: whoever reaches {settings.host} port "
-        f"{settings.port} reads and changes every record (CARERELAY_ALLOW_OPEN is set)."
-    )
+    if warning is not None:
+        say(
+            f"[bold white on red] WARNING [/] {warning}, on {settings.host} port {settings.port} "
+            "(CARERELAY_ALLOW_OPEN is set)."
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -128,30 +141,47 @@ def stop_on_terminate() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(settings: Settings, listener: socket.socket) -> None:
-    options: dict[str, Any] = {
+def options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves, for uvicorn.Config."""
+    chosen: dict[str, Any] = {
         "access_log": False,
         "server_header": False,
         "backlog": BACKLOG,
         "log_level": "warning",
+        "log_config": logs.CONFIG,
         "timeout_graceful_shutdown": GRACE_SECONDS,
+        # The application itself believes the proxies of the settings, and nobody else.
+        "proxy_headers": False,
+        "ws_max_size": WEBSOCKET_BYTES,
     }
+    if sys.platform != "win32":
+        chosen["http"] = "app.http_protocol:HttpProtocol"
+    if settings.tls_certificate is not None:
+        chosen["ssl_certfile"] = str(settings.tls_certificate)
+        chosen["ssl_keyfile"] = None if settings.tls_key is None else str(settings.tls_key)
+    return chosen
+
+
+def _run(settings: Settings, listener: socket.socket) -> None:
     if settings.workers > 1:
-        _run_workers(settings, listener, options)
+        _run_workers(settings, listener)
         return
     from app.main import create_app  # only now: other commands start without the whole server
 
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), **options))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), **options(settings)))
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if not server.started:
         raise ServeError("The server did not start; the lines above say why.")
 
 
-def _run_workers(settings: Settings, listener: socket.socket, options: dict[str, Any]) -> None:
+def _run_workers(settings: Settings, listener: socket.socket) -> None:
     """Several processes on one port; being new interpreters, they read the environment."""
     for name in settings.model_fields_set:
-        os.environ[f"CARERELAY_{name.upper()}"] = str(getattr(settings, name))
+        value = getattr(settings, name)
+        if value is not None:
+            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            os.environ[f"CARERELAY_{name.upper()}"] = text
     listener.close()  # uvicorn binds the port for its workers itself
     with suppress(KeyboardInterrupt):
         uvicorn.run(
@@ -160,7 +190,7 @@ def _run_workers(settings: Settings, listener: socket.socket, options: dict[str,
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
-            **options,
+            **options(settings),
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -26,10 +27,64 @@ class Settings(BaseSettings):
     )
     auth: Literal["off", "smart"] | None = Field(
         None,
-        description="Authorization: off, or smart. Unset means off on loopback and a refusal to start elsewhere.",
+        description="Authorization: off, or smart (docs/smart.md). Unset means off on loopback and smart elsewhere.",
     )
     allow_open: bool = Field(
-        False, description="Accept --auth off beyond loopback, with a loud warning."
+        False,
+        description="Accept --auth off, or tokens without TLS, beyond loopback, with a loud warning.",
+    )
+    token: SecretStr = Field(
+        SecretStr(""),
+        description="Access token that `carerelay load`, `deliveries` and `report` show to a server.",
+    )
+    oidc_issuer: str = Field(
+        "",
+        description="Issuer of an outside OpenID provider whose access tokens are taken too: docs/smart.md.",
+    )
+    oidc_audience: str = Field(
+        "", description="Audience that its tokens are made for; needed where there is an issuer."
+    )
+    oidc_client_claim: str = Field(
+        "client_id", description="Claim of its tokens that names a client of the registry."
+    )
+    oidc_scopes_claim: str = Field("scope", description="Claim of its tokens with the scopes.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the server's certificate and its chain: docs/hardening.md."
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file with its private key; unset where the certificate's has it."
+    )
+    trusted_proxy: str = Field(
+        "",
+        description="Addresses and CIDRs, by commas, whose X-Forwarded-Proto and X-Forwarded-For are believed.",
+    )
+    rate_limit: float | None = Field(
+        None,
+        ge=0,
+        description="Requests a second of one client, or address, in each process; 0 for no limit. "
+        "Unset means 200 with authorization and none without.",
+    )
+    rate_burst: float = Field(
+        2.0, gt=0, description="Seconds of requests that a client may bring at once after a pause."
+    )
+    token_rate_limit: float | None = Field(
+        None,
+        ge=0,
+        description="Requests for tokens a second of one address, as rate_limit. Unset means 5 with authorization.",
+    )
+    max_concurrent_requests: int | None = Field(
+        None,
+        ge=0,
+        description="Requests of one client, or address, under way at once in each process; 0 for any. "
+        "Unset means 256 with authorization and any without.",
+    )
+    request_timeout: float = Field(
+        120.0, gt=0, description="Seconds until an answer is given up: 503, and its work cancelled."
+    )
+    body_timeout: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds a body may take to arrive, besides one for each 16 KiB of it: 408.",
     )
 
     data: Path = Field(Path("data"), description="Directory for the embedded database.")
@@ -76,6 +131,13 @@ class Settings(BaseSettings):
         86_400, gt=0, description="Seconds after which the page links of a search are answered 410."
     )
     max_count: int = Field(1000, ge=1, description="Largest page size.")
+
+    export_hours: float = Field(
+        24, gt=0, description="Hours for which the files of a bulk export can be fetched."
+    )
+    max_exports: int = Field(
+        4, ge=1, description="Most bulk exports that wait or are under way at once; beyond, 429."
+    )
 
     max_chain_found: int = Field(
         5_000,
@@ -196,6 +258,13 @@ class Settings(BaseSettings):
     event_retention_days: float = Field(
         7, ge=1, description="Days for which the outbox keeps events that are done."
     )
+    audit: Literal["off", "best-effort", "required"] | None = Field(
+        None,
+        description="Whether all is put on record, and what cannot be is refused; unset means required with smart: docs/audit.md.",
+    )
+    audit_retention_days: float = Field(
+        2190, ge=1, description="Days for which the audit is kept; six years as HIPAA asks."
+    )
 
     secret_key: SecretStr = Field(
         SecretStr(""),
@@ -226,6 +295,34 @@ class Settings(BaseSettings):
         False,
         description="Mail is secured all the way to its reader (as Direct is), so it may carry whole resources.",
     )
+
+    @property
+    def audit_mode(self) -> Literal["off", "best-effort", "required"]:
+        """What `audit` comes to."""
+        return self.audit or ("required" if self.auth == "smart" else "off")
+
+    @field_validator("trusted_proxy")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        for entry in text.split(","):
+            if entry.strip():
+                try:
+                    ip_network(entry.strip())
+                except ValueError:
+                    raise ValueError("not a list of addresses and CIDRs") from None
+        return text
+
+    @model_validator(mode="after")
+    def _names_an_audience(self) -> Self:  # noqa: N804 - an instance, after validation
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError("oidc_issuer needs oidc_audience: tokens are made for somebody")
+        return self
+
+    @property
+    def token_header(self) -> dict[str, str]:
+        """The header of requests to a server that wants a token; empty where there is none to show."""
+        token = self.token.get_secret_value()
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     @field_validator("time_zone")
     @classmethod

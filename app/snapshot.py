@@ -15,7 +15,7 @@ from bson import Timestamp
 from pymongo.errors import OperationFailure
 
 from app.errors import Gone
-from app.mongo import Document, Mongo
+from app.mongo import Document, Mongo, max_time_ms
 
 # SnapshotTooOld, SnapshotUnavailable (a change of the collection itself lies between).
 _PAST = frozenset({239, 246})
@@ -93,4 +93,7 @@ async def count(
 
 async def _cursor(mongo: Mongo, command: Document, time: Timestamp) -> Any:
     concern = {"level": "snapshot", "atClusterTime": time}
+    limit = max_time_ms.get()
+    if limit is not None:
+        command = {**command, "maxTimeMS": limit}
     return await mongo.db.cursor_command({**command, "readConcern": concern})

@@ -4,7 +4,7 @@ A current version lives in the collection named after its type, every version in
 one row per change in `events`: all three in one transaction, so there is no 2xx without a commit, no event without a
 commit and no commit without an event (docs/decisions/0002-one-write-path.md).
 
-    <Type>     {_id: id, v, at, text, deleted?, private?, **extract(resource)}
+    <Type>     {_id: id, v, at, text, deleted?, private?, by?: [organizations that wrote it], **extract(resource)}
     versions   {_id: {t: type, i: id, v}, at, method, text?}
     events     {_id, type, id, version, method, at, state, owner, lease_until, attempts,
                 react_until?, topic?, key?, trigger?, context?}; the last four of those that no write has made
@@ -27,7 +27,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from bson import Timestamp
 from pymongo import (
@@ -38,14 +38,16 @@ from pymongo import (
 )
 
 from app import fhir_json, snapshot
+from app.audit.log import AuditLog
 from app.commit import Commits
 from app.fhir_json import Resource
 from app.layout import RESOURCE_TYPES
-from app.mongo import Document, Mongo
+from app.mongo import Document, Mongo, max_time_ms
 from app.revival import revive
 from app.search import cohort
 from app.search.cursor import trust
 from app.search.extract import extract
+from app.search.terms import senders
 from app.versions import (
     CURRENT,
     Change,
@@ -57,12 +59,14 @@ from app.versions import (
     stored_version,
 )
 
+# What is about to happen to a version: updated, patched, deleted.
+WriteAction = Literal["update", "patch", "delete"]
 # Beyond this the search fields would not fit into MongoDB's 16 MiB with the text.
 MAX_RESOURCE_BYTES = 15 * 1024 * 1024
 # Documents that a search that looks through candidates has sent at a time.
 _READ_AHEAD = 200
 # What a document has beside its search fields.
-_NOT_SEARCHED = frozenset({"_id", "v", "at", "text", "deleted", "private"})
+_NOT_SEARCHED = frozenset({"_id", "v", "at", "text", "deleted", "private", "by"})
 
 
 class Store:
@@ -97,6 +101,18 @@ class Store:
         )
         return None if document is None else stored_current(resource_type, document)
 
+    async def previous(
+        self, resource_type: str, resource_id: str, action: WriteAction
+    ) -> Stored | None:
+        """The current version as what a write of this kind is about to change; as `read` where nobody is limited."""
+        return await self.read(resource_type, resource_id)
+
+    async def previous_many(
+        self, actions: Mapping[tuple[str, str], WriteAction]
+    ) -> dict[str, Stored]:
+        """`previous` of several, by reference."""
+        return await self.read_many(actions.keys())
+
     async def vread(self, resource_type: str, resource_id: str, version: int) -> Stored | None:
         """That very version, or None."""
         key = {"t": resource_type, "i": resource_id, "v": version}
@@ -111,14 +127,16 @@ class Store:
             pipeline = current_since(range_.period[0], filter_, sort, limit)
             documents = await self._mongo.aggregate(self._versions, pipeline)
         else:
-            documents = await self._versions.find(filter_).sort(sort).limit(limit).to_list(None)
+            cursor = self._versions.find(filter_).max_time_ms(max_time_ms.get())
+            documents = await cursor.sort(sort).limit(limit).to_list(None)
         return [stored_version(document) for document in documents]
 
     async def history_total(self, range_: HistoryRange) -> int | None:
         """How many versions the range holds over all pages; None for a period, where counting means looking at each."""
         if range_.period:
             return None
-        total: int = await self._versions.count_documents(range_.filter(page=False))
+        filter_ = range_.filter(page=False)
+        total: int = await self._versions.count_documents(filter_, **_within())
         return total
 
     async def find(
@@ -171,6 +189,7 @@ class Store:
         cursor = self._mongo.collection(resource_type, naive=naive).find(filter_, projection)
         if sort:
             cursor = cursor.sort(list(sort))
+        cursor = cursor.max_time_ms(max_time_ms.get())
         return cursor.limit(limit) if limit else cursor
 
     async def explain(
@@ -291,6 +310,7 @@ class Store:
         if time is not None:
             return await snapshot.count(self._mongo, resource_type, filter_, limit, time)
         options = {"limit": limit} if limit else {}
+        options |= _within()
         count: int = await self._mongo.collection(resource_type).count_documents(filter_, **options)
         return count
 
@@ -298,7 +318,7 @@ class Store:
         """The distinct search terms of a type that begin with a prefix."""
         bounds = {"$elemMatch": {"$gte": prefix, "$lt": prefix + "\U0010ffff"}}
         found: list[str] = await self._mongo.collection(resource_type).distinct(
-            "terms", {"terms": bounds}
+            "terms", {"terms": bounds}, **_within()
         )
         return [term for term in found if term.startswith(prefix)]
 
@@ -314,6 +334,7 @@ class Store:
         for document in documents:
             if "text" in document:
                 fields = _search_fields(resource_type, fhir_json.decode_stored(document["text"]))
+                fields["terms"] += senders(document.get("by", ()))
                 gone = document.keys() - fields.keys() - _NOT_SEARCHED
                 new = {name: value for name, value in fields.items() if document.get(name) != value}
                 if new or gone:
@@ -359,6 +380,10 @@ class Store:
         """
         return await self._commits.commit(changes, guards)
 
+    def record_in(self, audit: AuditLog) -> None:
+        """From now on every write is on record, in its own transaction where it must be."""
+        self._commits.audit = audit
+
     def react_to(self, types: frozenset[str]) -> None:
         """From now on the events of these types wait for somebody who reacts to them."""
         self._commits.reacting |= types
@@ -389,6 +414,12 @@ class Store:
         for listener in self.listeners:
             listener([event])
         return True
+
+
+def _within() -> dict[str, int]:
+    """The option that keeps a read within the time its request has."""
+    limit = max_time_ms.get()
+    return {} if limit is None else {"maxTimeMS": limit}
 
 
 def _search_fields(resource_type: str, resource: Resource) -> Document:

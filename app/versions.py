@@ -21,12 +21,15 @@ from app.search.extract import extract
 Method = Literal["create", "update", "patch", "delete"]
 
 # The projection of a current document that makes a Stored.
-CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1}
+CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1, "by": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One version of a resource as it lies in the database; `text` is its JSON, empty where it was deleted."""
+    """One version of a resource as it lies in the database; `text` is its JSON, empty where it was deleted.
+
+    `by` are the organizations that ever wrote a version of it, told of current versions alone.
+    """
 
     type: str
     id: str
@@ -35,6 +38,7 @@ class Stored:
     text: str
     deleted: bool = False
     method: str = "PUT"
+    by: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -63,7 +67,8 @@ class Change:
     """One write, judged against `previous`: it commits only while that is still the current version.
 
     `private` is kept beside the current version and never becomes part of its text or of a version. A `silent` one
-    makes no event: nobody is told of what the server keeps about its own notices, or telling would never end.
+    makes no event: nobody is told of what the server keeps about its own notices, or telling would never end. `sender`
+    is the organization that writes, where it is known.
     """
 
     method: Method
@@ -74,6 +79,13 @@ class Change:
     private: Document | None = None
     late: Late | None = None
     silent: bool = False
+    sender: str | None = None
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The organizations that will have written the resource then."""
+        before = self.previous.by if self.previous else ()
+        return before if self.sender is None or self.sender in before else (*before, self.sender)
 
     @property
     def key(self) -> str:
@@ -229,6 +241,7 @@ def stored_current(resource_type: str, document: Document) -> Stored:
         document["at"],
         document.get("text", ""),
         deleted="deleted" in document,
+        by=tuple(document.get("by", ())),
     )
 
 

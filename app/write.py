@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/http.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
@@ -21,9 +21,17 @@ from app.resources import registry
 from app.resources.rules import Prepared
 from app.search import query
 from app.search.resolution import resolve
+from app.security.scopes import Action
+from app.store import WriteAction
 from app.versions import Change, Guard, Method, Stored, is_same_content
 
 _TYPES = frozenset(SUPPORTED_TYPES)
+# The rights that a write to a known id needs. A patch is answered with all that it did not touch.
+RIGHTS: Mapping[WriteAction, tuple[Action, ...]] = {
+    "update": ("u",),
+    "patch": ("u", "r"),
+    "delete": ("d",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ async def target_of_create(
     A match is settled, unless the resource is a message about it (registry.is_message): then it is to be updated.
     """
     check_type(resource_type)
+    context.require(resource_type, "c")
     if if_none_exist is None:
         return Target(resource_type, new_id(), creates=True)
     guard, matches = await find_matches(context, resource_type, if_none_exist)
@@ -99,10 +108,13 @@ async def target_of_create(
     return Target(resource_type, new_id(), guards=(guard,), creates=True)
 
 
-async def target_of_update(context: Context, resource_type: str, resource_id: str) -> Target:
+async def target_of_update(
+    context: Context, resource_type: str, resource_id: str, action: WriteAction = "update"
+) -> Target:
     """The resource under this id, whether or not it exists."""
     check_type(resource_type)
-    previous = await context.store.read(resource_type, resource_id)
+    context.require(resource_type, *RIGHTS[action])
+    previous = await context.store.previous(resource_type, resource_id, action)
     return Target(resource_type, resource_id, previous)
 
 
@@ -111,6 +123,7 @@ async def target_of_conditional_update(
 ) -> Target:
     """https://hl7.org/fhir/R4/http.html#cond-update: the match, the body's id, or an id of the server's."""
     check_type(resource_type)
+    context.require(resource_type, "u")
     guard, matches = await find_matches(context, resource_type, criteria)
     if matches:
         if body_id not in (None, matches[0].id):
@@ -121,7 +134,7 @@ async def target_of_conditional_update(
         return Target(resource_type, matches[0].id, matches[0], (guard,))
     if body_id is None:
         return Target(resource_type, new_id(), guards=(guard,), creates=True)
-    previous = await context.store.read(resource_type, body_id)
+    previous = await context.store.previous(resource_type, body_id, "update")
     if previous is not None and not previous.deleted:
         raise PreconditionFailed(
             "The body's id belongs to a resource that does not match the criteria",
@@ -133,6 +146,7 @@ async def target_of_conditional_update(
 async def target_of_patch(context: Context, resource_type: str, criteria: str) -> Target:
     """The one resource that matches a conditional patch; NotFound where none does."""
     check_type(resource_type)
+    context.require(resource_type, *RIGHTS["patch"])
     guard, matches = await find_matches(context, resource_type, criteria)
     if not matches:
         raise NotFound("No resource matches the criteria")
@@ -242,6 +256,7 @@ async def find_matches(
     Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
     that is left out would match too much.
     """
+    context.require(resource_type, "s")
     parameters = parse_qsl(criteria.removeprefix("?"), keep_blank_values=True)
     if not parameters:
         raise BadRequest("A conditional interaction needs search criteria", code="required")

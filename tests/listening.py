@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import uvicorn
@@ -28,12 +29,15 @@ class _Uvicorn(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(settings: Settings) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    """A server on a free port of loopback, and a client that speaks FHIR to it."""
+async def listening(
+    settings: Settings, **options: Any
+) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    """A server on a free port of loopback, and a client that speaks FHIR to it; `options` are uvicorn's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = create_app(settings.model_copy(update={"port": port}))
-        server = _Uvicorn(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        options = {**options, "log_level": "warning", "timeout_graceful_shutdown": 1}
+        server = _Uvicorn(uvicorn.Config(app, **options))
         running = asyncio.create_task(server._serve([listener]))
         try:
             async with asyncio.timeout(30):

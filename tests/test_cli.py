@@ -40,11 +40,6 @@ def test_operator_who_insists_is_warned_loudly():
     assert "No authorization" in warning
 
 
-def test_smart_is_refused_while_it_does_not_exist():
-    with pytest.raises(ServeError, match="not available yet"):
-        exposure(auth="smart")
-
-
 def test_command_refuses_to_open_up():
     done = carerelay("serve", "--host", "0.0.0.0")  # noqa: S104 - it is refused
     assert done.returncode == 1

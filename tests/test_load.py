@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.load import LoadError, Report, find_files, load
+from app.load import LoadError, find_files, load
+from app.load_outcome import Report
 from app.load_plan import plan, point, searches
 from tests.processes import carerelay, environment, started, wait_for
 
@@ -83,8 +84,19 @@ def test_id_of_an_entry(document, expected):
     assert entry.id == expected
 
 
-def test_document_and_message_bundles_are_resources_themselves():
-    for kind in ("document", "message", "history"):
+def test_a_message_is_unpacked_and_kept_as_it_came():
+    message = bundle({"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message")
+    unpacked, kept = plan(message, set()).entries
+    assert unpacked.reference == "Patient/p1"
+    assert unpacked.full_url == PATIENT_URN
+    point(unpacked.resource, {"p1": "changed"})
+    assert kept.resource == bundle(
+        {"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message"
+    )
+
+
+def test_document_and_history_bundles_are_resources_themselves():
+    for kind in ("document", "history"):
         [entry] = plan(bundle({"resource": patient(id="p1")}, kind=kind), set()).entries
         assert entry.resource_type == "Bundle"
 

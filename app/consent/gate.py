@@ -58,12 +58,18 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What keeps one event from being told whole; `standing` and `question` judge what would travel along."""
+    """What keeps one event from being told whole; `standing` and `question` judge what would travel along.
+
+    `hidden` are references of which the recipient may not even know; what else travels along is read from `view`, the
+    store as the recipient may see it, where that is limited.
+    """
 
     judgement: Judgement
     standing: Standing
     question: Question
     topic: str | None
+    hidden: frozenset[str] = frozenset()
+    view: Store | None = None
 
     @property
     def verdict(self) -> str:
@@ -115,6 +121,10 @@ class Gate:
                 self._standing.forget(
                     patient_of(each, self._base_url) for each in versions if each is not None
                 )
+
+    async def standing(self, patient: str) -> Standing:
+        """What a patient (`Patient/p1`) has consented to, as it stands now."""
+        return await self._standing.get(patient)
 
     def announce(self, event: Event, subscriptions: Sequence[tuple[str, int]]) -> None:
         """Begin to read what will be asked about a fresh event, while its rows are written.

@@ -11,7 +11,7 @@ from typing import Any
 ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
 # Where labels are read from; other systems say nothing of confidentiality here.
-_SYSTEMS = frozenset(
+SYSTEMS = frozenset(
     {
         ACT_CODE,
         CONFIDENTIALITY,
@@ -56,7 +56,7 @@ def codes(codings: Iterable[Mapping[str, Any]]) -> Labels:
         for coding in codings
         if "code" in coding
         and (
-            coding.get("system") in _SYSTEMS
+            coding.get("system") in SYSTEMS
             or (
                 "system" not in coding and (coding["code"] in SENSITIVE or coding["code"] in LEVELS)
             )

@@ -66,6 +66,10 @@ class Shared(Generic[K, V]):
         for key in keys:
             self._known.pop(key, None)
 
+    def clear(self) -> None:
+        """Load all of them anew when they are asked for next."""
+        self._known.clear()
+
     def _start(self) -> None:
         wanted, self._wanted = self._wanted, {}
         task = asyncio.create_task(self._run(wanted))

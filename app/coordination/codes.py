@@ -26,6 +26,10 @@ SUBSCRIPTION_RECIPIENT = EXTENSION + "subscription-recipient"
 SUBSCRIPTION_ORIGIN = CODE_SYSTEM + "subscription-origin"
 SUBSCRIPTION_OWNER = CODE_SYSTEM + "subscription-owner"
 
+# A channel type that R4 and R5 have no code for: Da Vinci Unsolicited Notifications.
+CHANNEL_TYPE = CODE_SYSTEM + "channel-type"
+DAVINCI_ALERTS = "davinci-alerts"
+
 # Case management: EpisodeOfCare.type of an enrolment, and why one ended.
 CASE_MANAGEMENT = "case-management"
 EPISODE_TYPE = CODE_SYSTEM + "episode-type"

@@ -27,7 +27,9 @@ from app.fhir_json import Resource
 from app.resources.subscription import mask
 from app.routing import panels
 from app.routing.practices import MESSAGE, REST
-from app.subscriptions.channel_terms import PAYLOAD_CONTENT
+from app.settings import Settings
+from app.subscriptions.channel_terms import CHANNEL_TYPE, PAYLOAD_CONTENT
+from app.subscriptions.channels import davinci
 from app.subscriptions.registration import FILTER_CRITERIA
 from app.versions import Event, Stored
 
@@ -39,8 +41,6 @@ _CHANNEL = {REST: "rest-hook", MESSAGE: "message"}
 
 
 async def run(context: Context, event: Event) -> None:
-    if not context.settings.endpoint_subscriptions:
-        return
     base_url = context.settings.base_url.rstrip("/")
     versions = [each for each in (event.resource, event.previous) if each is not None]
     for owner in await panels.owners(
@@ -49,7 +49,12 @@ async def run(context: Context, event: Event) -> None:
         await _keep(context, owner, anew=event.type in _DIRECTORY)
 
 
-REACTION = Reaction("endpoint-subscriptions", _DIRECTORY | _ATTRIBUTING, run)
+REACTION = Reaction(
+    "endpoint-subscriptions",
+    _DIRECTORY | _ATTRIBUTING,
+    run,
+    is_wanted=lambda settings: settings.endpoint_subscriptions,
+)
 
 
 async def _keep(context: Context, owner: str, *, anew: bool) -> None:
@@ -83,16 +88,6 @@ async def _existing(context: Context, owner: str) -> Sequence[Stored]:
 def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -> Resource:
     """The Subscription of one Endpoint for one topic; its id is always the same."""
     place = f"Endpoint/{endpoint['id']}"
-    channel: dict[str, Any] = {
-        "type": _CHANNEL[endpoint["connectionType"]["code"]],
-        "endpoint": endpoint["address"],
-        "payload": "application/fhir+json",
-        "_payload": {
-            "extension": [{"url": PAYLOAD_CONTENT, "valueCode": context.settings.endpoint_content}]
-        },
-    }
-    if endpoint.get("header"):
-        channel["header"] = endpoint["header"]
     return {
         "resourceType": "Subscription",
         "id": stable_id("endpoint-subscription", owner, place, topic),
@@ -112,8 +107,28 @@ def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -
         "_criteria": {
             "extension": [{"url": FILTER_CRITERIA, "valueString": f"general-practitioner={owner}"}]
         },
-        "channel": channel,
+        "channel": _channel(context.settings, endpoint, topic),
     }
+
+
+def _channel(settings: Settings, endpoint: Resource, topic: str) -> Resource:
+    """An endpoint for messages gets Da Vinci's, which are whole, where those have an event for the topic."""
+    type_ = _CHANNEL[endpoint["connectionType"]["code"]]
+    channel: dict[str, Any] = {"type": type_}
+    content = settings.endpoint_content
+    if type_ == _CHANNEL[MESSAGE] and davinci.event_of(topic, settings) is not None:
+        system, code = davinci.ASKED_BY
+        named = {"url": CHANNEL_TYPE, "valueCoding": {"system": system, "code": code}}
+        channel["_type"] = {"extension": [named]}
+        content = "full-resource"
+    channel |= {
+        "endpoint": endpoint["address"],
+        "payload": "application/fhir+json",
+        "_payload": {"extension": [{"url": PAYLOAD_CONTENT, "valueCode": content}]},
+    }
+    if endpoint.get("header"):
+        channel["header"] = endpoint["header"]
+    return channel
 
 
 def _differs(wanted: Resource, stored: Mapping[str, Any], *, anew: bool) -> bool:

@@ -24,6 +24,7 @@ from app import tasks
 from app.context import Context
 from app.mongo import Document, Mongo
 from app.revival import revive
+from app.settings import Settings
 from app.store import Store
 from app.versions import Event
 
@@ -46,13 +47,15 @@ Run = Callable[[Context, Event], Awaitable[None]]
 class Reaction:
     """Something to do after each commit of these types. `run` may be called again for the same event.
 
-    Events that were raised for a topic, without a change of state, go to those who name it alone.
+    Events that were raised for a topic, without a change of state, go to those who name it alone. `is_wanted`: by the
+    settings; events that nobody reacts to are not marked.
     """
 
     name: str
     types: frozenset[str]
     run: Run
     topics: frozenset[str] = frozenset()
+    is_wanted: Callable[[Settings], bool] = lambda _: True
 
     def concerns(self, event: Event) -> bool:
         wanted = event.topic is None or event.topic in self.topics
@@ -71,17 +74,14 @@ class Reactions:
         self._mongo = mongo
         self._store = store
         self._reactions = reactions
+        # The types whose events somebody reacts to.
+        self.types: frozenset[str] = frozenset()
         self._events = mongo.collection("events")
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._loops: list[asyncio.Task[None]] = []
-
-    @property
-    def types(self) -> frozenset[str]:
-        """The types whose events somebody reacts to."""
-        return frozenset().union(*(reaction.types for reaction in self._reactions))
 
     async def start(self, context: Context) -> None:
         present = await self._events.index_information()
@@ -95,6 +95,8 @@ class Reactions:
                     )
                 ]
             )
+        self._reactions = [each for each in self._reactions if each.is_wanted(context.settings)]
+        self.types = frozenset().union(*(each.types for each in self._reactions))
         self._store.react_to(self.types)
         self._store.listeners.append(self._committed)
         self._loops = [

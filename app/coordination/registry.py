@@ -10,6 +10,7 @@ from app.coordination import (
     case_management,
     consents,
     continuity,
+    contract_deadlines,
     encounter_review,
     endpoints,
     health_risk,
@@ -18,6 +19,7 @@ from app.coordination import (
 )
 from app.coordination.reactions import Reaction
 from app.coordination.timers import Timer
+from app.proof import publisher
 
 REACTIONS: Sequence[Reaction] = (
     consents.REACTION,
@@ -35,4 +37,6 @@ TIMERS: Sequence[Timer] = (
     care_plan_annual.REVIEW,
     continuity.TIMER,
     health_risk.TIMER,
+    contract_deadlines.TIMER,
+    publisher.TIMER,
 )

@@ -32,7 +32,7 @@ _ASKED_ELSEWHERE = frozenset({"no-subject", "unknown-patient", "merged-patient"}
 
 
 async def run(context: Context, event: Event) -> None:
-    if event.resource is None or event.fields is None or not context.settings.unrouted:
+    if event.resource is None or event.fields is None:
         return
     if event.type == "Encounter" and is_record(event):
         return
@@ -58,7 +58,7 @@ async def run(context: Context, event: Event) -> None:
         await _record(context, event, fired, REVIEW_REASONS[untold])
 
 
-REACTION = Reaction("unrouted", _TYPES, run)
+REACTION = Reaction("unrouted", _TYPES, run, is_wanted=lambda settings: settings.unrouted)
 
 
 def listening(context: Context) -> attribution.Listening:

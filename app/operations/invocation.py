@@ -30,12 +30,16 @@ _TEXT_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """Where an operation was called, and its arguments by name: JSON values, resources, or lists of parts."""
+    """Where an operation was called, and its arguments by name: JSON values, resources, or lists of parts.
+
+    `given` is what they were read from: the body, or the query's pairs.
+    """
 
     resource_type: str | None
     resource_id: str | None
     arguments: Arguments
     posted: bool = False
+    given: Resource | Sequence[tuple[str, str]] = ()
 
     @property
     def instance(self) -> tuple[str, str]:
@@ -53,7 +57,7 @@ class Invocation:
         return self.arguments.get(name, ())
 
 
-def arguments_of(definition: Resource, body: Resource) -> Arguments:
+def arguments_of(definition: Resource, body: Resource, *, lenient: bool = False) -> Arguments:
     """The arguments in a posted Parameters, or in a resource that stands for the one parameter of its kind."""
     inputs = _inputs(definition)
     if body.get("resourceType") != "Parameters":
@@ -66,6 +70,8 @@ def arguments_of(definition: Resource, body: Resource) -> Arguments:
     for index, given in enumerate(body.get("parameter", ())):
         where = f"Parameters.parameter[{index}]"
         if given.get("name") not in inputs:
+            if lenient:
+                continue
             raise BadRequest(
                 "This operation has no such parameter", code="not-supported", expression=where
             )
@@ -74,17 +80,21 @@ def arguments_of(definition: Resource, body: Resource) -> Arguments:
     return arguments
 
 
-def arguments_of_query(definition: Resource, query: Iterable[tuple[str, str]]) -> Arguments:
+def arguments_of_query(
+    definition: Resource, query: Iterable[tuple[str, str]], *, lenient: bool = False
+) -> Arguments:
     """The arguments in a GET's query, converted to the types that the definition states."""
     inputs = _inputs(definition)
     arguments: Arguments = {}
     for name, text in query:
-        if name in _GENERAL:
+        if name in _GENERAL and name not in inputs:
             continue
         if name == CURSOR:
             arguments[name] = [text]
             continue
         if name not in inputs:
+            if lenient:
+                continue
             raise BadRequest(
                 "This operation has no such parameter", code="not-supported", expression=name
             )

@@ -27,8 +27,9 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     """
     resource_type, resource_id = invocation.instance
     await interactions.current(context, resource_type, resource_id)
+    # Who may see the patient may know the PCP, whatever of what says so is hidden: a wrong answer would mislead.
     found = await attribution.primary_care(
-        context.store,
+        context.server.store,
         f"{resource_type}/{resource_id}",
         _moment(context, invocation.one("at")),
         context.settings,

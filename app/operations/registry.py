@@ -17,13 +17,16 @@ import msgspec
 from app import write
 from app.context import Context
 from app.definitions import PROFILES
-from app.errors import BadRequest, MethodNotAllowed, NotFound
+from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.exchange import Answer
 from app.fhir_json import Resource
 from app.operations import (
     care_plan_changes,
     care_plan_summary,
+    encounter_notices,
     everything,
+    export,
+    measure_evaluate,
     meta,
     patient_pcp,
     reindex,
@@ -36,6 +39,7 @@ from app.operations import (
     validate,
 )
 from app.operations.invocation import Invocation, arguments_of, arguments_of_query
+from app.security.scopes import EVERY_TYPE, Action
 
 Run = Callable[[Context, Invocation], Awaitable[Answer]]
 
@@ -44,12 +48,18 @@ Run = Callable[[Context, Invocation], Awaitable[Answer]]
 class Operation:
     """`definition` is the id of its OperationDefinition, which is also its file's name.
 
-    One that `changes` something is called by POST only; not all of HL7's definitions say so.
+    One that `changes` something is called by POST only; not all of HL7's definitions say so. One that is `lenient`
+    leaves out unknown parameters where the caller prefers handling=lenient.
+
+    `needs` are the rights that a call takes, by type; "*" stands for the type that it is called on. What it reads or
+    writes is judged besides, wherever that happens. One that does not say is for administrators alone.
     """
 
     definition: str
     run: Run
     changes: bool = False
+    lenient: bool = False
+    needs: tuple[tuple[str, tuple[Action, ...]], ...] | None = None
 
     @property
     def resource(self) -> Resource:
@@ -72,21 +82,99 @@ class Operation:
 
 
 OPERATIONS: Sequence[Operation] = (
-    Operation("Resource-validate", validate.run),
+    Operation("Resource-validate", validate.run, needs=()),
     Operation("reindex", reindex.run),
-    Operation("Patient-everything", everything.run),
-    Operation("Patient-pcp", patient_pcp.run),
-    Operation("Resource-meta", meta.run),
-    Operation("Resource-meta-add", meta.run_add, changes=True),
-    Operation("Resource-meta-delete", meta.run_delete, changes=True),
-    Operation("backport-subscription-status", subscription_status.run),
-    Operation("backport-subscription-events", subscription_events.run),
-    Operation("backport-subscription-get-ws-binding-token", subscription_ws_binding_token.run),
-    Operation("backport-subscription-resend", subscription_resend.run, changes=True),
-    Operation("Subscription-explain", subscription_explain.run),
-    Operation("Subscription-dry-run", subscription_dry_run.run),
-    Operation("CarePlan-summary", care_plan_summary.run),
-    Operation("CarePlan-changes", care_plan_changes.run),
+    Operation(
+        "Patient-everything",
+        everything.run,
+        needs=(
+            (
+                "Patient",
+                (
+                    "r",
+                    "s",
+                ),
+            ),
+        ),
+    ),
+    Operation("export", export.run, lenient=True, needs=(("Patient", ("s",)),)),
+    Operation("patient-export", export.run, lenient=True, needs=(("Patient", ("s",)),)),
+    Operation(
+        "group-export", export.run, lenient=True, needs=(("Group", ("r",)), ("Patient", ("s",)))
+    ),
+    Operation("Patient-pcp", patient_pcp.run, needs=(("Patient", ("r",)),)),
+    Operation(
+        "Resource-meta",
+        meta.run,
+        needs=(
+            (
+                "*",
+                (
+                    "r",
+                    "s",
+                ),
+            ),
+        ),
+    ),
+    Operation(
+        "Resource-meta-add",
+        meta.run_add,
+        changes=True,
+        needs=(
+            (
+                "*",
+                (
+                    "r",
+                    "u",
+                ),
+            ),
+        ),
+    ),
+    Operation(
+        "Resource-meta-delete",
+        meta.run_delete,
+        changes=True,
+        needs=(
+            (
+                "*",
+                (
+                    "r",
+                    "u",
+                ),
+            ),
+        ),
+    ),
+    Operation(
+        "backport-subscription-status", subscription_status.run, needs=(("Subscription", ("r",)),)
+    ),
+    Operation(
+        "backport-subscription-events", subscription_events.run, needs=(("Subscription", ("r",)),)
+    ),
+    Operation(
+        "backport-subscription-get-ws-binding-token",
+        subscription_ws_binding_token.run,
+        needs=(("Subscription", ("r",)),),
+    ),
+    Operation(
+        "backport-subscription-resend",
+        subscription_resend.run,
+        changes=True,
+        needs=(
+            (
+                "Subscription",
+                (
+                    "r",
+                    "u",
+                ),
+            ),
+        ),
+    ),
+    Operation("Subscription-explain", subscription_explain.run, needs=(("Subscription", ("r",)),)),
+    Operation("Subscription-dry-run", subscription_dry_run.run, needs=(("Subscription", ("c",)),)),
+    Operation("CarePlan-summary", care_plan_summary.run, needs=(("CarePlan", ("r",)),)),
+    Operation("CarePlan-changes", care_plan_changes.run, needs=(("CarePlan", ("r",)),)),
+    Operation("Encounter-notices", encounter_notices.run),
+    Operation("Measure-evaluate-measure", measure_evaluate.run),
 )
 
 
@@ -124,16 +212,32 @@ async def invoke(
     if resource_type is not None:
         write.check_type(resource_type)
     operation = find(code, resource_type, resource_id)
+    _check_rights(context, operation, resource_type)
     definition = operation.resource
     if operation.changes and not posted:
         raise MethodNotAllowed(f"${code} changes things; use POST", headers={"Allow": "POST"})
+    lenient = operation.lenient and context.handling == "lenient"
     arguments = (
-        arguments_of(definition, given)
+        arguments_of(definition, given, lenient=lenient)
         if isinstance(given, dict)
-        else arguments_of_query(definition, given)
+        else arguments_of_query(definition, given, lenient=lenient)
     )
     _check_present(definition, arguments)
-    return await operation.run(context, Invocation(resource_type, resource_id, arguments, posted))
+    return await operation.run(
+        context, Invocation(resource_type, resource_id, arguments, posted, given)
+    )
+
+
+def _check_rights(context: Context, operation: Operation, resource_type: str | None) -> None:
+    """Raises Forbidden where the caller may not call it, whatever it would be about."""
+    access = context.access
+    if access is None:
+        return
+    if operation.needs is None and not access.is_administrator:
+        raise Forbidden(f"${operation.code} is for administrators")
+    for name, actions in operation.needs or ():
+        for action in actions:
+            access.require((resource_type or EVERY_TYPE) if name == "*" else name, action)
 
 
 def _check_present(definition: Resource, arguments: Mapping[str, list[Any]]) -> None:

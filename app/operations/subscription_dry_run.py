@@ -12,6 +12,7 @@ from app.context import Context
 from app.errors import BadRequest
 from app.exchange import Answer
 from app.operations.invocation import Invocation
+from app.resources.subscription import check_rights
 from app.subscriptions import explanation, registration
 from app.subscriptions.registration import Registration
 from app.versions import HistoryRange, Stored, instant
@@ -33,6 +34,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
     registry = context.server.worker.registry
     read = registration.read(draft, registry.catalogue, context.settings)
+    check_rights(context, draft, read)
     versions = await _last(context, read, count)
     events: list[dict[str, Any]] = []
     for version in versions:

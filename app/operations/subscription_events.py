@@ -20,6 +20,7 @@ from app.operations.subscription_status import content_of, head_of
 from app.subscriptions import notification, past
 from app.subscriptions.channel_terms import CONTENTS, Content
 from app.subscriptions.past import Span
+from app.subscriptions.rights import stricter
 from app.subscriptions.telling import Teller
 
 _NUMBER = re.compile(r"^[0-9]{1,15}$")
@@ -42,7 +43,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     limit = context.settings.max_count
     rows = await past.rows(server.mongo, subscription["id"], span, limit + 1)
     topic = server.worker.registry.catalogue.find(subscription["criteria"])
-    teller = Teller(context.store, context.base_url)
+    teller = Teller(server.store, context.base_url)
     # Told now, so judged by what may be told now.
     limits = await server.worker.gate.limits(
         [(row, None) for row in rows[:limit]],
@@ -50,6 +51,9 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         subscription["id"],
         int(subscription["meta"]["versionId"]),
     )
+    if context.access is not None:
+        own = await server.worker.rights.limits_of(context.access, rows[:limit], topic)
+        limits = dict(stricter(limits, own))
     events = await asyncio.gather(
         *(
             teller.told_if_stored(row, topic, content, None, limits.get(row.id))

@@ -78,7 +78,8 @@ def _told(prepared: Prepared, applied: str) -> Prepared:
 
 async def _memory(context: Context, previous: Stored, current: Resource) -> Memory:
     """What lies beside that very version. Raises VersionConflict where it has been replaced meanwhile."""
-    found = await context.store.find(
+    # Who may write it may have it kept in order, whatever else it may see.
+    found = await context.server.store.find(
         "Encounter",
         {"_id": previous.id, "v": previous.version},
         limit=1,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from app.errors import Issue, Unprocessable
+from app.consent.recipients import kind_of
+from app.errors import Forbidden, Issue, Unprocessable
 from app.fhir_json import Resource
 from app.mongo import Document
 from app.resources.rules import Prepared
@@ -15,6 +16,9 @@ from app.security import secrets
 from app.security.egress import Egress, EgressRefusedError, UnresolvableError, origin
 from app.subscriptions import registration, watch
 from app.subscriptions.channels import CHANNELS
+from app.subscriptions.criteria import led_through
+from app.subscriptions.registration import Registration
+from app.subscriptions.rights import owner_document
 
 if TYPE_CHECKING:
     from app.context import Context
@@ -30,9 +34,11 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     alone. Whatever status the client sends, but `off`, becomes `requested`: the server proves the endpoint anew.
     """
     sent = resource.get("channel", {}).get("header", [])
-    headers = await _unmasked(context, resource, sent, previous)
+    known = await _private(context, previous.id) if previous is not None else {}
+    headers = _unmasked(context, resource, sent, previous, known)
     full = _with_headers(resource, headers)
     read = registration.read(full, context.server.worker.registry.catalogue, context.settings)
+    check_rights(context, resource, read)
     if read.end is not None and read.end <= context.server.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
     if CHANNELS[read.channel.type].calls_out:
@@ -46,9 +52,40 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
             "headers": secrets.of_settings(context.settings).seal_all(headers) if headers else [],
             "base_url": context.base_url,
             "watch": watch.encode(read, context.settings),
+            **_owner(context, known),
         },
         echo={"channel": {**stored["channel"], "header": sent}} if sent else None,
     )
+
+
+def check_rights(context: Context, resource: Resource, read: Registration) -> None:
+    """Raises Forbidden where the caller may not read what it wants to be told of.
+
+    A chain or `_has` would be asked on everything there is: it may only lead through what the caller may read all of.
+    """
+    access = context.access
+    if access is None:
+        return
+    types = read.topic.resource_types if read.topic else (read.criteria.scope,)
+    for resource_type in types:
+        context.require(resource_type, "r")
+    # The ways that a topic's filters lead are the operator's.
+    led = led_through(read.criteria, context.settings) if read.topic is None else set()
+    for resource_type in sorted(led):
+        context.require(resource_type, "s")
+        if not access.sees_all(resource_type):
+            raise Forbidden(f"Criteria of this client may not lead through {resource_type}")
+    if kind_of(resource) == "authority" and not access.is_authority:
+        raise Forbidden("Only a plan or a state agency is told as an authority")
+
+
+def _owner(context: Context, known: Document) -> Document:
+    """Whose rights count for the notices; an administrator who changes a Subscription does not make it theirs."""
+    if context.access is None:
+        return {"owner": known["owner"]} if "owner" in known else {}
+    if context.access.is_administrator and "owner" in known:
+        return {"owner": known["owner"]}
+    return {"owner": owner_document(context.caller)}
 
 
 def mask(header: str) -> str:
@@ -70,8 +107,12 @@ async def _check_egress(context: Context, endpoint: str) -> None:
         pass  # not forbidden; the handshake or the first delivery will tell
 
 
-async def _unmasked(
-    context: Context, resource: Resource, sent: list[Any], previous: Stored | None
+def _unmasked(
+    context: Context,
+    resource: Resource,
+    sent: list[Any],
+    previous: Stored | None,
+    private: Document,
 ) -> list[Any]:
     """The headers with masks replaced by what they stand for, so that a client can send back what it has read.
 
@@ -86,8 +127,7 @@ async def _unmasked(
     if previous is not None and not previous.deleted:
         endpoint = previous.resource()["channel"].get("endpoint", "")
         if origin(endpoint) == origin(resource["channel"].get("endpoint", "")):
-            document = await _private(context, previous.id)
-            sealed = document.get("headers", [])
+            sealed = private.get("headers", [])
             known = secrets.of_settings(context.settings).open_all(sealed) if sealed else []
     headers = list(sent)
     for index in wanted:
@@ -102,7 +142,8 @@ async def _unmasked(
 
 
 async def _private(context: Context, subscription: str) -> Document:
-    found = await context.store.find(
+    # The rules look after what no caller may see.
+    found = await context.server.store.find(
         "Subscription", {"_id": subscription}, projection={"private": 1}
     )
     private: Document = found[0].get("private", {}) if found else {}

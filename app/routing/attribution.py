@@ -75,17 +75,13 @@ async def judged(store: Store, record: Record, at: datetime, settings: Settings)
     over = False
     for source in sources(settings):
         claims = await _claims(store, record, source, settings)
-        current = [claim for claim in claims if spans.holds(claim.span, at)]
-        # An undated word of a lesser source does not bring back whom a better one has seen off.
-        current = [c for c in current if c.span != spans.ALWAYS or c.reference not in ended]
-        held = {claim.reference for claim in current}
-        ended |= {c.reference for c in claims if spans.has_ended(c.span, at)} - held
+        current = standing(claims, ended, at)
         if not current:
             continue
         resolved = await resolve(store, current, source, at, _base(settings))
         over = over or resolved.ended
         if resolved.providers:
-            told, several = _told(resolved)
+            told, several = told_of(resolved)
             problems += ["several-pcps"] if several else []
             return Attribution(record.patient, told, tuple(problems))
     problems.append("pcp-period-ended" if ended or over else "no-pcp")
@@ -110,7 +106,17 @@ async def _claims(
     return record.claims[source]
 
 
-def _told(resolved: Resolved) -> tuple[tuple[Provider, ...], bool]:
+def standing(claims: Sequence[Claim], ended: set[str], at: datetime) -> list[Claim]:
+    """The claims of one source that hold at a moment. `ended` are those whom it or a better source has seen off."""
+    current = [claim for claim in claims if spans.holds(claim.span, at)]
+    # An undated word of a lesser source does not bring back whom a better one has seen off.
+    current = [c for c in current if c.span != spans.ALWAYS or c.reference not in ended]
+    held = {claim.reference for claim in current}
+    ended |= {c.reference for c in claims if spans.has_ended(c.span, at)} - held
+    return current
+
+
+def told_of(resolved: Resolved) -> tuple[tuple[Provider, ...], bool]:
     """Who is told, latest first, and whether a person should choose.
 
     Of several practices the one that took over last is told; where dates do not tell, all are: a notice too many can be

@@ -24,6 +24,7 @@ Source = Literal["care-team", "general-practitioner", "group"]
 ROSTERS = "group_members"
 # A chain of merges longer than this is a mistake.
 _MOST_MERGES = 5
+_NO_ROSTER: Mapping[str, Any] = {"pcp": ()}
 _PROVIDERS = frozenset({"Practitioner", "PractitionerRole", "Organization"})
 
 
@@ -58,12 +59,12 @@ async def read(store: Store, patient: str, base_url: str) -> Record:
         found, teams, rows = await store.find_together(
             (
                 ("Patient", {"_id": patient[8:], "terms": EVERY}, {"text": 1}),
-                ("CareTeam", _teams_of(patient, base_url), {"text": 1}),
+                ("CareTeam", teams_of([patient], base_url), {"text": 1}),
                 (ROSTERS, {"_id.m": {"$in": members}}, {"when": 1}),
             )
         )
         resource = fhir_json.decode_stored(found[0]["text"]) if found else {}
-        survivor = _survivor(resource, base_url)
+        survivor = survivor_of(resource, base_url)
         if survivor is None or survivor in followed or len(followed) > _MOST_MERGES:
             break
         followed.append(survivor)
@@ -84,12 +85,19 @@ async def of_rosters(
     store: Store, memberships: Mapping[str, Sequence[Span]], base_url: str
 ) -> list[Claim]:
     """What the panels among these Groups say of a member."""
+    return by_rosters(await rosters(store, memberships), memberships, base_url)
+
+
+def by_rosters(
+    found: Mapping[str, Any], memberships: Mapping[str, Sequence[Span]], base_url: str
+) -> list[Claim]:
+    """`of_rosters` with the rosters at hand, by the id of their Group."""
     return [
         Claim(named, spans.within(span, (low, high)))
-        for group, roster in (await _rosters(store, memberships)).items()
-        for written, low, high in roster["pcp"]
+        for group, of in memberships.items()
+        for written, low, high in found.get(group, _NO_ROSTER)["pcp"]
         if (named := relative(written, base_url)) is not None
-        for span in memberships[group]
+        for span in of
     ]
 
 
@@ -98,7 +106,7 @@ async def groups(
 ) -> list[str]:
     """The Groups of real persons in use (`Group/g1`) that these are memberships of at a moment."""
     current = [group for group, of in memberships.items() if any(spans.holds(s, at) for s in of)]
-    found = await _rosters(store, current)
+    found = await rosters(store, current)
     return [f"Group/{group}" for group, roster in found.items() if roster["live"]]
 
 
@@ -144,19 +152,21 @@ def terms_for(resource_type: str, code: str, reference_: str, base_url: str) -> 
     return reference.local(parameters(resource_type)[code], [reference_], scope).equal
 
 
-def _teams_of(patient: str, base_url: str) -> dict[str, Any]:
-    of_patient_ = {"terms": {"$in": list(terms_for("CareTeam", "patient", patient, base_url))}}
-    return {"$and": [of_patient_, {"terms": "status=active"}]}
+def teams_of(patients: Collection[str], base_url: str) -> dict[str, Any]:
+    """The filter on the active CareTeams of patients (`Patient/p1`)."""
+    terms = [t for each in patients for t in terms_for("CareTeam", "patient", each, base_url)]
+    return {"$and": [{"terms": {"$in": terms}}, {"terms": "status=active"}]}
 
 
-async def _rosters(store: Store, ids: Collection[str]) -> dict[str, Any]:
+async def rosters(store: Store, ids: Collection[str]) -> dict[str, Any]:
+    """What Groups are to those who route by their members (cohort.py), by id."""
     if not ids:
         return {}
     rows = await store.find("Group", {"_id": {"$in": list(ids)}}, projection={"roster": 1})
     return {row["_id"]: row["roster"] for row in rows if "roster" in row}
 
 
-def _survivor(patient: Resource, base_url: str) -> str | None:
+def survivor_of(patient: Resource, base_url: str) -> str | None:
     """The patient that this one was replaced by."""
     for link in patient.get("link", ()):
         if link.get("type") == "replaced-by":

@@ -25,7 +25,7 @@ _CONNECTION = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
 CONNECTION_TERMS = tuple(f"connection-type={_CONNECTION}|{code}" for code in (REST, MESSAGE))
 _FIELDS = {"terms": 1, "dates.date": 1}
 # More roles of one practitioner say no more than two do.
-_MOST_ROLES = 10
+_MOST_ROLES = 100
 
 Row = Mapping[str, Any]
 
@@ -62,34 +62,58 @@ class Resolved:
     ambiguous: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The PractitionerRoles that claims may mean: by their own reference, and all of each practitioner."""
+
+    by_id: Mapping[str, Row]
+    by_practitioner: Mapping[str, Sequence[Row]]
+
+
 async def resolve(
     store: Store, claims: Sequence[Claim], source: Source, at: datetime, base_url: str
 ) -> Resolved:
     """Whom claims name. A role that is not active at the moment is nobody; one that is not stored is still itself."""
-    names = list(dict.fromkeys(claim.reference for claim in claims))
-    by_id, by_practitioner = await asyncio.gather(
+    names = [claim.reference for claim in claims]
+    return resolve_by(await read_roles(store, names, base_url), claims, source, at, base_url)
+
+
+async def read_roles(store: Store, references: Iterable[str], base_url: str) -> Roles:
+    """The roles behind references to providers: two reads, side by side."""
+    names = list(dict.fromkeys(references))
+    practitioners = [n for n in names if n.startswith("Practitioner/")]
+    by_id, rows = await asyncio.gather(
         rows_by_reference(
             store, "PractitionerRole", [n for n in names if n.startswith("PractitionerRole/")]
         ),
-        _roles_of(store, [n for n in names if n.startswith("Practitioner/")], base_url),
+        _roles_of(store, practitioners, base_url),
     )
+    by_practitioner: dict[str, list[Row]] = {}
+    for row in rows:
+        for named in named_by("PractitionerRole", row, "practitioner", base_url):
+            by_practitioner.setdefault(named, []).append(row)
+    return Roles(by_id, by_practitioner)
+
+
+def resolve_by(
+    roles: Roles, claims: Sequence[Claim], source: Source, at: datetime, base_url: str
+) -> Resolved:
+    """`resolve` with the roles at hand."""
     found: dict[Provider, None] = {}
     ended = ambiguous = False
     for claim in claims:
         kind = claim.reference.partition("/")[0]
         role: Row | None = None
         if kind == "PractitionerRole":
-            role = by_id.get(claim.reference)
+            role = roles.by_id.get(claim.reference)
             if role is not None and not is_active(role, at):
                 ended = True
                 continue
         elif kind == "Practitioner":
             candidates = [
                 each
-                for each in by_practitioner
-                if claim.reference in named_by("PractitionerRole", each, "practitioner", base_url)
-                and is_active(each, at)
-                and claim.behalf in (None, _organization(each, base_url))
+                for each in roles.by_practitioner.get(claim.reference, ())
+                if is_active(each, at) and claim.behalf in (None, _organization(each, base_url))
             ]
             role = candidates[0] if len(candidates) == 1 else None
             ambiguous = ambiguous or len(candidates) > 1

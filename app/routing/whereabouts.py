@@ -78,9 +78,7 @@ def without_places_left(stay: Resource | None, fields: Mapping[str, Any]) -> Map
     if not current:
         return fields
     stays = {f"location={reference}" for reference in current}
-    terms = [
-        term for term in fields["terms"] if term in stays or not term.startswith("location=")
-    ]
+    terms = [term for term in fields["terms"] if term in stays or not term.startswith("location=")]
     return {**fields, "terms": terms}
 
 

@@ -10,6 +10,7 @@ A term is `<code>=<value>` or `<code>:<form>=<value>`, where `code` is the searc
     code:text=sodium                       the text of a coded value, normalised
     subject=                               there is an element, but no value that could be searched
     *                                      every live document
+    _sender=Organization/1                 an organization that wrote it; no search asks for that
 
 Values from resources cannot forge a separator: `|` and `%` inside a part are percent-encoded. Long values are cut and
 end in `%#` and a digest, which no encoded value can contain.
@@ -25,6 +26,7 @@ from hashlib import sha256
 from app.search.parameter import Fields, Filter
 
 EVERY = "*"
+SENDER = "_sender="
 _LONGEST, _KEPT = 256, 200
 
 
@@ -95,6 +97,11 @@ class Terms:
             for beginning, text in self.contained
             for term in terms
         )
+
+
+def senders(organizations: Iterable[str]) -> list[str]:
+    """The terms of what organizations (`Organization/1`) wrote."""
+    return [SENDER + each for each in organizations]
 
 
 def any_of(conditions: Iterable[Terms]) -> Terms:

@@ -7,17 +7,29 @@ consent and audit have one place to act. With `--auth off` everybody is `EVERYBO
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+# What an organization is to the patients that it asks about; docs/access.md says what each may see and write.
+Role = Literal["practice", "hospital", "plan", "state", "administrator", "everybody", "server"]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`organization` is a relative reference such as `Organization/hospital-1`; `scopes` are SMART scopes."""
+    """`organization` is a relative reference such as `Organization/hospital-1`; `scopes` are SMART scopes.
+
+    Without a role nothing is allowed.
+    """
 
     client_id: str
     organization: str | None = None
+    role: Role | None = None
     scopes: tuple[str, ...] = ()
 
 
-EVERYBODY = Caller("anonymous", scopes=("system/*.cruds",))
+EVERYBODY = Caller("anonymous", role="everybody", scopes=("system/*.cruds",))
 # The server's own work: loading topics, settling deliveries, timers.
-SERVER = Caller("carerelay", scopes=("system/*.cruds",))
+SERVER = Caller("carerelay", role="server", scopes=("system/*.cruds",))
+# Who shows no token where one is asked for: no role, no scopes, nothing.
+NOBODY = Caller("anonymous")
+# Who is not judged at all. Nobody who shows a token is ever one of them.
+UNLIMITED = (EVERYBODY, SERVER)

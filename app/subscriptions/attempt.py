@@ -20,7 +20,7 @@ from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retry import RetryPolicy, Verdict
 from app.subscriptions.settlement import Settlement
-from app.subscriptions.telling import VersionGoneError
+from app.subscriptions.telling import VersionGoneError, WithheldError
 
 OVER = "The Subscription takes no notices"
 
@@ -95,6 +95,8 @@ class Attempts:
             notice = await self._composer.notice(batch, registration, cleared.limits)
         except VersionGoneError as gone:
             return [Settlement(delivery, "dead", reason=str(gone)) for delivery, _ in batch]
+        except WithheldError as withheld:
+            return [Settlement(each, "suppressed", reason=str(withheld)) for each, _ in batch]
         begun = time.perf_counter()
         outcome = await self._channels[registration.channel.type].send(notice)
         record = {
@@ -131,7 +133,8 @@ class Attempts:
                 ]
         what = f"answered {outcome.status}" if outcome.status else f"failed: {outcome.reason}"
         reason = f"The endpoint {what}"
-        await self._on_failure(registration, reason)
+        if verdict is not Verdict.REFUSED:
+            await self._on_failure(registration, reason)
         return [Settlement(each, "dead", attempt=record, reason=reason) for each, _ in batch]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from app.errors import FhirError, Issue
 from app.settings import Settings
-from app.subscriptions.channels import CHANNELS, Asked
+from app.subscriptions.channels import ADDITIONAL, CHANNELS, Asked
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
 PAYLOAD_CONTENT = BACKPORT + "backport-payload-content"
@@ -56,6 +56,11 @@ class ChannelTerms:
         """Whether the endpoint has to answer a handshake before anything else is sent."""
         return self.content is not None and CHANNELS[self.type].proves
 
+    @property
+    def is_message(self) -> bool:
+        """Whether every event is a message of whole resources, which cannot say less."""
+        return CHANNELS[self.type].is_message
+
 
 class Issues(list[Issue]):
     """Collects what is wrong with a Subscription, so that a client hears all of it at once."""
@@ -74,12 +79,12 @@ class Issues(list[Issue]):
 
 
 def read(
-    channel: dict[str, Any], settings: Settings, issues: Issues, *, topical: bool
+    channel: dict[str, Any], settings: Settings, issues: Issues, *, topic: str | None
 ) -> ChannelTerms:
-    """The terms of a Subscription's `channel`; what is wrong goes into `issues`."""
+    """The terms of a Subscription's `channel`; what is wrong goes into `issues`. `topic` is None for a classic one."""
+    topical = topic is not None
     numbers = _read_numbers(channel, issues, topical=topical)
-    type_ = channel.get("type", "")
-    _check_type(channel, issues)
+    type_ = _read_type(channel, issues)
     payload = channel.get("payload")
     content = _read_content(channel, issues, topical=topical)
     if topical and payload is None:
@@ -88,9 +93,11 @@ def read(
     if type_ in CHANNELS:
         # Where the content level itself is wrong, the least is assumed: one complaint is enough.
         level = content or ("empty" if topical else None)
-        asked = Asked(channel.get("endpoint"), payload, level, channel.get("header", []))
+        asked = Asked(channel.get("endpoint"), payload, level, channel.get("header", []), topic)
         for element, code, diagnostics in CHANNELS[type_].check(asked, settings):
             issues.refuse(f"channel.{element}", diagnostics, code)
+        if CHANNELS[type_].is_message:
+            _check_message(numbers, issues)
     return ChannelTerms(
         type=type_,
         endpoint=channel.get("endpoint", ""),
@@ -129,19 +136,39 @@ def _in_range(extension: dict[str, Any], path: str, issues: Issues) -> int:
     return value
 
 
-def _check_type(channel: dict[str, Any], issues: Issues) -> None:
-    """The channel type, and an additional one that may only say the same."""
-    type_ = channel.get("type", "")
-    known = ", ".join(sorted(CHANNELS))
-    for index, extension in enumerate(channel.get("_type", {}).get("extension", [])):
+def _read_type(channel: dict[str, Any], issues: Issues) -> str:
+    """The key of the channel type in CHANNELS: an additional one takes the place of the code that it stands on."""
+    type_: str = channel.get("type", "")
+    found = type_
+    standard = CHANNELS.keys() - {key for _, key in ADDITIONAL.values()}
+    extensions = channel.get("_type", {}).get("extension", [])
+    for index, extension in enumerate(extensions):
         path = f"channel.type.extension[{index}]"
         coding = extension.get("valueCoding", {})
+        named = (coding.get("system"), coding.get("code"))
         if extension.get("url") != CHANNEL_TYPE:
             issues.refuse(path, "Unknown extension")
-        elif coding.get("system") != _CHANNEL_TYPES or coding.get("code") != type_:
-            issues.refuse(path, f"No additional channel type is supported; supported: {known}")
-    if type_ not in CHANNELS:
+        elif index:
+            issues.refuse(path, "The extension may occur once", "structure")
+        elif named in ADDITIONAL:
+            base, found = ADDITIONAL[named]
+            if type_ != base:
+                issues.refuse(path, f"This additional channel type goes with `{base}`", "value")
+        elif named != (_CHANNEL_TYPES, type_):
+            known = ", ".join("|".join(each) for each in ADDITIONAL)
+            issues.refuse(path, f"The additional channel type is not supported; supported: {known}")
+    if type_ not in standard:
+        known = ", ".join(sorted(standard))
         issues.refuse("channel.type", f"The channel type is not supported; supported: {known}")
+    return found
+
+
+def _check_message(numbers: dict[str, int], issues: Issues) -> None:
+    """What is about the Subscription, or about several events, has no place in a message."""
+    for url, least in ((HEARTBEAT_PERIOD, 0), (MAX_COUNT, 1)):
+        if numbers.get(url, least) > least:
+            name = url.removeprefix(BACKPORT)
+            issues.refuse("channel.extension", f"This channel type takes no {name}")
 
 
 def _read_content(channel: dict[str, Any], issues: Issues, *, topical: bool) -> Content | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 from pymongo.errors import PyMongoError
 
 from app import tasks
+from app.errors import Unavailable
 from app.subscriptions.outbox import ContentionError
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,8 @@ class Chores:
         return bool(self._tasks)
 
     def do(self, chore: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(chore)
+        # In a context of its own: what follows from a request is not what its client asks.
+        task = asyncio.create_task(chore, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -51,7 +54,7 @@ async def again_after_failure(action: str, step: Callable[[], Awaitable[object]]
     """Run a loop's step; a failure is logged and followed by a pause, the loop goes on."""
     try:
         await step()
-    except (PyMongoError, ContentionError) as error:
+    except (PyMongoError, ContentionError, Unavailable) as error:
         warn(action, error)
         await asyncio.sleep(_PAUSE_AFTER_FAILURE)
     except Exception as error:

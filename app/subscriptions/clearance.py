@@ -1,4 +1,5 @@
-"""What may be sent of the rows in hand, judged when it is sent: by consent, by labels, by who is responsible now."""
+"""What may be sent of the rows in hand, judged when it is sent: by whose the Subscription is, by consent,
+by labels, by who is responsible now."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from app.store import Store
 from app.subscriptions.batching import Row
 from app.subscriptions.ledger import Delivery
 from app.subscriptions.registration import Registration
+from app.subscriptions.rights import Rights, stricter
 from app.subscriptions.settlement import Settlement
 
 WITHHELD = "Withheld: "
@@ -40,15 +42,19 @@ class Cleared:
 class Clearance:
     """Clears rows of one Subscription at a time."""
 
-    def __init__(self, gate: Gate, store: Store, settings: Settings) -> None:
+    def __init__(self, gate: Gate, rights: Rights, store: Store, settings: Settings) -> None:
         self._gate = gate
+        self._rights = rights
         self._store = store
         self._settings = settings
 
     async def of(self, rows: Sequence[Row], registration: Registration) -> Cleared:
         """Raises PyMongoError where it cannot be judged; then nothing may be sent."""
         topic = registration.topic.url if registration.topic else None
-        limits = await self._gate.limits(rows, topic, registration.id, registration.version)
+        limits = stricter(
+            await self._gate.limits(rows, topic, registration.id, registration.version),
+            await self._rights.limits(rows, registration),
+        )
         refused = {
             id_: f"{WITHHELD}{limit.judgement.reason}"
             for id_, limit in limits.items()
@@ -82,5 +88,7 @@ class Clearance:
 
 
 def _can_be_reduced(registration: Registration) -> bool:
-    """Whether less than whole resources can be told: a classic notice with a payload is the resource itself."""
+    """Whether less than whole resources can be told: a message cannot, and a classic payload is the resource itself."""
+    if registration.channel.is_message:
+        return False
     return registration.channel.content is not None or registration.channel.payload is None

@@ -14,13 +14,15 @@ from app.settings import Settings
 from app.store import Store
 from app.subscriptions import notification
 from app.subscriptions.channels import Draft, Notice
+from app.subscriptions.channels.davinci import event_of
 from app.subscriptions.channels.payload import body as payload_body
+from app.subscriptions.davinci_message import Alert, Messages
 from app.subscriptions.envelope import Envelope
 from app.subscriptions.ledger import Delivery
 from app.subscriptions.notification import Head, Kind
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
-from app.subscriptions.telling import Teller
+from app.subscriptions.telling import Teller, WithheldError
 from app.subscriptions.template import Template
 from app.versions import Event
 
@@ -33,6 +35,7 @@ class Composer:
     def __init__(self, settings: Settings, store: Store, registry: Registry) -> None:
         self._settings = settings
         self._teller = Teller(store, settings.base_url.rstrip("/"))
+        self._messages = Messages(store)
         self._registry = registry
         self._envelopes: OrderedDict[str, Envelope] = OrderedDict()
         self._templates: OrderedDict[Hashable, Template] = OrderedDict()
@@ -77,11 +80,13 @@ class Composer:
         first, event = rows[0]
         if registration.channel.content is None:
             return await self._classic(first, event, registration, envelope)
+        if registration.channel.is_message:
+            return await self._message(first, event, envelope, limits)
         if len(rows) > 1:
             return await self._several(rows, registration, envelope, limits)
         limit = limits.get(first.id)
-        withheld = limit is not None and limit.verdict == "withhold"
-        if envelope.takes_text and registration.channel.content != "full-resource" and not withheld:
+        own = limit is not None and (limit.verdict == "withhold" or limit.hidden)
+        if envelope.takes_text and registration.channel.content != "full-resource" and not own:
             template = await self._template(first, event, registration, envelope)
             body = template.fill(first.id, registration.id, first.number)
             return envelope.notice(first.id, body)
@@ -112,6 +117,26 @@ class Composer:
         head = _head(registration, envelope, notice_id, last.number, last.created_at)
         bundle = notification.events_notification(head, "event-notification", events)
         return _enclosed(envelope, notice_id, last.created_at, bundle)
+
+    async def _message(
+        self, delivery: Delivery, event: Event | None, envelope: Envelope, limits: Limits
+    ) -> Notice:
+        """A message that stands for itself. Raises WithheldError where what it cannot do without may not be told."""
+        code = event_of(delivery.topic, self._settings)
+        if code is None:
+            raise WithheldError("Withheld: the topic has no Da Vinci event any more")
+        alert = Alert(
+            delivery.id,
+            delivery.created_at,
+            code,
+            envelope.base_url,
+            envelope.terms.endpoint,
+            await self._teller.pinned(delivery, event),
+            delivery.context,
+            limits.get(delivery.id),
+        )
+        body = payload_body(await self._messages.of(alert), envelope.media_type)
+        return envelope.notice(delivery.id, body)
 
     async def _template(
         self,

@@ -17,8 +17,8 @@ from app.definitions import SUPPORTED_TYPES
 from app.errors import Unprocessable
 from app.routing import derived
 from app.search import query
-from app.search.chain import Chain
-from app.search.parameter import Condition
+from app.search.chain import Chain, Has
+from app.search.parameter import AllOf, AnyOf, Condition, Not
 from app.search.special import Ids
 from app.search.terms import Terms
 from app.settings import Settings
@@ -121,6 +121,33 @@ def condition(resource_type: str, parameter: Parameter, settings: Settings) -> C
     """A parameter as a condition. Raises FhirError."""
     (found,) = query.parse(resource_type, [parameter], lenient=False, settings=settings).conditions
     return found
+
+
+def led_through(criteria: Criteria, settings: Settings) -> set[str]:
+    """The types that the criteria lead to by chains and `_has`."""
+    found: set[str] = set()
+    for clause in criteria.clauses:
+        for alternatives in clause.terms:
+            for term in alternatives:
+                path = path_of(term)
+                if path and not derived.is_derived(term):
+                    found.update(path.strip(STEP).split(STEP)[1::2])
+        for parameter in clause.rest:
+            found |= _led_through(condition(clause.resource_type, parameter, settings))
+    return found
+
+
+def _led_through(asked: Condition) -> set[str]:
+    match asked:
+        case Not(inner):
+            return _led_through(inner)
+        case AnyOf(several) | AllOf(several):
+            return set().union(*(_led_through(each) for each in several))
+        case Chain(links=links):
+            return set().union(*({x.resource_type} | _led_through(x.condition) for x in links))
+        case Has(link=link):
+            return {link.resource_type} | _led_through(link.condition)
+    return set()
 
 
 def near(term: str, base_url: str) -> str:

@@ -16,9 +16,11 @@ from functools import lru_cache, partial
 
 from pymongo.errors import PyMongoError
 
+from app.audit.log import AuditLog
+from app.errors import Unavailable
 from app.mongo import Mongo
 from app.security.egress import origin
-from app.subscriptions import batching
+from app.subscriptions import batching, disclosure
 from app.subscriptions.attempt import Attempts, OnFailure
 from app.subscriptions.batching import Row
 from app.subscriptions.channels import Channel, Outcome
@@ -86,6 +88,10 @@ class Sender:
         self._in_hand: set[tuple[str, int]] = set()
         self._crowded: set[Endpoint] = set()
         self._settlements: list[Settlement] = []
+        # Those of them that are not on record yet.
+        self._unrecorded: list[Settlement] = []
+        # Where attempts are put on record.
+        self.audit: AuditLog | None = None
         self._recovered: set[str] = set()
         # Wakes the loop that settles.
         self.unsettled = asyncio.Event()
@@ -216,6 +222,8 @@ class Sender:
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
         self._settlements += settlements
+        if self.audit is not None:
+            self._unrecorded += settlements
         self.unsettled.set()
 
     def max_count(self, delivery: Delivery) -> int:
@@ -231,6 +239,7 @@ class Sender:
 
         `alone`: no other process is about, so that no lane holds rows that this one does not know of.
         """
+        await self._record()
         batch, self._settlements = self._settlements, []
         recovered, self._recovered = self._recovered, set()
         try:
@@ -256,6 +265,18 @@ class Sender:
         retries = [entry.next_at for entry in batch if entry.state == "retrying" and entry.next_at]
         return Freed(lanes, self._relieved() or bool(recovered), min(retries, default=None))
 
+    async def _record(self) -> None:
+        """Put the attempts on record whose outcome is about to be settled."""
+        while self.audit is not None and (told := self._unrecorded):
+            self._unrecorded = []
+            try:
+                if entries := disclosure.entries(told, self._registry):
+                    await self.audit.record(entries)
+            except Unavailable:
+                self._unrecorded = told + self._unrecorded
+                self.unsettled.set()
+                raise
+
     def _relieved(self) -> bool:
         """Whether an endpoint that had no room has some again.
 
@@ -278,6 +299,7 @@ class Sender:
         for task in set(self._tasks):
             task.cancel()
         if self._settlements:
+            await self._record()
             await settle(self._deliveries, self._settlements)
             self._settlements = []
 

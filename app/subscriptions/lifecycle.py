@@ -27,7 +27,7 @@ from app.subscriptions.ledger import LEASE_MARGIN
 from app.subscriptions.notification import Kind
 from app.subscriptions.registration import Registration
 from app.subscriptions.retry import Verdict
-from app.versions import Change, Stored, VersionConflict
+from app.versions import Change, VersionConflict, stored_current
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +183,7 @@ class Lifecycle:
             resource = change(fhir_json.decode_stored(document["text"]), document["v"])
             if resource is None:
                 return
-            previous = Stored(
-                "Subscription", subscription, document["v"], document["at"], document["text"]
-            )
+            previous = stored_current("Subscription", document)
             private: Any = document.get("private")
             try:
                 await self._store.commit(

@@ -49,7 +49,9 @@ def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Regist
     topic = catalogue.find(text)
     topical = topic is not None or text.startswith(_CANONICAL)
     criteria = _read_criteria(resource, topic, settings, issues)
-    channel = channel_terms.read(resource.get("channel", {}), settings, issues, topical=topical)
+    channel = channel_terms.read(
+        resource.get("channel", {}), settings, issues, topic=text if topical else None
+    )
     end = issues.attempt("end", lambda: _read_instant(resource.get("end")))
     if issues:
         raise Unprocessable(issues=issues)

@@ -20,6 +20,7 @@ class Verdict(Enum):
     DELIVERED = "delivered"
     RETRY = "retry"
     STOP = "stop"
+    REFUSED = "refused"
 
 
 # The receiver says that it will never take this: asking again is of no use to anybody.

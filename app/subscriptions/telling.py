@@ -25,6 +25,10 @@ class VersionGoneError(Exception):
     """What a notice should carry is no longer stored."""
 
 
+class WithheldError(Exception):
+    """What a notice cannot do without may not be told; the text is the reason for the ledger."""
+
+
 @dataclass(slots=True)
 class _Pinned:
     """A version with its search fields and, for each topic, what travels along: shared by all notices of the event."""
@@ -63,6 +67,8 @@ class Teller:
             resource = version.resource
             if topic is not None:
                 context = await self._context(version, topic, delivery)
+                if limit is not None and limit.hidden:
+                    context = [each for each in context if each not in limit.hidden]
         included: dict[str, Resource | None] = dict.fromkeys(context)
         if content == "full-resource":
             included = dict(zip(context, await self._read_all(context), strict=True))

@@ -15,9 +15,12 @@ from functools import partial
 from pymongo.errors import PyMongoError
 
 from app import tasks
+from app.audit.log import AuditLog
 from app.consent.gate import Gate
+from app.errors import Unavailable
 from app.mongo import Document, Mongo
 from app.security.egress import Egress
+from app.security.access import Accesses
 from app.settings import Settings
 from app.store import Store
 from app.subscriptions import past
@@ -35,6 +38,7 @@ from app.subscriptions.outbox import Outbox
 from app.subscriptions.processes import BEAT_EVERY, Processes
 from app.subscriptions.registry import Registry
 from app.subscriptions.retention import Retention
+from app.subscriptions.rights import Rights
 from app.subscriptions.retry import RetryPolicy
 from app.subscriptions.succession import Succession
 from app.versions import Event
@@ -72,6 +76,8 @@ class Worker:
         self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.standing)
         self.composer = composer = Composer(settings, store, registry)
         self.gate = gate = Gate(store, settings, mongo.now)
+        self.accesses = Accesses(store, gate, settings, lambda: gate.now())
+        self.rights = rights = Rights(self.accesses, store, settings)
         self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
         self._sender = sender = Sender(
             mongo,
@@ -82,7 +88,7 @@ class Worker:
             self._channels,
             self._lifecycle.fail,
             outbox.numbering,
-            Clearance(gate, store, settings),
+            Clearance(gate, rights, store, settings),
         )
         self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels)
@@ -102,6 +108,10 @@ class Worker:
     def idle(self) -> bool:
         """Whether nothing that this process knows of waits to be sent or written down now."""
         return self._intake.empty and self._backlog.idle
+
+    def record_in(self, audit: AuditLog) -> None:
+        """From now on every attempt is on record before it is settled."""
+        self._sender.audit = audit
 
     async def start(self, *, loops: bool = True) -> None:
         """Make the collections ready, learn the Subscriptions, listen to the store and start the loops.
@@ -139,7 +149,7 @@ class Worker:
             await self.ledger.abandon(self._store.owner)
             await self.outbox.hand_back()
             await self.processes.leave()
-        except PyMongoError as error:
+        except (PyMongoError, Unavailable) as error:
             warn("stop", error)
         for channel in self._channels.values():
             await channel.close()
@@ -174,6 +184,7 @@ class Worker:
     def _committed(self, events: list[Event]) -> None:
         """The store's listener: what was committed in this process."""
         self.gate.heard(events)
+        self.accesses.belonging.heard(events)
         for event in events:
             if event.type == "Subscription":
                 self._succession.learn(event)

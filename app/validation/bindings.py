@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from app.definitions import required_codes
-from app.validation.findings import Findings, Where, shown
+from app.validation.findings import Findings, Where
 
 _LISTED = 20
 
@@ -22,12 +22,12 @@ def codes(canonical: str) -> frozenset[str] | None:
     return None if by_system is None else frozenset().union(*by_system.values())
 
 
-def reason(canonical: str, value: str) -> str:
-    """The diagnostics for a code outside its value set."""
+def reason(canonical: str) -> str:
+    """The diagnostics for a code outside its value set; the code itself may be anything, so it is not repeated."""
     allowed = codes(canonical) or frozenset()
     if len(allowed) > _LISTED:
-        return f"{shown(value)} is not in the value set {canonical}"
-    return f"{shown(value)} is not one of {', '.join(sorted(allowed))}"
+        return f"must be in the value set {canonical}"
+    return f"must be one of {', '.join(sorted(allowed))}"
 
 
 def check_concept(concept: Any, canonical: str, where: Where, found: Findings) -> None:

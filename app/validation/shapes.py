@@ -77,7 +77,7 @@ def refuse(primitive: Primitive, value: Any, where: Where, found: Findings) -> N
     """Say why a primitive was refused."""
     _, type_name, canonical = primitive
     if canonical is not None and type(value) is str and value:
-        found.add(where, "code-invalid", bindings.reason(canonical, value))
+        found.add(where, "code-invalid", bindings.reason(canonical))
     else:
         found.add(where, *reason(type_name, value))
 

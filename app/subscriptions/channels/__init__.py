@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from app.subscriptions.channels.davinci import ASKED_BY, DAVINCI
 from app.subscriptions.channels.email import EMAIL
 from app.subscriptions.channels.message import MESSAGE
 from app.subscriptions.channels.protocol import (
@@ -24,8 +25,27 @@ from app.subscriptions.channels.protocol import (
 from app.subscriptions.channels.rest_hook import REST_HOOK
 from app.subscriptions.channels.websocket import WEBSOCKET
 
-__all__ = ["CHANNELS", "Asked", "Channel", "Draft", "Notice", "Outcome", "Surroundings"]
+__all__ = [
+    "ADDITIONAL",
+    "CHANNELS",
+    "Asked",
+    "Channel",
+    "Draft",
+    "Notice",
+    "Outcome",
+    "Surroundings",
+]
 
 CHANNELS: Mapping[str, ChannelType] = MappingProxyType(
-    {"rest-hook": REST_HOOK, "websocket": WEBSOCKET, "email": EMAIL, "message": MESSAGE}
+    {
+        "rest-hook": REST_HOOK,
+        "websocket": WEBSOCKET,
+        "email": EMAIL,
+        "message": MESSAGE,
+        "davinci-alerts": DAVINCI,
+    }
+)
+# Channel types that R4 has no code for: by the coding that asks for one, the code that stands beside it, and its key.
+ADDITIONAL: Mapping[tuple[str, str], tuple[str, str]] = MappingProxyType(
+    {ASKED_BY: ("message", "davinci-alerts")}
 )

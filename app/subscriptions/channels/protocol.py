@@ -45,7 +45,8 @@ class Outcome(NamedTuple):
     """What came of an attempt. `status` is None where nothing answered; `reason` then says why, in a word.
 
     `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: trying again is of no use;
-    `accepted`: taken, over a channel that has no status to say so.
+    `refused`: this notice will not be taken, others may be; `accepted`: taken, over a channel that has no status to
+    say so.
     """
 
     status: int | None
@@ -54,11 +55,14 @@ class Outcome(NamedTuple):
     retry_after: float | None = None
     forbidden: bool = False
     accepted: bool = False
+    refused: bool = False
 
     @property
     def verdict(self) -> Verdict:
         if self.accepted:
             return Verdict.DELIVERED
+        if self.refused:
+            return Verdict.REFUSED
         return Verdict.STOP if self.forbidden else judge(self.status)
 
 
@@ -82,12 +86,13 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a Subscription asks of its channel. `content` is None for a classic Subscription."""
+    """What a Subscription asks of its channel. `content` is None for a classic Subscription, and so is the `topic`."""
 
     endpoint: str | None
     payload: str | None
     content: str | None
     headers: Sequence[object]
+    topic: str | None = None
 
     @property
     def topical(self) -> bool:
@@ -121,7 +126,8 @@ class ChannelType:
     argument is the resource that a classic notice carries (`Encounter/e1`), else None. `wrap` says what travels instead
     of a draft's resource, bytes as they are; None where the resource itself does. `calls_out`: the endpoint is a URL
     that the server itself calls. `proves`: a topic-based Subscription becomes active when the endpoint has taken a
-    handshake; else at once.
+    handshake; else at once. `is_message`: every event is a message by itself, with whole resources and nothing about
+    the Subscription, so there are neither heartbeats nor several events in one, and what may not be told is withheld.
     """
 
     make: Callable[[Surroundings], Channel]
@@ -130,3 +136,4 @@ class ChannelType:
     calls_out: bool
     wrap: Callable[[Draft], Resource | bytes | None] | None = None
     proves: bool = True
+    is_message: bool = False

@@ -1,0 +1,122 @@
+"""A chain of rows: each holds the hash of the one before it, so none can be changed, moved or taken away unseen.
+
+    _id   <chain>.<number>   the chain's id is a UUIDv7, the number has twelve digits and begins with 1
+    at    when it was written
+    k     what any of its entries can be found by
+    each  the entries: what was recorded at the same time; one row for all costs MongoDB a fraction of one for each
+    prev  hash of the row before; of the first row, of the registry's row that began the chain
+    hash  SHA-256 over the BSON of the row without this field
+
+One writer at a time extends a chain. A process has a few, so that writes side by side wait for nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from hashlib import sha256
+
+import bson
+from pymongo.errors import BulkWriteError, PyMongoError
+
+from app.errors import Unavailable
+from app.mongo import Collection, Document, Session
+
+_DUPLICATE_KEY = 11000
+ENTRIES_A_ROW = 500
+SORRY = "This cannot be put on record now, so it is not done"
+
+
+def digest(row: Document) -> bytes:
+    """The hash of a row that has none yet."""
+    return sha256(bson.encode(row)).digest()
+
+
+def row_id(chain: str, number: int) -> str:
+    return f"{chain}.{number:012d}"
+
+
+def keys_of(entries: Sequence[Document]) -> list[str]:
+    """What a row is found by: the keys of its entries, and outcomes that are no success."""
+    keys = {key for entry in entries for key in entry["k"]}
+    keys.update([f"o:{entry['o']}" for entry in entries if entry["o"] != "0"])
+    return sorted(keys)
+
+
+def place(id_: str) -> int:
+    """The number of a row in its chain; 0 for what no chain has."""
+    number = id_.rpartition(".")[2]
+    return int(number) if len(number) == 12 and number.isascii() and number.isdigit() else 0
+
+
+class Chain:
+    """A chain that this process extends: `number` rows are there, the last of them with the hash `head`."""
+
+    __slots__ = ("anchored", "begun", "head", "id", "number")
+
+    def __init__(self, id_: str, head: bytes, begun: datetime) -> None:
+        self.id = id_
+        self.begun = begun
+        self.number = 0
+        self.head = head
+        # How many of its rows the registry knows of.
+        self.anchored = 0
+
+    def link(self, entries: Sequence[Document], at: datetime) -> list[Document]:
+        """The entries in the next rows; nothing is extended yet."""
+        head, rows = self.head, []
+        for number, start in enumerate(range(0, len(entries), ENTRIES_A_ROW), self.number + 1):
+            each = list(entries[start : start + ENTRIES_A_ROW])
+            row: Document = {
+                "_id": row_id(self.id, number),
+                "at": at,
+                "k": keys_of(each),
+                "each": each,
+                "prev": head,
+            }
+            row["hash"] = head = digest(row)
+            rows.append(row)
+        return rows
+
+    def extend(self, rows: Sequence[Document]) -> None:
+        """These rows are in the database now."""
+        if rows:
+            self.number += len(rows)
+            self.head = rows[-1]["hash"]
+
+
+class Links:
+    """Rows on their way into the database as the next ones of a chain.
+
+    `in_doubt`: they may be there or not. `spoilt`: somebody else has written where only this process writes.
+    """
+
+    __slots__ = ("chain", "in_doubt", "rows", "spoilt")
+
+    def __init__(self, chain: Chain, entries: Sequence[Document], at: datetime) -> None:
+        self.chain = chain
+        self.rows = chain.link(entries, at)
+        self.in_doubt = False
+        self.spoilt = False
+
+    async def insert(self, audit: Collection, session: Session | None = None) -> None:
+        """Write them, in a transaction or at once. Raises Unavailable where that fails.
+
+        A failure that the transaction is to be repeated after comes through as it is.
+        """
+        self.in_doubt = session is None
+        try:
+            await audit.insert_many(self.rows, session=session)
+        except BulkWriteError as error:
+            details = error.details
+            if not details["writeConcernErrors"]:  # the database has said what it took
+                self.in_doubt = False
+                if session is None:
+                    self.chain.extend(self.rows[: details["nInserted"]])
+            self.spoilt = any(each["code"] == _DUPLICATE_KEY for each in details["writeErrors"])
+            raise Unavailable(SORRY) from error
+        except PyMongoError as error:
+            if error.has_error_label("TransientTransactionError"):
+                raise
+            raise Unavailable(SORRY) from error
+        self.in_doubt = True

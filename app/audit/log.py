@@ -1,0 +1,222 @@
+"""The audit of one process: rows in, linked into chains, anchored in the registry, kept as long as they must be.
+
+Rows that wait at the same time are written together (app/group_commit.py); those of a change are written in its own
+transaction (app/commit.py), so that nothing is changed without record and nothing recorded that was not changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import PyMongoError
+
+from app import tasks
+from app.audit.chain import SORRY, Chain, Links, place
+from app.audit.entry import count
+from app.audit.registry import Registry, head_of
+from app.errors import Unavailable
+from app.group_commit import GroupCommit
+from app.identifiers import new_id
+from app.mongo import Document, Mongo
+from app.security import secrets
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+COLLECTION = "audit"
+ANCHOR_EVERY = 60.0
+# A chain is a segment: what is past its time goes by whole chains.
+_SEGMENT = timedelta(days=1)
+_SLACK = timedelta(days=1)
+_RETIRE_EVERY = timedelta(hours=1)
+
+
+class _Unit:
+    """Entries that one caller waits for."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: Sequence[Document]) -> None:
+        self.entries = entries
+
+    @property
+    def keys(self) -> set[str]:
+        return set()
+
+    @property
+    def size(self) -> int:
+        return len(self.entries)
+
+
+class _Together(GroupCommit[_Unit]):
+    """One write at a time: what waits for it shares the next."""
+
+    MAX_IN_FLIGHT = 1
+
+
+class AuditLog:
+    """Writes the audit. `lost` counts entries that could not be written where that fails nobody's request."""
+
+    def __init__(self, settings: Settings, mongo: Mongo, owner: str) -> None:
+        """Raises SecretsError where the secret key cannot be used."""
+        self.required = settings.audit_mode == "required"
+        self.lost = 0
+        self.registry = Registry(mongo, secrets.of_settings(settings), owner)
+        self._mongo = mongo
+        self.rows = mongo.collection(COLLECTION)
+        self._kept = timedelta(days=settings.audit_retention_days)
+        self._group = _Together(self._write, hopeless=Exception)
+        self._free: list[Chain] = []
+        self._all: set[Chain] = set()
+        self._ending: list[tuple[Chain, bool]] = []
+        self._retire_at: datetime | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Make the collections ready, anchor what dead processes left, and keep anchoring from now on."""
+        present = await self.rows.index_information()
+        models = [
+            IndexModel([("k", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)], name="k"),
+            IndexModel([("at", DESCENDING), ("_id", DESCENDING)], name="at"),
+        ]
+        missing = [model for model in models if model.document["name"] not in present]
+        if missing:
+            await self.rows.create_indexes(missing)
+        await self.registry.prepare()
+        await self._anchor_found()
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Close this process's chains; nothing is recorded after this."""
+        if self._loop is not None:
+            await tasks.end([self._loop])
+            self._loop = None
+        self._ending += [(chain, True) for chain in self._free]
+        self._free = []
+        with suppress(PyMongoError):  # the next start finds where they end
+            await self.anchor()
+
+    def now(self) -> datetime:
+        return self._mongo.now()
+
+    async def record(self, entries: Sequence[Document]) -> None:
+        """Return once the entries are kept. Raises Unavailable where they are not and must be."""
+        try:
+            await self._group.submit(_Unit(entries))
+            count(entries)
+        except (PyMongoError, Unavailable) as error:
+            self.lost += len(entries)
+            kind = type(error.__cause__ or error).__name__
+            log.error("audit failed", extra={"action": "audit", "error": kind})
+            if self.required:
+                raise
+
+    @asynccontextmanager
+    async def links(self, entries: Sequence[Document]) -> AsyncIterator[Links]:
+        """Entries as rows that whoever asked inserts inside; a chain belongs to one writer at a time.
+
+        Raises Unavailable where a chain has to be begun and cannot be.
+        """
+        chain = self._free.pop() if self._free else await self._begin()
+        links = Links(chain, entries, self._mongo.now())
+        try:
+            yield links
+        except BaseException:
+            if links.in_doubt or links.spoilt:
+                self._ending.append((chain, links.spoilt))
+            else:
+                self._free.append(chain)
+            raise
+        chain.extend(links.rows)
+        self._free.append(chain)
+
+    async def _write(self, units: Sequence[_Unit]) -> None:
+        async with self.links([entry for unit in units for entry in unit.entries]) as links:
+            await links.insert(self.rows)
+
+    async def _begin(self) -> Chain:
+        id_ = new_id()
+        try:
+            row = await self.registry.append("begin", [{"c": id_, "n": 0, "h": b""}])
+        except PyMongoError as error:
+            raise Unavailable(SORRY) from error
+        chain = Chain(id_, row["hash"], row["at"])
+        self._all.add(chain)
+        return chain
+
+    async def anchor(self) -> None:
+        """Let the registry know how far this process's chains have come, and which have ended."""
+        old = self._mongo.now() - _SEGMENT
+        for chain in [chain for chain in self._free if chain.begun < old]:
+            self._free.remove(chain)
+            self._ending.append((chain, True))
+        while self._ending:
+            chain, sure = self._ending[0]
+            await self.registry.append("close", [head_of(chain)], sure=sure)
+            self._ending.pop(0)
+            self._all.discard(chain)
+        moved = [(head_of(chain), chain) for chain in self._all if chain.number > chain.anchored]
+        if moved:
+            row = await self.registry.append("checkpoint", [head for head, _ in moved])
+            for head, chain in moved:
+                chain.anchored = head["n"]
+            # Kept where the logs go, it shows that the registry itself was cut off.
+            log.info("audit anchored", extra={"action": "audit", "hash": row["hash"].hex()})
+
+    async def _anchor_found(self) -> None:
+        """Anchor open chains as they lie there: a process that died has not said how far it came."""
+        found = []
+        for chain in await self.registry.open_chains():
+            last = await self._last_of(chain)
+            if last is not None:
+                found.append(last)
+        if found:
+            await self.registry.append("checkpoint", found)
+
+    async def _last_of(self, chain: str) -> Document | None:
+        row = await self.rows.find_one(within(chain), {"hash": 1}, sort=[("_id", DESCENDING)])
+        if row is None:
+            return None
+        return {"c": chain, "n": place(row["_id"]), "h": row["hash"]}
+
+    async def retire(self, now: datetime) -> int:
+        """Delete chains that are past their time, seen from `now`; the registry keeps their last hashes.
+
+        Returns how many rows went. A process that dies in between leaves the rest to the next call.
+        """
+        begun = [chain.begun for chain in self._all]
+        before = min([now - self._kept - _SEGMENT - _SLACK, *begun])
+        last = await self.registry.last("retire")
+        chains = await self.registry.begun_between(last["before"] if last else None, before)
+        heads = [await self._last_of(chain) or {"c": chain, "n": 0, "h": b""} for chain in chains]
+        going = [head["c"] for head in last["heads"]] if last else []
+        if heads:
+            await self.registry.append("retire", heads, before=before)
+            going += chains
+        gone = 0
+        for chain in going:
+            gone += (await self.rows.delete_many(within(chain))).deleted_count
+        return gone
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(ANCHOR_EVERY)
+            try:
+                await self.anchor()
+                now = self._mongo.now()
+                if self._retire_at is None or now >= self._retire_at:
+                    self._retire_at = now + _RETIRE_EVERY
+                    await self.retire(now)
+            except (PyMongoError, Unavailable) as error:
+                extra = {"action": "audit-anchor", "error": type(error).__name__}
+                log.warning("audit not anchored", extra=extra)
+
+
+def within(chain: str) -> Document:
+    """The filter of a chain's rows."""
+    return {"_id": {"$gt": f"{chain}.", "$lt": f"{chain}/"}}  # `/` is the character after `.`

@@ -1,0 +1,254 @@
+"""What is put on record at the doors of FHIR: each request and each entry of a Bundle, answered or refused.
+
+A write is recorded with its commit (app/commit.py), one row for each change; here are the rest: what was read, what
+changed nothing, what failed. The answer waits for its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.types import Message
+
+from app import exchange
+from app.audit import reading
+from app.audit.entry import (
+    FAILED,
+    OK,
+    REFUSED,
+    Asked,
+    Outcome,
+    asked,
+    entry,
+    is_id,
+    patients_in,
+    with_patients,
+)
+from app.audit.log import AuditLog
+from app.context import Context
+from app.errors import FhirError
+from app.exchange import Answer
+from app.security.caller import Caller
+
+T = TypeVar("T")
+Handler = Callable[[Request, Context], Awaitable[T]]
+
+UNKNOWN = Caller("unknown")
+# The interactions by the router's functions; of what is not here nothing is recorded: it tells of nobody.
+INTERACTIONS = {
+    "read": "read",
+    "vread": "vread",
+    "create": "create",
+    "update": "update",
+    "conditional_update": "update",
+    "patch": "patch",
+    "conditional_patch": "patch",
+    "delete": "delete",
+    "conditional_delete": "delete",
+    "search_type": "search-type",
+    "search_type_by_post": "search-type",
+    "search_compartment": "search-type",
+    "search_system": "search-system",
+    "operation": "operation",
+    "system_bundle": "transaction",
+    "file": "export",
+}
+# Of these without a query, the entity says all that the request line would.
+_SELF_EXPLAINING = frozenset(
+    {
+        "login",
+        "read",
+        "vread",
+        "create",
+        "update",
+        "patch",
+        "delete",
+        "history-instance",
+        "transaction",
+    }
+)
+
+
+async def run(handler: Handler[T], request: Request, context: Context) -> T:
+    """Answer a request by its handler and put it on record. Raises Unavailable where that must be done and cannot."""
+    audit = context.server.audit
+    what = _interaction(handler.__name__, request)
+    if audit is None or what is None:
+        return await handler(request, context)
+    if request.path_params.get("type") == "AuditEvent":
+        handler = reading.handler(handler.__name__)  # type: ignore[assignment]
+    if request.method == "POST" and request.url.path.rstrip("/").endswith("/_search"):
+        request, form = await _with_form(request)
+    else:
+        form = ""
+    async with _asking(
+        audit, what, _asked(request, what, context.caller, form), _focus(request)
+    ) as now:
+        result = await handler(request, context)
+        # Rehearsed reads of a transaction are told to nobody.
+        if not now.rows and not context.rewritten:
+            await audit.record(_told(what, request, context, result))
+    return result
+
+
+async def write(context: Context, method: str, url: str, act: Callable[[], Awaitable[T]]) -> T:
+    """Run one write out of a batch and put it on record."""
+    audit, outer = context.server.audit, asked.get()
+    if audit is None or outer is None:
+        return await act()
+    what = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method, "delete")
+    mine = Asked(context.caller, outer.address, outer.request_id, f"{method} {url}")
+    place = url.partition("?")[0].strip("/")
+    focus = place if place.count("/") == 1 else None
+    async with _asking(audit, what, mine, focus) as now:
+        result = await act()
+        if not now.rows:
+            await audit.record(_with_place(entry(what, audit.now(), focus=focus), focus))
+    return result
+
+
+async def refused(request: Request, error: FhirError) -> FhirError:
+    """Put a request on record that was refused before its caller was known; returns what to answer."""
+    audit: AuditLog | None = request.app.state.server.audit
+    if audit is None:
+        return error
+    what = "login" if error.status == 401 else "request"
+    token = asked.set(_asked(request, what, UNKNOWN))
+    try:
+        row = entry(what, audit.now(), outcome=_outcome(error), status=error.status)
+        await audit.record([row])
+    except FhirError as failure:
+        return failure
+    finally:
+        asked.reset(token)
+    return error
+
+
+async def administer(
+    request: Request, caller: Caller, act: Callable[[], Awaitable[T]], *, what: str
+) -> T:
+    """Do what an administrator asks for and put it on record, whatever was written meanwhile."""
+    audit: AuditLog | None = request.app.state.server.audit
+    if audit is None:
+        return await act()
+    async with _asking(audit, what, _asked(request, what, caller), None):
+        result = await act()
+        await audit.record([entry(what, audit.now())])
+    return result
+
+
+async def login(request: Request, client_id: str | None, status: int) -> None:
+    """Put on record that a client was given a token, or refused one. Raises Unavailable as `run` does."""
+    audit: AuditLog | None = request.app.state.server.audit
+    if audit is None:
+        return
+    caller = Caller(client_id) if client_id is not None else UNKNOWN
+    token = asked.set(_asked(request, "login", caller))
+    try:
+        outcome = OK if status < 400 else REFUSED
+        await audit.record([entry("login", audit.now(), outcome=outcome, status=status)])
+    finally:
+        asked.reset(token)
+
+
+@asynccontextmanager
+async def _asking(
+    audit: AuditLog, what: str, now: Asked, focus: str | None
+) -> AsyncIterator[Asked]:
+    """While it is open, this is what is being asked; a failure inside is put on record."""
+    outer = asked.get()
+    token = asked.set(now)
+    try:
+        yield now
+    except FhirError as error:
+        row = entry(what, audit.now(), outcome=_outcome(error), status=error.status, focus=focus)
+        await audit.record(_with_place(row, focus))
+        raise
+    except Exception:
+        row = entry(what, audit.now(), outcome=FAILED, status=500, focus=focus)
+        await audit.record(_with_place(row, focus))
+        raise
+    finally:
+        asked.reset(token)
+        if outer is not None:
+            outer.rows += now.rows
+
+
+def _told(what: str, request: Request, context: Context, result: object) -> list[dict[str, object]]:
+    """The rows of an answer, with the patients that it tells of."""
+    audit = context.server.audit
+    assert audit is not None  # noqa: S101 - asked before
+    if not isinstance(result, Answer):  # a file: what it holds was recorded when it was asked for
+        return [entry(what, audit.now(), status=200)]
+    focus, version = _focus(request), None
+    stored = result.stored
+    if stored is not None:
+        focus, version = stored.reference, stored.version
+    row = entry(what, audit.now(), status=result.status, focus=focus, version=version)
+    if focus is None and (
+        resource_type := request.path_params.get("target") or request.path_params.get("type")
+    ):
+        row["t"] = resource_type
+    patients = _named(request)
+    body = result.body
+    if body is not None and result.status != 304:
+        text = body if isinstance(body, str) else body.decode()
+        patients |= patients_in(text, "" if stored is not None else context.base_url)
+    return with_patients(row, patients)
+
+
+def _interaction(name: str, request: Request) -> str | None:
+    if name == "history":
+        level = "instance" if "id" in request.path_params else "type"
+        return f"history-{level}" if "type" in request.path_params else "history-system"
+    return INTERACTIONS.get(name)
+
+
+def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked:
+    scope = request.scope
+    query = scope["query_string"].decode("latin-1")
+    line = ""
+    if query or form or what not in _SELF_EXPLAINING:
+        line = " ".join(
+            part
+            for part in (scope["method"], scope["path"] + (f"?{query}" if query else ""), form)
+            if part
+        )
+    client = scope.get("client")
+    outer = asked.get()
+    if outer is not None:  # an entry of a Bundle
+        return Asked(caller, outer.address, outer.request_id, line)
+    return Asked(caller, client[0] if client else "", scope.get("request_id", ""), line)
+
+
+def _focus(request: Request) -> str | None:
+    path = request.path_params
+    type_, id_ = path.get("type"), path.get("id")
+    return f"{type_}/{id_}" if type_ and id_ and is_id(id_) else None
+
+
+def _named(request: Request) -> set[str]:
+    focus = _focus(request)
+    return {focus.removeprefix("Patient/")} if focus and focus.startswith("Patient/") else set()
+
+
+def _with_place(row: dict[str, object], focus: str | None) -> list[dict[str, object]]:
+    named = [focus.removeprefix("Patient/")] if focus and focus.startswith("Patient/") else []
+    return with_patients(row, named)
+
+
+def _outcome(error: FhirError) -> Outcome:
+    return FAILED if error.status >= 500 else REFUSED
+
+
+async def _with_form(request: Request) -> tuple[Request, str]:
+    """The request with its body to be read again, and the body: the search that it asks for."""
+    body = await exchange.read_body(request, exchange.MAX_FORM_BYTES, may_be_empty=True)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive), body.decode("utf-8", "replace")

@@ -1,0 +1,109 @@
+"""The lines of an export on their way into its files: gathered, compressed, and written with the place reached.
+
+Pieces are runs of deflate blocks that do not know of each other (RFC 1951); between a head and a tail, which the row
+tells, they are one gzip stream (RFC 1952), so they can be sent as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+import zlib
+from collections.abc import AsyncIterator, Sequence
+
+from app.bulk.jobs import Jobs
+from app.mongo import Document
+
+PIECE_BYTES = 8 * 1024 * 1024
+# Lines are written when there are so many bytes of them, or when so many seconds have passed.
+_BYTES, _SECONDS = 2 * 1024 * 1024, 5.0
+MOST_LINES = 100_000
+_OUT = 256 * 1024
+_LEVEL = 3
+_GZIP_HEAD = bytes.fromhex("1f8b08000000000000ff")
+_LAST_BLOCK = b"\x03\x00"
+
+Place = list[object]
+
+
+class Writer:
+    """Writes for one export, whose row it keeps up to date."""
+
+    def __init__(self, jobs: Jobs, row: Document) -> None:
+        self._jobs = jobs
+        self._row = row
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._written = time.monotonic()
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        self._lines += lines
+        self._size += sum(map(len, lines))
+
+    @property
+    def is_due(self) -> bool:
+        return self._size >= _BYTES or time.monotonic() - self._written >= _SECONDS
+
+    async def write(self, kind: str, resource_type: str, place: Place) -> None:
+        """Put the lines into a file of this kind and type, with the place to go on from. Raises LostError."""
+        files = [dict(each) for each in self._row["files"]]
+        pieces: list[tuple[int, int, bytes]] = []
+        if self._lines:
+            number = self._file(files, kind, resource_type)
+            file = files[number]
+            data, file["crc"], file["size"] = await asyncio.to_thread(
+                _compressed, self._lines, file["crc"], file["size"]
+            )
+            for start in range(0, len(data), PIECE_BYTES):
+                pieces.append((number, file["pieces"], data[start : start + PIECE_BYTES]))
+                file["pieces"] += 1
+            file["lines"] += len(self._lines)
+        progress = {
+            "files": files,
+            "lines": self._row["lines"] + len(self._lines),
+            "place": place,
+        }
+        await self._jobs.append(self._row, pieces, progress)
+        self._row.update(progress)
+        self._lines, self._size, self._written = [], 0, time.monotonic()
+
+    @staticmethod
+    def _file(files: list[Document], kind: str, resource_type: str) -> int:
+        """The number of the file to go on with, a new one where the last is of something else or full."""
+        last = files[-1] if files else None
+        is_same = last is not None and (last["kind"], last["type"]) == (kind, resource_type)
+        if last is None or not is_same or last["lines"] >= MOST_LINES:
+            new = {"lines": 0, "pieces": 0, "crc": 0, "size": 0}
+            files.append({"kind": kind, "type": resource_type, **new})
+        return len(files) - 1
+
+
+def _compressed(lines: Sequence[bytes], crc: int, size: int) -> tuple[bytes, int, int]:
+    """The lines compressed, with the checksum and the size of the file with them."""
+    text = b"\n".join([*lines, b""])  # in one piece: zlib lets other threads run meanwhile
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    data = compressor.compress(text) + compressor.flush(zlib.Z_FULL_FLUSH)
+    return data, zlib.crc32(text, crc), size + len(text)
+
+
+async def gzipped(pieces: AsyncIterator[bytes], file: Document) -> AsyncIterator[bytes]:
+    """A file as gzip; `file` is its entry in the row."""
+    yield _GZIP_HEAD
+    async for piece in pieces:
+        yield piece
+    yield _LAST_BLOCK + struct.pack("<II", file["crc"], file["size"] % 2**32)
+
+
+async def unpacked(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The text of a file, a little at a time."""
+    reader = zlib.decompressobj(-zlib.MAX_WBITS)
+    async for piece in pieces:
+        data = piece
+        while data:
+            text = reader.decompress(data, _OUT)
+            data = reader.unconsumed_tail
+            if text:
+                yield text
+    if rest := reader.flush():
+        yield rest

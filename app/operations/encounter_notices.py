@@ -1,0 +1,61 @@
+"""Encounter/$notices: every notice about a stay, as proof: a Communication and an AuditEvent for each.
+
+http://carerelay.example/OperationDefinition/Encounter-notices; docs/proof.md. What is under way and what could not be
+sent is there too; content never is.
+"""
+
+from __future__ import annotations
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.coordination.codes import EVENT_NOTICE, NOTICE_KIND
+from app.coordination.patients import token
+from app.exchange import Answer
+from app.fhir_json import Resource
+from app.operations.invocation import Invocation
+from app.proof.audit_event import audit_event
+from app.proof.communication import communication
+from app.proof.notice import gather
+from app.proof.publisher import sender_of
+from app.versions import Stored
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """A searchset, the oldest notice first. Raises NotFound or Gone for the Encounter."""
+    resource_type, resource_id = invocation.instance
+    await interactions.current(context, resource_type, resource_id)
+    rows = (
+        await context.server.mongo.collection("deliveries")
+        .find({"focus.id": resource_id, "focus.type": resource_type, "topic": {"$ne": None}})
+        .to_list(None)
+    )
+    sender = sender_of(context.settings)
+    found: dict[str, list[Resource]] = {}
+    for notice in await gather(context.store, rows, context.settings.base_url.rstrip("/")):
+        found[notice.id] = [communication(notice, sender), audit_event(notice, sender)]
+    for stored in await _published(context, f"{resource_type}/{resource_id}"):
+        if stored.id not in found:
+            found[stored.id] = [stored.resource(), *await _audited(context, stored.id)]
+    resources = [each for notice in sorted(found) for each in found[notice]]
+    bundle: Resource = {"resourceType": "Bundle", "type": "searchset", "total": len(resources)}
+    if resources:
+        bundle["entry"] = [_entry(context, each) for each in resources]
+    return Answer(200, text=fhir_json.encode(bundle))
+
+
+def _entry(context: Context, resource: Resource) -> Resource:
+    url = f"{context.base_url}/{resource['resourceType']}/{resource['id']}"
+    return {"fullUrl": url, "resource": resource, "search": {"mode": "match"}}
+
+
+async def _published(context: Context, encounter: str) -> list[Stored]:
+    """The Communications of notices, also of those that the ledger no longer has."""
+    kind = token("category", NOTICE_KIND, EVENT_NOTICE)
+    wanted = {"terms": {"$all": [f"encounter={encounter}", kind]}}
+    return await context.store.search("Communication", wanted, 0)
+
+
+async def _audited(context: Context, notice: str) -> list[Resource]:
+    """The AuditEvents of a notice: their ids begin with its own."""
+    wanted = {"_id": {"$gte": f"{notice}-", "$lt": f"{notice}."}, "terms": "*"}
+    return [each.resource() for each in await context.store.search("AuditEvent", wanted, 0)]

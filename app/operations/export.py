@@ -1,0 +1,104 @@
+"""$export: kicks off a Bulk Data export of the system, of all patients or of a Group's members.
+
+https://hl7.org/fhir/uv/bulkdata/STU2/export.html#bulk-data-kick-off-request
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+from app import interactions
+from app.bulk import serving
+from app.bulk.asked import (
+    FORMATS,
+    Asked,
+    Level,
+    read_elements,
+    read_filters,
+    read_patients,
+    read_since,
+    read_types,
+    types_at,
+)
+from app.bulk.members import members_at
+from app.context import Context
+from app.errors import BadRequest
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """202, with the address of the status in Content-Location."""
+    if not context.respond_async:
+        raise BadRequest(
+            "An export is asynchronous; ask for it with the header Prefer: respond-async",
+            code="required",
+            expression="http.Prefer",
+        )
+    asked = await _read(context, invocation)
+    export_id = await context.server.exports.request(context, asked, _url(context, invocation))
+    where = serving.address(context.base_url, export_id)
+    return Answer(202, headers={"Content-Location": where})
+
+
+async def _read(context: Context, invocation: Invocation) -> Asked:
+    lenient = context.handling == "lenient"
+    level: Level = "system"
+    if invocation.resource_type is not None:
+        level = "patient" if invocation.resource_id is None else "group"
+    wanted = invocation.one("_outputFormat")
+    if wanted is not None and str(wanted).replace(" ", "+") not in FORMATS:
+        raise BadRequest(
+            "_outputFormat must be application/fhir+ndjson",
+            code="not-supported",
+            expression="_outputFormat",
+        )
+    if invocation.all("includeAssociatedData") and not lenient:
+        raise BadRequest(
+            "This server has no associated data to include",
+            code="not-supported",
+            expression="includeAssociatedData",
+        )
+    since = invocation.one("_since")
+    types = read_types(level, map(str, invocation.all("_type")), lenient=lenient)
+    queries = map(str, invocation.all("_typeFilter"))
+    asked = Asked(
+        level,
+        invocation.resource_id,
+        types,
+        read_since(str(since)) if since is not None else None,
+        read_elements(map(str, invocation.all("_elements"))),
+        read_filters(context, queries, types or types_at(level), lenient=lenient),
+        read_patients(invocation.all("patient"), context.base_url),
+    )
+    await _check_there(context, asked, lenient=lenient)
+    return asked
+
+
+async def _check_there(context: Context, asked: Asked, *, lenient: bool) -> None:
+    """Raises NotFound or Gone for the Group, BadRequest for a patient that does not exist or is no member."""
+    if asked.group is not None:
+        await interactions.current(context, "Group", asked.group)
+    if not asked.patients or lenient:
+        return
+    if asked.group is not None:
+        now = context.server.mongo.now()
+        there = await members_at(context.store, asked.group, now, context.base_url) or set()
+    else:
+        found = await context.store.read_many([("Patient", each) for each in asked.patients])
+        there = {stored.id for stored in found.values() if not stored.deleted}
+    if not set(asked.patients) <= there:
+        raise BadRequest(
+            "patient names one that is not there or no member of the Group",
+            code="not-found",
+            expression="patient",
+        )
+
+
+def _url(context: Context, invocation: Invocation) -> str:
+    """What was asked for, as the manifest repeats it; a POST's body is no part of it."""
+    parts = [context.base_url, invocation.resource_type, invocation.resource_id, "$export"]
+    url = "/".join(part for part in parts if part)
+    if isinstance(invocation.given, dict) or not invocation.given:
+        return url
+    return f"{url}?{urlencode(invocation.given, quote_via=quote)}"

@@ -1,0 +1,91 @@
+"""Measure/carerelay-notice-timeliness/$evaluate-measure: were practices told of admissions and discharges in time?
+
+http://carerelay.example/OperationDefinition/Measure-evaluate-measure; docs/proof.md has the definitions.
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from collections.abc import Sequence
+from datetime import date
+
+from app import fhir_json, interactions
+from app.context import Context
+from app.coordination.contract_terms import INPATIENT
+from app.errors import BadRequest, Unprocessable
+from app.exchange import Answer
+from app.operations.invocation import Invocation
+from app.proof.report import MEASURE_ID, as_csv, measure_report
+from app.proof.stays import Asked, happenings
+from app.proof.timeliness import Timeliness, measure
+
+_PRACTICES = ("Organization", "Practitioner", "PractitionerRole")
+# A report looks at every stay of its period.
+_MOST_DAYS = 366
+
+
+async def run(context: Context, invocation: Invocation) -> Answer:
+    """The MeasureReport. Only this one measure can be evaluated here, and only for the whole population."""
+    await interactions.current(context, *invocation.instance)
+    if invocation.resource_id != MEASURE_ID:
+        raise Unprocessable("Only this server's own measure can be evaluated", code="not-supported")
+    if invocation.one("reportType") not in (None, "population", "summary"):
+        raise Unprocessable(
+            "Only population reports are made", code="not-supported", expression="reportType"
+        )
+    organization, practitioner = invocation.one("organization"), invocation.one("practitioner")
+    if organization and practitioner:
+        raise BadRequest("One practice at a time", expression="practitioner")
+    asked = read(
+        invocation.one("periodStart"),
+        invocation.one("periodEnd"),
+        organization or practitioner,
+        invocation.all("class"),
+    )
+    found = await evaluate(context, asked)
+    report = measure_report(found, asked, context.server.clock.now())
+    return Answer(200, text=fhir_json.encode(report))
+
+
+def read(start: str | None, end: str | None, practice: str | None, classes: Sequence[str]) -> Asked:
+    """What is asked for. Raises BadRequest for periods that are missing, no dates, the wrong way round or too long."""
+    first, last = _day("periodStart", start, last=False), _day("periodEnd", end, last=True)
+    if last < first:
+        raise BadRequest("The period ends before it begins", code="value", expression="periodEnd")
+    if (last - first).days >= _MOST_DAYS:
+        raise BadRequest("A period is at most a year", code="too-long", expression="periodEnd")
+    if practice is not None and practice.partition("/")[0] not in _PRACTICES:
+        raise BadRequest(
+            f"A practice is a reference to {', '.join(_PRACTICES)}",
+            code="value",
+            expression="organization",
+        )
+    wanted = [each for text in classes for each in text.split(",") if each]
+    if any(not each.isalnum() for each in wanted):
+        raise BadRequest("A class is a code of v3-ActCode", code="value", expression="class")
+    return Asked(first, last, practice, tuple(wanted) or INPATIENT)
+
+
+def _day(name: str, text: str | None, *, last: bool) -> date:
+    """A day; of a month or a year the first, or the `last`."""
+    if not text:
+        raise BadRequest(f"The parameter {name} is missing", code="required", expression=name)
+    try:
+        year, month = int(text[:4]), int(text[5:7] or (12 if last else 1))
+        if len(text) in (4, 7):
+            return date(year, month, monthrange(year, month)[1] if last else 1)
+        if len(text) == 10:
+            return date.fromisoformat(text)
+    except (ValueError, IndexError):
+        pass
+    raise BadRequest("Not a date", code="value", expression=name)
+
+
+async def evaluate(context: Context, asked: Asked) -> Timeliness:
+    """The numbers."""
+    return await measure(context, happenings(context, asked))
+
+
+async def csv_of(context: Context, asked: Asked) -> str:
+    """The same numbers as CSV."""
+    return as_csv(await evaluate(context, asked))

@@ -1,0 +1,219 @@
+"""One notice as the ledger knows it: to whom, about what, when it happened, when it was told, and with what result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from app.consent.recipients import kind_of
+from app.fhir_json import Resource
+from app.mongo import Document
+from app.resources import event_time
+from app.routing.claims import relative
+from app.routing.recipient import panels_of, recipient_of
+from app.store import Store
+from app.subscriptions.ledger import State
+
+# Rows of this beginning stand for notices that could be sent to nobody (app/coordination/unrouted.py).
+UNROUTED = "unrouted-"
+_SUBJECTS = ("subject", "patient", "beneficiary", "for")
+_READ_AT_ONCE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One row. References are relative; `recipients` are several only where one endpoint stands for several PCPs.
+
+    `to_pcp`: the Subscription asks for the patients of a PCP. `sent` is the first attempt, `received` the first that
+    was accepted; `status` and `sha256` are of that attempt, else of the last one. `endpoint` has no query, which may
+    hold secrets.
+    """
+
+    id: str
+    subscription: str | None
+    state: State
+    reason: str
+    topic: str
+    trigger: Mapping[str, str] | None
+    focus: str
+    version: int
+    patient: str | None
+    encounter: str | None
+    event_time: datetime
+    committed: datetime
+    sent: datetime | None
+    received: datetime | None
+    settled: datetime
+    attempts: int
+    status: int | None
+    sha256: str | None
+    endpoint: str | None
+    recipients: tuple[str, ...]
+    to_pcp: bool
+    security: tuple[Mapping[str, Any], ...]
+    # The version that was told of, empty where it is gone.
+    resource: Resource = field(repr=False, compare=False)
+
+
+async def gather(store: Store, rows: Sequence[Document], base_url: str) -> list[Notice]:
+    """The notices of rows, with what their Subscriptions say and the versions that they told of."""
+    names = {row["subscription"] for row in rows if not row["subscription"].startswith(UNROUTED)}
+    subscriptions = await _subscriptions(store, names)
+    versions = await _versions(store, {_version(row) for row in rows})
+    return [
+        of_row(
+            row, subscriptions.get(row["subscription"]), versions.get(_version(row), {}), base_url
+        )
+        for row in rows
+    ]
+
+
+def of_row(
+    row: Document, subscription: Resource | None, resource: Resource, base_url: str
+) -> Notice:
+    """Pure: the notice of a row. `resource` is the version it tells of, empty where that is gone."""
+    focus, attempts = row["focus"], row["attempts"]
+    taken = next((each for each in attempts if _is_success(each)), None)
+    if taken is None and row["state"] == "delivered" and attempts:
+        taken = attempts[-1]
+    last = taken or (attempts[-1] if attempts else {})
+    place = f"{focus['type']}/{focus['id']}"
+    patient = patient_of(resource, base_url)
+    received = None if taken is None else _end(taken)
+    return Notice(
+        id=row["_id"],
+        subscription=None if row["subscription"].startswith(UNROUTED) else row["subscription"],
+        state=row["state"],
+        reason=row.get("reason", ""),
+        topic=row["topic"] or "",
+        trigger=row["trigger"],
+        focus=place,
+        version=focus["version"],
+        patient=patient,
+        encounter=_encounter(place, resource, base_url),
+        event_time=happened(resource, focus["at"]),
+        committed=focus["at"],
+        sent=_first_attempt(row),
+        received=received,
+        settled=received or (_end(last) if last else row["created_at"]),
+        attempts=len(attempts),
+        status=last.get("status"),
+        sha256=last.get("sha256"),
+        endpoint=_address(subscription),
+        recipients=_recipients(subscription, base_url),
+        to_pcp=subscription is not None
+        and bool(panels_of(subscription))
+        and kind_of(subscription) == "provider",
+        security=tuple(resource.get("meta", {}).get("security", ())),
+        resource=resource,
+    )
+
+
+def happened(resource: Resource, committed: datetime) -> datetime:
+    """When the event of a version happened; where it does not say, when it was committed."""
+    if resource.get("resourceType") == "Encounter":
+        moment = event_time.moment(resource, committed)
+        if moment is not None and moment.time not in (event_time.BEGINNING, event_time.PLANNED):
+            return datetime.fromisoformat(moment.time)
+    return committed
+
+
+def patient_of(resource: Resource, base_url: str) -> str | None:
+    """The patient that a version is about."""
+    if resource.get("resourceType") == "Patient":
+        return f"Patient/{resource['id']}"
+    for name in _SUBJECTS:
+        found = local(resource.get(name), base_url)
+        if found is not None and found.startswith("Patient/"):
+            return found
+    return None
+
+
+def local(reference: Any, base_url: str) -> str | None:
+    """A Reference to a resource of this server as `Type/id`."""
+    written = reference.get("reference") if isinstance(reference, dict) else None
+    if not isinstance(written, str):
+        return None
+    near = written.removeprefix(f"{base_url}/") if base_url else written
+    near = near.partition("/_history/")[0]
+    return near if near.count("/") == 1 and ":" not in near else None
+
+
+def _encounter(place: str, resource: Resource, base_url: str) -> str | None:
+    if place.startswith("Encounter/"):
+        return place
+    found = local(resource.get("encounter"), base_url)
+    return found if found is not None and found.startswith("Encounter/") else None
+
+
+def _recipients(subscription: Resource | None, base_url: str) -> tuple[str, ...]:
+    if subscription is None:
+        return ()
+    named = recipient_of(subscription)
+    written = [named] if named is not None else panels_of(subscription)
+    return tuple(found for each in written if (found := relative(each, base_url)) is not None)
+
+
+def _address(subscription: Resource | None) -> str | None:
+    written = (subscription or {}).get("channel", {}).get("endpoint")
+    if not written:
+        return None
+    try:
+        parts = urlsplit(written)
+    except ValueError:
+        return None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _is_success(attempt: Document) -> bool:
+    status = attempt.get("status")
+    return 200 <= status < 300 if status is not None else not attempt.get("reason")
+
+
+def _first_attempt(row: Document) -> datetime | None:
+    """A row that was only taken, and then not sent, has none."""
+    found: datetime | None = row["first_at"] if row["state"] == "sending" else None
+    return row["attempts"][0]["at"] if row["attempts"] else found
+
+
+def _end(attempt: Document) -> datetime:
+    at: datetime = attempt["at"]
+    return at + timedelta(milliseconds=round(attempt.get("ms", 0)))
+
+
+def _version(row: Document) -> tuple[str, str, int]:
+    focus = row["focus"]
+    return focus["type"], focus["id"], focus["version"] - (1 if focus["method"] == "delete" else 0)
+
+
+async def _subscriptions(store: Store, names: set[str]) -> dict[str, Resource]:
+    """As they are now; of those that were deleted, as they were last."""
+    found = await store.read_many([("Subscription", name) for name in sorted(names)])
+    resources: dict[str, Resource] = {}
+    for stored in found.values():
+        last = stored
+        if stored.deleted:
+            before = await store.vread("Subscription", stored.id, stored.version - 1)
+            if before is None or before.deleted:
+                continue
+            last = before
+        resources[stored.id] = last.resource()
+    return resources
+
+
+async def _versions(
+    store: Store, keys: set[tuple[str, str, int]]
+) -> dict[tuple[str, str, int], Resource]:
+    found: dict[tuple[str, str, int], Resource] = {}
+    wanted = sorted(keys)
+    for begin in range(0, len(wanted), _READ_AT_ONCE):
+        some = wanted[begin : begin + _READ_AT_ONCE]
+        stored = await asyncio.gather(*(store.vread(*key) for key in some))
+        for key, each in zip(some, stored, strict=True):
+            if each is not None and not each.deleted:
+                found[key] = each.resource()
+    return found

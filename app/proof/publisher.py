@@ -1,0 +1,240 @@
+"""Keeping the proof: settled notices of the server's own topics become Communications and AuditEvents.
+
+    deliveries   {..., publish?, published?, incomplete?}
+    settings     {_id: "published-notices", up_to: id of a row}
+
+Rows are gone through once in the order of their ids; `publish` is when to look again at one that was open then, or that
+was sent again. `published` is there when it was done. All of it may be done twice: the resources' ids are the rows'.
+They are written without an event, so that no notice can be about a notice; docs/proof.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from pymongo import ASCENDING, IndexModel, UpdateOne
+
+from app.context import Context
+from app.coordination import review
+from app.coordination.timers import Timer
+from app.fhir_json import Resource
+from app.identifiers import first_id
+from app.interactions import until_undisturbed
+from app.mongo import Collection, Document
+from app.proof import names
+from app.proof.audit_event import audit_event
+from app.proof.communication import communication
+from app.proof.notice import Notice, gather
+from app.settings import Settings
+from app.versions import Change, is_same_content
+
+_KIND, _KEY = "publish-notices", "all"
+EVERY = timedelta(seconds=10)
+# While notices are being sent, few rows are published a round; else as many as a round's time allows.
+_ROWS, _ROWS_WHILE_BUSY = 200, 20
+_SECONDS_A_ROUND = 5.0
+# One transaction's worth: whoever writes at the same time may have to wait for it.
+_AT_ONCE = 10
+# Ids are made before their rows are there, by each process's own clock.
+_LATE = timedelta(seconds=30)
+_SOONEST, _LATEST = timedelta(seconds=10), timedelta(hours=1)
+_NOT_ABOUT = ["AuditEvent", "Communication"]
+
+
+async def start(context: Context) -> None:
+    """Make the index and let the first round come."""
+    if not context.settings.publish_notices:
+        return
+    rows = _rows(context)
+    if "publish" not in await rows.index_information():
+        await rows.create_indexes(
+            [
+                IndexModel(
+                    [("publish", ASCENDING)],
+                    name="publish",
+                    partialFilterExpression={"publish": {"$exists": True}},
+                )
+            ]
+        )
+    timers = context.server.hub.timers
+    if await timers.due_of(_KIND, _KEY) is None:
+        await timers.set(_KIND, _KEY, context.server.clock.now() + EVERY)
+
+
+async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
+    """One round: what is settled is published, as far as there is time."""
+    if not context.settings.publish_notices:
+        return
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _SECONDS_A_ROUND
+    more = True
+    while more and loop.time() < until:
+        if not context.server.worker.idle:
+            await _round(context, _ROWS_WHILE_BUSY)
+            more = False
+        else:
+            more = await _round(context, _ROWS)
+    pause = timedelta() if more else EVERY
+    await context.server.hub.timers.set(_KIND, _KEY, context.server.clock.now() + pause)
+
+
+TIMER = Timer(_KIND, run)
+
+
+async def _round(context: Context, limit: int) -> bool:
+    """The next rows; whether there may be more."""
+    again = (
+        await _rows(context)
+        .find({"publish": {"$lte": context.server.clock.now()}})
+        .sort("publish", ASCENDING)
+        .limit(limit)
+        .to_list(None)
+    )
+    base = context.settings.topic_base.rstrip("/") + "/"
+    await _take(context, [row for row in again if _concerns(row, base)])
+    others = [row["_id"] for row in again if not _concerns(row, base)]
+    if others:
+        await _rows(context).update_many({"_id": {"$in": others}}, {"$unset": {"publish": ""}})
+    marks = context.server.mongo.collection("settings")
+    mark = await marks.find_one({"_id": "published-notices"})
+    up_to = mark["up_to"] if mark else ""
+    fresh: list[Document] = (
+        await _rows(context)
+        .find(
+            {
+                "_id": {"$gt": up_to},
+                "topic": {"$regex": f"^{re.escape(base)}"},
+                "focus.type": {"$nin": _NOT_ABOUT},
+                "published": {"$exists": False},
+                "publish": {"$exists": False},
+            }
+        )
+        .sort("_id", ASCENDING)
+        .limit(limit)
+        .to_list(None)
+    )
+    await _take(context, fresh)
+    settled = first_id(context.server.mongo.now() - _LATE)
+    reached = min(settled, fresh[-1]["_id"]) if len(fresh) == limit else settled
+    if reached > up_to:
+        await marks.update_one(
+            {"_id": "published-notices"}, {"$max": {"up_to": reached}}, upsert=True
+        )
+    return len(fresh) == limit or len(again) == limit
+
+
+def _concerns(row: Document, base: str) -> bool:
+    return (row["topic"] or "").startswith(base) and row["focus"]["type"] not in _NOT_ABOUT
+
+
+async def _take(context: Context, rows: Sequence[Document]) -> None:
+    now = context.server.clock.now()
+    later = [
+        UpdateOne(
+            {"_id": row["_id"], "open": True},
+            {"$set": {"publish": now + min(max(now - row["created_at"], _SOONEST), _LATEST)}},
+        )
+        for row in rows
+        if "open" in row
+    ]
+    if later:
+        await _rows(context).bulk_write(later, ordered=False)
+    settled = [row for row in rows if "open" not in row]
+    for begin in range(0, len(settled), _AT_ONCE):
+        some = settled[begin : begin + _AT_ONCE]
+        notices = await gather(context.store, some, context.settings.base_url.rstrip("/"))
+        incomplete = await _incomplete(context, notices)
+        await _keep(context, notices)
+        await _mark(context, notices, incomplete)
+
+
+async def _keep(context: Context, notices: Sequence[Notice]) -> None:
+    sender = sender_of(context.settings)
+    wanted = [
+        resource
+        for notice in notices
+        for resource in (communication(notice, sender), audit_event(notice, sender))
+    ]
+    keys = [(each["resourceType"], each["id"]) for each in wanted]
+
+    async def attempt() -> None:
+        known = await context.store.read_many(keys)
+        changes = []
+        for resource in wanted:
+            type_, id_ = resource["resourceType"], resource["id"]
+            previous = known.get(f"{type_}/{id_}")
+            # What is in the audit log stays as it is, and what was deleted was deleted on purpose.
+            if previous is None or not (
+                type_ == "AuditEvent" or previous.deleted or is_same_content(resource, previous)
+            ):
+                changes.append(Change("update", type_, id_, resource, previous, silent=True))
+        if changes:
+            await context.store.commit(changes)
+
+    await until_undisturbed(attempt)
+
+
+async def _incomplete(context: Context, notices: Sequence[Notice]) -> dict[str, list[str]]:
+    """Of notices about stays that went out, the names that they lack, by the rows' ids; a person is asked."""
+    base = context.settings.topic_base.rstrip("/") + "/encounter-"
+    told = {
+        notice.id: notice
+        for notice in notices
+        if notice.attempts and notice.topic.startswith(base) and notice.resource
+    }
+    base_url = context.settings.base_url.rstrip("/")
+    found = await names.missing(
+        context.store, {id_: notice.resource for id_, notice in told.items()}, base_url
+    )
+    lacking = {id_: each for id_, each in found.items() if each}
+    for id_ in lacking:
+        patient = told[id_].patient
+        is_known = patient is not None and await _is_there(context, patient)
+        await review.ask(
+            context, "incomplete-names", told[id_].focus, patient=patient if is_known else None
+        )
+    return lacking
+
+
+async def _is_there(context: Context, reference: str) -> bool:
+    type_, _, id_ = reference.partition("/")
+    stored = await context.store.read(type_, id_)
+    return stored is not None and not stored.deleted
+
+
+async def _mark(
+    context: Context, notices: Sequence[Notice], incomplete: Mapping[str, list[str]]
+) -> None:
+    """Note what was done, unless a row was sent again meanwhile."""
+    now = context.server.mongo.now()
+    updates = []
+    for notice in notices:
+        values: Document = {"published": now}
+        if notice.id in incomplete:
+            values["incomplete"] = incomplete[notice.id]
+        updates.append(
+            UpdateOne(
+                {"_id": notice.id, "open": {"$exists": False}},
+                {"$set": values, "$unset": {"publish": ""}},
+            )
+        )
+    if updates:
+        await _rows(context).bulk_write(updates, ordered=False)
+
+
+def sender_of(settings: Settings) -> Resource:
+    """How the server names itself: by its address, whichever a client uses, since there is no Device of it."""
+    address = settings.base_url or f"http://{settings.host}:{settings.port}/fhir"
+    return {
+        "type": "Device",
+        "identifier": {"system": "urn:ietf:rfc:3986", "value": address},
+        "display": "CareRelay",
+    }
+
+
+def _rows(context: Context) -> Collection:
+    return context.server.mongo.collection("deliveries")

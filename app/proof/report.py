@@ -1,0 +1,141 @@
+"""The numbers of notice timeliness as a MeasureReport and as CSV.
+
+https://hl7.org/fhir/R4/measurereport.html
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from app.coordination.codes import BASE
+from app.fhir_json import Resource
+from app.proof.stays import KINDS, Asked, EventKind
+from app.proof.timeliness import STRATIFIERS, TOTAL, Tally, Timeliness
+from app.versions import instant
+
+MEASURE_ID = "carerelay-notice-timeliness"
+MEASURE = f"{BASE}Measure/{MEASURE_ID}"
+_POPULATION = "http://terminology.hl7.org/CodeSystem/measure-population"
+COLUMNS = (
+    *("event", "practice", "practice_name", "hospital", "hospital_name", "month"),
+    *("denominator", "numerator", "late", "share"),
+)
+
+
+def measure_report(found: Timeliness, asked: Asked, at: datetime) -> Resource:
+    """The MeasureReport of a summary."""
+    return {
+        "resourceType": "MeasureReport",
+        "status": "complete",
+        "type": "summary",
+        "measure": MEASURE,
+        "date": instant(at),
+        "period": {"start": asked.start.isoformat(), "end": asked.end.isoformat()},
+        "improvementNotation": {
+            "coding": [
+                {
+                    "system": "http://terminology.hl7.org/CodeSystem/measure-improvement-notation",
+                    "code": "increase",
+                }
+            ]
+        },
+        "group": [_group(found, kind) for kind in KINDS],
+    }
+
+
+def _group(found: Timeliness, kind: EventKind) -> Resource:
+    group: Resource = {
+        "code": {"text": kind},
+        **_counts(found.tallies[kind][TOTAL]),
+    }
+    stratifiers = [
+        {
+            "code": [{"text": name}],
+            "stratum": [
+                {"value": _concept(found, value), **_counts(tally)}
+                for value, tally in found.strata(kind, name)
+            ],
+        }
+        for name in STRATIFIERS
+    ]
+    stratifiers.append(
+        {
+            "code": [{"text": "practice, hospital and month"}],
+            "stratum": [
+                {"component": _components(found, values), **_counts(tally)}
+                for values, tally in found.combinations(kind)
+            ],
+        }
+    )
+    group["stratifier"] = [each for each in stratifiers if each["stratum"]]
+    if not group["stratifier"]:
+        del group["stratifier"]
+    return group
+
+
+def _components(found: Timeliness, values: Sequence[str]) -> list[Resource]:
+    return [
+        {"code": {"text": name}, "value": _concept(found, value)}
+        for name, value in zip(STRATIFIERS, values, strict=True)
+    ]
+
+
+def _concept(found: Timeliness, value: str) -> Resource:
+    """The value as its text; a practice or hospital has its name as the display of a coding."""
+    concept: Resource = {"text": value}
+    if found.names.get(value):
+        concept["coding"] = [{"code": value, "display": found.names[value]}]
+    return concept
+
+
+def _counts(tally: Tally) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "population": [
+            {"code": {"coding": [{"system": _POPULATION, "code": code}]}, "count": count}
+            for code, count in (
+                ("initial-population", tally.denominator),
+                ("denominator", tally.denominator),
+                ("numerator", tally.numerator),
+            )
+        ]
+    }
+    if tally.share is not None:
+        counts["measureScore"] = {"value": tally.share}
+    return counts
+
+
+def as_csv(found: Timeliness) -> str:
+    """A line for the total, for each stratum and for each combination; an empty cell stands for all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(COLUMNS)
+    for kind in KINDS:
+        tallies = found.tallies[kind]
+        for key in sorted(tallies, key=lambda each: [value or "" for value in each]):
+            practice, hospital, month = key
+            tally = tallies[key]
+            cells = [
+                kind,
+                practice,
+                found.names.get(practice or ""),
+                hospital,
+                found.names.get(hospital or ""),
+                month,
+                tally.denominator,
+                tally.numerator,
+                tally.late,
+                tally.share,
+            ]
+            writer.writerow([_cell(each) for each in cells])
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Text that a spreadsheet would take for a formula is marked as text."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
+        return f"'{value}"
+    return "" if value is None else value

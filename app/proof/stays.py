@@ -1,0 +1,262 @@
+"""Admissions and discharges of a period, each with the day it fell on, the practice, and when that practice knew of it.
+
+docs/proof.md says which count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from typing import Any, Literal
+
+from app.context import Context
+from app.coordination.codes import EVENT_NOTICE, NOTICE_KIND
+from app.coordination.contract_terms import ADMISSION, INPATIENT, SNF_ADMISSION
+from app.coordination.patients import token
+from app.fhir_json import Resource
+from app.proof.communication import Receipt, receipt, receipt_of
+from app.proof.days import Zones, day_of, local_day
+from app.proof.notice import gather, local, patient_of
+from app.routing.attribution import Attribution, attributed
+from app.routing.practices import Provider
+from app.search import query
+from app.search.resolution import resolve
+from app.versions import CURRENT, Stored, stored_current
+
+EventKind = Literal["admission", "discharge"]
+KINDS: tuple[EventKind, ...] = ("admission", "discharge")
+_TOPICS: Mapping[EventKind, tuple[str, ...]] = {
+    "admission": (ADMISSION, SNF_ADMISSION),
+    "discharge": ("encounter-discharge",),
+}
+_ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+_COUNTED = "arrived,triaged,in-progress,onleave,finished"
+# The trigger of an emergency's or observation's registration, which is no notice of an inpatient admission.
+_REGISTRATION, _REGISTERED = "A04", frozenset({"EMER", "OBSENC"})
+_BATCH, _AT_ONCE = 200, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a report is about: local days from `start` to `end`, and the classes of stays.
+
+    `practice` is who has to be responsible (`Organization/o1`, `Practitioner/p1`), None for everybody.
+    """
+
+    start: date
+    end: date
+    practice: str | None = None
+    classes: tuple[str, ...] = INPATIENT
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One admission or discharge. `practice` and `hospital` are references; `received` is the practice's local day."""
+
+    kind: EventKind
+    encounter: str
+    day: date
+    practice: str | None
+    responsible: tuple[str, ...]
+    hospital: str | None
+    received: date | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stay:
+    reference: str
+    patient: str | None
+    class_: str
+    hospital: str | None
+    zone: tzinfo
+    days: Mapping[EventKind, tuple[date, datetime]]
+
+
+async def happenings(context: Context, asked: Asked) -> AsyncIterator[Happening]:
+    """All that count, in no particular order."""
+    base_url = context.settings.base_url.rstrip("/")
+    zones = Zones(context.store, base_url, context.settings.time_zone)
+    condition = await _condition(context, asked)
+    async with context.store.batches("Encounter", condition, projection=CURRENT) as read:
+        while documents := await read(_BATCH):
+            stays = [
+                await _stay(context, stored_current("Encounter", each), zones, asked)
+                for each in documents
+            ]
+            for happening in await _known(context, [each for each in stays if each.days], base_url):
+                if asked.practice is None or asked.practice in happening.responsible:
+                    yield happening
+
+
+async def _condition(context: Context, asked: Asked) -> dict[str, Any]:
+    """Stays that may have begun or ended in the period, in whatever zone."""
+    parsed = query.parse(
+        "Encounter",
+        [
+            ("date", f"gt{asked.start - timedelta(days=2)}"),
+            ("date", f"lt{asked.end + timedelta(days=2)}"),
+            ("status", _COUNTED),
+            ("class", ",".join(f"{_ACT_CODE}|{each}" for each in asked.classes)),
+        ],
+        lenient=False,
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+    condition: dict[str, Any] = (await resolve(context.store, parsed)).filter
+    return condition
+
+
+async def _stay(context: Context, stored: Stored, zones: Zones, asked: Asked) -> _Stay:
+    encounter = stored.resource()
+    base_url = context.settings.base_url.rstrip("/")
+    zone = await zones.of(encounter)
+    days: dict[EventKind, tuple[date, datetime]] = {}
+    for kind in KINDS:
+        text = _when(kind, encounter, asked.classes)
+        if text is None and (kind == "admission" or encounter.get("status") != "finished"):
+            continue
+        day = day_of(text, zone) if text else local_day(stored.at, zone)
+        if day is not None and asked.start <= day <= asked.end:
+            days[kind] = day, _moment(text, day, zone, stored.at)
+    return _Stay(
+        stored.reference,
+        patient_of(encounter, base_url),
+        encounter.get("class", {}).get("code", ""),
+        local(encounter.get("serviceProvider"), base_url),
+        zone,
+        days,
+    )
+
+
+def _when(kind: EventKind, encounter: Resource, classes: Sequence[str]) -> str | None:
+    """The text that says when; a stay that became one of the classes began then."""
+    period: dict[str, str] = encounter.get("period", {})
+    if kind == "discharge":
+        return period.get("end") if encounter.get("status") == "finished" else None
+    history = [each for each in encounter.get("classHistory", ()) if isinstance(each, dict)]
+    own = [each for each in history if each.get("class", {}).get("code") in classes]
+    starts: list[str] = [start for each in own if (start := each.get("period", {}).get("start"))]
+    if starts:
+        return min(starts, key=_order)
+    ends: list[str] = [
+        end for each in history if each not in own and (end := each.get("period", {}).get("end"))
+    ]
+    return max(ends, key=_order) if ends else period.get("start")
+
+
+def _order(text: str) -> datetime:
+    day = day_of(text, UTC)
+    if len(text) > 10 and day is not None:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return datetime.combine(day or date.min, time(), UTC)
+
+
+def _moment(text: str | None, day: date, zone: tzinfo, otherwise: datetime) -> datetime:
+    """When the PCP of that event is looked for: its time, else noon of its day."""
+    if text is None:
+        return otherwise
+    return _order(text) if len(text) > 10 else datetime.combine(day, time(12), zone)
+
+
+async def _known(context: Context, stays: Sequence[_Stay], base_url: str) -> list[Happening]:
+    """The events of stays with what was received of them."""
+    receipts = await _receipts(context, [stay.reference for stay in stays], base_url)
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def judged(stay: _Stay, kind: EventKind) -> Happening:
+        async with room:
+            own = [each for each in receipts.get(stay.reference, ()) if _is_of(each, kind, stay)]
+            return await _happening(context, stay, kind, own)
+
+    return list(await asyncio.gather(*(judged(stay, kind) for stay in stays for kind in stay.days)))
+
+
+def _is_of(each: Receipt, kind: EventKind, stay: _Stay) -> bool:
+    if each.topic.rpartition("/")[2] not in _TOPICS[kind]:
+        return False
+    return each.trigger != _REGISTRATION or stay.class_ in _REGISTERED
+
+
+async def _happening(
+    context: Context, stay: _Stay, kind: EventKind, receipts: Sequence[Receipt]
+) -> Happening:
+    """Whoever a panel's notice was for was the PCP then; where there was none, what the records say of that day."""
+    day, moment = stay.days[kind]
+    found = Attribution("", (), ())
+    if stay.patient is not None:
+        found = await attributed(context.store, stay.patient, moment, context.settings)
+    known = {each for provider in found.providers for each in provider.references}
+    mine = [each for each in receipts if each.to_pcp or known.intersection(each.recipients)]
+    provider, others = await _responsible(context, found.providers, mine)
+    times = [each.at for each in mine if each.at is not None]
+    return Happening(
+        kind,
+        stay.reference,
+        day,
+        provider,
+        tuple(dict.fromkeys([*([provider] if provider else []), *others])),
+        stay.hospital,
+        local_day(min(times), stay.zone) if times else None,
+    )
+
+
+async def _responsible(
+    context: Context, providers: Sequence[Provider], receipts: Sequence[Receipt]
+) -> tuple[str | None, list[str]]:
+    """The practice, and all that may be meant by its name."""
+    told = [each for receipt_ in receipts if receipt_.to_pcp for each in receipt_.recipients]
+    matching = [each for each in providers if set(told) & set(each.references)]
+    if told and not matching:  # the records have been changed since
+        return await _practice_of(context, told[0]), told
+    for provider in matching or providers:
+        return provider.practice, list(provider.references)
+    return None, []
+
+
+async def _practice_of(context: Context, reference: str) -> str:
+    type_, _, id_ = reference.partition("/")
+    if type_ == "PractitionerRole":
+        stored = await context.store.read(type_, id_)
+        if stored is not None and not stored.deleted:
+            base_url = context.settings.base_url.rstrip("/")
+            return local(stored.resource().get("organization"), base_url) or reference
+    return reference
+
+
+async def _receipts(
+    context: Context, encounters: Sequence[str], base_url: str
+) -> dict[str, list[Receipt]]:
+    """What the ledger proves of Encounters, and what is published of rows that it no longer has."""
+    base = context.settings.topic_base.rstrip("/")
+    urls = [f"{base}/{name}" for names in _TOPICS.values() for name in names]
+    ids = [each.partition("/")[2] for each in encounters]
+    rows = (
+        await context.server.mongo.collection("deliveries")
+        .find({"focus.id": {"$in": ids}, "focus.type": "Encounter", "topic": {"$in": urls}})
+        .to_list(None)
+    )
+    found = {each.id: receipt_of(each) for each in await gather(context.store, rows, base_url)}
+    for stored in await _published(context, encounters):
+        if stored.id not in found:
+            found[stored.id] = receipt(stored.resource())
+    by_encounter: dict[str, list[Receipt]] = {}
+    for each in found.values():
+        by_encounter.setdefault(each.encounter, []).append(each)
+    return by_encounter
+
+
+async def _published(context: Context, encounters: Iterable[str]) -> list[Stored]:
+    terms = [f"encounter={each}" for each in encounters]
+    return await context.store.search(
+        "Communication",
+        {
+            "$and": [
+                {"terms": {"$in": terms}},
+                {"terms": token("category", NOTICE_KIND, EVENT_NOTICE)},
+            ]
+        },
+        0,
+    )

@@ -1,0 +1,276 @@
+"""What one caller may see and write: scopes, compartments, consent and labels, judged in this one place.
+
+The rules are data (access_rules.py); here they are held against resources. What nothing allows is refused.
+docs/access.md
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.consent.gate import Gate
+from app.errors import Forbidden
+from app.search.extract import extract
+from app.search.parameter import Filter
+from app.search.terms import senders
+from app.security import relations
+from app.security.access_rules import KNOWN_ALREADY, NO_PROVIDERS, Relation, rule_of
+from app.security.belonging import Belonging, Family
+from app.security.caller import UNLIMITED, Caller
+from app.security.disclosure import Disclosure, labels_in, very_restricted
+from app.security.relations import Facts
+from app.security.restriction import Restrictions
+from app.security.scopes import Action, Scopes
+from app.settings import Settings
+from app.snapshot import reading_at
+from app.store import Store
+from app.versions import Stored
+
+_MOST_KEPT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a caller sees of a type: what all `filters` find and, unless it `is_exact`, passes `Access.seen` as well."""
+
+    filters: tuple[Filter, ...]
+    is_exact: bool
+
+    @property
+    def is_everything(self) -> bool:
+        return self.is_exact and not self.filters
+
+
+class Accesses:
+    """The rights of callers, made once for each; one for each process."""
+
+    def __init__(
+        self, store: Store, gate: Gate, settings: Settings, now: Callable[[], datetime]
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.belonging = Belonging(store, settings, now)
+        self.disclosure = Disclosure(gate, self.belonging, settings)
+        self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
+
+    def of(self, caller: Caller) -> Access | None:
+        """What limits a caller; None for whom nothing does."""
+        try:
+            return self._kept[caller]
+        except KeyError:
+            access = None if caller in UNLIMITED else Access(caller, self)
+            self._kept[caller] = access
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+            return access
+
+
+class Access:
+    """What one caller may see and write."""
+
+    def __init__(self, caller: Caller, accesses: Accesses) -> None:
+        self.caller = caller
+        self.settings = accesses.settings
+        self.store = accesses.store
+        self.belonging = accesses.belonging
+        self.scopes = Scopes.of(caller.scopes)
+        self.restrictions = Restrictions(self.scopes, accesses.settings)
+        self._disclosure = accesses.disclosure
+        self._base_url = accesses.settings.base_url.rstrip("/")
+
+    @property
+    def is_administrator(self) -> bool:
+        return self.caller.role == "administrator"
+
+    @property
+    def is_authority(self) -> bool:
+        """Whether what patients refuse to providers is not about this caller."""
+        return self.is_administrator or self.caller.role in NO_PROVIDERS
+
+    def sees_all(self, resource_type: str) -> bool:
+        """Whether every resource of a type may be read, so that nothing hidden can be asked about through it."""
+        return "everyone" in rule_of(self.caller.role, resource_type).read and not (
+            self.restrictions.of(resource_type, "r")
+        )
+
+    # Scopes
+
+    def allows(self, resource_type: str, action: Action) -> bool:
+        """Whether scopes and role let anything of the type be met so."""
+        rule = rule_of(self.caller.role, resource_type)
+        by_role = {
+            "r": rule.read,
+            "s": rule.read,
+            "c": rule.new or rule.fresh,
+            "u": rule.old,
+            "d": rule.old,
+        }[action]
+        return bool(by_role) and self.restrictions.of(resource_type, action) is not None
+
+    def require(self, resource_type: str, action: Action) -> None:
+        """Raises Forbidden, naming the scope, where the token does not have it or the role could never use it."""
+        if not self.scopes.allows(resource_type, action):
+            raise Forbidden(f"The token lacks the scope system/{resource_type}.{action}")
+        if not self.allows(resource_type, action):
+            raise Forbidden(f"This client's role or scope does not reach any {resource_type} so")
+
+    # Reading
+
+    async def family(self) -> Family:
+        """The caller's organization with all that are part of it; empty where it has none."""
+        if self.caller.organization is None:
+            return frozenset()
+        return await self.belonging.family(self.caller.organization)
+
+    async def sight(self, resource_type: str, action: Action) -> Sight | None:
+        """What may be seen of a type; None where nothing may."""
+        with reading_at(None):  # rights are those of now, whenever what is read was so
+            return await self._sight(resource_type, action)
+
+    async def _sight(self, resource_type: str, action: Action) -> Sight | None:
+        if not self.allows(resource_type, action):
+            return None
+        filters = list(self.restrictions.filters(resource_type, action))
+        if self.is_administrator:
+            return Sight(tuple(filters), is_exact=True)
+        filters.append({"terms": {"$nin": list(very_restricted())}})
+        read = rule_of(self.caller.role, resource_type).read
+        if "everyone" in read:
+            return Sight(tuple(filters), is_exact=True)
+        family = await self.family()
+        found = [relations.filter_of(each, resource_type, family, self._base_url) for each in read]
+        named = [each for each in found if each is not None]
+        if len(named) == len(found):
+            filters.append(named[0] if len(named) == 1 else {"$or": named})
+            return Sight(tuple(filters), is_exact=True)
+        return Sight(tuple(filters), is_exact=False)
+
+    async def seen(self, resource_type: str, rows: Sequence[Facts]) -> set[str]:
+        """The ids of those that may be seen, scopes aside; a row has `_id` and all of its `terms`."""
+        read = rule_of(self.caller.role, resource_type).read
+        return await self.related(resource_type, rows, read)
+
+    async def related(
+        self,
+        resource_type: str,
+        rows: Sequence[Facts],
+        by: Sequence[Relation],
+        *,
+        is_own_past: bool = False,
+    ) -> set[str]:
+        """The ids of those that stand in one of the relations and may be disclosed, so far as they must be.
+
+        With `is_own_past` the caller is about to replace what it knows: how that is labelled does not matter then.
+        """
+        with reading_at(None):
+            return await self._related(resource_type, rows, by, is_own_past=is_own_past)
+
+    async def _related(
+        self,
+        resource_type: str,
+        rows: Sequence[Facts],
+        by: Sequence[Relation],
+        *,
+        is_own_past: bool,
+    ) -> set[str]:
+        if self.is_administrator:
+            return {row["_id"] for row in rows} if "everyone" in by else set()
+        passed: set[str] = set()
+        family = await self.family()
+        ordered = sorted(by, key=lambda each: each not in KNOWN_ALREADY)
+        for relation in ordered:
+            left = [row for row in rows if row["_id"] not in passed]
+            if not (is_own_past and relation in KNOWN_ALREADY):
+                left = [row for row in left if not labels_in(row["terms"]).is_very_restricted]
+            if not left:
+                continue
+            ids = await self._in_relation(relation, resource_type, left, family)
+            if relation == "patients" and ids:
+                told = [row for row in left if row["_id"] in ids]
+                ids = await self._disclosure.of(self.caller, resource_type, told)
+            passed |= ids
+        return passed
+
+    async def _in_relation(
+        self, relation: Relation, resource_type: str, rows: Sequence[Facts], family: Family
+    ) -> set[str]:
+        if relation != "patients":
+            return {
+                row["_id"]
+                for row in rows
+                if relations.holds(
+                    relation, resource_type, row, family, self.caller, self._base_url
+                )
+            }
+        about = {
+            row["_id"]: relations.patients_of(resource_type, row, self._base_url) for row in rows
+        }
+        own = await self.own_patients({each for of in about.values() for each in of}, family)
+        return {id_ for id_, of in about.items() if of and of <= own}
+
+    async def own_patients(self, patients: set[str], family: Family) -> set[str]:
+        """Those of the patients (`Patient/p1`) that are the organization's."""
+        return await relations.own_patients(self.belonging, self.caller.role, patients, family)
+
+    async def seen_versions(self, versions: Sequence[Stored], action: Action) -> list[Stored]:
+        """Those of the versions that may be seen: what they say, and what the resource says now, both must be."""
+        by_type: dict[str, list[Stored]] = {}
+        for stored in versions:
+            by_type.setdefault(stored.type, []).append(stored)
+        shown: set[str] = set()
+        with reading_at(None):
+            for resource_type, own in by_type.items():
+                if self.allows(resource_type, action):
+                    ids = await self._seen_of_type(resource_type, own, action)
+                    shown |= {f"{resource_type}/{each}" for each in ids}
+        return [each for each in versions if f"{each.type}/{_key(each)}" in shown]
+
+    async def _seen_of_type(
+        self, resource_type: str, versions: Sequence[Stored], action: Action
+    ) -> set[str]:
+        current = await self.current(resource_type, {each.id for each in versions})
+        now = [row for row in current.values() if not row.get("deleted")]
+        visible = await self.seen(resource_type, now)
+        rows: list[Facts] = []
+        for each in versions:
+            row = current.get(each.id)
+            if row is None or not (row.get("deleted") or each.id in visible):
+                continue
+            facts = await self._facts_of_version(each, row.get("by", ()))
+            if facts is not None and self.restrictions.match(resource_type, action, facts):
+                rows.append({**facts, "_id": _key(each), "id": each.id})
+        return await self.seen(resource_type, rows)
+
+    async def current(self, resource_type: str, ids: set[str]) -> dict[str, Facts]:
+        """The terms and writers of what is stored under these ids."""
+        rows = await self.store.find(
+            resource_type,
+            {"_id": {"$in": sorted(ids)}},
+            projection={"terms": 1, "by": 1, "deleted": 1, "v": 1},
+        )
+        return {row["_id"]: row for row in rows}
+
+    async def _facts_of_version(self, stored: Stored, by: Sequence[str]) -> Facts | None:
+        """What a version says; a deletion says what the version before it did."""
+        if stored.deleted:
+            before = await self.store.vread(stored.type, stored.id, stored.version - 1)
+            if before is None or before.deleted:
+                return None
+            stored = before
+        fields = extract(stored.type, stored.resource())
+        return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
+
+    async def facts_of(self, resource_type: str, row: Facts) -> Facts | None:
+        """What is known of a current document, by its last version where it was deleted."""
+        if not row.get("deleted"):
+            return row
+        gone = Stored(resource_type, row["_id"], row["v"], self.belonging.now(), "", deleted=True)
+        return await self._facts_of_version(gone, row.get("by", ()))
+
+
+def _key(stored: Stored) -> str:
+    """What tells versions apart where their resource's id does not."""
+    return f"{stored.id}/{stored.version}"

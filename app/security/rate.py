@@ -1,0 +1,82 @@
+"""How often somebody may come, and how much of theirs may be under way: token buckets and a crowd count.
+
+Both live in one process; several workers allow several times as much. https://www.rfc-editor.org/rfc/rfc6585#section-4
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+
+# Who is forgotten first came longest ago: a bucket that nobody touched is full again, which is what a new one is.
+_MOST_KEYS = 20_000
+# The smallest part of IPv6 that is handed out to one customer.
+_SITE = 64
+
+
+class Buckets:
+    """A bucket for each key: it holds `burst` tokens and gains `rate` a second."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = max(burst, 1.0)
+        self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, at
+
+    def take(self, key: str, now: float) -> float:
+        """Take a token; returns 0, or the seconds until there is one and takes none."""
+        tokens = self._tokens(key, now)
+        if tokens < 1.0:
+            return (1.0 - tokens) / self._rate
+        self._filled[key] = (tokens - 1.0, now)
+        self._filled.move_to_end(key)
+        if len(self._filled) > _MOST_KEYS:
+            self._filled.popitem(last=False)
+        return 0.0
+
+    def wait(self, key: str, now: float) -> float:
+        """What `take` would return, taking nothing."""
+        tokens = self._tokens(key, now)
+        return 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
+
+    def _tokens(self, key: str, now: float) -> float:
+        known = self._filled.get(key)
+        if known is None:
+            return self._burst
+        tokens, at = known
+        return min(self._burst, tokens + (now - at) * self._rate)
+
+
+class Crowd:
+    """How many of each key are inside, at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._inside: dict[str, int] = {}
+
+    def enter(self, key: str) -> bool:
+        """Whether there was room; who entered must leave."""
+        inside = self._inside.get(key, 0)
+        if inside >= self._most:
+            return False
+        self._inside[key] = inside + 1
+        return True
+
+    def leave(self, key: str) -> None:
+        inside = self._inside[key] - 1
+        if inside:
+            self._inside[key] = inside
+        else:
+            del self._inside[key]
+
+
+def site(address: str) -> str:
+    """Whose an address is, as far as it tells: itself, or for IPv6 its network, which holds more than we could count."""
+    if ":" not in address:
+        return address
+    try:
+        whole = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if whole.ipv4_mapped is not None:
+        return str(whole.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(whole), _SITE), strict=False))

@@ -1,0 +1,105 @@
+"""The davinci-alerts channel: each event as a Da Vinci Unsolicited Notification, posted to $process-message.
+
+http://hl7.org/fhir/us/davinci-alerts, for endpoints that take messages and no Subscription notices. A message has
+whole resources and stands for itself (davinci_message.py composes it): no handshake, no heartbeat, one event each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from app.coordination.codes import CHANNEL_TYPE, DAVINCI_ALERTS
+from app.settings import Settings
+from app.subscriptions.channels import http_endpoint
+from app.subscriptions.channels.message import address
+from app.subscriptions.channels.protocol import (
+    Asked,
+    Channel,
+    ChannelType,
+    Complaint,
+    Notice,
+    Outcome,
+    Surroundings,
+)
+from app.subscriptions.channels.rest_hook import RestHook
+
+Coding = Mapping[str, str]
+
+# How a Subscription asks for it: the additional channel type, on `message`.
+ASKED_BY = (CHANNEL_TYPE, DAVINCI_ALERTS)
+_EVENT_SYSTEM = "http://hl7.org/fhir/us/davinci-alerts/CodeSystem/notification-event"
+# What the guide has a code for, by the last part of our topics' URLs.
+_EVENTS = MappingProxyType(
+    {
+        "encounter-admission": ("notification-admit", "Admit Notification"),
+        "encounter-snf-admission": ("notification-admit", "Admit Notification"),
+        "encounter-discharge": ("notification-discharge", "Discharge Notification"),
+        "encounter-transfer": ("notification-transfer", "Transfer Notification"),
+        "careteam-change": ("notification-care-team-change", "Care Team Change Notification"),
+        "condition-new": ("notification-new-condition", "New Condition Notification"),
+        "referral": ("notification-referral", "Referral Notification"),
+    }
+)
+# The message itself is at fault: the same one will not be taken later.
+_OF_NO_USE = frozenset({400, 422})
+# Seconds; for a receiver that is asked too often and does not say when to come back.
+_SLOWER = 30.0
+
+
+def event_of(topic: str | None, settings: Settings) -> Coding | None:
+    """The guide's code for a topic by its URL; None where it has none."""
+    base = settings.topic_base.rstrip("/") + "/"
+    if topic is None or not topic.startswith(base):
+        return None
+    found = _EVENTS.get(topic.removeprefix(base).partition("|")[0])
+    if found is None:
+        return None
+    return {"system": _EVENT_SYSTEM, "code": found[0], "display": found[1]}
+
+
+class Alerts:
+    """Sends by HTTP and reads the answers as the guide wants them read."""
+
+    def __init__(self, way: Channel) -> None:
+        self._way = way
+
+    async def send(self, notice: Notice) -> Outcome:
+        """One attempt."""
+        outcome = await self._way.send(notice)
+        if outcome.status in _OF_NO_USE:
+            return outcome._replace(refused=True)
+        if outcome.status == 429:
+            return outcome._replace(retry_after=max(outcome.retry_after or 0.0, _SLOWER))
+        return outcome
+
+    async def close(self) -> None:
+        await self._way.close()
+
+
+def _make(around: Surroundings) -> Alerts:
+    return Alerts(RestHook.within(around))
+
+
+def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+    """As for any endpoint that is called, and what only whole messages of known events can give."""
+    yield from http_endpoint.check(asked, settings)
+    if event_of(asked.topic, settings) is None:
+        known = ", ".join(sorted(_EVENTS))
+        yield (
+            "type",
+            "not-supported",
+            f"Da Vinci notifications have no event for this; they have for the topics {known}",
+        )
+    if asked.topical and asked.content != "full-resource":
+        yield "payload", "not-supported", "A message has whole resources: full-resource content"
+
+
+DAVINCI = ChannelType(
+    make=_make,
+    check=check,
+    address=address,
+    calls_out=True,
+    proves=False,
+    is_message=True,
+)

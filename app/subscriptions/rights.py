@@ -1,0 +1,199 @@
+"""What a Subscription's owner may see now: asked for every notice, however long ago the Subscription was made.
+
+A Subscription remembers in `private.owner` which client made it, and with which scopes. What counts are the scopes of
+then as far as the client is still registered with them, its role and organization, and its patients, all of now. What
+the server keeps itself (for Endpoints and contracts) is judged as its recipient's own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from app.consent import labels
+from app.consent.gate import Limit, Limits
+from app.consent.judgement import FULL, Judgement
+from app.consent.provisions import Question
+from app.consent.recipients import Recipient, resolve
+from app.coordination.codes import SUBSCRIPTION_ORIGIN
+from app.fhir_json import Resource
+from app.mongo import Document
+from app.routing.recipient import recipient_of
+from app.search.extract import extract
+from app.security.access import Access, Accesses
+from app.security.caller import NOBODY, Caller, Role
+from app.security.scopes import intersect
+from app.security.view import View
+from app.settings import Settings
+from app.store import Store
+from app.subscriptions.alongside import alongside
+from app.subscriptions.batching import Row
+from app.subscriptions.ledger import Delivery
+from app.subscriptions.registration import Registration
+from app.subscriptions.topics import Topic
+from app.versions import Stored
+
+NO_ACCESS = Judgement("withhold", "access")
+# The role that a recipient has whose Subscriptions the server keeps, by what they are kept for.
+_KEPT_FOR: Mapping[str, Role] = {"endpoint": "practice", "contract": "state"}
+_READ_ALL = ("system/*.rs",)
+_REMEMBERED = 10_000
+
+
+class Client(Protocol):
+    """A registered client, as far as it matters here."""
+
+    @property
+    def organization(self) -> str | None: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def scopes(self) -> tuple[str, ...]: ...
+    @property
+    def disabled(self) -> bool: ...
+
+
+class Clients(Protocol):
+    """The registry of clients."""
+
+    async def get(self, client_id: str) -> Client | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a Subscription, with which scopes. A client's role and organization are read from the registry."""
+
+    caller: Caller
+    is_client: bool
+
+
+def owner_document(caller: Caller) -> Document:
+    """What `private.owner` of a Subscription holds."""
+    return {"client_id": caller.client_id, "scopes": list(caller.scopes)}
+
+
+class Rights:
+    """Judges rows by what owners may see. `clients` is the registry; without it no client is known."""
+
+    def __init__(self, accesses: Accesses, store: Store, settings: Settings) -> None:
+        self._accesses = accesses
+        self._store = store
+        self._is_on = settings.auth == "smart"
+        self.clients: Clients | None = None
+        self._owners: OrderedDict[tuple[str, int], Owner] = OrderedDict()
+
+    async def limits(self, rows: Sequence[Row], registration: Registration) -> Limits:
+        """Of rows of one Subscription those that its owner may not see, or not with all that travels along.
+
+        Raises PyMongoError where it cannot be judged.
+        """
+        if not self._is_on:
+            return {}
+        owner = await self._owner(registration)
+        access = self._accesses.of(await self._present(owner))
+        if access is None:
+            return {}
+        deliveries = [delivery for delivery, _ in rows]
+        return await self.limits_of(access, deliveries, registration.topic)
+
+    async def limits_of(
+        self, access: Access, deliveries: Sequence[Delivery], topic: Topic | None
+    ) -> dict[str, Limit]:
+        """The same for whoever it is; each row has a limit, through whose `view` what travels along is to be read."""
+        found: dict[str, Limit] = {}
+        view = View(self._store, access)
+        for delivery in deliveries:
+            focus = delivery.focus
+            reference = f"{focus['type']}/{focus['id']}"
+            question = Question(
+                reference, labels.NONE, Recipient(None), self._accesses.belonging.now()
+            )
+            version = await self._store.vread(focus["type"], focus["id"], focus["version"])
+            if version is None or not await access.seen_versions([version], "r"):
+                found[delivery.id] = Limit(NO_ACCESS, (), question, None)
+                continue
+            hidden = await self._hidden(view, version, delivery, topic)
+            found[delivery.id] = Limit(FULL, (), question, None, hidden, view)
+        return found
+
+    async def _hidden(
+        self, view: View, version: Stored, delivery: Delivery, topic: Topic | None
+    ) -> frozenset[str]:
+        """What would travel along that the owner may not see."""
+        if topic is None or version.deleted:
+            return frozenset()
+        fields = extract(version.type, version.resource())
+        along = [
+            *await alongside(self._store, topic, version.reference, fields),
+            *delivery.context,
+        ]
+        keys = [(type_, id_) for type_, _, id_ in (each.partition("/") for each in along)]
+        seen = await view.read_many(keys)
+        return frozenset(each for each in along if each not in seen)
+
+    async def _owner(self, registration: Registration) -> Owner:
+        key = (registration.id, registration.version)
+        known = self._owners.get(key)
+        if known is None:
+            known = self._owners[key] = await self._read(registration.id)
+            if len(self._owners) > _REMEMBERED:
+                self._owners.popitem(last=False)
+        return known
+
+    async def _read(self, subscription: str) -> Owner:
+        rows = await self._store.find(
+            "Subscription",
+            {"_id": subscription},
+            projection={"private.owner": 1, "text": 1, "v": 1, "at": 1},
+        )
+        private: Any = rows[0].get("private", {}).get("owner") if rows else None
+        if private is not None:
+            scopes = tuple(private["scopes"])
+            return Owner(Caller(private["client_id"], scopes=scopes), is_client=True)
+        if not rows or "text" not in rows[0]:
+            return Owner(NOBODY, is_client=False)
+        resource = Stored(
+            "Subscription", subscription, rows[0]["v"], rows[0]["at"], rows[0]["text"]
+        ).resource()
+        return Owner(await self._kept(resource), is_client=False)
+
+    async def _kept(self, subscription: Resource) -> Caller:
+        """Whose a Subscription is that no client made."""
+        origins = {
+            tag.get("code")
+            for tag in subscription.get("meta", {}).get("tag", ())
+            if tag.get("system") == SUBSCRIPTION_ORIGIN
+        }
+        role = next((_KEPT_FOR[each] for each in origins if each in _KEPT_FOR), None)
+        recipient = recipient_of(subscription)
+        if role is None or recipient is None:
+            return NOBODY
+        names = (await resolve(self._store, recipient, "provider")).itself
+        organization = next((each for each in names if each.startswith("Organization/")), None)
+        return Caller("carerelay", organization, role, _READ_ALL)
+
+    async def _present(self, owner: Owner) -> Caller:
+        """The owner with what rights are left."""
+        if not owner.is_client:
+            return owner.caller
+        client = await self.clients.get(owner.caller.client_id) if self.clients else None
+        if client is None or client.disabled:
+            return NOBODY
+        scopes = intersect(owner.caller.scopes, client.scopes)
+        return Caller(owner.caller.client_id, client.organization, client.role, scopes)
+
+
+def stricter(one: Limits, other: Limits) -> Limits:
+    """What limits by consent and those by rights leave: the strictest verdict, seen as rights let it be seen."""
+    if not other:
+        return one
+    found = dict(one)
+    for id_, limit in other.items():
+        known = found.get(id_)
+        if known is None or limit.verdict == "withhold":
+            found[id_] = limit
+        else:
+            found[id_] = replace(known, hidden=limit.hidden, view=limit.view)
+    return found
