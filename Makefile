@@ -9,7 +9,7 @@ UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos cov bench bench-growth check fmt lock clean
+.PHONY: help install run test chaos cov bench bench-growth check fmt sbom audit lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,15 @@ check: $(STAMP) ## Check format, lint, types and the lock file
 fmt: $(STAMP) ## Format the code and apply the safe fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+sbom: $(STAMP) ## Write build/sbom.json: what the server is made of, as CycloneDX, from the lock file
+	@mkdir -p build
+	$(UV) export --quiet --frozen --no-dev --no-emit-project --format cyclonedx1.5 --output-file build/sbom.json
+
+audit: $(STAMP) ## Look for known weaknesses of what is locked; asks PyPI and OSV, so it needs the network
+	@mkdir -p build
+	$(UV) export --quiet --frozen --no-emit-project --format requirements.txt --output-file build/requirements.txt
+	$(UV) tool run --from 'pip-audit>=2.9,<3' pip-audit --require-hashes --disable-pip --requirement build/requirements.txt
 
 lock: $(STAMP) ## Write uv.lock anew after a change of dependencies
 	$(UV) lock

@@ -71,7 +71,7 @@ def add(
         with _new_keys(jwks, jwks_url, new_key) as found:
             return await registry.add(wanted | found)
 
-    added = _with_clients(data, mongodb_uri, work)
+    added = _with_clients(data, mongodb_uri, work, done="clients add")
     console.print(added.client_id)
 
 
@@ -109,21 +109,25 @@ def rotate_client(
         with _new_keys(jwks, jwks_url, new_key) as found:
             return await registry.rotate(client, **found)
 
-    _with_clients(data, mongodb_uri, work)
+    _with_clients(data, mongodb_uri, work, done=f"clients rotate {client}")
     console.print(f"{escape(client)} has new keys")
 
 
 @clients.command()
 def disable(client: ClientId, data: Data = None, mongodb_uri: Uri = None) -> None:
     """Shut a client out, with all tokens that it holds, within a second."""
-    _with_clients(data, mongodb_uri, lambda registry: registry.disable(client))
+    done = f"clients disable {client}"
+    _with_clients(data, mongodb_uri, lambda registry: registry.disable(client), done=done)
     console.print(f"{escape(client)} is disabled")
 
 
 @clients.command()
 def enable(client: ClientId, data: Data = None, mongodb_uri: Uri = None) -> None:
     """Let a disabled client in again."""
-    _with_clients(data, mongodb_uri, lambda registry: registry.disable(client, disabled=False))
+    done = f"clients enable {client}"
+    _with_clients(
+        data, mongodb_uri, lambda registry: registry.disable(client, disabled=False), done=done
+    )
     console.print(f"{escape(client)} is enabled")
 
 
@@ -170,7 +174,7 @@ def list_keys(data: Data = None, mongodb_uri: Uri = None) -> None:
 @keys.command("rotate")
 def rotate_key(data: Data = None, mongodb_uri: Uri = None) -> None:
     """Sign with a new key from now on; the tokens that were given stay good until they expire."""
-    kid = _with_keys(data, mongodb_uri, lambda own: own.rotate())
+    kid = _with_keys(data, mongodb_uri, lambda own: own.rotate(), done="keys rotate")
     console.print(f"{kid} signs from now on")
 
 
@@ -219,22 +223,36 @@ def _make_key(file: Path) -> dict[str, Any]:
     return dict(made.as_dict(private=False))
 
 
-def _with_clients(data: Path | None, uri: str | None, work: Callable[[Clients], Awaitable[T]]) -> T:
+def _with_clients(
+    data: Path | None, uri: str | None, work: Callable[[Clients], Awaitable[T]], done: str = ""
+) -> T:
+    """Work on the registry; what was `done` goes on record."""
+    from app.audit import administration
     from app.security.clients import Clients
     from app.security.egress import Egress
 
     async def on(mongo: Mongo, settings: Settings) -> T:
-        return await work(Clients(mongo, Egress.from_settings(settings)))
+        result = await work(Clients(mongo, Egress.from_settings(settings)))
+        if done:
+            await administration.note(mongo, settings, done)
+        return result
 
     return with_database(data, uri, on)
 
 
-def _with_keys(data: Path | None, uri: str | None, work: Callable[[ServerKeys], Awaitable[T]]) -> T:
+def _with_keys(
+    data: Path | None, uri: str | None, work: Callable[[ServerKeys], Awaitable[T]], done: str = ""
+) -> T:
+    """Work on the server's keys; what was `done` goes on record."""
+    from app.audit import administration
     from app.security import secrets
     from app.security.keys import ServerKeys
 
     async def on(mongo: Mongo, settings: Settings) -> T:
-        return await work(ServerKeys(mongo, secrets.of_settings(settings)))
+        result = await work(ServerKeys(mongo, secrets.of_settings(settings)))
+        if done:
+            await administration.note(mongo, settings, done)
+        return result
 
     return with_database(data, uri, on)
 
@@ -243,44 +261,16 @@ def with_database(
     data: Path | None, uri: str | None, work: Callable[[Mongo, Settings], Awaitable[T]]
 ) -> T:
     """Do something on the database of the settings; ends the command with a sentence where that fails."""
+    from app.cli_database import on_database
     from app.embedded import EmbeddedMongoError
     from app.errors import FhirError
     from app.security.clients import RegistryError
     from app.security.secrets import SecretsError
 
-    given = {"data": data, "mongodb_uri": uri}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     try:
-        with _database(settings) as settings:
-            return asyncio.run(_on_database(settings, work))
+        return on_database(data, uri, work)
     except (RegistryError, SecretsError, EmbeddedMongoError, FhirError) as error:
         _fail(str(error))
-
-
-async def _on_database(settings: Settings, work: Callable[[Mongo, Settings], Awaitable[T]]) -> T:
-    from app.mongo import Mongo
-
-    mongo = await Mongo.open(settings)
-    try:
-        return await work(mongo, settings)
-    finally:
-        await mongo.close()
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[Settings]:
-    """The settings with a database behind them: the operator's, the one a server runs, or one started for this."""
-    from app.embedded import EmbeddedMongo, running_uri
-
-    if settings.mongodb_uri:
-        yield settings
-        return
-    running = running_uri(settings.data)
-    if running is not None:
-        yield settings.model_copy(update={"mongodb_uri": running})
-        return
-    with EmbeddedMongo(settings.data) as own:
-        yield settings.model_copy(update={"mongodb_uri": own.uri})
 
 
 def _show(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -6,17 +6,17 @@ example panel, and a story (examples/stay/story.json) of which one practice hear
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
 
 from app.definitions import EXAMPLES
 from app.demo_practices import Practice, practice
@@ -32,8 +32,6 @@ from app.demo_server import (
 )
 from app.demo_story import Story
 from app.fhir_json import Resource
-from app.load import load
-from app.load_outcome import Report
 from app.serve import address, stop_on_terminate
 from app.settings import Settings
 
@@ -45,6 +43,22 @@ DIRECTORY = "0*.json"
 MEMBERS = "[1-9]*.json"
 LAST_LOADED = "Group/state-high-risk"
 KEPT = "http://carerelay.example/CodeSystem/subscription-origin|endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Everything that takes part."""
+
+    client: httpx.Client
+    story: Story
+    told: Practice
+    others: Practice
+    settings: Settings
+    console: Console
+
+    def behind(self, endpoint: str) -> Practice:
+        """Who receives what goes to an Endpoint."""
+        return self.told if endpoint == self.story.told["practice"]["endpoint"] else self.others
 
 
 def run(settings: Settings, console: Console, *, once: bool) -> None:
@@ -63,65 +77,59 @@ def run(settings: Settings, console: Console, *, once: bool) -> None:
         wait_until_ready(process, client, directory)
         console.print(f"Database and server are up: [bold]{base}[/]")
         story = Story(client, told, console)
-        _prepare(client, story, told, others, settings, console)
+        stage = Stage(client, story, told, others, settings, console)
+        _prepare(stage)
         story.play()
-        _end(story, told, others, console)
+        _end(stage)
         if not once:
-            _keep_serving(process, base, story, told, console)
+            _keep_serving(process, base, stage)
 
 
-def _prepare(
-    client: httpx.Client,
-    story: Story,
-    told: Practice,
-    others: Practice,
-    settings: Settings,
-    console: Console,
-) -> None:
+def _prepare(stage: Stage) -> None:
     """The practices with their endpoints, whom the server subscribes of itself; then the members."""
+    story, client, console = stage.story, stage.client, stage.console
     addresses = {
-        name: f"{(told if name == story.told['practice']['endpoint'] else others).url}/{name[9:]}"
+        name: f"{stage.behind(name).url}/{name.partition('/')[2]}"
         for name in story.told["careplanCopies"]
     }
-    base = str(client.base_url).rstrip("/")
     loaded = exists(client, LAST_LOADED)
     if not loaded:
-        _load(base, DIRECTORY, addresses)
+        _load(client, DIRECTORY, addresses)
     for name, url in addresses.items():
         endpoint = send(client, "GET", name)
         send(client, "PUT", name, {**endpoint, "address": url})
-    _wait_until_subscribed(client, addresses, settings)
+    count = _wait_until_subscribed(client, addresses, stage.settings)
     console.print(
-        f"{len(addresses)} practices have an endpoint, so the server subscribes them itself: "
-        f"{', '.join(addresses.values())}"
+        f"{len(addresses)} practices have an endpoint, so the server has subscribed them itself: "
+        f"{count} Subscriptions, each active after its handshake"
     )
     if loaded:
         console.print("The members are here from last time.")
         return
-    report = _load(base, MEMBERS, {})
-    members = report.created["Patient"] + report.updated["Patient"]
-    console.print(f"Loaded {members} invented members and all about them: {report.total} resources")
-    copies = story.told["careplanCopies"]
-    for at in (told, others):
-        count = sum(number for name, number in copies.items() if addresses[name].startswith(at.url))
-        at.next([("careplan-change", "created")] * count)
+    members = _load(client, MEMBERS, {})
     console.print(
-        f"  [green]<-[/] {sum(copies.values())} copies of first care plans, each to its member's practice"
+        f"Loaded {members['Patient']} invented members and all about them: {members.total()} resources"
+    )
+    copies = story.told["careplanCopies"]
+    for practice_ in (stage.told, stage.others):
+        number = sum(copies[name] for name in addresses if stage.behind(name) is practice_)
+        practice_.next([("careplan-change", "created")] * number)
+    console.print(
+        f"  [green]<-[/] {sum(copies.values())} copies of first care plans, "
+        "each to its member's practice"
     )
 
 
-def _load(base: str, pattern: str, addresses: Mapping[str, str]) -> Report:
-    """Load files of the panel with these Endpoint addresses. Raises DemoError for a refusal."""
-    with tempfile.TemporaryDirectory(prefix="carerelay-panel-") as directory:
-        for path in sorted(PANEL.glob(pattern)):
-            bundle = json.loads(path.read_text("utf-8"))
-            for entry in bundle["entry"]:
-                _readdress(entry["resource"], addresses)
-            (Path(directory) / path.name).write_text(json.dumps(bundle), encoding="utf-8")
-        report: Report = asyncio.run(load([Path(directory)], base, lambda _: None))
-    for refusal in report.refusals:
-        raise DemoError(f"The server refused {refusal.resource}: {refusal.reason}")
-    return report
+def _load(client: httpx.Client, pattern: str, addresses: Mapping[str, str]) -> Counter[str]:
+    """Files of the panel, each a transaction, with these Endpoint addresses; how many resources of each type."""
+    loaded = Counter[str]()
+    for path in sorted(PANEL.glob(pattern)):
+        bundle = json.loads(path.read_text("utf-8"))
+        for entry in bundle["entry"]:
+            _readdress(entry["resource"], addresses)
+            loaded[entry["resource"]["resourceType"]] += 1
+        send(client, "POST", "", bundle)
+    return loaded
 
 
 def _readdress(resource: Resource, addresses: Mapping[str, str]) -> None:
@@ -132,8 +140,8 @@ def _readdress(resource: Resource, addresses: Mapping[str, str]) -> None:
 
 def _wait_until_subscribed(
     client: httpx.Client, addresses: Mapping[str, str], settings: Settings
-) -> None:
-    """Each role that is reached by one of the endpoints has an active Subscription for each topic."""
+) -> int:
+    """Each role that is reached by one of the endpoints has an active Subscription for each topic; how many."""
 
     def count(resource_type: str, **query: str) -> int:
         query_string = str(httpx.QueryParams({**query, "_summary": "count"}))
@@ -146,30 +154,31 @@ def _wait_until_subscribed(
         f"{expected} Subscriptions for the practices' endpoints",
         lambda: count("Subscription", _tag=KEPT, status="active", url=urls) == expected,
     )
+    return expected
 
 
-def _end(story: Story, told: Practice, others: Practice, console: Console) -> None:
+def _end(stage: Stage) -> None:
     """Everybody has got what is theirs, and nobody anything else. Raises DemoError where not."""
-    story.settle()
-    told.expect_nothing_more()
-    others.expect_nothing_more()
-    console.print(
-        f"\n{story.arrived} notices arrived, {story.withheld} was withheld; "
+    stage.story.settle()
+    stage.told.expect_nothing_more()
+    stage.others.expect_nothing_more()
+    stage.console.print(
+        f"\n{stage.story.arrived} notices arrived, {stage.story.withheld} was withheld; "
         "the two other practices received none of them."
     )
 
 
-def _keep_serving(
-    process: subprocess.Popen[bytes], base: str, story: Story, told: Practice, console: Console
-) -> None:
+def _keep_serving(process: subprocess.Popen[bytes], base: str, stage: Stage) -> None:
+    story = stage.story
     plan = story.told["carePlanChange"]["carePlan"]
     with suppress(KeyboardInterrupt):
-        console.print(
+        stage.console.print(
             f"\nTry     curl '{base}/Encounter?patient={story.told['patient']}'\n"
             f"        curl {base}/{story.stay}/_history\n"
-            f"        curl '{escape(base)}/{plan}/$summary'\n"
+            f"        curl '{base}/{story.stay}/$notices'\n"
+            f"        curl '{base}/{plan}/$summary'\n"
             f"        curl '{base.removesuffix('/fhir')}/admin/deliveries?state=suppressed'\n"
-            f"        curl {told.url}/received\n"
+            f"        curl {stage.told.url}/received\n"
             "Ctrl-C stops everything."
         )
         process.wait()

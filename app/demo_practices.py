@@ -31,11 +31,8 @@ class Notice:
     def kind(self) -> tuple[str, str]:
         return self.topic, self.trigger
 
-    def line(self) -> str:
-        return (
-            f"{self.topic.replace('-', ' ')} {self.trigger}, {self.focus}, "
-            f"[bold]{self.milliseconds:.0f} ms[/] after the commit"
-        )
+    def __str__(self) -> str:
+        return f"{self.topic.replace('-', ' ')} {self.trigger}, {self.focus}"
 
 
 @dataclass(slots=True)
@@ -43,7 +40,6 @@ class Practice:
     """The stand-in for an endpoint, or for several that are told apart by their path."""
 
     url: str
-    handshakes: int = 0
     _came: queue.SimpleQueue[Received] = field(default_factory=queue.SimpleQueue)
 
     def next(self, expected: Iterable[tuple[str, str]]) -> list[Notice]:
@@ -56,9 +52,9 @@ class Practice:
             except queue.Empty:
                 names = ", ".join(" ".join(kind) for kind in missing)
                 raise DemoError(f"Not within {PATIENCE_SECONDS:.0f} s: {names}.") from None
-            for notice in self._understood(came):
+            for notice in notices(came):
                 if not missing[notice.kind]:
-                    raise DemoError(f"An unexpected notice: {notice.line()}")
+                    raise DemoError(f"An unexpected notice: {notice}")
                 missing -= Counter([notice.kind])
                 found.append(notice)
         return found
@@ -66,13 +62,8 @@ class Practice:
     def expect_nothing_more(self) -> None:
         """Raises DemoError where a notice has come that nobody waited for."""
         while not self._came.empty():
-            for notice in self._understood(self._came.get()):
-                raise DemoError(f"An unexpected notice at {self.url}: {notice.line()}")
-
-    def _understood(self, came: Received) -> list[Notice]:
-        if came.kind == "handshake":
-            self.handshakes += 1
-        return notices(came) if came.kind == "event-notification" else []
+            for notice in notices(self._came.get()):
+                raise DemoError(f"An unexpected notice at {self.url}: {notice}")
 
     def take(self, came: Received) -> None:
         self._came.put(came)
@@ -92,7 +83,7 @@ def practice() -> Iterator[Practice]:
 
 
 def notices(came: Received) -> list[Notice]:
-    """The events of a notification Bundle with whole resources."""
+    """The events of a notification Bundle with whole resources; a handshake has none."""
     entries = (came.resource or {})["entry"]
     carried = {entry["fullUrl"]: entry.get("resource", {}) for entry in entries}
     status = entries[0]["resource"]["parameter"]

@@ -22,7 +22,7 @@ from app.settings import Settings
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 # What lets a practice's Endpoint be enough to be told, and a change of a care plan be told at once.
 OPERATOR = {
     "CARERELAY_AUTH": "off",

@@ -52,7 +52,8 @@ class Story:
         fired = [(each["topic"], each["trigger"]) for each in step["fires"]]
         for notice in self._practice.next(fired):
             self.arrived += 1
-            self._console.print(f"  [green]<-[/] {notice.line()}")
+            after = f"[bold]{notice.milliseconds:.0f} ms[/] after the commit"
+            self._console.print(f"  [green]<-[/] {notice}, {after}")
             for line in notice.text.splitlines():
                 self._console.print(f"       {escape(line)}")
 

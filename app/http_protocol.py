@@ -33,12 +33,12 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if not self._inside:
             self._unfinished += len(data)
-            if self._unfinished > MAX_HEADER_BYTES and len(data) < self._unfinished:
-                self._refuse()
-                return
         super().data_received(data)
-        if self._unfinished and self._patience is None and not self._inside:
-            self._wait()
+        if self._unfinished:
+            if self._unfinished > MAX_HEADER_BYTES:
+                self._refuse()
+            elif self._patience is None:
+                self._wait()
 
     def on_headers_complete(self) -> None:
         self._unfinished = 0

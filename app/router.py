@@ -90,6 +90,7 @@ class Direct:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        context: Context | None = None
         try:
             handler = self._handlers.get(request.method)
             if handler is None:
@@ -98,6 +99,8 @@ class Direct:
             context = await _context(request, exchange.read_prefer(None))
             response = await recorder.run(handler, request, context)
         except FhirError as error:
+            if context is None:
+                error = await recorder.refused(request, error)
             response = exchange.respond_error(error)
         except ConnectionFailure:
             log.warning("database unreachable", extra={"action": "request"})

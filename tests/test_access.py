@@ -600,6 +600,33 @@ async def test_labels_in_use_are_those_of_ones_own(world: World) -> None:
     assert "secret-of-s" in (await world.get("south", "/Condition/$meta")).text
 
 
+@pytest.mark.parametrize("url", ["/$export", "/Patient/$export", "/Group/{own}/$export"])
+@pytest.mark.parametrize("who", ["north", "general", "plan-a", "agency"])
+async def test_exports_hold_what_may_be_seen(world: World, who: str, url: str) -> None:
+    if "Group" in url:
+        name = new_id()
+        manager = world.authority.known[who].organization or ""
+        await world.put("admin", designated(name, manager.partition("/")[2], "pn", "ps"))
+        url = url.format(own=name)
+    asked = await world.get(who, url, headers={"Prefer": "respond-async"})
+    if "Group" in url and who == "general":
+        assert_outcome(asked, 403, "forbidden")
+        return
+    assert asked.status_code == 202, asked.text
+    await world.server.exports.drain()
+    place = asked.headers["Content-Location"]
+    assert (await world.get("south", place)).status_code == 404
+    manifest = (await world.get(who, place)).json()
+    texts = [(await world.get(who, each["url"])).text for each in manifest["output"]]
+    lines = "".join(texts)
+    assert '"id":"en"' in lines
+    if "Group" not in url or who == "north":
+        assert '"id":"ps"' not in lines
+        assert '"id":"es"' not in lines
+    if "Group" in url:
+        await world.ask("admin", "DELETE", f"/Group/{name}")
+
+
 # The house
 
 

@@ -351,6 +351,6 @@ async def test_topics_whose_urls_end_alike_are_both_shown(client: httpx.AsyncCli
     assert await shown_as_basic(client, theirs) == []
 
 
-async def test_with_authorization_on_nobody_is_an_operator(mongod: str) -> None:
+async def test_with_authorization_on_strangers_are_no_operators(mongod: str) -> None:
     async with running(make_settings(mongod, auth="smart")) as (_, client):
-        assert_outcome(await client.get(f"{ADMIN}/deliveries"), 403, "forbidden")
+        assert_outcome(await client.get(f"{ADMIN}/deliveries"), 401, "login")

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from app.audit import administration
 from app.audit.chain import digest
 from app.audit.log import AuditLog
+from app.audit.provenance import provenance
 from app.audit.verification import Report, verify
+from app.cli import app as command_line
 from app.context import Server
 from app.mongo import Mongo
 from app.security import secrets
 from app.settings import Settings
+from tests.access_world import World, world
 from tests.conftest import BASE, make_settings, running
 from tests.outcomes import assert_outcome
+from tests.smart_builders import ask, bearer, claims_of, ec_key, register, signed, token_for
 from tests.subscription_builders import encounter, topic_based
 from tests.subscription_receiver import receiving
 
@@ -283,6 +292,20 @@ async def test_a_notice_that_is_not_taken_is_recorded_as_a_failure(recorded: Pai
     assert (event["outcome"], event["outcomeDesc"].split()[:2]) == ("8", ["HTTP", "400"])
 
 
+async def test_a_provenance_says_for_whom_the_server_wrote(recorded: Pair) -> None:
+    server, client = recorded
+    body = provenance(
+        ["Encounter/e1/_history/2"],
+        "UPDATE",
+        server.mongo.now(),
+        behalf="Organization/hospital",
+        sources=["Bundle/message-1"],
+    )
+    answer = await client.post(f"{BASE}/Provenance", json=body)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["agent"][0]["onBehalfOf"] == {"reference": "Organization/hospital"}
+
+
 # Who reads it
 
 
@@ -352,6 +375,105 @@ async def test_without_an_audit_audit_events_are_a_type_like_others(
     await put_patient(recorded[1], "stored-1")
     (event,) = await events(recorded[1], patient="stored-1")
     assert (await client.post(f"{BASE}/AuditEvent", json=event)).status_code == 201
+
+
+# With authorization
+
+
+@pytest.fixture(scope="module")
+async def guarded(mongod: str) -> AsyncIterator[World]:
+    async with world(mongod) as found:
+        yield found
+
+
+async def seen_by_admin(guarded: World, **parameters: str) -> list[dict[str, Any]]:
+    headers = {"Authorization": "Bearer admin"}
+    answer = await guarded.client.get("/AuditEvent", params=parameters, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return [entry["resource"] for entry in answer.json().get("entry", ())]
+
+
+async def test_with_authorization_all_must_be_on_record(guarded: World) -> None:
+    assert guarded.server.audit is not None
+    assert guarded.server.audit.required
+
+
+async def test_who_asked_is_named_with_organization_and_role(guarded: World) -> None:
+    assert (await guarded.get("north", "/Patient/audited")).status_code == 404
+    (event,) = await seen_by_admin(guarded, entity="Patient/audited", outcome="4")
+    client, _, organization = event["agent"]
+    assert client["who"]["identifier"]["value"] == "north"
+    assert organization["who"]["reference"] == "Organization/north"
+    assert organization["role"] == [{"text": "practice"}]
+    assert [agent["requestor"] for agent in event["agent"]] == [False, False, True]
+    assert event in await seen_by_admin(guarded, agent="Organization/north")
+    assert event in await seen_by_admin(guarded, agent="north")
+
+
+async def test_a_missing_scope_is_on_record(guarded: World) -> None:
+    answer = await guarded.get("north", "/Patient/p-scope", scopes="system/Encounter.rs")
+    assert answer.status_code in (403, 404)
+    (event,) = await seen_by_admin(guarded, entity="Patient/p-scope")
+    assert event["outcome"] == "4"
+
+
+@pytest.mark.parametrize("place", ["/fhir/Patient/x", "/fhir/_export/x", "/admin/topics"])
+async def test_who_shows_no_token_is_on_record(guarded: World, place: str) -> None:
+    before = len(await seen_by_admin(guarded, type="110114", outcome="4", _count="1000"))
+    answer = await guarded.client.get(f"{BASE.removesuffix('/fhir')}{place}")
+    assert answer.status_code == 401
+    event, *rest = await seen_by_admin(guarded, type="110114", outcome="4", _count="1000")
+    assert len(rest) == before
+    assert codes(event) == ["110122"]
+    assert event["outcomeDesc"] == "HTTP 401"
+
+
+async def test_administration_is_on_record(guarded: World) -> None:
+    root = BASE.removesuffix("/fhir")
+    headers = {"Authorization": "Bearer admin"}
+    answer = await guarded.client.get(f"{root}/admin/topics", headers=headers)
+    assert answer.status_code == 200
+    event = (await seen_by_admin(guarded, type="110100"))[0]
+    assert event["agent"][0]["who"]["identifier"]["value"] == "admin"
+    assert entities(event, *QUERY)[0]["description"] == "GET /admin/topics"
+
+
+@pytest.mark.parametrize("who", ["north", "general", "plan-a", "agency"])
+async def test_only_administrators_read_the_audit(guarded: World, who: str) -> None:
+    assert_outcome(await guarded.get(who, "/AuditEvent"), 403, "forbidden")
+    assert_outcome(await guarded.get(who, "/AuditEvent/x"), 403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("scope", "place", "status"),
+    [
+        ("system/Patient.rs", "/AuditEvent", 403),
+        ("system/AuditEvent.r", "/AuditEvent", 403),
+        ("system/AuditEvent.s", "/AuditEvent/x", 403),
+        ("system/AuditEvent.rs", "/AuditEvent", 200),
+        ("system/AuditEvent.rs", "/AuditEvent/x", 404),
+    ],
+)
+async def test_administrators_need_the_scope(
+    guarded: World, scope: str, place: str, status: int
+) -> None:
+    assert (await guarded.get("admin", place, scopes=scope)).status_code == status
+
+
+async def test_tokens_given_and_refused_are_on_record(mongod: str, tmp_path: Path) -> None:
+    settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path)
+    async with running(settings) as (server, client):
+        key = ec_key()
+        who = await register(server, key, role="administrator", organization=None)
+        granted = await token_for(server, client, who, key)
+        refused = await ask(client, signed(claims_of(server, who), ec_key()))
+        assert refused.status_code in (400, 401)
+        answer = await client.get(f"{BASE}/AuditEvent?type=110114", headers=bearer(granted))
+        found = [
+            (event["agent"][0]["who"]["identifier"]["value"], event["outcome"])
+            for event in (entry["resource"] for entry in answer.json()["entry"])
+        ]
+        assert found == [("unknown", "4"), (who, "0")]
 
 
 # Writing fails
@@ -509,6 +631,8 @@ async def stopped(mongod: str) -> AsyncIterator[Written]:
     async with running(settings) as (_, client):
         for _ in range(6):
             await put_patient(client, "p1")
+        await client.get(f"{BASE}/Patient/p1")
+        await client.get(f"{BASE}/Patient/p2")
     mongo = await Mongo.open(settings)
     content = {
         name: await mongo.collection(name).find({}).to_list(None)
@@ -567,6 +691,50 @@ async def test_tampering_with_the_registry_is_shown(
 ) -> None:
     await tamper(written.mongo.collection("audit_registry"))
     assert any("registry" in finding for finding in (await written.verify()).findings)
+
+
+def test_the_command_line_says_whether_the_audit_holds(
+    stopped: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARERELAY_MONGODB_DATABASE", stopped.settings.mongodb_database)
+    command = ["audit", "verify", "--mongodb-uri", stopped.settings.mongodb_uri]
+    holds = CliRunner().invoke(command_line, command)
+    assert holds.exit_code == 0, holds.output
+    assert "as it was written" in holds.output
+    noted = re.search("hash ([0-9a-f]{64})", holds.output)
+    assert noted is not None
+    assert CliRunner().invoke(command_line, [*command, "--expect", noted[1]]).exit_code == 0
+    lost = CliRunner().invoke(command_line, [*command, "--expect", "00" * 32])
+    assert lost.exit_code == 1
+    assert "is not there any more" in lost.output
+
+
+def test_the_command_line_accounts_for_disclosures(
+    stopped: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARERELAY_MONGODB_DATABASE", stopped.settings.mongodb_database)
+    uri = stopped.settings.mongodb_uri
+    command = ["audit", "disclosures", "--patient", "Patient/p1", "--mongodb-uri", uri]
+    shown = CliRunner().invoke(command_line, [*command, "--format", "json"])
+    assert shown.exit_code == 0, shown.output
+    (line,) = json.loads(shown.output)
+    assert (line["what"], line["resource"]) == ("read", "Patient/p1/_history/1")
+    assert line["recipient"] == "anonymous"
+    table = CliRunner().invoke(command_line, command).output.splitlines()
+    assert table[0] == "date,what,recipient,organization,role,resource,query,request,id"
+    assert len(table) == 2
+    late = CliRunner().invoke(command_line, [*command, "--since", "2999-01-01"])
+    assert len(late.output.splitlines()) == 1
+
+
+async def test_changes_of_clients_by_command_line_are_on_record(mongod: str) -> None:
+    settings = make_settings(mongod, audit="required")
+    async with running(settings) as (server, client):
+        await administration.note(server.mongo, settings, "clients disable c1")
+        (event,) = await events(client, type="110113")
+        assert event["agent"][0]["who"]["identifier"]["value"] == "command-line"
+        assert entities(event, *QUERY)[0]["description"] == "carerelay clients disable c1"
+        assert (await check(server)).findings == []
 
 
 async def test_a_registry_that_was_cut_lacks_the_hash_that_was_noted_down(mongod: str) -> None:

@@ -32,10 +32,11 @@ from app.security.rate import Buckets, Crowd, site
 from app.serve import ServeError, check_exposure, options
 from app.settings import Settings
 from app.store import Store
-from tests.conftest import make_settings, running
+from tests.conftest import BASE, make_settings, running
 from tests.listening import listening
 from tests.outcomes import assert_outcome
 from tests.processes import environment, started, wait_for
+from tests.smart_builders import bearer, ec_key, register, token_for
 
 ELSEWHERE = "192.0.2.7"
 JSON = {"content-type": "application/fhir+json"}
@@ -293,6 +294,25 @@ async def test_with_authorization_clients_count_by_name_and_strangers_by_address
     with pytest.raises(TooManyRequests):
         visited(them, "203.0.113.2")
     visited(them, "203.0.113.1")
+
+
+async def test_a_client_is_limited_by_its_token(mongod: str, tmp_path: Path) -> None:
+    settings = make_settings(
+        mongod, auth="smart", base_url=BASE, data=tmp_path, rate_limit=0.001, rate_burst=2000
+    )
+    async with running(settings) as (server, client):
+        tokens = []
+        for name in ("one", "two"):
+            key = ec_key(name)
+            client_id = await register(server, key)
+            tokens.append(await token_for(client, server, client_id, key))
+        for token in tokens:
+            statuses = [
+                (await client.get("/Patient/none", headers=bearer(token))).status_code
+                for _ in range(3)
+            ]
+            assert statuses[-1] == 429
+            assert 429 not in statuses[:2]
 
 
 async def test_tokens_are_given_more_slowly() -> None:
@@ -602,6 +622,15 @@ async def test_a_narrative_cannot_bring_entities_either(client: httpx.AsyncClien
     div = '<!DOCTYPE d [<!ENTITY a "x">]><div xmlns="http://www.w3.org/1999/xhtml">&a;</div>'
     patient = {"resourceType": "Patient", "text": {"status": "generated", "div": div}}
     assert (await client.post("/Patient", json=patient)).status_code in (400, 422)
+
+
+async def test_a_narrative_of_many_attributes_is_refused_quickly(client: httpx.AsyncClient) -> None:
+    attributes = " ".join(f'a{n}="x"' for n in range(32_000))
+    div = f'<div xmlns="http://www.w3.org/1999/xhtml"><p {attributes}>x</p></div>'
+    patient = {"resourceType": "Patient", "text": {"status": "generated", "div": div}}
+    begun = time.perf_counter()
+    assert (await client.post("/Patient", json=patient)).status_code in (400, 422)
+    assert time.perf_counter() - begun < 2
 
 
 # Headers

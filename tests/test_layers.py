@@ -81,6 +81,7 @@ LAYERS = (
         "app.load_plan",
         "app.load_report",
         "app.serve",
+        "app.cli_database",
     ),
     ("app.demo_server",),
     ("app.demo_practices",),

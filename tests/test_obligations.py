@@ -41,10 +41,10 @@ async def test_obligation(path: Path, on: Stage) -> None:
         await on.end()
 
 
-async def test_what_a_story_does_not_say_fails_it(on: Stage) -> None:
+async def test_what_a_story_does_not_say_fails_it(mongod: str) -> None:
     """The player would notice: every expectation of two stories, turned into another one."""
     stories = {path.stem: read(path) for path in STORIES}
-    for name, others in {
+    expectations = {
         "a1-care-team-contact": [
             ("/told/0", None),
             ("/told/0/to", "pcp-harbor"),
@@ -61,14 +61,15 @@ async def test_what_a_story_does_not_say_fails_it(on: Stage) -> None:
             ("/withheld/0/reason", "Withheld"),
             ("/told/-", stories["a5-pcp-in-team"]["then"]["told"][0]),
         ],
-    }.items():
-        outcome = await play(stories[name], on)
-        then = stories[name]["then"]
-        await check(then, outcome, on)
-        for place, other in others:
-            with pytest.raises(AssertionError):
-                await check(changed(then, place, other), outcome, on)
-        await on.end()
+    }
+    async with stage(mongod) as on:
+        for name, others in expectations.items():
+            outcome, then = await play(stories[name], on), stories[name]["then"]
+            await check(then, outcome, on)
+            for place, other in others:
+                with pytest.raises(AssertionError):
+                    await check(changed(then, place, other), outcome, on)
+            await on.end()
 
 
 def changed(then: dict[str, Any], place: str, value: Any) -> Any:

@@ -36,6 +36,7 @@ from tests.smart_builders import (
 
 pytestmark = pytest.mark.mongo
 AUDIENCE = "https://carerelay.example"
+K = ec_key("k")
 
 
 @dataclass
@@ -270,20 +271,33 @@ async def test_a_new_key_is_found_at_once_but_strangers_cause_no_flood(server, c
         pytest.param({}, id="no-set"),
         pytest.param({"keys": {"kid": "k"}}, id="no-list"),
         pytest.param({"keys": [None, 1, "x", {}]}, id="no-keys"),
-        pytest.param(key_set(ec_key("k"), ec_key("k")), id="two-of-one-kid"),
+        pytest.param(key_set(K, ec_key("k")), id="two-of-one-kid"),
         pytest.param({"keys": [{"kty": "EC", "kid": "k", "crv": "P-384", "x": "AA", "y": "AA"}]}, id="no-point"),
         pytest.param({"keys": [{"kty": "EC", "kid": "k", "crv": "P-384", "x": "A" * 9999, "y": 1}]}, id="large"),
         pytest.param({"keys": [{"kty": "EC", "kid": "k"}]}, id="without-numbers"),
         pytest.param({"keys": [ec_key("k", "P-256").as_dict(private=False)]}, id="another-curve"),
-        pytest.param({"keys": [ec_key("k").as_dict(private=False, use="enc")]}, id="for-encryption"),
-        pytest.param({"keys": [ec_key("k").as_dict(private=False, alg="ES256")]}, id="another-alg"),
+        pytest.param({"keys": [K.as_dict(private=False, use="enc")]}, id="for-encryption"),
+        pytest.param({"keys": [K.as_dict(private=False, alg="ES256")]}, id="another-alg"),
     ],
 )  # fmt: skip
 async def test_sets_without_the_one_key(server, client, publisher, keys):
     publisher.documents["/jwks"] = keys
     client_id = await register(server, jwks_uri=f"{publisher.url}/jwks")
-    answer = await ask(client, signed(claims_of(server, client_id), ec_key("k")))
+    answer = await ask(client, signed(claims_of(server, client_id), K))
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_client")
+
+
+async def test_sets_with_other_keys_beside_the_one(server, client, publisher):
+    unusable = [
+        None,
+        {"kty": "oct", "k": "AA", "kid": "k"},
+        {"kty": "RSA", "kid": "k"},
+        {"kid": "k"},
+    ]
+    publisher.documents["/jwks"] = {"keys": [*unusable, *key_set(K, ec_key("other"))["keys"]]}
+    client_id = await register(server, jwks_uri=f"{publisher.url}/jwks")
+    answer = await ask(client, signed(claims_of(server, client_id), K))
+    assert answer.status_code == 200, answer.text
 
 
 def outside(

@@ -48,7 +48,7 @@ async def disclosures(
 ) -> AsyncIterator[dict[str, str]]:
     """Each disclosure about a patient, by id, with the values of `COLUMNS`; the oldest first."""
     key = f"p:{patient}"
-    filter_: Document = {"k": key} | ({"at": {"$gte": since}} if since is not None else {})
+    filter_: Document = {"each.k": key} | ({"at": {"$gte": since}} if since is not None else {})
     async for row in mongo.collection(COLLECTION).find(filter_).sort("at", ASCENDING):
         for number, entry in enumerate(row["each"], 1):
             if key in entry["k"] and entry["o"] == OK and entry["what"] in _DISCLOSING:

@@ -2,7 +2,6 @@
 
     _id   <chain>.<number>   the chain's id is a UUIDv7, the number has twelve digits and begins with 1
     at    when it was written
-    k     what any of its entries can be found by
     each  the entries: what was recorded at the same time; one row for all costs MongoDB a fraction of one for each
     prev  hash of the row before; of the first row, of the registry's row that began the chain
     hash  SHA-256 over the BSON of the row without this field
@@ -36,13 +35,6 @@ def row_id(chain: str, number: int) -> str:
     return f"{chain}.{number:012d}"
 
 
-def keys_of(entries: Sequence[Document]) -> list[str]:
-    """What a row is found by: the keys of its entries, and outcomes that are no success."""
-    keys = {key for entry in entries for key in entry["k"]}
-    keys.update([f"o:{entry['o']}" for entry in entries if entry["o"] != "0"])
-    return sorted(keys)
-
-
 def place(id_: str) -> int:
     """The number of a row in its chain; 0 for what no chain has."""
     number = id_.rpartition(".")[2]
@@ -70,7 +62,6 @@ class Chain:
             row: Document = {
                 "_id": row_id(self.id, number),
                 "at": at,
-                "k": keys_of(each),
                 "each": each,
                 "prev": head,
             }

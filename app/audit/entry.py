@@ -3,6 +3,7 @@
 at    when                       what  read, search-type, create ... login, delivery, administration
 o     outcome 0, 4 or 8          s     HTTP status, where there was one
 k     who and what, for searches:  c:<client>  g:<organization>  p:<patient id>  e:<Type/id>  u:<Subscription id>
+          o:<outcome>, where it is no success
 v     version of what `e` names  t     resource type, where no resource is named
 r     role of the caller         ip    address of the caller, or the endpoint that was told
 rq    X-Request-Id               q     request line with what is asked   m  what happened, in words without data
@@ -69,6 +70,8 @@ def entry(
         keys.append(f"g:{caller.organization}")
     if focus is not None:
         keys.append(f"e:{focus}")
+    if outcome != OK:
+        keys.append(f"o:{outcome}")
     row: Document = {"at": at, "what": what, "o": outcome, "k": keys}
     if status is not None:
         row["s"] = status

@@ -81,8 +81,8 @@ class AuditLog:
         """Make the collections ready, anchor what dead processes left, and keep anchoring from now on."""
         present = await self.rows.index_information()
         models = [
-            IndexModel([("k", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)], name="k"),
-            IndexModel([("at", DESCENDING), ("_id", DESCENDING)], name="at"),
+            IndexModel([("each.k", ASCENDING), ("at", DESCENDING)], name="k"),
+            IndexModel([("at", DESCENDING)], name="at"),
         ]
         missing = [model for model in models if model.document["name"] not in present]
         if missing:

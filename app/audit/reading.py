@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,6 +28,8 @@ from app.fhir_json import Resource
 from app.mongo import Document, Mongo
 from app.search import cursor, date
 from app.search.ranges import split_prefix
+from app.security.caller import UNLIMITED
+from app.security.scopes import Action, Scopes
 
 Parameters = list[tuple[str, str]]
 
@@ -81,19 +84,28 @@ async def matches(
     """The entries that answer all questions, what was recorded last first, from behind a place (at, row, number) on."""
     parts = [question.rows for question in asked if question.rows]
     if after is not None:
-        at, id_, _ = after
-        parts.append({"$or": [{"at": {"$lt": at}}, {"at": at, "_id": {"$lte": id_}}]})
-    filter_ = {"$and": parts} if parts else {}
-    rows = (
-        mongo.collection(COLLECTION).find(filter_).sort([("at", DESCENDING), ("_id", DESCENDING)])
-    )
-    async for row in rows:
+        parts.append({"at": {"$lte": after[0]}})
+    rows = mongo.collection(COLLECTION).find({"$and": parts} if parts else {})
+    async for row in _in_order(rows.sort("at", DESCENDING)):
         last = len(row["each"])
-        if after is not None and row["_id"] == after[1]:
-            last = after[2] - 1
+        if after is not None and row["at"] == after[0] and row["_id"] >= after[1]:
+            last = after[2] - 1 if row["_id"] == after[1] else 0
         for number in range(last, 0, -1):
             if all(question.fits(row["each"][number - 1]) for question in asked):
                 yield Found(row, number)
+
+
+async def _in_order(rows: AsyncIterator[Document]) -> AsyncIterator[Document]:
+    """Rows that come by time, those of one moment by their ids: an index that did this would be twice as large."""
+    together: list[Document] = []
+    async for row in rows:
+        if together and row["at"] != together[0]["at"]:
+            for each in sorted(together, key=itemgetter("_id"), reverse=True):
+                yield each
+            together = []
+        together.append(row)
+    for each in sorted(together, key=itemgetter("_id"), reverse=True):
+        yield each
 
 
 def handler(name: str) -> Callable[[Request, Context], Awaitable[Answer]]:
@@ -102,7 +114,7 @@ def handler(name: str) -> Callable[[Request, Context], Awaitable[Answer]]:
 
 
 async def _read(request: Request, context: Context) -> Answer:
-    _check(context)
+    _check(context, "r")
     row_id, _, number = request.path_params["id"].rpartition(".")
     row = await context.server.mongo.collection(COLLECTION).find_one({"_id": row_id})
     if row is None or not number.isdigit() or not 0 < int(number) <= len(row["each"]):
@@ -112,7 +124,7 @@ async def _read(request: Request, context: Context) -> Answer:
 
 
 async def _search(request: Request, context: Context) -> Answer:
-    _check(context)
+    _check(context, "s")
     posted = await exchange.read_form(request) if request.method == "POST" else []
     parameters = [*request.query_params.multi_items(), *posted]
     used = [pair for pair in parameters if pair[0] not in _FORM]
@@ -142,10 +154,14 @@ async def _refuse(request: Request, context: Context) -> Answer:
 _HANDLERS = {"read": _read, "search_type": _search, "search_type_by_post": _search}
 
 
-def _check(context: Context) -> None:
-    """Raises Forbidden for all but administrators, where callers are known."""
-    if context.settings.auth == "smart" and context.caller.role != "administrator":
+def _check(context: Context, action: Action) -> None:
+    """Raises Forbidden for all but administrators with the scope for it, where callers are known."""
+    if context.caller in UNLIMITED:
+        return
+    if context.caller.role != "administrator":
         raise Forbidden("The audit is for administrators")
+    if not Scopes.of(context.caller.scopes).allows("AuditEvent", action):
+        raise Forbidden(f"This needs the scope system/AuditEvent.{action}")
 
 
 def questions(parameters: Parameters, base_url: str) -> list[Question]:
@@ -167,7 +183,9 @@ def questions(parameters: Parameters, base_url: str) -> list[Question]:
 
 def _keys(keys: Iterable[str]) -> Question:
     wanted = frozenset(keys)
-    return Question({"k": {"$in": sorted(wanted)}}, lambda entry: not wanted.isdisjoint(entry["k"]))
+    return Question(
+        {"each.k": {"$in": sorted(wanted)}}, lambda entry: not wanted.isdisjoint(entry["k"])
+    )
 
 
 def _patient(value: str, base_url: str) -> Question:
@@ -199,7 +217,7 @@ def _entity(value: str, base_url: str) -> Question:
             for keys, version in wanted
         )
 
-    return Question({"k": {"$in": sorted(set().union(*(keys for keys, _ in wanted)))}}, fits)
+    return Question({"each.k": {"$in": sorted(set().union(*(keys for keys, _ in wanted)))}}, fits)
 
 
 _NAMED_BY_ID = {"p": "Patient", "u": "Subscription"}
@@ -231,7 +249,7 @@ def _date(value: str, base_url: str) -> Question:
 
 def _outcome(value: str, base_url: str) -> Question:
     wanted = {each.rpartition("|")[2] for each in value.split(",")}
-    rows = {} if "0" in wanted else {"k": {"$in": sorted(f"o:{each}" for each in wanted)}}
+    rows = {} if "0" in wanted else {"each.k": {"$in": sorted(f"o:{each}" for each in wanted)}}
     return Question(rows, lambda entry: entry["o"] in wanted)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -122,9 +122,19 @@ class Gate:
                     patient_of(each, self._base_url) for each in versions if each is not None
                 )
 
-    async def standing(self, patient: str) -> Standing:
-        """What a patient (`Patient/p1`) has consented to, as it stands now."""
-        return await self._standing.get(patient)
+    def begin(self, patients: Iterable[str]) -> None:
+        """Begin to read what will be asked about these patients."""
+        for patient in patients:
+            self._standing.ask(patient)
+
+    async def standing(self, patients: Iterable[str]) -> dict[str, Standing]:
+        """What patients (`Patient/p1`) have consented to, as it stands now; those who have not are left out."""
+        asked = [(patient, self._standing.ask(patient)) for patient in patients]
+        found = {
+            patient: future.result() if future.done() else await asyncio.shield(future)
+            for patient, future in asked
+        }
+        return {patient: standing for patient, standing in found.items() if standing}
 
     def announce(self, event: Event, subscriptions: Sequence[tuple[str, int]]) -> None:
         """Begin to read what will be asked about a fresh event, while its rows are written.

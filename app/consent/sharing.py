@@ -66,6 +66,13 @@ class Shared(Generic[K, V]):
         for key in keys:
             self._known.pop(key, None)
 
+    def known(self, key: K) -> V | None:
+        """What is remembered; None where nothing is, or it is not there yet."""
+        found = self._known.get(key)
+        if found is None or not found[1].done() or found[1].cancelled() or found[1].exception():
+            return None
+        return found[1].result()
+
     def clear(self) -> None:
         """Load all of them anew when they are asked for next."""
         self._known.clear()

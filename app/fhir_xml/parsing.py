@@ -15,6 +15,9 @@ from app.errors import BadRequest
 FHIR = "http://hl7.org/fhir"
 XHTML = "http://www.w3.org/1999/xhtml"
 
+# FHIR has at most two on an element, XHTML some more; lxml takes the square of their number to list them.
+MAX_ATTRIBUTES = 100
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A document type may only stand before the root, after comments, instructions and white space.
 _DOCTYPE = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
@@ -37,7 +40,7 @@ def parse(body: bytes) -> etree._Element:
         encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
     )
     try:
-        return etree.fromstring(body, parser)
+        root = etree.fromstring(body, parser)
     except etree.XMLSyntaxError as error:
         line, column = error.position
         log: Any = error.error_log
@@ -45,3 +48,6 @@ def parse(body: bytes) -> etree._Element:
         reason = kinds[-1].removeprefix("ERR_").replace("_", " ").lower() if kinds else "no element"
         message = f"Malformed XML at line {line}, column {column}: {reason}"
         raise BadRequest(message, code="structure") from None
+    if any(len(node.attrib) > MAX_ATTRIBUTES for node in root.iter(etree.Element)):
+        raise BadRequest(f"An element has more than {MAX_ATTRIBUTES} attributes", code="structure")
+    return root

@@ -7,10 +7,11 @@ docs/access.md
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from app.consent import labels
 from app.consent.gate import Gate
 from app.errors import Forbidden
 from app.search.extract import extract
@@ -20,8 +21,8 @@ from app.security import relations
 from app.security.access_rules import KNOWN_ALREADY, NO_PROVIDERS, Relation, rule_of
 from app.security.belonging import Belonging, Family
 from app.security.caller import UNLIMITED, Caller
-from app.security.disclosure import Disclosure, labels_in, very_restricted
-from app.security.relations import Facts
+from app.security.disclosure import Disclosure
+from app.security.relations import Facts, Traits
 from app.security.restriction import Restrictions
 from app.security.scopes import Action, Scopes
 from app.settings import Settings
@@ -53,7 +54,7 @@ class Accesses:
         self.store = store
         self.settings = settings
         self.belonging = Belonging(store, settings, now)
-        self.disclosure = Disclosure(gate, self.belonging, settings)
+        self.disclosure = Disclosure(gate, self.belonging)
         self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
 
     def of(self, caller: Caller) -> Access | None:
@@ -80,6 +81,8 @@ class Access:
         self.restrictions = Restrictions(self.scopes, accesses.settings)
         self._disclosure = accesses.disclosure
         self._base_url = accesses.settings.base_url.rstrip("/")
+        # By type and right, each for the family that it was made for.
+        self._sights: dict[tuple[str, Action], tuple[Family, Sight]] = {}
 
     @property
     def is_administrator(self) -> bool:
@@ -136,11 +139,25 @@ class Access:
         filters = list(self.restrictions.filters(resource_type, action))
         if self.is_administrator:
             return Sight(tuple(filters), is_exact=True)
-        filters.append({"terms": {"$nin": list(very_restricted())}})
+        filters.append({"terms": {"$nin": list(relations.very_restricted())}})
         read = rule_of(self.caller.role, resource_type).read
         if "everyone" in read:
             return Sight(tuple(filters), is_exact=True)
         family = await self.family()
+        known = self._sights.get((resource_type, action))
+        if known is not None and known[0] is family:
+            return known[1]
+        sight = self._sight_by(resource_type, read, family, filters)
+        self._sights[resource_type, action] = (family, sight)
+        return sight
+
+    def _sight_by(
+        self,
+        resource_type: str,
+        read: Sequence[Relation],
+        family: Family,
+        filters: list[Filter],
+    ) -> Sight:
         found = [relations.filter_of(each, resource_type, family, self._base_url) for each in read]
         named = [each for each in found if each is not None]
         if len(named) == len(found):
@@ -180,36 +197,40 @@ class Access:
             return {row["_id"] for row in rows} if "everyone" in by else set()
         passed: set[str] = set()
         family = await self.family()
-        ordered = sorted(by, key=lambda each: each not in KNOWN_ALREADY)
-        for relation in ordered:
-            left = [row for row in rows if row["_id"] not in passed]
-            if not (is_own_past and relation in KNOWN_ALREADY):
-                left = [row for row in left if not labels_in(row["terms"]).is_very_restricted]
-            if not left:
-                continue
-            ids = await self._in_relation(relation, resource_type, left, family)
-            if relation == "patients" and ids:
-                told = [row for row in left if row["_id"] in ids]
-                ids = await self._disclosure.of(self.caller, resource_type, told)
-            passed |= ids
+        traits = {
+            row["_id"]: (row, relations.traits_of(resource_type, row, self._base_url))
+            for row in rows
+        }
+        for relation in sorted(by, key=lambda each: each not in KNOWN_ALREADY):
+            known = is_own_past and relation in KNOWN_ALREADY
+            left = {
+                key: (row, of)
+                for key, (row, of) in traits.items()
+                if key not in passed and (known or labels.VERY_RESTRICTED not in of.labels)
+            }
+            if relation == "patients":
+                passed |= await self._of_own_patients(resource_type, left, family)
+            else:
+                passed |= {
+                    key
+                    for key, (row, _) in left.items()
+                    if relations.holds(
+                        relation, resource_type, row, family, self.caller, self._base_url
+                    )
+                }
         return passed
 
-    async def _in_relation(
-        self, relation: Relation, resource_type: str, rows: Sequence[Facts], family: Family
+    async def _of_own_patients(
+        self, resource_type: str, rows: Mapping[str, tuple[Facts, Traits]], family: Family
     ) -> set[str]:
-        if relation != "patients":
-            return {
-                row["_id"]
-                for row in rows
-                if relations.holds(
-                    relation, resource_type, row, family, self.caller, self._base_url
-                )
-            }
-        about = {
-            row["_id"]: relations.patients_of(resource_type, row, self._base_url) for row in rows
+        """The keys of those that are about the organization's patients alone, and may be disclosed."""
+        about = {each for _, of in rows.values() for each in of.patients}
+        self._disclosure.begin(about)  # read together with what follows
+        own = await self.own_patients(about, family)
+        left = {
+            key: (row, of) for key, (row, of) in rows.items() if of.patients and of.patients <= own
         }
-        own = await self.own_patients({each for of in about.values() for each in of}, family)
-        return {id_ for id_, of in about.items() if of and of <= own}
+        return await self._disclosure.of(self.caller, resource_type, left) if left else set()
 
     async def own_patients(self, patients: set[str], family: Family) -> set[str]:
         """Those of the patients (`Patient/p1`) that are the organization's."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 from app import fhir_json
 from app.consent.recipients import Kind, Recipient, resolve
 from app.consent.sharing import Shared
+from app.mongo import Document
 from app.routing import claims, many
 from app.search import cohort, reference, spans
 from app.search.registry import parameters
@@ -26,6 +27,7 @@ _STANDS, _ORGANIZATIONS_STAND = 1.0, 10.0
 # Patients asked about in one round.
 _AT_ONCE = 500
 _KEYS_AT_ONCE = 10_000
+_ONE_BY_ONE = 20
 # Steps down the tree of organizations that are looked at, and organizations in it.
 _MOST_STEPS, _MOST_ORGANIZATIONS = 5, 1_000
 
@@ -47,6 +49,8 @@ class Belonging:
         self._practices: Shared[str, frozenset[str]] = Shared(
             self._read_practices, frozenset(), lasting=_STANDS
         )
+        # The organizations that pairs were asked about.
+        self._asking: set[Family] = set()
         self._treated: Shared[Pair, bool] = Shared(self._read_treated, False, lasting=_STANDS)
         self._covered: Shared[Pair, bool] = Shared(self._read_covered, False, lasting=_STANDS)
         self._listed: Shared[Pair, bool] = Shared(self._read_listed, False, lasting=_STANDS)
@@ -59,22 +63,44 @@ class Belonging:
 
     def heard(self, events: Sequence[Event]) -> None:
         """The store's listener: what changes who belongs where counts at once."""
-        types = {event.type for event in events}
-        if types & {"Patient", "CareTeam", "Group", "PractitionerRole", "Organization"}:
-            self._practices.clear()
-        if types & {"Patient", "Encounter"}:
-            self._treated.clear()
-        if "Coverage" in types:
-            self._covered.clear()
-        if types & {"Group", "Contract"}:
-            self._listed.clear()
-        if types & {"Organization", "PractitionerRole"}:
-            self._families.clear()
-            self._recipients.clear()
+        for event in events:
+            if event.type in ("Patient", "CareTeam", "Encounter", "Coverage"):
+                self._forget(event)
+            elif event.type in ("Group", "Contract"):
+                self._practices.clear()
+                self._listed.clear()
+            elif event.type in ("Organization", "PractitionerRole"):
+                self._practices.clear()
+                self._families.clear()
+                self._recipients.clear()
+
+    def _forget(self, event: Event) -> None:
+        """What is known of the patients that a change is about."""
+        patients = {f"Patient/{event.resource_id}"} if event.type == "Patient" else set()
+        for fields in (event.fields, event.previous_fields):
+            if fields is not None and event.type != "Patient":
+                patients |= self._patients(event.type, "patient", fields["terms"])
+        pairs = [(family, each) for family in self._asking for each in patients]
+        match event.type:
+            case "Coverage":
+                self._covered.forget(pairs)
+            case "Encounter":
+                # A new visit takes nothing away.
+                is_new = event.previous_text is None
+                self._treated.forget(
+                    each for each in pairs if not (is_new and self._treated.known(each))
+                )
+            case "CareTeam":
+                self._practices.forget(patients)
+            case _:
+                self._practices.forget(patients)
+                self._treated.forget(pairs)
 
     async def family(self, organization: str) -> Family:
         """The organization with all that are part of it."""
-        return await self._families.get(organization)
+        family = await self._families.get(organization)
+        self._asking.add(family)
+        return family
 
     async def recipient(self, organization: str, kind: Kind) -> Recipient:
         """The organization as Consents name it."""
@@ -107,7 +133,10 @@ class Belonging:
 
     async def _all(self, shared: Shared[K, V], keys: Iterable[K]) -> dict[K, V]:
         asked = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
-        return {key: await asyncio.shield(future) for key, future in asked}
+        return {
+            key: future.result() if future.done() else await asyncio.shield(future)
+            for key, future in asked
+        }
 
     # What is read
 
@@ -127,20 +156,27 @@ class Belonging:
                 projection={"_id": 1},
             )
             own = {f"Patient/{row['_id']}" for row in rows}
-            left = [each for each in patients if each not in own]
-            visits = self._terms("Encounter", "patient", left)
-            provided = self._terms("Encounter", "service-provider", family)
-            if visits:
-                where = {
-                    "$and": [
-                        {"terms": {"$in": visits}},
-                        {"terms": {"$in": [*wrote, *provided]}},
-                    ]
-                }
-                terms = await self._store.terms_among("Encounter", where, visits)
-                own |= self._patients("Encounter", "patient", terms)
+            own |= await self._visiting(family, [each for each in patients if each not in own])
             found |= dict.fromkeys(((family, each) for each in own), True)
         return found
+
+    async def _visiting(self, family: Family, patients: Sequence[str]) -> set[str]:
+        """Those who have a visit that the family sent or provided."""
+        by = [*senders(family), *self._terms("Encounter", "service-provider", family)]
+
+        def of(some: Sequence[str]) -> Document:
+            visits = {"terms": {"$in": self._terms("Encounter", "patient", some)}}
+            return {"$and": [visits, {"terms": {"$in": by}}]}
+
+        if len(patients) > _ONE_BY_ONE:
+            terms = self._terms("Encounter", "patient", patients)
+            found = await self._store.terms_among("Encounter", of(patients), terms)
+            return self._patients("Encounter", "patient", found)
+        # Somebody may have been there a thousand times: one visit tells.
+        counts = await asyncio.gather(
+            *(self._store.count("Encounter", of([each]), 1) for each in patients)
+        )
+        return {each for each, count in zip(patients, counts, strict=True) if count}
 
     async def _read_covered(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
         found: dict[Pair, bool] = {}

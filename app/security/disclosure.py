@@ -6,98 +6,58 @@ in fewer words there is hidden here: a read has no fewer words. Who wants no not
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Mapping
 
-from app.consent import labels
-from app.consent.gate import Gate
+from app.consent.gate import Gate, Standing
 from app.consent.judgement import decide
-from app.consent.labels import Labels
 from app.consent.provisions import Question
 from app.consent.recipients import Kind, Recipient
 from app.coordination.codes import PCP_NOTIFICATION
-from app.search.terms import unescape
 from app.security.access_rules import NO_PROVIDERS
 from app.security.belonging import Belonging
 from app.security.caller import Caller
-from app.security.relations import Facts, id_of, patients_of
-from app.settings import Settings
+from app.security.relations import Facts, Traits, id_of
 
-_SECURITY = "_security="
 _OF_NOTICES = (PCP_NOTIFICATION,)
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """How a document is labelled."""
-
-    labels: Labels
-
-    @property
-    def is_very_restricted(self) -> bool:
-        return labels.VERY_RESTRICTED in self.labels
-
-
-_UNLABELLED = Labelled(labels.NONE)
-
-
-def labels_in(terms: Sequence[str]) -> Labelled:
-    """The labels among a document's search terms."""
-    codings = []
-    for term in terms:
-        if term.startswith(_SECURITY):
-            system, bar, code = term[len(_SECURITY) :].partition("|")
-            if bar:
-                coding = {"code": unescape(code)}
-                codings.append(coding | ({"system": unescape(system)} if system else {}))
-    return Labelled(labels.codes(codings)) if codings else _UNLABELLED
-
-
-@cache
-def very_restricted() -> tuple[str, ...]:
-    """The search terms of what nobody but administrators reads."""
-    return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
 
 
 class Disclosure:
     """Judges documents that are a caller's by its compartment."""
 
-    def __init__(self, gate: Gate, belonging: Belonging, settings: Settings) -> None:
+    def __init__(self, gate: Gate, belonging: Belonging) -> None:
         self._gate = gate
         self._belonging = belonging
-        self._settings = settings
-        self._base_url = settings.base_url.rstrip("/")
 
-    async def of(self, caller: Caller, resource_type: str, rows: Sequence[Facts]) -> set[str]:
-        """The ids of those that may be disclosed whole."""
-        about = {row["_id"]: patients_of(resource_type, row, self._base_url) for row in rows}
-        patients = sorted({each for of in about.values() for each in of})
-        found = await asyncio.gather(*(self._gate.standing(each) for each in patients))
+    def begin(self, patients: Iterable[str]) -> None:
+        """Begin to read what `of` will ask."""
+        self._gate.begin(patients)
+
+    async def of(
+        self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[Facts, Traits]]
+    ) -> set[str]:
+        """The keys of those that may be disclosed whole."""
+        found = await self._gate.standing({each for _, of in rows.values() for each in of.patients})
         standing = {
             patient: own
-            for patient, each in zip(patients, found, strict=True)
+            for patient, each in found.items()
             if (own := [one for one in each if one.matter != _OF_NOTICES])
         }
-        passed: set[str] = set()
-        for row in rows:
-            given = labels_in(row["terms"]).labels
-            consents = [standing[each] for each in about[row["_id"]] if each in standing]
-            if not given and not consents:
-                passed.add(row["_id"])
-                continue
-            # Who has consented to nothing at all is asked as well, for the labels.
-            asked = [*consents, *([()] if len(consents) < len(about[row["_id"]]) else [])]
-            question = Question(
-                f"{resource_type}/{id_of(row)}",
-                given,
-                await self._recipient(caller),
-                self._belonging.now(),
-            )
-            if all(decide(each, question, None).verdict == "full" for each in asked or [()]):
-                passed.add(row["_id"])
-        return passed
+        if not standing and not any(of.labels for _, of in rows.values()):
+            return set(rows)
+        return {
+            key
+            for key, (row, of) in rows.items()
+            if not (of.labels or standing.keys() & of.patients)
+            or await self._is_told(caller, f"{resource_type}/{id_of(row)}", of, standing)
+        }
+
+    async def _is_told(
+        self, caller: Caller, focus: str, of: Traits, standing: Mapping[str, Standing]
+    ) -> bool:
+        question = Question(focus, of.labels, await self._recipient(caller), self._belonging.now())
+        # Who has consented to nothing at all is asked as well, for the labels.
+        asked = [standing.get(each, ()) for each in of.patients]
+        return all(decide(each, question, None).verdict == "full" for each in asked)
 
     async def _recipient(self, caller: Caller) -> Recipient:
         kind: Kind = "authority" if caller.role in NO_PROVIDERS else "provider"

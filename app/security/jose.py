@@ -137,7 +137,7 @@ def matching(keys: Iterable[Any], kid: str, algorithm: str) -> list[dict[str, An
 
 def the_key(found: list[dict[str, Any]], algorithm: str) -> RSAKey | ECKey:
     """The one key that was found. Raises TokenRefused for none, several, or one that cannot serve."""
-    if not found:
+    if len(found) != 1:
         raise TokenRefused("No single key of the client has this 'kid' and kind")
     try:
         return imported(public_key(found[0], (algorithm,)))

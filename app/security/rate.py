@@ -70,7 +70,7 @@ class Crowd:
 
 
 def site(address: str) -> str:
-    """Whose an address is, as far as it tells: itself, or for IPv6 its network, which holds more than we could count."""
+    """Whose an address is, as far as it tells: itself, or for IPv6 its network, which holds too many to count."""
     if ":" not in address:
         return address
     try:

@@ -6,15 +6,18 @@ Nothing but search terms is looked at, so a row of any search can be judged as i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from app.consent import labels
+from app.consent.labels import Labels
 from app.routing import claims
 from app.search import reference
 from app.search.expression import follow
 from app.search.parameter import Filter, Parameter
 from app.search.registry import parameters
-from app.search.terms import senders
+from app.search.terms import senders, unescape
 from app.security.access_rules import (
     BY_COVERAGE,
     OWNERS,
@@ -26,6 +29,7 @@ from app.security.caller import Caller, Role
 
 # What a document says: `_id` and `terms`. Of a version `_id` tells it from others, and `id` is the resource's.
 Facts = Mapping[str, Any]
+_SECURITY = "_security="
 _TOPIC_ID = "topic-"
 _TOPIC = "code=http://hl7.org/fhir/fhir-types|SubscriptionTopic"
 
@@ -44,15 +48,61 @@ def _about(resource_type: str) -> Parameter | None:
     return found if found is not None and found.type == "reference" else None
 
 
-def patients_of(resource_type: str, row: Facts, base_url: str) -> frozenset[str]:
-    """The patients (`Patient/p1`) that a resource is about; a Patient is about itself."""
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What decides about most resources: the patients (`Patient/p1`) that one is about, and how it is labelled."""
+
+    patients: frozenset[str]
+    labels: Labels
+
+
+def traits_of(resource_type: str, row: Facts, base_url: str) -> Traits:
+    """In one pass over the terms. A Patient is about itself."""
+    patients, codings = set(), []
+    starts = _starts(resource_type, base_url)
     if resource_type == "Patient":
-        return frozenset({f"Patient/{id_of(row)}"})
-    parameter = _about(resource_type)
+        patients.add(f"Patient/{id_of(row)}")
+    for term in row["terms"]:
+        if term.startswith(starts):
+            if term.startswith(_SECURITY):
+                codings.append(term[len(_SECURITY) :].partition("|"))
+            else:
+                # With a version it stands there without one, too.
+                name = term[term.index("Patient/") :]
+                if name.count("/") == 1:
+                    patients.add(name)
+    return Traits(frozenset(patients), _labels(codings) if codings else labels.NONE)
+
+
+def patients_of(resource_type: str, row: Facts, base_url: str) -> frozenset[str]:
+    """The patients that a resource is about."""
+    return traits_of(resource_type, row, base_url).patients
+
+
+@cache
+def _starts(resource_type: str, base_url: str) -> tuple[str, ...]:
+    """How the terms begin that traits are read from."""
+    parameter = None if resource_type == "Patient" else _about(resource_type)
     if parameter is None:
-        return frozenset()
-    named = _named(resource_type, parameter.code, row, base_url)
-    return frozenset(each for each in named if each.startswith("Patient/"))
+        return (_SECURITY,)
+    keys = {parameter.key, parameter.shared or parameter.key}
+    near = [f"{key}=Patient/" for key in keys]
+    return (_SECURITY, *near, *([f"{key}={base_url}/Patient/" for key in keys] if base_url else []))
+
+
+def _labels(parts: Iterable[tuple[str, str, str]]) -> Labels:
+    codings = []
+    for system, bar, code in parts:
+        if bar:
+            coding = {"code": unescape(code)}
+            codings.append(coding | ({"system": unescape(system)} if system else {}))
+    return labels.codes(codings)
+
+
+@cache
+def very_restricted() -> tuple[str, ...]:
+    """The search terms of what nobody but administrators reads."""
+    return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
 
 
 def _named(resource_type: str, code: str, row: Facts, base_url: str) -> set[str]:

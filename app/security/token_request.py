@@ -41,8 +41,6 @@ async def _token_url(client: httpx.AsyncClient, base_url: str) -> str:
             if time.monotonic() > give_up:
                 raise TokenError(f"no server answers at {base_url}") from None
             await asyncio.sleep(0.1)
-        except httpx.InvalidURL:
-            raise TokenError(f"{base_url} is no address") from None
     found: Any = answer.json() if answer.status_code == 200 else {}
     if "token_endpoint" not in found:
         raise TokenError(f"{address} names no token endpoint: is authorization on?")

@@ -38,6 +38,8 @@ def _rows(
         "k": [f"u:{delivery.subscription}", f"e:{focus['type']}/{focus['id']}"],
         "v": focus["version"],
     }
+    if entry.state != "delivered":
+        row["k"].append(f"o:{FAILED}")
     if attempt.get("status") is not None:
         row["s"] = attempt["status"]
     words = [f"notice {delivery.id} attempt {delivery.attempt}"]

@@ -18,6 +18,8 @@ _NAMES = (
 )
 _ELEMENTS = frozenset(_NAMES.split())
 _ENTITY = re.compile(r"&([A-Za-z][A-Za-z0-9]*);")
+# lxml takes the square of their number to list them.
+_MAX_ATTRIBUTES = 100
 _XML_ENTITIES = frozenset(("amp", "lt", "gt", "quot", "apos"))
 _ACTIVE_SCHEME = re.compile(r"[\s\x00-\x1f]*(?:javascript|vbscript)\s*:", re.IGNORECASE)
 
@@ -63,6 +65,8 @@ def _is_allowed(node: etree._Element) -> bool:
     ):  # a comment is harmless; an entity or processing instruction is not
         return node.tag is etree.Comment
     if _local_name(node.tag) not in _ELEMENTS:
+        return False
+    if len(node.attrib) > _MAX_ATTRIBUTES:
         return False
     return not node.attrib or all(
         not str(name).lower().startswith("on") and not _ACTIVE_SCHEME.match(str(value))

@@ -1,0 +1,29 @@
+"""What an operator does on the command line, put on record where the database has an audit."""
+
+from __future__ import annotations
+
+import os
+
+from app.audit import registry
+from app.audit.entry import Asked, asked, entry
+from app.audit.log import AuditLog
+from app.mongo import Mongo
+from app.security.caller import Caller
+from app.settings import Settings
+
+COMMAND_LINE = Caller("command-line")
+
+
+async def note(mongo: Mongo, settings: Settings, command: str) -> None:
+    """Record a command that changed who may do what. Raises Unavailable where it must be recorded and cannot."""
+    has_audit = await mongo.collection(registry.COLLECTION).find_one({}, {"_id": 1}) is not None
+    if settings.audit_mode == "off" and not has_audit:
+        return
+    audit = AuditLog(settings, mongo, f"{os.getpid()}-command-line")
+    await audit.start()
+    token = asked.set(Asked(COMMAND_LINE, "", "", f"carerelay {command}"))
+    try:
+        await audit.record([entry("clients", audit.now())])
+    finally:
+        asked.reset(token)
+        await audit.stop()
