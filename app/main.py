@@ -115,7 +115,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 "ETag",
                 "Location",
                 "Content-Location",
+                "Expires",
                 "Last-Modified",
+                "Retry-After",
+                "X-Progress",
                 "X-Request-Id",
             ],
         )

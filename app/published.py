@@ -6,39 +6,61 @@ anything else.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 
 import msgspec
 from pymongo import ASCENDING
 
-from app import interactions, terminology
+from app import terminology
 from app.context import Context
 from app.definitions import PROFILES
+from app.fhir_json import Resource
+from app.interactions import until_undisturbed
 from app.operations import registry
 from app.subscriptions import topic_basic
+from app.versions import Change, is_same_content
 
 
 async def store_definitions(context: Context) -> None:
     """Store each operation, measure or code list that is missing or differs; what is there already stays untouched."""
-    for definition_id, resource in registry.definitions().items():
-        await interactions.update(context, "OperationDefinition", definition_id, resource)
     files = sorted((PROFILES / "measures").glob("*.json"))
     measures = [msgspec.json.decode(file.read_bytes()) for file in files]
-    lists = [*terminology.code_systems().values(), *terminology.value_sets(), *measures]
-    await asyncio.gather(
-        *(interactions.update(context, each["resourceType"], each["id"], each) for each in lists)
-    )
+    code_lists = [*terminology.code_systems().values(), *terminology.value_sets()]
+    await _store(context, [*registry.definitions().values(), *code_lists, *measures])
 
 
 async def store_topics(context: Context) -> None:
     """Store a Basic for each topic that is missing or differs, and delete those of topics that are gone."""
     shown = topic_basic.basics(context.server.worker.registry.catalogue.by_url.values())
-    for basic_id, resource in shown.items():
-        await interactions.update(context, "Basic", basic_id, resource)
+    await _store(context, list(shown.values()))
     ours = {
         "terms": f"code={topic_basic.CODE_SYSTEM}|{topic_basic.CODE}",
         "_id": {"$regex": f"^{topic_basic.ID_PREFIX}"},
     }
-    for stored in await context.store.search("Basic", ours, 10_000, sort=[("_id", ASCENDING)]):
-        if stored.id not in shown:
-            await interactions.delete(context, "Basic", stored.id)
+
+    async def clear() -> None:
+        stored = await context.store.search("Basic", ours, 10_000, sort=[("_id", ASCENDING)])
+        gone = [each for each in stored if each.id not in shown]
+        if gone:
+            await context.store.commit(
+                [Change("delete", each.type, each.id, None, each) for each in gone]
+            )
+
+    await until_undisturbed(clear)
+
+
+async def _store(context: Context, resources: Sequence[Resource]) -> None:
+    """All in one commit: one by one they would take most of the time of a first start."""
+    keys = [(resource["resourceType"], resource["id"]) for resource in resources]
+
+    async def attempt() -> None:
+        present = await context.store.read_many(keys)
+        changes: list[Change] = []
+        for (resource_type, resource_id), resource in zip(keys, resources, strict=True):
+            before = present.get(f"{resource_type}/{resource_id}")
+            if before is None or before.deleted or not is_same_content(resource, before):
+                changes.append(Change("update", resource_type, resource_id, resource, before))
+        if changes:
+            await context.store.commit(changes)
+
+    await until_undisturbed(attempt)

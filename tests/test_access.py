@@ -11,6 +11,7 @@ from app.identifiers import new_id
 from app.security.view import View
 from app.store import Store
 from tests.access_world import (
+    Registered,
     World,
     condition,
     coverage,
@@ -193,9 +194,7 @@ async def test_types_in_no_table_are_closed(world: World) -> None:
 
 
 async def test_a_role_that_nobody_knows_sees_nothing(world: World) -> None:
-    world.authority.known["nobody"] = type(world.authority.known["north"])(
-        "Organization/north", None
-    )  # type: ignore[arg-type]
+    world.authority.known["nobody"] = Registered("Organization/north", None)  # type: ignore[arg-type]
     for url in ("/Patient/pn", "/Organization/north", "/Patient"):
         assert_outcome(await world.get("nobody", url), 403, "forbidden")
 

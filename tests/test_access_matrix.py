@@ -273,9 +273,7 @@ async def test_chains_has_and_includes_of_every_type(world: World, who: str) -> 
                 wanted = record.reference in mine and bool(reached & set(record.patients))
                 holds = (record.reference in got[at] & planted) == wanted
                 cells.check(f"{who} chain {record.reference} {sorted(names)}", holds, wanted)
-        led = {
-            f"Patient/{p}" for each in records if each.reference in mine for p in each.patients
-        }
+        led = {f"Patient/{p}" for each in records if each.reference in mine for p in each.patients}
         for patient in (each.reference for each in of_type("Patient")):
             wanted = patient in led & patients
             cells.check(f"{who} _has {type_} {patient}", (patient in got[2]) == wanted, wanted)
@@ -307,7 +305,9 @@ async def test_compartments_and_everything(world: World, who: str) -> None:
         whole = set(references((await world.get(who, door)).json()))
         for record in of_type(*PRINCIPAL):
             is_seen = expected(who, record) is Outcome.SEEN
-            cells.check(f"{door} {who} {record.reference}", is_seen or record.reference not in whole)
+            cells.check(
+                f"{door} {who} {record.reference}", is_seen or record.reference not in whole
+            )
     cells.close(600)
 
 
@@ -506,9 +506,7 @@ async def test_who_may_change_and_delete_what(world: World, who: str) -> None:
         status = answer.status_code
         cells.check(f"{who} update {copy}", status == (200 if wanted else 403), answer.text)
         patch = [{"op": "replace", "path": "/language", "value": "fr"}]
-        answer = await world.ask(
-            who, "PATCH", f"/{copy.reference}", patch, headers=JSON_PATCH
-        )
+        answer = await world.ask(who, "PATCH", f"/{copy.reference}", patch, headers=JSON_PATCH)
         is_done = answer.status_code == 200
         cells.check(f"{who} patch {copy}", is_done == wanted, answer.text)
         await world.ask(who, "DELETE", f"/{copy.reference}")

@@ -214,6 +214,7 @@ TESTED_ELSEWHERE = {
     "dry-run",
     "events",
     "explain",
+    "export",
     "get-ws-binding-token",
     "pcp",
     "reindex",
@@ -415,7 +416,7 @@ async def test_every_system_interaction_and_operation_works(
     assert expect(await client.get("/_history?_count=1"), 200).json()["type"] == "history"
     assert expect(await client.get("?_count=1"), 200).json()["type"] == "searchset"
     assert expect(await client.post("/_search", data={"_count": "1"}), 200).json()["entry"]
-    assert {operation["name"] for operation in rest["operation"]} == {"meta", "reindex"}
+    assert {each["name"] for each in rest["operation"]} == {"export", "meta", "reindex"}
     expect(await client.get("/$meta"), 200)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ipaddress
+import os
+import socket
 import ssl
 import time
 import uuid
@@ -17,6 +19,7 @@ from typing import Any
 import httpx
 import pymongo.monitoring
 import pytest
+import uvicorn
 import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,13 +32,13 @@ from app.limits import Limits
 from app.main import create_app
 from app.mongo import max_time_ms
 from app.security.rate import Buckets, Crowd, site
-from app.serve import ServeError, check_exposure, options
+from app.serve import ServeError, _run_workers, check_exposure, options
 from app.settings import Settings
 from app.store import Store
 from tests.conftest import BASE, make_settings, running
 from tests.listening import listening
 from tests.outcomes import assert_outcome
-from tests.processes import environment, started, wait_for
+from tests.processes import environment, started
 from tests.smart_builders import bearer, ec_key, register, token_for
 
 ELSEWHERE = "192.0.2.7"
@@ -305,7 +308,7 @@ async def test_a_client_is_limited_by_its_token(mongod: str, tmp_path: Path) -> 
         for name in ("one", "two"):
             key = ec_key(name)
             client_id = await register(server, key)
-            tokens.append(await token_for(client, server, client_id, key))
+            tokens.append(await token_for(server, client, client_id, key))
         for token in tokens:
             statuses = [
                 (await client.get("/Patient/none", headers=bearer(token))).status_code
@@ -678,15 +681,12 @@ async def test_a_defect_has_them_too(
     assert "Mustermann" not in answer.text
 
 
-def test_workers_get_secrets_as_they_are(monkeypatch: pytest.MonkeyPatch, mongod: str) -> None:
+def test_workers_get_secrets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several workers read the environment anew: what is secret must not become asterisks on the way."""
-    settings = environment(
-        mongodb_uri=mongod,
-        mongodb_database=f"t{uuid.uuid4().hex[:8]}",
-        secret_key="AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
-    )
-    arguments = ("serve", "--port", "0", "--workers", "2")
-    with started("FHIR base: ", *arguments, env=settings) as (_, base):
-        assert wait_for(f"{base}/metadata").status_code == 200
-        root = base.removesuffix("/fhir")
-        assert wait_for(f"{root}/readyz").status_code == 200
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setattr(os, "environ", {})
+    settings = Settings(secret_key="planted", workers=2, port=0, tls_key=None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _run_workers(settings, listener)
+    assert os.environ["CARERELAY_SECRET_KEY"] == "planted"
+    assert "CARERELAY_TLS_KEY" not in os.environ

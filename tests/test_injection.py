@@ -500,7 +500,7 @@ async def test_other_doors_take_text_for_text(
         "entry": [{"resource": referring, "request": {"method": "POST", "url": "Observation"}}],
     }
     root = "http://carerelay.test"
-    for method, url, body, headers in (
+    requests: list[tuple[str, str, bytes, Any]] = [
         ("GET", f"/Patient?_cursor={cursor}", b"", {}),
         ("GET", f"/Patient?_cursor={text}", b"", {}),
         ("GET", f"/Patient/_history?_since={text}", b"", {}),
@@ -519,7 +519,8 @@ async def test_other_doors_take_text_for_text(
         ("GET", f"{root}/admin/deliveries/{text}", b"", {}),
         ("GET", f"{root}/admin/topics/{text}", b"", {}),
         ("GET", f"/Patient?_format={text}&_pretty={text}", b"", {}),
-    ):
+    ]
+    for method, url, body, headers in requests:
         answer = await client.request(method, url, content=body, headers=headers)
         assert_harmless(answer)
         if "_cursor" not in url:

@@ -271,7 +271,7 @@ async def test_a_key_sets_name_is_judged_again_at_the_call(monkeypatch: pytest.M
 async def test_a_key_sets_redirect_is_not_followed() -> None:
     asked: list[str] = []
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
         asked.append(request.path)
         if request.path == "/jwks":
             return web.Response(status=302, headers={"Location": "/inside"})

@@ -48,7 +48,7 @@ def diff(before: PlanState, after: PlanState, names: Names) -> list[Change]:
 
 def text_of(changes: Sequence[Change]) -> str:
     """The changes as sentences, one a line."""
-    return "\n".join(change.text for change in changes) or "Nothing has changed."
+    return "\n".join(change.sentence for change in changes) or "Nothing has changed."
 
 
 def parameters(changes: Sequence[Change], head: Sequence[Mapping[str, Any]] = ()) -> Resource:
@@ -70,7 +70,7 @@ def _parts(change: Change) -> list[dict[str, Any]]:
     ]
     if change.reference:
         parts.append({"name": "reference", "valueReference": {"reference": change.reference}})
-    for name, value in (("before", change.before), ("after", change.after), ("text", change.text)):
+    for name, value in (("before", change.before), ("after", change.after), ("text", change.sentence)):
         if value:
             parts.append({"name": name, "valueString": value})
     return parts

@@ -34,6 +34,9 @@ SPACED = {
 }
 
 
+_QUOTED_ENDS = (".”.", "!”.", "?”.", '.".', '!".', '?".')
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change; `before` and `after` are words, empty where there was or is nothing to say."""
@@ -44,6 +47,11 @@ class Change:
     reference: str = ""
     before: str = ""
     after: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The text; where it ends in a quoted sentence, that one's full stop is enough."""
+        return self.text[:-1] if self.text.endswith(_QUOTED_ENDS) else self.text
 
 
 def normalised(value: Any) -> Any:

@@ -159,7 +159,7 @@ async def _send(context: Context, notice: Notice, row: Document) -> Document:
 async def _store_document(context: Context, notice: Notice, earlier: str | None) -> list[str]:
     """The document and its DocumentReference; the earlier one is superseded. Returns the reference's."""
     own_id = notice.id("document-reference")
-    changes = [each.text for each in notice.changes] if notice.kind == "yearly" else None
+    changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
     edition = Edition(notice.id("document"), notice.at, context.base_url, earlier, changes)
     if await context.store.read("DocumentReference", own_id) is None:
         record = await care_plan_record.gather(context.store, notice.state, notice.at)

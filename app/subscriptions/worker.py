@@ -19,8 +19,8 @@ from app.audit.log import AuditLog
 from app.consent.gate import Gate
 from app.errors import Unavailable
 from app.mongo import Document, Mongo
-from app.security.egress import Egress
 from app.security.access import Accesses
+from app.security.egress import Egress
 from app.settings import Settings
 from app.store import Store
 from app.subscriptions import past
@@ -38,8 +38,8 @@ from app.subscriptions.outbox import Outbox
 from app.subscriptions.processes import BEAT_EVERY, Processes
 from app.subscriptions.registry import Registry
 from app.subscriptions.retention import Retention
-from app.subscriptions.rights import Rights
 from app.subscriptions.retry import RetryPolicy
+from app.subscriptions.rights import Rights
 from app.subscriptions.succession import Succession
 from app.versions import Event
 
