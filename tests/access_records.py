@@ -30,10 +30,14 @@ PRINCIPAL = (
 # Made by the server, by the world or by rules of their own.
 _APART = frozenset({"AuditEvent", "Subscription", "Patient", "Group"})
 # Of the types whose every resource is seen by all, or by none, these stand for the others.
-_SAMPLES = DIRECTORY | SENDERS | {
-    *("Library", "Measure", "Medication", "Questionnaire", "ValueSet"),
-    *("Contract", "MessageHeader", "Person", "Schedule", "Slot"),
-}
+_SAMPLES = (
+    DIRECTORY
+    | SENDERS
+    | {
+        *("Library", "Measure", "Medication", "Questionnaire", "ValueSet"),
+        *("Contract", "MessageHeader", "Person", "Schedule", "Slot"),
+    }
+)
 _FORMS = {
     "relative": "Patient/{}",
     "absolute": f"{BASE}/Patient/{{}}",
@@ -124,7 +128,9 @@ def resource_of(record: Record) -> Resource:
         _name(made, path, named, is_list=type_ in MANY)
     if type_ == "Patient":
         made |= _person(record.id)
-    meta: Resource = {"tag": [{"system": SYSTEM, "code": "x"}, {"system": "urn:id", "code": record.id}]}
+    meta: Resource = {
+        "tag": [{"system": SYSTEM, "code": "x"}, {"system": "urn:id", "code": record.id}]
+    }
     return made | {"meta": meta | (security(record.label) if record.label else {})}
 
 
@@ -186,4 +192,3 @@ async def plant(world: World, records: Sequence[Record]) -> None:
             each.reference: got for each, got in answers if got["response"]["status"][0] != "2"
         }
         assert not failed, failed
-

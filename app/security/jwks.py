@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -29,6 +28,7 @@ from app.security.egress import (
     EgressRefusedError,
     UnresolvableError,
     is_loopback_host,
+    origin,
 )
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class Documents:
             content, seconds = await self._fetch(url)
             kept = _Kept(content, begun, self._clock() + seconds)
         except DocumentError as error:
-            log.warning("no document", extra={"action": "fetch", "host": urlsplit(url).hostname})
+            _, host, _ = origin(url) or ("", None, None)
+            log.warning("no document", extra={"action": "fetch", "host": host})
             kept = _Kept(None, begun, self._clock() + FAILED, str(error))
         self._kept[url] = kept
         self._kept.move_to_end(url)

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,12 @@ from app.security.egress import CheckedResolver, Egress
 CONNECTIONS_PER_ORIGIN = 32
 _MAX_ORIGINS = 512
 _USER_AGENT = "CareRelay"
+
+
+@cache
+def _shared_tls() -> ssl.SSLContext:
+    """The context of all origins without one of their own, in all channels: making one takes 50 ms or more."""
+    return ssl.create_default_context()
 
 
 class Pool:
@@ -50,7 +57,6 @@ class Connections:
     def __init__(self, egress: Egress, tls: Callable[[str], ssl.SSLContext | None]) -> None:
         self._egress = egress
         self._tls = tls
-        self._shared_tls = ssl.create_default_context()
         self._pools: OrderedDict[str, Pool] = OrderedDict()
 
     async def to(self, origin: str) -> Pool:
@@ -64,7 +70,7 @@ class Connections:
 
     def _connect(self, origin: str) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            ssl=self._tls(origin) or self._shared_tls,
+            ssl=self._tls(origin) or _shared_tls(),
             limit=CONNECTIONS_PER_ORIGIN,
             resolver=CheckedResolver(self._egress),
             family=socket.AF_UNSPEC,
