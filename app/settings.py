@@ -260,7 +260,7 @@ class Settings(BaseSettings):
     )
     audit: Literal["off", "best-effort", "required"] | None = Field(
         None,
-        description="Whether all is put on record, and what cannot be is refused; unset: required with smart (docs/audit.md).",
+        description="Whether all is put on record, or else refused; unset: required with smart (docs/audit.md).",
     )
     audit_retention_days: float = Field(
         2190, ge=1, description="Days for which the audit is kept; six years as HIPAA asks."

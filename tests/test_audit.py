@@ -119,6 +119,20 @@ async def test_a_search_is_recorded_with_its_query_and_whom_it_told_of(recorded:
     assert [e["what"]["reference"] for e in entities(event, "1", "1")] == ["Patient/found-1"]
 
 
+async def test_of_a_page_about_many_patients_the_question_is_kept(recorded: Pair) -> None:
+    _, client = recorded
+    for number in range(11):
+        await put_patient(client, f"many-{number}")
+        body = encounter(patient=f"many-{number}", identifier=[{"value": "visit-many"}])
+        await client.post(f"{BASE}/Encounter", json=body)
+    await client.get(f"{BASE}/Encounter?identifier=visit-many")
+    assert await events(client, patient="many-5", subtype="search-type") == []
+    named = ",".join(f"Patient%2Fmany-{number}" for number in range(11))
+    answer = await client.get(f"{BASE}/Encounter?patient={named}")
+    assert len(answer.json()["entry"]) == 11
+    assert len(await events(client, patient="many-5", subtype="search-type")) == 1
+
+
 async def test_a_search_by_post_is_recorded_with_its_form(recorded: Pair) -> None:
     _, client = recorded
     await put_patient(client, "posted-1")

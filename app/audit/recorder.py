@@ -6,9 +6,11 @@ changed nothing, what failed. The answer waits for its row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.types import Message
@@ -69,6 +71,15 @@ _SELF_EXPLAINING = frozenset(
         "history-instance",
         "transaction",
     }
+)
+
+
+# Of a page about many patients the question is kept and not whom it found, as IHE BALP has it: to name fifty would cost
+# more than the page itself.
+_FEW = 10
+_QUESTIONS = frozenset({"search-type", "search-system", "history-type", "history-system"})
+_ABOUT = re.compile(
+    r"(?:^|[?& ])(?:[a-z-]+\.)*(?:patient|subject|beneficiary)(?:%3A|:)?(?:Patient)?=([^&\s]+)"
 )
 
 
@@ -196,7 +207,9 @@ def _told(what: str, request: Request, context: Context, result: object) -> list
     body = result.body
     if body is not None and result.status != 304:
         text = body if isinstance(body, str) else body.decode()
-        patients |= patients_in(text, "" if stored is not None else context.base_url)
+        found = patients_in(text, "" if stored is not None else context.base_url)
+        many = what in _QUESTIONS and len(found) > _FEW
+        patients |= _asked_about(asked.get()) if many else found
     return with_patients(row, patients)
 
 
@@ -233,6 +246,15 @@ def _focus(request: Request) -> str | None:
 def _named(request: Request) -> set[str]:
     focus = _focus(request)
     return {focus.removeprefix("Patient/")} if focus and focus.startswith("Patient/") else set()
+
+
+def _asked_about(now: Asked | None) -> set[str]:
+    """The ids of the patients that a search names."""
+    if now is None:
+        return set()
+    values = (unquote(found[1]) for found in _ABOUT.finditer(now.line))
+    ids = (each.rpartition("/")[2] for value in values for each in value.split(","))
+    return {each for each in ids if is_id(each)}
 
 
 def _with_place(row: dict[str, object], focus: str | None) -> list[dict[str, object]]:
