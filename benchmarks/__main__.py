@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from app.embedded import EmbeddedMongoError
-from benchmarks import growth, matching, notices, routing
+from benchmarks import authorized, growth, matching, notices, routing
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
 
 MATCHING, GROWTH, ROUTING = "match100k", "growth", "routing"
-NAMES = (*BENCHMARKS, *notices.NAMES, MATCHING, ROUTING, GROWTH)
+NAMES = (*BENCHMARKS, authorized.NAME, *notices.NAMES, MATCHING, ROUTING, GROWTH)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -44,6 +44,10 @@ def main(
             if compared:
                 figures = measure(compared, seconds=seconds, runs=runs, say=status.update)
             others: dict[str, dict[str, Any]] = {}
+            if authorized.NAME in (names or NAMES):
+                others[authorized.NAME] = authorized.measure(
+                    status.update, seconds=seconds, runs=runs
+                )
             told = [name for name in names or NAMES if name in notices.NAMES]
             if told:
                 others |= notices.measure_all(told, seconds=seconds, say=status.update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,10 @@ from functools import cache
 from benchmarks import resources
 
 STORED = 4000
-_HEAD = "{} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/fhir+json\r\n"
+# The environment variable with the access token of the requests, where one is wanted.
+TOKEN = "CARERELAY_BENCH_TOKEN"
+_BEARER = f"Authorization: Bearer {os.environ[TOKEN]}\r\n" if os.environ.get(TOKEN) else ""
+_HEAD = f"{{}} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/fhir+json\r\n{_BEARER}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""`authorized`: what authorization, scopes and the audit cost together: the server with them against one without.
+
+Both serve databases of their own under one mongod and take turns under the same load. The client is an administrator's,
+whom no compartment limits; what is asked of it is on record before it is answered.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from app.embedded import EmbeddedMongo
+from benchmarks import processes
+from benchmarks.workloads import STORED, TOKEN
+
+NAME = "authorized"
+# The share of throughput that may be lost.
+BARS = {"read": 0.25, "create": 0.15}
+_FILL_SECONDS = 120.0
+_SETTINGS = {"CARERELAY_AUTH": "smart", "CARERELAY_RATE_LIMIT": "0"}
+
+Figures = dict[str, float]
+
+
+def measure(say: Callable[[str], None], *, seconds: float, runs: int) -> Figures:
+    """The share of throughput that is lost, for each workload: the median over the pairs of runs."""
+    with (
+        tempfile.TemporaryDirectory(prefix="carerelay-bench-") as directory,
+        EmbeddedMongo(Path(directory)) as mongo,
+        processes.server_on(mongo.uri, "open") as plain,
+        _guarded(mongo.uri, Path(directory)) as (guarded, token),
+    ):
+        say("authorized: storing Encounters")
+        ports = {"": plain, token: guarded}
+        for held, port in ports.items():
+            _load("fill", port, held, _FILL_SECONDS, STORED)
+        figures: Figures = {}
+        for workload, bar in BARS.items():
+            lost = []
+            for number in range(runs):
+                say(f"authorized: {workload}, pair {number + 1} of {runs}")
+                rates = {held: _load(workload, port, held, seconds) for held, port in ports.items()}
+                lost.append(1 - rates[token] / rates[""])
+            figures[f"{workload}_cost"] = round(median(lost), 3)
+            figures[f"{workload}_cost_bar"] = bar
+        return figures
+
+
+def _load(
+    workload: str, port: int, token: str, seconds: float, requests: int | None = None
+) -> float:
+    """Units per second, asked for with the token."""
+    os.environ[TOKEN] = token
+    try:
+        return processes.load(workload, port, seconds, requests)["per_second"]
+    finally:
+        del os.environ[TOKEN]
+
+
+@contextmanager
+def _guarded(uri: str, directory: Path) -> Iterator[tuple[int, str]]:
+    """A server that wants tokens, and one of an administrator's client."""
+    key = directory / "client.jwk"
+    database = {
+        "CARERELAY_MONGODB_URI": uri,
+        "CARERELAY_MONGODB_DATABASE": "guarded",
+        "CARERELAY_DATA": str(directory / "guarded"),
+        **_SETTINGS,
+    }
+    os.environ |= database
+    try:
+        client = _carerelay(
+            *("clients", "add", "--name", "bench", "--role", "administrator"),
+            *("--scopes", "system/*.cruds", "--new-key", str(key)),
+        ).split()[-1]
+        with processes.server_on(uri, "guarded") as port:
+            base = f"http://{processes.LOOPBACK}:{port}/fhir"
+            yield port, _carerelay("clients", "token", client, "--key", str(key), "--url", base)
+    finally:
+        for name in database:
+            os.environ.pop(name, None)
+
+
+def _carerelay(*arguments: str) -> str:
+    """What a command prints. Raises BenchmarkError."""
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise processes.BenchmarkError(done.stderr.strip() or done.stdout.strip())
+    return done.stdout.strip()
