@@ -1,7 +1,8 @@
 """Group commit by natural batching: what arrives while earlier batches are being written goes into the next one.
 
-No timer where none is asked for: an idle server writes at once, a busy one shares each transaction among those who wait. Measured against one
-transaction per write: 1.3 instead of 0.75 of a baseline of two inserts (docs/decisions/0002-one-write-path.md).
+No timer where none is asked for: an idle server writes at once, a busy one shares each transaction among those who
+wait. Measured against one transaction per write: 1.3 instead of 0.75 of a baseline of two inserts
+(docs/decisions/0002-one-write-path.md).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from statistics import median
 
 from app.embedded import EmbeddedMongo
 from benchmarks import processes
-from benchmarks.workloads import STORED, TOKEN
+from benchmarks.workloads import BEARER_FROM, STORED
 
 NAME = "authorized"
 # The share of throughput that may be lost.
@@ -56,11 +56,11 @@ def _load(
     workload: str, port: int, token: str, seconds: float, requests: int | None = None
 ) -> float:
     """Units per second, asked for with the token."""
-    os.environ[TOKEN] = token
+    os.environ[BEARER_FROM] = token
     try:
         return processes.load(workload, port, seconds, requests)["per_second"]
     finally:
-        del os.environ[TOKEN]
+        del os.environ[BEARER_FROM]
 
 
 @contextmanager

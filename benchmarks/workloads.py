@@ -11,9 +11,11 @@ from benchmarks import resources
 
 STORED = 4000
 # The environment variable with the access token of the requests, where one is wanted.
-TOKEN = "CARERELAY_BENCH_TOKEN"
-_BEARER = f"Authorization: Bearer {os.environ[TOKEN]}\r\n" if os.environ.get(TOKEN) else ""
-_HEAD = f"{{}} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/fhir+json\r\n{_BEARER}"
+BEARER_FROM = "CARERELAY_BENCH_BEARER_FROM"
+_AUTHORIZATION = (
+    f"Authorization: Bearer {os.environ[BEARER_FROM]}\r\n" if os.environ.get(BEARER_FROM) else ""
+)
+_HEAD = f"{{}} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/fhir+json\r\n{_AUTHORIZATION}"
 
 
 @dataclass(frozen=True)

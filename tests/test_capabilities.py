@@ -212,10 +212,12 @@ FLAGS: Mapping[str, tuple[Any, Exercise]] = {
 TESTED_ELSEWHERE = {
     "changes",
     "dry-run",
+    "evaluate-measure",
     "events",
     "explain",
     "export",
     "get-ws-binding-token",
+    "notices",
     "pcp",
     "reindex",
     "resend",

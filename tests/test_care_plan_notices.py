@@ -242,9 +242,11 @@ async def test_a_repeated_reaction_makes_nothing_twice(told: Desk) -> None:
         await told.server.mongo.collection("events").update_one({"_id": row["_id"]}, {"$set": past})
     await told.server.hub.reactions.sweep()
     assert len(await told.after(seconds=2000)) == 1
-    assert (await told.get(f"Communication?subject={told.ref('Patient/ann')}&_summary=count"))[
-        "total"
-    ] == 2
+    assert (
+        await told.get(
+            f"Communication?subject={told.ref('Patient/ann')}&based-on:missing=false&_summary=count"
+        )
+    )["total"] == 2
     assert (await told.get(f"DocumentReference?subject={told.ref('Patient/ann')}&_summary=count"))[
         "total"
     ] == 1

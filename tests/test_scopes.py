@@ -74,7 +74,8 @@ def test_an_unrestricted_scope_lifts_the_restriction_of_another() -> None:
     ("requested", "registered", "granted"),
     [
         pytest.param(
-            *(["system/Patient.read"], ["system/*.cruds"], ("system/Patient.read",)), id="as-written"
+            *(["system/Patient.read"], ["system/*.cruds"], ("system/Patient.read",)),
+            id="as-written",
         ),
         pytest.param(
             *(["system/*.cruds"], ["system/Patient.rs"], ("system/Patient.rs",)), id="narrowed"

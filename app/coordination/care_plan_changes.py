@@ -70,7 +70,11 @@ def _parts(change: Change) -> list[dict[str, Any]]:
     ]
     if change.reference:
         parts.append({"name": "reference", "valueReference": {"reference": change.reference}})
-    for name, value in (("before", change.before), ("after", change.after), ("text", change.sentence)):
+    for name, value in (
+        ("before", change.before),
+        ("after", change.after),
+        ("text", change.sentence),
+    ):
         if value:
             parts.append({"name": name, "valueString": value})
     return parts
