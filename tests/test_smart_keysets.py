@@ -207,6 +207,7 @@ async def pair(
     provider.documents["/keys"] = key_set(PROVIDERS_KEY)
     settings = make_settings(
         mongod,
+        token_rate_limit=0,
         auth="smart",
         base_url=BASE,
         data=tmp_path_factory.mktemp("d"),
@@ -391,6 +392,7 @@ async def test_a_provider_that_says_it_is_another_is_not_believed(mongod, tmp_pa
     }
     settings = make_settings(
         mongod,
+        token_rate_limit=0,
         auth="smart",
         data=tmp_path,
         oidc_issuer=publisher.url,

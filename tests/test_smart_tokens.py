@@ -38,7 +38,13 @@ ROOT = BASE.removesuffix("/fhir")
 
 @pytest.fixture(scope="module")
 async def pair(mongod: str, tmp_path_factory) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path_factory.mktemp("d"))
+    settings = make_settings(
+        mongod,
+        auth="smart",
+        base_url=BASE,
+        data=tmp_path_factory.mktemp("d"),
+        token_rate_limit=0,
+    )
     async with running(settings) as pair:
         yield pair
 
@@ -222,7 +228,7 @@ async def test_signing_keys_are_sealed_where_they_are_stored(server):
 
 
 async def test_processes_that_start_together_sign_with_one_key(mongod, tmp_path):
-    settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path)
+    settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path, token_rate_limit=0)
     async with running(settings) as (one, _), running(settings) as (other, _):
         keys = [await authority_of(each).keys.signing() for each in (one, other)]
     assert keys[0].kid == keys[1].kid
