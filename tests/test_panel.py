@@ -390,6 +390,23 @@ async def test_an_admission_of_a_routed_patient_needs_no_review(
     await server.hub.drain()
     assert await rows(server, "ok-1") == []
     assert await reviews(client, "Encounter/ok-1") == set()
+    assert server.hub.recently.knows("Patient/ok")
+
+
+async def test_what_was_in_order_is_looked_at_again_once_it_has_changed(
+    hub: Pair, receiver: Receiver
+) -> None:
+    server, client = hub
+    await put(client, patient("ch", ref("PractitionerRole/role-a")))
+    await subscribe(hub, receiver, "general-practitioner=Organization/a")
+    await admit(hub, "ch-1", "ch")
+    await server.hub.drain()
+    assert await reviews(client, "Encounter/ch-1") == set()
+    await put(client, patient("ch"))
+    await admit(hub, "ch-2", "ch")
+    await server.hub.drain()
+    assert len(await rows(server, "ch-2")) == 1
+    assert await reviews(client, "Encounter/ch-2") == {"no-pcp"}
 
 
 # Subscriptions that the server keeps for Endpoints

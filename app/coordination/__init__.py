@@ -6,6 +6,7 @@
     timers       what is to happen later
     registry     which reactions and timers there are
     hub          all of this with its life
+    recently     of whom nothing is amiss
     review       the queue of what a person has to look at
 
 Every other file is about one subject and holds its reactions and timers.

@@ -58,6 +58,8 @@ async def _review_subject(context: Context, event: Event, encounter: Resource) -
     subject = encounter.get("subject")
     if event.previous is not None and event.previous.get("subject") == subject:
         return
+    if subject and context.server.hub.recently.knows(subject.get("reference", "")):
+        return
     if not subject:
         await _ask(context, event, encounter, "no-subject")
     elif not str(subject.get("reference", "")).startswith("Group/"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.context import Context
 from app.coordination.clock import Clock
 from app.coordination.reactions import Reactions
+from app.coordination.recently import Recently
 from app.coordination.registry import REACTIONS, TIMERS
 from app.coordination.timers import Timers
 from app.mongo import Mongo
@@ -17,10 +18,13 @@ class Hub:
     def __init__(self, mongo: Mongo, store: Store, clock: Clock) -> None:
         self.timers = Timers(mongo, clock, TIMERS)
         self.reactions = Reactions(mongo, store, REACTIONS)
+        self.recently = Recently()
+        self._store = store
 
     async def start(self, context: Context) -> None:
         """`context` is the server's own; what is written in it is written by the server."""
         self.context = context
+        self._store.listeners.append(self.recently.heard)
         await self.reactions.start(context)
         await self.timers.start(context)
 

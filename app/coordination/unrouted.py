@@ -36,12 +36,17 @@ async def run(context: Context, event: Event) -> None:
         return
     if event.type == "Encounter" and is_record(event):
         return
+    patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
+    recently = context.server.hub.recently
+    if patient is not None and recently.knows(patient):
+        return
     facts = context.server.worker.registry.facts_of(event)
     fired = None if facts is None else await _fired(context, event, facts)
     if fired is None:
         return
-    patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
     found = await _attribution(context, patient, event.at)
+    if patient is not None and not found.problems:
+        recently.note(patient)
     index = context.server.worker.registry.index
     if not index.routes_by(PCP) and {"no-subject", "unknown-patient"} & set(found.problems):
         return  # nobody here is told of panels, and the visit's own review speaks of the rest
