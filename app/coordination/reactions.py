@@ -14,6 +14,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
 # Notices go first: reactions gather for a moment, and few of them run beside what else the server does.
-_GATHER_SECONDS = 0.05
+_GATHER_SECONDS = 0.25
 _AT_ONCE = 2
 _BATCH = 200
 _LEASE = timedelta(seconds=60)
@@ -81,6 +82,7 @@ class Reactions:
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hurry = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, context: Context) -> None:
@@ -110,8 +112,10 @@ class Reactions:
         await tasks.end(self._loops)
 
     async def idle(self) -> None:
-        """Return once all that was committed in this process has been reacted to."""
+        """Return once all that was committed in this process has been reacted to, without waiting for more."""
+        self._hurry.set()
         await self._idle.wait()
+        self._hurry.clear()
 
     def _committed(self, events: list[Event]) -> None:
         mine = [event for event in events if any(r.concerns(event) for r in self._reactions)]
@@ -126,7 +130,9 @@ class Reactions:
     async def _run_loop(self, context: Context) -> None:
         while True:
             await self._arrived.wait()
-            await asyncio.sleep(_GATHER_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_SECONDS):
+                    await self._hurry.wait()
             self._arrived.clear()
             while self._queue:
                 count = min(len(self._queue), _BATCH)
