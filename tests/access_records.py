@@ -131,12 +131,13 @@ def resource_of(record: Record) -> Resource:
     meta: Resource = {
         "tag": [{"system": SYSTEM, "code": "x"}, {"system": "urn:id", "code": record.id}]
     }
-    return made | {"meta": meta | (security(record.label) if record.label else {})}
+    whole: Resource = made | {"meta": meta | (security(record.label) if record.label else {})}
+    return whole
 
 
 def _owned(type_: str, owner: str) -> Resource:
     organization = ref(f"Organization/{owner}")
-    return {
+    owned: dict[str, Resource] = {
         "Encounter": {"serviceProvider": organization},
         "Group": {"managingEntity": organization},
         "Coverage": {"payor": [organization]},
@@ -144,7 +145,8 @@ def _owned(type_: str, owner: str) -> Resource:
         "Location": {"managingOrganization": organization},
         "HealthcareService": {"providedBy": organization},
         "Organization": {"name": owner},
-    }[type_]
+    }
+    return owned[type_]
 
 
 def _name(made: Resource, path: str, named: Sequence[Resource], *, is_list: bool) -> None:

@@ -68,7 +68,7 @@ def problems(bundle: Json) -> list[str]:
     found = list(_judged(bundle, "notifications-bundle", entries))
     if len(entries) != len(bundle.get("entry", ())) or "" in entries:
         found.append("Bundle.entry.fullUrl: missing or twice")
-    header = next(iter(entries.values()), {})
+    header: dict[str, Any] = next(iter(entries.values()), {})
     if header.get("resourceType") != "MessageHeader":
         return [*found, "Bundle.entry[0]: no MessageHeader"]
     found += _judged(header, "notifications-messageheader", entries)

@@ -106,12 +106,15 @@ _SINGLE = {
     "history since": ("GET", "/_history?_since=2020-01-01T00:00:00Z&_count=1", {}),
     "$meta": ("GET", "/$meta", {}),
 }
-_OF_A_PATIENT = {
+_OF_A_PATIENT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "$everything": ("GET", "/$everything", {}),
     "$pcp": ("GET", "/$pcp", {}),
     "$everything since": ("GET", "/$everything?_since=2020-01-01T00:00:00Z&_type=Condition", {}),
 }
-_OF_A_PLAN = {"$summary": ("GET", "/$summary", {}), "$changes": ("GET", "/$changes", {})}
+_OF_A_PLAN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "$summary": ("GET", "/$summary", {}),
+    "$changes": ("GET", "/$changes", {}),
+}
 _FURTHER = {"Patient": _OF_A_PATIENT, "CarePlan": _OF_A_PLAN}
 
 

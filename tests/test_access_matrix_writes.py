@@ -154,8 +154,9 @@ async def test_who_may_create_about_whom(world: World, who: str) -> None:
     for other in ORGANIZATIONS:
         answers = await in_batches(world, other, [entry("GET", r.reference) for _, r in made])
         for (_, record), each in zip(made, answers, strict=True):
-            status, wanted = each["response"]["status"][:3], STATUS[expected(other, record)]
-            cells.check(f"{other} reads what {who} made {record}", status == str(wanted), status)
+            status = each["response"]["status"][:3]
+            due = STATUS[expected(other, record)]
+            cells.check(f"{other} reads what {who} made {record}", status == str(due), status)
     await tidy(world, [record for _, record in made])
     cells.close(60)
 

@@ -580,7 +580,8 @@ def _longest(rows: Rows) -> Rows:
     chains: dict[str, Rows] = {}
     for row in rows:
         chains.setdefault(row["_id"].partition(".")[0], []).append(row)
-    return sorted(max(chains.values(), key=len), key=lambda row: row["_id"])
+    longest = max(chains.values(), key=lambda each: len(list(each)))
+    return sorted(longest, key=lambda row: row["_id"])
 
 
 async def _delete(audit: Any, rows: Rows) -> None:

@@ -137,14 +137,15 @@ def section(document: Json, code: str) -> Json:
         for each in composition(document)["section"]
         if each["code"]["coding"][0]["code"] == code
     ]
-    assert len(found) == 1
-    return found[0]
+    section: Json
+    (section,) = found
+    return section
 
 
 def text(element: Json) -> str:
     """What a reader sees."""
     root = etree.fromstring(element["text"]["div"])
-    return "\n".join(part.strip() for part in root.itertext() if part.strip())
+    return "\n".join(part.strip() for part in map(str, root.itertext()) if part.strip())
 
 
 def references(value: Any) -> Iterator[str]:

@@ -358,7 +358,8 @@ class TestAnniversary:
         """Only an answer to the last notice does."""
         (entry,) = (await self.notices(reviewed))["entry"]
         earlier = reference(f"Communication/{entry['resource']['id']}")
-        answer = {"resourceType": "Communication", "id": "answer", "status": "completed"}
+        answer: dict[str, Any] = {"resourceType": "Communication", "id": "answer"}
+        answer |= {"status": "completed"}
         answer |= {"subject": reference("Patient/ann"), "sender": reference("Practitioner/dr")}
         await reviewed.put(answer | {"inResponseTo": [earlier]}, plan("on-hold"))
         await reviewed.after(seconds=900)

@@ -319,7 +319,7 @@ async def test_type_filters(
     own: tuple[Server, httpx.AsyncClient], filters: list[str], expected: set[str]
 ) -> None:
     await story(own[1])
-    params = {"_type": "Patient,Observation", "_typeFilter": filters}
+    params: dict[str, Any] = {"_type": "Patient,Observation", "_typeFilter": filters}
     _, found = await export(own, "/$export", **params)
     assert found == expected
 

@@ -12,7 +12,8 @@ from app.errors import Unprocessable
 from app.settings import Settings
 from app.subscriptions import criteria, topic_files, topics
 from app.subscriptions.criteria_index import CriteriaIndex
-from app.subscriptions.topic_reader import FUNCTION_EXTENSION, TRIGGER_EXTENSION, compile_topic
+from app.subscriptions.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
+from app.subscriptions.topic_reader import compile_topic
 from app.subscriptions.topic_shapes import SEARCH_EXTENSION
 from tests.subscription_builders import encounter
 from tests.subscription_facts import Pair, facts, found
