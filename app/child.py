@@ -52,6 +52,16 @@ def spawn(
     )
 
 
+def end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Ask a child to end, and kill it where it has not after so many seconds."""
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def end_with(parent: int) -> None:
     """Have the kernel kill this process when `parent`, which started it, ends."""
     if sys.platform != "linux":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from app.settings import Settings
+from app.server_client import SERVER, ask
 
 Url = Annotated[str, typer.Option(help="Address of the server.")]
 Subscription = Annotated[str | None, typer.Option(help="Id of a Subscription.")]
@@ -24,7 +23,6 @@ Since = Annotated[str | None, typer.Option(help="Not before this date or instant
 Until = Annotated[str | None, typer.Option(help="Not after this date or instant.")]
 Focus = Annotated[str | None, typer.Option(help="What the notice is about, as Encounter/e1.")]
 
-_SERVER = "http://127.0.0.1:8080"
 _COLOURS = {"delivered": "green", "dead": "red", "suppressed": "yellow"}
 
 app = typer.Typer(help="What was sent to whom, and sending it again.", no_args_is_help=True)
@@ -40,7 +38,7 @@ def list_deliveries(
     until: Until = None,
     focus: Focus = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
-    url: Url = _SERVER,
+    url: Url = SERVER,
 ) -> None:
     """The newest deliveries, one a line."""
     given = _given(subscription=subscription, state=state, since=since, until=until, focus=focus)
@@ -65,7 +63,7 @@ def list_deliveries(
 
 
 @app.command()
-def show(delivery: Annotated[str, typer.Argument(help="Its id.")], url: Url = _SERVER) -> None:
+def show(delivery: Annotated[str, typer.Argument(help="Its id.")], url: Url = SERVER) -> None:
     """One delivery with all its attempts, as JSON."""
     console.print_json(data=_ask("GET", f"{url}/admin/deliveries/{delivery}"))
 
@@ -80,7 +78,7 @@ def resend(
     focus: Focus = None,
     first: Annotated[int | None, typer.Option(help="From this number of the Subscription.")] = None,
     last: Annotated[int | None, typer.Option(help="To this number of the Subscription.")] = None,
-    url: Url = _SERVER,
+    url: Url = SERVER,
 ) -> None:
     """Send one again, or all that the options select: `resend --state dead` sends all that failed."""
     numbers = {"first": first, "last": last}
@@ -101,23 +99,4 @@ def _given(**options: Any) -> dict[str, str]:
 
 
 def _ask(method: str, url: str, parameters: Mapping[str, str] | None = None) -> Any:
-    import httpx  # takes its time, which other commands should not wait for
-
-    try:
-        answer = httpx.request(
-            method, url, params=parameters, timeout=60, headers=Settings().token_header
-        )
-    except httpx.TransportError as error:
-        _fail(f"No server at {url}: {error}")
-    if answer.is_success:
-        return answer.json()
-    try:
-        issues = answer.json()["issue"]
-    except (ValueError, KeyError):
-        issues = [{"diagnostics": f"answered {answer.status_code}"}]
-    _fail("; ".join(issue.get("diagnostics", issue.get("code", "")) for issue in issues))
-
-
-def _fail(message: str) -> NoReturn:
-    console.print(f"[red]{escape(message)}[/]")
-    raise typer.Exit(1) from None
+    return ask(console, method, url, parameters, timeout=60).json()

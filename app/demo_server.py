@@ -60,12 +60,7 @@ def server(settings: Settings, directory: Path, port: int) -> Iterator[subproces
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        child.end(process, STOP_SECONDS)
 
 
 def wait_until_ready(

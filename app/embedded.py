@@ -142,12 +142,7 @@ class EmbeddedMongo:
     def stop(self) -> None:
         """Shut mongod down cleanly and free the directory; harmless where nothing runs."""
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            child.end(self._process, STOP_SECONDS)
             self._process = None
         if self._lock is not None:
             os.close(self._lock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich import box
@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.settings import Settings
-
-_SERVER = "http://127.0.0.1:8080"
+from app.server_client import SERVER, ask
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -26,7 +24,7 @@ def report(
         str | None, typer.Option(help="Of this practice alone, as Organization/o1.")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="All numbers as CSV.")] = False,
-    url: Annotated[str, typer.Option(help="Address of the server.")] = _SERVER,
+    url: Annotated[str, typer.Option(help="Address of the server.")] = SERVER,
 ) -> None:
     """Notices received on the day or within 2 calendar days, by practice, hospital and month."""
     query = {"periodStart": start, "periodEnd": end}
@@ -50,21 +48,4 @@ def report(
 
 
 def _ask(url: str, query: dict[str, str]) -> str:
-    import httpx  # takes its time, which other commands should not wait for
-
-    try:
-        answer = httpx.get(url, params=query, timeout=600, headers=Settings().token_header)
-    except httpx.TransportError as error:
-        _fail(f"No server at {url}: {error}")
-    if answer.is_success:
-        return answer.text
-    try:
-        issues = answer.json()["issue"]
-    except (ValueError, KeyError):
-        issues = [{"diagnostics": f"answered {answer.status_code}"}]
-    _fail("; ".join(issue.get("diagnostics", issue.get("code", "")) for issue in issues))
-
-
-def _fail(message: str) -> NoReturn:
-    console.print(f"[red]{escape(message)}[/]")
-    raise typer.Exit(1) from None
+    return ask(console, "GET", url, query, timeout=600).text

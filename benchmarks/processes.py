@@ -89,12 +89,7 @@ def _serving(module: str, *arguments: str) -> Iterator[int]:
             lines = _read(printed).splitlines()[-SHOWN_LINES:]
             raise BenchmarkError("\n".join([str(error), f"{module} printed:", *lines])) from None
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            child.end(process, STOP_SECONDS)
 
 
 def _port_when_ready(process: subprocess.Popen[bytes], printed: IO[bytes]) -> int:

@@ -86,6 +86,7 @@ LAYERS = (
     ("app.demo_server",),
     ("app.demo_practices",),
     ("app.demo_story",),
+    ("app.server_client",),
     ("app.demo",),
     ("app.deliveries_cli", "app.report_cli", "app.clients_cli", "app.audit_cli"),
     ("app.cli",),

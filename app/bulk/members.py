@@ -51,10 +51,6 @@ class Cohort:
             self._part_of.update(dict.fromkeys(part.patients, number))
 
     @property
-    def is_everybody(self) -> bool:
-        return self.asked.level == "system" or not self._names_patients
-
-    @property
     def _names_patients(self) -> bool:
         return self.asked.level == "group" or bool(self.asked.patients)
 

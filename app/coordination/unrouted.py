@@ -15,12 +15,11 @@ from app.coordination import review
 from app.coordination.codes import REVIEW_REASONS
 from app.coordination.encounter_review import is_record
 from app.coordination.reactions import Reaction
-from app.identifiers import new_id
-from app.mongo import Document
 from app.routing import attribution
 from app.routing.attribution import Attribution
 from app.routing.derived import PCP, patient_of
 from app.subscriptions.facts import Facts
+from app.subscriptions.rows import row_of
 from app.subscriptions.topics import Topic, Trigger
 from app.versions import Event
 
@@ -105,30 +104,8 @@ async def _record(
     topic, trigger = fired
     now = context.server.mongo.now()
     name = f"unrouted-{event.id}"
-    row: Document = {
-        "_id": new_id(),
-        "subscription": name,
-        "event": event.id,
-        "number": 0,
-        "lane": f"{name}|",
-        "topic": topic.url,
-        "trigger": dict(trigger.coding) if trigger.coding else None,
-        "focus": {
-            "type": event.type,
-            "id": event.resource_id,
-            "version": event.version,
-            "method": event.method,
-            "at": event.at,
-        },
-        "created_at": now,
-        "owner": "",
-        "attempt": 0,
-        "next_at": now,
-        "first_at": None,
-        "attempts": [],
-        "state": "suppressed",
-        "reason": reason,
-    }
+    row = row_of(event, name, 0, f"{name}|", (topic.url, trigger.coding), now)
+    row |= {"state": "suppressed", "reason": reason}
     try:
         await context.server.mongo.collection("deliveries").insert_one(row)
     except DuplicateKeyError:

@@ -106,43 +106,19 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "Resource-meta",
         meta.run,
-        needs=(
-            (
-                "*",
-                (
-                    "r",
-                    "s",
-                ),
-            ),
-        ),
+        needs=(("*", ("r", "s")),),
     ),
     Operation(
         "Resource-meta-add",
         meta.run_add,
         changes=True,
-        needs=(
-            (
-                "*",
-                (
-                    "r",
-                    "u",
-                ),
-            ),
-        ),
+        needs=(("*", ("r", "u")),),
     ),
     Operation(
         "Resource-meta-delete",
         meta.run_delete,
         changes=True,
-        needs=(
-            (
-                "*",
-                (
-                    "r",
-                    "u",
-                ),
-            ),
-        ),
+        needs=(("*", ("r", "u")),),
     ),
     Operation(
         "backport-subscription-status", subscription_status.run, needs=(("Subscription", ("r",)),)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -21,22 +21,20 @@ from app.errors import Unavailable
 from app.mongo import Mongo
 from app.security.egress import origin
 from app.subscriptions import batching, disclosure
-from app.subscriptions.attempt import Attempts, OnFailure
+from app.subscriptions.attempt import Attempts
 from app.subscriptions.batching import Row
-from app.subscriptions.channels import Channel, Outcome
+from app.subscriptions.channels import Outcome
 from app.subscriptions.circuit import (
     MOST_IN_HAND_OF_ALL,
     Endpoint,
     Endpoints,
     blames_endpoint,
 )
-from app.subscriptions.clearance import Clearance
-from app.subscriptions.composer import Composer
 from app.subscriptions.ledger import Delivery, Ledger
 from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
-from app.subscriptions.retry import RetryPolicy, Verdict
+from app.subscriptions.retry import Verdict
 from app.subscriptions.settlement import Settlement, settle
 from app.versions import Event
 
@@ -66,21 +64,15 @@ class Sender:
         mongo: Mongo,
         ledger: Ledger,
         registry: Registry,
-        composer: Composer,
-        policy: RetryPolicy,
-        channels: Mapping[str, Channel],
-        on_failure: OnFailure,
+        attempts: Attempts,
         numbering: Numbering,
-        clearance: Clearance,
     ) -> None:
         self._mongo = mongo
         self._deliveries = mongo.collection("deliveries")
         self._ledger = ledger
         self._registry = registry
         self._numbering = numbering
-        self._attempts = Attempts(
-            mongo, ledger, registry, composer, policy, channels, on_failure, clearance
-        )
+        self._attempts = attempts
         self._endpoints = Endpoints()
         self._starved: deque[Endpoint] = deque()
         self._tasks: set[asyncio.Task[None]] = set()

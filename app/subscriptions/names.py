@@ -17,13 +17,15 @@ _PARTICIPATION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 _TREATING = frozenset({"ATND", "ADM"})
 
 
-def missing_names(encounter: Resource, resources: Mapping[str, Resource]) -> list[Name]:
+def missing_names(
+    encounter: Resource, resources: Mapping[str, Resource], base_url: str = ""
+) -> list[Name]:
     """The names that neither an Encounter nor what it refers to can give.
 
     `resources` holds what is known by relative reference (`Patient/p1`): for a PractitionerRole also its Practitioner,
     for a Location also its managing Organization. A reference's `display` is a name.
     """
-    known = _Known(resources)
+    known = _Known(resources, base_url)
     treating = [
         each.get("individual") for each in encounter.get("participant", ()) if is_treating(each)
     ]
@@ -72,8 +74,9 @@ def has_name(resource: Resource) -> bool:
 class _Known:
     """What is known of names."""
 
-    def __init__(self, resources: Mapping[str, Resource]) -> None:
+    def __init__(self, resources: Mapping[str, Resource], base_url: str) -> None:
         self._resources = resources
+        self._base_url = base_url
 
     def names(self, reference: Mapping[str, Any] | None) -> bool:
         """Whether what is referred to has a name, said by the reference or by the resource."""
@@ -81,7 +84,7 @@ class _Known:
             return False
         if reference.get("display"):
             return True
-        resource = self._resources.get(key_of(reference), {})
+        resource = self._resources.get(key_of(reference, self._base_url), {})
         if resource.get("resourceType") == "PractitionerRole":
             return self.names(resource.get("practitioner"))
         return has_name(resource)

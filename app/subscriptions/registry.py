@@ -19,7 +19,7 @@ from app.routing.derived import Derived
 from app.search.terms import EVERY
 from app.settings import Settings
 from app.store import Store
-from app.subscriptions import registration, topic_files, watch
+from app.subscriptions import registration, watch
 from app.subscriptions.criteria import Criteria
 from app.subscriptions.criteria_index import CriteriaIndex
 from app.subscriptions.facts import Facts
@@ -28,7 +28,7 @@ from app.subscriptions.registration import Registration, Status
 from app.subscriptions.shelf import Shelf
 from app.subscriptions.surroundings import Surroundings
 from app.subscriptions.topic_store import TopicStore
-from app.subscriptions.topics import Catalogue, Coding, Found
+from app.subscriptions.topics import Coding, Found
 from app.versions import Event
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Registry:
         self._store = store
         self.topics = TopicStore(settings, mongo)
         self.surroundings = Surroundings(settings, mongo, store)
-        self.catalogue: Catalogue = topic_files.load(settings)
+        self.catalogue = self.topics.of_files
         self._shelf = Shelf(settings, lambda: self.catalogue)
         self.index = CriteriaIndex(settings, self._shelf.criteria)
         self._unsupported: set[str] = set()

@@ -13,7 +13,7 @@ from app.subscriptions.ledger import LEASE_MARGIN, SECOND_LOOK
 from app.subscriptions.numbering import Known
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Match
-from app.subscriptions.topics import references
+from app.subscriptions.topics import Coding, references
 from app.versions import Event
 
 
@@ -73,7 +73,21 @@ def subject(event: Event) -> str:
 
 
 def _row(pair: Pair, number: int, now: datetime) -> Document:
-    event, registration = pair.event, pair.match.registration
+    registration, trigger = pair.match.registration, pair.match.trigger
+    topic = registration.topic.url if registration.topic else None
+    return row_of(pair.event, registration.id, number, pair.lane, (topic, trigger), now)
+
+
+def row_of(
+    event: Event,
+    subscription: str,
+    number: int,
+    lane: str,
+    fired: tuple[str | None, Coding | None],
+    now: datetime,
+) -> Document:
+    """What every row of the ledger begins as; `fired` is a topic with the coding of its trigger."""
+    topic, trigger = fired
     focus: dict[str, Any] = {
         "type": event.type,
         "id": event.resource_id,
@@ -83,12 +97,12 @@ def _row(pair: Pair, number: int, now: datetime) -> Document:
     }
     document: Document = {
         "_id": new_id(),
-        "subscription": registration.id,
+        "subscription": subscription,
         "event": event.id,
         "number": number,
-        "lane": pair.lane,
-        "topic": registration.topic.url if registration.topic else None,
-        "trigger": dict(pair.match.trigger) if pair.match.trigger else None,
+        "lane": lane,
+        "topic": topic,
+        "trigger": dict(trigger) if trigger else None,
         "focus": focus,
         "created_at": now,
         "owner": "",

@@ -35,11 +35,6 @@ def load(settings: Settings, directory: Path = PROFILES / "topics") -> Catalogue
 
     Raises ValueError, which names the file and the reason, for one that cannot be evaluated.
     """
-    return Catalogue(read_files(settings, directory))
-
-
-def read_files(settings: Settings, directory: Path = PROFILES / "topics") -> list[Topic]:
-    """As `load`, but a list."""
     topics: dict[str, Topic] = {}
     for each in (directory, settings.topics):
         if each is None or each == Path():  # an empty variable
@@ -56,4 +51,4 @@ def read_files(settings: Settings, directory: Path = PROFILES / "topics") -> lis
                 raise ValueError(f"{each / name}: {reasons}") from None
             if resource.get("status") == "active":
                 topics[topic.url] = topic
-    return list(topics.values())
+    return Catalogue(topics.values())

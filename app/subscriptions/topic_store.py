@@ -33,6 +33,8 @@ class TopicStore:
         self._settings = settings
         self._mongo = mongo
         self._topics = mongo.collection("topics")
+        # Read and compiled at start, once.
+        self.of_files = topic_files.load(settings)
         self._revisions: set[tuple[str, ObjectId]] = set()
 
     async def changed(self) -> bool:
@@ -44,7 +46,7 @@ class TopicStore:
         """All topics as they are now; what this program cannot evaluate is left out and logged."""
         rows = await self._topics.find({}).sort("_id", 1).to_list(None)
         self._revisions = {(row["_id"], row["revision"]) for row in rows}
-        topics = topic_files.read_files(self._settings)
+        topics = list(self.of_files.by_url.values())
         taken = {topic.url for topic in topics}
         for row in rows:
             topic = self._compiled(row)
@@ -100,7 +102,7 @@ class TopicStore:
 
     async def _check_free(self, slug: str, url: str) -> None:
         """Whether nobody else has the URL; its own URL a topic keeps, for its Subscriptions know it by that."""
-        if any(topic.url == url for topic in topic_files.read_files(self._settings)):
+        if url in self.of_files.by_url:
             raise Conflict("A file of this server defines the topic with this URL")
         async for row in self._topics.find({"$or": [{"url": url}, {"_id": slug}]}, {"url": 1}):
             if (row["_id"], row["url"]) != (slug, url):

@@ -24,6 +24,7 @@ from app.security.egress import Egress
 from app.settings import Settings
 from app.store import Store
 from app.subscriptions import past
+from app.subscriptions.attempt import Attempts
 from app.subscriptions.backlog import Backlog
 from app.subscriptions.binding import Binder
 from app.subscriptions.channels import CHANNELS, Channel, Surroundings
@@ -79,7 +80,7 @@ class Worker:
         self.accesses = Accesses(store, gate, settings, lambda: gate.now())
         self.rights = rights = Rights(self.accesses, store, settings)
         self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
-        self._sender = sender = Sender(
+        attempts = Attempts(
             mongo,
             ledger,
             registry,
@@ -87,9 +88,9 @@ class Worker:
             policy or RetryPolicy(settings.delivery_window),
             self._channels,
             self._lifecycle.fail,
-            outbox.numbering,
             Clearance(gate, rights, store, settings),
         )
+        self._sender = sender = Sender(mongo, ledger, registry, attempts, outbox.numbering)
         self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels)
         self.processes = Processes(mongo, store.owner)
