@@ -32,6 +32,7 @@ Figures = dict[str, float]
 TOPIC = "http://carerelay.example/SubscriptionTopic/encounter-admission"
 _BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
 _ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+_PARTICIPATION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 WARM_UP_SECONDS = 2.0
 PATIENTS = 100
 FAN_OUT, FAN_OUT_EVENTS, FAN_OUT_CONNECTIONS = 1000, 10, 32
@@ -232,7 +233,7 @@ async def subscribe(
 
 
 def _practice(endpoint: str) -> list[dict[str, Any]]:
-    """A practice of one doctor, with an endpoint."""
+    """A practice of one doctor, with an endpoint, and the hospital that sends the admissions."""
     connection = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
     return [
         {
@@ -248,6 +249,12 @@ def _practice(endpoint: str) -> list[dict[str, Any]]:
             "id": "o0",
             "name": "Practice",
             "endpoint": [{"reference": "Endpoint/e0"}],
+        },
+        {"resourceType": "Organization", "id": "h0", "name": "Hospital"},
+        {
+            "resourceType": "Practitioner",
+            "id": "d0",
+            "name": [{"family": "Family", "given": ["Given"]}],
         },
         {
             "resourceType": "PractitionerRole",
@@ -306,6 +313,14 @@ async def client(port: int) -> AsyncIterator[Admit]:
                 "status": "in-progress",
                 "class": {"system": _ACT_CODE, "code": "IMP"},
                 "subject": {"reference": f"Patient/{patient}"},
+                "period": {"start": "2026-11-20T08:30:00Z"},
+                "participant": [
+                    {
+                        "type": [{"coding": [{"system": _PARTICIPATION, "code": "ATND"}]}],
+                        "individual": {"reference": "Practitioner/d0"},
+                    }
+                ],
+                "serviceProvider": {"reference": "Organization/h0"},
             }
             body = json.dumps(encounter).encode()
             url = f"http://127.0.0.1:{port}/fhir/Encounter/{id_}"
