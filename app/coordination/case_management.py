@@ -7,6 +7,7 @@ anybody. Nobody is asked about twice at a time, nor against the member's will.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from app import interactions, write
@@ -18,6 +19,7 @@ from app.coordination.codes import (
     CASE_MANAGEMENT,
     CASE_MANAGEMENT_CANDIDATES,
     CONSENT_CATEGORY,
+    EPISODE_TYPE,
     GROUP_KIND,
     REVIEW_REASON,
 )
@@ -57,6 +59,27 @@ async def react(context: Context, event: Event) -> None:
         await _ask(context, patient, f"{event.type}/{event.resource_id}")
 
 
+async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
+    """Those about members who were enrolled before or stand on some list, and the referrals."""
+    patients = {patient for event in events if (patient := patient_of(event.resource))}
+    enrolled = token("type", EPISODE_TYPE, CASE_MANAGEMENT)
+    of_patients = [f"patient={patient}" for patient in patients]
+    members = [f"member={patient}" for patient in patients]
+    episodes, rows = await context.store.find_together(
+        [
+            ("EpisodeOfCare", {"terms": {"$in": of_patients, "$eq": enrolled}}, {"terms": 1}),
+            ("group_members", {"_id.m": {"$in": members}}, {"_id": 1}),
+        ]
+    )
+    known = {term.removeprefix("patient=") for episode in episodes for term in episode["terms"]}
+    known |= {row["_id"]["m"].removeprefix("member=") for row in rows}
+    return [
+        event
+        for event in events
+        if event.type == "ServiceRequest" or patient_of(event.resource) in known
+    ]
+
+
 async def check(context: Context, event: Event) -> None:
     """Ask a person for what an enrolment should say but does not: when it began, why it ended."""
     resource = event.resource
@@ -70,7 +93,7 @@ async def check(context: Context, event: Event) -> None:
 
 
 REACTIONS = (
-    Reaction("case-management", frozenset(TRIGGERS), react),
+    Reaction("case-management", frozenset(TRIGGERS), react, sift=sift),
     Reaction("case-management-enrolment", frozenset({"EpisodeOfCare"}), check),
 )
 

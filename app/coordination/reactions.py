@@ -13,11 +13,12 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
@@ -42,6 +43,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=5)
 _NAMESPACE = uuid.UUID("4b0e1c3e-5d0c-5c57-9f55-6f6a1b6d2f10")
 
 Run = Callable[[Context, Event], Awaitable[None]]
+Sift = Callable[[Context, Sequence[Event]], Awaitable[Sequence[Event]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Reaction:
     """Something to do after each commit of these types. `run` may be called again for the same event.
 
     Events that were raised for a topic, without a change of state, go to those who name it alone. `is_wanted`: by the
-    settings; events that nobody reacts to are not marked.
+    settings; events that nobody reacts to are not marked. `sift`: which of many events `run` has to look at, asked once
+    for all of them where most are of no interest and only the database can tell.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Reaction:
     run: Run
     topics: frozenset[str] = frozenset()
     is_wanted: Callable[[Settings], bool] = lambda _: True
+    sift: Sift | None = None
 
     def concerns(self, event: Event) -> bool:
         wanted = event.topic is None or event.topic in self.topics
@@ -145,10 +149,11 @@ class Reactions:
         for event in batch:
             by_resource.setdefault((event.type, event.resource_id), []).append(event)
         room = asyncio.Semaphore(_AT_ONCE)
+        spared = await self._spared(context, batch)
 
         async def in_order(events: Sequence[Event]) -> list[Event]:
             async with room:
-                return [event for event in events if await self._all_ran(context, event)]
+                return [event for event in events if await self._all_ran(context, event, spared)]
 
         done = await asyncio.gather(*(in_order(events) for events in by_resource.values()))
         ids = [event.id for events in done for event in events]
@@ -157,9 +162,26 @@ class Reactions:
         except PyMongoError as error:  # they run again, which changes nothing
             _warn("settle", error)
 
-    async def _all_ran(self, context: Context, event: Event) -> bool:
+    async def _spared(self, context: Context, batch: Sequence[Event]) -> set[tuple[str, ObjectId]]:
+        """The reactions and events, by name and id, that do not concern each other after all."""
+        spared: set[tuple[str, ObjectId]] = set()
         for reaction in self._reactions:
-            if not reaction.concerns(event):
+            events = [event for event in batch if reaction.concerns(event)]
+            if reaction.sift is None or not events:
+                continue
+            try:
+                wanted = {event.id for event in await reaction.sift(context, events)}
+            except Exception as error:  # each event is then looked at, and fails for itself
+                _warn(f"sift {reaction.name}", error)
+                continue
+            spared |= {(reaction.name, event.id) for event in events if event.id not in wanted}
+        return spared
+
+    async def _all_ran(
+        self, context: Context, event: Event, spared: Collection[tuple[str, ObjectId]]
+    ) -> bool:
+        for reaction in self._reactions:
+            if not reaction.concerns(event) or (reaction.name, event.id) in spared:
                 continue
             try:
                 await reaction.run(context, event)

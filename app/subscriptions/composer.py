@@ -54,9 +54,9 @@ class Composer:
         return current
 
     async def make_ready(self, subscriptions: Collection[str]) -> None:
-        """Read what many Subscriptions keep beside them at once, before their notices ask one by one."""
+        """Read what Subscriptions keep beside them at once, before their notices ask one by one."""
         unknown = [id_ for id_ in subscriptions if id_ not in self._envelopes]
-        if len(unknown) > 1:
+        if unknown:
             for current, private in await self._registry.many_with_private(unknown):
                 self._keep(current, private)
 

@@ -108,10 +108,11 @@ class Intake:
             self._outbox.finish(idle)
         if busy:
             for plan in busy:
-                concerned = [(m.registration.id, m.registration.version) for m in plan.matches]
-                self._gate.announce(plan.event, concerned)
-            await self._composer.make_ready(
-                {match.registration.id for plan in busy for match in plan.matches}
+                keys = [(m.registration.id, m.registration.version) for m in plan.matches]
+                self._gate.announce(plan.event, keys)
+            concerned = {match.registration.id for plan in busy for match in plan.matches}
+            await asyncio.gather(
+                self._composer.make_ready(concerned), self._outbox.numbering.foresee(concerned)
             )
             admit = self._sender.admission()
             waiting = await self._outbox.record(busy, admit, self._sender.start)

@@ -40,7 +40,6 @@ class Numbering:
         self._mongo = mongo
         self._clock = clock
         self._deliveries = mongo.collection("deliveries")
-        self._states = mongo.collection("subscription_state")
         self._known: dict[str, Known] = {}
         self._shared_until = 0.0
 
@@ -51,41 +50,48 @@ class Numbering:
             self._known.clear()
         unknown = [subscription for subscription in wanted if subscription not in self._known]
         for begin in range(0, len(unknown), _AT_ONCE):
-            some = unknown[begin : begin + _AT_ONCE]
-            # Numbers first: a row that comes in between makes a lane look busy, or its number is refused.
-            known = {id_: Known(number) for id_, number in (await self.read(some)).items()}
-            await self._learn_lanes(known)
-            self._known.update(known)
+            self._known.update(await self._read_all(unknown[begin : begin + _AT_ONCE]))
         return {subscription: self._known[subscription] for subscription in wanted}
+
+    async def foresee(self, subscriptions: Iterable[str]) -> None:
+        """Learn already what will be asked next, where it may be remembered."""
+        if not self.shared:
+            await self.learn(subscriptions)
+
+    async def _read_all(self, ids: list[str]) -> dict[str, Known]:
+        """Numbers and lanes in one round: the first notice of a Subscription waits for it."""
+        # A lane is named after its Subscription and "|", so "}" ends its range.
+        ranges = [{"lane": {"$gte": f"{id_}|", "$lt": f"{id_}}}"}} for id_ in ids]
+        lanes = [
+            {"$match": {"$or": ranges, "open": True}},
+            {"$limit": _MOST_LANES + 1},
+            {"$project": {"_id": 0, "lane": 1}},
+        ]
+        # Parts are read one after the other, numbers first: a row that comes in between makes a lane look busy, or its
+        # number is refused.
+        known = {id_: Known(0) for id_ in ids}
+        pipeline = [*_numbers(ids), {"$unionWith": {"coll": "deliveries", "pipeline": lanes}}]
+        found = 0
+        for row in await self._mongo.aggregate(self._deliveries, pipeline):
+            if "lane" in row:
+                found += 1
+                busy = known[row["lane"].partition("|")[0]].busy
+                busy[row["lane"]] = busy.get(row["lane"], 0) + 1
+            else:
+                each = known[row["_id"]]
+                each.number = max(each.number, row.get("number", 0))
+        if found > _MOST_LANES:
+            for each in known.values():
+                each.crowded = True
+        return known
 
     async def read(self, subscriptions: Collection[str]) -> dict[str, int]:
         """The number of each Subscription's last event; 0 where there was none."""
         ids = list(subscriptions)
-        cursor = self._states.find({"_id": {"$in": ids}}, {"number": 1})
         numbers = dict.fromkeys(ids, 0)
-        for row in await cursor.to_list(None):
-            numbers[row["_id"]] = row.get("number", 0)
-        # The counter follows the rows a moment later, and stays when they are cleared away.
-        pipeline: list[Document] = [
-            {"$match": {"subscription": {"$in": ids}}},
-            {"$sort": {"subscription": -1, "number": -1}},
-            {"$group": {"_id": "$subscription", "number": {"$first": "$number"}}},
-        ]
-        for row in await self._mongo.aggregate(self._deliveries, pipeline):
-            numbers[row["_id"]] = max(numbers[row["_id"]], row["number"])
+        for row in await self._mongo.aggregate(self._deliveries, _numbers(ids)):
+            numbers[row["_id"]] = max(numbers[row["_id"]], row.get("number", 0))
         return numbers
-
-    async def _learn_lanes(self, known: dict[str, Known]) -> None:
-        # A lane is named after its Subscription and "|", so "}" ends its range.
-        ranges = [{"lane": {"$gte": f"{id_}|", "$lt": f"{id_}}}"}} for id_ in known]
-        cursor = self._deliveries.find({"$or": ranges, "open": True}, {"_id": 0, "lane": 1})
-        lanes = [row["lane"] for row in await cursor.limit(_MOST_LANES + 1).to_list(None)]
-        for lane in lanes:
-            busy = known[lane.partition("|")[0]].busy
-            busy[lane] = busy.get(lane, 0) + 1
-        if len(lanes) > _MOST_LANES:
-            for each in known.values():
-                each.crowded = True
 
     def given(self, subscription: str, number: int, lane: str, *, is_open: bool) -> None:
         """A row was inserted here."""
@@ -122,3 +128,17 @@ class Numbering:
     def shared(self) -> bool:
         """Whether another process has given out numbers lately."""
         return self._clock() < self._shared_until
+
+
+def _numbers(ids: list[str]) -> list[Document]:
+    """The pipeline over `deliveries` that finds the last numbers, of the rows and of the counters.
+
+    The counter follows the rows a moment later, and stays when they are cleared away.
+    """
+    counters = [{"$match": {"_id": {"$in": ids}}}, {"$project": {"number": 1}}]
+    return [
+        {"$match": {"subscription": {"$in": ids}}},
+        {"$sort": {"subscription": -1, "number": -1}},
+        {"$group": {"_id": "$subscription", "number": {"$first": "$number"}}},
+        {"$unionWith": {"coll": "subscription_state", "pipeline": counters}},
+    ]
