@@ -173,7 +173,8 @@ def _encounter(number: int) -> dict[str, Any]:
     text = resources.encounters()[number % resources.TEMPLATES].decode()
     encounter: dict[str, Any] = json.loads(text.replace(resources.SERIAL, f"{number:08}"))
     patient = {"reference": f"Patient/{_PATIENT.format(number)}"}
-    return {**encounter, "id": "e", "status": "in-progress", "subject": patient}
+    under_way = {"status": "in-progress", "period": {"start": encounter["period"]["start"]}}
+    return {**encounter, **under_way, "id": "e", "subject": patient}
 
 
 def _resident() -> int:
