@@ -83,6 +83,27 @@ async def test_those_of_one_practice_are_found_among_others(server: Server) -> N
     assert found == {"Patient/role", "Patient/both"}
 
 
+async def test_in_order_are_those_of_whom_nothing_is_amiss(server: Server) -> None:
+    found = await server.store.find("Patient", {"terms": "*"}, projection={"_id": 1})
+    names = [f"Patient/{row['_id']}" for row in found] + ["Patient/unknown"]
+    now, settings = server.mongo.now(), server.settings
+
+    def listening(reference: str) -> bool:
+        return reference == "Organization/a"
+
+    alone = [
+        name
+        for name in names
+        if not (
+            await attribution.primary_care(server.store, name, now, settings, listening=listening)
+        ).problems
+    ]
+    together = await many.in_order(server.store, names, now, settings, listening)
+    assert sorted(together) == sorted(alone)
+    assert {"Patient/role", "Patient/listed"} <= set(together)
+    assert not {"Patient/doctor", "Patient/both", "Patient/merged", "Patient/over"} & set(together)
+
+
 async def test_many_cost_four_reads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     for name in ("find", "find_together"):

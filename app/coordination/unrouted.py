@@ -6,6 +6,7 @@ be sent. It is written after the commit and beside the notices that others get; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pymongo.errors import DuplicateKeyError
@@ -15,7 +16,7 @@ from app.coordination import review
 from app.coordination.codes import REVIEW_REASONS
 from app.coordination.encounter_review import is_record
 from app.coordination.reactions import Reaction
-from app.routing import attribution
+from app.routing import attribution, many
 from app.routing.attribution import Attribution
 from app.routing.derived import PCP, patient_of
 from app.subscriptions.facts import Facts
@@ -36,16 +37,11 @@ async def run(context: Context, event: Event) -> None:
     if event.type == "Encounter" and is_record(event):
         return
     patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
-    recently = context.server.hub.recently
-    if patient is not None and recently.knows(patient):
-        return
     facts = context.server.worker.registry.facts_of(event)
     fired = None if facts is None else await _fired(context, event, facts)
     if fired is None:
         return
     found = await _attribution(context, patient, event.at)
-    if patient is not None and not found.problems:
-        recently.note(patient)
     index = context.server.worker.registry.index
     if not index.routes_by(PCP) and {"no-subject", "unknown-patient"} & set(found.problems):
         return  # nobody here is told of panels, and the visit's own review speaks of the rest
@@ -62,7 +58,27 @@ async def run(context: Context, event: Event) -> None:
         await _record(context, event, fired, REVIEW_REASONS[untold])
 
 
-REACTION = Reaction("unrouted", _TYPES, run, is_wanted=lambda settings: settings.unrouted)
+async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
+    """Those about patients with whose practices something may be amiss; the others are known to be in order."""
+    recently, base_url = context.server.hub.recently, context.settings.base_url.rstrip("/")
+    about = {
+        event.id: patient_of(event.type, event.fields, base_url)
+        for event in events
+        if event.fields is not None
+    }
+    asked = {patient for patient in about.values() if patient and not recently.knows(patient)}
+    if asked:
+        now = context.server.mongo.now()
+        for patient in await many.in_order(
+            context.store, asked, now, context.settings, listening(context)
+        ):
+            recently.note(patient)
+    return [event for event in events if not recently.knows(about.get(event.id) or "")]
+
+
+REACTION = Reaction(
+    "unrouted", _TYPES, run, is_wanted=lambda settings: settings.unrouted, sift=sift
+)
 
 
 def listening(context: Context) -> attribution.Listening:

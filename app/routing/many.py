@@ -1,7 +1,7 @@
-"""Whose patients many people are at once: `attribution` for a batch, in the same four reads as for one.
+"""Whose patients many people are at once: `attribution` for a batch, in the same reads as for one.
 
-Who may read a record is asked for every page of a search; nothing but organizations matters there, neither Endpoints
-nor what a person should put right.
+Who may read a record is asked for every page of a search, and of whom something is amiss for every batch of events;
+what exactly a person should put right is told by `attribution` alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from app import fhir_json
 from app.fhir_json import Resource
 from app.mongo import Document
 from app.routing import claims as claims_
-from app.routing.attribution import sources, standing, told_of
+from app.routing.attribution import Listening, is_heard, sources, standing, told_of
 from app.routing.claims import ROSTERS, Claim, Source
-from app.routing.practices import Roles, read_roles, resolve_by
+from app.routing.practices import Provider, Roles, read_roles, resolve_by, with_endpoints
 from app.search import cohort
 from app.search.spans import Span
 from app.search.terms import EVERY
@@ -39,6 +39,36 @@ async def organizations(
     store: Store, patients: Collection[str], at: datetime, settings: Settings
 ) -> dict[str, frozenset[str]]:
     """The organizations that have the primary care of each patient at a moment; merges are followed."""
+    found = await _standings(store, patients, at, settings)
+    return {
+        patient: frozenset(each.organization for each in standing.told if each.organization)
+        for patient, standing in found.items()
+    }
+
+
+async def in_order(
+    store: Store,
+    patients: Collection[str],
+    at: datetime,
+    settings: Settings,
+    listening: Listening,
+) -> list[str]:
+    """Those of the patients with whose primary care nothing is amiss: `attribution.primary_care` finds no problem."""
+    found = await _standings(store, patients, at, settings)
+    clear = {patient: each.told for patient, each in found.items() if each.told and each.is_clear}
+    told = list(dict.fromkeys(provider for each in clear.values() for provider in each))
+    reached = await with_endpoints(store, told, settings.base_url.rstrip("/"))
+    heard = {
+        provider
+        for provider, known in zip(told, reached, strict=True)
+        if is_heard(known, listening)
+    }
+    return [patient for patient, of in clear.items() if heard.issuperset(of)]
+
+
+async def _standings(
+    store: Store, patients: Collection[str], at: datetime, settings: Settings
+) -> dict[str, _Standing]:
     base_url = settings.base_url.rstrip("/")
     wanted = list(dict.fromkeys(patients))
     records = await _read(store, wanted, base_url)
@@ -57,18 +87,28 @@ async def organizations(
     names = [claim.reference for own in claims.values() for each in own.values() for claim in each]
     roles = await read_roles(store, names, base_url) if names else Roles({}, {})
     order = sources(settings)
-    return {
-        patient: _judged(
-            [(each, claims[survivors[patient]][each]) for each in order], roles, at, base_url
-        )
-        for patient in wanted
-    }
+    found = {}
+    for patient in wanted:
+        own = claims[survivors[patient]]
+        told, several = _judged([(each, own[each]) for each in order], roles, at, base_url)
+        is_itself = records[patient].known and survivors[patient] == patient
+        found[patient] = _Standing(told, is_itself and not several)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Who is told of a patient; `is_clear` where the patient is known, not merged, and no person need choose."""
+
+    told: tuple[Provider, ...]
+    is_clear: bool
 
 
 @dataclass(slots=True)
 class _Record:
     """What is written about one patient's primary care."""
 
+    known: bool = False
     survivor: str | None = None
     own: list[Claim] = field(default_factory=list)
     teams: list[Claim] = field(default_factory=list)
@@ -77,16 +117,16 @@ class _Record:
 
 def _judged(
     claims: Sequence[tuple[Source, Sequence[Claim]]], roles: Roles, at: datetime, base_url: str
-) -> frozenset[str]:
+) -> tuple[tuple[Provider, ...], bool]:
+    """Who is told, and whether a person should choose."""
     ended: set[str] = set()
     for source, each in claims:
         current = standing(each, ended, at)
         if current:
             resolved = resolve_by(roles, current, source, at, base_url)
             if resolved.providers:
-                told, _ = told_of(resolved)
-                return frozenset(one.organization for one in told if one.organization)
-    return frozenset()
+                return told_of(resolved)
+    return (), False
 
 
 async def _read(store: Store, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
@@ -123,6 +163,7 @@ async def _round(store: Store, patients: Sequence[str], base_url: str) -> dict[s
     for row in found:
         resource = fhir_json.decode_stored(row["text"])
         record = records[f"Patient/{row['_id']}"]
+        record.known = True
         record.survivor = claims_.survivor_of(resource, base_url)
         record.own = list(claims_.of_patient(resource, base_url))
     for row in teams:
