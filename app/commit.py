@@ -365,15 +365,8 @@ class Commits:
             if missing:
                 await collection.create_indexes(missing)
             elif not present:
-                await self._create(name)
+                await self._mongo.create_collection(name)
             self._ready.add(name)
-
-    async def _create(self, name: str) -> None:
-        try:
-            await self._mongo.db.create_collection(name)
-        except OperationFailure as error:
-            if error.code != 48:  # NamespaceExists: another process was faster
-                raise
 
 
 def _event(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
-from pymongo.errors import ConnectionFailure, ServerSelectionTimeoutError
+from pymongo.errors import ConnectionFailure, OperationFailure, ServerSelectionTimeoutError
 from pymongo.read_concern import ReadConcern
 
 from app.errors import Unavailable
@@ -40,6 +40,7 @@ _CLIENT_OPTIONS: dict[str, Any] = {
     "serverSelectionTimeoutMS": 5000,
     "maxPoolSize": 64,
 }
+_NAMESPACE_EXISTS = 48
 
 
 class Mongo:
@@ -111,6 +112,15 @@ class Mongo:
                 collection = collection.with_options(codec_options=_NAIVE)
             kept[name] = collection
         return collection
+
+    async def create_collection(self, name: str) -> None:
+        """Make a collection; does nothing where it is there already, also when another process was faster."""
+        try:
+            # The driver's own look before would tell of one that another process has made since as an error.
+            await self.db.create_collection(name, check_exists=False)
+        except OperationFailure as error:
+            if error.code != _NAMESPACE_EXISTS:
+                raise
 
     async def find_at_once(self, command: Document) -> list[Document] | None:
         """What a `find` command with a limit finds, times without their zone; None where it takes a cursor after all.

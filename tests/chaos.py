@@ -26,10 +26,9 @@ from app import embedded
 from app.embedded import EmbeddedMongo
 from app.mongo import Mongo
 from app.settings import Settings
-from tests.processes import environment
+from tests.processes import environment, free_port
 from tests.subscription_builders import encounter, topic_based
 from tests.subscription_receiver import Receiver
-from tests.test_stay import free_port
 
 SERVERS = 3
 WRITERS = 8
@@ -42,20 +41,25 @@ class Cluster:
     """The processes under attack. `committed`: the ids of admissions that were answered."""
 
     mongo: EmbeddedMongo
+    directory: Path
     ports: list[int]
     random: random.Random
     servers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
     def start(self, port: int) -> None:
-        """A server on this port; one that was there is gone."""
+        """A server on this port; one that was there is gone. What both say goes into one file."""
         command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-        self.servers[port] = subprocess.Popen(
-            [*command, "--mongodb-uri", self.mongo.uri],
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._log(port).open("ab") as log:
+            self.servers[port] = subprocess.Popen(
+                [*command, "--mongodb-uri", self.mongo.uri],
+                env=environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _log(self, port: int) -> Path:
+        return self.directory / f"server-{port}.log"
 
     def kill_server(self) -> None:
         """SIGKILL to one of the servers, and another in its place."""
@@ -82,7 +86,9 @@ class Cluster:
             give_up = time.monotonic() + PATIENCE_SECONDS
             for port in self.ports:
                 while not await _is_ready(client, port):
-                    assert time.monotonic() < give_up, "a server does not come up"
+                    said = self._log(port).read_text()[-2000:]
+                    assert self.servers[port].poll() is None, f"a server has ended: {said}"
+                    assert time.monotonic() < give_up, f"a server does not come up: {said}"
                     await asyncio.sleep(0.1)
 
     async def subscribe(self, endpoint: str) -> str:
@@ -136,7 +142,9 @@ async def cluster(
     port = free_port()
     monkeypatch.setattr(embedded, "_free_port", lambda: port)
     with EmbeddedMongo(directory) as mongo:
-        cluster = Cluster(mongo, [free_port() for _ in range(SERVERS)], random.Random(seed))
+        cluster = Cluster(
+            mongo, directory, [free_port() for _ in range(SERVERS)], random.Random(seed)
+        )
         try:
             for each in cluster.ports:
                 cluster.start(each)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +63,17 @@ def started(
         finally:
             process.terminate()
             process.wait(40)
+
+
+def free_port() -> int:
+    """A port for a server that will listen there later, and again after it was killed.
+
+    None of those that the system gives to outgoing connections: one of them could take it meanwhile.
+    """
+    while True:
+        port = random.randint(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def is_running(pid: int) -> bool:

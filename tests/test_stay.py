@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +17,11 @@ import httpx
 import pytest
 
 from app.definitions import EXAMPLES
-from tests.processes import children, started, wait_for, wait_until_gone
+from tests.processes import children, free_port, started, wait_for, wait_until_gone
 
 ADMISSION = "http://carerelay.example/SubscriptionTopic/encounter-admission"
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 STEPS = ("01-emergency-registration", "02-inpatient-admission", "03-ward-transfer", "04-discharge")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 
 from bson import Binary, MaxKey
 from pymongo import ASCENDING, IndexModel, ReturnDocument
-from pymongo.errors import OperationFailure
 
 from app.bulk.asked import Asked
 from app.context import Context
@@ -32,7 +31,6 @@ LEASE = timedelta(seconds=15)
 RETRY_SECONDS = 2
 _SOONEST = timedelta(seconds=1)
 _RETRY_KICK_OFF_SECONDS = 60
-_NAMESPACE_EXISTS = 48
 # The database judges leases by its own clock, which this process only estimates.
 _CLOCKS_DIFFER = timedelta(seconds=1)
 OPEN = ("queued", "running")
@@ -56,11 +54,7 @@ class Jobs:
         if "state" not in await self._exports.index_information():
             model = IndexModel([("state", ASCENDING), ("requested", ASCENDING)], name="state")
             await self._exports.create_indexes([model])
-            try:
-                await self._mongo.db.create_collection("export_files")
-            except OperationFailure as error:
-                if error.code != _NAMESPACE_EXISTS:
-                    raise
+            await self._mongo.create_collection("export_files")
 
     async def request(self, context: Context, asked: Asked, request: str) -> str:
         """A new export's id. Raises TooManyRequests where too many are under way.
