@@ -1,7 +1,7 @@
 """Group commit by natural batching: what arrives while earlier batches are being written goes into the next one.
 
-No timer where none is asked for: an idle server writes at once, a busy one shares each transaction among those who
-wait. Measured against one transaction per write: 1.3 instead of 0.75 of a baseline of two inserts
+An idle server writes at once, a busy one shares each transaction among those who wait; where batches are asked to keep
+apart, more of them share. Measured against one transaction per write: 1.3 instead of 0.75 of a baseline of two inserts
 (docs/decisions/0002-one-write-path.md).
 """
 
@@ -38,8 +38,8 @@ class GroupCommit(Generic[U]):
 
     MAX_IN_FLIGHT = 2
     MAX_CHANGES = 256
-    # How long the first unit of a batch waits for others.
-    GATHER_SECONDS = 0.0
+    # How long after a batch the next one begins, at the earliest: who comes first writes at once, a crowd shares.
+    APART_SECONDS = 0.0
 
     def __init__(
         self, write: Callable[[Sequence[U]], Awaitable[None]], *, hopeless: type[Exception]
@@ -51,6 +51,7 @@ class GroupCommit(Generic[U]):
         self._writing: dict[asyncio.Task[None], list[U]] = {}
         self._busy_keys: set[str] = set()
         self._gathering: asyncio.TimerHandle | None = None
+        self._not_before = 0.0
 
     async def submit(self, unit: U) -> None:
         """Return once the unit is committed; raise what its own write raised."""
@@ -66,14 +67,19 @@ class GroupCommit(Generic[U]):
             yield from units
 
     def _start(self) -> None:
-        if not self.GATHER_SECONDS:
+        if not self.APART_SECONDS:
             self._launch()
         elif self._gathering is None and len(self._in_flight) < self.MAX_IN_FLIGHT:
             loop = asyncio.get_running_loop()
-            self._gathering = loop.call_later(self.GATHER_SECONDS, self._gathered)
+            if loop.time() >= self._not_before:
+                self._not_before = loop.time() + self.APART_SECONDS
+                self._launch()
+            else:
+                self._gathering = loop.call_at(self._not_before, self._gathered)
 
     def _gathered(self) -> None:
         self._gathering = None
+        self._not_before = asyncio.get_running_loop().time() + self.APART_SECONDS
         self._launch()
 
     def _launch(self) -> None:

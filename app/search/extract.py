@@ -23,7 +23,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import cohort, contained, custom, date, near, words
+from app.search import behalf, cohort, contained, custom, date, near, words
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
 from app.search.ranges import plain
@@ -131,6 +131,8 @@ def _plan(resource_type: str) -> _Plan:
     if resource_type == "Group":
         by_key["member"].append(cohort.add_whens)
         always.append(cohort.add_roster)
+    if resource_type == "CareTeam":
+        by_key["participant"].append(behalf.add)
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
 
 

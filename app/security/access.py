@@ -18,10 +18,11 @@ from app.search.extract import extract
 from app.search.parameter import Filter
 from app.search.terms import senders
 from app.security import relations
-from app.security.access_rules import KNOWN_ALREADY, NO_PROVIDERS, Relation, rule_of
+from app.security.access_rules import KNOWN_ALREADY, Relation, rule_of
 from app.security.belonging import Belonging, Family
 from app.security.caller import UNLIMITED, Caller
 from app.security.disclosure import Disclosure
+from app.security.panel import Panel, Panels
 from app.security.relations import Facts, Traits
 from app.security.restriction import Restrictions
 from app.security.scopes import Action, Scopes
@@ -55,6 +56,7 @@ class Accesses:
         self.settings = settings
         self.belonging = Belonging(store, settings, now)
         self.disclosure = Disclosure(gate, self.belonging)
+        self.panels = Panels(store, self.belonging, settings.base_url.rstrip("/"))
         self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
 
     def of(self, caller: Caller) -> Access | None:
@@ -80,6 +82,7 @@ class Access:
         self.scopes = Scopes.of(caller.scopes)
         self.restrictions = Restrictions(self.scopes, accesses.settings)
         self._disclosure = accesses.disclosure
+        self._panels = accesses.panels
         self._base_url = accesses.settings.base_url.rstrip("/")
         # By type and right, each for the family that it was made for.
         self._sights: dict[tuple[str, Action], tuple[Family, Sight]] = {}
@@ -87,11 +90,6 @@ class Access:
     @property
     def is_administrator(self) -> bool:
         return self.caller.role == "administrator"
-
-    @property
-    def is_authority(self) -> bool:
-        """Whether what patients refuse to providers is not about this caller."""
-        return self.is_administrator or self.caller.role in NO_PROVIDERS
 
     def sees_all(self, resource_type: str) -> bool:
         """Whether every resource of a type may be read, so that nothing hidden can be asked about through it."""
@@ -164,6 +162,28 @@ class Access:
             filters.append(named[0] if len(named) == 1 else {"$or": named})
             return Sight(tuple(filters), is_exact=True)
         return Sight(tuple(filters), is_exact=False)
+
+    async def panel_filter(self, resource_type: str) -> Filter | None:
+        """What all that may be seen of a type passes besides its sight; None where nothing is known that narrows it."""
+        family = await self.family()
+        parts: list[Filter] = []
+        for relation in rule_of(self.caller.role, resource_type).read:
+            if relation == "patients":
+                with reading_at(None):
+                    panel = await self._panels.of(self.caller.role, family)
+                part = None if panel is None else self._about_panel(resource_type, panel)
+            else:
+                part = relations.filter_of(relation, resource_type, family, self._base_url)
+            if part is None:
+                return None
+            parts.append(part)
+        return {"$or": parts} if parts else None
+
+    def _about_panel(self, resource_type: str, panel: Panel) -> Filter | None:
+        about = relations.about(resource_type)
+        if about is None and resource_type != "Patient":
+            return None
+        return self._panels.filter(None if resource_type == "Patient" else about, panel)
 
     async def seen(self, resource_type: str, rows: Sequence[Facts]) -> set[str]:
         """The ids of those that may be seen, scopes aside; a row has `_id` and all of its `terms`."""

@@ -205,7 +205,7 @@ class Belonging:
         now = self.now()
         for family, patients in _by_family(pairs):
             members = self._terms("Group", "member", patients)
-            groups = await self._groups(family)
+            groups = await self.groups(family)
             keys = [{"g": group, "m": member} for group in groups for member in members]
             for start in range(0, len(keys), _KEYS_AT_ONCE):
                 some = {"_id": {"$in": keys[start : start + _KEYS_AT_ONCE]}}
@@ -216,7 +216,7 @@ class Belonging:
                             found[family, patient] = True
         return found
 
-    async def _groups(self, family: Family) -> list[str]:
+    async def groups(self, family: Family) -> list[str]:
         """The ids of Groups in use that a family manages, or that an executed Contract gives it to know of."""
         contracts = await self._store.find(
             "Contract",

@@ -41,7 +41,7 @@ def id_of(row: Facts) -> str:
 
 
 @cache
-def _about(resource_type: str) -> Parameter | None:
+def about(resource_type: str) -> Parameter | None:
     """The search parameter that says which patients a resource is about."""
     known = parameters(resource_type)
     found = known.get("patient") or known.get("subject")
@@ -82,7 +82,7 @@ def patients_of(resource_type: str, row: Facts, base_url: str) -> frozenset[str]
 @cache
 def _starts(resource_type: str, base_url: str) -> tuple[str, ...]:
     """How the terms begin that traits are read from."""
-    parameter = None if resource_type == "Patient" else _about(resource_type)
+    parameter = None if resource_type == "Patient" else about(resource_type)
     if parameter is None:
         return (_SECURITY,)
     keys = {parameter.key, parameter.shared or parameter.key}
@@ -119,11 +119,11 @@ def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) 
         "payor" if resource_type == "Coverage" else None,
         "practitioner" if resource_type == "PractitionerRole" else None,
     }
-    about = _about(resource_type)
+    subject = about(resource_type)
     wanted = [parameters(resource_type)[code] for code in codes if code]
     terms = [
         f"{each.shared or each.key}{ending}"
-        for each in (*wanted, *([about] if about else []))
+        for each in (*wanted, *([subject] if subject else []))
         for path in each.paths
         for element in follow(path.steps, resource)
         if isinstance(element, dict)

@@ -7,7 +7,7 @@ are filtered here. It has none of the store's own parts: a method of the store t
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from app.search.terms import EVERY
 from app.security import writing
 from app.security.access import Access, Sight
 from app.security.access_rules import rule_of
+from app.security.candidates import Candidates, Read, candidates
 from app.security.scopes import Action
 from app.store import Store, WriteAction
 from app.versions import (
@@ -40,7 +41,6 @@ _ROWS = {"group_members": "Group"}
 _FIRST_BATCH, _LARGEST_BATCH = 100, 1_000
 _TERMS = {"terms": 1}
 _CHANGES: tuple[Action, ...] = ("u", "d")
-Read = Callable[[int], Awaitable[list[Document]]]
 
 
 class View(Store):
@@ -226,15 +226,19 @@ class View(Store):
     ) -> list[Document]:
         """As many as the limit, from as many candidates as it takes. Raises TooMany."""
         found: list[Document] = []
-        examined, size = 0, _FIRST_BATCH
-        async with self._store.batches(resource_type, where, **options) as read:
-            while len(found) < limit and (batch := await read(size)):
-                examined += len(batch)
-                if examined > self._most:
-                    raise TooMany
-                found += await self._seen(resource_type, batch)
+        size = _FIRST_BATCH
+        async with self._candidates(resource_type, where, **options) as those:
+            while len(found) < limit and (rows := await those.seen(size)) is not None:
+                found += rows
                 size = min(2 * size, _LARGEST_BATCH)
         return found[:limit]
+
+    def _candidates(
+        self, resource_type: str, where: Filter, **options: Any
+    ) -> AbstractAsyncContextManager[Candidates]:
+        return candidates(
+            self._store, self._access, resource_type, where, most=self._most, **options
+        )
 
     async def _seen(self, resource_type: str, rows: list[Document]) -> list[Document]:
         if not rows:
@@ -279,29 +283,39 @@ class View(Store):
         naive: bool = False,
     ) -> AsyncIterator[Read]:
         options: dict[str, Any] = {"sort": sort, "read_ahead": read_ahead, "naive": naive}
-        judge: Callable[[list[Document]], Awaitable[list[Document]]]
         if resource_type == _VERSIONS:
-            where, judge = filter_, self._seen_versions
-        else:
-            sight = await self._access.sight(resource_type, "s")
-            if sight is None:
-                yield _nothing
-                return
-            where = _narrowed(filter_, sight)
-            if projection is not None and not sight.is_exact:
-                projection = projection | _TERMS
-
-            async def judge(rows: list[Document]) -> list[Document]:
-                return rows if sight.is_exact else await self._seen(resource_type, rows)
-
-        async with self._store.batches(
-            resource_type, where, projection=projection, **options
-        ) as read:
+            async with self._store.batches(
+                resource_type, filter_, projection=projection, **options
+            ) as read:
+                yield _those(read, self._seen_versions)
+            return
+        sight = await self._access.sight(resource_type, "s")
+        if sight is None:
+            yield _nothing
+            return
+        where = _narrowed(filter_, sight)
+        if sight.is_exact:
+            async with self._store.batches(
+                resource_type, where, projection=projection, **options
+            ) as read:
+                yield read
+            return
+        if projection is not None:
+            projection = projection | _TERMS
+        async with candidates(
+            self._store,
+            self._access,
+            resource_type,
+            where,
+            most=None,
+            projection=projection,
+            **options,
+        ) as found:
 
             async def read_seen(size: int) -> list[Document]:
-                while rows := await read(size):
-                    if seen := await judge(rows):
-                        return seen
+                while (rows := await found.seen(size)) is not None:
+                    if rows:
+                        return rows
                 return []
 
             yield read_seen
@@ -338,7 +352,7 @@ class View(Store):
         if sight.is_exact:
             return await self._store.count(resource_type, _narrowed(filter_, sight), limit)
         total = 0
-        async for rows in self._candidates(resource_type, _narrowed(filter_, sight)):
+        async for rows in self._all(resource_type, _narrowed(filter_, sight)):
             total += len(rows)
             if limit and total >= limit:
                 return limit
@@ -354,7 +368,7 @@ class View(Store):
         if sight.is_exact:
             return await self._store.terms_among(resource_type, where, terms)
         wanted, found = set(terms), set[str]()
-        async for rows in self._candidates(resource_type, where):
+        async for rows in self._all(resource_type, where):
             found |= {term for row in rows for term in row["terms"] if term in wanted}
             if found == wanted:
                 break
@@ -366,19 +380,15 @@ class View(Store):
         if sight is not None:
             if sight.is_everything:
                 return await self._store.terms(resource_type, prefix)
-            async for rows in self._candidates(resource_type, _narrowed({"terms": EVERY}, sight)):
+            async for rows in self._all(resource_type, _narrowed({"terms": EVERY}, sight)):
                 found |= {t for row in rows for t in row["terms"] if t.startswith(prefix)}
         return sorted(found)
 
-    async def _candidates(self, resource_type: str, where: Filter) -> AsyncIterator[list[Document]]:
+    async def _all(self, resource_type: str, where: Filter) -> AsyncIterator[list[Document]]:
         """The visible ones of all that match, with their terms. Raises TooMany."""
-        examined = 0
-        async with self._store.batches(resource_type, where, projection=_TERMS) as read:
-            while batch := await read(_LARGEST_BATCH):
-                examined += len(batch)
-                if examined > self._most:
-                    raise TooMany
-                yield await self._seen(resource_type, batch)
+        async with self._candidates(resource_type, where, projection=_TERMS) as found:
+            while (rows := await found.seen(_LARGEST_BATCH)) is not None:
+                yield rows
 
     async def types(self) -> list[str]:
         """Without those that the caller may not search."""
@@ -436,6 +446,18 @@ class View(Store):
 
 def _narrowed(filter_: Filter, sight: Sight) -> Filter:
     return {"$and": [filter_, *sight.filters]} if sight.filters else filter_
+
+
+def _those(read: Read, judge: Callable[[list[Document]], Awaitable[list[Document]]]) -> Read:
+    """Reads on until there is something that may be seen."""
+
+    async def read_seen(size: int) -> list[Document]:
+        while rows := await read(size):
+            if seen := await judge(rows):
+                return seen
+        return []
+
+    return read_seen
 
 
 async def _nothing(size: int) -> list[Document]:
