@@ -49,10 +49,11 @@ def measure() -> Figures:
         tempfile.TemporaryDirectory(prefix="carerelay-bench-") as directory,
         EmbeddedMongo(Path(directory)) as mongo,
     ):
-        return asyncio.run(_measure(mongo.uri))
+        return asyncio.run(measure_on(mongo.uri))
 
 
-async def _measure(uri: str) -> Figures:
+async def measure_on(uri: str) -> Figures:
+    """`measure` on databases of its own under a running mongod."""
     few, _, _ = await _registry(uri, FEW)
     many, ready, size = await _registry(uri, MANY)
     gc.collect()
