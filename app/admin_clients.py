@@ -4,6 +4,7 @@ GET    /admin/clients
 POST   /admin/clients                 {"name", "role", "scopes", "organization"?, "client_id"?, "jwks" | "jwks_uri"?}
 GET    /admin/clients/<id>
 POST   /admin/clients/<id>/rotate     {"jwks" | "jwks_uri"}
+POST   /admin/clients/<id>/scopes     {"scopes"}
 POST   /admin/clients/<id>/disable
 POST   /admin/clients/<id>/enable
 
@@ -27,6 +28,7 @@ Answer = tuple[int, Any]
 _LIMIT = 64 * 1024
 _FIELDS = frozenset({"client_id", "name", "role", "organization", "scopes", "jwks", "jwks_uri"})
 _KEYS = frozenset({"jwks", "jwks_uri"})
+_SCOPES = frozenset({"scopes"})
 
 
 async def list_clients(request: Request, server: Server) -> Answer:
@@ -50,6 +52,16 @@ async def rotate_client(request: Request, server: Server) -> Answer:
     client, wanted = await _client(request, server), await _body(request, _KEYS)
     try:
         changed = await _registry(server).rotate(client.client_id, **wanted)
+    except RegistryError as error:
+        raise BadRequest(str(error), code="value") from None
+    return 200, changed.shown()
+
+
+async def set_scopes(request: Request, server: Server) -> Answer:
+    """Other scopes; tokens that the client holds end, those of an outside provider are cut to them."""
+    client, wanted = await _client(request, server), await _body(request, _SCOPES)
+    try:
+        changed = await _registry(server).set_scopes(client.client_id, wanted.get("scopes"))
     except RegistryError as error:
         raise BadRequest(str(error), code="value") from None
     return 200, changed.shown()
@@ -101,6 +113,7 @@ HANDLERS = (
     ("POST", "/clients", add_client),
     ("GET", "/clients/{id}", read_client),
     ("POST", "/clients/{id}/rotate", rotate_client),
+    ("POST", "/clients/{id}/scopes", set_scopes),
     ("POST", "/clients/{id}/disable", disable_client),
     ("POST", "/clients/{id}/enable", enable_client),
 )

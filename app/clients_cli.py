@@ -113,6 +113,24 @@ def rotate_client(
     console.print(f"{escape(client)} has new keys")
 
 
+@clients.command("scopes")
+def set_scopes(
+    client: ClientId,
+    scopes: Annotated[
+        list[str], typer.Argument(help="The most that it may ask for from now on.", metavar="SCOPE")
+    ],
+    data: Data = None,
+    mongodb_uri: Uri = None,
+) -> None:
+    """Replace a client's scopes. Tokens that it holds end within a second; it asks for new ones."""
+    wanted = " ".join(scopes)
+    done = f"clients scopes {client} {wanted}"
+    changed = _with_clients(
+        data, mongodb_uri, lambda registry: registry.set_scopes(client, wanted), done=done
+    )
+    console.print(f"{escape(client)} may ask for {escape(' '.join(changed.scopes))}")
+
+
 @clients.command()
 def disable(client: ClientId, data: Data = None, mongodb_uri: Uri = None) -> None:
     """Shut a client out, with all tokens that it holds, within a second."""

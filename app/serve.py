@@ -152,6 +152,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "timeout_graceful_shutdown": GRACE_SECONDS,
         # The application itself believes the proxies of the settings, and nobody else.
         "proxy_headers": False,
+        "ws": "app.websocket_protocol:WebSocketProtocol",
         "ws_max_size": WEBSOCKET_BYTES,
     }
     if sys.platform != "win32":

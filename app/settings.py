@@ -78,6 +78,17 @@ class Settings(BaseSettings):
         description="Requests of one client, or address, under way at once in each process; 0 for any. "
         "Unset means 256 with authorization and any without.",
     )
+    websocket_rate_limit: float | None = Field(
+        None,
+        ge=0,
+        description="Websocket handshakes of one address a second, as rate_limit. Unset means 5 with authorization.",
+    )
+    max_websockets: int | None = Field(
+        None,
+        ge=0,
+        description="Websockets of one client open at once in each process, and of one address that have bound "
+        "nothing yet; 0 for any. Unset means 64 with authorization and any without.",
+    )
     request_timeout: float = Field(
         120.0, gt=0, description="Seconds until an answer is given up: 503, and its work cancelled."
     )

@@ -2,97 +2,185 @@
 
 https://hl7.org/fhir/R4/subscription.html#2.46.7.2; the Subscriptions R5 Backport guide, Channels, Websockets
 
-    bind-with-token: <token>   topic-based; answered by one handshake Bundle for each Subscription of the token
-    bind <id>                  classic; answered by `bound <id>`, then `ping <id>` for each event
+    bind-with-token: <token>   answered by one greeting for each Subscription of the token
+    bind <id>                  classic, and only while authorization is off
 
-Anything else closes the connection with 1008 and the reason. Either side may close at any time.
+The greeting is a handshake Bundle, or `bound <id>` of a classic Subscription, which is told `ping <id>` of each event.
+Anything else closes the connection with 1008 and the reason, too much of it with 1013. Either side may close at any
+time. With authorization a connection is the client's that its token was given to, and ends when that is shut out or
+registered otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from urllib.parse import urlsplit
 
 from pymongo.errors import PyMongoError
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from app import exchange
 from app.context import Server
+from app.errors import FhirError, Forbidden, TooManyRequests
 from app.router import PREFIX
+from app.security import exposure
+from app.security.headers import secured
+from app.settings import Settings
 from app.subscriptions import tokens
 from app.subscriptions.binding import BindingRefusedError
 from app.subscriptions.channels.websocket import PATH
+from app.subscriptions.tokens import Holder
+from app.websocket_limits import Place, WebSocketLimits
 
 _POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
 _MOST_BINDINGS = 1000
 _LONGEST_MESSAGE = 1024
+# Seconds after which a connection on which nothing happens is asked about again.
+LOOK_AGAIN = 10.0
 _USAGE = "Say `bind-with-token: <token>` or `bind <id>`"
+_NOT_BY_ID = "With authorization a token binds: Subscription/$get-ws-binding-token"
+_NOT_ANY_MORE = "This client may not be told any more; ask for another token"
 
 
 class Connection:
-    """One client. Frames leave one after the other."""
+    """One client. Frames leave one after the other. `patience`: seconds until something has to be bound."""
 
-    def __init__(self, server: Server, websocket: WebSocket) -> None:
+    def __init__(
+        self, server: Server, websocket: WebSocket, place: Place, patience: float | None
+    ) -> None:
         self._server = server
+        self._binder = server.worker.binder
+        self._is_open = server.settings.auth != "smart"
         self._websocket = websocket
+        self._place = place
+        self._patience = patience
         self._sending = asyncio.Lock()
         self._bindings: list[tuple[str, str]] = []
+        self._holder: Holder | None = None
+        self._waiting: asyncio.Timeout | None = None
+        self._is_over = False
 
     async def converse(self) -> None:
-        """Until the client leaves. Raises BindingRefusedError for what it may not say."""
+        """Until the client leaves. Raises BindingRefusedError for what it may not say, TooManyRequests for too much."""
         try:
             while True:
-                await self._hear((await self._websocket.receive_text()).strip())
+                text = await self._next()
+                if text is not None:
+                    self._place.heard()
+                    await self._hear(text.strip())
+                elif self._is_over or not await self._binder.admits(self._holder):
+                    raise BindingRefusedError(_NOT_ANY_MORE)
+                elif not self._bindings:
+                    raise BindingRefusedError("Nothing was bound in time")
         finally:
             for subscription, binding in self._bindings:
-                await self._server.worker.binder.unbind(subscription, binding)
+                await self._binder.unbind(subscription, binding)
+
+    async def _next(self) -> str | None:
+        """What the client says next; None where it says nothing for a while."""
+        pause = LOOK_AGAIN if self._bindings else self._patience
+        try:
+            async with asyncio.timeout(None if self._is_open else pause) as self._waiting:
+                if self._is_over:
+                    return None
+                message = await self._websocket.receive()
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting = None
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"], message.get("reason"))
+        text: str | None = message.get("text")
+        if text is None or len(text) > _LONGEST_MESSAGE:
+            raise BindingRefusedError(_USAGE)
+        return text
 
     async def _hear(self, text: str) -> None:
-        word, _, rest = text[:_LONGEST_MESSAGE].partition(" ")
+        word, _, rest = text.partition(" ")
         rest = rest.strip()
         if word.rstrip(":") == "bind-with-token" and rest:
-            subscriptions = await tokens.redeem(self._server.mongo, rest)
-            if subscriptions is None:
-                raise BindingRefusedError("The token is unknown or has expired")
-            for subscription in subscriptions:
-                await self._bind(subscription, topical=True)
-        elif word == "bind" and rest and self._server.settings.auth != "smart":
-            await self._bind(rest, topical=False)
+            await self._bind_with_token(rest)
+        elif word == "bind" and rest and self._is_open:
+            await self._bind(rest, by_token=False)
         else:
-            raise BindingRefusedError(_USAGE)
+            raise BindingRefusedError(_USAGE if self._is_open else _NOT_BY_ID)
 
-    async def _bind(self, subscription: str, *, topical: bool) -> None:
+    async def _bind_with_token(self, text: str) -> None:
+        token = await tokens.redeem(self._server.mongo, text)
+        if token is None:
+            raise BindingRefusedError("The token is unknown or has expired")
+        if self._holder is None and token.holder is not None:
+            self._place.claim(token.holder.client_id)
+            self._holder = token.holder
+        # Another client's token binds nothing here: every Subscription has to be the first holder's.
+        for subscription in token.subscriptions:
+            await self._bind(subscription, by_token=True)
+
+    async def _bind(self, subscription: str, *, by_token: bool) -> None:
         if any(subscription == bound for bound, _ in self._bindings):
             return  # a token used again, before the one before has expired
         if len(self._bindings) >= _MOST_BINDINGS:
             raise BindingRefusedError("Too many Subscriptions on one connection")
-        binder = self._server.worker.binder
-        binding = await binder.bind(subscription, self._say, topical=topical)
+        listener = partial(self._tell, subscription)
+        binding = await self._binder.bind(subscription, listener, by_token=by_token)
         self._bindings.append((subscription, binding))
 
-    async def _say(self, text: str) -> None:
+    async def _tell(self, subscription: str, text: str) -> None:
+        """The listener of a Subscription. Raises BindingRefusedError where its client has lost the right to it."""
+        if self._is_over or not await self._binder.may_hear(self._holder, subscription):
+            self._is_over = True
+            if self._waiting is not None and not self._waiting.expired():
+                self._waiting.reschedule(0.0)  # `converse` is to end now
+            raise BindingRefusedError(_NOT_ANY_MORE)
         async with self._sending:
             await self._websocket.send_text(text)
 
 
-async def serve(websocket: WebSocket) -> None:
-    """One connection, from its handshake to its end."""
-    server: Server = websocket.app.state.server
-    if not _is_own_page(websocket, server):
-        await websocket.close(_POLICY_VIOLATION)  # before it is accepted: 403
-        return
-    await websocket.accept()
-    try:
-        await Connection(server, websocket).converse()
-    except WebSocketDisconnect:
-        return
-    except BindingRefusedError as refusal:
-        await _close(websocket, _POLICY_VIOLATION, str(refusal))
-    except KeyError:  # a binary frame
-        await _close(websocket, _POLICY_VIOLATION, _USAGE)
-    except PyMongoError:
-        await _close(websocket, _TRY_AGAIN_LATER, "The database does not answer; try again")
+class Door:
+    """Where connections come in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limits = WebSocketLimits(settings)
+        self._only_tls = exposure.needs_tls(settings) and not exposure.has_own_tls(settings)
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """One connection, from its handshake to its end."""
+        server: Server = websocket.app.state.server
+        try:
+            place = self._admit(websocket, server)
+        except FhirError as error:
+            response = exchange.respond_error(error)
+            response.raw_headers = secured(response.raw_headers, tls=_is_encrypted(websocket))
+            await websocket.send_denial_response(response)
+            return
+        try:
+            await websocket.accept()
+            await Connection(server, websocket, place, self._limits.patience).converse()
+        except WebSocketDisconnect:
+            return
+        except BindingRefusedError as refusal:
+            await _close(websocket, _POLICY_VIOLATION, str(refusal))
+        except TooManyRequests as refusal:
+            await _close(websocket, _TRY_AGAIN_LATER, str(refusal))
+        except PyMongoError:
+            await _close(websocket, _TRY_AGAIN_LATER, "The database does not answer; try again")
+        finally:
+            place.leave()
+
+    def _admit(self, websocket: WebSocket, server: Server) -> Place:
+        """Raises FhirError for a handshake that is refused."""
+        if self._only_tls and not _is_encrypted(websocket):
+            raise Forbidden("Only over TLS: call the address of the proxy")
+        if not _is_own_page(websocket, server):
+            raise Forbidden("Pages from elsewhere may not connect")
+        return self._limits.enter(websocket.client.host if websocket.client else "")
+
+
+def _is_encrypted(websocket: WebSocket) -> bool:
+    return bool(websocket.scope["scheme"] == "wss")
 
 
 def _is_own_page(websocket: WebSocket, server: Server) -> bool:
@@ -106,8 +194,9 @@ def _is_own_page(websocket: WebSocket, server: Server) -> bool:
 
 
 async def _close(websocket: WebSocket, code: int, reason: str) -> None:
-    with contextlib.suppress(RuntimeError):  # the client has left meanwhile
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the client has left meanwhile
         await websocket.close(code, reason)
 
 
-ROUTES = [WebSocketRoute(PREFIX + PATH, serve)]
+def routes(settings: Settings) -> list[WebSocketRoute]:
+    return [WebSocketRoute(PREFIX + PATH, Door(settings).serve)]

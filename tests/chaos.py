@@ -26,6 +26,7 @@ from app import embedded
 from app.embedded import EmbeddedMongo
 from app.mongo import Mongo
 from app.settings import Settings
+from tests.log_watch import WATCH
 from tests.processes import environment, free_port
 from tests.subscription_builders import encounter, topic_based
 from tests.subscription_receiver import Receiver
@@ -79,6 +80,8 @@ class Cluster:
         for server in self.servers.values():
             server.kill()
             server.wait()
+        for port in self.ports:
+            WATCH.look(self._log(port).read_text())
 
     async def ready(self) -> None:
         """Return once all servers answer."""

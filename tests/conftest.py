@@ -18,6 +18,7 @@ from app.main import create_app
 from app.mongo import Mongo
 from app.settings import Settings
 from app.store import Store
+from tests.log_watch import WATCH
 
 BASE = "http://carerelay.test/fhir"
 
@@ -27,6 +28,26 @@ def _clean_environment() -> None:
     for name in [name for name in os.environ if name.startswith("CARERELAY_")]:
         if name != "CARERELAY_SHARED":
             del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watched_logs() -> Iterator[None]:
+    with WATCH.attached():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """What was logged since the test before, by the test and by whatever was set up for it."""
+    yield
+    WATCH.verify()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """The same for what was taken down, after the last test everything."""
+    yield
+    WATCH.verify()
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,9 @@ async def listening(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = create_app(settings.model_copy(update={"port": port}))
-        options = {**options, "log_level": "warning", "timeout_graceful_shutdown": 1}
+        # The loggers stay as they are, with the suite's handler and the server's levels.
+        logs = {"log_level": "warning", "log_config": None}
+        options = {**options, **logs, "timeout_graceful_shutdown": 1}
         server = _Uvicorn(uvicorn.Config(app, **options))
         running = asyncio.create_task(server._serve([listener]))
         try:

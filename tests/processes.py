@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import httpx
+
+from tests.log_watch import WATCH, HeardOutput
 
 COMMAND = (sys.executable, "-m", "app.cli")
 
@@ -28,7 +30,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def carerelay(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
+    done = subprocess.run(
         [*COMMAND, *arguments],
         env=environment(**settings),
         capture_output=True,
@@ -36,13 +38,22 @@ def carerelay(*arguments: str | Path, **settings: str) -> subprocess.CompletedPr
         check=False,
         timeout=60,
     )
+    WATCH.look(done.stderr)
+    return done
 
 
 @contextmanager
 def started(
-    announcement: str, *arguments: str | Path, command: Any = COMMAND, **options: Any
+    announcement: str,
+    *arguments: str | Path,
+    command: Any = COMMAND,
+    is_log: bool = True,
+    **options: Any,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A command that keeps running, and the word after `announcement` in what it prints first."""
+    """A command that keeps running, and the word after `announcement` in what it prints first.
+
+    `is_log`: nobody's data may be in what it prints.
+    """
     with subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.PIPE,
@@ -51,18 +62,21 @@ def started(
         **{"env": environment(), **options},
     ) as process:
         assert process.stdout is not None
-        said = ""
+        output = HeardOutput(process.stdout)
+        process.stdout = cast(IO[str], output)
         try:
-            for line in process.stdout:
-                said += line
+            for line in output:
                 if announcement in line:
                     yield process, line.split(announcement)[1].split()[0].rstrip(",")
                     break
             else:
-                raise AssertionError(f"{arguments} ended: {said}")
+                raise AssertionError(f"{arguments} ended: {output.said}")
         finally:
             process.terminate()
             process.wait(40)
+            output.read()
+            if is_log:
+                WATCH.look(output.said)
 
 
 def free_port() -> int:

@@ -16,6 +16,7 @@ import pytest
 from app import demo_practices
 from app.demo_practices import Notice, Practice
 from app.demo_server import DemoError
+from tests.log_watch import WATCH
 from tests.processes import carerelay, children, environment, started, wait_until_gone
 
 ARRIVED = "5 notices arrived, 1 was withheld; the two other practices received none of them."
@@ -48,6 +49,7 @@ def test_once_shows_the_notices_and_exits_0(tmp_path):
         assert {each: said.count(each) for each in EXPECTED} == EXPECTED
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0
+    WATCH.look((tmp_path / "server.log").read_text())
 
 
 ADMISSION = ("encounter-admission", "A04")
@@ -137,7 +139,7 @@ def serving(
 ) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """`carerelay run` when all notices have arrived, its FHIR base, and what it has said."""
     command = ("run", "--port", "0", *arguments)
-    with started("server are up: ", *command, **options) as (process, base):
+    with started("server are up: ", *command, is_log=False, **options) as (process, base):
         assert process.stdout is not None
         said = "".join(iter(process.stdout.readline, "Ctrl-C stops everything.\n"))
         assert ARRIVED in said

@@ -1,34 +1,40 @@
 """Subscription/$get-ws-binding-token: what a websocket client shows to be told of Subscriptions.
 
 http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-get-ws-binding-token
+
+Classic Subscriptions have tokens as well: with authorization R4's `bind <id>` would prove nothing.
 """
 
 from __future__ import annotations
 
 from app import fhir_json, interactions
 from app.context import Context
-from app.errors import BadRequest, Unprocessable
+from app.errors import BadRequest, Forbidden, Unprocessable
 from app.exchange import Answer
-from app.fhir_json import Resource
 from app.operations.invocation import Invocation
-from app.operations.subscription_status import content_of
 from app.subscriptions import tokens
 from app.subscriptions.channels import websocket
-from app.versions import instant
+from app.subscriptions.tokens import Holder
+from app.versions import Stored, instant
 
 _MOST = 1000
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
-    """Parameters with the token, until when it may be used, what for, and where."""
+    """Parameters with the token, until when it may be used, what for, and where.
+
+    Raises NotFound for a Subscription that the caller may not read, Forbidden for one that is another client's.
+    """
     ids = [invocation.resource_id] if invocation.resource_id else list(invocation.all("id"))
     if not ids or len(ids) > _MOST:
         raise BadRequest(
             f"Name the Subscriptions, at most {_MOST}", code="required", expression="id"
         )
-    for id_ in dict.fromkeys(ids):
-        _check((await interactions.current(context, "Subscription", id_)).resource())
-    token, expires_at = await tokens.issue(context.server.mongo, list(dict.fromkeys(ids)))
+    ids = list(dict.fromkeys(ids))
+    for id_ in ids:
+        await _check(context, await interactions.current(context, "Subscription", id_))
+    holder = await _holder(context)
+    token, expires_at = await tokens.issue(context.server.mongo, ids, holder)
     parameters = [
         {"name": "token", "valueString": token},
         {"name": "expiration", "valueDateTime": instant(expires_at)},
@@ -39,10 +45,27 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     return Answer(200, text=fhir_json.encode(answer), headers={"Cache-Control": "no-store"})
 
 
-def _check(subscription: Resource) -> None:
-    if subscription["channel"]["type"] != "websocket" or content_of(subscription) is None:
+async def _check(context: Context, subscription: Stored) -> None:
+    if subscription.resource()["channel"]["type"] != "websocket":
         raise Unprocessable(
-            "Only topic-based Subscriptions with a websocket channel are bound by token",
+            "Only Subscriptions with a websocket channel are bound by token",
             code="not-supported",
             expression="Subscription.channel.type",
         )
+    # Who listens takes notices away from whom they are for, and hears them by that one's rights.
+    rights, client = context.server.worker.rights, context.caller.client_id
+    if context.access is not None and not await rights.is_of(
+        client, subscription.id, subscription.version
+    ):
+        raise Forbidden("Only the client that wrote the Subscription binds it")
+
+
+async def _holder(context: Context) -> Holder | None:
+    """Whom the token is given to; None while authorization is off."""
+    if context.access is None or context.server.authority is None:
+        return None
+    client_id = context.caller.client_id
+    client = await context.server.authority.clients.get(client_id)
+    if client is None:
+        raise Forbidden("This client is not registered any more")
+    return Holder(client_id, client.version)

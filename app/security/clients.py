@@ -127,6 +127,10 @@ class Clients:
         gone = {"jwks", "jwks_uri"} - set(keys)
         return await self._change(client_id, {"$set": keys, "$unset": dict.fromkeys(gone, "")})
 
+    async def set_scopes(self, client_id: str, scopes: Any) -> Client:
+        """Replace a client's scopes, one text or a list; tokens that it holds end. Raises RegistryError."""
+        return await self._change(client_id, {"$set": {"scopes": _scopes(scopes)}})
+
     async def disable(self, client_id: str, *, disabled: bool = True) -> Client:
         """Shut a client out, or let it in again. Raises RegistryError."""
         return await self._change(client_id, {"$set": {"disabled": disabled}})

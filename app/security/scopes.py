@@ -95,6 +95,13 @@ class Scopes:
             return None
         return () if "" in found else tuple(dict.fromkeys(found))
 
+    def reach(self, others: Scopes, resource_type: str, action: Action) -> bool:
+        """Whether all of a type that others let be met so is met by these as well."""
+        theirs, ours = (each.restrictions(resource_type, action) for each in (others, self))
+        if theirs is None or ours == ():
+            return True
+        return ours is not None and theirs != () and set(theirs) <= set(ours)
+
     @property
     def is_everything(self) -> bool:
         return any(scope.covers(Scope(EVERY_TYPE, _ORDER)) for scope in self.each)

@@ -13,7 +13,7 @@ from app.errors import Forbidden
 from app.search import cohort, reference
 from app.search.extract import extract
 from app.search.registry import parameters
-from app.security import relations
+from app.security import relations, reserved
 from app.security.access import Access
 from app.security.access_rules import FIXED, SPEAKS_FOR, rule_of
 from app.security.relations import Facts
@@ -57,6 +57,8 @@ class _Writing:
         before = await self._before()
         if change.resource is not None:
             await self._check_new(before, change.resource)
+        if not self._access.is_administrator:
+            reserved.check(change)
 
     async def _before(self) -> Facts | None:
         """What is there, as the caller may replace or delete it; None where nothing is."""

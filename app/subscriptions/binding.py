@@ -12,6 +12,8 @@ from app.subscriptions.channels.websocket import Listener, Websocket
 from app.subscriptions.composer import Composer
 from app.subscriptions.outbox import Outbox
 from app.subscriptions.registration import Registration
+from app.subscriptions.rights import Rights
+from app.subscriptions.tokens import Holder
 
 WEBSOCKET = "websocket"
 
@@ -30,7 +32,9 @@ class Binder:
         outbox: Outbox,
         backlog: Backlog,
         channels: Mapping[str, Channel],
+        rights: Rights,
     ) -> None:
+        self._rights = rights
         self._mongo = mongo
         self._composer = composer
         self._outbox = outbox
@@ -41,7 +45,16 @@ class Binder:
     def _channel(self) -> Websocket:
         return cast("Websocket", self._channels[WEBSOCKET])
 
-    async def bind(self, subscription: str, listener: Listener, *, topical: bool) -> str:
+    async def admits(self, holder: Holder | None) -> bool:
+        """Whether the client that a token was given to is still admitted, and registered as it was then."""
+        return await self._rights.admits(holder)
+
+    async def may_hear(self, holder: Holder | None, subscription: str) -> bool:
+        """Whether that client may be told what the Subscription tells, now. Raises PyMongoError."""
+        registration = await self._composer.registration(subscription)
+        return registration is not None and await self._rights.may_hear(holder, registration)
+
+    async def bind(self, subscription: str, listener: Listener, *, by_token: bool) -> str:
         """Greet the client, then bind it; returns what unbinds it. Raises BindingRefusedError.
 
         The greeting is a handshake, or `bound <id>` for a classic Subscription. It comes before any notice.
@@ -49,12 +62,8 @@ class Binder:
         registration = await self._composer.registration(subscription)
         if registration is None or registration.channel.type != WEBSOCKET:
             raise BindingRefusedError("There is no such Subscription with a websocket channel")
-        if (registration.topic is not None) is not topical:
-            raise BindingRefusedError(
-                "A topic-based Subscription is bound with a token"
-                if registration.topic is not None
-                else "A classic Subscription is bound by its id"
-            )
+        if registration.topic is not None and not by_token:
+            raise BindingRefusedError("A topic-based Subscription is bound with a token")
         await listener(await self._greeting(registration))
         binding = await self._channel.bind(subscription, listener)
         await self._backlog.resume(registration)
