@@ -186,6 +186,7 @@ async def admit(request: Request, server: Server) -> Caller:
     if server.authority is None:
         return EVERYBODY
     caller = await authenticate(server, request.headers.get("authorization"))
+    request.scope["caller"] = caller
     limits.identify(request.scope, caller.client_id)
     if caller.role != "administrator":
         raise Forbidden("The admin API is for administrators")

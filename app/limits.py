@@ -18,7 +18,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope
 
 from app.errors import FhirError, RequestTimeout, TooManyRequests, Unavailable
-from app.security.rate import Buckets, Crowd, site
+from app.security.rate import Crowd, buckets, site
 from app.settings import Settings
 
 TOKEN_PATHS = frozenset({"/auth/token", "/fhir/auth/token"})
@@ -100,8 +100,8 @@ class Limits:
         self.request_seconds = settings.request_timeout
         self.body_seconds = settings.body_timeout
         self._by_client = smart
-        self._rate = _buckets(settings.rate_limit, 200.0 if smart else 0.0, settings.rate_burst)
-        self._tokens = _buckets(settings.token_rate_limit, 5.0 if smart else 0.0, 4.0)
+        self._rate = buckets(settings.rate_limit, 200.0 if smart else 0.0, settings.rate_burst)
+        self._tokens = buckets(settings.token_rate_limit, 5.0 if smart else 0.0, 4.0)
         most = settings.max_concurrent_requests
         if most is None:
             most = 256 if smart else 0
@@ -184,12 +184,6 @@ def identify(scope: Scope, client_id: str) -> None:
     visit = scope.get("visit")
     if visit is not None:
         visit.limits.identify(visit, client_id)
-
-
-def _buckets(rate: float | None, default: float, seconds: float) -> Buckets | None:
-    """Buckets of so many tokens a second, holding those of some seconds; None for no limit."""
-    used = default if rate is None else rate
-    return Buckets(used, used * seconds) if used else None
 
 
 def _refuse_after(seconds: float) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import __version__, admin, exchange, published, router, websocket
+from app.audit import recorder
 from app.audit.log import AuditLog
 from app.bulk.exports import Exports
 from app.context import Context, Server
@@ -125,7 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.trusted_proxy:
         networks = [entry.strip() for entry in settings.trusted_proxy.split(",")]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=networks)
-    app.router.routes.extend(websocket.ROUTES)
+    app.router.routes.extend(websocket.routes(settings))
     app.router.routes.extend(admin.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)
     app.add_route("/readyz", _readyz, include_in_schema=False)
@@ -155,7 +156,8 @@ async def _readyz(request: Request) -> Response:
 async def _framework_error(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself (an unknown route) as an OperationOutcome."""
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return exchange.respond_error(MethodNotAllowed("Not supported here", headers=error.headers))
+        refusal = MethodNotAllowed("Not supported here", headers=error.headers)
+        return exchange.respond_error(await recorder.refused(request, refusal))
     return exchange.respond_error(NotFound("No such address on this server"))
 
 

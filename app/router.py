@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NoReturn
 from urllib.parse import unquote
 
 from pymongo.errors import ConnectionFailure
@@ -53,12 +54,7 @@ class Endpoint:
 
     async def answer(self, request: Request, context: Context) -> Answer:
         """Run the handler of the request's verb. Raises FhirError."""
-        handler = self._handlers.get(request.method)
-        if handler is None:
-            allowed = ", ".join(sorted(self._handlers))
-            raise MethodNotAllowed(
-                f"{request.method} is not supported here", headers={"Allow": allowed}
-            )
+        handler = self._handlers.get(request.method) or _refusing(self._handlers)
         return await recorder.run(handler, request, context)
 
     async def _respond(self, request: Request) -> Response:
@@ -92,11 +88,8 @@ class Direct:
         request = Request(scope, receive)
         context: Context | None = None
         try:
-            handler = self._handlers.get(request.method)
-            if handler is None:
-                allowed = ", ".join(sorted(self._handlers))
-                raise MethodNotAllowed("Not supported here", headers={"Allow": allowed})
             context = await _context(request, exchange.read_prefer(None))
+            handler = self._handlers.get(request.method) or _refusing(self._handlers)
             response = await recorder.run(handler, request, context)
         except FhirError as error:
             if context is None:
@@ -113,6 +106,16 @@ class Direct:
 
     async def answer(self, request: Request, context: Context) -> Answer:
         raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
+
+
+def _refusing(allowed: Iterable[str]) -> Callable[[Request, Context], Awaitable[NoReturn]]:
+    """The handler of every verb that has none."""
+    verbs = ", ".join(sorted(allowed))
+
+    async def not_allowed(request: Request, context: Context) -> NoReturn:
+        raise MethodNotAllowed(f"{request.method} is not supported here", headers={"Allow": verbs})
+
+    return not_allowed
 
 
 async def _context(request: Request, prefer: exchange.Prefer) -> Context:
@@ -135,6 +138,7 @@ async def _caller(request: Request, server: Server) -> Caller:
     if request.scope["path"].rstrip("/") in _OPEN:
         return NOBODY
     caller = await token.authenticate(server, request.headers.get("authorization"))
+    request.scope["caller"] = caller
     limits.identify(request.scope, caller.client_id)
     return caller
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import exchange
 from app.audit import recorder
-from app.errors import TooLarge, Unavailable
+from app.errors import MethodNotAllowed, TooLarge, Unavailable
 from app.security.clients import ALGORITHMS
 from app.security.grant import OAuthError, grant
 from app.security.token import Authority
@@ -122,6 +122,7 @@ class Smart:
         method, answer = endpoint
         request = Request(scope, receive)
         if request.method != method:
+            await recorder.refused(request, MethodNotAllowed("Not supported here"))
             error = OAuthError("invalid_request", f"Only {method} is supported here", 405)
             response: Response = JSONResponse(error.body, 405, {**_NO_STORE, "Allow": method})
         else:

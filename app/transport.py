@@ -15,10 +15,11 @@ from typing import Any
 
 import zstandard
 from pymongo.errors import ExecutionTimeout
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import exchange
+from app.audit import recorder
 from app.errors import FhirError, Forbidden, UnsupportedMediaType, UriTooLong
 from app.identifiers import new_id
 from app.limits import Limits, Visit
@@ -85,7 +86,8 @@ class Transport:
             self._check(scope)
             visit = self._limits.begin(scope)
         except FhirError as error:
-            await exchange.respond_error(error)(scope, receive, sender)
+            told = await recorder.refused(Request(scope), error)
+            await exchange.respond_error(told)(scope, receive, sender)
             return
         failure = await self._run(
             visit, scope, visit.body(receive) if has_body else receive, sender

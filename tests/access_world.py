@@ -31,6 +31,7 @@ class Registered:
     role: Role
     scopes: tuple[str, ...] = EVERYTHING
     disabled: bool = False
+    version: int = 1
 
 
 @dataclass

@@ -96,10 +96,12 @@ async def test_criteria_lead_through_nothing_that_may_be_hidden(
     assert (await world.ask("north", "POST", "/Subscription", through_all)).status_code == 201
 
 
-async def test_a_practice_does_not_call_itself_an_authority(world: World) -> None:
+@pytest.mark.parametrize("who", ["north", "general", "plan-a", "agency"])
+async def test_nobody_calls_itself_an_authority(world: World, who: str) -> None:
     body = {**topic_based(), "extension": [{"url": RECIPIENT_KIND, "valueCode": "authority"}]}
-    assert_outcome(await world.ask("north", "POST", "/Subscription", body), 403, "forbidden")
-    assert (await world.ask("agency", "POST", "/Subscription", body)).status_code == 201
+    answer = await world.ask(who, "POST", "/Subscription", body)
+    assert_outcome(answer, 403, "forbidden", "Subscription.extension")
+    assert (await world.ask("admin", "POST", "/Subscription", body)).status_code == 201
 
 
 @pytest.mark.parametrize("kind", ["classic", "id-only", "full-resource"])

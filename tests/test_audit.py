@@ -7,7 +7,6 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +27,7 @@ from app.mongo import Mongo
 from app.security import secrets
 from app.settings import Settings
 from tests.access_world import World, world
+from tests.audit_events import QUERY, codes, entities, events, refusing_rows
 from tests.conftest import BASE, make_settings, running
 from tests.outcomes import assert_outcome
 from tests.smart_builders import ask, bearer, claims_of, ec_key, register, signed, token_for
@@ -36,7 +36,6 @@ from tests.subscription_receiver import receiving
 
 Pair = tuple[Server, httpx.AsyncClient]
 REST = "http://hl7.org/fhir/restful-interaction"
-QUERY = ("2", "24")
 
 
 @pytest.fixture(scope="module")
@@ -49,33 +48,6 @@ async def recorded(mongod: str) -> AsyncIterator[Pair]:
 async def put_patient(client: httpx.AsyncClient, id_: str) -> None:
     answer = await client.put(f"{BASE}/Patient/{id_}", json={"resourceType": "Patient", "id": id_})
     assert answer.status_code in (200, 201)
-
-
-async def events(client: httpx.AsyncClient, **parameters: str) -> list[dict[str, Any]]:
-    """The AuditEvents that a search finds, the newest first, over all pages."""
-    answer = await client.get(f"{BASE}/AuditEvent", params=parameters)
-    assert answer.status_code == 200, answer.text
-    found = []
-    while True:
-        bundle = answer.json()
-        found += [entry["resource"] for entry in bundle.get("entry", ())]
-        following = [link["url"] for link in bundle["link"] if link["relation"] == "next"]
-        if not following:
-            return found
-        answer = await client.get(following[0])
-        assert answer.status_code == 200, answer.text
-
-
-def entities(event: dict[str, Any], type_: str, role: str) -> list[dict[str, Any]]:
-    return [
-        entity
-        for entity in event.get("entity", ())
-        if (entity["type"]["code"], entity.get("role", {}).get("code")) == (type_, role)
-    ]
-
-
-def codes(event: dict[str, Any]) -> list[str]:
-    return [coding["code"] for coding in event["subtype"]]
 
 
 async def check(server: Server, **options: Any) -> Report:
@@ -493,20 +465,6 @@ async def test_tokens_given_and_refused_are_on_record(mongod: str, tmp_path: Pat
 # Writing fails
 
 
-@asynccontextmanager
-async def refusing_rows(server: Server) -> AsyncIterator[None]:
-    """While it is open, the database takes no row of the audit."""
-
-    async def set_validator(rule: dict[str, Any]) -> None:
-        await server.mongo.db.command({"collMod": "audit", "validator": rule})
-
-    await set_validator({"never": {"$exists": True}})
-    try:
-        yield
-    finally:
-        await set_validator({})
-
-
 async def test_what_cannot_be_recorded_is_not_done(mongod: str) -> None:
     async with running(make_settings(mongod, audit="required")) as (server, client):
         await put_patient(client, "p1")
@@ -545,10 +503,10 @@ async def test_a_delivery_is_settled_only_when_it_is_on_record(mongod: str) -> N
         deliveries = server.mongo.collection("deliveries")
         seen: list[str] = []
 
-        async def look(entries: Any) -> None:
+        async def look(entries: Any) -> bool:
             if entries and entries[0]["what"] == "delivery":
                 seen.extend([row["state"] async for row in deliveries.find({})])
-            await recorded(entries)
+            return await recorded(entries)
 
         server.audit.record = look  # type: ignore[method-assign]
         await client.put(f"{BASE}/Encounter/e1", json=encounter(id="e1"))

@@ -456,7 +456,7 @@ async def test_w1_a_websocket_notice_has_the_format_of_its_subscription(pair: Pa
     async def listener(text: str) -> None:
         heard.append(text)
 
-    binding = await server.worker.binder.bind(id_, listener, topical=True)
+    binding = await server.worker.binder.bind(id_, listener, by_token=True)
     await admit(pair, "w1")
     await server.worker.binder.unbind(id_, binding)
     assert len(heard) == 2

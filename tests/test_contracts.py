@@ -228,6 +228,7 @@ async def test_a_person_is_asked_before_the_deadline_and_at_it(
     server.clock.advance(timedelta(hours=19, minutes=50))
     assert await reviews(hub) == []
     with caplog.at_level(logging.WARNING, "app.coordination.contract_deadlines"):
+        caplog.clear()
         server.clock.advance(timedelta(minutes=15))
         near = ("deadline-near", "Encounter/hospital")
         assert await reviews(hub) == [near]

@@ -17,12 +17,12 @@ import pytest
 from app.bulk import reading, writing
 from app.context import Server
 from tests.conftest import BASE, make_settings, running
+from tests.exporting import ASYNC, paused
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
 
 Resource = dict[str, Any]
-ASYNC = {"Prefer": "respond-async"}
 LENIENT = {"Prefer": "respond-async, handling=lenient"}
 
 
@@ -268,7 +268,7 @@ async def test_since_has_what_changed_and_what_was_deleted(
 async def test_many_deletions_come_in_several_bundles(
     own: tuple[Server, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bulk.exports._ENTRIES", 2)
+    monkeypatch.setattr("app.bulk.work._ENTRIES", 2)
     monkeypatch.setattr(writing, "_BYTES", 1)
     _, client = own
     since = await put(client, "Practitioner", "d1")
@@ -387,22 +387,6 @@ def held_up(monkeypatch: pytest.MonkeyPatch, server: Server) -> tuple[asyncio.Ev
         await go_on.wait()
 
     monkeypatch.setattr(server.exports, "_begin", begin_and_wait)
-    return reached, go_on
-
-
-def paused(monkeypatch: pytest.MonkeyPatch, after: int) -> tuple[asyncio.Event, asyncio.Event]:
-    """Let reading stop after so many batches: an event for when it has, and one that lets it go on."""
-    reached, go_on = asyncio.Event(), asyncio.Event()
-    left = after
-
-    async def pause(_: float) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            reached.set()
-            await go_on.wait()
-
-    monkeypatch.setattr(reading, "pause", pause)
     return reached, go_on
 
 

@@ -71,11 +71,11 @@ LAYERS = (
     ("app.operations", "app.bundle"),
     ("app.capabilities", "app.published"),
     ("app.admin_contracts", "app.admin_clients"),
-    ("app.limits",),
+    ("app.limits", "app.websocket_limits"),
     ("app.router", "app.transport", "app.admin", "app.smart"),
     ("app.websocket",),
     ("app.main",),
-    ("app.http_protocol",),
+    ("app.http_protocol", "app.websocket_protocol"),
     (
         "app.receiver",
         "app.load",

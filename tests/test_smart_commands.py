@@ -8,7 +8,9 @@ import socket
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import pymongo
 import pytest
 
 from app.security.clients import ROLES
@@ -94,6 +96,26 @@ def test_clients_are_added_listed_changed_and_shut_out(tmp_path, database):
     assert "disabled" not in carerelay("clients", "list", **database).stdout
 
 
+def test_scopes_are_replaced_and_that_is_on_record(database):
+    recorded = {**database, "audit": "required"}
+    assert carerelay(*OURS, "--id", "c", **recorded).returncode == 0
+    scopes = ("system/Patient.rs", "system/Encounter.r?status=finished")
+    done = carerelay("clients", "scopes", "c", *scopes, **recorded)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip() == f"c may ask for {' '.join(scopes)}"
+    listed = carerelay("clients", "list", **recorded).stdout
+    assert "system/Patient.rs" in listed
+    assert "system/*.rs" not in listed
+    mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(database["mongodb_uri"])
+    with mongo:
+        rows = mongo[database["mongodb_database"]]["audit"].find().sort("at", 1)
+        said = [entry["q"] for row in rows for entry in row["each"]]
+    assert said == [
+        "carerelay clients add",
+        f"carerelay clients scopes c {' '.join(scopes)}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -110,6 +132,8 @@ def test_clients_are_added_listed_changed_and_shut_out(tmp_path, database):
         ),
         pytest.param(("clients", "disable", "nobody"), "no client", id="unknown"),
         pytest.param(("clients", "rotate", "nobody"), "new keys", id="no-keys"),
+        pytest.param(("clients", "scopes", "nobody", "system/*.rs"), "no client", id="whose"),
+        pytest.param(("clients", "scopes", "c", "system/*.sr"), "in this order", id="no-scope"),
     ],
 )
 def test_what_makes_no_sense_is_said(database, arguments, word):

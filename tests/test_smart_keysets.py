@@ -346,6 +346,18 @@ async def test_a_provider_says_who_asks_and_the_registry_what_it_is(server, clie
         await caller_of(server, token)
 
 
+async def test_a_providers_tokens_are_cut_to_the_scopes_that_are_registered_now(
+    server, client, provider
+):
+    client_id = await register(server, scopes="system/*.r")
+    token = outside(provider, client_id)
+    assert (await caller_of(server, token)).scopes == ("system/Patient.r", "system/Encounter.r")
+    await authority_of(server).clients.set_scopes(client_id, ["system/Patient.rs"])
+    assert (await caller_of(server, token)).scopes == ("system/Patient.rs",)
+    refused = await client.get(f"{BASE}/Encounter/e1", headers=bearer(token))
+    assert refused.status_code == 403
+
+
 async def test_a_providers_client_comes_in_through_the_door(server, client, provider):
     client_id = await register(server, role="administrator", organization=None)
     headers = bearer(outside(provider, client_id))

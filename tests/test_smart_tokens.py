@@ -204,6 +204,72 @@ async def test_new_keys_end_the_tokens_and_the_old_keys(server, client):
     await caller_of(server, await token_for(server, client, client_id, new))
 
 
+async def test_other_scopes_end_the_tokens_everywhere_within_a_second(server, client):
+    admins, key = ec_key(), ec_key()
+    admin = await register(server, admins, role="administrator", organization=None)
+    client_id = await register(server, key, scopes="system/Patient.rs system/Encounter.rs")
+    place = f"{ROOT}/admin/clients/{client_id}/scopes"
+    wanted = {"scopes": "system/Patient.r"}
+    async with running(server.settings) as (_, elsewhere):
+        headers = bearer(await token_for(server, elsewhere, admin, admins))
+        token = await token_for(server, client, client_id, key, "system/*.rs")
+        assert (await client.get(f"{BASE}/Encounter", headers=bearer(token))).status_code == 200
+        changed = await elsewhere.post(place, json=wanted, headers=headers)
+        assert changed.status_code == 200, changed.text
+        assert changed.json()["scopes"] == ["system/Patient.r"]
+    await asyncio.sleep(clients.BELIEVED + 0.05)  # what is promised is a second
+    refused = await client.get(f"{BASE}/Encounter", headers=bearer(token))
+    assert refused.status_code == 401
+    assert 'error="invalid_token"' in refused.headers["WWW-Authenticate"]
+    answer = await ask(client, signed(claims_of(server, client_id), key), scope="system/*.rs")
+    assert answer.json()["scope"] == "system/Patient.r"
+    again = bearer(answer.json()["access_token"])
+    assert (await client.get(f"{BASE}/Encounter", headers=again)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({"scopes": ""}, id="none"),
+        pytest.param({}, id="missing"),
+        pytest.param({"scopes": "user/*.rs"}, id="of-a-person"),
+        pytest.param({"scopes": ["system/Patient.rs", {"$ne": 1}]}, id="no-texts"),
+        pytest.param({"scopes": "system/*.rs", "role": "administrator"}, id="a-role-as-well"),
+    ],
+)
+async def test_scopes_that_make_no_sense_change_nothing(server, client, body):
+    key = ec_key()
+    admin = await register(server, key, role="administrator", organization=None)
+    client_id = await register(server, scopes="system/Patient.rs")
+    headers = bearer(await token_for(server, client, admin, key))
+    place = f"{ROOT}/admin/clients/{client_id}"
+    before = (await client.get(place, headers=headers)).json()
+    answer = await client.post(f"{place}/scopes", json=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["resourceType"] == "OperationOutcome"
+    assert (await client.get(place, headers=headers)).json() == before
+    nobody = f"{ROOT}/admin/clients/nobody/scopes"
+    answer = await client.post(nobody, json={"scopes": "system/*.rs"}, headers=headers)
+    assert answer.status_code == 404
+
+
+async def test_only_an_administrator_changes_scopes_and_it_is_on_record(server, client):
+    key, admins = ec_key(), ec_key()
+    client_id = await register(server, key, scopes="system/Patient.rs")
+    admin = await register(server, admins, role="administrator", organization=None)
+    wider = {"scopes": "system/*.cruds"}
+    place = f"{ROOT}/admin/clients/{client_id}/scopes"
+    own = bearer(await token_for(server, client, client_id, key))
+    assert (await client.post(place, json=wider, headers=own)).status_code == 403
+    assert (await client.post(place, json=wider)).status_code == 401
+    headers = bearer(await token_for(server, client, admin, admins))
+    assert (await client.post(place, json=wider, headers=headers)).status_code == 200
+    found = await client.get(f"{BASE}/AuditEvent?type=110113&agent={admin}", headers=headers)
+    (event,) = [entry["resource"] for entry in found.json()["entry"]]
+    descriptions = [each.get("description") for each in event["entity"]]
+    assert f"POST /admin/clients/{client_id}/scopes" in descriptions
+
+
 async def test_tokens_outlast_the_servers_key(server, client):
     key = ec_key()
     client_id = await register(server, key)

@@ -16,11 +16,12 @@ from tests.subscription_builders import ADMISSION, encounter
 from tests.subscription_facts import facts
 
 SETTINGS = Settings()
+CATALOGUE = topic_files.load(SETTINGS)
 A01 = {"system": "http://terminology.hl7.org/CodeSystem/v2-0003", "code": "A01"}
 
 
 def admission(*filters: str) -> Criteria:
-    topic = topic_files.load(SETTINGS).find(ADMISSION)
+    topic = CATALOGUE.find(ADMISSION)
     assert topic is not None
     return criteria.topic_based(topic, filters, SETTINGS)
 

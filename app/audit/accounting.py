@@ -1,7 +1,7 @@
 """Whom a patient's data were shown or sent to: the accounting of disclosures of 45 CFR 164.528.
 
-Everything that went out is listed, with the role of who got it; what the rule excepts (treatment, payment, operations)
-is for the privacy office to leave out.
+Everything that went out is listed, files of exports too, with the role of who got it; what the rule excepts
+(treatment, payment, operations) is for the privacy office to leave out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _DISCLOSING = frozenset(
         "search-type",
         "search-system",
         "operation",
+        "export",
         "delivery",
     }
 )
@@ -48,11 +49,30 @@ async def disclosures(
 ) -> AsyncIterator[dict[str, str]]:
     """Each disclosure about a patient, by id, with the values of `COLUMNS`; the oldest first."""
     key = f"p:{patient}"
-    filter_: Document = {"each.k": key} | ({"at": {"$gte": since}} if since is not None else {})
+    files = await _files_about(mongo, key)
+    filter_: Document = {"each.k": {"$in": [key, *sorted(files)]}}
+    if since is not None:
+        filter_["at"] = {"$gte": since}
     async for row in mongo.collection(COLLECTION).find(filter_).sort("at", ASCENDING):
         for number, entry in enumerate(row["each"], 1):
-            if key in entry["k"] and entry["o"] == OK and entry["what"] in _DISCLOSING:
+            if _tells(entry, key, files) and entry["o"] == OK and entry["what"] in _DISCLOSING:
                 yield _line(f"{row['_id']}.{number}", entry)
+
+
+async def _files_about(mongo: Mongo, key: str) -> set[str]:
+    """The keys of the files of exports that hold data of a patient, whenever they were fetched first."""
+    found: set[str] = set()
+    named = {"each": {"$elemMatch": {"k": key, "what": "export"}}}
+    async for row in mongo.collection(COLLECTION).find(named, {"each.k": 1}):
+        for entry in row["each"]:
+            if key in entry["k"]:
+                found.update(f"x:{each}" for each in values(entry, "x") if "/" in each)
+    return found
+
+
+def _tells(entry: Document, key: str, files: set[str]) -> bool:
+    """Whether an entry is about the patient: it names her, or nobody but a file that she was named with before."""
+    return key in entry["k"] or (not files.isdisjoint(entry["k"]) and not values(entry, "p"))
 
 
 def _line(id_: str, entry: Document) -> dict[str, str]:

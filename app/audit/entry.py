@@ -3,10 +3,11 @@
 at    when                       what  read, search-type, create ... login, delivery, administration
 o     outcome 0, 4 or 8          s     HTTP status, where there was one
 k     who and what, for searches:  c:<client>  g:<organization>  p:<patient id>  e:<Type/id>  u:<Subscription id>
-          o:<outcome>, where it is no success
+          x:<export id>  x:<export id>/<file>.ndjson  o:<outcome>, where it is no success
 v     version of what `e` names  t     resource type, where no resource is named
 r     role of the caller         ip    address of the caller, or the endpoint that was told
 rq    X-Request-Id               q     request line with what is asked   m  what happened, in words without data
+n     how many alike this one stands for, the first of them at `since`   (refusals.py)
 """
 
 from __future__ import annotations
@@ -65,9 +66,7 @@ def entry(
     """What happened, by whoever is asking now, or by the server itself."""
     now = asked.get()
     caller = now.caller if now is not None else SERVER
-    keys = [f"c:{caller.client_id}"]
-    if caller.organization is not None:
-        keys.append(f"g:{caller.organization}")
+    keys = of_caller(caller)
     if focus is not None:
         keys.append(f"e:{focus}")
     if outcome != OK:
@@ -86,6 +85,14 @@ def entry(
         if now.line:
             row["q"] = now.line
     return row
+
+
+def of_caller(caller: Caller) -> list[str]:
+    """The keys of a client and its organization."""
+    keys = [f"c:{caller.client_id}"]
+    if caller.organization is not None:
+        keys.append(f"g:{caller.organization}")
+    return keys
 
 
 def count(entries: Sequence[Document]) -> None:

@@ -6,6 +6,7 @@ https://hl7.org/fhir/R4/auditevent.html, https://profiles.ihe.net/ITI/BALP
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 from app.audit.entry import values
@@ -27,6 +28,7 @@ _IP, _URI = "2", "5"
 Coding = tuple[str, str, str]
 # What happened: the type, the subtypes and the action (create, read, update, delete, execute).
 _REST: Coding = (TYPE, "rest", "RESTful Operation")
+_OPERATION: Coding = (REST, "operation", "operation")
 KINDS: dict[str, tuple[Coding, tuple[Coding, ...], str]] = {
     "login": (
         (DICOM, "110114", "User Authentication"),
@@ -38,7 +40,9 @@ KINDS: dict[str, tuple[Coding, tuple[Coding, ...], str]] = {
         ((REST, "create", "create"), (DICOM, "110106", "Export")),
         "C",
     ),
-    "export": (_REST, ((REST, "operation", "operation"), (DICOM, "110106", "Export")), "R"),
+    "export": (_REST, (_OPERATION, (DICOM, "110106", "Export")), "R"),
+    "export-status": (_REST, (_OPERATION,), "R"),
+    "export-cancel": (_REST, (_OPERATION,), "D"),
     "clients": (
         (DICOM, "110113", "Security Alert"),
         ((DICOM, "110137", "User security Attributes Changed"),),
@@ -90,9 +94,9 @@ def audit_event(id_: str, row: Document, base_url: str) -> Resource:
     if subtypes:
         resource["subtype"] = [_coding(each) for each in subtypes]
     resource |= {"action": action, "recorded": instant(row["at"]), "outcome": row["o"]}
-    described = " ".join(
-        part for part in (f"HTTP {row['s']}" if "s" in row else "", row.get("m", "")) if part
-    )
+    if "n" in row:
+        resource["period"] = {"start": instant(row["since"]), "end": instant(row["at"])}
+    described = " ".join(_described(row))
     if described:
         resource["outcomeDesc"] = described
     resource["agent"] = _agents(row, base_url)
@@ -105,25 +109,41 @@ def audit_event(id_: str, row: Document, base_url: str) -> Resource:
     return resource
 
 
+def _described(row: Document) -> Iterator[str]:
+    if "s" in row:
+        yield f"HTTP {row['s']}"
+    if "n" in row:
+        yield f"{row['n']} times"
+    if "m" in row:
+        yield row["m"]
+
+
 def _server(base_url: str) -> dict[str, Any]:
     return {"identifier": {"value": base_url}, "display": "CareRelay"}
 
 
 def _agents(row: Document, base_url: str) -> list[dict[str, Any]]:
-    """The client, this server, and the organization in whose name it happened. What is told goes the other way."""
+    """The client, this server, and the organization in whose name it happened.
+
+    What is told goes the other way, to an endpoint; the client that asked to be told is another agent then.
+    """
     ours: dict[str, Any] = {"who": _server(base_url), "requestor": False}
     theirs: dict[str, Any] = {"requestor": False}
-    if clients := values(row, "c"):
-        theirs["who"] = {"identifier": {"system": _CLIENT_ID, "value": clients[0]}}
+    is_outgoing = row["what"] == "delivery"
+    agents = [theirs, ours]
+    for client in values(row, "c"):
+        who = {"identifier": {"system": _CLIENT_ID, "value": client}}
+        if is_outgoing:
+            application = _code(DICOM, "110150", "Application")
+            agents.append({"type": application, "who": who, "requestor": False})
+        else:
+            theirs["who"] = who
     if row.get("ip"):
-        kind = _URI if row["what"] == "delivery" else _IP
-        theirs["network"] = {"address": row["ip"], "type": kind}
+        theirs["network"] = {"address": row["ip"], "type": _URI if is_outgoing else _IP}
     source = _code(DICOM, "110153", "Source Role ID")
     destination = _code(DICOM, "110152", "Destination Role ID")
-    is_outgoing = row["what"] == "delivery"
     theirs["type"] = destination if is_outgoing else source
     ours["type"] = source if is_outgoing else destination
-    agents = [theirs, ours]
     for organization in values(row, "g"):
         agent: dict[str, Any] = {
             "type": _code(_PARTICIPATION, "IRCP", "information recipient"),
@@ -134,7 +154,7 @@ def _agents(row: Document, base_url: str) -> list[dict[str, Any]]:
             agent["role"] = [{"text": row["r"]}]
         agents.append(agent)
     if not values(row, "g"):
-        theirs["requestor"] = True
+        agents[-1 if len(agents) > 2 else 0]["requestor"] = True
     return agents
 
 
@@ -145,6 +165,7 @@ def _entities(row: Document) -> list[dict[str, Any]]:
             told = f"{place}/_history/{row['v']}" if "v" in row else place
             found.append(_entity(told, "2", "4"))
     found += [_entity(f"Subscription/{each}", "2", "9") for each in values(row, "u")]
+    found += [_export(each) for each in values(row, "x")]
     if row.get("q"):
         query = base64.b64encode(row["q"].encode()).decode()
         found.append({**_typed("2", "24"), "description": row["q"], "query": query})
@@ -152,6 +173,11 @@ def _entities(row: Document) -> list[dict[str, Any]]:
         kind = {"system": _REQUEST_ID, "code": "XrequestId"}
         found.append({"what": {"identifier": {"value": row["rq"]}}, "type": kind})
     return found
+
+
+def _export(name: str) -> dict[str, Any]:
+    """An export, which is a job, or a file of one, a report: no resources, so they have identifiers."""
+    return {"what": {"identifier": {"value": name}}, **_typed("2", "3" if "/" in name else "20")}
 
 
 def _entity(reference: str, type_: str, role: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pymongo.errors import PyMongoError
 from app import tasks
 from app.audit.chain import SORRY, Chain, Links, place
 from app.audit.entry import count
+from app.audit.refusals import Refusals
 from app.audit.registry import Registry, head_of
 from app.errors import Unavailable
 from app.group_commit import GroupCommit
@@ -56,11 +57,12 @@ class _Unit:
 class _Together(GroupCommit[_Unit]):
     """One write at a time: what waits for it shares the next.
 
-    Reads are many and short: a moment's wait lets more of them share one insert, which costs as much as a read does.
+    Reads are many and short: under load a moment's wait lets more of them share one insert, which costs as much as a
+    read does.
     """
 
     MAX_IN_FLIGHT = 1
-    GATHER_SECONDS = 0.003
+    APART_SECONDS = 0.008
 
 
 class AuditLog:
@@ -78,6 +80,9 @@ class AuditLog:
         self._free: list[Chain] = []
         self._all: set[Chain] = set()
         self._ending: list[tuple[Chain, bool]] = []
+        self._refusals = Refusals()
+        # What stands for many of them and is not kept yet.
+        self._owed: list[Document] = []
         self._retire_at: datetime | None = None
         self._loop: asyncio.Task[None] | None = None
 
@@ -100,6 +105,8 @@ class AuditLog:
         if self._loop is not None:
             await tasks.end([self._loop])
             self._loop = None
+        with suppress(PyMongoError, Unavailable):  # nobody was told anything
+            await self.sum_up()
         self._ending += [(chain, True) for chain in self._free]
         self._free = []
         with suppress(PyMongoError):  # the next start finds where they end
@@ -108,17 +115,31 @@ class AuditLog:
     def now(self) -> datetime:
         return self._mongo.now()
 
-    async def record(self, entries: Sequence[Document]) -> None:
-        """Return once the entries are kept. Raises Unavailable where they are not and must be."""
+    async def record(self, entries: Sequence[Document]) -> bool:
+        """Return once the entries are kept, or that they are not. Raises Unavailable where they must be."""
         try:
             await self._group.submit(_Unit(entries))
             count(entries)
+            return True
         except (PyMongoError, Unavailable) as error:
             self.lost += len(entries)
             kind = type(error.__cause__ or error).__name__
             log.error("audit failed", extra={"action": "audit", "error": kind})
             if self.required:
                 raise
+            return False
+
+    async def refuse(self, entry: Document, *, client: str | None, address: str) -> None:
+        """Record a refusal of a client, or of a stranger, by itself or with others like it. Raises as `record`."""
+        if self._refusals.take(entry, client=client, address=address):
+            await self.record([entry])
+
+    async def sum_up(self) -> None:
+        """Record the refusals that were only counted. Raises as `record`; then they are tried again next time."""
+        self._owed = self._owed or self._refusals.due()
+        if self._owed:
+            await self.record(self._owed)
+            self._owed = []
 
     @asynccontextmanager
     async def links(self, entries: Sequence[Document]) -> AsyncIterator[Links]:
@@ -211,6 +232,7 @@ class AuditLog:
         while True:
             await asyncio.sleep(ANCHOR_EVERY)
             try:
+                await self.sum_up()
                 await self.anchor()
                 now = self._mongo.now()
                 if self._retire_at is None or now >= self._retire_at:

@@ -1,7 +1,7 @@
 """The reading door of the audit: read and search of AuditEvent, for the privacy office alone.
 
     GET AuditEvent/<id>
-    GET AuditEvent?patient= &date= &agent= &entity= &outcome= &action= &type= &subtype= &_count=
+    GET AuditEvent?patient= &date= &agent= &entity= &entity:identifier= &outcome= &action= &type= &subtype= &_count=
 
 Whatever else is asked of the type is refused: nobody writes here but the server.
 """
@@ -220,6 +220,11 @@ def _entity(value: str, base_url: str) -> Question:
     return Question({"each.k": {"$in": sorted(set().union(*(keys for keys, _ in wanted)))}}, fits)
 
 
+def _named(value: str, base_url: str) -> Question:
+    """An export by its id, or a file of one by that and its own name."""
+    return _keys(f"x:{each}" for each in value.split(","))
+
+
 _NAMED_BY_ID = {"p": "Patient", "u": "Subscription"}
 
 
@@ -272,6 +277,7 @@ _PARAMETERS: dict[str, Callable[[str, str], Question]] = {
     "patient": _patient,
     "agent": _agent,
     "entity": _entity,
+    "entity:identifier": _named,
     "date": _date,
     "outcome": _outcome,
     "type": _kinds(lambda kind, token: _is([KINDS[kind][0]], token)),

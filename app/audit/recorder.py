@@ -13,6 +13,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message
 
 from app import exchange
@@ -30,15 +31,19 @@ from app.audit.entry import (
     with_patients,
 )
 from app.audit.log import AuditLog
+from app.audit.refusals import LONGEST_LINE
 from app.context import Context
 from app.errors import FhirError
 from app.exchange import Answer
-from app.security.caller import Caller
+from app.mongo import Document
+from app.security.caller import NOBODY, Caller
+from app.security.rate import site
 
 T = TypeVar("T")
 Handler = Callable[[Request, Context], Awaitable[T]]
 
 UNKNOWN = Caller("unknown")
+_STRANGERS = (UNKNOWN, NOBODY)
 # The interactions by the router's functions; of what is not here nothing is recorded: it tells of nobody.
 INTERACTIONS = {
     "read": "read",
@@ -57,6 +62,9 @@ INTERACTIONS = {
     "operation": "operation",
     "system_bundle": "transaction",
     "file": "export",
+    "status": "export-status",
+    "cancel": "export-cancel",
+    "not_allowed": "request",
 }
 # Of these without a query, the entity says all that the request line would.
 _SELF_EXPLAINING = frozenset(
@@ -117,20 +125,23 @@ async def write(context: Context, method: str, url: str, act: Callable[[], Await
     async with _asking(audit, what, mine, focus) as now:
         result = await act()
         if not now.rows:
-            await audit.record(_with_place(entry(what, audit.now(), focus=focus), focus))
+            await audit.record([_with_place(entry(what, audit.now(), focus=focus), focus)])
     return result
 
 
 async def refused(request: Request, error: FhirError) -> FhirError:
-    """Put a request on record that was refused before its caller was known; returns what to answer."""
+    """Put a request on record that was refused before it was looked at; returns what to answer.
+
+    Whoever it comes from is a stranger, unless `scope["caller"]` says who.
+    """
     audit: AuditLog | None = request.app.state.server.audit
     if audit is None:
         return error
     what = "login" if error.status == 401 else "request"
-    token = asked.set(_asked(request, what, UNKNOWN))
+    token = asked.set(_asked(request, what, request.scope.get("caller", UNKNOWN)))
     try:
         row = entry(what, audit.now(), outcome=_outcome(error), status=error.status)
-        await audit.record([row])
+        await _refuse(audit, row)
     except FhirError as failure:
         return failure
     finally:
@@ -159,10 +170,24 @@ async def login(request: Request, client_id: str | None, status: int) -> None:
     caller = Caller(client_id) if client_id is not None else UNKNOWN
     token = asked.set(_asked(request, "login", caller))
     try:
-        outcome = OK if status < 400 else REFUSED
-        await audit.record([entry("login", audit.now(), outcome=outcome, status=status)])
+        if status < 400:
+            await audit.record([entry("login", audit.now(), status=status)])
+        else:
+            await _refuse(audit, entry("login", audit.now(), outcome=REFUSED, status=status))
     finally:
         asked.reset(token)
+
+
+async def _refuse(audit: AuditLog, row: Document) -> None:
+    """Record a refusal of who is asking now; what anybody could cause without end not one by one."""
+    now = asked.get()
+    assert now is not None  # noqa: S101 - set by whoever refuses
+    if now.caller in _STRANGERS:
+        await audit.refuse(row, client=None, address=site(now.address))
+    elif row["s"] == 429:
+        await audit.refuse(row, client=now.caller.client_id, address="")
+    else:
+        await audit.record([row])
 
 
 @asynccontextmanager
@@ -176,11 +201,11 @@ async def _asking(
         yield now
     except FhirError as error:
         row = entry(what, audit.now(), outcome=_outcome(error), status=error.status, focus=focus)
-        await audit.record(_with_place(row, focus))
+        await _refuse(audit, _with_place(row, focus))
         raise
     except Exception:
         row = entry(what, audit.now(), outcome=FAILED, status=500, focus=focus)
-        await audit.record(_with_place(row, focus))
+        await audit.record([_with_place(row, focus)])
         raise
     finally:
         asked.reset(token)
@@ -188,12 +213,16 @@ async def _asking(
             outer.rows += now.rows
 
 
-def _told(what: str, request: Request, context: Context, result: object) -> list[dict[str, object]]:
-    """The rows of an answer, with the patients that it tells of."""
+def _told(what: str, request: Request, context: Context, result: object) -> list[Document]:
+    """The rows of an answer, with the patients that it tells of. How an export is doing tells of nobody."""
     audit = context.server.audit
     assert audit is not None  # noqa: S101 - asked before
-    if not isinstance(result, Answer):  # a file: what it holds was recorded when it was asked for
-        return [entry(what, audit.now(), status=200)]
+    if isinstance(result, Response):
+        outcome = FAILED if result.status_code >= 500 else OK
+        told = entry(what, audit.now(), outcome=outcome, status=result.status_code)
+        told["k"].append(f"x:{request.path_params['export']}")
+        return [told]
+    assert isinstance(result, Answer)  # noqa: S101 - nothing else is answered
     focus, version = _focus(request), None
     stored = result.stored
     if stored is not None:
@@ -230,6 +259,8 @@ def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked
             for part in (scope["method"], scope["path"] + (f"?{query}" if query else ""), form)
             if part
         )
+    if caller in _STRANGERS:
+        line = line[:LONGEST_LINE]
     client = scope.get("client")
     outer = asked.get()
     if outer is not None:  # an entry of a Bundle
@@ -257,9 +288,11 @@ def _asked_about(now: Asked | None) -> set[str]:
     return {each for each in ids if is_id(each)}
 
 
-def _with_place(row: dict[str, object], focus: str | None) -> list[dict[str, object]]:
-    named = [focus.removeprefix("Patient/")] if focus and focus.startswith("Patient/") else []
-    return with_patients(row, named)
+def _with_place(row: Document, focus: str | None) -> Document:
+    """The row with the patient that the request names."""
+    if focus and focus.startswith("Patient/"):
+        row["k"].append(f"p:{focus.removeprefix('Patient/')}")
+    return row
 
 
 def _outcome(error: FhirError) -> Outcome:

@@ -8,30 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from pymongo.errors import PyMongoError
 
-from app import definitions, fhir_json, summary, tasks
-from app.bulk.asked import Asked, query_of, types_at
+from app import definitions, fhir_json, tasks
+from app.bulk import entitlement
+from app.bulk.asked import Asked, types_at
 from app.bulk.jobs import LEASE, Jobs, LostError
-from app.bulk.members import Cohort, cohort
-from app.bulk.past import deletions, fields_of
-from app.bulk.reading import Source
+from app.bulk.work import Work
 from app.bulk.writing import Writer
 from app.context import Context, Server
 from app.coordination.clock import Clock
 from app.errors import FhirError
-from app.fhir_json import Resource
 from app.mongo import Document, Mongo
-from app.search.parameter import Limits, Scope
-from app.search.query import Query
-from app.search.resolution import resolve
-from app.security.caller import Caller
 from app.store import Store
-from app.versions import Stored
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +34,6 @@ _HORIZON_POLL = 0.05
 # Failures in a row, without a piece written in between, after which an export is given up.
 _MOST_TRIES = 5
 _PAUSE_AFTER_FAILURE = timedelta(seconds=5)
-# Deletions that go into one Bundle.
-_ENTRIES = 100
-# Resources that are cut down to `_elements` without a pause.
-_CUT_AT_ONCE = 20
 
 
 class Exports:
@@ -110,8 +99,8 @@ class Exports:
 
     async def _work(self, row: Document) -> None:
         server = self._server
-        caller = Caller(**{**row["caller"], "scopes": tuple(row["caller"]["scopes"])})
-        context = Context(server, caller, row["base_url"])
+        await entitlement.check_now(server, row)
+        context = Context(server, entitlement.asked_by(row), row["base_url"])
         if row["place"] is None:
             await self._begin(context, row)
         await Work(context, row, Writer(self.jobs, row)).run()
@@ -182,6 +171,7 @@ class Exports:
                 "expires": self._clock.now() + self._kept,
             }
             await self.jobs.settle(row, ended)
+            await self.jobs.discard(row["_id"])
 
     async def _run(self) -> None:
         while True:
@@ -199,94 +189,3 @@ class Exports:
             self._to_clear.clear()
             with contextlib.suppress(PyMongoError):
                 await self.jobs.clear(self._clock.now())
-
-
-class Work:
-    """One export from its place on: all types, then, with `_since`, what was deleted of them."""
-
-    def __init__(self, context: Context, row: Document, writer: Writer) -> None:
-        self._context = context
-        self._row = row
-        self._writer = writer
-        self._asked = Asked.of(row["asked"])
-        self._at: datetime = row["at"]
-
-    async def run(self) -> None:
-        settings = self._context.settings
-        limits = Limits(settings.max_chain_found, settings.max_chain_examined, 0)
-        scope = Scope(self._context.base_url, datetime.now(UTC), limits)
-        whose = await cohort(self._context.store, self._asked, self._at, scope)
-        stage, first, part, after = self._row["place"]
-        types = self._row["types"]
-        if stage == "output":
-            for number in range(first, len(types)):
-                await self._output(number, whose, part, after)
-                part, after = 0, ""
-            first, after = 0, ""
-            await self._writer.write("output", "", ["deleted", 0, 0, ""])
-        if self._asked.since is not None:
-            for number in range(first, len(types)):
-                await self._deleted(number, whose, after)
-                after = ""
-
-    async def _queries(self, resource_type: str) -> list[Query]:
-        """The `_typeFilter`s of a type, with what they need of other resources looked up."""
-        store = self._context.store
-        return [
-            await resolve(store, query_of(self._context, kind, criteria))
-            for kind, criteria in self._asked.filters
-            if kind == resource_type
-        ]
-
-    async def _output(self, number: int, whose: Cohort, part: int, after: str) -> None:
-        """One type, from a place in one of its parts on."""
-        kind = self._row["types"][number]
-        queries = await self._queries(kind)
-        source = Source(self._context.store, whose, kind, queries, self._at)
-        for each in range(part, len(whose.parts)):
-            async with aclosing(source.windows(each, after)) as windows:
-                async for window, last in windows:
-                    self._writer.add([line async for line in self._lines(kind, window)])
-                    place = [number, each, last] if last else [number, each + 1, ""]
-                    if self._writer.is_due:
-                        await self._writer.write("output", kind, ["output", *place])
-            after = ""
-        await self._writer.write("output", kind, ["output", number + 1, 0, ""])
-
-    async def _lines(self, resource_type: str, window: Sequence[Stored]) -> AsyncIterator[bytes]:
-        """A line for each resource, cut down where that was asked for."""
-        elements = self._asked.elements_of(resource_type)
-        for number, stored in enumerate(window):
-            if not elements:
-                yield stored.text.encode()
-                continue
-            yield fhir_json.encode(summary.subset(stored.resource(), None, elements))
-            if number % _CUT_AT_ONCE == 0:
-                await asyncio.sleep(0)
-
-    async def _deleted(self, number: int, whose: Cohort, after: str) -> None:
-        """The deletions of one type from a place on, as transactions that would do them again."""
-        kind, since = self._row["types"][number], self._asked.since
-        queries = await self._queries(kind)
-        store = self._context.store
-        entries: list[Resource] = []
-        assert since is not None  # noqa: S101 - the caller has looked
-        async with deletions(store, kind, since, self._at, after) as found:
-            async for place, deletion, before in found:
-                fields = fields_of(before)
-                is_in = whose.has(kind, deletion.id, fields["terms"])
-                if is_in and (not queries or any(query.matches(fields) for query in queries)):
-                    entries.append({"request": {"method": "DELETE", "url": deletion.reference}})
-                if len(entries) == _ENTRIES:
-                    self._writer.add(list(_bundles(entries)))
-                    entries = []
-                    if self._writer.is_due:
-                        await self._writer.write("deleted", "Bundle", ["deleted", number, 0, place])
-        self._writer.add(list(_bundles(entries)))
-        await self._writer.write("deleted", "Bundle", ["deleted", number + 1, 0, ""])
-
-
-def _bundles(entries: Sequence[Resource]) -> Iterator[bytes]:
-    if entries:
-        bundle = {"resourceType": "Bundle", "type": "transaction", "entry": list(entries)}
-        yield fhir_json.encode(bundle)

@@ -1,11 +1,13 @@
 """Exports as rows, so that any process can go on with one, tell how far it is, and serve its files.
 
-    exports       {_id, state, caller, base_url, request, asked, requested, owner, lease_until, attempt, tries, polled?,
-                   at, types, group_version, place, files, lines, expires?, error?}
-    export_files  {_id: {e: export, f: file, n: piece}, data}
+    exports          {_id, state, caller, base_url, request, asked, requested, owner, lease_until, attempt, tries,
+                      polled?, at, types, place, files, lines, expires?, error?}
+    export_files     {_id: {e: export, f: file, n: piece}, data}
+    export_patients  {_id: the same, ids}: whose data a piece and those written with it hold
 
 `state` is queued, running, done, failed or cancelled. `place` is what to go on with: [stage, type, part, after]. A file
-is a row's entry of `files`, {kind, type, lines, pieces, crc, size}, see writing.py. Pieces and place are
+is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?}, see writing.py; `named` once its patients
+are on record, where they are many (disclosure.py). Pieces and place are
 written in one transaction, guarded by owner and attempt: a process that lost its export, or one whose export was
 cancelled, writes nothing more, and what is read again after a crash comes into the files once.
 """
@@ -16,6 +18,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from bson import Binary, MaxKey
 from pymongo import ASCENDING, IndexModel, ReturnDocument
@@ -36,6 +39,15 @@ _CLOCKS_DIFFER = timedelta(seconds=1)
 OPEN = ("queued", "running")
 
 
+class Piece(NamedTuple):
+    """A part of a file, by its number in it, and the patients whose data it holds, where no piece before says so."""
+
+    file: int
+    number: int
+    data: bytes
+    patients: Sequence[str] = ()
+
+
 class LostError(Exception):
     """The export is another process's by now, or was cancelled."""
 
@@ -48,13 +60,15 @@ class Jobs:
         self._owner = owner
         self._exports = mongo.collection("exports")
         self._files = mongo.collection("export_files")
+        self._patients = mongo.collection("export_patients")
 
     async def prepare(self) -> None:
         """Make the collections, where they are missing: a transaction does better without that."""
         if "state" not in await self._exports.index_information():
             model = IndexModel([("state", ASCENDING), ("requested", ASCENDING)], name="state")
             await self._exports.create_indexes([model])
-            await self._mongo.create_collection("export_files")
+        for name in ("export_files", "export_patients"):
+            await self._mongo.create_collection(name)
 
     async def request(self, context: Context, asked: Asked, request: str) -> str:
         """A new export's id. Raises TooManyRequests where too many are under way.
@@ -141,13 +155,16 @@ class Jobs:
             free_from = self._mongo.now() + pause - _CLOCKS_DIFFER
             await self.settle(row, {"lease_until": free_from})
 
-    async def append(
-        self, row: Document, pieces: Sequence[tuple[int, int, bytes]], progress: Document
-    ) -> None:
-        """Write pieces (file, number, data) and, with them, what the row says of them. Raises LostError."""
+    async def append(self, row: Document, pieces: Sequence[Piece], progress: Document) -> None:
+        """Write pieces and, with them, what the row says of them. Raises LostError."""
+        ids = [{"e": row["_id"], "f": piece.file, "n": piece.number} for piece in pieces]
         files = [
-            {"_id": {"e": row["_id"], "f": file, "n": number}, "data": Binary(data)}
-            for file, number, data in pieces
+            {"_id": id_, "data": Binary(piece.data)} for id_, piece in zip(ids, pieces, strict=True)
+        ]
+        patients = [
+            {"_id": id_, "ids": list(piece.patients)}
+            for id_, piece in zip(ids, pieces, strict=True)
+            if piece.patients
         ]
         changes = {**progress, "tries": 0, "lease_until": self._mongo.now() + LEASE}
 
@@ -159,6 +176,8 @@ class Jobs:
                 raise LostError
             if files:
                 await self._files.insert_many(files, session=session)
+            if patients:
+                await self._patients.insert_many(patients, session=session)
 
         await self._mongo.transaction(transaction)
 
@@ -170,13 +189,28 @@ class Jobs:
                 raise LostError
             yield bytes(piece["data"])
 
+    async def patients(self, export_id: str, file: int) -> set[str]:
+        """The ids of the patients whose data a file holds."""
+        first = {"e": export_id, "f": file}
+        of_file = {"_id": {"$gte": first, "$lt": {**first, "n": MaxKey()}}}
+        return {each async for row in self._patients.find(of_file) for each in row["ids"]}
+
+    async def named(self, export_id: str, file: int) -> None:
+        """The patients of a file are on record."""
+        await self._exports.update_one({"_id": export_id}, {"$set": {f"files.{file}.named": True}})
+
+    async def discard(self, export_id: str) -> None:
+        """Take the files of an export away."""
+        below = {"_id": {"$gte": {"e": export_id}, "$lt": {"e": export_id, "f": MaxKey()}}}
+        for pieces in (self._files, self._patients):
+            await pieces.delete_many(below)
+
     async def clear(self, now: datetime) -> int:
         """Take away what was cancelled or has expired, files first; returns how many exports."""
         gone = {"$or": [{"state": "cancelled"}, {"expires": {"$lte": now}}]}
         ids = [row["_id"] async for row in self._exports.find(gone, {"_id": 1})]
         for each in ids:
-            below = {"_id": {"$gte": {"e": each}, "$lt": {"e": each, "f": MaxKey()}}}
-            await self._files.delete_many(below)
+            await self.discard(each)
             await self._exports.delete_one({"_id": each})
         return len(ids)
 

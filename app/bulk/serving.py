@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app import exchange, fhir_json
+from app.bulk import disclosure, entitlement
 from app.bulk.jobs import RETRY_SECONDS
 from app.bulk.writing import gzipped, unpacked
 from app.context import Context
@@ -34,8 +35,12 @@ def address(base_url: str, export_id: str) -> str:
 
 
 async def status(request: Request, context: Context) -> Response:
-    """202 while it is at work, 200 with the manifest, 500 where it failed. Raises TooManyRequests or NotFound."""
+    """202 while it is at work, 200 with the manifest, 500 where it failed.
+
+    Raises TooManyRequests, NotFound, or Forbidden where the client's rights or the token's are less than they were.
+    """
     row = await _export(request, context)
+    entitlement.check(row, context.caller)
     if row["state"] == "failed":
         return Response(row["error"], 500, media_type="application/fhir+json")
     if row["state"] == "done":
@@ -56,8 +61,9 @@ async def cancel(request: Request, context: Context) -> Response:
 
 
 async def file(request: Request, context: Context) -> Response:
-    """One file as it was written, or unpacked for a client that does not take gzip."""
+    """One file as it was written, or unpacked for a client that does not take gzip. Raises NotFound or Forbidden."""
     row = await _export(request, context)
+    entitlement.check(row, context.caller)
     name, dot, _ = request.path_params["file"].rpartition(_ENDING)
     is_number = bool(dot) and name.isascii() and name.isdigit() and len(name) < 9
     if row["state"] != "done" or not is_number or int(name) >= len(row["files"]):
@@ -68,6 +74,7 @@ async def file(request: Request, context: Context) -> Response:
         headers["Content-Encoding"] = "gzip"
     if request.method == "HEAD":
         return Response(status_code=200, headers=headers, media_type=NDJSON)
+    await disclosure.record(context, row, int(name))
     entry = row["files"][int(name)]
     pieces = context.server.exports.jobs.pieces(row["_id"], int(name), entry["pieces"])
     content = gzipped(pieces, entry) if packed else unpacked(pieces)

@@ -10,9 +10,9 @@ import asyncio
 import struct
 import time
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 
-from app.bulk.jobs import Jobs
+from app.bulk.jobs import Jobs, Piece
 from app.mongo import Document
 
 PIECE_BYTES = 8 * 1024 * 1024
@@ -34,11 +34,14 @@ class Writer:
         self._jobs = jobs
         self._row = row
         self._lines: list[bytes] = []
+        self._patients: set[str] = set()
         self._size = 0
         self._written = time.monotonic()
 
-    def add(self, lines: Sequence[bytes]) -> None:
+    def add(self, lines: Sequence[bytes], patients: Set[str]) -> None:
+        """Lines, and the ids of the patients whose data they hold."""
         self._lines += lines
+        self._patients |= patients
         self._size += sum(map(len, lines))
 
     @property
@@ -48,16 +51,19 @@ class Writer:
     async def write(self, kind: str, resource_type: str, place: Place) -> None:
         """Put the lines into a file of this kind and type, with the place to go on from. Raises LostError."""
         files = [dict(each) for each in self._row["files"]]
-        pieces: list[tuple[int, int, bytes]] = []
+        pieces: list[Piece] = []
         if self._lines:
             number = self._file(files, kind, resource_type)
             file = files[number]
             data, file["crc"], file["size"] = await asyncio.to_thread(
                 _compressed, self._lines, file["crc"], file["size"]
             )
+            patients = sorted(self._patients)
             for start in range(0, len(data), PIECE_BYTES):
-                pieces.append((number, file["pieces"], data[start : start + PIECE_BYTES]))
+                some = data[start : start + PIECE_BYTES]
+                pieces.append(Piece(number, file["pieces"], some, patients))
                 file["pieces"] += 1
+                patients = []
             file["lines"] += len(self._lines)
         progress = {
             "files": files,
@@ -66,7 +72,8 @@ class Writer:
         }
         await self._jobs.append(self._row, pieces, progress)
         self._row.update(progress)
-        self._lines, self._size, self._written = [], 0, time.monotonic()
+        self._lines, self._patients = [], set()
+        self._size, self._written = 0, time.monotonic()
 
     @staticmethod
     def _file(files: list[Document], kind: str, resource_type: str) -> int:

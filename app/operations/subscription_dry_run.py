@@ -34,7 +34,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
     registry = context.server.worker.registry
     read = registration.read(draft, registry.catalogue, context.settings)
-    check_rights(context, draft, read)
+    check_rights(context, read)
     versions = await _last(context, read, count)
     events: list[dict[str, Any]] = []
     for version in versions:

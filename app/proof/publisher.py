@@ -29,8 +29,9 @@ from app.proof import names
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
 from app.proof.notice import Notice, gather
+from app.security.reserved import is_proof
 from app.settings import Settings
-from app.versions import Change, is_same_content
+from app.versions import Change, Stored, is_same_content
 
 _KIND, _KEY = "publish-notices", "all"
 EVERY = timedelta(seconds=10)
@@ -167,15 +168,25 @@ async def _keep(context: Context, notices: Sequence[Notice]) -> None:
         for resource in wanted:
             type_, id_ = resource["resourceType"], resource["id"]
             previous = known.get(f"{type_}/{id_}")
-            # What is in the audit log stays as it is, and what was deleted was deleted on purpose.
-            if previous is None or not (
-                type_ == "AuditEvent" or previous.deleted or is_same_content(resource, previous)
-            ):
+            if previous is None or not await _stays(context, previous, resource):
                 changes.append(Change("update", type_, id_, resource, previous, silent=True))
         if changes:
             await context.store.commit(changes)
 
     await until_undisturbed(attempt)
+
+
+async def _stays(context: Context, previous: Stored, resource: Resource) -> bool:
+    """Whether what is there is left as it is: what is in the audit log, and proof that was deleted on purpose.
+
+    Recipients know the ids of their notices: something else that was made and deleted under one is no such purpose.
+    """
+    if previous.type == "AuditEvent":
+        return True
+    if not previous.deleted:
+        return is_same_content(resource, previous)
+    last = await context.store.vread(previous.type, previous.id, previous.version - 1)
+    return last is None or last.deleted or is_proof(last.resource())
 
 
 async def _incomplete(context: Context, notices: Sequence[Notice]) -> dict[str, list[str]]:

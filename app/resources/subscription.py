@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from app.consent.recipients import kind_of
 from app.errors import Forbidden, Issue, Unprocessable
 from app.fhir_json import Resource
 from app.mongo import Document
@@ -38,7 +37,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     headers = _unmasked(context, resource, sent, previous, known)
     full = _with_headers(resource, headers)
     read = registration.read(full, context.server.worker.registry.catalogue, context.settings)
-    check_rights(context, resource, read)
+    check_rights(context, read)
     if read.end is not None and read.end <= context.server.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
     if CHANNELS[read.channel.type].calls_out:
@@ -58,7 +57,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     )
 
 
-def check_rights(context: Context, resource: Resource, read: Registration) -> None:
+def check_rights(context: Context, read: Registration) -> None:
     """Raises Forbidden where the caller may not read what it wants to be told of.
 
     A chain or `_has` would be asked on everything there is: it may only lead through what the caller may read all of.
@@ -75,8 +74,6 @@ def check_rights(context: Context, resource: Resource, read: Registration) -> No
         context.require(resource_type, "s")
         if not access.sees_all(resource_type):
             raise Forbidden(f"Criteria of this client may not lead through {resource_type}")
-    if kind_of(resource) == "authority" and not access.is_authority:
-        raise Forbidden("Only a plan or a state agency is told as an authority")
 
 
 def _owner(context: Context, known: Document) -> Document:

@@ -46,6 +46,12 @@ class Buckets:
         return min(self._burst, tokens + (now - at) * self._rate)
 
 
+def buckets(rate: float | None, default: float, seconds: float) -> Buckets | None:
+    """Buckets of so many tokens a second, holding those of some seconds; None for no limit."""
+    used = default if rate is None else rate
+    return Buckets(used, used * seconds) if used else None
+
+
 class Crowd:
     """How many of each key are inside, at most `most`."""
 

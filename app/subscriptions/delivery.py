@@ -35,6 +35,7 @@ from app.subscriptions.numbering import Numbering
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
 from app.subscriptions.retry import Verdict
+from app.subscriptions.rights import Rights
 from app.subscriptions.settlement import Settlement, settle
 from app.versions import Event
 
@@ -66,8 +67,10 @@ class Sender:
         registry: Registry,
         attempts: Attempts,
         numbering: Numbering,
+        rights: Rights,
     ) -> None:
         self._mongo = mongo
+        self._rights = rights
         self._deliveries = mongo.collection("deliveries")
         self._ledger = ledger
         self._registry = registry
@@ -262,9 +265,9 @@ class Sender:
         while self.audit is not None and (told := self._unrecorded):
             self._unrecorded = []
             try:
-                if entries := disclosure.entries(told, self._registry):
+                if entries := await disclosure.entries(told, self._registry, self._rights):
                     await self.audit.record(entries)
-            except Unavailable:
+            except (PyMongoError, Unavailable):
                 self._unrecorded = told + self._unrecorded
                 self.unsettled.set()
                 raise

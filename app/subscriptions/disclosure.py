@@ -9,25 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from app.audit.entry import FAILED, OK, with_patients
+from app.audit.entry import FAILED, OK, of_caller, with_patients
 from app.mongo import Document
+from app.security.caller import NOBODY, Caller
 from app.subscriptions.registration import Registration
 from app.subscriptions.registry import Registry
+from app.subscriptions.rights import Rights
 from app.subscriptions.settlement import Settlement
 
 
-def entries(settlements: Sequence[Settlement], registry: Registry) -> list[Document]:
-    """The audit's rows of those that come from an attempt."""
+async def entries(
+    settlements: Sequence[Settlement], registry: Registry, rights: Rights
+) -> list[Document]:
+    """The audit's rows of those that come from an attempt. Raises PyMongoError."""
+    told = [(each, each.attempt) for each in settlements if each.attempt is not None]
+    known: dict[str, tuple[Registration | None, Caller]] = {}
+    for each, _ in told:
+        name = each.delivery.subscription
+        if name not in known:
+            registration = registry.get(name)
+            owner = await rights.whose(registration) if registration is not None else NOBODY
+            known[name] = registration, owner
     return [
         row
-        for each in settlements
-        if each.attempt is not None
-        for row in _rows(each, each.attempt, registry.get(each.delivery.subscription))
+        for each, attempt in told
+        for row in _rows(each, attempt, *known[each.delivery.subscription])
     ]
 
 
 def _rows(
-    entry: Settlement, attempt: Document, registration: Registration | None
+    entry: Settlement, attempt: Document, registration: Registration | None, owner: Caller
 ) -> list[Document]:
     delivery = entry.delivery
     focus = delivery.focus
@@ -40,6 +51,10 @@ def _rows(
     }
     if entry.state != "delivered":
         row["k"].append(f"o:{FAILED}")
+    if owner != NOBODY:
+        row["k"] += of_caller(owner)
+    if owner.role is not None:
+        row["r"] = owner.role
     if attempt.get("status") is not None:
         row["s"] = attempt["status"]
     words = [f"notice {delivery.id} attempt {delivery.attempt}"]

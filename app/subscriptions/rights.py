@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from app.consent import labels
 from app.consent.gate import Limit, Limits
@@ -24,7 +24,7 @@ from app.routing.recipient import recipient_of
 from app.search.extract import extract
 from app.security.access import Access, Accesses
 from app.security.caller import NOBODY, Caller, Role
-from app.security.scopes import intersect
+from app.security.standing import Clients, caller_now
 from app.security.view import View
 from app.settings import Settings
 from app.store import Store
@@ -32,6 +32,7 @@ from app.subscriptions.alongside import alongside
 from app.subscriptions.batching import Row
 from app.subscriptions.ledger import Delivery
 from app.subscriptions.registration import Registration
+from app.subscriptions.tokens import Holder
 from app.subscriptions.topics import Topic
 from app.versions import Stored
 
@@ -40,25 +41,6 @@ NO_ACCESS = Judgement("withhold", "access")
 _KEPT_FOR: Mapping[str, Role] = {"endpoint": "practice", "contract": "state"}
 _READ_ALL = ("system/*.rs",)
 _REMEMBERED = 10_000
-
-
-class Client(Protocol):
-    """A registered client, as far as it matters here."""
-
-    @property
-    def organization(self) -> str | None: ...
-    @property
-    def role(self) -> Role: ...
-    @property
-    def scopes(self) -> tuple[str, ...]: ...
-    @property
-    def disabled(self) -> bool: ...
-
-
-class Clients(Protocol):
-    """The registry of clients."""
-
-    async def get(self, client_id: str) -> Client | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +115,38 @@ class Rights:
         seen = await view.read_many(keys)
         return frozenset(each for each in along if each not in seen)
 
+    async def admits(self, holder: Holder | None) -> bool:
+        """Whether who holds a token is the client that it was given to, unchanged; with authorization off, anybody."""
+        if not self._is_on:
+            return True
+        if holder is None or self.clients is None:
+            return False
+        client = await self.clients.get(holder.client_id)
+        return client is not None and not client.disabled and client.version == holder.version
+
+    async def is_of(self, client_id: str, subscription: str, version: int) -> bool:
+        """Whether a Subscription in this version is one that this client wrote."""
+        owner = await self._owner_of(subscription, version)
+        return owner.is_client and owner.caller.client_id == client_id
+
+    async def may_hear(self, holder: Holder | None, registration: Registration) -> bool:
+        """Whether who holds a token may be told what the Subscription tells: it is theirs, and they are admitted."""
+        if not self._is_on:
+            return True
+        return (
+            holder is not None
+            and await self.admits(holder)
+            and await self.is_of(holder.client_id, registration.id, registration.version)
+        )
+
     async def _owner(self, registration: Registration) -> Owner:
-        key = (registration.id, registration.version)
+        return await self._owner_of(registration.id, registration.version)
+
+    async def _owner_of(self, subscription: str, version: int) -> Owner:
+        key = (subscription, version)
         known = self._owners.get(key)
         if known is None:
-            known = self._owners[key] = await self._read(registration.id)
+            known = self._owners[key] = await self._read(subscription)
             if len(self._owners) > _REMEMBERED:
                 self._owners.popitem(last=False)
         return known
@@ -178,11 +187,19 @@ class Rights:
         """The owner with what rights are left."""
         if not owner.is_client:
             return owner.caller
-        client = await self.clients.get(owner.caller.client_id) if self.clients else None
-        if client is None or client.disabled:
+        return await caller_now(self.clients, owner.caller.client_id, owner.caller.scopes)
+
+    async def whose(self, registration: Registration) -> Caller:
+        """Whose a Subscription is, as it is put on record: a client though it is shut out by now; NOBODY for none."""
+        if not self._is_on:
             return NOBODY
-        scopes = intersect(owner.caller.scopes, client.scopes)
-        return Caller(owner.caller.client_id, client.organization, client.role, scopes)
+        owner = await self._owner(registration)
+        if not owner.is_client or self.clients is None:
+            return owner.caller
+        client = await self.clients.get(owner.caller.client_id)
+        if client is None:
+            return owner.caller
+        return Caller(owner.caller.client_id, client.organization, client.role)
 
 
 def stricter(one: Limits, other: Limits) -> Limits:

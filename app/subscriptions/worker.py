@@ -90,9 +90,9 @@ class Worker:
             self._lifecycle.fail,
             Clearance(gate, rights, store, settings),
         )
-        self._sender = sender = Sender(mongo, ledger, registry, attempts, outbox.numbering)
+        self._sender = sender = Sender(mongo, ledger, registry, attempts, outbox.numbering, rights)
         self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
-        self.binder = Binder(mongo, composer, outbox, backlog, self._channels)
+        self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
         self.processes = Processes(mongo, store.owner)
         self.retention = Retention(settings, mongo)
         self._chores = Chores()
