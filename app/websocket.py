@@ -71,7 +71,7 @@ class Connection:
                 if text is not None:
                     self._place.heard()
                     await self._hear(text.strip())
-                elif self._is_over or not await self._binder.admits(self._holder):
+                elif self._is_over or (self._bindings and not await self._is_admitted()):
                     raise BindingRefusedError(_NOT_ANY_MORE)
                 elif not self._bindings:
                     raise BindingRefusedError("Nothing was bound in time")
@@ -97,6 +97,12 @@ class Connection:
         if text is None or len(text) > _LONGEST_MESSAGE:
             raise BindingRefusedError(_USAGE)
         return text
+
+    async def _is_admitted(self) -> bool:
+        try:
+            return await self._binder.admits(self._holder)
+        except PyMongoError:
+            return True  # nobody can say now, and nothing is told without asking
 
     async def _hear(self, text: str) -> None:
         word, _, rest = text.partition(" ")

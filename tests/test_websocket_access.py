@@ -97,9 +97,16 @@ async def other(pair: Pair) -> AsyncIterator[Pair]:
 async def admin(pair: Pair) -> Party:
     """The administrator of a world with patients and practices."""
     admin = await join(pair, None, "administrator")
-    for each in people():
-        answer = await admin.ask("PUT", f"/{each['resourceType']}/{each['id']}", each)
-        assert answer.status_code == 201, answer.text
+    entries = [
+        {
+            "resource": each,
+            "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
+        }
+        for each in people()
+    ]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+    answer = await admin.ask("POST", "/", bundle)
+    assert answer.status_code == 200, answer.text
     return admin
 
 

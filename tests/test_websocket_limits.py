@@ -323,8 +323,8 @@ async def test_who_binds_nothing_is_sent_away(
         idle, bound = await connect(session, client), await connect(session, client)
         await bound.say(f"bind-with-token: {tokens[0]}")
         await bound.notice()
-        async with asyncio.timeout(3):
-            assert await idle.closed() == 1008
+        farewell = await idle.socket.receive(timeout=3)
+        assert (farewell.data, farewell.extra) == (1008, "Nothing was bound in time")
         await bound.say(f"bind-with-token: {tokens[1]}")  # it is still there
         await bound.notice()
 
