@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from app.audit import administration
 from app.audit.chain import digest
 from app.audit.log import AuditLog
-from app.audit.provenance import provenance
 from app.audit.verification import Report, verify
 from app.cli import app as command_line
 from app.context import Server
@@ -276,20 +275,6 @@ async def test_a_notice_that_is_not_taken_is_recorded_as_a_failure(recorded: Pai
         await server.worker.drain()
     (event,) = await events(client, entity="Subscription/deaf", subtype="110106")
     assert (event["outcome"], event["outcomeDesc"].split()[:2]) == ("8", ["HTTP", "400"])
-
-
-async def test_a_provenance_says_for_whom_the_server_wrote(recorded: Pair) -> None:
-    server, client = recorded
-    body = provenance(
-        ["Encounter/e1/_history/2"],
-        "UPDATE",
-        server.mongo.now(),
-        behalf="Organization/hospital",
-        sources=["Bundle/message-1"],
-    )
-    answer = await client.post(f"{BASE}/Provenance", json=body)
-    assert answer.status_code == 201, answer.text
-    assert answer.json()["agent"][0]["onBehalfOf"] == {"reference": "Organization/hospital"}
 
 
 # Who reads it
