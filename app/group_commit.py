@@ -71,11 +71,18 @@ class GroupCommit(Generic[U]):
             self._launch()
         elif self._gathering is None and len(self._in_flight) < self.MAX_IN_FLIGHT:
             loop = asyncio.get_running_loop()
-            if loop.time() >= self._not_before:
+            if loop.time() < self._not_before and self.expects_more(len(self._waiting)):
+                self._gathering = loop.call_at(self._not_before, self._gathered)
+            else:
                 self._not_before = loop.time() + self.APART_SECONDS
                 self._launch()
-            else:
-                self._gathering = loop.call_at(self._not_before, self._gathered)
+        elif self._gathering is not None and not self.expects_more(len(self._waiting)):
+            self._gathering.cancel()
+            self._gathered()
+
+    def expects_more(self, waiting: int) -> bool:
+        """Whether others may come soon whom it is worth while to wait for."""
+        return True
 
     def _gathered(self) -> None:
         self._gathering = None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -62,7 +62,12 @@ class _Together(GroupCommit[_Unit]):
     """
 
     MAX_IN_FLIGHT = 1
-    APART_SECONDS = 0.008
+    APART_SECONDS = 0.005
+    # Requests under way, each of which is going to record something.
+    under_way = 0
+
+    def expects_more(self, waiting: int) -> bool:
+        return waiting < self.under_way
 
 
 class AuditLog:
@@ -114,6 +119,15 @@ class AuditLog:
 
     def now(self) -> datetime:
         return self._mongo.now()
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """While it is open, something is going to be recorded: it may share a write with what waits already."""
+        self._group.under_way += 1
+        try:
+            yield
+        finally:
+            self._group.under_way -= 1
 
     async def record(self, entries: Sequence[Document]) -> bool:
         """Return once the entries are kept, or that they are not. Raises Unavailable where they must be."""

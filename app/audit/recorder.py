@@ -103,13 +103,13 @@ async def run(handler: Handler[T], request: Request, context: Context) -> T:
         request, form = await _with_form(request)
     else:
         form = ""
-    async with _asking(
-        audit, what, _asked(request, what, context.caller, form), _focus(request)
-    ) as now:
-        result = await handler(request, context)
-        # Rehearsed reads of a transaction are told to nobody.
-        if not now.rows and not context.rewritten:
-            await audit.record(_told(what, request, context, result))
+    mine = _asked(request, what, context.caller, form)
+    with audit.expecting():
+        async with _asking(audit, what, mine, _focus(request)) as now:
+            result = await handler(request, context)
+            # Rehearsed reads of a transaction are told to nobody.
+            if not now.rows and not context.rewritten:
+                await audit.record(_told(what, request, context, result))
     return result
 
 
