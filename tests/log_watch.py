@@ -23,6 +23,8 @@ from tests.private_words import PrivateWords
 
 # What every record has; and a logical id, which may be logged whatever it is made of.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "id"}
+# When a line was written is nobody's birth date.
+_STAMP = re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?")
 # Code, which has no data: a frame of a traceback with the line of source, and the marks below it.
 _FRAME = re.compile(r'^ *File "[^"\n]+", line \d+, in .*(?:\n {4}.*){0,2}', re.MULTILINE)
 
@@ -37,16 +39,14 @@ class LogWatch(logging.Handler):
         self.setFormatter(_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A copy, without the text that another handler's formatter may have left for the next.
-        record = copy.copy(record)
-        record.exc_text = None
+        record = copy.copy(record)  # the formatter leaves its own words in it
         said = self.format(record).removeprefix(record.asctime)
         attached = {name: each for name, each in vars(record).items() if name not in _OWN}
         self.look(f"{said} {attached}" if attached else said)
 
     def look(self, said: str) -> None:
         """At what was said, in one line or many."""
-        for line in _FRAME.sub("", said).splitlines():
+        for line in _STAMP.sub("", _FRAME.sub("", said)).splitlines():
             if found := self._private.found_in(line):
                 self.leaks.append(f"{found} in: {line}")
 

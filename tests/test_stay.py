@@ -36,7 +36,9 @@ def serving(data: Path, port: int) -> Iterator[tuple[Any, httpx.Client]]:
 
 @contextmanager
 def receiving(port: int, *arguments: str) -> Iterator[str]:
-    with started("http://127.0.0.1:", "receiver", "--port", str(port), *arguments):
+    # A receiver shows what it is sent; that is no log.
+    command = ("receiver", "--port", str(port), *arguments)
+    with started("http://127.0.0.1:", *command, is_log=False):
         yield f"http://127.0.0.1:{port}"
 
 
