@@ -157,10 +157,7 @@ def _name(made: Resource, path: str, named: Sequence[Resource], *, is_list: bool
 
 
 def _person(id_: str) -> Resource:
-    found = {
-        "identifier": [{"system": "urn:mrn", "value": id_}],
-        "name": [{"family": f"Fairholt-{id_}"}],
-    }
+    found = {"identifier": [{"system": "urn:mrn", "value": id_}], "name": [{"family": f"F{id_}"}]}
     side = {"pn": "n", "pb": "n", "ps": "s"}.get(id_)
     if side:
         found["generalPractitioner"] = [ref(f"PractitionerRole/role-{side}")]

@@ -18,11 +18,6 @@ from app.main import create_app
 from app.mongo import Mongo
 from app.settings import Settings
 from app.store import Store
-from tests import in_memory
-from tests.file_order import (
-    pytest_collection_modifyitems as pytest_collection_modifyitems,
-    pytest_configure as pytest_configure,
-)
 from tests.log_watch import WATCH
 
 BASE = "http://carerelay.test/fhir"
@@ -58,12 +53,8 @@ def pytest_runtest_teardown() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The connection string of a real mongod, alive for the whole session."""
-    with (
-        in_memory.directory(otherwise=tmp_path_factory.mktemp("mongod")) as files,
-        EmbeddedMongo(files) as embedded,
-    ):
+    with EmbeddedMongo(tmp_path_factory.mktemp("mongod")) as embedded:
         yield embedded.uri
-        embedded.process.kill()  # in order it would write everything down once more
 
 
 def make_settings(uri: str, **changes: Any) -> Settings:

@@ -39,7 +39,9 @@ class LogWatch(logging.Handler):
         self.setFormatter(_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        record = copy.copy(record)  # the formatter leaves its own words in it
+        # A copy, without the text that another handler's formatter may have left for the next.
+        record = copy.copy(record)
+        record.exc_text = None
         said = self.format(record).removeprefix(record.asctime)
         attached = {name: each for name, each in vars(record).items() if name not in _OWN}
         self.look(f"{said} {attached}" if attached else said)

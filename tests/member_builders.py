@@ -39,8 +39,7 @@ class Member:
     @classmethod
     async def new(cls, server: Server, client: httpx.AsyncClient) -> Member:
         member = cls(server, client, f"m{uuid.uuid4().hex[:12]}")
-        name = {"family": "Thornquill", "given": ["Evadne"]}
-        await member.put({"resourceType": "Patient", "name": [name]}, member.id)
+        await member.put({"resourceType": "Patient"}, member.id)
         return member
 
     @property

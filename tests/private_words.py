@@ -7,7 +7,6 @@ runs of whole words, punctuation aside: `Müller-O'Neil` is found in `name=müll
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -29,9 +28,7 @@ _SHORTEST = 4
 
 _PEOPLE = frozenset({"Patient", "RelatedPerson", "Person"})
 # Elements of people that say who they are, data types' elements included.
-_NAMES = frozenset({"family", "given"})
-_TELLING = _NAMES | {"birthDate", "line", "city", "postalCode"}
-_IN_XML = re.compile(rf'<(?:{"|".join(sorted(_TELLING))}) value="([^"<]+)"')
+_TELLING = frozenset({"family", "given", "birthDate", "line", "city", "postalCode"})
 _VALUED = frozenset({"identifier", "telecom"})
 _WORDED = frozenset({"name", "address"})
 
@@ -67,12 +64,8 @@ class PrivateWords:
             content = request.content
         except httpx.RequestNotRead:
             return
-        media_type = request.headers.get("content-type", "")
-        if media_type.startswith("application/x-www-form-urlencoded"):
+        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
             self._hear_query(content.decode("utf-8", "replace"))
-        elif "xml" in media_type:
-            for text in _IN_XML.findall(content.decode("utf-8", "replace")):
-                self._add(html.unescape(text))
         elif any(each.encode() in content for each in (*_PEOPLE, "request", "criteria")):
             # It may be of another format, or not well formed.
             with suppress(msgspec.DecodeError, ValueError, RecursionError):
@@ -102,7 +95,6 @@ class PrivateWords:
             if _OPEN.fullmatch(name) or _REFERENCE.fullmatch(value):
                 continue
             for part in (value, *_SEPARATOR.split(value)):
-                self._add(part)
                 self._add(_PREFIX.sub("", part))
 
     def _add(self, text: str, least: int = _SHORTEST) -> None:
@@ -141,8 +133,6 @@ def _of_person(value: Any, inside: str = "") -> Iterator[str]:
     else:
         if isinstance(value, str) and inside in _TELLING | {"value", "text"}:
             yield value
-            if inside in _NAMES:
-                yield from value.split()
         return
     for name, child in children:
         yield from _of_person(child, name)

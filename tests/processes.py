@@ -9,16 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 import httpx
-from typer.testing import CliRunner, Result
 
-from app import cli
 from tests.log_watch import WATCH, HeardOutput
 
 COMMAND = (sys.executable, "-m", "app.cli")
@@ -27,15 +24,8 @@ COMMAND = (sys.executable, "-m", "app.cli")
 def environment(**changes: str) -> dict[str, str]:
     """The environment without anybody's CARERELAY_* settings, but with these."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("CARERELAY_")}
-    if kept.pop("PYTHONDONTWRITEBYTECODE", None):
-        # Dozens of servers are started, which would each compile everything anew.
-        kept["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
-    return {**kept, **_named(changes)}
-
-
-def _named(settings: Mapping[str, str]) -> dict[str, str]:
-    named = {f"CARERELAY_{name.upper()}": text for name, text in settings.items()}
-    return {"COLUMNS": "200", **named}
+    settings = {f"CARERELAY_{name.upper()}": text for name, text in changes.items()}
+    return {**kept, "COLUMNS": "200", **settings}
 
 
 def carerelay(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -50,14 +40,6 @@ def carerelay(*arguments: str | Path, **settings: str) -> subprocess.CompletedPr
     )
     WATCH.look(done.stderr)
     return done
-
-
-def typed(*arguments: str | Path, **settings: str) -> Result:
-    """The same command without a process of its own, which takes a second to start."""
-    # In a thread, as a command runs an event loop and the tests' own is there already.
-    with ThreadPoolExecutor(1) as thread:
-        words = [str(each) for each in arguments]
-        return thread.submit(CliRunner().invoke, cli.app, words, env=_named(settings)).result()
 
 
 @contextmanager

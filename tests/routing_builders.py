@@ -42,13 +42,7 @@ def dated(reference: str, start: str, end: str | None = None) -> Resource:
 
 
 def patient(name: str, *practitioners: Resource, **more: Any) -> Resource:
-    made: Resource = {
-        "resourceType": "Patient",
-        "id": name,
-        "name": [{"family": "Corravane", "given": ["Idony"]}],
-        "birthDate": "1941-02-17",
-        **more,
-    }
+    made: Resource = {"resourceType": "Patient", "id": name, **more}
     if practitioners:
         made["generalPractitioner"] = list(practitioners)
     return made

@@ -207,8 +207,8 @@ async def test_chains_has_and_includes_of_every_type(world: World, who: str) -> 
     for type_ in _CHAINED:
         by = _named_by(type_)
         urls += [
-            f"{type_}?{by}:Patient.family=Fairholt-ps&_count=1000",
-            f"{type_}?{by}:Patient.family=Fairholt-pn,Fairholt-pb&_count=1000",
+            f"{type_}?{by}:Patient.family=Fps&_count=1000",
+            f"{type_}?{by}:Patient.family=Fpn,Fpb&_count=1000",
             f"Patient?_has:{type_}:{by}:_tag={SYSTEM}|x&_total=accurate&{TAG}",
             f"Patient?_id=pn,ps,pb,px&_revinclude={type_}:{by}&_count=100",
             f"{type_}?{TAG}&_include={type_}:{by}&_count=1000",

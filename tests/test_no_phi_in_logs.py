@@ -310,16 +310,6 @@ async def test_a_defect_is_logged_with_its_place_and_without_its_text(
     assert answer.headers["x-request-id"] in heard.text
 
 
-def test_what_another_handler_made_of_an_exception_is_not_repeated() -> None:
-    try:
-        raise KeyError(NAME)
-    except KeyError:
-        record = logging.LogRecord("x", logging.ERROR, "x", 1, "failed", (), sys.exc_info())
-    assert NAME in logging.Formatter().format(record)
-    assert planted_in(logs.SafeFormatter().format(record)) == []
-    assert NAME in logging.Formatter().format(record)
-
-
 def test_exceptions_of_libraries_are_written_without_their_texts() -> None:
     """As the server is configured: in a process of its own, whatever logger it comes from."""
     script = f"""

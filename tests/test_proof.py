@@ -375,9 +375,7 @@ async def test_a_hospitals_notice_has_three_names_or_is_flagged(
     hub: Pair, receiver: Receiver, more: dict[str, Any], missing: list[str] | None
 ) -> None:
     server, client = hub
-    nameless = patient("nameless", ref("Organization/practice"))
-    del nameless["name"]
-    await put(client, nameless)
+    await put(client, patient("nameless", ref("Organization/practice")))
     await subscribe(hub, receiver)
     given = {key: value for key, value in stay(**more).items() if value not in (None, [])}
     await admit(hub, given)

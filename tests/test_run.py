@@ -19,7 +19,6 @@ from app.demo_server import DemoError
 from tests.log_watch import WATCH
 from tests.processes import carerelay, children, environment, started, wait_until_gone
 
-RUN, READY = ("run", "--port", "0"), "server are up: "
 ARRIVED = "5 notices arrived, 1 was withheld; the two other practices received none of them."
 EXPECTED = {
     "encounter admission A04, Encounter/agnes": 1,
@@ -45,12 +44,11 @@ def test_once_shows_the_notices_and_exits_0(tmp_path):
     assert {said: done.stdout.count(said) for said in EXPECTED} == EXPECTED
 
     # The same story again on the same data.
-    with serving("--data", tmp_path) as (process, base, said):
+    with serving("--data", tmp_path) as (process, _, said):
         assert "The members are here from last time." in said
         assert {each: said.count(each) for each in EXPECTED} == EXPECTED
-        stay = httpx.get(f"{base}/Encounter/agnes-thistlewick-stay").json()
-        assert stay["status"] == "finished"
-        ends(process, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0
     WATCH.look((tmp_path / "server.log").read_text())
 
 
@@ -122,22 +120,17 @@ def notice(trigger: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_leaves_nothing_behind(tmp_path, number):
-    """In the middle of the story; the test above ends it afterwards."""
-    environ = {**environment(), "TMPDIR": str(tmp_path)}
-    with started(READY, *RUN, is_log=False, env=environ) as (process, _):
-        ends(process, number)
+    with serving(env={**environment(), "TMPDIR": str(tmp_path)}) as (process, base, _):
+        stay = httpx.get(f"{base}/Encounter/agnes-thistlewick-stay").json()
+        assert stay["status"] == "finished"
+        [server] = children(process.pid)
+        [mongod] = children(server)
+        process.send_signal(number)
+        assert process.wait(40) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        wait_until_gone(server)
+        wait_until_gone(mongod)
     if number == signal.SIGTERM:
         assert list(tmp_path.iterdir()) == []
-
-
-def ends(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """By this signal, and with it the server and its database."""
-    [server] = children(process.pid)
-    [mongod] = children(server)
-    process.send_signal(number)
-    assert process.wait(40) == (-number if number == signal.SIGKILL else 0)
-    wait_until_gone(server)
-    wait_until_gone(mongod)
 
 
 @contextmanager
@@ -145,8 +138,8 @@ def serving(
     *arguments: str | Path, **options: Any
 ) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """`carerelay run` when all notices have arrived, its FHIR base, and what it has said."""
-    # What it prints is the story, for somebody to read.
-    with started(READY, *RUN, *arguments, is_log=False, **options) as (process, base):
+    command = ("run", "--port", "0", *arguments)
+    with started("server are up: ", *command, is_log=False, **options) as (process, base):
         assert process.stdout is not None
         said = "".join(iter(process.stdout.readline, "Ctrl-C stops everything.\n"))
         assert ARRIVED in said

@@ -16,7 +16,7 @@ import pytest
 from app.security.clients import ROLES
 from app.serve import ServeError, check_exposure, with_authorization
 from app.settings import Settings
-from tests.processes import carerelay, environment, typed
+from tests.processes import carerelay, environment
 from tests.smart_builders import ec_key, key_set
 
 pytestmark = pytest.mark.mongo
@@ -77,7 +77,7 @@ def test_clients_are_added_listed_changed_and_shut_out(tmp_path, database):
     assert re.fullmatch(r"[0-9a-f-]{36}", client)
     published = carerelay(*OURS, "--id", "b", "--jwks-url", "https://b.example/jwks", **database)
     assert published.stdout.strip() == "b"
-    listed = typed("clients", "list", **database).stdout
+    listed = carerelay("clients", "list", **database).stdout
     assert client in listed
     assert "first" in listed
     assert "https://b.example/jwks" in listed
@@ -87,13 +87,13 @@ def test_clients_are_added_listed_changed_and_shut_out(tmp_path, database):
     made = json.loads((tmp_path / "b.jwk").read_text())
     assert (made["crv"], made["alg"]) == ("P-384", "ES384")
     assert carerelay("clients", "disable", client, **database).returncode == 0
-    listed = typed("clients", "list", **database).stdout
+    listed = carerelay("clients", "list", **database).stdout
     assert made["kid"][:20] in listed
     assert "https://b.example/jwks" not in listed
     assert made["d"] not in listed
     assert "disabled" in listed
     assert carerelay("clients", "enable", client, **database).returncode == 0
-    assert "disabled" not in typed("clients", "list", **database).stdout
+    assert "disabled" not in carerelay("clients", "list", **database).stdout
 
 
 def test_scopes_are_replaced_and_that_is_on_record(database):
@@ -103,7 +103,7 @@ def test_scopes_are_replaced_and_that_is_on_record(database):
     done = carerelay("clients", "scopes", "c", *scopes, **recorded)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == f"c may ask for {' '.join(scopes)}"
-    listed = typed("clients", "list", **recorded).stdout
+    listed = carerelay("clients", "list", **recorded).stdout
     assert "system/Patient.rs" in listed
     assert "system/*.rs" not in listed
     mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(database["mongodb_uri"])
@@ -137,10 +137,10 @@ def test_scopes_are_replaced_and_that_is_on_record(database):
     ],
 )
 def test_what_makes_no_sense_is_said(database, arguments, word):
-    done = typed(*arguments, **database)
-    assert done.exit_code == 1, done.output
+    done = carerelay(*arguments, **database)
+    assert done.returncode == 1, done.stdout
     assert word in done.stdout
-    assert isinstance(done.exception, SystemExit)
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_key_is_not_left_behind_where_the_client_is_refused(tmp_path, database):
@@ -150,9 +150,9 @@ def test_a_key_is_not_left_behind_where_the_client_is_refused(tmp_path, database
 
 
 def test_the_servers_keys_are_listed_and_replaced(database):
-    first = typed("keys", "rotate", **database).stdout.split()[0]
+    first = carerelay("keys", "rotate", **database).stdout.split()[0]
     second = carerelay("keys", "rotate", **database).stdout.split()[0]
-    lines = [line for line in typed("keys", "list", **database).stdout.splitlines() if line]
+    lines = [line for line in carerelay("keys", "list", **database).stdout.splitlines() if line]
     (signs,) = [line for line in lines if "signs" in line]
     assert second in signs
     (verifies,) = [line for line in lines if "verifies until" in line]

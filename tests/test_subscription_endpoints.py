@@ -161,21 +161,20 @@ async def test_three_bad_endpoints_of_a_hundred_delay_nobody_else(
         await worker.drain()
         hanging.answer = lambda _: None
         broken.answer = lambda _: 500
-        alone: list[float] = []
-        beside: list[float] = []
-        # A machine that is busy with other things makes either run slower: then another pair is measured.
-        while not _is_isolated(alone, beside) and len(alone) < 9:
-            alone.append(await _p99(store, receivers, NOBODYS, patients))
-            beside.append(await _p99(store, receivers, BAD, patients))
+        compared: list[tuple[list[float], list[float]]] = []
+        # A machine that is busy with other things makes either run slower: then it is measured again.
+        while not compared or (not _is_isolated(*compared[-1]) and len(compared) < 3):
+            compared.append(([], []))
+            for _ in range(3):
+                alone, beside = compared[-1]
+                alone.append(await _p99(store, receivers, NOBODYS, patients))
+                beside.append(await _p99(store, receivers, BAD, patients))
         hanging.closing.set()  # or the worker's end waits for its attempts
-    assert _is_isolated(alone, beside), (alone, beside)
+    assert _is_isolated(*compared[-1]), compared
 
 
 def _is_isolated(alone: list[float], beside: list[float]) -> bool:
-    """By the medians of the last three runs."""
-    if len(alone) < 3:
-        return False
-    before, after = sorted(alone[-3:])[1], sorted(beside[-3:])[1]
+    before, after = sorted(alone)[1], sorted(beside)[1]
     return after <= max(1.2 * before, before + 0.020)
 
 
