@@ -1,8 +1,7 @@
 """Group commit by natural batching: what arrives while earlier batches are being written goes into the next one.
 
-An idle server writes at once, a busy one shares each transaction among those who wait; where batches are asked to keep
-apart, more of them share. Measured against one transaction per write: 1.3 instead of 0.75 of a baseline of two inserts
-(docs/decisions/0002-one-write-path.md).
+An idle server writes at once, a busy one shares each transaction among those who wait. Measured against one transaction
+per write: 1.3 instead of 0.75 of a baseline of two inserts (docs/decisions/0002-one-write-path.md).
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ class GroupCommit(Generic[U]):
 
     MAX_IN_FLIGHT = 2
     MAX_CHANGES = 256
-    # How long after a batch the next one begins, at the earliest: who comes first writes at once, a crowd shares.
-    APART_SECONDS = 0.0
 
     def __init__(
         self, write: Callable[[Sequence[U]], Awaitable[None]], *, hopeless: type[Exception]
@@ -50,14 +47,12 @@ class GroupCommit(Generic[U]):
         self._in_flight: set[asyncio.Task[None]] = set()
         self._writing: dict[asyncio.Task[None], list[U]] = {}
         self._busy_keys: set[str] = set()
-        self._gathering: asyncio.TimerHandle | None = None
-        self._not_before = 0.0
 
     async def submit(self, unit: U) -> None:
         """Return once the unit is committed; raise what its own write raised."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((unit, future))
-        self._start()
+        self._launch()
         await future
 
     def pending(self) -> Iterator[U]:
@@ -65,29 +60,6 @@ class GroupCommit(Generic[U]):
         yield from (unit for unit, future in self._waiting if not future.done())
         for units in self._writing.values():
             yield from units
-
-    def _start(self) -> None:
-        if not self.APART_SECONDS:
-            self._launch()
-        elif self._gathering is None and len(self._in_flight) < self.MAX_IN_FLIGHT:
-            loop = asyncio.get_running_loop()
-            if loop.time() < self._not_before and self.expects_more(len(self._waiting)):
-                self._gathering = loop.call_at(self._not_before, self._gathered)
-            else:
-                self._not_before = loop.time() + self.APART_SECONDS
-                self._launch()
-        elif self._gathering is not None and not self.expects_more(len(self._waiting)):
-            self._gathering.cancel()
-            self._gathered()
-
-    def expects_more(self, waiting: int) -> bool:
-        """Whether others may come soon whom it is worth while to wait for."""
-        return True
-
-    def _gathered(self) -> None:
-        self._gathering = None
-        self._not_before = asyncio.get_running_loop().time() + self.APART_SECONDS
-        self._launch()
 
     def _launch(self) -> None:
         while self._waiting and len(self._in_flight) < self.MAX_IN_FLIGHT:
@@ -105,8 +77,7 @@ class GroupCommit(Generic[U]):
         self._in_flight.discard(task)
         del self._writing[task]
         self._busy_keys -= keys
-        if self._waiting:
-            self._start()
+        self._launch()
 
     def _take(self) -> list[tuple[U, asyncio.Future[None]]]:
         """The next batch; units whose keys are being written wait, so that they meet no write conflict of our own."""

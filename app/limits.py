@@ -140,14 +140,13 @@ class Limits:
         path = scope["path"]
         if path in _WATCHED:
             return
-        address = "address " + site((scope.get("client") or ("",))[0])
         if path in TOKEN_PATHS and self._tokens is not None:
-            _refuse_after(self._tokens.take(address, now))
+            _refuse_after(self._tokens.take(_address(scope), now))
         elif not self._by_client:
-            self._charge(visit, address, now)
+            self._charge(visit, _address(scope), now)
         elif self._rate is not None:
-            _refuse_after(self._rate.wait(address, now))
-            visit.address = address
+            visit.address = _address(scope)
+            _refuse_after(self._rate.wait(visit.address, now))
 
     def _charge(self, visit: Visit, key: str, now: float) -> None:
         if self._rate is not None:
@@ -184,6 +183,10 @@ def identify(scope: Scope, client_id: str) -> None:
     visit = scope.get("visit")
     if visit is not None:
         visit.limits.identify(visit, client_id)
+
+
+def _address(scope: Scope) -> str:
+    return "address " + site((scope.get("client") or ("",))[0])
 
 
 def _refuse_after(seconds: float) -> None:

@@ -21,6 +21,7 @@ LAYERS = (
         "app.identifiers",
         "app.child",
         "app.logs",
+        "app.sharing",
         "app.tasks",
         "app.terminology",
         "app.coordination.codes",

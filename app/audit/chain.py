@@ -16,12 +16,12 @@ from datetime import datetime
 from hashlib import sha256
 
 import bson
-from pymongo.errors import BulkWriteError, PyMongoError
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
 
 from app.errors import Unavailable
 from app.mongo import Collection, Document, Session
 
-_DUPLICATE_KEY = 11000
 ENTRIES_A_ROW = 500
 SORRY = "This cannot be put on record now, so it is not done"
 
@@ -29,6 +29,13 @@ SORRY = "This cannot be put on record now, so it is not done"
 def digest(row: Document) -> bytes:
     """The hash of a row that has none yet."""
     return sha256(bson.encode(row)).digest()
+
+
+def _with_hash(encoded: bytes, digest_: bytes) -> RawBSONDocument:
+    """A row and its hash as it is stored: what was hashed is not encoded again. https://bsonspec.org/spec.html"""
+    last = b"\x05hash\x00" + len(digest_).to_bytes(4, "little") + b"\x00" + digest_ + b"\x00"
+    size = len(encoded) - 1 + len(last)
+    return RawBSONDocument(size.to_bytes(4, "little") + encoded[4:-1] + last)
 
 
 def row_id(chain: str, number: int) -> str:
@@ -54,22 +61,22 @@ class Chain:
         # How many of its rows the registry knows of.
         self.anchored = 0
 
-    def link(self, entries: Sequence[Document], at: datetime) -> list[Document]:
+    def link(self, entries: Sequence[Document], at: datetime) -> list[RawBSONDocument]:
         """The entries in the next rows; nothing is extended yet."""
         head, rows = self.head, []
         for number, start in enumerate(range(0, len(entries), ENTRIES_A_ROW), self.number + 1):
-            each = list(entries[start : start + ENTRIES_A_ROW])
             row: Document = {
                 "_id": row_id(self.id, number),
                 "at": at,
-                "each": each,
+                "each": entries[start : start + ENTRIES_A_ROW],
                 "prev": head,
             }
-            row["hash"] = head = digest(row)
-            rows.append(row)
+            encoded = bson.encode(row)
+            head = sha256(encoded).digest()
+            rows.append(_with_hash(encoded, head))
         return rows
 
-    def extend(self, rows: Sequence[Document]) -> None:
+    def extend(self, rows: Sequence[RawBSONDocument]) -> None:
         """These rows are in the database now."""
         if rows:
             self.number += len(rows)
@@ -96,18 +103,18 @@ class Links:
         A failure that the transaction is to be repeated after comes through as it is.
         """
         self.in_doubt = session is None
-        try:
-            await audit.insert_many(self.rows, session=session)
-        except BulkWriteError as error:
-            details = error.details
-            if not details["writeConcernErrors"]:  # the database has said what it took
+        for number, row in enumerate(self.rows):
+            try:
+                await audit.insert_one(row, session=session)
+            except WriteError as error:
+                # The database has said what it took.
                 self.in_doubt = False
                 if session is None:
-                    self.chain.extend(self.rows[: details["nInserted"]])
-            self.spoilt = any(each["code"] == _DUPLICATE_KEY for each in details["writeErrors"])
-            raise Unavailable(SORRY) from error
-        except PyMongoError as error:
-            if error.has_error_label("TransientTransactionError"):
-                raise
-            raise Unavailable(SORRY) from error
+                    self.chain.extend(self.rows[:number])
+                self.spoilt = isinstance(error, DuplicateKeyError)
+                raise Unavailable(SORRY) from error
+            except PyMongoError as error:
+                if error.has_error_label("TransientTransactionError"):
+                    raise
+                raise Unavailable(SORRY) from error
         self.in_doubt = True

@@ -1,6 +1,6 @@
 """The audit of one process: rows in, linked into chains, anchored in the registry, kept as long as they must be.
 
-Rows that wait at the same time are written together (app/group_commit.py); those of a change are written in its own
+Rows that wait at the same time are written together (together.py); those of a change are written in its own
 transaction (app/commit.py), so that nothing is changed without record and nothing recorded that was not changed.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -20,8 +20,8 @@ from app.audit.chain import SORRY, Chain, Links, place
 from app.audit.entry import count
 from app.audit.refusals import Refusals
 from app.audit.registry import Registry, head_of
+from app.audit.together import Together
 from app.errors import Unavailable
-from app.group_commit import GroupCommit
 from app.identifiers import new_id
 from app.mongo import Document, Mongo
 from app.security import secrets
@@ -37,39 +37,6 @@ _SLACK = timedelta(days=1)
 _RETIRE_EVERY = timedelta(hours=1)
 
 
-class _Unit:
-    """Entries that one caller waits for."""
-
-    __slots__ = ("entries",)
-
-    def __init__(self, entries: Sequence[Document]) -> None:
-        self.entries = entries
-
-    @property
-    def keys(self) -> set[str]:
-        return set()
-
-    @property
-    def size(self) -> int:
-        return len(self.entries)
-
-
-class _Together(GroupCommit[_Unit]):
-    """One write at a time: what waits for it shares the next.
-
-    Reads are many and short: under load a moment's wait lets more of them share one insert, which costs as much as a
-    read does.
-    """
-
-    MAX_IN_FLIGHT = 1
-    APART_SECONDS = 0.005
-    # Requests under way, each of which is going to record something.
-    under_way = 0
-
-    def expects_more(self, waiting: int) -> bool:
-        return waiting < self.under_way
-
-
 class AuditLog:
     """Writes the audit. `lost` counts entries that could not be written where that fails nobody's request."""
 
@@ -81,7 +48,8 @@ class AuditLog:
         self._mongo = mongo
         self.rows = mongo.collection(COLLECTION)
         self._kept = timedelta(days=settings.audit_retention_days)
-        self._group = _Together(self._write, hopeless=Exception)
+        # Open while somebody is on the way who is going to record something.
+        self.together = Together(self._write)
         self._free: list[Chain] = []
         self._all: set[Chain] = set()
         self._ending: list[tuple[Chain, bool]] = []
@@ -120,19 +88,10 @@ class AuditLog:
     def now(self) -> datetime:
         return self._mongo.now()
 
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """While it is open, something is going to be recorded: it may share a write with what waits already."""
-        self._group.under_way += 1
-        try:
-            yield
-        finally:
-            self._group.under_way -= 1
-
     async def record(self, entries: Sequence[Document]) -> bool:
         """Return once the entries are kept, or that they are not. Raises Unavailable where they must be."""
         try:
-            await self._group.submit(_Unit(entries))
+            await self.together.keep(entries)
             count(entries)
             return True
         except (PyMongoError, Unavailable) as error:
@@ -174,8 +133,8 @@ class AuditLog:
         chain.extend(links.rows)
         self._free.append(chain)
 
-    async def _write(self, units: Sequence[_Unit]) -> None:
-        async with self.links([entry for unit in units for entry in unit.entries]) as links:
+    async def _write(self, entries: Sequence[Document]) -> None:
+        async with self.links(entries) as links:
             await links.insert(self.rows)
 
     async def _begin(self) -> Chain:

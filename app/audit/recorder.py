@@ -7,8 +7,8 @@ changed nothing, what failed. The answer waits for its row.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -43,7 +43,6 @@ T = TypeVar("T")
 Handler = Callable[[Request, Context], Awaitable[T]]
 
 UNKNOWN = Caller("unknown")
-_STRANGERS = (UNKNOWN, NOBODY)
 # The interactions by the router's functions; of what is not here nothing is recorded: it tells of nobody.
 INTERACTIONS = {
     "read": "read",
@@ -99,17 +98,18 @@ async def run(handler: Handler[T], request: Request, context: Context) -> T:
         return await handler(request, context)
     if request.path_params.get("type") == "AuditEvent":
         handler = reading.handler(handler.__name__)  # type: ignore[assignment]
-    if request.method == "POST" and request.url.path.rstrip("/").endswith("/_search"):
+    if request.method == "POST" and request.scope["path"].rstrip("/").endswith("/_search"):
         request, form = await _with_form(request)
     else:
         form = ""
-    mine = _asked(request, what, context.caller, form)
-    with audit.expecting():
-        async with _asking(audit, what, mine, _focus(request)) as now:
+    focus = _focus(request)
+    now = _asked(request, what, context.caller, form)
+    with audit.together:
+        async with _Asking(audit, what, now, focus):
             result = await handler(request, context)
             # Rehearsed reads of a transaction are told to nobody.
             if not now.rows and not context.rewritten:
-                await audit.record(_told(what, request, context, result))
+                await audit.record(_told(audit, what, request, context, result, now, focus))
     return result
 
 
@@ -119,10 +119,10 @@ async def write(context: Context, method: str, url: str, act: Callable[[], Await
     if audit is None or outer is None:
         return await act()
     what = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method, "delete")
-    mine = Asked(context.caller, outer.address, outer.request_id, f"{method} {url}")
+    now = Asked(context.caller, outer.address, outer.request_id, f"{method} {url}")
     place = url.partition("?")[0].strip("/")
     focus = place if place.count("/") == 1 else None
-    async with _asking(audit, what, mine, focus) as now:
+    async with _Asking(audit, what, now, focus):
         result = await act()
         if not now.rows:
             await audit.record([_with_place(entry(what, audit.now(), focus=focus), focus)])
@@ -156,7 +156,7 @@ async def administer(
     audit: AuditLog | None = request.app.state.server.audit
     if audit is None:
         return await act()
-    async with _asking(audit, what, _asked(request, what, caller), None):
+    async with _Asking(audit, what, _asked(request, what, caller), None):
         result = await act()
         await audit.record([entry(what, audit.now())])
     return result
@@ -182,7 +182,7 @@ async def _refuse(audit: AuditLog, row: Document) -> None:
     """Record a refusal of who is asking now; what anybody could cause without end not one by one."""
     now = asked.get()
     assert now is not None  # noqa: S101 - set by whoever refuses
-    if now.caller in _STRANGERS:
+    if _is_stranger(now.caller):
         await audit.refuse(row, client=None, address=site(now.address))
     elif row["s"] == 429:
         await audit.refuse(row, client=now.caller.client_id, address="")
@@ -190,40 +190,61 @@ async def _refuse(audit: AuditLog, row: Document) -> None:
         await audit.record([row])
 
 
-@asynccontextmanager
-async def _asking(
-    audit: AuditLog, what: str, now: Asked, focus: str | None
-) -> AsyncIterator[Asked]:
+class _Asking:
     """While it is open, this is what is being asked; a failure inside is put on record."""
-    outer = asked.get()
-    token = asked.set(now)
-    try:
-        yield now
-    except FhirError as error:
-        row = entry(what, audit.now(), outcome=_outcome(error), status=error.status, focus=focus)
-        await _refuse(audit, _with_place(row, focus))
-        raise
-    except Exception:
-        row = entry(what, audit.now(), outcome=FAILED, status=500, focus=focus)
-        await audit.record([_with_place(row, focus)])
-        raise
-    finally:
-        asked.reset(token)
-        if outer is not None:
-            outer.rows += now.rows
+
+    __slots__ = ("_audit", "_focus", "_now", "_outer", "_token", "_what")
+
+    def __init__(self, audit: AuditLog, what: str, now: Asked, focus: str | None) -> None:
+        self._audit = audit
+        self._what = what
+        self._now = now
+        self._focus = focus
+
+    async def __aenter__(self) -> None:
+        self._outer = asked.get()
+        self._token = asked.set(self._now)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(error, FhirError):
+                await _refuse(self._audit, self._row(_outcome(error), error.status))
+            elif isinstance(error, Exception):
+                await self._audit.record([self._row(FAILED, 500)])
+        finally:
+            asked.reset(self._token)
+            if self._outer is not None:
+                self._outer.rows += self._now.rows
+
+    def _row(self, outcome: Outcome, status: int) -> Document:
+        now = self._audit.now()
+        row = entry(self._what, now, outcome=outcome, status=status, focus=self._focus)
+        return _with_place(row, self._focus)
 
 
-def _told(what: str, request: Request, context: Context, result: object) -> list[Document]:
+def _told(
+    audit: AuditLog,
+    what: str,
+    request: Request,
+    context: Context,
+    result: object,
+    now: Asked,
+    focus: str | None,
+) -> list[Document]:
     """The rows of an answer, with the patients that it tells of. How an export is doing tells of nobody."""
-    audit = context.server.audit
-    assert audit is not None  # noqa: S101 - asked before
     if isinstance(result, Response):
         outcome = FAILED if result.status_code >= 500 else OK
         told = entry(what, audit.now(), outcome=outcome, status=result.status_code)
         told["k"].append(f"x:{request.path_params['export']}")
         return [told]
     assert isinstance(result, Answer)  # noqa: S101 - nothing else is answered
-    focus, version = _focus(request), None
+    patients = _patient(focus)
+    version = None
     stored = result.stored
     if stored is not None:
         focus, version = stored.reference, stored.version
@@ -232,13 +253,12 @@ def _told(what: str, request: Request, context: Context, result: object) -> list
         resource_type := request.path_params.get("target") or request.path_params.get("type")
     ):
         row["t"] = resource_type
-    patients = _named(request)
     body = result.body
     if body is not None and result.status != 304:
         text = body if isinstance(body, str) else body.decode()
         found = patients_in(text, "" if stored is not None else context.base_url)
         many = what in _QUESTIONS and len(found) > _FEW
-        patients |= _asked_about(asked.get()) if many else found
+        patients |= _asked_about(now) if many else found
     return with_patients(row, patients)
 
 
@@ -251,16 +271,16 @@ def _interaction(name: str, request: Request) -> str | None:
 
 def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked:
     scope = request.scope
-    query = scope["query_string"].decode("latin-1")
     line = ""
-    if query or form or what not in _SELF_EXPLAINING:
+    if scope["query_string"] or form or what not in _SELF_EXPLAINING:
+        query = scope["query_string"].decode("latin-1")
         line = " ".join(
             part
             for part in (scope["method"], scope["path"] + (f"?{query}" if query else ""), form)
             if part
         )
-    if caller in _STRANGERS:
-        line = line[:LONGEST_LINE]
+        if _is_stranger(caller):
+            line = line[:LONGEST_LINE]
     client = scope.get("client")
     outer = asked.get()
     if outer is not None:  # an entry of a Bundle
@@ -274,15 +294,17 @@ def _focus(request: Request) -> str | None:
     return f"{type_}/{id_}" if type_ and id_ and is_id(id_) else None
 
 
-def _named(request: Request) -> set[str]:
-    focus = _focus(request)
+def _is_stranger(caller: Caller) -> bool:
+    return caller is UNKNOWN or caller is NOBODY
+
+
+def _patient(focus: str | None) -> set[str]:
+    """The id of the patient that is asked for, if it is one."""
     return {focus.removeprefix("Patient/")} if focus and focus.startswith("Patient/") else set()
 
 
-def _asked_about(now: Asked | None) -> set[str]:
+def _asked_about(now: Asked) -> set[str]:
     """The ids of the patients that a search names."""
-    if now is None:
-        return set()
     values = (unquote(found[1]) for found in _ABOUT.finditer(now.line))
     ids = (each.rpartition("/")[2] for value in values for each in value.split(","))
     return {each for each in ids if is_id(each)}
@@ -290,8 +312,7 @@ def _asked_about(now: Asked | None) -> set[str]:
 
 def _with_place(row: Document, focus: str | None) -> Document:
     """The row with the patient that the request names."""
-    if focus and focus.startswith("Patient/"):
-        row["k"].append(f"p:{focus.removeprefix('Patient/')}")
+    row["k"] += [f"p:{each}" for each in _patient(focus)]
     return row
 
 

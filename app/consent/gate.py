@@ -26,7 +26,6 @@ from app.consent.judgement import (
 from app.consent.labels import Labels
 from app.consent.provisions import Question
 from app.consent.recipients import Kind, Recipient
-from app.consent.sharing import Shared
 from app.definitions import compartment
 from app.fhir_json import Resource
 from app.mongo import Document
@@ -34,6 +33,7 @@ from app.search import reference
 from app.search.extract import extract
 from app.search.registry import parameters
 from app.settings import Settings
+from app.sharing import Shared
 from app.store import Store
 from app.subscriptions.ledger import Delivery
 from app.versions import Event

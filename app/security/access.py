@@ -84,8 +84,9 @@ class Access:
         self._disclosure = accesses.disclosure
         self._panels = accesses.panels
         self._base_url = accesses.settings.base_url.rstrip("/")
-        # By type and right, each for the family that it was made for.
-        self._sights: dict[tuple[str, Action], tuple[Family, Sight]] = {}
+        # By type and right. Scopes and role never change; what is seen may depend on the family, it is kept for one.
+        self._allowed: dict[tuple[str, Action], bool] = {}
+        self._sights: dict[tuple[str, Action], tuple[Family | None, Sight]] = {}
 
     @property
     def is_administrator(self) -> bool:
@@ -101,6 +102,12 @@ class Access:
 
     def allows(self, resource_type: str, action: Action) -> bool:
         """Whether scopes and role let anything of the type be met so."""
+        key = (resource_type, action)
+        if key not in self._allowed:
+            self._allowed[key] = self._allows(resource_type, action)
+        return self._allowed[key]
+
+    def _allows(self, resource_type: str, action: Action) -> bool:
         rule = rule_of(self.caller.role, resource_type)
         by_role = {
             "r": rule.read,
@@ -113,10 +120,11 @@ class Access:
 
     def require(self, resource_type: str, action: Action) -> None:
         """Raises Forbidden, naming the scope, where the token does not have it or the role could never use it."""
+        if self.allows(resource_type, action):
+            return
         if not self.scopes.allows(resource_type, action):
             raise Forbidden(f"The token lacks the scope system/{resource_type}.{action}")
-        if not self.allows(resource_type, action):
-            raise Forbidden(f"This client's role or scope does not reach any {resource_type} so")
+        raise Forbidden(f"This client's role or scope does not reach any {resource_type} so")
 
     # Reading
 
@@ -128,24 +136,28 @@ class Access:
 
     async def sight(self, resource_type: str, action: Action) -> Sight | None:
         """What may be seen of a type; None where nothing may."""
+        if not self.allows(resource_type, action):
+            return None
+        known = self._sights.get((resource_type, action))
+        if known is not None and known[0] is None:
+            return known[1]
         with reading_at(None):  # rights are those of now, whenever what is read was so
             return await self._sight(resource_type, action)
 
-    async def _sight(self, resource_type: str, action: Action) -> Sight | None:
-        if not self.allows(resource_type, action):
-            return None
+    async def _sight(self, resource_type: str, action: Action) -> Sight:
+        family: Family | None = None
         filters = list(self.restrictions.filters(resource_type, action))
-        if self.is_administrator:
-            return Sight(tuple(filters), is_exact=True)
-        filters.append({"terms": {"$nin": list(relations.very_restricted())}})
         read = rule_of(self.caller.role, resource_type).read
-        if "everyone" in read:
-            return Sight(tuple(filters), is_exact=True)
-        family = await self.family()
-        known = self._sights.get((resource_type, action))
-        if known is not None and known[0] is family:
-            return known[1]
-        sight = self._sight_by(resource_type, read, family, filters)
+        if not self.is_administrator:
+            filters.append({"terms": {"$nin": list(relations.very_restricted())}})
+        if self.is_administrator or "everyone" in read:
+            sight = Sight(tuple(filters), is_exact=True)
+        else:
+            family = await self.family()
+            known = self._sights.get((resource_type, action))
+            if known is not None and known[0] is family:
+                return known[1]
+            sight = self._sight_by(resource_type, read, family, filters)
         self._sights[resource_type, action] = (family, sight)
         return sight
 

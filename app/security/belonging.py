@@ -12,13 +12,13 @@ from typing import TypeVar
 
 from app import fhir_json
 from app.consent.recipients import Kind, Recipient, resolve
-from app.consent.sharing import Shared
 from app.mongo import Document
 from app.routing import claims, many
 from app.search import cohort, reference, spans
 from app.search.registry import parameters
 from app.search.terms import senders
 from app.settings import Settings
+from app.sharing import Shared
 from app.store import Store
 from app.versions import Event
 

@@ -8,9 +8,7 @@ or changed is refused everywhere within that time.
 from __future__ import annotations
 
 import re
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -24,6 +22,7 @@ from app.security import jose, scopes as smart_scopes
 from app.security.caller import Role
 from app.security.egress import Egress, EgressRefusedError
 from app.security.jwks import check_address
+from app.sharing import Shared
 
 COLLECTION = "clients"
 # What clients sign their assertions with.
@@ -66,15 +65,12 @@ class Client:
 
 
 class Clients:
-    """The registry as this process knows it. `clock` counts seconds."""
+    """The registry as this process knows it."""
 
-    def __init__(
-        self, mongo: Mongo, egress: Egress, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, mongo: Mongo, egress: Egress) -> None:
         self._mongo = mongo
         self._egress = egress
-        self._clock = clock
-        self._kept: OrderedDict[str, tuple[float, Client | None]] = OrderedDict()
+        self._kept = Shared[str, Client | None](self._read, None, lasting=BELIEVED, most=_MAX_KEPT)
 
     @property
     def _rows(self) -> Any:
@@ -82,19 +78,11 @@ class Clients:
 
     async def get(self, client_id: str) -> Client | None:
         """The client as it is now, or was a second ago; None for an unknown one. A disabled one is returned."""
-        kept = self._kept.get(client_id)
-        if kept is not None and self._clock() - kept[0] < BELIEVED:
-            return kept[1]
-        if not _CLIENT_ID.fullmatch(client_id):
-            return None
-        asked = self._clock()
-        row = await self._rows.find_one({"_id": client_id})
-        client = _client(row) if row else None
-        self._kept[client_id] = (asked, client)
-        self._kept.move_to_end(client_id)
-        if len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
-        return client
+        return await self._kept.get(client_id) if _CLIENT_ID.fullmatch(client_id) else None
+
+    async def _read(self, client_ids: list[str]) -> dict[str, Client | None]:
+        rows = self._rows.find({"_id": {"$in": client_ids}})
+        return {row["_id"]: _client(row) async for row in rows}
 
     async def list(self) -> list[Client]:
         """All clients by id."""
@@ -117,7 +105,7 @@ class Clients:
             await self._rows.insert_one(row)
         except DuplicateKeyError:
             raise RegistryError("There is a client with this id already") from None
-        return self._known(row)
+        return self._changed(row)
 
     async def rotate(self, client_id: str, *, jwks: Any = None, jwks_uri: Any = None) -> Client:
         """Replace a client's keys; tokens that it holds end with them. Raises RegistryError."""
@@ -144,12 +132,11 @@ class Clients:
         )
         if row is None:
             raise RegistryError("There is no client with this id")
-        return self._known(row)
+        return self._changed(row)
 
-    def _known(self, row: Document) -> Client:
-        client = _client(row)
-        self._kept[client.client_id] = (self._clock(), client)
-        return client
+    def _changed(self, row: Document) -> Client:
+        self._kept.forget([row["_id"]])
+        return _client(row)
 
     def _keys(self, jwks: Any, jwks_uri: Any) -> dict[str, Any]:
         if jwks is not None and jwks_uri is not None:

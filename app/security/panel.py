@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from app.consent.sharing import Shared
 from app.coordination.codes import GROUP_KIND, PCP_PANEL
 from app.mongo import Document
 from app.routing import claims
@@ -22,6 +21,7 @@ from app.search.terms import escape
 from app.security.access_rules import BY_COVERAGE, PATIENTS
 from app.security.belonging import Belonging, Family
 from app.security.caller import Role
+from app.sharing import Shared
 from app.store import Store
 
 # Patients beyond whom it is cheaper to judge what comes than to ask for each.

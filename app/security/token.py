@@ -5,7 +5,6 @@ https://hl7.org/fhir/smart-app-launch/backend-services.html and RFC 9068
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections import OrderedDict
@@ -65,7 +64,7 @@ class Authority:
         self.outside = (
             Outside(settings, self.documents, time.time) if settings.oidc_issuer else None
         )
-        self._kept: OrderedDict[bytes, _Judged] = OrderedDict()
+        self._kept: OrderedDict[str, _Judged] = OrderedDict()
 
     @classmethod
     async def open(cls, settings: Settings, mongo: Mongo) -> Authority:
@@ -104,15 +103,14 @@ class Authority:
         Signature and claims are checked once for each token; the client each time, as of a second ago.
         """
         token = _bearer(header)
-        digest = hashlib.sha256(token.encode()).digest()
-        judged = self._kept.get(digest)
+        judged = self._kept.get(token)
         if judged is None or judged.until <= time.time():
             try:
                 judged = await self._judge(token)
             except TokenRefused as refused:
-                self._kept.pop(digest, None)
+                self._kept.pop(token, None)
                 raise _invalid(str(refused)) from None
-            self._keep(digest, judged)
+            self._keep(token, judged)
         client = await self.clients.get(judged.client_id)
         if client is None or client.disabled:
             raise _invalid("The token's client is not admitted")
@@ -123,8 +121,8 @@ class Authority:
             judged.caller_version = client.version
         return judged.caller
 
-    def _keep(self, digest: bytes, judged: _Judged) -> None:
-        self._kept[digest] = judged
+    def _keep(self, token: str, judged: _Judged) -> None:
+        self._kept[token] = judged
         if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
 
