@@ -447,6 +447,46 @@ async def test_tokens_given_and_refused_are_on_record(mongod: str, tmp_path: Pat
         assert found == [("unknown", "4"), (who, "0")]
 
 
+# Writing together
+
+
+async def test_who_reads_at_the_same_time_shares_writes_and_each_is_on_record(mongod: str) -> None:
+    async with running(make_settings(mongod, audit="required")) as (server, client):
+        await put_patient(client, "p1")
+        before = await server.mongo.collection("audit").count_documents({})
+        reads = [client.get(f"{BASE}/Patient/p1") for _ in range(60)]
+        assert {answer.status_code for answer in await asyncio.gather(*reads)} == {200}
+        rows = await server.mongo.collection("audit").count_documents({}) - before
+        assert 0 < rows < 30
+        assert len(await events(client, patient="p1", subtype="read")) == 60
+        assert (await check(server)).findings == []
+
+
+async def test_who_shares_a_write_that_fails_is_told_nothing(mongod: str) -> None:
+    async with running(make_settings(mongod, audit="required")) as (server, client):
+        await put_patient(client, "p1")
+        async with refusing_rows(server):
+            reads = [client.get(f"{BASE}/Patient/p1") for _ in range(20)]
+            answers = await asyncio.gather(*reads)
+            assert {answer.status_code for answer in answers} == {503}
+            assert not any("Patient" in answer.text for answer in answers)
+        assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
+        assert len(await events(client, patient="p1", subtype="read")) == 1
+        assert (await check(server)).findings == []
+
+
+async def test_a_row_that_somebody_put_in_the_way_ends_a_chain_and_is_shown(mongod: str) -> None:
+    async with running(make_settings(mongod, audit="required")) as (server, client):
+        await put_patient(client, "p1")
+        assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
+        audit = server.mongo.collection("audit")
+        rows = _longest(await audit.find({}).to_list(None))
+        await _insert(audit, rows)
+        assert_outcome(await client.get(f"{BASE}/Patient/p1"), 503, "transient")
+        assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
+        assert (await check(server)).findings != []
+
+
 # Writing fails
 
 
