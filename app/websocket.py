@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -23,10 +24,12 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app import exchange
+from app.audit import recorder
 from app.context import Server
-from app.errors import FhirError, Forbidden, TooManyRequests
+from app.errors import FhirError, Forbidden, TooManyRequests, Unavailable
 from app.router import PREFIX
 from app.security import exposure
+from app.security.caller import EVERYBODY, Caller
 from app.security.headers import secured
 from app.settings import Settings
 from app.subscriptions import tokens
@@ -59,6 +62,7 @@ class Connection:
         self._patience = patience
         self._sending = asyncio.Lock()
         self._bindings: list[tuple[str, str]] = []
+        self._greeted: set[str] = set()
         self._holder: Holder | None = None
         self._waiting: asyncio.Timeout | None = None
         self._is_over = False
@@ -110,20 +114,41 @@ class Connection:
         if word.rstrip(":") == "bind-with-token" and rest:
             await self._bind_with_token(rest)
         elif word == "bind" and rest and self._is_open:
-            await self._bind(rest, by_token=False)
+            await self._bind_all([rest], EVERYBODY, by_token=False)
         else:
             raise BindingRefusedError(_USAGE if self._is_open else _NOT_BY_ID)
 
     async def _bind_with_token(self, text: str) -> None:
         token = await tokens.redeem(self._server.mongo, text)
         if token is None:
+            await self._record(None, refused=_POLICY_VIOLATION)
             raise BindingRefusedError("The token is unknown or has expired")
         if self._holder is None and token.holder is not None:
             self._place.claim(token.holder.client_id)
             self._holder = token.holder
-        # Another client's token binds nothing here: every Subscription has to be the first holder's.
-        for subscription in token.subscriptions:
-            await self._bind(subscription, by_token=True)
+        await self._bind_all(token.subscriptions, _caller(token.holder), by_token=True)
+
+    async def _bind_all(
+        self, subscriptions: Sequence[str], caller: Caller, *, by_token: bool
+    ) -> None:
+        """What is bound is put on record with its greeting, what is refused here."""
+        try:
+            # Another client's token binds nothing here: every Subscription has to be the first holder's.
+            for subscription in subscriptions:
+                await self._bind(subscription, by_token=by_token)
+        except BindingRefusedError:
+            await self._record(caller, subscriptions, refused=_POLICY_VIOLATION)
+            raise
+
+    async def _record(
+        self,
+        caller: Caller | None,
+        subscriptions: Sequence[str] = (),
+        *,
+        refused: int | None = None,
+    ) -> None:
+        address = _address(self._websocket)
+        await recorder.bind(self._server.audit, address, caller, subscriptions, refused=refused)
 
     async def _bind(self, subscription: str, *, by_token: bool) -> None:
         if any(subscription == bound for bound, _ in self._bindings):
@@ -135,12 +160,19 @@ class Connection:
         self._bindings.append((subscription, binding))
 
     async def _tell(self, subscription: str, text: str) -> None:
-        """The listener of a Subscription. Raises BindingRefusedError where its client has lost the right to it."""
+        """The listener of a Subscription.
+
+        Raises BindingRefusedError where its client has lost the right to it, Unavailable where that it hears from now
+        on cannot be put on record.
+        """
         if self._is_over or not await self._binder.may_hear(self._holder, subscription):
             self._is_over = True
             if self._waiting is not None and not self._waiting.expired():
                 self._waiting.reschedule(0.0)  # `converse` is to end now
             raise BindingRefusedError(_NOT_ANY_MORE)
+        if subscription not in self._greeted:
+            await self._record(_caller(self._holder), [subscription])
+            self._greeted.add(subscription)
         async with self._sending:
             await self._websocket.send_text(text)
 
@@ -171,7 +203,7 @@ class Door:
             await _close(websocket, _POLICY_VIOLATION, str(refusal))
         except TooManyRequests as refusal:
             await _close(websocket, _TRY_AGAIN_LATER, str(refusal))
-        except PyMongoError:
+        except (PyMongoError, Unavailable):
             await _close(websocket, _TRY_AGAIN_LATER, "The database does not answer; try again")
         finally:
             place.leave()
@@ -182,7 +214,16 @@ class Door:
             raise Forbidden("Only over TLS: call the address of the proxy")
         if not _is_own_page(websocket, server):
             raise Forbidden("Pages from elsewhere may not connect")
-        return self._limits.enter(websocket.client.host if websocket.client else "")
+        return self._limits.enter(_address(websocket))
+
+
+def _address(websocket: WebSocket) -> str:
+    return websocket.client.host if websocket.client else ""
+
+
+def _caller(holder: Holder | None) -> Caller:
+    """Who binds by a token; with authorization off it was given to anybody."""
+    return EVERYBODY if holder is None else Caller(holder.client_id)
 
 
 def _is_encrypted(websocket: WebSocket) -> bool:

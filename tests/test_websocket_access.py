@@ -16,6 +16,7 @@ from app.identifiers import new_id
 from app.serve import options
 from app.settings import Settings
 from tests.access_world import encounter, people
+from tests.audit_events import entities, refusing_rows
 from tests.conftest import make_settings
 from tests.listening import listening
 from tests.outcomes import assert_outcome
@@ -290,6 +291,57 @@ async def test_a_token_ends_with_the_subscription_becoming_anothers(
     assert_outcome(await north.binding(id_), 403, "forbidden")
     heir = await bound(session, colleague, id_)
     assert f"Encounter/{stay}" in await heir.hear()
+
+
+# What is on record of it
+
+
+async def on_record(admin: Party, agent: str) -> list[Resource]:
+    """What an agent's sockets have bound, or were refused; the newest first."""
+    answer = await admin.ask("GET", f"/AuditEvent?subtype=110126&agent={agent}")
+    return [entry["resource"] for entry in answer.json().get("entry", ())]
+
+
+async def test_what_a_socket_binds_is_on_record_with_its_client(
+    admin: Party, north: Party, session: aiohttp.ClientSession
+) -> None:
+    first, second = await north.subscribe(), await north.subscribe()
+    await bound(session, north, first, second)
+    found = await on_record(admin, north.id)
+    told = {entities(each, "2", "9")[0]["what"]["reference"]: each["outcome"] for each in found}
+    assert told == {f"Subscription/{first}": "0", f"Subscription/{second}": "0"}
+
+
+async def test_who_is_refused_a_subscription_is_on_record(
+    pair: Pair, admin: Party, north: Party, session: aiohttp.ClientSession
+) -> None:
+    id_ = await north.subscribe()
+    token = await north.token(id_)
+    await change(admin, north, "disable", {})
+    assert await (await say(session, pair[1], f"bind-with-token: {token}")).closed() == 1008
+    (event,) = await on_record(admin, north.id)
+    assert (event["outcome"], event["outcomeDesc"]) == ("4", "WebSocket 1008")
+    assert entities(event, "2", "9")[0]["what"] == {"reference": f"Subscription/{id_}"}
+
+
+async def test_guessed_tokens_are_on_record(
+    pair: Pair, admin: Party, session: aiohttp.ClientSession
+) -> None:
+    assert await (await say(session, pair[1], "bind-with-token: guessed")).closed() == 1008
+    event = (await on_record(admin, "unknown"))[0]
+    assert (event["outcome"], "entity" in event) == ("4", False)
+
+
+async def test_what_cannot_be_put_on_record_is_not_bound(
+    north: Party, session: aiohttp.ClientSession
+) -> None:
+    server, client = north.pair
+    token = await north.token(await north.subscribe())
+    async with refusing_rows(server):
+        listener = await say(session, client, f"bind-with-token: {token}")
+        assert await listener.closed() == 1013
+    listener = await say(session, client, f"bind-with-token: {token}")
+    assert parameters(await listener.notice())["type"] == "handshake"
 
 
 # Who has lost the right

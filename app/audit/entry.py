@@ -1,7 +1,7 @@
 """What one entry of the audit tells, before it is linked into a chain: small documents, cheap to make.
 
-at    when                       what  read, search-type, create ... login, delivery, administration
-o     outcome 0, 4 or 8          s     HTTP status, where there was one
+at    when                       what  read, search-type, create ... login, bind, delivery, administration
+o     outcome 0, 4 or 8          s     HTTP status or close code, where there was one
 k     who and what, for searches:  c:<client>  g:<organization>  p:<patient id>  e:<Type/id>  u:<Subscription id>
           x:<export id>  x:<export id>/<file>.ndjson  o:<outcome>, where it is no success
 v     version of what `e` names  t     resource type, where no resource is named

@@ -24,6 +24,8 @@ _PARTICIPATION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 _REQUEST_ID = "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType"
 _CLIENT_ID = "urn:ietf:rfc:6749#client_id"
 _IP, _URI = "2", "5"
+# https://www.rfc-editor.org/rfc/rfc6455#section-7.4
+_CLOSE_CODES = 1000
 
 Coding = tuple[str, str, str]
 # What happened: the type, the subtypes and the action (create, read, update, delete, execute).
@@ -33,6 +35,11 @@ KINDS: dict[str, tuple[Coding, tuple[Coding, ...], str]] = {
     "login": (
         (DICOM, "110114", "User Authentication"),
         ((DICOM, "110122", "Login"),),
+        "E",
+    ),
+    "bind": (
+        (DICOM, "110114", "User Authentication"),
+        ((DICOM, "110126", "Node Authentication"),),
         "E",
     ),
     "delivery": (
@@ -111,7 +118,7 @@ def audit_event(id_: str, row: Document, base_url: str) -> Resource:
 
 def _described(row: Document) -> Iterator[str]:
     if "s" in row:
-        yield f"HTTP {row['s']}"
+        yield f"{'HTTP' if row['s'] < _CLOSE_CODES else 'WebSocket'} {row['s']}"
     if "n" in row:
         yield f"{row['n']} times"
     if "m" in row:

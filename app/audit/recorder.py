@@ -7,7 +7,7 @@ changed nothing, what failed. The answer waits for its row.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import unquote
@@ -174,6 +174,30 @@ async def login(request: Request, client_id: str | None, status: int) -> None:
             await audit.record([entry("login", audit.now(), status=status)])
         else:
             await _refuse(audit, entry("login", audit.now(), outcome=REFUSED, status=status))
+    finally:
+        asked.reset(token)
+
+
+async def bind(
+    audit: AuditLog | None,
+    address: str,
+    caller: Caller | None,
+    subscriptions: Sequence[str] = (),
+    *,
+    refused: int | None = None,
+) -> None:
+    """Put on record that a websocket is about to hear Subscriptions, or was `refused` with a close code.
+
+    `caller` is None where nobody is known to be behind what was shown. Raises Unavailable as `run` does.
+    """
+    if audit is None:
+        return
+    token = asked.set(Asked(caller or UNKNOWN, address, "", ""))
+    try:
+        outcome = OK if refused is None else REFUSED
+        row = entry("bind", audit.now(), outcome=outcome, status=refused)
+        row["k"] += [f"u:{each}" for each in subscriptions]
+        await (audit.record([row]) if refused is None else _refuse(audit, row))
     finally:
         asked.reset(token)
 
