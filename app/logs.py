@@ -22,6 +22,14 @@ _ASYNCIO = re.compile(r"Exception in callback|[^\n]*")
 class SafeFormatter(logging.Formatter):
     """Writes exceptions without their texts, causes included."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        # The formatter of another handler may have left the exception in the record, text and all.
+        left, record.exc_text = record.exc_text, None
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = left
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         if record.name == "asyncio" and (said := _ASYNCIO.match(record.message)):
             record.message = said[0]

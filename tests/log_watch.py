@@ -7,7 +7,6 @@ capture it. `tests/private_words.py` says whose words are looked for.
 
 from __future__ import annotations
 
-import copy
 import logging
 import logging.config
 import re
@@ -39,9 +38,6 @@ class LogWatch(logging.Handler):
         self.setFormatter(_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A copy, without the text that another handler's formatter may have left for the next.
-        record = copy.copy(record)
-        record.exc_text = None
         said = self.format(record).removeprefix(record.asctime)
         attached = {name: each for name, each in vars(record).items() if name not in _OWN}
         self.look(f"{said} {attached}" if attached else said)

@@ -310,6 +310,17 @@ async def test_a_defect_is_logged_with_its_place_and_without_its_text(
     assert answer.headers["x-request-id"] in heard.text
 
 
+def test_what_another_formatter_left_in_a_record_is_not_repeated() -> None:
+    try:
+        raise KeyError(NAME)
+    except KeyError:
+        record = logging.LogRecord("app", logging.ERROR, "", 0, "failed", None, sys.exc_info())
+    assert planted_in(logging.Formatter().format(record)) == [NAME]
+    written = logs.SafeFormatter().format(record)
+    assert planted_in(written) == []
+    assert written.endswith("KeyError")
+
+
 def test_exceptions_of_libraries_are_written_without_their_texts() -> None:
     """As the server is configured: in a process of its own, whatever logger it comes from."""
     script = f"""
