@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pymongo.errors import AutoReconnect
 from typer.testing import CliRunner
 
 from app.audit import administration
@@ -485,6 +486,33 @@ async def test_a_row_that_somebody_put_in_the_way_ends_a_chain_and_is_shown(mong
         assert_outcome(await client.get(f"{BASE}/Patient/p1"), 503, "transient")
         assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
         assert (await check(server)).findings != []
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer-lost", "request-lost"])
+async def test_a_connection_that_breaks_is_no_failure(
+    mongod: str, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    async with running(make_settings(mongod, audit="required")) as (server, client):
+        await put_patient(client, "p1")
+        assert server.audit is not None
+        database = server.audit.rows.database
+        command = database.command
+        broken: list[bool] = []
+
+        async def breaking(asked: Any, *arguments: Any, **options: Any) -> Any:
+            if "insert" not in asked or broken:
+                return await command(asked, *arguments, **options)
+            broken.append(True)
+            if arrives:
+                await command(asked, *arguments, **options)
+            raise AutoReconnect("gone")
+
+        monkeypatch.setattr(database, "command", breaking, raising=False)
+        assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
+        assert broken
+        assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
+        assert len(await events(client, patient="p1", subtype="read")) == 2
+        assert (await check(server)).findings == []
 
 
 # Writing fails
