@@ -451,8 +451,12 @@ async def test_tokens_given_and_refused_are_on_record(mongod: str, tmp_path: Pat
 # Writing together
 
 
-async def test_who_reads_at_the_same_time_shares_writes_and_each_is_on_record(mongod: str) -> None:
-    async with running(make_settings(mongod, audit="required")) as (server, client):
+@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+async def test_who_reads_at_the_same_time_shares_writes_and_each_is_on_record(
+    mongod: str, driver: str
+) -> None:
+    settings = make_settings(mongod, audit="required", mongodb_driver=driver)
+    async with running(settings) as (server, client):
         await put_patient(client, "p1")
         before = await server.mongo.collection("audit").count_documents({})
         reads = [client.get(f"{BASE}/Patient/p1") for _ in range(60)]
