@@ -108,13 +108,14 @@ class GroupCommit(Generic[U]):
                     await self._write_batch([entry])
                 return
             for _, future in batch:
-                _settle(future, error)
+                settle(future, error)
         else:
             for _, future in batch:
-                _settle(future, None)
+                settle(future, None)
 
 
-def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+def settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    """Tell who waits how its write ended, unless it has gone away."""
     if future.done():
         return
     if error is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from app.audit import registry
-from app.audit.entry import Asked, asked, entry
+from app.audit.entry import Asked, asking, entry
 from app.audit.log import AuditLog
 from app.mongo import Mongo
 from app.security.caller import Caller
@@ -21,9 +21,8 @@ async def note(mongo: Mongo, settings: Settings, command: str) -> None:
         return
     audit = AuditLog(settings, mongo, f"{os.getpid()}-command-line")
     await audit.start()
-    token = asked.set(Asked(COMMAND_LINE, "", "", f"carerelay {command}"))
     try:
-        await audit.record([entry("clients", audit.now())])
+        with asking(Asked(COMMAND_LINE, "", "", f"carerelay {command}")):
+            await audit.record([entry("clients", audit.now())])
     finally:
-        asked.reset(token)
         await audit.stop()

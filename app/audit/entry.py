@@ -13,7 +13,8 @@ n     how many alike this one stands for, the first of them at `since`   (refusa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,6 +53,16 @@ class Asked:
 
 # The server's own work has none.
 asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def asking(now: Asked) -> Iterator[None]:
+    """While it is open, this is what is being asked."""
+    token = asked.set(now)
+    try:
+        yield
+    finally:
+        asked.reset(token)
 
 
 def entry(

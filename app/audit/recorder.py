@@ -25,6 +25,7 @@ from app.audit.entry import (
     Asked,
     Outcome,
     asked,
+    asking,
     entry,
     is_id,
     patients_in,
@@ -138,14 +139,12 @@ async def refused(request: Request, error: FhirError) -> FhirError:
     if audit is None:
         return error
     what = "login" if error.status == 401 else "request"
-    token = asked.set(_asked(request, what, request.scope.get("caller", UNKNOWN)))
-    try:
-        row = entry(what, audit.now(), outcome=_outcome(error), status=error.status)
-        await _refuse(audit, row)
-    except FhirError as failure:
-        return failure
-    finally:
-        asked.reset(token)
+    with asking(_asked(request, what, request.scope.get("caller", UNKNOWN))):
+        try:
+            row = entry(what, audit.now(), outcome=_outcome(error), status=error.status)
+            await _refuse(audit, row)
+        except FhirError as failure:
+            return failure
     return error
 
 
@@ -168,14 +167,11 @@ async def login(request: Request, client_id: str | None, status: int) -> None:
     if audit is None:
         return
     caller = Caller(client_id) if client_id is not None else UNKNOWN
-    token = asked.set(_asked(request, "login", caller))
-    try:
+    with asking(_asked(request, "login", caller)):
         if status < 400:
             await audit.record([entry("login", audit.now(), status=status)])
         else:
             await _refuse(audit, entry("login", audit.now(), outcome=REFUSED, status=status))
-    finally:
-        asked.reset(token)
 
 
 async def bind(
@@ -192,14 +188,11 @@ async def bind(
     """
     if audit is None:
         return
-    token = asked.set(Asked(caller or UNKNOWN, address, "", ""))
-    try:
+    with asking(Asked(caller or UNKNOWN, address, "", "")):
         outcome = OK if refused is None else REFUSED
         row = entry("bind", audit.now(), outcome=outcome, status=refused)
         row["k"] += [f"u:{each}" for each in subscriptions]
         await (audit.record([row]) if refused is None else _refuse(audit, row))
-    finally:
-        asked.reset(token)
 
 
 async def _refuse(audit: AuditLog, row: Document) -> None:

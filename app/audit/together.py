@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 
+from app.group_commit import settle
 from app.mongo import Document
 
 # How long after a write the next one begins, at the earliest, while more are on their way than wait. While one half is
@@ -89,12 +90,10 @@ class Together:
                 await self._write([entry for entries, _ in batch for entry in entries])
         except Exception as error:
             for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+                settle(future, error)
         else:
             for _, future in batch:
-                if not future.done():
-                    future.set_result(None)
+                settle(future, None)
         finally:
             self._writing = None
             self._consider()
