@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 from typer.testing import CliRunner
 
 from app.audit import administration
@@ -517,6 +517,25 @@ async def test_a_connection_that_breaks_is_no_failure(
         assert (await client.get(f"{BASE}/Patient/p1")).status_code == 200
         assert len(await events(client, patient="p1", subtype="read")) == 2
         assert (await check(server)).findings == []
+
+
+async def test_without_a_database_nobody_waits_twice(
+    mongod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(make_settings(mongod, audit="required")) as (server, client):
+        await put_patient(client, "p1")
+        assert server.audit is not None
+        asked: list[str] = []
+
+        async def absent(*_: Any, **__: Any) -> Any:
+            asked.append("insert")
+            raise ServerSelectionTimeoutError("nobody there")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(server.audit.rows.database, "command", absent, raising=False)
+            assert_outcome(await client.get(f"{BASE}/Patient/p1"), 503, "transient")
+        # The read, and that it failed: each of them once.
+        assert asked == ["insert", "insert"]
 
 
 # Writing fails
