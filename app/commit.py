@@ -27,7 +27,7 @@ from app.errors import MethodNotAllowed, TooLarge
 from app.fhir_json import Resource
 from app.group_commit import GroupCommit
 from app.mongo import Document, Mongo, Session
-from app.presence import Presence
+from app.runtime.cluster import Cluster
 from app.search import cohort
 from app.search.extract import extract, index_models
 from app.search.terms import senders
@@ -95,7 +95,7 @@ class Commits:
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[_Unit](self._write, hopeless=ConnectionFailure)
-        self.presence = Presence(mongo, owner, self._times_under_way)
+        self.cluster = Cluster(mongo, owner, self._times_under_way)
 
     async def prepare(self) -> None:
         """Make the collections that every write needs, where they are missing."""
@@ -154,7 +154,7 @@ class Commits:
     def _prepare_change(self, unit: _Unit, change: Change) -> None:
         previous = change.previous
         version = previous.version + 1 if previous else 1
-        at = self.presence.stamp()
+        at = self.cluster.stamp()
         if previous and at <= previous.at:  # versions of one resource never share or turn back time
             at = previous.at + _MILLISECOND
         if change.late is not None:
@@ -239,13 +239,14 @@ class Commits:
                     replaced[change.type] = replaced.get(change.type, 0) + 1
         guards = [guard for unit in units for guard in unit.guards]
         rows = [change for unit in units for change in unit.rows]
+        times = [stored.at for unit in units for stored in (*unit.passing, *unit.stored)]
 
         links: Links | None = None
 
         async def transaction(session: Session) -> None:
             if links is not None:
                 links.in_doubt = False  # what another attempt wrote is undone
-            self.presence.check_age(stored.at for unit in units for stored in unit.stored)
+            self.cluster.check_may_commit(times)
             for guard in guards:
                 await self._pass_guard(guard, session)
             for resource_type, operations in writes.items():
@@ -261,6 +262,7 @@ class Commits:
                 await self._events.insert_many(events, session=session)
             if links is not None:
                 await links.insert(self._audit_rows, session)
+            self.cluster.check_may_commit(times)
 
         entries = [entry for unit in units for entry in unit.entries]
         try:

@@ -82,7 +82,7 @@ def bundle(
         links.append({"relation": "next", "url": _url(url, following)})
     head: dict[str, Any] = {"resourceType": "Bundle", "type": "history"}
     if query.range.until is not None and query.range.before is None:
-        # Complete up to here (app/presence.py): the next `_since` may begin at this time.
+        # Complete up to here (app/runtime/cluster.py): the next `_since` may begin at this time.
         head["meta"] = {"lastUpdated": instant(query.range.until)}
     if total is not None:
         head["total"] = total

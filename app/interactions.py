@@ -266,7 +266,7 @@ async def history(
         settings.max_count,
     )
     if asked.range.since is not None:  # who polls must not miss what commits late
-        horizon = await context.store.presence.horizon()
+        horizon = await context.store.cluster.horizon()
         asked = replace(asked, range=msgspec.structs.replace(asked.range, until=horizon))
     versions = await context.store.history(asked.range, asked.count + 1)
     total = await context.store.history_total(asked.range)

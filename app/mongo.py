@@ -7,6 +7,7 @@ how a session and an aggregation are opened, how a change stream is entered, and
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -41,6 +42,15 @@ _CLIENT_OPTIONS: dict[str, Any] = {
     "maxPoolSize": 64,
 }
 _NAMESPACE_EXISTS = 48
+# An estimate of the database's clock that is off by less, in seconds, is kept.
+_CLOCK_DRIFT = 0.1
+
+
+def boot_seconds() -> float:
+    """Seconds on a clock that nobody sets, and that goes on while the machine or the process sleeps."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 class Mongo:
@@ -52,7 +62,8 @@ class Mongo:
             database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC)
         )
         self._motor = motor
-        self._clock_offset = 0.0  # seconds
+        # What the database's clock says more than `boot_seconds`, in seconds; None before it was read.
+        self._clock_offset: float | None = None
         self._collections: dict[str, Collection] = {}
         self._naive: dict[str, Collection] = {}
 
@@ -83,21 +94,33 @@ class Mongo:
 
     async def hello(self) -> Document:
         """Ask the server who it is; keeps the estimate of its clock fresh."""
-        before = datetime.now(UTC)
+        before = boot_seconds()
         reply: Document = await self.client.admin.command("hello")
-        after = datetime.now(UTC)
-        server_time: datetime = reply["localTime"]
+        self.read_clock(reply["localTime"], before)
+        return reply
+
+    def read_clock(self, server_time: datetime, asked: float) -> None:
+        """Take note of the time that the server gave in an answer; `asked` is `boot_seconds` when it was asked.
+
+        An answer that took long says little: the estimate changes only where it is off for certain.
+        """
+        now = boot_seconds()
         if server_time.tzinfo is None:
             server_time = server_time.replace(tzinfo=UTC)
-        self._clock_offset = (server_time - (before + (after - before) / 2)).total_seconds()
-        return reply
+        offset = server_time.timestamp() - (asked + now) / 2
+        doubt = (now - asked) / 2 + _CLOCK_DRIFT
+        if self._clock_offset is None or abs(offset - self._clock_offset) > doubt:
+            self._clock_offset = offset
 
     def now(self) -> datetime:
         """The database's clock as far as this process knows it: aware, UTC, whole milliseconds.
 
-        Leases are compared on the server with `$$NOW`; this is only used to write them.
+        Leases are compared on the server with `$$NOW`; this is only used to write them. Setting the clock of this
+        machine changes nothing.
         """
-        return datetime.fromtimestamp(int((time.time() + self._clock_offset) * 1000) / 1000, UTC)
+        offset = self._clock_offset
+        seconds = time.time() if offset is None else boot_seconds() + offset
+        return datetime.fromtimestamp(int(seconds * 1000) / 1000, UTC)
 
     def collection(self, name: str, *, naive: bool = False) -> Collection:
         """The collection of that name, kept: making the object costs as much as a tenth of a read.

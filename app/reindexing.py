@@ -1,7 +1,7 @@
 """What keeps the search fields of stored resources in step with the definitions: clients' parameters, and `$reindex`.
 
 Every process learns of SearchParameter resources once a second, extracts them from then on, and says so in its row
-(presence.py). A reindexing is a row too, so that any process can go on with it after a restart:
+(app/runtime/cluster.py). A reindexing is a row too, so that any process can go on with it after a restart:
 
     reindex             {_id, state, types, type, after, done, changed, total, parameters, owner, lease_until, attempt,
                          requested, finished?, error?}
@@ -81,7 +81,7 @@ class Reindexing:
             each = Custom(row["_id"], definition)
             found.append(Custom(row["_id"], definition, indexed.get(row["_id"]) == each.digest))
         custom.publish(self._store.owner, found)
-        self._store.presence.parameters = custom.digest(self._store.owner)
+        self._store.cluster.parameters = custom.digest(self._store.owner)
 
     async def _learn_what_changed(self) -> None:
         newest = await self._store.find(
@@ -138,7 +138,7 @@ class Reindexing:
             return False
         await self.learn()
         if not job.get("parameters"):
-            if not await self._store.presence.agree_on(self._store.presence.parameters):
+            if not await self._store.cluster.agree_on(self._store.cluster.parameters):
                 await self._settle(job, {"lease_until": self._mongo.now() + timedelta(seconds=1)})
                 return False
             known = custom.known(self._store.owner)

@@ -78,7 +78,7 @@ class Store:
         self._versions = mongo.collection("versions")
         self._guards = mongo.collection("guards")
         self._commits = Commits(mongo, self.owner, max_resource_bytes)
-        self.presence = self._commits.presence
+        self.cluster = self._commits.cluster
         self.listeners = self._commits.listeners
 
     async def prepare(self) -> None:

@@ -43,7 +43,7 @@ LAYERS = (
         "app.security",
         "app.search",
     ),
-    ("app.versions", "app.presence", "app.audit"),
+    ("app.versions", "app.runtime", "app.audit"),
     ("app.commit",),
     ("app.store", "app.revival", "app.fhirpath_patch"),
     (

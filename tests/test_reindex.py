@@ -167,8 +167,8 @@ async def test_other_processes_learn_of_it(
     store = Store(mongo)
     await store.prepare()
     other = Reindexing(mongo, store)
-    store.presence.parameters = "something else"
-    await store.presence.start()
+    store.cluster.parameters = "something else"
+    await store.cluster.start()
     try:
         assert (await put(http, parameter("shared"))).status_code == 201
         started = await http.post("/$reindex", json={"resourceType": "Parameters"})
@@ -177,13 +177,13 @@ async def test_other_processes_learn_of_it(
         assert job_of(await http.get("/$reindex", params={"id": job["id"]}))["state"] == "queued"
         await other.learn()
         assert "shared" in {each.definition.code for each in custom.known(store.owner)}
-        await store.presence.beat()
+        await store.cluster.beat()
         while job["state"] != "done":
             await asyncio.sleep(0.02)
             job = job_of(await http.get("/$reindex", params={"id": job["id"]}))
     finally:
         custom.withdraw(store.owner)
-        await store.presence.stop()
+        await store.cluster.stop()
 
 
 async def test_reindexing_of_a_dead_process_is_finished_by_another(mongod: str) -> None:

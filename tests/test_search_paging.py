@@ -16,7 +16,7 @@ import pytest
 from bson import Timestamp
 
 from app.context import Server
-from app.errors import BadRequest, Gone, Unavailable
+from app.errors import BadRequest, Gone
 from app.mongo import Mongo, Session
 from app.search import cursor, page, system
 from app.search.query import parse
@@ -211,10 +211,10 @@ async def test_polling_does_not_miss_a_write_that_commits_late(
         await writer.commit([patient(0)])
         late = Late(slow)
         if is_other_process:
-            await reader.presence.beat()
+            await reader.cluster.beat()
         writing = asyncio.create_task(writer.commit([patient(1)]))
         await late.begun.wait()
-        await writer.presence.beat()
+        await writer.cluster.beat()
         await asyncio.sleep(0.002)  # the next write is later by at least a millisecond
         await reader.commit([patient(2)])
         asked = reader if is_other_process else writer
@@ -222,30 +222,27 @@ async def test_polling_does_not_miss_a_write_that_commits_late(
         assert ids(first) == ["p00"], "nothing after what may still commit"
         late.go_on.set()
         await writing
-        await writer.presence.beat()
+        await writer.cluster.beat()
         since = horizon(first).isoformat().replace("+00:00", "Z")
         second = await search(asked, f"_lastUpdated=gt{since}&_sort=_lastUpdated")
         assert ids(second) == ["p01", "p02"]
 
 
-async def test_a_process_gone_silent_holds_nobody_up(store: Store) -> None:
+async def test_a_process_gone_silent_holds_nobody_up_for_ever(store: Store) -> None:
+    """Until it can commit no more: that long after another process has taken it over."""
     await store.commit([patient(0)])
     processes = store._mongo.collection("processes")
     long_ago = store._mongo.now() - timedelta(hours=1)
-    await processes.insert_one({"_id": "dead", "seen": long_ago, "horizon": long_ago})
+    dead = {"_id": "dead", "seen": long_ago, "horizon": long_ago, "taken_over": long_ago}
+    await processes.insert_one(dead)
     assert ids(await search(store, "_lastUpdated=gt2020-01-01")) == ["p00"]
-    await processes.update_one({"_id": "dead"}, {"$set": {"seen": store._mongo.now()}})
+    await processes.update_one({"_id": "dead"}, {"$set": {"taken_over": store._mongo.now()}})
     assert ids(await search(store, "_lastUpdated=gt2020-01-01")) == []
-
-
-async def test_a_write_delayed_too_long_does_not_begin(store: Store) -> None:
-    with pytest.raises(Unavailable):
-        store.presence.check_age([store._mongo.now() - timedelta(seconds=30)])
 
 
 async def test_a_write_is_later_than_every_horizon_given(store: Store) -> None:
     for number in range(20):
-        given = await store.presence.horizon()
+        given = await store.cluster.horizon()
         (stored,) = await store.commit([patient(number)])
         assert stored.at > given
 

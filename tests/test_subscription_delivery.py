@@ -39,11 +39,13 @@ async def working(
     mongo: Mongo, store: Store, *, loops: bool = True, policy: RetryPolicy = AT_ONCE
 ) -> AsyncIterator[Worker]:
     worker = Worker(SETTINGS, mongo, store, policy=policy)
+    await (store.cluster.start() if loops else store.cluster.beat())
     await worker.start(loops=loops)
     try:
         yield worker
     finally:
         await worker.stop()
+        await store.cluster.stop()
 
 
 async def create(store: Store, resource: dict[str, Any], id_: str | None = None) -> Stored:

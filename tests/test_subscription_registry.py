@@ -57,11 +57,13 @@ async def process(mongo: Mongo, *, loops: bool = True) -> AsyncIterator[tuple[St
     store = Store(mongo)
     await store.prepare()
     worker = Worker(SETTINGS, mongo, store)
+    await (store.cluster.start() if loops else store.cluster.beat())
     await worker.start(loops=loops)
     try:
         yield store, worker
     finally:
         await worker.stop()
+        await store.cluster.stop()
 
 
 async def write(

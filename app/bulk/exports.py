@@ -109,10 +109,10 @@ class Exports:
     async def _begin(self, context: Context, row: Document) -> None:
         """Fix what the export shows: the moment, once all that was acknowledged before the kick-off is in it."""
         asked = Asked.of(row["asked"])
-        at = await context.store.presence.horizon()
+        at = await context.store.cluster.horizon()
         while at < row["requested"]:
             await asyncio.sleep(_HORIZON_POLL)
-            at = await context.store.presence.horizon()
+            at = await context.store.cluster.horizon()
         stored = set(await context.store.types())
         types = [
             each

@@ -74,7 +74,7 @@ async def up_to_horizon(store: Store, query: Query, page: Page) -> Query:
     """
     if not query.is_about_time:
         return query
-    horizon = await store.presence.horizon()
+    horizon = await store.cluster.horizon()
     if query.after is None:
         page.horizon = horizon
     until = Instant("at", ((("lo", "$lte", horizon),),))

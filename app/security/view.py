@@ -51,7 +51,7 @@ class View(Store):
         self._access = access
         self._most = access.settings.max_chain_examined
         self.owner = store.owner
-        self.presence = store.presence
+        self.cluster = store.cluster
 
     async def prepare(self) -> None:
         raise _no_part()

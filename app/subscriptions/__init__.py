@@ -23,7 +23,6 @@ retry          when to try again; circuit: what a failing endpoint is still trus
 clearance      what may be told when it is sent: by consent and labels (app/consent), by who is responsible now
 delivery       the rows in hand, endpoint by endpoint; attempt: one attempt on them, settlement: what becomes of them;
                backlog: which rows are taken up next
-processes      which server processes live, and what dead ones leave to others
 lifecycle      handshake, and the status a Subscription is given by the server
 worker         the life of all of it in one process: what it is made of, and the loops that drive it
 intake         takes committed events in, has them matched and recorded, in order

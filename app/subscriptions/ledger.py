@@ -25,7 +25,7 @@ from app.mongo import Document, Mongo
 State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dead"]
 
 # A lease outlasts the attempt it is for by this much: rows may wait for their turn at the endpoint. What a dead process
-# held is found by its silence (processes.py), long before.
+# held is found by its silence (app/runtime/cluster.py), long before.
 LEASE_MARGIN = timedelta(seconds=120)
 # How long a row waits in its lane before somebody looks whether it was forgotten there.
 SECOND_LOOK = timedelta(seconds=5)

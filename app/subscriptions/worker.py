@@ -36,7 +36,6 @@ from app.subscriptions.intake import Intake
 from app.subscriptions.ledger import Ledger
 from app.subscriptions.lifecycle import Lifecycle
 from app.subscriptions.outbox import Outbox
-from app.subscriptions.processes import BEAT_EVERY, Processes
 from app.subscriptions.registry import Registry
 from app.subscriptions.retention import Retention
 from app.subscriptions.retry import RetryPolicy
@@ -47,6 +46,7 @@ from app.versions import Event
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY = 1.0
+_TAKE_OVER_EVERY = 1.0
 _PATIENCE = 5.0
 # What has come of attempts is written down together.
 _SETTLE_APART = 0.025
@@ -93,7 +93,7 @@ class Worker:
         self._sender = sender = Sender(mongo, ledger, registry, attempts, outbox.numbering, rights)
         self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
-        self.processes = Processes(mongo, store.owner)
+        self._cluster = store.cluster
         self.retention = Retention(settings, mongo)
         self._chores = Chores()
         self._intake = Intake(store, registry, outbox, composer, sender, backlog, gate)
@@ -122,7 +122,7 @@ class Worker:
         await self.ledger.prepare()
         await self.outbox.prepare()
         await self.registry.load()
-        await self.processes.beat(self._take_over)
+        await self._cluster.take_over_silent(self._take_over)
         self._store.listeners.append(self._committed)
         if loops:
             steps = (
@@ -130,7 +130,7 @@ class Worker:
                 self._sweep_loop,
                 self._watch_loop,
                 self._refresh_loop,
-                self._beat_loop,
+                self._take_over_loop,
                 self._settle_loop,
             )
             self._loops = [asyncio.create_task(step()) for step in steps]
@@ -149,7 +149,6 @@ class Worker:
             await self._sender.finish(_PATIENCE)
             await self.ledger.abandon(self._store.owner)
             await self.outbox.hand_back()
-            await self.processes.leave()
         except (PyMongoError, Unavailable) as error:
             warn("stop", error)
         for channel in self._channels.values():
@@ -211,7 +210,7 @@ class Worker:
 
     async def _settle(self) -> None:
         results = await asyncio.gather(
-            self._backlog.settle(alone=self.processes.alone),
+            self._backlog.settle(alone=self._cluster.alone),
             self.outbox.flush(),
             return_exceptions=True,
         )
@@ -233,11 +232,12 @@ class Worker:
         del self._looks[slot]
         self._chores.do(self._backlog.sweep())
 
-    async def _beat_loop(self) -> None:
-        """Say that this process is alive, whatever else it is busy with, and take over what dead ones left."""
+    async def _take_over_loop(self) -> None:
+        """Take over what silent processes held, whatever else this one is busy with."""
+        take_over = partial(self._cluster.take_over_silent, self._take_over)
         while True:
-            await again_after_failure("beat", partial(self.processes.beat, self._take_over))
-            await asyncio.sleep(BEAT_EVERY)
+            await again_after_failure("take-over", take_over)
+            await asyncio.sleep(_TAKE_OVER_EVERY)
 
     async def _take_over(self, owner: str, at: datetime) -> None:
         taken = await self.ledger.abandon(owner)

@@ -1,0 +1,221 @@
+"""The server processes that share a database: who is a member, who is silent, and what can still commit.
+
+    processes  {_id: owner, seen, horizon, parameters, taken_over?}
+
+Each process writes one row, its own, twice a second (a heartbeat). Two kinds of silence follow from it:
+
+- After `TAKE_OVER_AFTER` what the process held (claims, leases, connections) is taken over by another, which marks the
+  row and leaves it where it is. The process may only be slow: what it held may then be sent twice, never lost, and its
+  late settlements change nothing. Its next heartbeat takes the mark away.
+- `Cluster.silence` after the mark the process cannot commit any more, and its row goes.
+
+**The commit horizon.** A resource's time of change is set before its commit, so writes become visible out of their
+order in time. Who polls with `_lastUpdated=gt<the last time seen>` would miss one that commits late. Answers to such
+questions therefore reach only up to the commit horizon: the earliest write under way in any process, or now. A process
+knows its own writes exactly. Of the others it knows what they last said of themselves: all their later writes carry a
+later time. That holds for a process that has stalled too: `check_may_commit` lets a transaction neither begin nor end
+with a time, or after a heartbeat, that is older than `_OLDEST`; MongoDB aborts one that has begun after
+transactionLifetimeLimitSeconds; the silence is the sum of both, with room (docs/decisions/0012-one-row-a-process.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+from pymongo import ReturnDocument
+from pymongo.errors import OperationFailure, PyMongoError
+
+from app import tasks
+from app.errors import Unavailable
+from app.mongo import Document, Mongo, boot_seconds
+
+HEARTBEAT_EVERY = 0.5
+TAKE_OVER_AFTER = timedelta(seconds=5)
+# After a gap in our own heartbeats (a pause, a database that was away) others get this long to be heard of again.
+_GRACE = 2 * TAKE_OVER_AFTER.total_seconds()
+# How old a write's time and this process's last heartbeat may be when its transaction begins and when it ends.
+_OLDEST = timedelta(seconds=20)
+# MongoDB's default for transactionLifetimeLimitSeconds, for a server that does not say what it has.
+_TRANSACTION_LIFETIME = 60
+_ROOM = 10
+# How far apart two processes may take the database's clock to be.
+_CLOCK_ERROR = 0.25
+_MILLISECOND = timedelta(milliseconds=1)
+
+# Frees what a silent process held. Gets its name and the time of the database's clock.
+TakeOver = Callable[[str, datetime], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+_TAKE_OVER_AFTER_MS = int(TAKE_OVER_AFTER.total_seconds() * 1000)
+# Not renewed for long, or, after the database's clock was put back, not renewed since.
+_SILENT: Document = {
+    "taken_over": {"$exists": False},
+    "$expr": {
+        "$gt": [{"$abs": {"$subtract": ["$seen", "$$NOW"]}}, _TAKE_OVER_AFTER_MS],
+    },
+}
+
+
+class Member(TypedDict, total=False):
+    """A row of `processes`. `taken_over` is when another process freed what this one held, until it is heard again."""
+
+    _id: str
+    seen: datetime
+    horizon: datetime
+    parameters: str
+    taken_over: datetime
+
+
+class Cluster:
+    """This process among the others. `pending` gives the times of the writes under way here."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        owner: str,
+        pending: Callable[[], Iterable[datetime]],
+        clock: Callable[[], float] = boot_seconds,
+    ) -> None:
+        self._mongo = mongo
+        self.owner = owner
+        self._pending = pending
+        self._clock = clock
+        self._rows = mongo.collection("processes")
+        self._promised = datetime.min.replace(tzinfo=UTC)
+        self._task: asyncio.Task[None] | None = None
+        self._last_heartbeat: float | None = None
+        self._patient_until = 0.0
+        # After so long without a heartbeat nothing that the process began can still commit.
+        self.silence = _OLDEST + timedelta(seconds=_TRANSACTION_LIFETIME + _ROOM)
+        # What this process extracts (a digest of its search parameters), said to the others with every heartbeat.
+        self.parameters = ""
+        # Whether no other process is about, as far as could be seen a moment ago.
+        self.alone = False
+
+    async def start(self) -> None:
+        """Join the cluster and keep the heartbeat going; before the first write."""
+        await self._learn_silence()
+        await self.beat()
+        if await self._others():
+            # They have given horizons by their own estimate of the database's clock: begin later than all of these.
+            await asyncio.sleep(_CLOCK_ERROR)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Leave; nothing of this process can commit any more, so its row goes at once."""
+        if self._task is not None:
+            await tasks.end([self._task])
+            self._task = None
+        with contextlib.suppress(PyMongoError):  # the row then ages
+            await self._rows.delete_one({"_id": self.owner})
+
+    async def beat(self) -> None:
+        """Renew this process's row, and look who else is there."""
+        begun = self._clock()
+        row = {"seen": "$$NOW", "horizon": self._own_horizon(), "parameters": self.parameters}
+        asked = boot_seconds()
+        written: Document = await self._rows.find_one_and_update(
+            {"_id": self.owner},
+            [{"$set": row}, {"$unset": "taken_over"}],
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        self._mongo.read_clock(written["seen"], asked)
+        last = self._last_heartbeat
+        if last is not None and begun - last > TAKE_OVER_AFTER.total_seconds():
+            self._patient_until = begun + _GRACE
+        self._last_heartbeat = begun
+        self.alone = all("taken_over" in row for row in await self._others())
+
+    async def take_over_silent(self, take_over: TakeOver) -> list[str]:
+        """Take over, once, what silent processes held; returns their names.
+
+        Their rows stay, marked, until nothing of theirs can commit any more.
+        """
+        if self._last_heartbeat is None or self._clock() < self._patient_until:
+            return []
+        found = self._rows.find({"_id": {"$ne": self.owner}, **_SILENT})
+        silent = [row["_id"] for row in await found.to_list(None)]
+        for owner in silent:
+            await take_over(owner, self._mongo.now())
+            # Only while it is still silent: a process that is heard again may be silent another time.
+            mark = [{"$set": {"taken_over": "$$NOW"}}]
+            await self._rows.update_one({"_id": owner, **_SILENT}, mark)
+        await self._rows.delete_many({"taken_over": {"$exists": True}, **self._expired("$lte")})
+        return silent
+
+    def stamp(self) -> datetime:
+        """The time for a write that begins now: later than every horizon this process has given."""
+        return max(self._mongo.now(), self._promised + _MILLISECOND)
+
+    async def horizon(self) -> datetime:
+        """Every write with a time up to this one has committed or never will."""
+        # Ours first: a process that joins after the others were read begins with a later time than ours.
+        own = self._own_horizon()
+        others: list[datetime] = [row["horizon"] for row in await self._others()]
+        return min([own, *others])
+
+    async def agree_on(self, parameters: str) -> bool:
+        """Whether every process that may still write extracts these parameters."""
+        return all(row["parameters"] == parameters for row in await self._others())
+
+    def check_may_commit(self, times: Iterable[datetime]) -> None:
+        """Raises Unavailable where a transaction comes too late for others to wait for it.
+
+        Call it as the transaction begins, and again before it ends: the process may stall in between.
+        """
+        if self._mongo.now() - min(times) > _OLDEST or self._unheard > _OLDEST:
+            raise Unavailable("The write could not be committed in time; try again")
+
+    @property
+    def _unheard(self) -> timedelta:
+        """The time since this process's last heartbeat; none for one that has not joined."""
+        if self._task is None or self._last_heartbeat is None:
+            return timedelta()
+        return timedelta(seconds=self._clock() - self._last_heartbeat)
+
+    def _own_horizon(self) -> datetime:
+        horizon = min([self._mongo.now(), *(at - _MILLISECOND for at in self._pending())])
+        self._promised = max(self._promised, horizon)
+        return horizon
+
+    async def _others(self) -> list[Document]:
+        """The rows of other processes that may still commit."""
+        may_commit = {"$or": [{"taken_over": {"$exists": False}}, self._expired("$gt")]}
+        rows = self._rows.find({"_id": {"$ne": self.owner}, **may_commit})
+        found: list[Document] = await rows.to_list(None)
+        return found
+
+    def _expired(self, comparison: str) -> Document:
+        """The filter for rows whose mark is older (`$lte`) or younger (`$gt`) than the silence.
+
+        The mark and not the last heartbeat: should the database's clock be put forward, every row looks old for a
+        moment, and its process is about to renew it.
+        """
+        silence = int(self.silence.total_seconds() * 1000)
+        return {"$expr": {comparison: ["$taken_over", {"$subtract": ["$$NOW", silence]}]}}
+
+    async def _learn_silence(self) -> None:
+        """Ask the database how long it lets a transaction live; an operator may have raised its limit."""
+        name = "transactionLifetimeLimitSeconds"
+        try:
+            reply: Any = await self._mongo.client.admin.command("getParameter", 1, **{name: 1})
+        except OperationFailure as error:  # not every account may ask
+            log.info(
+                "transaction lifetime unknown",
+                extra={"action": "cluster", "assumed": _TRANSACTION_LIFETIME, "code": error.code},
+            )
+            return
+        self.silence = _OLDEST + timedelta(seconds=int(reply[name]) + _ROOM)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_EVERY)
+            with contextlib.suppress(PyMongoError):  # the next one tries again
+                await self.beat()
