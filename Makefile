@@ -23,7 +23,7 @@ test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a pa
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
-	@$(BIN)/pytest -m chaos tests/test_chaos.py tests/test_subscription_endpoints.py $(ARGS)
+	@$(BIN)/pytest -m chaos tests/subscriptions/test_chaos.py tests/subscriptions/test_endpoints.py $(ARGS)
 
 cov: $(STAMP) ## Run the tests and show which lines and branches they miss
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

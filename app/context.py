@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
-from app.mongo import Mongo
-from app.security.access import Access
-from app.security.caller import Caller
-from app.security.scopes import Action
-from app.security.view import View
+from app.authentication.caller import Caller
+from app.authentication.scopes import Action
+from app.authorization.access import Access
+from app.authorization.restricted_store import View
+from app.runtime.mongo import Mongo
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 
 if TYPE_CHECKING:
     from app.audit.log import AuditLog
+    from app.authentication.access_tokens import Authority
+    from app.automation.engine import Hub
     from app.bulk.exports import Exports
-    from app.coordination.clock import Clock
-    from app.coordination.hub import Hub
-    from app.reindexing import Reindexing
-    from app.security.token import Authority
-    from app.subscriptions.worker import Worker
+    from app.runtime.clock import Clock
+    from app.store.reindexing import Reindexing
+    from app.subscriptions.sending.worker import Worker
 
 
 @dataclass(slots=True)

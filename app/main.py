@@ -14,26 +14,27 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app import __version__, admin, exchange, published, router, websocket
-from app.audit import recorder
+from app import __version__
+from app.api import audited, exchange, published, router, websocket_session
+from app.api.admin import operators
+from app.api.smart import Smart
+from app.api.transport import Transport
 from app.audit.log import AuditLog
+from app.authentication.access_tokens import Authority, base_url as own_base_url
+from app.authentication.caller import SERVER
+from app.automation.engine import Hub
 from app.bulk.exports import Exports
 from app.context import Context, Server
-from app.coordination import contracts
-from app.coordination.clock import Clock
-from app.coordination.hub import Hub
+from app.coordination.contracts import contracts
 from app.errors import FhirError, MethodNotAllowed, NotFound
-from app.mongo import Mongo
 from app.proof import publisher
-from app.reindexing import Reindexing
+from app.runtime.clock import Clock
+from app.runtime.mongo import Mongo
 from app.search import words
-from app.security.caller import SERVER
-from app.security.token import Authority, base_url as own_base_url
 from app.settings import Settings
-from app.smart import Smart
-from app.store import Store
-from app.subscriptions.worker import Worker
-from app.transport import Transport
+from app.store.reindexing import Reindexing
+from app.store.store import Store
+from app.subscriptions.sending.worker import Worker
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -126,8 +127,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.trusted_proxy:
         networks = [entry.strip() for entry in settings.trusted_proxy.split(",")]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=networks)
-    app.router.routes.extend(websocket.routes(settings))
-    app.router.routes.extend(admin.ROUTES)
+    app.router.routes.extend(websocket_session.routes(settings))
+    app.router.routes.extend(operators.ROUTES)
     app.add_route("/healthz", _healthz, include_in_schema=False)
     app.add_route("/readyz", _readyz, include_in_schema=False)
     app.add_exception_handler(HTTPException, _framework_error)
@@ -157,7 +158,7 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself (an unknown route) as an OperationOutcome."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         refusal = MethodNotAllowed("Not supported here", headers=error.headers)
-        return exchange.respond_error(await recorder.refused(request, refusal))
+        return exchange.respond_error(await audited.refused(request, refusal))
     return exchange.respond_error(NotFound("No such address on this server"))
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from app.embedded import EmbeddedMongoError
+from app.runtime.embedded_mongod import EmbeddedMongoError
 from benchmarks import authorized, growth, matching, notices, routing
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError

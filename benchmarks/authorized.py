@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.embedded import EmbeddedMongo
+from app.runtime.embedded_mongod import EmbeddedMongo
 from benchmarks import processes
 from benchmarks.workloads import BEARER_FROM, STORED
 

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.identifiers import new_id
+from app.fhir.ids import new_id
 
 SERVER_DATABASE = "carerelay"
 BASELINE_DATABASE = "baseline"

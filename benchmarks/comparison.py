@@ -14,7 +14,7 @@ from statistics import median
 
 from pymongo import MongoClient
 
-from app.embedded import EmbeddedMongo
+from app.runtime.embedded_mongod import EmbeddedMongo
 from benchmarks import population, processes
 from benchmarks.baseline import SERVER_DATABASE
 from benchmarks.workloads import STORED

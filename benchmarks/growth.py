@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 from urllib.parse import quote
 
-from app.embedded import EmbeddedMongo
-from app.versions import instant
+from app.records.versions import instant
+from app.runtime.embedded_mongod import EmbeddedMongo
 from benchmarks import processes
 from benchmarks.population import (
     BLOCK,

@@ -19,16 +19,16 @@ from typing import Any
 
 from bson import ObjectId
 
-from app import fhir_json
-from app.embedded import EmbeddedMongo
-from app.mongo import Mongo
+from app.fhir import json as fhir_json
+from app.records.versions import Event
+from app.runtime.embedded_mongod import EmbeddedMongo
+from app.runtime.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
-from app.store import Store
-from app.subscriptions import registration, watch
-from app.subscriptions.registry import Registry
-from app.subscriptions.topic_files import load
-from app.versions import Event
+from app.store.store import Store
+from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.topics.topic_files import load
 from benchmarks import resources
 
 FEW, MANY = 100, 100_000
@@ -124,7 +124,7 @@ async def _fill(mongo: Mongo, settings: Settings, count: int) -> None:
     template = _template()
     read = registration.read(template, load(settings), settings)
     fields = extract("Subscription", template)
-    texts = (fhir_json.encode(template).decode(), watch.encode(read, settings))
+    texts = (fhir_json.encode(template).decode(), compact_registration.encode(read, settings))
     documents: list[dict[str, Any]] = []
     for number in range(count):
         text, brief = (_numbered(each, number) for each in texts)

@@ -19,12 +19,12 @@ from typing import Any
 
 import aiohttp
 
-from app.embedded import EmbeddedMongo
-from app.identifiers import new_id
-from app.mongo import Mongo
+from app.fhir.ids import new_id
+from app.records.versions import Change
+from app.runtime.embedded_mongod import EmbeddedMongo
+from app.runtime.mongo import Mongo
 from app.settings import Settings
-from app.store import Store
-from app.versions import Change
+from app.store.store import Store
 from benchmarks import processes
 
 Figures = dict[str, float]
@@ -146,7 +146,7 @@ async def _deliveries(uri: str, say: Callable[[str], None]) -> Figures:
 
 async def _bodies(uri: str, url: str) -> list[bytes]:
     """What the server sent: the bodies of one event's notices, composed again."""
-    from app.subscriptions import notification
+    from app.subscriptions.notices import notification
 
     settings = Settings(mongodb_uri=uri, mongodb_database="deliveries")
     mongo = await Mongo.open(settings)

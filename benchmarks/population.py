@@ -17,10 +17,10 @@ from typing import Any
 from bson import CodecOptions
 from pymongo import MongoClient
 
-from app import fhir_json
-from app.search import cohort
+from app.fhir import json as fhir_json
+from app.records.versions import with_meta
+from app.search import group_members
 from app.search.extract import extract, index_models
-from app.versions import with_meta
 from benchmarks.resources import Resource, concept, encounter, period
 
 BLOCK = 1000  # patients; each block has Practitioners and Groups of its own
@@ -288,7 +288,7 @@ def seed(uri: str, database: str, patients: int, kinds: Collection[str] = TYPES)
     with MongoClient[dict[str, Any]](uri) as client:
         for kind in kinds:
             client[database][kind].create_indexes(index_models(kind))
-        client[database]["group_members"].create_indexes(cohort.index_models())
+        client[database]["group_members"].create_indexes(group_members.index_models())
     return stored
 
 

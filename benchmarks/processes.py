@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import IO
 
-from app import child
+from app.runtime import child_process
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -82,14 +82,14 @@ def _serving(module: str, *arguments: str) -> Iterator[int]:
     """
     with tempfile.TemporaryFile() as printed:
         command = [sys.executable, "-m", module, *arguments]
-        process = child.spawn(command, output=printed.fileno())
+        process = child_process.spawn(command, output=printed.fileno())
         try:
             yield _port_when_ready(process, printed)
         except BenchmarkError as error:
             lines = _read(printed).splitlines()[-SHOWN_LINES:]
             raise BenchmarkError("\n".join([str(error), f"{module} printed:", *lines])) from None
         finally:
-            child.end(process, STOP_SECONDS)
+            child_process.end(process, STOP_SECONDS)
 
 
 def _port_when_ready(process: subprocess.Popen[bytes], printed: IO[bytes]) -> int:

@@ -23,10 +23,10 @@ from typing import Any
 from bson import CodecOptions
 from pymongo import MongoClient
 
-from app import fhir_json
-from app.embedded import EmbeddedMongo
+from app.fhir import json as fhir_json
+from app.records.versions import with_meta
+from app.runtime.embedded_mongod import EmbeddedMongo
 from app.search.extract import extract, index_models
-from app.versions import with_meta
 from benchmarks import notices, processes
 from benchmarks.notices import Admit, Figures
 

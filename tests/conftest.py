@@ -13,11 +13,11 @@ import httpx
 import pytest
 
 from app.context import Server
-from app.embedded import EmbeddedMongo
 from app.main import create_app
-from app.mongo import Mongo
+from app.runtime.embedded_mongod import EmbeddedMongo
+from app.runtime.mongo import Mongo
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from tests.log_watch import WATCH
 
 BASE = "http://carerelay.test/fhir"

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import httpx
 import pytest
 
-from app import logs
+from app.runtime import logs
 from tests.private_words import PrivateWords
 
 # What every record has; and a logical id, which may be logged whatever it is made of.

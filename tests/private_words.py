@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import httpx
 import msgspec
 
-from app.definitions import EXAMPLES
+from app.fhir.definitions import EXAMPLES
 
 _SOURCES = Path(__file__).parents[1] / "app"
 _WORD = re.compile(r"[^\W_]+")

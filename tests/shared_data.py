@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.fhir_json import Resource, decode
+from app.fhir.json import Resource, decode
 
 SHARED = Path(os.environ.get("CARERELAY_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -19,11 +19,11 @@ import httpx
 import pytest
 from pymongo.errors import DuplicateKeyError
 
-from app import logs
-from app.store import Store
+from app.runtime import logs
+from app.store.store import Store
+from tests.builders.subscriptions import classic
 from tests.conftest import make_settings, running
 from tests.processes import environment, started
-from tests.subscription_builders import classic
 
 PLANTED = ("Quetzalcoatlus", "987-65-4320", "qxz-member-77", "eyJhbGciOiJqwk", "1931-02-29x")
 NAME, SSN, MEMBER, TOKEN, DATE = PLANTED
@@ -325,11 +325,11 @@ def test_exceptions_of_libraries_are_written_without_their_texts() -> None:
     """As the server is configured: in a process of its own, whatever logger it comes from."""
     script = f"""
 import asyncio, logging, logging.config
-from app import logs
+from app.runtime import logs
 logging.config.dictConfig(logs.CONFIG)
 def fail():
     raise KeyError({NAME!r})
-for name in ("uvicorn.error", "asyncio", "app.store", "somebody.else"):
+for name in ("uvicorn.error", "asyncio", "app.store.store", "somebody.else"):
     try:
         try:
             fail()
@@ -350,7 +350,7 @@ asyncio.run(main())
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert planted_in(done.stdout + done.stderr) == []
-    for name in ("uvicorn.error", "asyncio", "app.store", "somebody.else"):
+    for name in ("uvicorn.error", "asyncio", "app.store.store", "somebody.else"):
         assert f"failed in {name}" in done.stderr
     assert done.stderr.count("KeyError") == 4
     assert done.stderr.count("RuntimeError") == 1

@@ -13,8 +13,8 @@ from pymongo import ASCENDING
 
 from app.audit.entry import OK, values
 from app.audit.log import COLLECTION
-from app.mongo import Document, Mongo
-from app.versions import instant
+from app.records.versions import instant
+from app.runtime.mongo import Document, Mongo
 
 COLUMNS = (
     "date",

@@ -7,7 +7,7 @@ k     who and what, for searches:  c:<client>  g:<organization>  p:<patient id> 
 v     version of what `e` names  t     resource type, where no resource is named
 r     role of the caller         ip    address of the caller, or the endpoint that was told
 rq    X-Request-Id               q     request line with what is asked   m  what happened, in words without data
-n     how many alike this one stands for, the first of them at `since`   (refusals.py)
+n     how many alike this one stands for, the first of them at `since`   (refusal_counter.py)
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from app.mongo import Document
-from app.security.caller import SERVER, Caller
-from app.versions import Stored
+from app.authentication.caller import SERVER, Caller
+from app.records.versions import Stored
+from app.runtime.mongo import Document
 
 Outcome = Literal["0", "4", "8"]
 OK: Outcome = "0"

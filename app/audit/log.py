@@ -1,7 +1,7 @@
 """The audit of one process: rows in, linked into chains, anchored in the registry, kept as long as they must be.
 
-Rows that wait at the same time are written together (together.py); those of a change are written in its own
-transaction (app/commit.py), so that nothing is changed without record and nothing recorded that was not changed.
+Rows that wait at the same time are written together (write_batch.py); those of a change are written in its own
+transaction (app/store/commit.py), so that nothing is changed without record and nothing recorded that was not changed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from datetime import datetime, timedelta
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
-from app import tasks
-from app.audit.chain import SORRY, Chain, Links, place
+from app.audit.chain_registry import Registry, head_of
 from app.audit.entry import count
-from app.audit.refusals import Refusals
-from app.audit.registry import Registry, head_of
-from app.audit.together import Together
+from app.audit.hash_chain import SORRY, Chain, Links, place
+from app.audit.refusal_counter import Refusals
+from app.audit.write_batch import Together
 from app.errors import Unavailable
-from app.identifiers import new_id
-from app.mongo import Document, Mongo
-from app.security import secrets
+from app.fhir.ids import new_id
+from app.runtime import background_tasks, secrets
+from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class AuditLog:
     async def stop(self) -> None:
         """Close this process's chains; nothing is recorded after this."""
         if self._loop is not None:
-            await tasks.end([self._loop])
+            await background_tasks.end([self._loop])
             self._loop = None
         with suppress(PyMongoError, Unavailable):  # nobody was told anything
             await self.sum_up()

@@ -12,11 +12,11 @@ from datetime import datetime
 
 from pymongo import ASCENDING
 
-from app.audit import registry
-from app.audit.chain import digest, place
+from app.audit import chain_registry
+from app.audit.hash_chain import digest, place
 from app.audit.log import COLLECTION, within
-from app.mongo import Document, Mongo
-from app.security.secrets import Secrets, SecretsError
+from app.runtime.mongo import Document, Mongo
+from app.runtime.secrets import Secrets, SecretsError
 
 # Beyond this many findings the rest is only counted.
 MOST_FINDINGS = 100
@@ -89,7 +89,7 @@ async def _registry(
     retired: set[str] = set()
     hashes: set[str] = set()
     number, previous = 0, b""
-    async for row in mongo.collection(registry.COLLECTION).find({}).sort("_id", ASCENDING):
+    async for row in mongo.collection(chain_registry.COLLECTION).find({}).sort("_id", ASCENDING):
         if row["_id"] != number + 1:
             report.add(f"registry: rows {number + 1} to {row['_id'] - 1} were removed")
         elif row["prev"] != previous:

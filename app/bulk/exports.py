@@ -14,17 +14,18 @@ from datetime import timedelta
 
 from pymongo.errors import PyMongoError
 
-from app import definitions, fhir_json, tasks
-from app.bulk import entitlement
-from app.bulk.asked import Asked, types_at
-from app.bulk.jobs import LEASE, Jobs, LostError
+from app.bulk import export_authorization
+from app.bulk.export_jobs import LEASE, Jobs, LostError
+from app.bulk.export_request import Asked, types_at
 from app.bulk.work import Work
 from app.bulk.writing import Writer
 from app.context import Context, Server
-from app.coordination.clock import Clock
 from app.errors import FhirError
-from app.mongo import Document, Mongo
-from app.store import Store
+from app.fhir import definitions, json as fhir_json
+from app.runtime import background_tasks
+from app.runtime.clock import Clock
+from app.runtime.mongo import Document, Mongo
+from app.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Exports:
 
     async def stop(self) -> None:
         """Leave off; another process, or the next start, goes on."""
-        await tasks.end(self._loops)
+        await background_tasks.end(self._loops)
 
     async def request(self, context: Context, asked: Asked, request: str) -> str:
         """Ask for an export; returns its id. Raises TooManyRequests."""
@@ -99,8 +100,8 @@ class Exports:
 
     async def _work(self, row: Document) -> None:
         server = self._server
-        await entitlement.check_now(server, row)
-        context = Context(server, entitlement.asked_by(row), row["base_url"])
+        await export_authorization.check_now(server, row)
+        context = Context(server, export_authorization.asked_by(row), row["base_url"])
         if row["place"] is None:
             await self._begin(context, row)
         await Work(context, row, Writer(self.jobs, row)).run()
@@ -152,7 +153,7 @@ class Exports:
                 working.uncancel()
             raise LostError from None
         finally:
-            await tasks.end([renewing])
+            await background_tasks.end([renewing])
 
     async def _fail(self, row: Document, error: Exception) -> None:
         log.warning(

@@ -13,14 +13,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from app.bulk.members import Cohort
-from app.bulk.past import as_of, fields_of
-from app.mongo import Document
+from app.bulk.cohort import Cohort
+from app.bulk.history_at import as_of, fields_of
+from app.records.versions import Stored
+from app.runtime.mongo import Document
 from app.search.parameter import Fields, Filter
 from app.search.query import Query
 from app.search.terms import EVERY
-from app.store import Store
-from app.versions import Stored
+from app.store.store import Store
 
 # Documents that are decoded without a pause. After them comes a pause of so many times what they took, and of so many
 # seconds at least: notices come first, and where the machine is busy the export takes longer.

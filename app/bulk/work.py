@@ -7,21 +7,21 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 
-from app import fhir_json, summary
 from app.audit.entry import patients_in
-from app.bulk import entitlement
-from app.bulk.asked import Asked, query_of
-from app.bulk.members import Cohort, cohort
-from app.bulk.past import deletions, fields_of
+from app.bulk import export_authorization
+from app.bulk.cohort import Cohort, cohort
+from app.bulk.export_request import Asked, query_of
+from app.bulk.history_at import deletions, fields_of
 from app.bulk.reading import Source
 from app.bulk.writing import Place, Writer
 from app.context import Context
-from app.fhir_json import Resource
-from app.mongo import Document
+from app.fhir import json as fhir_json, summary
+from app.fhir.json import Resource
+from app.records.versions import Stored
+from app.runtime.mongo import Document
 from app.search.parameter import Limits, Scope
 from app.search.query import Query
 from app.search.resolution import resolve
-from app.versions import Stored
 
 # Deletions that go into one Bundle.
 _ENTRIES = 100
@@ -59,7 +59,7 @@ class Work:
 
     async def _write(self, kind: str, resource_type: str, place: Place) -> None:
         """Keep what was gathered, where the client may still have it. Raises Forbidden or LostError."""
-        await entitlement.check_now(self._context.server, self._row)
+        await export_authorization.check_now(self._context.server, self._row)
         await self._writer.write(kind, resource_type, place)
 
     def _patients(self, stored: Sequence[Stored]) -> set[str]:

@@ -12,8 +12,8 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Sequence, Set
 
-from app.bulk.jobs import Jobs, Piece
-from app.mongo import Document
+from app.bulk.export_jobs import Jobs, Piece
+from app.runtime.mongo import Document
 
 PIECE_BYTES = 8 * 1024 * 1024
 # Lines are written when there are so many bytes of them, or when so many seconds have passed.

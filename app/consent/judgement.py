@@ -14,18 +14,18 @@ from app.consent import labels, provisions
 from app.consent.labels import Labels
 from app.consent.provisions import Effect, Question
 from app.consent.recipients import Recipient
-from app.coordination.codes import (
+from app.fhir.codes import (
     CASE_MANAGEMENT,
     CONSENT_CATEGORY,
     PART_2_DISCLOSURE,
     PCP_NOTIFICATION,
     PROVIDER_ACCESS,
 )
-from app.fhir_json import Resource
-from app.search import date
+from app.fhir.json import Resource
+from app.records.versions import CURRENT, stored_current
+from app.search.parameters import date
 from app.settings import Settings
-from app.store import Store
-from app.versions import CURRENT, stored_current
+from app.store.store import Store
 
 Verdict = Literal["full", "id-only", "withhold"]
 LabelledContent = Literal["id-only", "withhold"]

@@ -15,8 +15,9 @@ from typing import Any
 from app.consent import labels
 from app.consent.labels import Labels
 from app.consent.recipients import Recipient
-from app.fhir_json import Resource
-from app.search import date, spans
+from app.fhir.json import Resource
+from app.search import spans
+from app.search.parameters import date
 
 Provision = Mapping[str, Any]
 

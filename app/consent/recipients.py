@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.coordination.codes import RECIPIENT_KIND
-from app.fhir_json import Resource
-from app.routing.claims import relative
-from app.routing.recipient import recipient_of
-from app.store import Store
+from app.attribution.claims import relative
+from app.fhir.codes import RECIPIENT_KIND
+from app.fhir.json import Resource
+from app.store.store import Store
+from app.subscriptions.recipient import recipient_of
 
 Kind = Literal["provider", "authority"]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
-from app.coordination import care_plan_notices, care_plan_state
-from app.coordination.care_plan_changes import parameters
-from app.coordination.care_plan_state import PlanState
+from app.coordination.care_plans import plan_notices, state as care_plan_state
+from app.coordination.care_plans.changes import parameters
+from app.coordination.care_plans.state import PlanState
 from app.errors import BadRequest, Gone
-from app.exchange import Answer
-from app.operations.invocation import Invocation
-from app.search.date import span
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
+from app.search.parameters.date import span
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
@@ -24,7 +25,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     if before is None:
         raise Gone("The version to compare with is no longer stored")
     after = await care_plan_state.current(context.store, plan)
-    changes = await care_plan_notices.changes_between(context, before, after)
+    changes = await plan_notices.changes_between(context, before, after)
     head = [
         {"name": "since", "valueInstant": before.plan["meta"]["lastUpdated"]},
         {"name": "from", "valueReference": {"reference": _version(before)}},
@@ -39,8 +40,8 @@ async def _compared_with(
     """The state at a time; without one what was told last, else the first version's."""
     if moment is not None:
         return await care_plan_state.at_time(context.store, plan_id, moment)
-    row = await care_plan_notices.record_of(context, plan_id)
-    told = await care_plan_notices.state_told(context, row)
+    row = await plan_notices.record_of(context, plan_id)
+    told = await plan_notices.state_told(context, row)
     if told is not None:
         return told
     first = await context.store.vread("CarePlan", plan_id, 1)

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import uuid
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
-from app.coordination import care_plan_document, care_plan_record, care_plan_state
-from app.coordination.care_plan_document import Edition
+from app.coordination.care_plans import (
+    document,
+    record as care_plan_record,
+    state as care_plan_state,
+)
+from app.coordination.care_plans.document import Edition
 from app.errors import MethodNotAllowed
-from app.exchange import Answer
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
@@ -26,7 +31,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     now = context.server.clock.now()
     record = await care_plan_record.gather(context.store, state, now)
     edition = Edition(str(uuid.uuid4()), now, context.base_url)
-    bundle = care_plan_document.build(record, edition)
+    bundle = document.build(record, edition)
     if persist:
         answer = await interactions.update(context, "Bundle", edition.id, bundle)
         return Answer(201, answer.stored, location=True)

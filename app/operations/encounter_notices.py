@@ -6,18 +6,19 @@ sent is there too; content never is.
 
 from __future__ import annotations
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
+from app.automation.patient_resources import token
 from app.context import Context
-from app.coordination.codes import EVENT_NOTICE, NOTICE_KIND
-from app.coordination.patients import token
-from app.exchange import Answer
-from app.fhir_json import Resource
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json
+from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
 from app.proof.notice import gather
 from app.proof.publisher import sender_of
-from app.versions import Stored
+from app.records.versions import Stored
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:

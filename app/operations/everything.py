@@ -15,16 +15,18 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app import fhir_json, interactions, references
+from app.api.exchange import Answer
 from app.context import Context
-from app.definitions import SUPPORTED_TYPES
 from app.errors import BadRequest
-from app.exchange import Answer
-from app.operations.invocation import CURSOR, Invocation
-from app.search import compartment, cursor, date, registry
+from app.fhir import json as fhir_json
+from app.fhir.definitions import SUPPORTED_TYPES
+from app.interactions import interactions, references
+from app.operations.arguments import CURSOR, Invocation
+from app.records.versions import Stored
+from app.search import compartment, cursor, search_parameters
 from app.search.parameter import AnyOf, Filter, Not, Scope
+from app.search.parameters import date
 from app.search.resolution import settled
-from app.versions import Stored
 
 _FINGERPRINT = "everything"
 
@@ -166,13 +168,17 @@ def _in_care_dates(
     context: Context, resource_type: str, care: tuple[str | None, str | None]
 ) -> list[Filter]:
     """Resources whose clinical date meets the range, and those that have none."""
-    clinical = next((p for p in registry.parameters(resource_type).values() if p.is_clinical), None)
+    clinical = next(
+        (p for p in search_parameters.parameters(resource_type).values() if p.is_clinical), None
+    )
     if clinical is None or resource_type == "Patient":
         return []
     scope = Scope(context.base_url, datetime.now(UTC))
-    undated = Not(registry.present(clinical))
+    undated = Not(search_parameters.present(clinical))
     return [
-        AnyOf((undated, registry.condition(clinical, None, [f"{prefix}{bound}"], scope))).filter()
+        AnyOf(
+            (undated, search_parameters.condition(clinical, None, [f"{prefix}{bound}"], scope))
+        ).filter()
         for prefix, bound in zip(("ge", "le"), care, strict=True)
         if bound is not None
     ]

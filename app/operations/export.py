@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlencode
 
-from app import interactions
-from app.bulk import serving
-from app.bulk.asked import (
+from app.api import export_status
+from app.api.exchange import Answer
+from app.bulk.cohort import members_at
+from app.bulk.export_request import (
     FORMATS,
     Asked,
     Level,
@@ -20,11 +21,10 @@ from app.bulk.asked import (
     read_types,
     types_at,
 )
-from app.bulk.members import members_at
 from app.context import Context
 from app.errors import BadRequest
-from app.exchange import Answer
-from app.operations.invocation import Invocation
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
@@ -37,7 +37,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         )
     asked = await _read(context, invocation)
     export_id = await context.server.exports.request(context, asked, _url(context, invocation))
-    where = serving.address(context.base_url, export_id)
+    where = export_status.address(context.base_url, export_id)
     return Answer(202, headers={"Content-Location": where})
 
 

@@ -9,12 +9,13 @@ from calendar import monthrange
 from collections.abc import Sequence
 from datetime import date
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
-from app.coordination.contract_terms import INPATIENT
+from app.coordination.contracts.contract_terms import INPATIENT
 from app.errors import BadRequest, Unprocessable
-from app.exchange import Answer
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 from app.proof.report import MEASURE_ID, as_csv, measure_report
 from app.proof.stays import Asked, happenings
 from app.proof.timeliness import Timeliness, measure

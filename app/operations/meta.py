@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app import fhir_json, interactions, meta as labels
+from app.api.exchange import Answer
 from app.context import Context
-from app.definitions import SUPPORTED_TYPES
-from app.exchange import Answer
-from app.fhir_json import Resource
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json, meta as labels
+from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 from app.search.terms import unescape
 
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
+from app.attribution import attribution
+from app.attribution.practices import Provider
 from app.context import Context
-from app.coordination import unrouted
+from app.coordination.practices import no_recipient
 from app.errors import BadRequest
-from app.exchange import Answer
-from app.fhir_json import Resource
-from app.operations.invocation import Invocation
-from app.routing import attribution
-from app.routing.practices import Provider
-from app.search import date
-from app.versions import instant
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.operations.arguments import Invocation
+from app.records.versions import instant
+from app.search.parameters import date
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
@@ -33,7 +34,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         f"{resource_type}/{resource_id}",
         _moment(context, invocation.one("at")),
         context.settings,
-        listening=unrouted.listening(context),
+        listening=no_recipient.listening(context),
     )
     parameters = [{"name": "pcp", "part": _parts(provider)} for provider in found.providers]
     parameters += [{"name": "problem", "valueCode": problem} for problem in found.problems]

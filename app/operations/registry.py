@@ -14,12 +14,13 @@ from typing import Any
 
 import msgspec
 
-from app import write
+from app.api.exchange import Answer
+from app.authentication.scopes import EVERY_TYPE, Action
 from app.context import Context
-from app.definitions import PROFILES
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
-from app.exchange import Answer
-from app.fhir_json import Resource
+from app.fhir.definitions import PROFILES
+from app.fhir.json import Resource
+from app.interactions import plan
 from app.operations import (
     care_plan_changes,
     care_plan_summary,
@@ -38,8 +39,7 @@ from app.operations import (
     subscription_ws_binding_token,
     validate,
 )
-from app.operations.invocation import Invocation, arguments_of, arguments_of_query
-from app.security.scopes import EVERY_TYPE, Action
+from app.operations.arguments import Invocation, arguments_of, arguments_of_query
 
 Run = Callable[[Context, Invocation], Awaitable[Answer]]
 
@@ -186,7 +186,7 @@ async def invoke(
     """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query."""
     resource_type, resource_id = place
     if resource_type is not None:
-        write.check_type(resource_type)
+        plan.check_type(resource_type)
     operation = find(code, resource_type, resource_id)
     _check_rights(context, operation, resource_type)
     definition = operation.resource

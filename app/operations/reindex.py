@@ -5,13 +5,13 @@ Ours (profiles/operations/reindex.json). POST starts one and answers 202; GET sh
 
 from __future__ import annotations
 
-from app import fhir_json
+from app.api.exchange import Answer
 from app.context import Context
-from app.definitions import SUPPORTED_TYPES
 from app.errors import BadRequest, NotFound
-from app.exchange import Answer
-from app.operations.invocation import Invocation
-from app.reindexing import ids_and_state
+from app.fhir import json as fhir_json
+from app.fhir.definitions import SUPPORTED_TYPES
+from app.operations.arguments import Invocation
+from app.store.reindexing import ids_and_state
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:

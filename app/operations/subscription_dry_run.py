@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from app import fhir_json
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest
-from app.exchange import Answer
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json
+from app.operations.arguments import Invocation
+from app.records.versions import HistoryRange, Stored, instant
 from app.resources.subscription import check_rights
-from app.subscriptions import explanation, registration
-from app.subscriptions.registration import Registration
-from app.versions import HistoryRange, Stored, instant
+from app.subscriptions.matching import explanation, registration
+from app.subscriptions.matching.registration import Registration
 
 _DEFAULT_COUNT, _MOST = 100, 1000
 

@@ -11,17 +11,19 @@ import asyncio
 import re
 from urllib.parse import urlencode
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Gone
-from app.exchange import Answer
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 from app.operations.subscription_status import content_of, head_of
-from app.subscriptions import notification, past
-from app.subscriptions.channel_terms import CONTENTS, Content
-from app.subscriptions.past import Span
-from app.subscriptions.rights import stricter
-from app.subscriptions.telling import Teller
+from app.subscriptions.ledger import past
+from app.subscriptions.ledger.past import Span
+from app.subscriptions.matching.channel_terms import CONTENTS, Content
+from app.subscriptions.notices import notification
+from app.subscriptions.notices.event_reader import Teller
+from app.subscriptions.sending.owner_rights import stricter
 
 _NUMBER = re.compile(r"^[0-9]{1,15}$")
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, NotFound
-from app.exchange import Answer
-from app.mongo import Document
-from app.operations.invocation import Invocation
-from app.subscriptions import explanation, registration
-from app.subscriptions.explanation import Explanation, Judged
-from app.subscriptions.registration import Registration
-from app.subscriptions.topics import interaction
-from app.versions import Stored, instant
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
+from app.records.versions import Stored, instant
+from app.runtime.mongo import Document
+from app.subscriptions.matching import explanation, registration
+from app.subscriptions.matching.explanation import Explanation, Judged
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.topics.topics import interaction
 
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?")
 

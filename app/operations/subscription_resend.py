@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Conflict, Issue, operation_outcome
-from app.exchange import Answer
-from app.operations.invocation import Invocation
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 from app.operations.subscription_events import read_span
 
 _BOUNDS = {"eventsSinceInstant": "$gte", "eventsUntilInstant": "$lte"}

@@ -13,16 +13,17 @@ from urllib.parse import urlencode
 
 from pymongo import ASCENDING
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest
-from app.exchange import Answer
-from app.fhir_json import Resource
-from app.operations.invocation import CURSOR, Invocation
-from app.subscriptions import notification
-from app.subscriptions.channel_terms import PAYLOAD_CONTENT, Content
-from app.subscriptions.notification import Head
-from app.versions import Stored, instant
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.operations.arguments import CURSOR, Invocation
+from app.records.versions import Stored, instant
+from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT, Content
+from app.subscriptions.notices import notification
+from app.subscriptions.notices.notification import Head
 
 _STATUSES = ("requested", "active", "error", "off")
 

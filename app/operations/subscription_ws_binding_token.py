@@ -7,15 +7,16 @@ Classic Subscriptions have tokens as well: with authorization R4's `bind <id>` w
 
 from __future__ import annotations
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Forbidden, Unprocessable
-from app.exchange import Answer
-from app.operations.invocation import Invocation
-from app.subscriptions import tokens
+from app.fhir import json as fhir_json
+from app.interactions import interactions
+from app.operations.arguments import Invocation
+from app.records.versions import Stored, instant
 from app.subscriptions.channels import websocket
-from app.subscriptions.tokens import Holder
-from app.versions import Stored, instant
+from app.subscriptions.websocket import socket_tokens
+from app.subscriptions.websocket.socket_tokens import Holder
 
 _MOST = 1000
 
@@ -34,7 +35,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     for id_ in ids:
         await _check(context, await interactions.current(context, "Subscription", id_))
     holder = await _holder(context)
-    token, expires_at = await tokens.issue(context.server.mongo, ids, holder)
+    token, expires_at = await socket_tokens.issue(context.server.mongo, ids, holder)
     parameters = [
         {"name": "token", "valueString": token},
         {"name": "expiration", "valueDateTime": instant(expires_at)},

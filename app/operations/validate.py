@@ -8,13 +8,14 @@ models. A profile that the server cannot check yet is said to be unchecked, neve
 
 from __future__ import annotations
 
-from app import fhir_json, interactions
+from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Issue, operation_outcome
-from app.exchange import Answer
-from app.fhir_json import Resource
-from app.operations.invocation import Invocation
-from app.validation import check, models
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.fhir.validation import check, models
+from app.interactions import interactions
+from app.operations.arguments import Invocation
 
 _MODES = frozenset({"create", "update", "delete", "profile"})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.coordination.codes import (
+from app.fhir.codes import (
     EVENT_NOTICE,
     EVENT_TIME,
     NOTICE_COMMITTED,
@@ -21,9 +21,9 @@ from app.coordination.codes import (
     NOTICE_SUBSCRIPTION,
     NOTICE_TO_PCP,
 )
-from app.fhir_json import Resource
+from app.fhir.json import Resource
 from app.proof.notice import Notice
-from app.versions import instant
+from app.records.versions import instant
 
 _NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
 _STATUS = {"delivered": "completed", "dead": "stopped", "suppressed": "not-done"}

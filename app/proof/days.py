@@ -11,9 +11,9 @@ from datetime import UTC, date, datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from app.fhir_json import Resource
+from app.fhir.json import Resource
 from app.proof.notice import local
-from app.store import Store
+from app.store.store import Store
 
 TIME_ZONE = "http://hl7.org/fhir/StructureDefinition/timezone"
 # What places belong to, one step up.

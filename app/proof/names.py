@@ -1,14 +1,14 @@
-"""Which of the three names (app/subscriptions/names.py) notices that went out have lacked, many at once."""
+"""Which of the three required names (subscriptions/notices/required_names.py) notices have lacked, many at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from app.fhir_json import Resource
+from app.fhir.json import Resource
 from app.proof.notice import local
-from app.store import Store
-from app.subscriptions.names import is_treating, missing_names
-from app.versions import Stored
+from app.records.versions import Stored
+from app.store.store import Store
+from app.subscriptions.notices.required_names import is_treating, missing_names
 
 
 async def missing(

@@ -9,16 +9,16 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from app.attribution.claims import relative
 from app.consent.recipients import kind_of
-from app.fhir_json import Resource
-from app.mongo import Document
+from app.fhir.json import Resource
 from app.resources import event_time
-from app.routing.claims import relative
-from app.routing.recipient import panels_of, recipient_of
-from app.store import Store
-from app.subscriptions.ledger import State
+from app.runtime.mongo import Document
+from app.store.store import Store
+from app.subscriptions.ledger.ledger import State
+from app.subscriptions.recipient import panels_of, recipient_of
 
-# Rows of this beginning stand for notices that could be sent to nobody (app/coordination/unrouted.py).
+# Rows of this beginning stand for notices that could be sent to nobody (app/coordination/practices/no_recipient.py).
 UNROUTED = "unrouted-"
 _SUBJECTS = ("subject", "patient", "beneficiary", "for")
 _READ_AT_ONCE = 50

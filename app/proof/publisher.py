@@ -18,20 +18,20 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel, UpdateOne
 
+from app.authorization.server_owned import is_proof
+from app.automation import review_tasks
+from app.automation.timers import Timer
 from app.context import Context
-from app.coordination import review
-from app.coordination.timers import Timer
-from app.fhir_json import Resource
-from app.identifiers import first_id
-from app.interactions import until_undisturbed
-from app.mongo import Collection, Document
+from app.fhir.ids import first_id
+from app.fhir.json import Resource
+from app.interactions.interactions import until_undisturbed
 from app.proof import names
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
 from app.proof.notice import Notice, gather
-from app.security.reserved import is_proof
+from app.records.versions import Change, Stored, is_same_content
+from app.runtime.mongo import Collection, Document
 from app.settings import Settings
-from app.versions import Change, Stored, is_same_content
 
 _KIND, _KEY = "publish-notices", "all"
 EVERY = timedelta(seconds=10)
@@ -205,7 +205,7 @@ async def _incomplete(context: Context, notices: Sequence[Notice]) -> dict[str, 
     for id_ in lacking:
         patient = told[id_].patient
         is_known = patient is not None and await _is_there(context, patient)
-        await review.ask(
+        await review_tasks.ask(
             context, "incomplete-names", told[id_].focus, patient=patient if is_known else None
         )
     return lacking

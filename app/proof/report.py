@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from app.coordination.codes import BASE
-from app.fhir_json import Resource
+from app.fhir.codes import BASE
+from app.fhir.json import Resource
 from app.proof.stays import KINDS, Asked, EventKind
 from app.proof.timeliness import STRATIFIERS, TOTAL, Tally, Timeliness
-from app.versions import instant
+from app.records.versions import instant
 
 MEASURE_ID = "carerelay-notice-timeliness"
 MEASURE = f"{BASE}Measure/{MEASURE_ID}"

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, Literal
 
+from app.attribution.attribution import Attribution, attributed
+from app.attribution.practices import Provider
+from app.automation.patient_resources import token
 from app.context import Context
-from app.coordination.codes import EVENT_NOTICE, NOTICE_KIND
-from app.coordination.contract_terms import ADMISSION, INPATIENT, SNF_ADMISSION
-from app.coordination.patients import token
-from app.fhir_json import Resource
+from app.coordination.contracts.contract_terms import ADMISSION, INPATIENT, SNF_ADMISSION
+from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
+from app.fhir.json import Resource
 from app.proof.communication import Receipt, receipt, receipt_of
 from app.proof.days import Zones, day_of, local_day
 from app.proof.notice import gather, local, patient_of
-from app.routing.attribution import Attribution, attributed
-from app.routing.practices import Provider
+from app.records.versions import CURRENT, Stored, stored_current
 from app.search import query
 from app.search.resolution import resolve
-from app.versions import CURRENT, Stored, stored_current
 
 EventKind = Literal["admission", "discharge"]
 KINDS: tuple[EventKind, ...] = ("admission", "discharge")

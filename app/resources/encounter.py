@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from app.coordination.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE
 from app.errors import Issue
-from app.fhir_json import Resource
+from app.fhir.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE
+from app.fhir.json import Resource
+from app.records.versions import Late, Stored, VersionConflict, is_same_content
 from app.resources import event_time, visit_order
 from app.resources.event_time import Moment
-from app.resources.rules import Prepared
+from app.resources.type_rules import Prepared
 from app.resources.visit_order import Memory
-from app.versions import Late, Stored, VersionConflict, is_same_content
 
 if TYPE_CHECKING:
     from app.context import Context

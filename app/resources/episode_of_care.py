@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from app import terminology
-from app.coordination.codes import (
+from app.errors import Issue, Unprocessable
+from app.fhir import code_lists
+from app.fhir.codes import (
     CASE_MANAGEMENT,
     EPISODE_END_REASON,
     EPISODE_END_REASON_EXTENSION,
     EPISODE_TYPE,
 )
-from app.errors import Issue, Unprocessable
-from app.fhir_json import Resource
-from app.resources.rules import Prepared
+from app.fhir.json import Resource
+from app.resources.type_rules import Prepared
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.versions import Stored
+    from app.records.versions import Stored
 
 _PATH = f"EpisodeOfCare.extension('{EPISODE_END_REASON_EXTENSION}')"
 
@@ -35,7 +35,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     ]
     if len(reasons) > 1:
         raise _refused("An enrolment has at most one end reason", "structure")
-    known = terminology.codes(EPISODE_END_REASON)
+    known = code_lists.codes(EPISODE_END_REASON)
     for reason in reasons:
         codes = _codes(reason.get("valueCodeableConcept"), EPISODE_END_REASON)
         if not codes or not known.issuperset(codes):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from app.coordination.codes import EVENT_TIME
-from app.fhir_json import Resource
-from app.search import date
+from app.fhir.codes import EVENT_TIME
+from app.fhir.json import Resource
+from app.search.parameters import date
 
 Time = str
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.errors import Issue, Unprocessable
-from app.fhir_json import Resource
-from app.resources.rules import Prepared
+from app.fhir.json import Resource
+from app.resources.type_rules import Prepared
 from app.search import custom
 from app.search.custom_check import standard_urls, why_not
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.versions import Stored
+    from app.records.versions import Stored
 
 
 async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:

@@ -8,20 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from app.errors import Forbidden, Issue, Unprocessable
-from app.fhir_json import Resource
-from app.mongo import Document
-from app.resources.rules import Prepared
-from app.security import secrets
-from app.security.egress import Egress, EgressRefusedError, UnresolvableError, origin
-from app.subscriptions import registration, watch
+from app.fhir.json import Resource
+from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError, origin
+from app.resources.type_rules import Prepared
+from app.runtime import secrets
+from app.runtime.mongo import Document
 from app.subscriptions.channels import CHANNELS
-from app.subscriptions.criteria import led_through
-from app.subscriptions.registration import Registration
-from app.subscriptions.rights import owner_document
+from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching.criteria import led_through
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.sending.owner_rights import owner_document
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.versions import Stored
+    from app.records.versions import Stored
 
 MASK = "********"
 
@@ -50,7 +50,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
         private={
             "headers": secrets.of_settings(context.settings).seal_all(headers) if headers else [],
             "base_url": context.base_url,
-            "watch": watch.encode(read, context.settings),
+            "watch": compact_registration.encode(read, context.settings),
             **_owner(context, known),
         },
         echo={"channel": {**stored["channel"], "header": sent}} if sent else None,

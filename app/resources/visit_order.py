@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from app import meta
-from app.coordination.codes import EVENT_TIME
-from app.fhir_json import Resource
+from app.fhir import meta
+from app.fhir.codes import EVENT_TIME
+from app.fhir.json import Resource
 from app.resources.event_time import ACTIVE, BEGINNING, Moment, Time, moment, time_of
 
 Field = str

@@ -30,9 +30,9 @@ from typing import Any, TypedDict
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
-from app import tasks
 from app.errors import Unavailable
-from app.mongo import Document, Mongo, boot_seconds
+from app.runtime import background_tasks
+from app.runtime.mongo import Document, Mongo, boot_seconds
 
 HEARTBEAT_EVERY = 0.5
 TAKE_OVER_AFTER = timedelta(seconds=5)
@@ -110,7 +110,7 @@ class Cluster:
     async def stop(self) -> None:
         """Leave; nothing of this process can commit any more, so its row goes at once."""
         if self._task is not None:
-            await tasks.end([self._task])
+            await background_tasks.end([self._task])
             self._task = None
         with contextlib.suppress(PyMongoError):  # the row then ages
             await self._rows.delete_one({"_id": self.owner})

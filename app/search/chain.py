@@ -6,7 +6,7 @@
     patient._has:Group:member:_id=g             about a member of this Group
 
 Chains are evaluated from their end: what the last parameter finds becomes reference terms for the step before. Where a
-step finds too much, the search is driven from the other side (lookup.py).
+step finds too much, the search is driven from the other side (deferred_condition.py).
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app import definitions
 from app.errors import BadRequest
-from app.search import cohort, contained, reference
-from app.search.link import Link, alive
-from app.search.lookup import Document, Lookup, TooMany
+from app.fhir import definitions
+from app.search import contained, group_members
+from app.search.chain_step import Link, alive
+from app.search.deferred_condition import Document, Lookup, TooMany
 from app.search.parameter import Condition, Parameter, Scope, UnknownParameter
-from app.search.registry import parameters
-from app.search.special import Ids
+from app.search.parameters import reference
+from app.search.parameters.special import Ids
+from app.search.search_parameters import parameters
 from app.search.terms import Terms, any_of, successor
 
 if TYPE_CHECKING:
-    from app.store import Store
+    from app.store.store import Store
 
 # Reads one parameter of a type: (resource type, name, value) to its condition. Raises BadRequest.
 Read = Callable[[str, str, str], Condition]
@@ -140,7 +141,7 @@ class Chain(Lookup):
             raise TooMany
         condition = reference.local(self.parameter, found, self.scope)
         if self.parameter.aside:
-            return await cohort.Aside(self.parameter.aside, condition, limits).find(store)
+            return await group_members.Aside(self.parameter.aside, condition, limits).find(store)
         return any_of([condition, *self._contained()])
 
     def _contained(self) -> list[Terms]:
@@ -188,7 +189,7 @@ class Has(Lookup):
         prefixes = self._local([""])
         if self.parameter.aside:
             groups = await self.link.ids(store, limits)
-            members = await cohort.terms_of(
+            members = await group_members.terms_of(
                 store, self.parameter.aside, groups, prefixes, limits.found
             )
             if members is None:
@@ -212,7 +213,7 @@ class Has(Lookup):
     async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
         terms = self._local([row["_id"] for row in rows])
         if self.parameter.aside:
-            found = await cohort.terms_among(
+            found = await group_members.terms_among(
                 store, self.parameter.aside, self.link, terms, self.scope.limits
             )
         elif isinstance(self.link.condition, Lookup):

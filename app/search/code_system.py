@@ -13,8 +13,8 @@ from app.errors import BadRequest
 from app.search.terms import escape, shorten
 
 if TYPE_CHECKING:
-    from app.fhir_json import Resource
-    from app.store import Store
+    from app.fhir.json import Resource
+    from app.store.store import Store
 
 # (system, code)
 Codes = set[tuple[str, str]]

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.search import string, token
 from app.search.escaping import unescape
 from app.search.parameter import Condition, Fields, Filter, Parameter
+from app.search.parameters import string, token
 from app.search.terms import Terms, escape, escape_pattern
 
 # The end of a term: `$` would also match before a line break.

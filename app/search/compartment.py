@@ -6,11 +6,11 @@ a type into a compartment. A resource also is in its own.
 
 from __future__ import annotations
 
-from app import definitions
 from app.errors import NotFound
+from app.fhir import definitions
 from app.search.parameter import AnyOf, Condition, Scope
-from app.search.registry import condition, parameters
-from app.search.special import Ids
+from app.search.parameters.special import Ids
+from app.search.search_parameters import condition, parameters
 from app.search.terms import Terms, any_of
 
 COMPARTMENTS = ("Device", "Encounter", "Patient", "Practitioner", "RelatedPerson")

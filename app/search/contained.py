@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app import definitions
+from app.fhir import definitions
 from app.search.expression import follow
 from app.search.parameter import AllOf, Condition, Fields, Filter, Parameter
-from app.search.registry import extracted
+from app.search.search_parameters import extracted
 from app.search.terms import EVERY, Terms
 
 FIELD = "contained"

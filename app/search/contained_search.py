@@ -13,15 +13,15 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-from app import definitions, fhir_json
 from app.errors import BadRequest
+from app.fhir import definitions, json as fhir_json
 from app.search import chain, include, page, query, system
 from app.search.contained import FIELD, Within
 from app.search.extract import extract
-from app.search.gather import Row
+from app.search.include_resolver import Row
 from app.search.parameter import AllOf, AnyOf, Condition
 from app.search.query import Parameters, Query
-from app.search.registry import parameters
+from app.search.search_parameters import parameters
 from app.settings import Settings
 
 _NAME, _TYPE = "_contained", "_containedType"

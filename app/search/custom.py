@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from app.definitions import SearchParameter
+from app.fhir.definitions import SearchParameter
 
 if TYPE_CHECKING:
-    from app.fhir_json import Resource
+    from app.fhir.json import Resource
 
 CODE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 

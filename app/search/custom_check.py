@@ -6,11 +6,11 @@ from functools import cache
 
 import msgspec
 
-from app import definitions
-from app.fhir_json import Resource
+from app.fhir import definitions
+from app.fhir.json import Resource
 from app.search import custom
 from app.search.fhirpath import NotCompilableError
-from app.search.registry import compile_custom
+from app.search.search_parameters import compile_custom
 
 
 @cache

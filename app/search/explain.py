@@ -16,7 +16,7 @@ from app.search.parameter import Filter
 
 if TYPE_CHECKING:
     from app.search.query import Query
-    from app.store import Store
+    from app.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

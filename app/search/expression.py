@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from app import definitions
-from app.definitions import Element
+from app.fhir import definitions
+from app.fhir.definitions import Element
 from app.search.fhirpath import (
     Call,
     Index,

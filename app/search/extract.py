@@ -7,10 +7,10 @@ docs/decisions/0003-stored-shape-and-search-terms.md; the fields:
     dates, numbers, quantities      {parameter: [{lo, hi, ...}]}
     composites  {parameter: [fields of one element]}
     sorts       {parameter: {lo, hi}}, the least and the greatest value to sort by
-    position    a Location's place on earth, see near.py
+    position    a Location's place on earth, see parameters/near.py
     contained   the fields of each contained resource, see contained.py
-    rows        terms that the store keeps in rows beside the document, not in it, see cohort.py; `whens` likewise
-    roster      what a Group is to those who route by its members, see cohort.py
+    rows        terms that the store keeps in rows beside the document, see group_members.py; `whens` likewise
+    roster      what a Group is to those who route by its members, see group_members.py
     _id, at     the resource's id and time, as the document has them
 """
 
@@ -23,11 +23,12 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import behalf, cohort, contained, custom, date, near, words
+from app.search import contained, custom, group_members, on_behalf_of, words
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
+from app.search.parameters import date, near
 from app.search.ranges import plain
-from app.search.registry import GROUPS, OF_THE_DOCUMENT, VALUES, extracted, is_sortable
+from app.search.search_parameters import GROUPS, OF_THE_DOCUMENT, VALUES, extracted, is_sortable
 from app.search.terms import EVERY
 
 # Adds what it finds in a value of the resource to the fields.
@@ -129,10 +130,10 @@ def _plan(resource_type: str) -> _Plan:
     if resource_type == "Location":
         by_key.setdefault("position", []).append(near.add_position)
     if resource_type == "Group":
-        by_key["member"].append(cohort.add_whens)
-        always.append(cohort.add_roster)
+        by_key["member"].append(group_members.add_whens)
+        always.append(group_members.add_roster)
     if resource_type == "CareTeam":
-        by_key["participant"].append(behalf.add)
+        by_key["participant"].append(on_behalf_of.add)
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
 
 

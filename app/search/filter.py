@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from app.errors import BadRequest
-from app.search import chain, date
+from app.search import chain
 from app.search.comparison import ends_with, equal_text, other, part_of_code
-from app.search.composite import Together
 from app.search.escaping import split
 from app.search.filter_grammar import Assertion, Connection, Negation, Node, Step, parse
 from app.search.parameter import (
@@ -25,8 +24,10 @@ from app.search.parameter import (
     UnknownParameter,
     missing,
 )
+from app.search.parameters import date
+from app.search.parameters.composite import Together
 from app.search.ranges import Instant, Ranges, alternatives
-from app.search.registry import condition as plain, parameters, present
+from app.search.search_parameters import condition as plain, parameters, present
 from app.search.terms import EVERY, Terms
 
 NAME = "_filter"

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from app import definitions
 from app.errors import BadRequest
+from app.fhir import definitions
 from app.search.parameter import Parameter, UnknownParameter
-from app.search.registry import parameters
+from app.search.search_parameters import parameters
 
 _KINDS = ("_include", "_revinclude")
 EVERYTHING = "*"

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.errors import BadRequest
-from app.search.lookup import Document, Lookup, TooMany
+from app.search.deferred_condition import Document, Lookup, TooMany
 from app.search.parameter import Condition, Scope
-from app.search.special import Ids
+from app.search.parameters.special import Ids
 
 if TYPE_CHECKING:
-    from app.store import Store
+    from app.store.store import Store
 
 NAME = "_list"
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")

@@ -17,16 +17,16 @@ import msgspec
 from bson import Timestamp
 
 from app.errors import Issue, operation_outcome
-from app.search import cursor, explain, probe, sorting
-from app.search.gather import Row, included
+from app.runtime.snapshot import reading_at
+from app.search import candidate_scan, cursor, explain, sorting
+from app.search.include_resolver import Row, included
 from app.search.parameter import Filter
 from app.search.query import Query
 from app.search.ranges import Instant
 from app.search.resolution import resolve
-from app.snapshot import reading_at
 
 if TYPE_CHECKING:
-    from app.store import Store
+    from app.store.store import Store
 
 _json = msgspec.json.Encoder()
 _PLAIN = re.compile(r"[A-Za-z0-9_.~:/,|$\-]*")
@@ -91,7 +91,7 @@ async def time_to_read_at(store: Store, query: Query) -> Timestamp | None:
 async def _fill(store: Store, query: Query, page: Page) -> None:
     query = await resolve(store, query, may_probe=True)
     if query.count == 0 or query.summary == "count":
-        page.total = await probe.count(store, query)
+        page.total = await candidate_scan.count(store, query)
         return
     rows = await first_rows(store, query)
     more = len(rows) > query.count
@@ -144,7 +144,7 @@ async def first_rows(
     if query.includes:
         projection["terms"] = 1
     for each in filters(query) if pieces is None else pieces:
-        rows += await probe.find(
+        rows += await candidate_scan.find(
             store,
             query,
             each,
@@ -163,7 +163,7 @@ async def _total(
     if query.after is None and not more:
         return len(rows)
     if query.total in ("accurate", "estimate"):
-        return await probe.count(store, query)
+        return await candidate_scan.count(store, query)
     return None
 
 

@@ -24,7 +24,7 @@ class Parameter:
     `key` is the name its values are stored under. `shared` is set where this parameter is another one restricted to
     references to one type (`patient` is `subject` restricted to Patient): relative references of that type are then
     stored once, under the other's key. `is_clinical` marks the date parameter whose start is the type's sort date.
-    `aside` is the collection that keeps its terms in rows instead of the document (cohort.py).
+    `aside` is the collection that keeps its terms in rows instead of the document (group_members.py).
     `components` belong to a composite; one `is_lifted` when all its values are also the resource's own under its key.
     """
 

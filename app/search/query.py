@@ -17,9 +17,9 @@ from bson import Timestamp
 from app.errors import BadRequest, Issue
 from app.search import chain, cursor, filter as filter_, include, lists, sorting, words
 from app.search.contained import Within
+from app.search.deferred_condition import Lookup
 from app.search.escaping import split
 from app.search.include import Include
-from app.search.lookup import Lookup
 from app.search.parameter import (
     Condition,
     Fields,
@@ -31,7 +31,7 @@ from app.search.parameter import (
     UnknownParameter,
     missing,
 )
-from app.search.registry import condition, parameters, present
+from app.search.search_parameters import condition, parameters, present
 from app.search.sorting import NEWEST_FIRST, SortKey
 from app.search.terms import EVERY, Terms
 from app.settings import Settings

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from app.errors import BadRequest
-from app.search.lookup import Lookup, TooMany
+from app.search.deferred_condition import Lookup, TooMany
 from app.search.parameter import AllOf, AnyOf, Condition, Fields, Filter, Not
 
 if TYPE_CHECKING:
     from app.search.query import Query
-    from app.store import Store
+    from app.store.store import Store
 
 
 @runtime_checkable
@@ -72,7 +72,7 @@ async def resolve(store: Store, query: Query, *, may_probe: bool = False) -> Que
     """The query with all conditions settled; the same one where nothing was to be done.
 
     Raises TooMany where a lookup leads to too much. With `may_probe` it becomes one of the query's `probes` instead,
-    which only the functions of probe.py heed.
+    which only the functions of candidate_scan.py heed.
     """
     if all(is_resolved(each) for each in query.conditions):
         return query

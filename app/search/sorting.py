@@ -13,7 +13,7 @@ from typing import Any
 
 from app.errors import BadRequest
 from app.search.parameter import Filter, Parameter
-from app.search.registry import is_sortable, parameters
+from app.search.search_parameters import is_sortable, parameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from app.search.date import BEGINNING, END, span
+from app.search.parameters.date import BEGINNING, END, span
 
 # First and last instant; None where that end is open.
 Span = tuple[datetime | None, datetime | None]

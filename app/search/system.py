@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from bson import Timestamp
 
-from app import definitions
 from app.errors import BadRequest, Issue
-from app.search import cursor, explain, include, page, probe, query, sorting
+from app.fhir import definitions
+from app.runtime.snapshot import reading_at
+from app.search import candidate_scan, cursor, explain, include, page, query, sorting
 from app.search.compartment import membership
-from app.search.gather import Row
+from app.search.include_resolver import Row
 from app.search.page import Page
 from app.search.parameter import Condition, Filter
 from app.search.query import Parameters, Query
 from app.search.resolution import resolve
 from app.search.sorting import SortKey
 from app.settings import Settings
-from app.snapshot import reading_at
 
 if TYPE_CHECKING:
-    from app.store import Store
+    from app.store.store import Store
 
 _ORDER = (SortKey("at", -1), SortKey("_id", -1))
 _CURSOR = "_cursor"
@@ -207,7 +207,7 @@ def _matches(search: Search, rows: Sequence[tuple[str, dict[str, Any]]]) -> tupl
 
 
 async def _count(store: Store, queries: Sequence[Query]) -> int:
-    return sum(await asyncio.gather(*(probe.count(store, each) for each in queries)))
+    return sum(await asyncio.gather(*(candidate_scan.count(store, each) for each in queries)))
 
 
 async def _rows(

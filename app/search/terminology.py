@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from app.errors import BadRequest
-from app.search import token
 from app.search.code_system import Codes, CodeSystem
 from app.search.escaping import split, unescape
 from app.search.parameter import Condition, Not, Parameter, Scope
+from app.search.parameters import token
 from app.search.resolution import NeedsStore
 from app.search.terms import Terms, any_of
 from app.search.value_set import expand
 
 if TYPE_CHECKING:
-    from app.store import Store
+    from app.store.store import Store
 
 _MOST_CODES = 10_000
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from app.definitions import PROFILES
+from app.fhir.definitions import PROFILES
 
 UCUM = "http://unitsofmeasure.org"
 _LONGEST = 64

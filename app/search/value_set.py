@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from app import definitions
+from app.fhir import definitions
 from app.search.code_system import Codes, CodeSystem, canonical, not_held
 
 if TYPE_CHECKING:
-    from app.fhir_json import Resource
-    from app.store import Store
+    from app.fhir.json import Resource
+    from app.store.store import Store
 
 _DEEPEST = 10
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from app import definitions
-from app.definitions import Element
 from app.errors import BadRequest
+from app.fhir import definitions
+from app.fhir.definitions import Element
 from app.search.escaping import split, unescape
 from app.search.parameter import AllOf, AnyOf, Condition
-from app.search.string import normalise
+from app.search.parameters.string import normalise
 from app.search.terms import Terms
 
 NAMES = frozenset({"_text", "_content"})

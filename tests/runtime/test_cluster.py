@@ -14,15 +14,15 @@ import httpx
 import pytest
 
 from app.errors import Unavailable
-from app.mongo import Mongo
 from app.runtime.cluster import TAKE_OVER_AFTER, Cluster
-from app.store import Store
+from app.runtime.mongo import Mongo
+from app.store.store import Store
+from tests.builders.exporting import ASYNC
+from tests.builders.receiver import receiving
+from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import make_settings
-from tests.exporting import ASYNC
 from tests.processes import environment, started
-from tests.subscription_builders import encounter, topic_based
-from tests.subscription_receiver import receiving
-from tests.test_subscription_delivery import create, rows, working
+from tests.subscriptions.test_delivery import create, rows, working
 
 pytestmark = pytest.mark.mongo
 

@@ -18,7 +18,7 @@ from typing import Self
 
 import aiohttp
 
-from app.security.egress import CheckedResolver, Egress
+from app.network.egress_policy import CheckedResolver, Egress
 
 CONNECTIONS_PER_ORIGIN = 32
 _MAX_ORIGINS = 512

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from app.coordination.codes import CHANNEL_TYPE, DAVINCI_ALERTS
+from app.fhir.codes import CHANNEL_TYPE, DAVINCI_ALERTS
 from app.settings import Settings
 from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.message import address

@@ -18,8 +18,8 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from urllib.parse import unquote
 
-from app.fhir_json import Resource
-from app.security.egress import is_loopback_host
+from app.fhir.json import Resource
+from app.network.egress_policy import is_loopback_host
 from app.settings import Settings
 from app.subscriptions.channels import http_endpoint, payload
 from app.subscriptions.channels.protocol import (

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from app.security.egress import is_loopback_host
+from app.network.egress_policy import is_loopback_host
 from app.settings import Settings
 from app.subscriptions.channels import payload
 from app.subscriptions.channels.protocol import Asked, Complaint

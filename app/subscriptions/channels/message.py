@@ -9,11 +9,11 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from app.fhir_json import Resource
+from app.fhir.json import Resource
+from app.records.versions import instant
 from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.protocol import ChannelType, Draft
 from app.subscriptions.channels.rest_hook import RestHook
-from app.versions import instant
 
 _OPERATION = "/$process-message"
 # What a message is about, said by what it carries: the guide and R4 define no event code for notices.

@@ -5,8 +5,8 @@ https://hl7.org/fhir/R4/http.html#mime-type
 
 from __future__ import annotations
 
-from app import fhir_json, fhir_xml
-from app.fhir_json import Resource
+from app.fhir import json as fhir_json, xml
+from app.fhir.json import Resource
 
 FHIR_JSON = "application/fhir+json"
 FHIR_XML = "application/fhir+xml"
@@ -47,4 +47,4 @@ def body(content: Resource | bytes | None, media_type: str) -> bytes:
 
 def encode(resource: Resource, media_type: str) -> bytes:
     """A resource in FHIR_JSON or FHIR_XML."""
-    return fhir_xml.encode(resource) if media_type == FHIR_XML else fhir_json.encode(resource)
+    return xml.encode(resource) if media_type == FHIR_XML else fhir_json.encode(resource)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from app.fhir_json import Resource
-from app.mongo import Mongo
-from app.security.egress import Egress
+from app.fhir.json import Resource
+from app.network.egress_policy import Egress
+from app.runtime.mongo import Mongo
 from app.settings import Settings
-from app.subscriptions.retry import Verdict, judge
+from app.subscriptions.sending.retry import Verdict, judge
 
 # How much of an answer is kept in the ledger.
 ANSWER_LIMIT = 2048

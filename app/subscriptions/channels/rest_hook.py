@@ -18,10 +18,10 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from yarl import URL
 
-from app.security import endpoints
-from app.security.backend_token import BackendToken, TokenError
-from app.security.egress import Egress, EgressRefusedError, UnresolvableError
-from app.security.endpoints import NO_TERMS, SIGNATURE_HEADER, EndpointTerms, Origin
+from app.network import endpoint_credentials
+from app.network.backend_services_client import BackendToken, TokenError
+from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError
+from app.network.endpoint_credentials import NO_TERMS, SIGNATURE_HEADER, EndpointTerms, Origin
 from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.connections import Connections
 from app.subscriptions.channels.protocol import (
@@ -32,7 +32,7 @@ from app.subscriptions.channels.protocol import (
     Outcome,
     Surroundings,
 )
-from app.subscriptions.retry import retry_after_seconds
+from app.subscriptions.sending.retry import retry_after_seconds
 
 # What may go wrong on the way; anything else is a defect of ours.
 _FAILURES = (
@@ -58,7 +58,7 @@ class RestHook:
     @classmethod
     def within(cls, around: Surroundings) -> RestHook:
         """As the settings want it."""
-        return cls(around.egress, terms=endpoints.of_settings(around.settings))
+        return cls(around.egress, terms=endpoint_credentials.of_settings(around.settings))
 
     async def send(self, notice: Notice) -> Outcome:
         """One attempt: no redirects, `notice.timeout` seconds for all of it, and no exception for what goes wrong."""
@@ -74,11 +74,11 @@ class RestHook:
 
     async def _on_terms(self, notice: Notice) -> Outcome:
         """An exchange with whatever the endpoint asks for; a token that it refuses is replaced once."""
-        key = endpoints.origin_of(notice.url)
+        key = endpoint_credentials.origin_of(notice.url)
         terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
         more: list[tuple[str, str]] = []
         if terms.signature_secret is not None:
-            signed = endpoints.signature(
+            signed = endpoint_credentials.signature(
                 terms.signature_secret, notice.id, int(time.time()), notice.body
             )
             more.append((SIGNATURE_HEADER, signed))
@@ -122,7 +122,7 @@ class RestHook:
         return URL(url, encoded=True), f"{parts.scheme}://{parts.netloc}"
 
     def _own_tls(self, origin: str) -> ssl.SSLContext | None:
-        key = endpoints.origin_of(origin)
+        key = endpoint_credentials.origin_of(origin)
         return self._terms.get(key, NO_TERMS).tls() if key else None
 
     async def close(self) -> None:

@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
-from app.fhir_json import Resource
-from app.mongo import Document
-from app.security.egress import is_loopback_host
+from app.fhir.json import Resource
+from app.network.egress_policy import is_loopback_host
+from app.runtime.mongo import Document
+from app.runtime.process_messages import Mailbox
 from app.settings import Settings
 from app.subscriptions.channels import payload
 from app.subscriptions.channels.protocol import (
@@ -37,7 +38,6 @@ from app.subscriptions.channels.protocol import (
     Outcome,
     Surroundings,
 )
-from app.subscriptions.mailbox import Mailbox
 
 log = logging.getLogger(__name__)
 

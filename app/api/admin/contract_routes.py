@@ -1,0 +1,74 @@
+"""The operator's routes for contracts and for the report on notices; app/api/admin/operators.py serves them.
+
+GET    /admin/contracts
+GET, PUT, DELETE  /admin/contracts/<id>
+GET    /admin/reports/notices.csv   ?periodStart= &periodEnd= &organization= &class=
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from app.api import exchange
+from app.authentication.caller import SERVER
+from app.context import Context, Server
+from app.coordination.contracts import contracts
+from app.errors import BadRequest
+from app.fhir import json as fhir_json
+from app.operations import measure_evaluate
+
+Answer = tuple[int, Any]
+_REPORT_PARAMETERS = frozenset(
+    {"periodStart", "periodEnd", "organization", "practitioner", "class"}
+)
+
+
+async def list_contracts(request: Request, server: Server) -> Answer:
+    return 200, {"contracts": await contracts.list_all(_context(request, server))}
+
+
+async def read_contract(request: Request, server: Server) -> Answer:
+    return 200, await contracts.get(_context(request, server), request.path_params["id"])
+
+
+async def put_contract(request: Request, server: Server) -> Answer:
+    body = fhir_json.decode(await exchange.read_body(request, server.settings.max_resource_bytes))
+    context, contract = _context(request, server), request.path_params["id"]
+    created = await contracts.put(context, contract, body)
+    return 201 if created else 200, await contracts.get(context, contract)
+
+
+async def delete_contract(request: Request, server: Server) -> Answer:
+    await contracts.delete(_context(request, server), request.path_params["id"])
+    return 204, None
+
+
+async def report_notices(request: Request, server: Server) -> Answer:
+    """The numbers of Measure/carerelay-notice-timeliness/$evaluate-measure as CSV."""
+    query = request.query_params
+    for name in query:
+        if name not in _REPORT_PARAMETERS:
+            raise BadRequest(f"Unknown parameter '{name}'", code="not-supported", expression=name)
+    asked = measure_evaluate.read(
+        query.get("periodStart"),
+        query.get("periodEnd"),
+        query.get("organization") or query.get("practitioner"),
+        query.getlist("class"),
+    )
+    return 200, await measure_evaluate.csv_of(_context(request, server), asked)
+
+
+def _context(request: Request, server: Server) -> Context:
+    base_url = server.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
+    return Context(server, SERVER, base_url)
+
+
+HANDLERS = (
+    ("GET", "/contracts", list_contracts),
+    ("GET", "/contracts/{id}", read_contract),
+    ("PUT", "/contracts/{id}", put_contract),
+    ("DELETE", "/contracts/{id}", delete_contract),
+    ("GET", "/reports/notices.csv", report_notices),
+)

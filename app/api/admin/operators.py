@@ -1,0 +1,237 @@
+"""The operator's API beside FHIR: deliveries and topics as plain JSON; failures are OperationOutcomes.
+
+    GET    /admin/deliveries            ?subscription= &state= &since= &until= &focus= &_count= &_cursor=
+    GET    /admin/deliveries/<id>
+    POST   /admin/deliveries/<id>/resend
+    POST   /admin/deliveries/resend     one of the parameters above at least, or first= and last= with a subscription
+    GET    /admin/topics                the topics that were put
+    GET, PUT, DELETE  /admin/topics/<name>
+    /admin/contracts, /admin/reports/notices.csv: app/api/admin/contract_routes.py
+    /admin/clients: app/api/admin/client_routes.py
+    POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
+
+With authorization only clients in the role of an administrator come in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from pymongo.errors import ConnectionFailure
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.api import audited, exchange, limits, published
+from app.api.admin import client_routes, contract_routes
+from app.authentication.access_tokens import authenticate
+from app.authentication.caller import EVERYBODY, SERVER, Caller
+from app.context import Context, Server
+from app.errors import BadRequest, FhirError, Forbidden, Unavailable
+from app.fhir import json as fhir_json
+from app.records.versions import instant
+from app.subscriptions.ledger import ledger_queries
+from app.subscriptions.ledger.ledger_queries import STATES, Wanted
+
+log = logging.getLogger(__name__)
+
+Answer = tuple[int, Any]
+Handler = Callable[[Request, Server], Awaitable[Answer]]
+
+_PARAMETERS = frozenset({"subscription", "state", "since", "until", "focus", "first", "last"})
+_PAGING = frozenset({"_count", "_cursor"})
+_DEFAULT_COUNT, _MOST = 50, 1000
+
+
+async def list_deliveries(request: Request, server: Server) -> Answer:
+    """The newest first; `next` is the address of the next page."""
+    wanted = read_wanted(request.query_params, paging=True)
+    count = _number(request.query_params, "_count") or _DEFAULT_COUNT
+    rows, more = await ledger_queries.search(
+        server.mongo, wanted, min(count, _MOST), request.query_params.get("_cursor")
+    )
+    body: dict[str, Any] = {"deliveries": [ledger_queries.shown(row) for row in rows]}
+    if more is not None:
+        body["next"] = str(request.url.include_query_params(_cursor=more))
+    return 200, body
+
+
+async def read_delivery(request: Request, server: Server) -> Answer:
+    return 200, ledger_queries.shown(await _delivery(request, server))
+
+
+async def resend_one(request: Request, server: Server) -> Answer:
+    row = await _delivery(request, server)
+    wanted = Wanted(subscription=row["subscription"], first=row["number"], last=row["number"])
+    return await _resend(server, wanted)
+
+
+async def resend_many(request: Request, server: Server) -> Answer:
+    """`{resent, skipped}`. Without a parameter it would be all that was ever sent: that has to be said."""
+    wanted = read_wanted(request.query_params, paging=False)
+    if not wanted.condition():
+        raise BadRequest("Say which: a subscription, a state, a focus or a time", code="required")
+    return await _resend(server, wanted)
+
+
+async def list_topics(request: Request, server: Server) -> Answer:
+    return 200, {"topics": await server.worker.registry.topics.list()}
+
+
+async def read_topic(request: Request, server: Server) -> Answer:
+    return 200, await server.worker.registry.topics.read(request.path_params["name"])
+
+
+async def put_topic(request: Request, server: Server) -> Answer:
+    """Known here at once, as `Basic` too; to other processes within a second."""
+    resource = await exchange.read_resource(request, server.settings.max_resource_bytes)
+    registry = server.worker.registry
+    created = await registry.topics.put(request.path_params["name"], resource)
+    await _publish(request, server)
+    return 201 if created else 200, await registry.topics.read(request.path_params["name"])
+
+
+async def delete_topic(request: Request, server: Server) -> Answer:
+    await server.worker.registry.topics.delete(request.path_params["name"])
+    await _publish(request, server)
+    return 204, None
+
+
+def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
+    """The deliveries that a query asks for. Raises BadRequest for what is not understood."""
+    for name in query:
+        if name not in _PARAMETERS and not (paging and name in _PAGING):
+            raise BadRequest(f"Unknown parameter '{name}'", code="not-supported", expression=name)
+    state = query.get("state")
+    if state is not None and state not in STATES:
+        raise BadRequest(f"A state is one of {', '.join(STATES)}", code="value", expression="state")
+    focus = query.get("focus")
+    if focus is not None and focus.count("/") != 1:
+        raise BadRequest("A focus is written as Type/id", code="value", expression="focus")
+    first, last = _number(query, "first"), _number(query, "last")
+    if "subscription" not in query and (first is not None or last is not None):
+        raise BadRequest("Numbers are those of one subscription", expression="first")
+    return Wanted(
+        subscription=query.get("subscription"),
+        state=state,
+        since=_moment(query, "since"),
+        until=_moment(query, "until"),
+        focus=focus,
+        first=first,
+        last=last,
+    )
+
+
+async def advance_clock(request: Request, server: Server) -> Answer:
+    if not server.settings.test_clock:
+        raise Forbidden("The calendar is not to be moved: CARERELAY_TEST_CLOCK is off")
+    body = fhir_json.decode(await request.body())
+    seconds = body.get("advance")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or seconds < 0:
+        raise BadRequest("Not a number of seconds", code="value", expression="advance")
+    try:
+        now = server.clock.advance(timedelta(seconds=float(seconds)))
+    except OverflowError:
+        raise BadRequest("Too far ahead", code="value", expression="advance") from None
+    return 200, {"now": instant(now)}
+
+
+def _number(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text)):
+        raise BadRequest("Not a number from 1 on", code="value", expression=name)
+    return int(text)
+
+
+def _moment(query: Mapping[str, str], name: str) -> datetime | None:
+    """An instant or a date; without a zone UTC."""
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+"))  # a plus that nobody encoded
+    except ValueError:
+        raise BadRequest("Not a date or instant", code="value", expression=name) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+async def _delivery(request: Request, server: Server) -> dict[str, Any]:
+    kept = server.worker.retention.deliveries
+    return await ledger_queries.read(server.mongo, request.path_params["id"], kept)
+
+
+async def _resend(server: Server, wanted: Wanted) -> Answer:
+    worker = server.worker
+
+    def active(subscription: str) -> bool:
+        return worker.registry.standing(subscription) == "deliver"
+
+    return 202, await ledger_queries.resend(server.mongo, wanted, worker.resend, active)
+
+
+async def _publish(request: Request, server: Server) -> None:
+    """Take the topics over as they now are, here and as resources that clients read."""
+    await server.worker.registry.refresh_topics()
+    base_url = server.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
+    await published.store_topics(Context(server, SERVER, base_url))
+
+
+async def admit(request: Request, server: Server) -> Caller:
+    """Who asks; with authorization only administrators come in. Raises Unauthorized or Forbidden."""
+    if server.authority is None:
+        return EVERYBODY
+    caller = await authenticate(server, request.headers.get("authorization"))
+    request.scope["caller"] = caller
+    limits.identify(request.scope, caller.client_id)
+    if caller.role != "administrator":
+        raise Forbidden("The admin API is for administrators")
+    return caller
+
+
+def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        server: Server = request.app.state.server
+        what = "clients" if request.url.path.startswith("/admin/clients") else "administration"
+        caller = None
+        try:
+            caller = await admit(request, server)
+            status, body = await audited.administer(
+                request, caller, lambda: handler(request, server), what=what
+            )
+        except FhirError as error:
+            if caller is None:
+                error = await audited.refused(request, error)
+            return exchange.respond_error(error)
+        except ConnectionFailure:
+            log.warning("database unreachable", extra={"action": "request"})
+            return exchange.respond_error(Unavailable("The database does not answer; try again"))
+        if isinstance(body, str):
+            return Response(body, status, media_type="text/csv")
+        content = b"" if body is None else fhir_json.encode(body)
+        return Response(content, status, media_type="application/json" if content else None)
+
+    return endpoint
+
+
+ROUTES = [
+    Route(f"/admin{path}", _endpoint(handler), methods=[method])
+    for method, path, handler in (
+        ("GET", "/deliveries", list_deliveries),
+        ("POST", "/deliveries/resend", resend_many),
+        ("GET", "/deliveries/{id}", read_delivery),
+        ("POST", "/deliveries/{id}/resend", resend_one),
+        ("GET", "/topics", list_topics),
+        ("GET", "/topics/{name}", read_topic),
+        ("PUT", "/topics/{name}", put_topic),
+        ("DELETE", "/topics/{name}", delete_topic),
+        ("POST", "/clock", advance_clock),
+        *contract_routes.HANDLERS,
+        *client_routes.HANDLERS,
+    )
+]

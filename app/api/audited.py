@@ -1,0 +1,346 @@
+"""What is put on record at the doors of FHIR: each request and each entry of a Bundle, answered or refused.
+
+A write is recorded with its commit (app/store/commit.py), one row for each change; here are the rest: what was read,
+what changed nothing, what failed. The answer waits for its row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import TypeVar
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from app.api import audit_events, exchange
+from app.api.exchange import Answer
+from app.audit.entry import (
+    FAILED,
+    OK,
+    REFUSED,
+    Asked,
+    Outcome,
+    asked,
+    asking,
+    entry,
+    is_id,
+    patients_in,
+    with_patients,
+)
+from app.audit.log import AuditLog
+from app.audit.refusal_counter import LONGEST_LINE
+from app.authentication.caller import NOBODY, Caller
+from app.context import Context
+from app.errors import FhirError
+from app.network.rate_limit import site
+from app.runtime.mongo import Document
+
+T = TypeVar("T")
+Handler = Callable[[Request, Context], Awaitable[T]]
+
+UNKNOWN = Caller("unknown")
+# The interactions by the router's functions; of what is not here nothing is recorded: it tells of nobody.
+INTERACTIONS = {
+    "read": "read",
+    "vread": "vread",
+    "create": "create",
+    "update": "update",
+    "conditional_update": "update",
+    "patch": "patch",
+    "conditional_patch": "patch",
+    "delete": "delete",
+    "conditional_delete": "delete",
+    "search_type": "search-type",
+    "search_type_by_post": "search-type",
+    "search_compartment": "search-type",
+    "search_system": "search-system",
+    "operation": "operation",
+    "system_bundle": "transaction",
+    "file": "export",
+    "status": "export-status",
+    "cancel": "export-cancel",
+    "not_allowed": "request",
+}
+# Of these without a query, the entity says all that the request line would.
+_SELF_EXPLAINING = frozenset(
+    {
+        "login",
+        "read",
+        "vread",
+        "create",
+        "update",
+        "patch",
+        "delete",
+        "history-instance",
+        "transaction",
+    }
+)
+
+
+# Of a page about many patients the question is kept and not whom it found, as IHE BALP has it: to name fifty would cost
+# more than the page itself.
+_FEW = 10
+_QUESTIONS = frozenset({"search-type", "search-system", "history-type", "history-system"})
+_ABOUT = re.compile(
+    r"(?:^|[?& ])(?:[a-z-]+\.)*(?:patient|subject|beneficiary)(?:%3A|:)?(?:Patient)?=([^&\s]+)"
+)
+
+
+async def run(handler: Handler[T], request: Request, context: Context) -> T:
+    """Answer a request by its handler and put it on record. Raises Unavailable where that must be done and cannot."""
+    audit = context.server.audit
+    what = _interaction(handler.__name__, request)
+    if audit is None or what is None:
+        return await handler(request, context)
+    if request.path_params.get("type") == "AuditEvent":
+        handler = audit_events.handler(handler.__name__)  # type: ignore[assignment]
+    if request.method == "POST" and request.scope["path"].rstrip("/").endswith("/_search"):
+        request, form = await _with_form(request)
+    else:
+        form = ""
+    focus = _focus(request)
+    now = _asked(request, what, context.caller, form)
+    with audit.together:
+        async with _Asking(audit, what, now, focus):
+            result = await handler(request, context)
+            # Rehearsed reads of a transaction are told to nobody.
+            if not now.rows and not context.rewritten:
+                await audit.record(_told(audit, what, request, context, result, now, focus))
+    return result
+
+
+async def write(context: Context, method: str, url: str, act: Callable[[], Awaitable[T]]) -> T:
+    """Run one write out of a batch and put it on record."""
+    audit, outer = context.server.audit, asked.get()
+    if audit is None or outer is None:
+        return await act()
+    what = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method, "delete")
+    now = Asked(context.caller, outer.address, outer.request_id, f"{method} {url}")
+    place = url.partition("?")[0].strip("/")
+    focus = place if place.count("/") == 1 else None
+    async with _Asking(audit, what, now, focus):
+        result = await act()
+        if not now.rows:
+            await audit.record([_with_place(entry(what, audit.now(), focus=focus), focus)])
+    return result
+
+
+async def refused(request: Request, error: FhirError) -> FhirError:
+    """Put a request on record that was refused before it was looked at; returns what to answer.
+
+    Whoever it comes from is a stranger, unless `scope["caller"]` says who.
+    """
+    audit: AuditLog | None = request.app.state.server.audit
+    if audit is None:
+        return error
+    what = "login" if error.status == 401 else "request"
+    with asking(_asked(request, what, request.scope.get("caller", UNKNOWN))):
+        try:
+            row = entry(what, audit.now(), outcome=_outcome(error), status=error.status)
+            await _refuse(audit, row)
+        except FhirError as failure:
+            return failure
+    return error
+
+
+async def administer(
+    request: Request, caller: Caller, act: Callable[[], Awaitable[T]], *, what: str
+) -> T:
+    """Do what an administrator asks for and put it on record, whatever was written meanwhile."""
+    audit: AuditLog | None = request.app.state.server.audit
+    if audit is None:
+        return await act()
+    async with _Asking(audit, what, _asked(request, what, caller), None):
+        result = await act()
+        await audit.record([entry(what, audit.now())])
+    return result
+
+
+async def login(request: Request, client_id: str | None, status: int) -> None:
+    """Put on record that a client was given a token, or refused one. Raises Unavailable as `run` does."""
+    audit: AuditLog | None = request.app.state.server.audit
+    if audit is None:
+        return
+    caller = Caller(client_id) if client_id is not None else UNKNOWN
+    with asking(_asked(request, "login", caller)):
+        if status < 400:
+            await audit.record([entry("login", audit.now(), status=status)])
+        else:
+            await _refuse(audit, entry("login", audit.now(), outcome=REFUSED, status=status))
+
+
+async def bind(
+    audit: AuditLog | None,
+    address: str,
+    caller: Caller | None,
+    subscriptions: Sequence[str] = (),
+    *,
+    refused: int | None = None,
+) -> None:
+    """Put on record that a websocket is about to hear Subscriptions, or was `refused` with a close code.
+
+    `caller` is None where nobody is known to be behind what was shown. Raises Unavailable as `run` does.
+    """
+    if audit is None:
+        return
+    with asking(Asked(caller or UNKNOWN, address, "", "")):
+        outcome = OK if refused is None else REFUSED
+        row = entry("bind", audit.now(), outcome=outcome, status=refused)
+        row["k"] += [f"u:{each}" for each in subscriptions]
+        await (audit.record([row]) if refused is None else _refuse(audit, row))
+
+
+async def _refuse(audit: AuditLog, row: Document) -> None:
+    """Record a refusal of who is asking now; what anybody could cause without end not one by one."""
+    now = asked.get()
+    assert now is not None  # noqa: S101 - set by whoever refuses
+    if _is_stranger(now.caller):
+        await audit.refuse(row, client=None, address=site(now.address))
+    elif row["s"] == 429:
+        await audit.refuse(row, client=now.caller.client_id, address="")
+    else:
+        await audit.record([row])
+
+
+class _Asking:
+    """While it is open, this is what is being asked; a failure inside is put on record."""
+
+    __slots__ = ("_audit", "_focus", "_now", "_outer", "_token", "_what")
+
+    def __init__(self, audit: AuditLog, what: str, now: Asked, focus: str | None) -> None:
+        self._audit = audit
+        self._what = what
+        self._now = now
+        self._focus = focus
+
+    async def __aenter__(self) -> None:
+        self._outer = asked.get()
+        self._token = asked.set(self._now)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(error, FhirError):
+                await _refuse(self._audit, self._row(_outcome(error), error.status))
+            elif isinstance(error, Exception):
+                await self._audit.record([self._row(FAILED, 500)])
+        finally:
+            asked.reset(self._token)
+            if self._outer is not None:
+                self._outer.rows += self._now.rows
+
+    def _row(self, outcome: Outcome, status: int) -> Document:
+        now = self._audit.now()
+        row = entry(self._what, now, outcome=outcome, status=status, focus=self._focus)
+        return _with_place(row, self._focus)
+
+
+def _told(
+    audit: AuditLog,
+    what: str,
+    request: Request,
+    context: Context,
+    result: object,
+    now: Asked,
+    focus: str | None,
+) -> list[Document]:
+    """The rows of an answer, with the patients that it tells of. How an export is doing tells of nobody."""
+    if isinstance(result, Response):
+        outcome = FAILED if result.status_code >= 500 else OK
+        told = entry(what, audit.now(), outcome=outcome, status=result.status_code)
+        told["k"].append(f"x:{request.path_params['export']}")
+        return [told]
+    assert isinstance(result, Answer)  # noqa: S101 - nothing else is answered
+    patients = _patient(focus)
+    version = None
+    stored = result.stored
+    if stored is not None:
+        focus, version = stored.reference, stored.version
+    row = entry(what, audit.now(), status=result.status, focus=focus, version=version)
+    if focus is None and (
+        resource_type := request.path_params.get("target") or request.path_params.get("type")
+    ):
+        row["t"] = resource_type
+    body = result.body
+    if body is not None and result.status != 304:
+        text = body if isinstance(body, str) else body.decode()
+        found = patients_in(text, "" if stored is not None else context.base_url)
+        many = what in _QUESTIONS and len(found) > _FEW
+        patients |= _asked_about(now) if many else found
+    return with_patients(row, patients)
+
+
+def _interaction(name: str, request: Request) -> str | None:
+    if name == "history":
+        level = "instance" if "id" in request.path_params else "type"
+        return f"history-{level}" if "type" in request.path_params else "history-system"
+    return INTERACTIONS.get(name)
+
+
+def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked:
+    scope = request.scope
+    line = ""
+    if scope["query_string"] or form or what not in _SELF_EXPLAINING:
+        query = scope["query_string"].decode("latin-1")
+        line = " ".join(
+            part
+            for part in (scope["method"], scope["path"] + (f"?{query}" if query else ""), form)
+            if part
+        )
+        if _is_stranger(caller):
+            line = line[:LONGEST_LINE]
+    client = scope.get("client")
+    outer = asked.get()
+    if outer is not None:  # an entry of a Bundle
+        return Asked(caller, outer.address, outer.request_id, line)
+    return Asked(caller, client[0] if client else "", scope.get("request_id", ""), line)
+
+
+def _focus(request: Request) -> str | None:
+    path = request.path_params
+    type_, id_ = path.get("type"), path.get("id")
+    return f"{type_}/{id_}" if type_ and id_ and is_id(id_) else None
+
+
+def _is_stranger(caller: Caller) -> bool:
+    return caller is UNKNOWN or caller is NOBODY
+
+
+def _patient(focus: str | None) -> set[str]:
+    """The id of the patient that is asked for, if it is one."""
+    return {focus.removeprefix("Patient/")} if focus and focus.startswith("Patient/") else set()
+
+
+def _asked_about(now: Asked) -> set[str]:
+    """The ids of the patients that a search names."""
+    values = (unquote(found[1]) for found in _ABOUT.finditer(now.line))
+    ids = (each.rpartition("/")[2] for value in values for each in value.split(","))
+    return {each for each in ids if is_id(each)}
+
+
+def _with_place(row: Document, focus: str | None) -> Document:
+    """The row with the patient that the request names."""
+    row["k"] += [f"p:{each}" for each in _patient(focus)]
+    return row
+
+
+def _outcome(error: FhirError) -> Outcome:
+    return FAILED if error.status >= 500 else REFUSED
+
+
+async def _with_form(request: Request) -> tuple[Request, str]:
+    """The request with its body to be read again, and the body: the search that it asks for."""
+    body = await exchange.read_body(request, exchange.MAX_FORM_BYTES, may_be_empty=True)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive), body.decode("utf-8", "replace")

@@ -1,0 +1,384 @@
+"""Every FHIR URL and verb on one screen: parse the request, call one function, render its answer. No logic here.
+
+https://hl7.org/fhir/R4/http.html
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NoReturn
+from urllib.parse import unquote
+
+from pymongo.errors import ConnectionFailure
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import audited, capabilities, exchange, export_status as bulk, limits
+from app.api.exchange import Answer
+from app.authentication import access_tokens
+from app.authentication.caller import EVERYBODY, NOBODY, Caller
+from app.context import Context, Server
+from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
+from app.fhir import formats, json as fhir_json
+from app.interactions import bundle, interactions, plan
+from app.operations import registry as operations
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request, Context], Awaitable[Answer]]
+
+PREFIX = "/fhir"
+# What a client has to read before it can ask for a token.
+_OPEN = frozenset({f"{PREFIX}/metadata"})
+# It becomes part of every address in an answer.
+_HOST = re.compile(r"([A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+class Endpoint:
+    """One URL: a handler for each verb it knows; HEAD answers like GET without a body."""
+
+    def __init__(self, **handlers: Handler) -> None:
+        self._handlers = {verb.upper(): handler for verb, handler in handlers.items()}
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = await self._respond(request)
+        if request.method == "HEAD":
+            response.body = b""
+        await response(scope, receive, send)
+
+    async def answer(self, request: Request, context: Context) -> Answer:
+        """Run the handler of the request's verb. Raises FhirError."""
+        handler = self._handlers.get(request.method) or _refusing(self._handlers)
+        return await audited.run(handler, request, context)
+
+    async def _respond(self, request: Request) -> Response:
+        form = formats.PLAIN
+        context: Context | None = None
+        try:
+            form = formats.read_form_of_answer(request)
+            prefer = exchange.read_prefer(request.headers.get("prefer"))
+            context = await _context(request, prefer)
+            answer = await self.answer(request, context)
+            written = prefer if request.method in ("POST", "PUT", "PATCH") else None
+            return exchange.respond(answer, context.base_url, written, form)
+        except FhirError as error:
+            if context is None:
+                error = await audited.refused(request, error)
+            return exchange.respond_error(error, form)
+        except ConnectionFailure:
+            log.warning("database unreachable", extra={"action": "request"})
+            unavailable = Unavailable("The database does not answer; try again")
+            return exchange.respond_error(unavailable, form)
+
+
+class Direct:
+    """One URL whose handlers give the HTTP response itself: files, and what is no FHIR resource. No Bundle asks it."""
+
+    def __init__(self, **handlers: Callable[[Request, Context], Awaitable[Response]]) -> None:
+        self._handlers = {verb.upper(): handler for verb, handler in handlers.items()}
+        self._handlers["HEAD"] = self._handlers["GET"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        context: Context | None = None
+        try:
+            context = await _context(request, exchange.read_prefer(None))
+            handler = self._handlers.get(request.method) or _refusing(self._handlers)
+            response = await audited.run(handler, request, context)
+        except FhirError as error:
+            if context is None:
+                error = await audited.refused(request, error)
+            response = exchange.respond_error(error)
+        except ConnectionFailure:
+            log.warning("database unreachable", extra={"action": "request"})
+            response = exchange.respond_error(
+                Unavailable("The database does not answer; try again")
+            )
+        if request.method == "HEAD":
+            response.body = b""
+        await response(scope, receive, send)
+
+    async def answer(self, request: Request, context: Context) -> Answer:
+        raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
+
+
+def _refusing(allowed: Iterable[str]) -> Callable[[Request, Context], Awaitable[NoReturn]]:
+    """The handler of every verb that has none."""
+    verbs = ", ".join(sorted(allowed))
+
+    async def not_allowed(request: Request, context: Context) -> NoReturn:
+        raise MethodNotAllowed(f"{request.method} is not supported here", headers={"Allow": verbs})
+
+    return not_allowed
+
+
+async def _context(request: Request, prefer: exchange.Prefer) -> Context:
+    """The surroundings of a request. Raises Unauthorized for who does not say who it is."""
+    server: Server = request.app.state.server
+    base_url = server.settings.base_url.rstrip("/")
+    if not base_url:
+        host = request.headers.get("host") or request.url.netloc
+        if not _HOST.fullmatch(host):
+            raise BadRequest("The Host header is malformed")
+        base_url = f"{request.scope['scheme']}://{host}{PREFIX}"
+    handling = prefer.handling or server.settings.search_handling
+    caller = await _caller(request, server)
+    return Context(server, caller, base_url, handling, respond_async=prefer.respond_async)
+
+
+async def _caller(request: Request, server: Server) -> Caller:
+    if server.settings.auth != "smart":
+        return EVERYBODY
+    if request.scope["path"].rstrip("/") in _OPEN:
+        return NOBODY
+    caller = await access_tokens.authenticate(server, request.headers.get("authorization"))
+    request.scope["caller"] = caller
+    limits.identify(request.scope, caller.client_id)
+    return caller
+
+
+async def _body(request: Request, context: Context) -> fhir_json.Resource:
+    return await exchange.read_resource(request, context.settings.max_resource_bytes)
+
+
+async def metadata(request: Request, context: Context) -> Answer:
+    return await capabilities.metadata(context, request.query_params.get("mode"))
+
+
+async def system_bundle(request: Request, context: Context) -> Answer:
+    resource = await exchange.read_resource(request, context.settings.max_bundle_bytes)
+    prefer = exchange.read_prefer(request.headers.get("prefer"))
+    return await bundle.process(context, resource, prefer, dispatch)
+
+
+async def read(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    return await interactions.read(context, path["type"], path["id"], preconditions)
+
+
+async def vread(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    return await interactions.vread(context, path["type"], path["id"], path["version"])
+
+
+async def create(request: Request, context: Context) -> Answer:
+    preconditions = exchange.read_preconditions(request.headers)
+    resource_type = request.path_params["type"]
+    plan.check_type(resource_type)
+    return await interactions.create(
+        context, resource_type, await _body(request, context), preconditions
+    )
+
+
+async def update(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    plan.check_type(path["type"])
+    return await interactions.update(
+        context, path["type"], path["id"], await _body(request, context), preconditions
+    )
+
+
+async def conditional_update(request: Request, context: Context) -> Answer:
+    resource_type = request.path_params["type"]
+    preconditions = exchange.read_preconditions(request.headers)
+    plan.check_type(resource_type)
+    resource = await _body(request, context)
+    return await interactions.conditional_update(
+        context, resource_type, request.url.query, resource, preconditions
+    )
+
+
+async def patch(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
+    return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
+
+
+async def conditional_patch(request: Request, context: Context) -> Answer:
+    resource_type = request.path_params["type"]
+    preconditions = exchange.read_preconditions(request.headers)
+    apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
+    return await interactions.conditional_patch(
+        context, resource_type, request.url.query, apply, preconditions
+    )
+
+
+async def delete(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    preconditions = exchange.read_preconditions(request.headers)
+    return await interactions.delete(context, path["type"], path["id"], preconditions)
+
+
+async def conditional_delete(request: Request, context: Context) -> Answer:
+    preconditions = exchange.read_preconditions(request.headers)
+    return await interactions.conditional_delete(
+        context, request.path_params["type"], request.url.query, preconditions
+    )
+
+
+async def history(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    parameters = request.query_params.multi_items()
+    return await interactions.history(context, parameters, path.get("type"), path.get("id"))
+
+
+async def search_type(request: Request, context: Context) -> Answer:
+    parameters = request.query_params.multi_items()
+    return await interactions.search_type(context, request.path_params["type"], parameters)
+
+
+async def search_type_by_post(request: Request, context: Context) -> Answer:
+    parameters = await _search_parameters(request)
+    return await interactions.search_type(context, request.path_params["type"], parameters)
+
+
+async def search_system(request: Request, context: Context) -> Answer:
+    return await interactions.search_system(context, await _search_parameters(request))
+
+
+async def search_compartment(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    parameters = await _search_parameters(request)
+    return await interactions.search_compartment(
+        context, (path["type"], path["id"]), path["target"], parameters
+    )
+
+
+async def _search_parameters(request: Request) -> list[tuple[str, str]]:
+    posted = await exchange.read_form(request) if request.method == "POST" else []
+    return [*request.query_params.multi_items(), *posted]
+
+
+async def operation(request: Request, context: Context) -> Answer:
+    path = request.path_params
+    place = (path.get("type"), path.get("id"))
+    given = await exchange.read_parameters(request, context.settings.max_bundle_bytes)
+    posted = request.method == "POST"
+    return await operations.invoke(context, path["operation"], place, given, posted=posted)
+
+
+_ENDPOINTS: list[tuple[str, Endpoint | Direct]] = [
+    ("", Endpoint(get=search_system, post=system_bundle)),
+    ("/_search", Endpoint(post=search_system)),
+    ("/metadata", Endpoint(get=metadata)),
+    ("/${operation}", Endpoint(get=operation, post=operation)),
+    (f"/{bulk.PLACE}/{{export}}", Direct(get=bulk.status, delete=bulk.cancel)),
+    (f"/{bulk.PLACE}/{{export}}/{{file}}", Direct(get=bulk.file)),
+    ("/{type}/${operation}", Endpoint(get=operation, post=operation)),
+    ("/{type}/{id}/${operation}", Endpoint(get=operation, post=operation)),
+    ("/_history", Endpoint(get=history)),
+    (
+        "/{type}",
+        Endpoint(
+            get=search_type,
+            post=create,
+            put=conditional_update,
+            patch=conditional_patch,
+            delete=conditional_delete,
+        ),
+    ),
+    ("/{type}/_search", Endpoint(post=search_type_by_post)),
+    ("/{type}/_history", Endpoint(get=history)),
+    ("/{type}/{id}", Endpoint(get=read, put=update, patch=patch, delete=delete)),
+    ("/{type}/{id}/_history", Endpoint(get=history)),
+    ("/{type}/{id}/_history/{version}", Endpoint(get=vread)),
+    ("/{type}/{id}/{target}", Endpoint(get=search_compartment)),
+    ("/{type}/{id}/{target}/_search", Endpoint(post=search_compartment)),
+]
+
+
+class Table:
+    """Endpoints by the shape of their path: one look-up, however many there are.
+
+    A shape has an item for each segment: a word that some path spells out, `$` for an operation, `*` for the rest.
+    """
+
+    def __init__(self, endpoints: Sequence[tuple[str, Endpoint | Direct]]) -> None:
+        templates = [(path.split("/")[1:], endpoint) for path, endpoint in endpoints]
+        self._words = {s for segments, _ in templates for s in segments if s[:1] not in ("{", "$")}
+        self._endpoints = {
+            tuple(self._shape(segment) for segment in segments): (
+                endpoint,
+                [
+                    segment.strip("${}") if segment[:1] in ("{", "$") else None
+                    for segment in segments
+                ],
+            )
+            for segments, endpoint in templates
+        }
+
+    def find(self, path: str) -> tuple[Endpoint | Direct, dict[str, str]] | None:
+        """The endpoint of a path below the base, with or without a trailing slash, and its path parameters."""
+        segments = path.removesuffix("/").split("/")[1:]
+        found = self._endpoints.get(tuple([self._shape(segment) for segment in segments]))
+        if found is None or "" in segments:
+            return None
+        endpoint, names = found
+        pairs = zip(names, segments, strict=True)
+        return endpoint, {name: segment.removeprefix("$") for name, segment in pairs if name}
+
+    def _shape(self, segment: str) -> str:
+        if segment in self._words:
+            return segment
+        return "$" if segment[:1] == "$" else "*"
+
+
+_TABLE = Table(_ENDPOINTS)
+
+
+class FhirRouter:
+    """ASGI middleware that answers everything below the FHIR base and passes the rest on.
+
+    Ahead of FastAPI's own routing, which tries one pattern after another: docs/decisions/0005-fhir-routing.md.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        below = path.removeprefix(PREFIX)
+        if scope["type"] != "http" or below == path or below[:1] not in ("", "/"):
+            await self._app(scope, receive, send)
+            return
+        found = _TABLE.find(below)
+        if found is None:
+            nowhere = exchange.respond_error(NotFound("No such address on this server"))
+            await nowhere(scope, receive, send)
+            return
+        endpoint, scope["path_params"] = found
+        await endpoint(scope, receive, send)
+
+
+async def dispatch(
+    context: Context, method: str, path: str, query: str, body: fhir_json.Resource | None
+) -> Answer:
+    """Answer one request out of a Bundle by the same handlers as if it had come alone."""
+    content = fhir_json.encode(body) if body is not None else b""
+    below = f"/{unquote(path)}"
+    found = _TABLE.find(below)
+    if found is None:
+        raise NotFound("No such address on this server")
+    endpoint, parameters = found
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": PREFIX + below,
+        "path_params": parameters,
+        "query_string": query.encode(),
+        "headers": [(b"content-type", formats.FHIR_JSON.encode())],
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return await endpoint.answer(Request(scope, receive), context)

@@ -1,0 +1,139 @@
+"""Who a patient's primary care provider is at a moment.
+
+The sources are asked in the order of CARERELAY_ATTRIBUTION, and the first that names anybody wins (docs/routing.md).
+Resources count as they are now, their periods at the moment asked for; nothing is remembered from one event to the
+next, because a PCP of yesterday is told what is no longer theirs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from app.attribution import claims as claims_
+from app.attribution.claims import Claim, Record, Source
+from app.attribution.practices import Provider, Resolved, resolve, with_endpoints
+from app.search import spans
+from app.settings import Settings
+from app.store.store import Store
+
+# Whether a Subscription names a provider (a reference) as its filter.
+Listening = Callable[[str], bool]
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """The providers who are told of a patient, latest first, and what a person should put right (review reasons).
+
+    `patient` is a reference, after merges were followed.
+    """
+
+    patient: str
+    providers: tuple[Provider, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+async def primary_care(
+    store: Store,
+    patient: str,
+    at: datetime,
+    settings: Settings,
+    *,
+    listening: Listening | None = None,
+) -> Attribution:
+    """The PCPs of a patient (`Patient/p1`) with their endpoints: four rounds of reading, each side by side.
+
+    Who has neither an Endpoint nor a Subscription, as far as `listening` knows, is a problem.
+    """
+    found = await attributed(store, patient, at, settings)
+    providers = await with_endpoints(store, found.providers, _base(settings))
+    problems = list(found.problems)
+    if not all(is_heard(provider, listening) for provider in providers):
+        problems.append("no-endpoint")
+    return replace(found, providers=tuple(providers), problems=tuple(problems))
+
+
+def is_heard(provider: Provider, listening: Listening | None) -> bool:
+    """Whether there is a way to tell a provider: an Endpoint, or a Subscription that names it."""
+    named = listening is not None and any(listening(each) for each in provider.references)
+    return bool(provider.endpoints) or named
+
+
+async def attributed(store: Store, patient: str, at: datetime, settings: Settings) -> Attribution:
+    """The PCPs of a patient without their endpoints: what filters need, in two rounds of reading, or three."""
+    return await judged(store, await claims_.read(store, patient, _base(settings)), at, settings)
+
+
+async def judged(store: Store, record: Record, at: datetime, settings: Settings) -> Attribution:
+    """`attributed` from a record that has been read already."""
+    problems = ["merged-patient"] if record.merged else []
+    if not record.known:
+        problems.append("unknown-patient")
+    ended: set[str] = set()
+    over = False
+    for source in sources(settings):
+        claims = await _claims(store, record, source, settings)
+        current = standing(claims, ended, at)
+        if not current:
+            continue
+        resolved = await resolve(store, current, source, at, _base(settings))
+        over = over or resolved.ended
+        if resolved.providers:
+            told, several = told_of(resolved)
+            problems += ["several-pcps"] if several else []
+            return Attribution(record.patient, told, tuple(problems))
+    problems.append("pcp-period-ended" if ended or over else "no-pcp")
+    return Attribution(record.patient, (), tuple(problems))
+
+
+def sources(settings: Settings) -> Sequence[Source]:
+    """The sources in their order."""
+    known: dict[str, Source] = {
+        "care-team": "care-team",
+        "general-practitioner": "general-practitioner",
+        "group": "group",
+    }
+    return [known[name] for name in settings.attribution.split(",")]
+
+
+async def _claims(
+    store: Store, record: Record, source: Source, settings: Settings
+) -> Sequence[Claim]:
+    if source == "group":
+        return await claims_.of_rosters(store, record.memberships, _base(settings))
+    return record.claims[source]
+
+
+def standing(claims: Sequence[Claim], ended: set[str], at: datetime) -> list[Claim]:
+    """The claims of one source that hold at a moment. `ended` are those whom it or a better source has seen off."""
+    current = [claim for claim in claims if spans.holds(claim.span, at)]
+    # An undated word of a lesser source does not bring back whom a better one has seen off.
+    current = [c for c in current if c.span != spans.ALWAYS or c.reference not in ended]
+    held = {claim.reference for claim in current}
+    ended |= {c.reference for c in claims if spans.has_ended(c.span, at)} - held
+    return current
+
+
+def told_of(resolved: Resolved) -> tuple[tuple[Provider, ...], bool]:
+    """Who is told, latest first, and whether a person should choose.
+
+    Of several practices the one that took over last is told; where dates do not tell, all are: a notice too many can be
+    put right, one too few cannot.
+    """
+    ordered = sorted(resolved.providers, key=_since, reverse=True)
+    practices = {provider.practice for provider in ordered}
+    if len(practices) == 1:
+        return tuple(ordered), resolved.ambiguous
+    newest = [provider for provider in ordered if _since(provider) == _since(ordered[0])]
+    is_clear = len({provider.practice for provider in newest}) == 1
+    return tuple(newest if is_clear else ordered), True
+
+
+def _since(provider: Provider) -> datetime:
+    return provider.since or _LONG_AGO
+
+
+def _base(settings: Settings) -> str:
+    return settings.base_url.rstrip("/")

@@ -1,0 +1,197 @@
+"""Whose patients many people are at once: `attribution` for a batch, in the same reads as for one.
+
+Who may read a record is asked for every page of a search, and of whom something is amiss for every batch of events;
+what exactly a person should put right is told by `attribution` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.attribution import claims as claims_
+from app.attribution.attribution import Listening, is_heard, sources, standing, told_of
+from app.attribution.claims import ROSTERS, Claim, Source
+from app.attribution.practices import Provider, Roles, read_roles, resolve_by, with_endpoints
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.runtime.mongo import Document
+from app.search import group_members
+from app.search.spans import Span
+from app.search.terms import EVERY
+from app.settings import Settings
+from app.store.store import Store
+
+# A chain of merges longer than this is a mistake.
+_MOST_MERGES = 5
+
+
+async def attributed(
+    store: Store, patients: Collection[str], organization: str, at: datetime, settings: Settings
+) -> set[str]:
+    """Those of the patients (`Patient/p1`) whose primary care is an organization's (`Organization/o1`) at a moment."""
+    found = await organizations(store, patients, at, settings)
+    return {patient for patient, of in found.items() if organization in of}
+
+
+async def organizations(
+    store: Store, patients: Collection[str], at: datetime, settings: Settings
+) -> dict[str, frozenset[str]]:
+    """The organizations that have the primary care of each patient at a moment; merges are followed."""
+    found = await _standings(store, patients, at, settings)
+    return {
+        patient: frozenset(each.organization for each in standing.told if each.organization)
+        for patient, standing in found.items()
+    }
+
+
+async def in_order(
+    store: Store,
+    patients: Collection[str],
+    at: datetime,
+    settings: Settings,
+    listening: Listening,
+) -> list[str]:
+    """Those of the patients with whose primary care nothing is amiss: `attribution.primary_care` finds no problem."""
+    found = await _standings(store, patients, at, settings)
+    clear = {patient: each.told for patient, each in found.items() if each.told and each.is_clear}
+    told = list(dict.fromkeys(provider for each in clear.values() for provider in each))
+    reached = await with_endpoints(store, told, settings.base_url.rstrip("/"))
+    heard = {
+        provider
+        for provider, known in zip(told, reached, strict=True)
+        if is_heard(known, listening)
+    }
+    return [patient for patient, of in clear.items() if heard.issuperset(of)]
+
+
+async def _standings(
+    store: Store, patients: Collection[str], at: datetime, settings: Settings
+) -> dict[str, _Standing]:
+    base_url = settings.base_url.rstrip("/")
+    wanted = list(dict.fromkeys(patients))
+    records = await _read(store, wanted, base_url)
+    survivors = _followed(records, wanted)
+    known = await claims_.rosters(
+        store, {group for record in records.values() for group in record.memberships}
+    )
+    claims: dict[str, Mapping[Source, Sequence[Claim]]] = {
+        patient: {
+            "care-team": record.teams,
+            "general-practitioner": record.own,
+            "group": claims_.by_rosters(known, record.memberships, base_url),
+        }
+        for patient, record in records.items()
+    }
+    names = [claim.reference for own in claims.values() for each in own.values() for claim in each]
+    roles = await read_roles(store, names, base_url) if names else Roles({}, {})
+    order = sources(settings)
+    found = {}
+    for patient in wanted:
+        own = claims[survivors[patient]]
+        told, several = _judged([(each, own[each]) for each in order], roles, at, base_url)
+        is_itself = records[patient].known and survivors[patient] == patient
+        found[patient] = _Standing(told, is_itself and not several)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Who is told of a patient; `is_clear` where the patient is known, not merged, and no person need choose."""
+
+    told: tuple[Provider, ...]
+    is_clear: bool
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is written about one patient's primary care."""
+
+    known: bool = False
+    survivor: str | None = None
+    own: list[Claim] = field(default_factory=list)
+    teams: list[Claim] = field(default_factory=list)
+    memberships: dict[str, list[Span]] = field(default_factory=dict)
+
+
+def _judged(
+    claims: Sequence[tuple[Source, Sequence[Claim]]], roles: Roles, at: datetime, base_url: str
+) -> tuple[tuple[Provider, ...], bool]:
+    """Who is told, and whether a person should choose."""
+    ended: set[str] = set()
+    for source, each in claims:
+        current = standing(each, ended, at)
+        if current:
+            resolved = resolve_by(roles, current, source, at, base_url)
+            if resolved.providers:
+                return told_of(resolved)
+    return (), False
+
+
+async def _read(store: Store, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
+    """The records of patients, and of those that they were merged into."""
+    records: dict[str, _Record] = {}
+    unread = list(patients)
+    for _ in range(_MOST_MERGES + 1):
+        if not unread:
+            break
+        records.update(await _round(store, unread, base_url))
+        named = (records[patient].survivor for patient in unread)
+        unread = [each for each in dict.fromkeys(named) if each and each not in records]
+    return records
+
+
+async def _round(store: Store, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
+    records = {patient: _Record() for patient in patients}
+    members = {
+        term: patient
+        for patient in patients
+        for term in claims_.terms_for("Group", "member", patient, base_url)
+    }
+    found, teams, rows = await store.find_together(
+        (
+            (
+                "Patient",
+                {"_id": {"$in": [each[8:] for each in patients]}, "terms": EVERY},
+                {"text": 1},
+            ),
+            ("CareTeam", claims_.teams_of(patients, base_url), {"text": 1}),
+            (ROSTERS, {"_id.m": {"$in": list(members)}}, {"when": 1}),
+        )
+    )
+    for row in found:
+        resource = fhir_json.decode_stored(row["text"])
+        record = records[f"Patient/{row['_id']}"]
+        record.known = True
+        record.survivor = claims_.survivor_of(resource, base_url)
+        record.own = list(claims_.of_patient(resource, base_url))
+    for row in teams:
+        team = fhir_json.decode_stored(row["text"])
+        record_of_team = records.get(_subject(team, base_url))
+        if record_of_team is not None:
+            record_of_team.teams += claims_.of_care_team(team, base_url)
+    by_member: dict[str, list[Document]] = {}
+    for row in rows:
+        by_member.setdefault(members[row["_id"]["m"]], []).append(row)
+    for patient, own in by_member.items():
+        records[patient].memberships = group_members.memberships_in(own)
+    return records
+
+
+def _subject(team: Resource, base_url: str) -> str:
+    reference: str = team.get("subject", {}).get("reference", "")
+    near = reference.removeprefix(f"{base_url}/") if base_url else reference
+    return near.partition("/_history/")[0]
+
+
+def _followed(records: Mapping[str, _Record], patients: Sequence[str]) -> dict[str, str]:
+    """Whose record counts for each patient: the one at the end of its merges."""
+    found: dict[str, str] = {}
+    for patient in patients:
+        seen, at = {patient}, patient
+        while (after := records[at].survivor) and after in records and after not in seen:
+            seen.add(after)
+            at = after
+        found[patient] = at
+    return found

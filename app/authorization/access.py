@@ -1,0 +1,329 @@
+"""What one caller may see and write: scopes, compartments, consent and labels, judged in this one place.
+
+The rules are data (rules.py); here they are held against resources. What nothing allows is refused.
+docs/access.md
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.authentication.caller import UNLIMITED, Caller
+from app.authentication.scopes import Action, Scopes
+from app.authorization import relations
+from app.authorization.disclosure import Disclosure
+from app.authorization.panel import Panel, Panels
+from app.authorization.relations import Facts, Traits
+from app.authorization.relationships import Belonging, Family
+from app.authorization.rules import KNOWN_ALREADY, Relation, rule_of
+from app.authorization.scope_filters import Restrictions
+from app.consent import labels
+from app.consent.directives import Gate
+from app.errors import Forbidden
+from app.records.versions import Stored
+from app.runtime.snapshot import reading_at
+from app.search.extract import extract
+from app.search.parameter import Filter
+from app.search.terms import senders
+from app.settings import Settings
+from app.store.store import Store
+
+_MOST_KEPT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a caller sees of a type: what all `filters` find and, unless it `is_exact`, passes `Access.seen` as well."""
+
+    filters: tuple[Filter, ...]
+    is_exact: bool
+
+    @property
+    def is_everything(self) -> bool:
+        return self.is_exact and not self.filters
+
+
+class Accesses:
+    """The rights of callers, made once for each; one for each process."""
+
+    def __init__(
+        self, store: Store, gate: Gate, settings: Settings, now: Callable[[], datetime]
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.belonging = Belonging(store, settings, now)
+        self.disclosure = Disclosure(gate, self.belonging)
+        self.panels = Panels(store, self.belonging, settings.base_url.rstrip("/"))
+        self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
+
+    def of(self, caller: Caller) -> Access | None:
+        """What limits a caller; None for whom nothing does."""
+        try:
+            return self._kept[caller]
+        except KeyError:
+            access = None if caller in UNLIMITED else Access(caller, self)
+            self._kept[caller] = access
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+            return access
+
+
+class Access:
+    """What one caller may see and write."""
+
+    def __init__(self, caller: Caller, accesses: Accesses) -> None:
+        self.caller = caller
+        self.settings = accesses.settings
+        self.store = accesses.store
+        self.belonging = accesses.belonging
+        self.scopes = Scopes.of(caller.scopes)
+        self.restrictions = Restrictions(self.scopes, accesses.settings)
+        self._disclosure = accesses.disclosure
+        self._panels = accesses.panels
+        self._base_url = accesses.settings.base_url.rstrip("/")
+        # By type and right. Scopes and role never change; what is seen may depend on the family, it is kept for one.
+        self._allowed: dict[tuple[str, Action], bool] = {}
+        self._sights: dict[tuple[str, Action], tuple[Family | None, Sight]] = {}
+
+    @property
+    def is_administrator(self) -> bool:
+        return self.caller.role == "administrator"
+
+    def sees_all(self, resource_type: str) -> bool:
+        """Whether every resource of a type may be read, so that nothing hidden can be asked about through it."""
+        return "everyone" in rule_of(self.caller.role, resource_type).read and not (
+            self.restrictions.of(resource_type, "r")
+        )
+
+    # Scopes
+
+    def allows(self, resource_type: str, action: Action) -> bool:
+        """Whether scopes and role let anything of the type be met so."""
+        key = (resource_type, action)
+        if key not in self._allowed:
+            self._allowed[key] = self._allows(resource_type, action)
+        return self._allowed[key]
+
+    def _allows(self, resource_type: str, action: Action) -> bool:
+        rule = rule_of(self.caller.role, resource_type)
+        by_role = {
+            "r": rule.read,
+            "s": rule.read,
+            "c": rule.new or rule.fresh,
+            "u": rule.old,
+            "d": rule.old,
+        }[action]
+        return bool(by_role) and self.restrictions.of(resource_type, action) is not None
+
+    def require(self, resource_type: str, action: Action) -> None:
+        """Raises Forbidden, naming the scope, where the token does not have it or the role could never use it."""
+        if self.allows(resource_type, action):
+            return
+        if not self.scopes.allows(resource_type, action):
+            raise Forbidden(f"The token lacks the scope system/{resource_type}.{action}")
+        raise Forbidden(f"This client's role or scope does not reach any {resource_type} so")
+
+    # Reading
+
+    async def family(self) -> Family:
+        """The caller's organization with all that are part of it; empty where it has none."""
+        if self.caller.organization is None:
+            return frozenset()
+        return await self.belonging.family(self.caller.organization)
+
+    async def sight(self, resource_type: str, action: Action) -> Sight | None:
+        """What may be seen of a type; None where nothing may."""
+        if not self.allows(resource_type, action):
+            return None
+        known = self._sights.get((resource_type, action))
+        if known is not None and known[0] is None:
+            return known[1]
+        with reading_at(None):  # rights are those of now, whenever what is read was so
+            return await self._sight(resource_type, action)
+
+    async def _sight(self, resource_type: str, action: Action) -> Sight:
+        family: Family | None = None
+        filters = list(self.restrictions.filters(resource_type, action))
+        read = rule_of(self.caller.role, resource_type).read
+        if not self.is_administrator:
+            filters.append({"terms": {"$nin": list(relations.very_restricted())}})
+        if self.is_administrator or "everyone" in read:
+            sight = Sight(tuple(filters), is_exact=True)
+        else:
+            family = await self.family()
+            known = self._sights.get((resource_type, action))
+            if known is not None and known[0] is family:
+                return known[1]
+            sight = self._sight_by(resource_type, read, family, filters)
+        self._sights[resource_type, action] = (family, sight)
+        return sight
+
+    def _sight_by(
+        self,
+        resource_type: str,
+        read: Sequence[Relation],
+        family: Family,
+        filters: list[Filter],
+    ) -> Sight:
+        found = [relations.filter_of(each, resource_type, family, self._base_url) for each in read]
+        named = [each for each in found if each is not None]
+        if len(named) == len(found):
+            filters.append(named[0] if len(named) == 1 else {"$or": named})
+            return Sight(tuple(filters), is_exact=True)
+        return Sight(tuple(filters), is_exact=False)
+
+    async def panel_filter(self, resource_type: str) -> Filter | None:
+        """What all that may be seen of a type passes besides its sight; None where nothing is known that narrows it."""
+        family = await self.family()
+        parts: list[Filter] = []
+        for relation in rule_of(self.caller.role, resource_type).read:
+            if relation == "patients":
+                with reading_at(None):
+                    panel = await self._panels.of(self.caller.role, family)
+                part = None if panel is None else self._about_panel(resource_type, panel)
+            else:
+                part = relations.filter_of(relation, resource_type, family, self._base_url)
+            if part is None:
+                return None
+            parts.append(part)
+        return {"$or": parts} if parts else None
+
+    def _about_panel(self, resource_type: str, panel: Panel) -> Filter | None:
+        about = relations.about(resource_type)
+        if about is None and resource_type != "Patient":
+            return None
+        return self._panels.filter(None if resource_type == "Patient" else about, panel)
+
+    async def seen(self, resource_type: str, rows: Sequence[Facts]) -> set[str]:
+        """The ids of those that may be seen, scopes aside; a row has `_id` and all of its `terms`."""
+        read = rule_of(self.caller.role, resource_type).read
+        return await self.related(resource_type, rows, read)
+
+    async def related(
+        self,
+        resource_type: str,
+        rows: Sequence[Facts],
+        by: Sequence[Relation],
+        *,
+        is_own_past: bool = False,
+    ) -> set[str]:
+        """The ids of those that stand in one of the relations and may be disclosed, so far as they must be.
+
+        With `is_own_past` the caller is about to replace what it knows: how that is labelled does not matter then.
+        """
+        with reading_at(None):
+            return await self._related(resource_type, rows, by, is_own_past=is_own_past)
+
+    async def _related(
+        self,
+        resource_type: str,
+        rows: Sequence[Facts],
+        by: Sequence[Relation],
+        *,
+        is_own_past: bool,
+    ) -> set[str]:
+        if self.is_administrator:
+            return {row["_id"] for row in rows} if "everyone" in by else set()
+        passed: set[str] = set()
+        family = await self.family()
+        traits = {
+            row["_id"]: (row, relations.traits_of(resource_type, row, self._base_url))
+            for row in rows
+        }
+        for relation in sorted(by, key=lambda each: each not in KNOWN_ALREADY):
+            known = is_own_past and relation in KNOWN_ALREADY
+            left = {
+                key: (row, of)
+                for key, (row, of) in traits.items()
+                if key not in passed and (known or labels.VERY_RESTRICTED not in of.labels)
+            }
+            if relation == "patients":
+                passed |= await self._of_own_patients(resource_type, left, family)
+            else:
+                passed |= {
+                    key
+                    for key, (row, _) in left.items()
+                    if relations.holds(
+                        relation, resource_type, row, family, self.caller, self._base_url
+                    )
+                }
+        return passed
+
+    async def _of_own_patients(
+        self, resource_type: str, rows: Mapping[str, tuple[Facts, Traits]], family: Family
+    ) -> set[str]:
+        """The keys of those that are about the organization's patients alone, and may be disclosed."""
+        about = {each for _, of in rows.values() for each in of.patients}
+        self._disclosure.begin(about)  # read together with what follows
+        own = await self.own_patients(about, family)
+        left = {
+            key: (row, of) for key, (row, of) in rows.items() if of.patients and of.patients <= own
+        }
+        return await self._disclosure.of(self.caller, resource_type, left) if left else set()
+
+    async def own_patients(self, patients: set[str], family: Family) -> set[str]:
+        """Those of the patients (`Patient/p1`) that are the organization's."""
+        return await relations.own_patients(self.belonging, self.caller.role, patients, family)
+
+    async def seen_versions(self, versions: Sequence[Stored], action: Action) -> list[Stored]:
+        """Those of the versions that may be seen: what they say, and what the resource says now, both must be."""
+        by_type: dict[str, list[Stored]] = {}
+        for stored in versions:
+            by_type.setdefault(stored.type, []).append(stored)
+        shown: set[str] = set()
+        with reading_at(None):
+            for resource_type, own in by_type.items():
+                if self.allows(resource_type, action):
+                    ids = await self._seen_of_type(resource_type, own, action)
+                    shown |= {f"{resource_type}/{each}" for each in ids}
+        return [each for each in versions if f"{each.type}/{_key(each)}" in shown]
+
+    async def _seen_of_type(
+        self, resource_type: str, versions: Sequence[Stored], action: Action
+    ) -> set[str]:
+        current = await self.current(resource_type, {each.id for each in versions})
+        now = [row for row in current.values() if not row.get("deleted")]
+        visible = await self.seen(resource_type, now)
+        rows: list[Facts] = []
+        for each in versions:
+            row = current.get(each.id)
+            if row is None or not (row.get("deleted") or each.id in visible):
+                continue
+            facts = await self._facts_of_version(each, row.get("by", ()))
+            if facts is not None and self.restrictions.match(resource_type, action, facts):
+                rows.append({**facts, "_id": _key(each), "id": each.id})
+        return await self.seen(resource_type, rows)
+
+    async def current(self, resource_type: str, ids: set[str]) -> dict[str, Facts]:
+        """The terms and writers of what is stored under these ids."""
+        rows = await self.store.find(
+            resource_type,
+            {"_id": {"$in": sorted(ids)}},
+            projection={"terms": 1, "by": 1, "deleted": 1, "v": 1},
+        )
+        return {row["_id"]: row for row in rows}
+
+    async def _facts_of_version(self, stored: Stored, by: Sequence[str]) -> Facts | None:
+        """What a version says; a deletion says what the version before it did."""
+        if stored.deleted:
+            before = await self.store.vread(stored.type, stored.id, stored.version - 1)
+            if before is None or before.deleted:
+                return None
+            stored = before
+        fields = extract(stored.type, stored.resource())
+        return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
+
+    async def facts_of(self, resource_type: str, row: Facts) -> Facts | None:
+        """What is known of a current document, by its last version where it was deleted."""
+        if not row.get("deleted"):
+            return row
+        gone = Stored(resource_type, row["_id"], row["v"], self.belonging.now(), "", deleted=True)
+        return await self._facts_of_version(gone, row.get("by", ()))
+
+
+def _key(stored: Stored) -> str:
+    """What tells versions apart where their resource's id does not."""
+    return f"{stored.id}/{stored.version}"

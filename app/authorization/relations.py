@@ -1,0 +1,241 @@
+"""How resources stand to an organization: each relation of rules.py held against what a document says.
+
+Nothing but search terms is looked at, so a row of any search can be judged as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from app.attribution import claims
+from app.authentication.caller import Caller, Role
+from app.authorization.relationships import Belonging, Family
+from app.authorization.rules import BY_COVERAGE, OWNERS, PATIENTS, Relation
+from app.consent import labels
+from app.consent.labels import Labels
+from app.search.expression import follow
+from app.search.parameter import Filter, Parameter
+from app.search.parameters import reference
+from app.search.search_parameters import parameters
+from app.search.terms import senders, unescape
+
+# What a document says: `_id` and `terms`. Of a version `_id` tells it from others, and `id` is the resource's.
+Facts = Mapping[str, Any]
+_SECURITY = "_security="
+_TOPIC_ID = "topic-"
+_TOPIC = "code=http://hl7.org/fhir/fhir-types|SubscriptionTopic"
+
+
+def id_of(row: Facts) -> str:
+    """The id of the resource."""
+    own: str = row.get("id") or row["_id"]
+    return own
+
+
+@cache
+def about(resource_type: str) -> Parameter | None:
+    """The search parameter that says which patients a resource is about."""
+    known = parameters(resource_type)
+    found = known.get("patient") or known.get("subject")
+    return found if found is not None and found.type == "reference" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What decides about most resources: the patients (`Patient/p1`) that one is about, and how it is labelled."""
+
+    patients: frozenset[str]
+    labels: Labels
+
+
+def traits_of(resource_type: str, row: Facts, base_url: str) -> Traits:
+    """In one pass over the terms. A Patient is about itself."""
+    patients, codings = set(), []
+    starts = _starts(resource_type, base_url)
+    if resource_type == "Patient":
+        patients.add(f"Patient/{id_of(row)}")
+    for term in row["terms"]:
+        if term.startswith(starts):
+            if term.startswith(_SECURITY):
+                codings.append(term[len(_SECURITY) :].partition("|"))
+            else:
+                # With a version it stands there without one, too.
+                name = term[term.index("Patient/") :]
+                if name.count("/") == 1:
+                    patients.add(name)
+    return Traits(frozenset(patients), _labels(codings) if codings else labels.NONE)
+
+
+def patients_of(resource_type: str, row: Facts, base_url: str) -> frozenset[str]:
+    """The patients that a resource is about."""
+    return traits_of(resource_type, row, base_url).patients
+
+
+@cache
+def _starts(resource_type: str, base_url: str) -> tuple[str, ...]:
+    """How the terms begin that traits are read from."""
+    parameter = None if resource_type == "Patient" else about(resource_type)
+    if parameter is None:
+        return (_SECURITY,)
+    keys = {parameter.key, parameter.shared or parameter.key}
+    near = [f"{key}=Patient/" for key in keys]
+    return (_SECURITY, *near, *([f"{key}={base_url}/Patient/" for key in keys] if base_url else []))
+
+
+def _labels(parts: Iterable[tuple[str, str, str]]) -> Labels:
+    codings = []
+    for system, bar, code in parts:
+        if bar:
+            coding = {"code": unescape(code)}
+            codings.append(coding | ({"system": unescape(system)} if system else {}))
+    return labels.codes(codings)
+
+
+@cache
+def very_restricted() -> tuple[str, ...]:
+    """The search terms of what nobody but administrators reads."""
+    return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
+
+
+def _named(resource_type: str, code: str, row: Facts, base_url: str) -> set[str]:
+    parameter = parameters(resource_type)[code]
+    return {f"{kind}/{id_}" for kind, id_ in reference.targets(parameter, row["terms"], base_url)}
+
+
+def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) -> Facts:
+    """As much of a resource that is not stored yet as relations look at, at a tenth of the cost of all its terms."""
+    codes = {
+        "service-provider" if resource_type == "Encounter" else None,
+        "managing-entity" if resource_type == "Group" else None,
+        OWNERS.get(resource_type),
+        "payor" if resource_type == "Coverage" else None,
+        "practitioner" if resource_type == "PractitionerRole" else None,
+    }
+    subject = about(resource_type)
+    wanted = [parameters(resource_type)[code] for code in codes if code]
+    terms = [
+        f"{each.shared or each.key}{ending}"
+        for each in (*wanted, *([subject] if subject else []))
+        for path in each.paths
+        for element in follow(path.steps, resource)
+        if isinstance(element, dict)
+        for ending in reference.VALUES["Reference"](element)
+    ]
+    return {"_id": resource_id, "terms": terms}
+
+
+def holds(
+    relation: Relation,
+    resource_type: str,
+    row: Facts,
+    family: Family,
+    caller: Caller,
+    base_url: str,
+) -> bool:
+    """Whether a resource stands in a relation that needs nothing but itself."""
+    return _HOLDS[relation](resource_type, row, family, caller, base_url)
+
+
+def names_only(code: str, resource_type: str, row: Facts, family: Family, base_url: str) -> bool:
+    """Whether the Organizations that an element names are all of the family; at least none is another's."""
+    named = _named(resource_type, code, row, base_url)
+    return all(each in family for each in named)
+
+
+def same(codes: Iterable[str], resource_type: str, row: Facts, other: Facts, base_url: str) -> bool:
+    """Whether two versions name the same by some search parameters."""
+    return all(
+        _named(resource_type, code, row, base_url) == _named(resource_type, code, other, base_url)
+        for code in codes
+    )
+
+
+Holds = Callable[[str, Facts, Family, Caller, str], bool]
+
+
+def _sent(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+    return not family.isdisjoint(
+        term.removeprefix("_sender=") for term in row["terms"] if term.startswith("_sender=")
+    )
+
+
+def _by(code: str, only: str) -> Holds:
+    def holds_(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+        return resource_type == only and not family.isdisjoint(
+            _named(resource_type, code, row, base)
+        )
+
+    return holds_
+
+
+def _owned(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+    code = OWNERS.get(resource_type)
+    return code is not None and not family.isdisjoint(_named(resource_type, code, row, base))
+
+
+def _itself(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+    return caller.organization is not None and (
+        f"{resource_type}/{id_of(row)}" == caller.organization
+    )
+
+
+def _published(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+    # A client's own could bear the same code, but would be about somebody.
+    return (
+        id_of(row).startswith(_TOPIC_ID)
+        and _TOPIC in row["terms"]
+        and not any(term.startswith(("subject=", "subject:")) for term in row["terms"])
+    )
+
+
+_HOLDS: Mapping[Relation, Holds] = {
+    "everyone": lambda *_: True,
+    "sent": _sent,
+    "provided": _by("service-provider", "Encounter"),
+    "managed": _by("managing-entity", "Group"),
+    "owned": _owned,
+    "itself": _itself,
+    "published": _published,
+}
+
+
+def filter_of(
+    relation: Relation, resource_type: str, family: Family, base_url: str
+) -> Filter | None:
+    """What finds all that stands in a relation and nothing else; None where no filter of MongoDB says it."""
+    if relation == "sent":
+        return {"terms": {"$in": senders(sorted(family))}}
+    if relation == "managed":
+        return _naming("Group", "managing-entity", family, base_url)
+    if relation == "provided":
+        if resource_type == "Encounter":
+            return _naming("Encounter", "service-provider", family, base_url)
+        return {"terms": {"$in": []}}
+    return None
+
+
+def _naming(resource_type: str, code: str, family: Family, base_url: str) -> Filter:
+    terms = [
+        t for each in sorted(family) for t in claims.terms_for(resource_type, code, each, base_url)
+    ]
+    return {"terms": {"$in": terms}}
+
+
+async def own_patients(
+    belonging: Belonging, role: Role | None, patients: set[str], family: Family
+) -> set[str]:
+    """Those of the patients that are an organization's by its role."""
+    if role is None or not family or not patients:
+        return set()
+    match PATIENTS.get(role):
+        case "attributed":
+            return await belonging.attributed(patients, family)
+        case "treated":
+            return await belonging.treated(patients, family)
+        case "member":
+            by_coverage = role in BY_COVERAGE
+            return await belonging.members(patients, family, by_coverage=by_coverage)
+    return set()

@@ -1,0 +1,293 @@
+"""Whose patients people are, now: what access rules mean by attributed, treated and member.
+
+Asked for whole pages at once and remembered for a second at most; what this process commits counts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from app.attribution import claims, many
+from app.consent.recipients import Kind, Recipient, resolve
+from app.fhir import json as fhir_json
+from app.records.versions import Event
+from app.runtime.batch_cache import Shared
+from app.runtime.mongo import Document
+from app.search import group_members, spans
+from app.search.parameters import reference
+from app.search.search_parameters import parameters
+from app.search.terms import senders
+from app.settings import Settings
+from app.store.store import Store
+
+# Seconds for which an answer stands, and for how long an organization is taken for what it was.
+_STANDS, _ORGANIZATIONS_STAND = 1.0, 10.0
+# Patients asked about in one round.
+_AT_ONCE = 500
+_KEYS_AT_ONCE = 10_000
+_ONE_BY_ONE = 20
+# Steps down the tree of organizations that are looked at, and organizations in it.
+_MOST_STEPS, _MOST_ORGANIZATIONS = 5, 1_000
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+Family = frozenset[str]
+# Organizations and a patient.
+Pair = tuple[Family, str]
+
+
+class Belonging:
+    """One for each process. `now` is the clock that periods are judged by."""
+
+    def __init__(self, store: Store, settings: Settings, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._settings = settings
+        self._base_url = settings.base_url.rstrip("/")
+        self.now = now
+        self._practices: Shared[str, frozenset[str]] = Shared(
+            self._read_practices, frozenset(), lasting=_STANDS
+        )
+        # The organizations that pairs were asked about.
+        self._asking: set[Family] = set()
+        self._treated: Shared[Pair, bool] = Shared(self._read_treated, False, lasting=_STANDS)
+        self._covered: Shared[Pair, bool] = Shared(self._read_covered, False, lasting=_STANDS)
+        self._listed: Shared[Pair, bool] = Shared(self._read_listed, False, lasting=_STANDS)
+        self._families: Shared[str, Family] = Shared(
+            self._read_families, frozenset(), lasting=_ORGANIZATIONS_STAND
+        )
+        self._recipients: Shared[tuple[str, Kind], Recipient] = Shared(
+            self._read_recipients, Recipient(None), lasting=_ORGANIZATIONS_STAND
+        )
+
+    def heard(self, events: Sequence[Event]) -> None:
+        """The store's listener: what changes who belongs where counts at once."""
+        for event in events:
+            if event.type in ("Patient", "CareTeam", "Encounter", "Coverage"):
+                self._forget(event)
+            elif event.type in ("Group", "Contract"):
+                self._practices.clear()
+                self._listed.clear()
+            elif event.type in ("Organization", "PractitionerRole"):
+                self._practices.clear()
+                self._families.clear()
+                self._recipients.clear()
+
+    def _forget(self, event: Event) -> None:
+        """What is known of the patients that a change is about."""
+        patients = {f"Patient/{event.resource_id}"} if event.type == "Patient" else set()
+        for fields in (event.fields, event.previous_fields):
+            if fields is not None and event.type != "Patient":
+                patients |= self._patients(event.type, "patient", fields["terms"])
+        pairs = [(family, each) for family in self._asking for each in patients]
+        match event.type:
+            case "Coverage":
+                self._covered.forget(pairs)
+            case "Encounter":
+                # A new visit takes nothing away.
+                is_new = event.previous_text is None
+                self._treated.forget(
+                    each for each in pairs if not (is_new and self._treated.known(each))
+                )
+            case "CareTeam":
+                self._practices.forget(patients)
+            case _:
+                self._practices.forget(patients)
+                self._treated.forget(pairs)
+
+    async def family(self, organization: str) -> Family:
+        """The organization with all that are part of it."""
+        family = await self._families.get(organization)
+        self._asking.add(family)
+        return family
+
+    async def recipient(self, organization: str, kind: Kind) -> Recipient:
+        """The organization as Consents name it."""
+        return await self._recipients.get((organization, kind))
+
+    async def attributed(self, patients: Collection[str], family: Family) -> set[str]:
+        """Those of the patients (`Patient/p1`) whose primary care provider belongs to the family."""
+        found = await self._all(self._practices, patients)
+        return {patient for patient, of in found.items() if of & family}
+
+    async def treated(self, patients: Collection[str], family: Family) -> set[str]:
+        """Those whose record the family wrote, or who have a visit that it sent or provided."""
+        found = await self._all(self._treated, [(family, each) for each in patients])
+        return {patient for (_, patient), is_so in found.items() if is_so}
+
+    async def members(
+        self, patients: Collection[str], family: Family, *, by_coverage: bool
+    ) -> set[str]:
+        """Those in a Group that the family manages or has a contract about, and under a Coverage that it pays.
+
+        Coverages count where that is asked for.
+        """
+        pairs = [(family, each) for each in patients]
+        found = {p for (_, p), is_so in (await self._all(self._listed, pairs)).items() if is_so}
+        if by_coverage:
+            pairs = [pair for pair in pairs if pair[1] not in found]
+            covered = await self._all(self._covered, pairs)
+            found |= {patient for (_, patient), is_so in covered.items() if is_so}
+        return found
+
+    async def _all(self, shared: Shared[K, V], keys: Iterable[K]) -> dict[K, V]:
+        asked = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
+        return {
+            key: future.result() if future.done() else await asyncio.shield(future)
+            for key, future in asked
+        }
+
+    # What is read
+
+    async def _read_practices(self, patients: list[str]) -> Mapping[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = {}
+        for some in _some(patients):
+            found |= await many.organizations(self._store, some, self.now(), self._settings)
+        return found
+
+    async def _read_treated(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
+        found: dict[Pair, bool] = {}
+        for family, patients in _by_family(pairs):
+            wrote = senders(family)
+            rows = await self._store.find(
+                "Patient",
+                {"_id": {"$in": [each[8:] for each in patients]}, "terms": {"$in": wrote}},
+                projection={"_id": 1},
+            )
+            own = {f"Patient/{row['_id']}" for row in rows}
+            own |= await self._visiting(family, [each for each in patients if each not in own])
+            found |= dict.fromkeys(((family, each) for each in own), True)
+        return found
+
+    async def _visiting(self, family: Family, patients: Sequence[str]) -> set[str]:
+        """Those who have a visit that the family sent or provided."""
+        by = [*senders(family), *self._terms("Encounter", "service-provider", family)]
+
+        def of(some: Sequence[str]) -> Document:
+            visits = {"terms": {"$in": self._terms("Encounter", "patient", some)}}
+            return {"$and": [visits, {"terms": {"$in": by}}]}
+
+        if len(patients) > _ONE_BY_ONE:
+            terms = self._terms("Encounter", "patient", patients)
+            found = await self._store.terms_among("Encounter", of(patients), terms)
+            return self._patients("Encounter", "patient", found)
+        # Somebody may have been there a thousand times: one visit tells.
+        counts = await asyncio.gather(
+            *(self._store.count("Encounter", of([each]), 1) for each in patients)
+        )
+        return {each for each, count in zip(patients, counts, strict=True) if count}
+
+    async def _read_covered(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
+        found: dict[Pair, bool] = {}
+        now = self.now()
+        for family, patients in _by_family(pairs):
+            rows = await self._store.find(
+                "Coverage",
+                {
+                    "$and": [
+                        {"terms": {"$in": self._terms("Coverage", "beneficiary", patients)}},
+                        {"terms": {"$in": self._terms("Coverage", "payor", family)}},
+                        {"terms": "status=active"},
+                    ]
+                },
+                projection={"text": 1, "terms": 1},
+            )
+            for row in rows:
+                coverage = fhir_json.decode_stored(row["text"])
+                if spans.holds(spans.of(coverage.get("period")), now):
+                    for patient in self._patients("Coverage", "beneficiary", row["terms"]):
+                        found[family, patient] = True
+        return found
+
+    async def _read_listed(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
+        found: dict[Pair, bool] = {}
+        now = self.now()
+        for family, patients in _by_family(pairs):
+            members = self._terms("Group", "member", patients)
+            groups = await self.groups(family)
+            keys = [{"g": group, "m": member} for group in groups for member in members]
+            for start in range(0, len(keys), _KEYS_AT_ONCE):
+                some = {"_id": {"$in": keys[start : start + _KEYS_AT_ONCE]}}
+                for row in await self._store.find(claims.ROSTERS, some):
+                    (when,) = group_members.memberships_in([row]).values()
+                    if any(spans.holds(span, now) for span in when):
+                        for patient in self._patients("Group", "member", [row["_id"]["m"]]):
+                            found[family, patient] = True
+        return found
+
+    async def groups(self, family: Family) -> list[str]:
+        """The ids of Groups in use that a family manages, or that an executed Contract gives it to know of."""
+        contracts = await self._store.find(
+            "Contract",
+            {
+                "$and": [
+                    {"terms": {"$in": self._terms("Contract", "authority", family)}},
+                    {"terms": "status=executed"},
+                ]
+            },
+            projection={"terms": 1},
+        )
+        subject = parameters("Contract")["subject"]
+        named = {
+            id_
+            for row in contracts
+            for kind, id_ in reference.targets(subject, row["terms"], self._base_url)
+            if kind == "Group"
+        }
+        managed = {"terms": {"$in": self._terms("Group", "managing-entity", family)}}
+        rows = await self._store.find(
+            "Group",
+            {"$and": [{"roster.live": True}, {"$or": [managed, {"_id": {"$in": sorted(named)}}]}]},
+            projection={"_id": 1},
+        )
+        return [row["_id"] for row in rows]
+
+    async def _read_families(self, organizations: list[str]) -> Mapping[str, Family]:
+        return {each: await self._family(each) for each in organizations}
+
+    async def _family(self, organization: str) -> Family:
+        found, level = {organization}, [organization]
+        for _ in range(_MOST_STEPS):
+            rows = await self._store.find(
+                "Organization",
+                {"terms": {"$in": self._terms("Organization", "partof", level)}},
+                limit=_MOST_ORGANIZATIONS,
+                projection={"_id": 1},
+            )
+            level = [name for row in rows if (name := f"Organization/{row['_id']}") not in found]
+            if not level or len(found) + len(level) > _MOST_ORGANIZATIONS:
+                break
+            found |= set(level)
+        return frozenset(found)
+
+    async def _read_recipients(
+        self, keys: list[tuple[str, Kind]]
+    ) -> Mapping[tuple[str, Kind], Recipient]:
+        return {key: await resolve(self._store, *key) for key in keys}
+
+    def _terms(self, resource_type: str, code: str, references: Iterable[str]) -> list[str]:
+        return [
+            term
+            for each in references
+            for term in claims.terms_for(resource_type, code, each, self._base_url)
+        ]
+
+    def _patients(self, resource_type: str, code: str, terms: Iterable[str]) -> set[str]:
+        parameter = parameters(resource_type)[code]
+        found = reference.targets(parameter, terms, self._base_url)
+        return {f"Patient/{id_}" for kind, id_ in found if kind == "Patient"}
+
+
+def _some(patients: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (patients[at : at + _AT_ONCE] for at in range(0, len(patients), _AT_ONCE))
+
+
+def _by_family(pairs: Iterable[Pair]) -> Iterable[tuple[Family, Sequence[str]]]:
+    found: dict[Family, list[str]] = {}
+    for family, patient in pairs:
+        found.setdefault(family, []).append(patient)
+    for family, patients in found.items():
+        for some in _some(patients):
+            yield family, some

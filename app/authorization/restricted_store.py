@@ -1,0 +1,472 @@
+"""The store as one caller may see it: the same methods, and nothing else to be found by any of them.
+
+All that answers a request reads through `Context.store`, so searches, chains, includes, histories and operations all
+are filtered here. It has none of the store's own parts: a method of the store that is not made here fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from bson import Timestamp
+
+from app.authentication.scopes import Action
+from app.authorization import write_check
+from app.authorization.access import Access, Sight
+from app.authorization.candidates import Candidates, Read, candidates
+from app.authorization.rules import rule_of
+from app.errors import Forbidden
+from app.records.versions import (
+    CURRENT,
+    Change,
+    Guard,
+    HistoryRange,
+    Stored,
+    stored_current,
+    stored_version,
+)
+from app.runtime.mongo import Document
+from app.search.deferred_condition import TooMany
+from app.search.parameter import Filter
+from app.search.terms import EVERY
+from app.store.store import Store, WriteAction
+
+_VERSIONS = "versions"
+# Rows beside resources, by the type that they belong to.
+_ROWS = {"group_members": "Group"}
+_FIRST_BATCH, _LARGEST_BATCH = 100, 1_000
+_TERMS = {"terms": 1}
+_CHANGES: tuple[Action, ...] = ("u", "d")
+
+
+class View(Store):
+    """The store as a caller sees it."""
+
+    def __init__(self, store: Store, access: Access) -> None:
+        self._store = store
+        self._access = access
+        self._most = access.settings.max_chain_examined
+        self.owner = store.owner
+        self.cluster = store.cluster
+
+    async def prepare(self) -> None:
+        raise _no_part()
+
+    # Single resources
+
+    async def read(self, resource_type: str, resource_id: str) -> Stored | None:
+        return await self._current(resource_type, resource_id, "r")
+
+    async def _current(self, resource_type: str, resource_id: str, action: Action) -> Stored | None:
+        """The current version, a deletion that may be known of included; None for what is hidden."""
+        sight = await self._access.sight(resource_type, action)
+        if sight is None:
+            return None
+        if sight.is_everything:
+            return await self._store.read(resource_type, resource_id)
+        within = {"$or": [{"deleted": True}, {"$and": list(sight.filters)}]}
+        where: list[Filter] = [{"_id": resource_id}, within]
+        rows = await self._store.find(
+            resource_type, {"$and": where}, limit=1, projection=CURRENT | _TERMS
+        )
+        if not rows:
+            return None
+        stored = stored_current(resource_type, rows[0])
+        if stored.deleted:
+            return stored if await self._access.seen_versions([stored], action) else None
+        if sight.is_exact or await self._access.seen(resource_type, rows):
+            return stored
+        return None
+
+    async def previous(
+        self, resource_type: str, resource_id: str, action: WriteAction
+    ) -> Stored | None:
+        found = await self.previous_many({(resource_type, resource_id): action})
+        return found.get(f"{resource_type}/{resource_id}")
+
+    async def previous_many(
+        self, actions: Mapping[tuple[str, str], WriteAction]
+    ) -> dict[str, Stored]:
+        """What the caller may replace, or see where it is to be patched. The rest is hidden; `commit` refuses it."""
+        found: dict[str, Stored] = {}
+        for kind in {key[0] for key in actions}:
+            if not self._access.allows(kind, "u") and not self._access.allows(kind, "d"):
+                continue
+            own = {key[1]: action for key, action in actions.items() if key[0] == kind}
+            rows = await self._changeable(kind, own)
+            facts = [each for row in rows if (each := await self._access.facts_of(kind, row))]
+            old = rule_of(self._access.caller.role, kind).old
+            passed = await self._access.related(kind, facts, old, is_own_past=True)
+            for row in rows:
+                if row["_id"] not in passed:
+                    continue
+                stored = stored_current(kind, row)
+                if own[stored.id] != "patch":
+                    found[stored.reference] = stored
+                elif (seen := await self.read(kind, stored.id)) is not None:
+                    found[stored.reference] = seen
+        return found
+
+    async def _changeable(
+        self, resource_type: str, actions: Mapping[str, WriteAction]
+    ) -> list[Document]:
+        """The rows of these ids that scopes let the caller change so; those of deleted ones, too."""
+        rows: list[Document] = []
+        for action in _CHANGES:
+            ids = [each for each, how in actions.items() if (how == "delete") == (action == "d")]
+            if ids and self._access.allows(resource_type, action):
+                where: list[Filter] = [{"_id": {"$in": ids}}]
+                within = self._access.restrictions.filters(resource_type, action)
+                if within:
+                    where.append({"$or": [{"deleted": True}, *within]})
+                rows += await self._store.find(
+                    resource_type, {"$and": where}, projection=CURRENT | _TERMS
+                )
+        return rows
+
+    async def vread(self, resource_type: str, resource_id: str, version: int) -> Stored | None:
+        if not self._access.allows(resource_type, "r"):
+            return None
+        stored = await self._store.vread(resource_type, resource_id, version)
+        if stored is None or not await self._access.seen_versions([stored], "r"):
+            return None
+        return stored
+
+    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, Stored]:
+        """Without what was deleted: it has nothing to tell by which a caller could be entitled to know."""
+        by_type: dict[str, list[str]] = {}
+        for resource_type, resource_id in keys:
+            by_type.setdefault(resource_type, []).append(resource_id)
+        found: dict[str, Stored] = {}
+        for resource_type, ids in by_type.items():
+            where = {"_id": {"$in": ids}, "terms": EVERY}
+            for row in await self._look(resource_type, where, "r", projection=CURRENT):
+                stored = stored_current(resource_type, row)
+                found[stored.reference] = stored
+        return found
+
+    # Histories
+
+    async def history(self, range_: HistoryRange, limit: int) -> list[Stored]:
+        """Those of an instance by the right to read it, those of types by the right to search them."""
+        action: Action = "r" if range_.id else "s"
+        found: list[Stored] = []
+        examined, size = 0, max(limit, 1)
+        while len(found) < limit:
+            batch = await self._store.history(range_, size)
+            found += await self._access.seen_versions(batch, action)
+            examined += len(batch)
+            if len(batch) < size:
+                break
+            if examined > self._most:
+                raise TooMany
+            last = batch[-1]
+            before = (last.at, last.type, last.id, last.version)
+            range_ = _before(range_, before)
+            size = min(max(2 * size, _FIRST_BATCH), _LARGEST_BATCH)
+        return found[:limit]
+
+    async def history_total(self, range_: HistoryRange) -> int | None:
+        """Not told: it would mean judging every version there is."""
+        return None
+
+    # Searches
+
+    async def find(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+        projection: Document | None = None,
+        naive: bool = False,
+    ) -> list[Document]:
+        if resource_type in _ROWS:
+            return await self._rows(resource_type, filter_, sort, limit, projection)
+        return await self._look(
+            resource_type, filter_, "s", sort=sort, limit=limit, projection=projection, naive=naive
+        )
+
+    async def _look(
+        self,
+        resource_type: str,
+        filter_: Document,
+        action: Action,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+        projection: Document | None = None,
+        naive: bool = False,
+    ) -> list[Document]:
+        sight = await self._access.sight(resource_type, action)
+        if sight is None:
+            return []
+        where = _narrowed(filter_, sight)
+        if not sight.is_exact and projection is not None:
+            projection = projection | _TERMS
+        rows = await self._store.find(
+            resource_type, where, sort=sort, limit=limit, projection=projection, naive=naive
+        )
+        if sight.is_exact:
+            return rows
+        seen = await self._seen(resource_type, rows)
+        if len(seen) == len(rows) or not limit or len(rows) < limit:
+            return seen
+        return await self._filled(
+            resource_type, where, limit, {"sort": sort, "projection": projection, "naive": naive}
+        )
+
+    async def _filled(
+        self, resource_type: str, where: Filter, limit: int, options: dict[str, Any]
+    ) -> list[Document]:
+        """As many as the limit, from as many candidates as it takes. Raises TooMany."""
+        found: list[Document] = []
+        size = _FIRST_BATCH
+        async with self._candidates(resource_type, where, **options) as those:
+            while len(found) < limit and (rows := await those.seen(size)) is not None:
+                found += rows
+                size = min(2 * size, _LARGEST_BATCH)
+        return found[:limit]
+
+    def _candidates(
+        self, resource_type: str, where: Filter, **options: Any
+    ) -> AbstractAsyncContextManager[Candidates]:
+        return candidates(
+            self._store, self._access, resource_type, where, most=self._most, **options
+        )
+
+    async def _seen(self, resource_type: str, rows: list[Document]) -> list[Document]:
+        if not rows:
+            return rows
+        ids = await self._access.seen(resource_type, [row for row in rows if "terms" in row])
+        return [row for row in rows if row["_id"] in ids]
+
+    async def _rows(
+        self,
+        collection: str,
+        filter_: Document,
+        sort: Sequence[tuple[str, int]],
+        limit: int,
+        projection: Document | None,
+    ) -> list[Document]:
+        """Rows beside resources, of those that may be seen."""
+        rows = await self._store.find(
+            collection, filter_, sort=sort, projection=projection, limit=self._most + 1
+        )
+        if len(rows) > self._most:
+            raise TooMany
+        owners = list({row["_id"]["g"] for row in rows})
+        found = await self._look(
+            _ROWS[collection],
+            {"_id": {"$in": owners}, "terms": EVERY},
+            "s",
+            projection={"_id": 1},
+        )
+        own = {row["_id"] for row in found}
+        seen = [row for row in rows if row["_id"]["g"] in own]
+        return seen[:limit] if limit else seen
+
+    @asynccontextmanager
+    async def batches(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        projection: Document | None = None,
+        read_ahead: int = 200,
+        naive: bool = False,
+    ) -> AsyncIterator[Read]:
+        options: dict[str, Any] = {"sort": sort, "read_ahead": read_ahead, "naive": naive}
+        if resource_type == _VERSIONS:
+            async with self._store.batches(
+                resource_type, filter_, projection=projection, **options
+            ) as read:
+                yield _those(read, self._seen_versions)
+            return
+        sight = await self._access.sight(resource_type, "s")
+        if sight is None:
+            yield _nothing
+            return
+        where = _narrowed(filter_, sight)
+        if sight.is_exact:
+            async with self._store.batches(
+                resource_type, where, projection=projection, **options
+            ) as read:
+                yield read
+            return
+        if projection is not None:
+            projection = projection | _TERMS
+        async with candidates(
+            self._store,
+            self._access,
+            resource_type,
+            where,
+            most=None,
+            projection=projection,
+            **options,
+        ) as found:
+
+            async def read_seen(size: int) -> list[Document]:
+                while (rows := await found.seen(size)) is not None:
+                    if rows:
+                        return rows
+                return []
+
+            yield read_seen
+
+    async def _seen_versions(self, rows: list[Document]) -> list[Document]:
+        versions = [stored_version(row) for row in rows]
+        seen = {(s.type, s.id, s.version) for s in await self._access.seen_versions(versions, "s")}
+        return [row for row in rows if (row["_id"]["t"], row["_id"]["i"], row["_id"]["v"]) in seen]
+
+    async def find_together(
+        self, parts: Sequence[tuple[str, Document, Document]]
+    ) -> list[list[Document]]:
+        return [
+            await self.find(collection, filter_, projection=projection)
+            for collection, filter_, projection in parts
+        ]
+
+    async def search(
+        self,
+        resource_type: str,
+        filter_: Document,
+        limit: int,
+        sort: Sequence[tuple[str, int]] = (),
+    ) -> list[Stored]:
+        rows = await self.find(resource_type, filter_, sort=sort, limit=limit, projection=CURRENT)
+        return [stored_current(resource_type, row) for row in rows]
+
+    async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
+        if resource_type in _ROWS:
+            return len(await self._rows(resource_type, filter_, (), limit, {"_id": 1}))
+        sight = await self._access.sight(resource_type, "s")
+        if sight is None:
+            return 0
+        if sight.is_exact:
+            return await self._store.count(resource_type, _narrowed(filter_, sight), limit)
+        total = 0
+        async for rows in self._all(resource_type, _narrowed(filter_, sight)):
+            total += len(rows)
+            if limit and total >= limit:
+                return limit
+        return total
+
+    async def terms_among(
+        self, resource_type: str, filter_: Document, terms: Sequence[str]
+    ) -> list[str]:
+        sight = await self._access.sight(resource_type, "s")
+        if sight is None:
+            return []
+        where = _narrowed(filter_, sight)
+        if sight.is_exact:
+            return await self._store.terms_among(resource_type, where, terms)
+        wanted, found = set(terms), set[str]()
+        async for rows in self._all(resource_type, where):
+            found |= {term for row in rows for term in row["terms"] if term in wanted}
+            if found == wanted:
+                break
+        return sorted(found)
+
+    async def terms(self, resource_type: str, prefix: str) -> list[str]:
+        found: set[str] = set()
+        sight = await self._access.sight(resource_type, "s")
+        if sight is not None:
+            if sight.is_everything:
+                return await self._store.terms(resource_type, prefix)
+            async for rows in self._all(resource_type, _narrowed({"terms": EVERY}, sight)):
+                found |= {t for row in rows for t in row["terms"] if t.startswith(prefix)}
+        return sorted(found)
+
+    async def _all(self, resource_type: str, where: Filter) -> AsyncIterator[list[Document]]:
+        """The visible ones of all that match, with their terms. Raises TooMany."""
+        async with self._candidates(resource_type, where, projection=_TERMS) as found:
+            while (rows := await found.seen(_LARGEST_BATCH)) is not None:
+                yield rows
+
+    async def types(self) -> list[str]:
+        """Without those that the caller may not search."""
+        return [each for each in await self._store.types() if self._access.allows(each, "s")]
+
+    async def cluster_time(self) -> Timestamp:
+        return await self._store.cluster_time()
+
+    async def guard(self, key: str) -> Guard:
+        return await self._store.guard(key)
+
+    # What is the server's alone
+
+    async def explain(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+    ) -> Document:
+        raise Forbidden("How a search runs tells of what this client may not see")
+
+    async def reindex(self, resource_type: str, after: str, limit: int) -> tuple[str | None, int]:
+        raise _no_part()
+
+    async def annotate(
+        self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]
+    ) -> None:
+        raise _no_part()
+
+    def react_to(self, types: frozenset[str]) -> None:
+        raise _no_part()
+
+    async def raise_event(
+        self,
+        reference: tuple[str, str, int],
+        topic: str,
+        *,
+        key: str,
+        at: datetime,
+        trigger: Mapping[str, str] | None = None,
+        context: Sequence[str] = (),
+    ) -> bool:
+        raise _no_part()
+
+    # The write
+
+    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+        """As the store does, where the caller may make every change. Raises Forbidden."""
+        await write_check.check(self._access, changes)
+        sender = self._access.caller.organization
+        return await self._store.commit([replace(each, sender=sender) for each in changes], guards)
+
+
+def _narrowed(filter_: Filter, sight: Sight) -> Filter:
+    return {"$and": [filter_, *sight.filters]} if sight.filters else filter_
+
+
+def _those(read: Read, judge: Callable[[list[Document]], Awaitable[list[Document]]]) -> Read:
+    """Reads on until there is something that may be seen."""
+
+    async def read_seen(size: int) -> list[Document]:
+        while rows := await read(size):
+            if seen := await judge(rows):
+                return seen
+        return []
+
+    return read_seen
+
+
+async def _nothing(size: int) -> list[Document]:
+    return []
+
+
+def _before(range_: HistoryRange, last: tuple[datetime, str, str, int]) -> HistoryRange:
+    return HistoryRange(range_.type, range_.id, range_.since, range_.until, range_.period, last)
+
+
+def _no_part() -> Forbidden:
+    return Forbidden("This is no part of what a client may do")

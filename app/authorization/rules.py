@@ -1,0 +1,222 @@
+"""Who may see and write what, as data: rooms of resource types, and for each role what it may do in each room.
+
+What no row allows is refused. docs/access.md shows these tables; access.py acts on them and has no rules of its own.
+
+A relation is a claim about a resource and the caller's organization, or one that is part of it:
+
+    everyone   no claim at all
+    patients   every patient that the resource is about is the organization's (PATIENTS says what that means)
+    sent       the organization wrote a version of it
+    provided   an Encounter whose serviceProvider the organization is
+    managed    a Group whose managingEntity the organization is
+    owned      a directory entry that belongs to the organization (OWNERS)
+    itself     the organization's own Organization
+    published  what the server says of itself: its topics, as Basic
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from app.authentication.caller import Role
+from app.fhir import definitions
+
+Room = Literal[
+    "patient",
+    "record",
+    "basic",
+    "directory",
+    "reference",
+    "group",
+    "subscription",
+    "paper",
+    "provenance",
+    "audit",
+    "closed",
+]
+Relation = Literal[
+    "everyone", "patients", "sent", "provided", "managed", "owned", "itself", "published"
+]
+# What makes a patient the organization's.
+Belonging = Literal["attributed", "treated", "member"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a role may do in a room: any one relation of a list is enough.
+
+    `read` holds for every kind of reading. A change needs one of `old` for the version that is there and one of `new`
+    for the version that is to be; a deletion the first alone, and a create the second, or nothing where `fresh`.
+    """
+
+    read: tuple[Relation, ...] = ()
+    old: tuple[Relation, ...] = ()
+    new: tuple[Relation, ...] = ()
+    fresh: bool = False
+
+
+NOTHING = Rule()
+ALL = Rule(read=("everyone",), old=("everyone",), new=("everyone",))
+_DIRECTORY = Rule(read=("everyone",), old=("owned", "itself"), new=("owned", "itself"))
+_REFERENCE = Rule(read=("everyone",))
+_OWN = Rule(read=("sent",), old=("sent",), new=("everyone",))
+_PROVENANCE = Rule(read=("patients", "sent"), new=("patients",))
+_RECORD = Rule(read=("patients",), old=("patients",), new=("patients",))
+_BASIC = Rule(read=("patients", "published"), old=("patients",), new=("patients",))
+_PATIENT = Rule(read=("patients",), old=("patients",), new=("patients",), fresh=True)
+
+RULES: Mapping[Role, Mapping[Room, Rule]] = {
+    "practice": {
+        "patient": _PATIENT,
+        "record": _RECORD,
+        "basic": _BASIC,
+        "directory": _DIRECTORY,
+        "reference": _REFERENCE,
+        "group": Rule(read=("managed",)),
+        "subscription": _OWN,
+        "paper": _OWN,
+        "provenance": _PROVENANCE,
+    },
+    "hospital": {
+        "patient": _PATIENT,
+        "record": Rule(read=("sent", "provided"), old=("sent", "provided"), new=("patients",)),
+        "basic": Rule(read=("sent", "published"), old=("sent",), new=("patients",)),
+        "directory": _DIRECTORY,
+        "reference": _REFERENCE,
+        "subscription": _OWN,
+        "paper": _OWN,
+        "provenance": Rule(read=("sent",), old=(), new=("patients",)),
+    },
+    "plan": {
+        "patient": _PATIENT,
+        "record": _RECORD,
+        "basic": _BASIC,
+        "directory": _DIRECTORY,
+        "reference": _REFERENCE,
+        "group": Rule(read=("managed",), old=("managed",), new=("managed",)),
+        "subscription": _OWN,
+        "paper": _OWN,
+        "provenance": _PROVENANCE,
+    },
+    "state": {
+        "patient": Rule(read=("patients",)),
+        "record": Rule(read=("patients",)),
+        "basic": Rule(read=("patients", "published")),
+        "directory": _REFERENCE,
+        "reference": _REFERENCE,
+        "group": Rule(read=("managed",)),
+        "subscription": _OWN,
+        "provenance": Rule(read=("patients",)),
+    },
+}
+
+# What makes a patient a role's: the primary care provider's now, treated there, or a member of a plan or Group now.
+PATIENTS: Mapping[Role, Belonging] = {
+    "practice": "attributed",
+    "hospital": "treated",
+    "plan": "member",
+    "state": "member",
+}
+# A plan's members are those of its Coverages, too; a state agency's are designated by Groups alone.
+BY_COVERAGE: frozenset[Role] = frozenset({"plan"})
+
+# Roles that a patient's general refusal of access for providers is not about (docs/consent.md, "authority").
+NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
+
+# Read past consent and labels: the organization knows it already. What is labelled V nobody reads but administrators.
+KNOWN_ALREADY: frozenset[Relation] = frozenset({"sent", "provided"})
+
+# Elements by which a role's writing could speak for somebody else: they must name the organization, or nobody.
+SPEAKS_FOR: Mapping[tuple[Role, str], str] = {
+    ("hospital", "Encounter"): "service-provider",
+    ("plan", "Coverage"): "payor",
+}
+
+# Whose a directory entry is, by search parameter. Others belong to nobody and are the administrator's to write.
+OWNERS: Mapping[str, str] = {
+    "Endpoint": "organization",
+    "HealthcareService": "organization",
+    "Location": "organization",
+    "PractitionerRole": "organization",
+}
+# Who works where decides whose patients are whose: the owner may change the rest of the entry, and make none.
+FIXED: Mapping[str, tuple[str, ...]] = {"PractitionerRole": ("organization", "practitioner")}
+
+_DIRECTORY_TYPES = (
+    "Endpoint",
+    "HealthcareService",
+    "Location",
+    "Organization",
+    "OrganizationAffiliation",
+    "Practitioner",
+    "PractitionerRole",
+)
+# Definitions and lists that say nothing of anybody.
+_REFERENCE_TYPES = (
+    "ActivityDefinition",
+    "CapabilityStatement",
+    "ChargeItemDefinition",
+    "CodeSystem",
+    "CompartmentDefinition",
+    "ConceptMap",
+    "EventDefinition",
+    "GraphDefinition",
+    "ImplementationGuide",
+    "InsurancePlan",
+    "Library",
+    "Measure",
+    "Medication",
+    "MedicationKnowledge",
+    "MessageDefinition",
+    "NamingSystem",
+    "ObservationDefinition",
+    "OperationDefinition",
+    "PlanDefinition",
+    "Questionnaire",
+    "SearchParameter",
+    "SpecimenDefinition",
+    "StructureDefinition",
+    "StructureMap",
+    "Substance",
+    "TerminologyCapabilities",
+    "ValueSet",
+)
+# About patients, though R4 puts them in no patient's compartment.
+_FURTHER_RECORDS = ("Device", "GuidanceResponse", "Task")
+_ALONE: Mapping[str, Room] = {
+    "Patient": "patient",
+    "Group": "group",
+    "Subscription": "subscription",
+    "Binary": "paper",
+    "Bundle": "paper",
+    "Provenance": "provenance",
+    "AuditEvent": "audit",
+    # They may join what different people must not see together.
+    "Person": "closed",
+    "Schedule": "closed",
+    "Basic": "basic",
+}
+
+ROOMS: Mapping[str, Room] = {
+    **{name: "record" for name, codes in definitions.compartment("Patient").items() if codes},
+    **dict.fromkeys(_FURTHER_RECORDS, "record"),
+    **dict.fromkeys(_DIRECTORY_TYPES, "directory"),
+    **dict.fromkeys(_REFERENCE_TYPES, "reference"),
+    **_ALONE,
+}
+
+
+def room_of(resource_type: str) -> Room:
+    """The room of a type; one that no list names is closed to all but administrators."""
+    return ROOMS.get(resource_type, "closed")
+
+
+def rule_of(role: Role | None, resource_type: str) -> Rule:
+    """What a role may do with resources of a type; nothing where no table says so."""
+    if role is None:
+        return NOTHING
+    if role == "administrator":
+        return Rule(read=("everyone",)) if room_of(resource_type) == "audit" else ALL
+    return RULES.get(role, {}).get(room_of(resource_type), NOTHING)

@@ -1,0 +1,152 @@
+"""Whether a caller may make the changes of one commit: each judged by what is there and by what is to be.
+
+A refusal never tells whether anything was there: who may not write under an id is told the same of a free one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from app.authentication.scopes import Action
+from app.authorization import relations, server_owned
+from app.authorization.access import Access
+from app.authorization.relations import Facts
+from app.authorization.rules import FIXED, SPEAKS_FOR, rule_of
+from app.errors import Forbidden
+from app.records.versions import Change
+from app.search import group_members
+from app.search.extract import extract
+from app.search.parameters import reference
+from app.search.search_parameters import parameters
+
+_ACTIONS: dict[str, Action] = {"create": "c", "update": "u", "patch": "u", "delete": "d"}
+
+
+def refused() -> Forbidden:
+    """The one answer to a write that the caller may not make."""
+    return Forbidden("This client may not write this resource so")
+
+
+async def check(access: Access, changes: Sequence[Change]) -> None:
+    """Raises Forbidden for the first change that the caller may not make."""
+    promised = frozenset(
+        f"Patient/{change.id}" for change in changes if change.type == "Patient" and _is_new(change)
+    )
+    await asyncio.gather(*(_Writing(access, change, promised).check() for change in changes))
+
+
+def _is_new(change: Change) -> bool:
+    return change.previous is None or change.previous.deleted
+
+
+class _Writing:
+    """One change. `promised` are the patients that the same commit creates."""
+
+    def __init__(self, access: Access, change: Change, promised: frozenset[str]) -> None:
+        self._access = access
+        self._change = change
+        self._promised = promised
+        self._action = _ACTIONS[change.method]
+        self._base_url = access.settings.base_url.rstrip("/")
+        self._rule = rule_of(access.caller.role, change.type)
+
+    async def check(self) -> None:
+        change = self._change
+        self._access.require(change.type, self._action)
+        before = await self._before()
+        if change.resource is not None:
+            await self._check_new(before, change.resource)
+        if not self._access.is_administrator:
+            server_owned.check(change)
+
+    async def _before(self) -> Facts | None:
+        """What is there, as the caller may replace or delete it; None where nothing is."""
+        change = self._change
+        if change.previous is None and change.method == "create":
+            return None
+        current = await self._access.current(change.type, {change.id})
+        row = current.get(change.id)
+        if row is None:
+            return None
+        if change.previous is None:
+            raise refused()  # it is there, and hidden from the caller
+        facts = await self._access.facts_of(change.type, row)
+        if facts is None or not await self._access.related(
+            change.type, [facts], self._rule.old, is_own_past=True
+        ):
+            raise refused()
+        if self._is_restricted:
+            fields = extract(change.type, change.previous.resource())
+            if not self._access.restrictions.match(change.type, self._action, fields):
+                raise refused()
+        return facts
+
+    async def _check_new(self, before: Facts | None, resource: dict[str, Any]) -> None:
+        change, access = self._change, self._access
+        if self._is_restricted:
+            fields = extract(change.type, {**resource, "id": change.id})
+            if not access.restrictions.match(change.type, self._action, fields):
+                raise refused()
+        if access.is_administrator:
+            if "everyone" not in self._rule.new:
+                raise refused()
+            return
+        row = relations.facts_of(change.type, change.id, resource)
+        if not (self._rule.fresh and _is_new(change)) and not await self._is_related(row):
+            raise refused()
+        family = await access.family()
+        role = access.caller.role
+        speaks = SPEAKS_FOR.get((role, change.type)) if role else None
+        if speaks and not relations.names_only(speaks, change.type, row, family, self._base_url):
+            raise refused()
+        if change.type in FIXED and (
+            before is None
+            or not relations.same(FIXED[change.type], change.type, row, before, self._base_url)
+        ):
+            raise refused()
+        if change.type == "Group":
+            await self._check_members(resource)
+
+    async def _is_related(self, row: Facts) -> bool:
+        """Whether the version that is to be stands in one of the relations that its rule asks for."""
+        access, type_ = self._access, self._change.type
+        family = await access.family()
+        for relation in self._rule.new:
+            if relation == "patients":
+                about = relations.patients_of(type_, row, self._base_url)
+                own = await access.own_patients(set(about - self._promised), family)
+                if about and about <= own | self._promised:
+                    return True
+            elif relations.holds(relation, type_, row, family, access.caller, self._base_url):
+                return True
+        return False
+
+    async def _check_members(self, group: dict[str, Any]) -> None:
+        """Who makes somebody a member, or makes them one at another time, must have them as a patient already."""
+        previous = self._change.previous
+        before = None
+        if previous is not None and not previous.deleted and _is_live(previous.resource()):
+            before = group_members.aside(previous.resource())
+        change = group_members.row_change("", self._change.id, before, group_members.aside(group))
+        parameter = parameters("Group")["member"]
+        terms = [row["_id"]["m"] for row in change.new]
+        named = {
+            f"Patient/{id_}"
+            for kind, id_ in reference.targets(parameter, terms, self._base_url)
+            if kind == "Patient"
+        }
+        own = await self._access.own_patients(named - self._promised, await self._access.family())
+        if not named <= own | self._promised:
+            raise refused()
+
+    @property
+    def _is_restricted(self) -> bool:
+        return bool(self._access.restrictions.of(self._change.type, self._action))
+
+
+def _is_live(group: dict[str, Any]) -> bool:
+    fields: dict[str, Any] = {}
+    group_members.add_roster(group, fields)
+    return bool(fields["roster"]["live"])

@@ -1,0 +1,40 @@
+"""Reactions and timers with their life: started with the server, stopped before the store."""
+
+from __future__ import annotations
+
+from app.automation.reactions import Reactions
+from app.automation.recently_checked import Recently
+from app.automation.timers import Timers
+from app.context import Context
+from app.features import REACTIONS, TIMERS
+from app.runtime.clock import Clock
+from app.runtime.mongo import Mongo
+from app.store.store import Store
+
+
+class Hub:
+    """What the server does of itself."""
+
+    def __init__(self, mongo: Mongo, store: Store, clock: Clock) -> None:
+        self.timers = Timers(mongo, clock, TIMERS)
+        self.reactions = Reactions(mongo, store, REACTIONS)
+        self.recently = Recently()
+        self._store = store
+
+    async def start(self, context: Context) -> None:
+        """`context` is the server's own; what is written in it is written by the server."""
+        self.context = context
+        self._store.listeners.append(self.recently.heard)
+        await self.reactions.start(context)
+        await self.timers.start(context)
+
+    async def stop(self) -> None:
+        await self.timers.stop()
+        await self.reactions.stop()
+
+    async def drain(self) -> None:
+        """Return once nothing is left to react to in this process and no timer is due."""
+        while True:
+            await self.reactions.idle()
+            if not await self.timers.run_due(self.context):
+                return

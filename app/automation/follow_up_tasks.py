@@ -1,0 +1,192 @@
+"""Tasks that the server keeps: what has to be done by a day, flagged when it is late, closed when it was done.
+
+https://hl7.org/fhir/R4/task.html
+
+The server touches the status, its reason, the day, the output and the mark of being late; all else in such a Task is
+the people's who work on it. What they have closed stays closed, what they have deleted stays deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from app.api.exchange import Preconditions
+from app.automation.patient_resources import codes_in, over_at
+from app.context import Context
+from app.errors import PreconditionFailed
+from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.records.versions import Stored, instant
+
+OPEN = frozenset({"draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold"})
+DESCRIPTIONS = {
+    "hra-due": "A health risk assessment is due",
+    "continuity-of-care-end": "An earlier plan of care is honoured until then: evaluate it and set a new plan",
+}
+CLOSINGS = {
+    "assessed": "The assessment was completed",
+    "enrolment-ended": "The enrolment ended",
+    "no-longer-due": "Nothing is due any more",
+    "plan-replaced": "A new plan of care took the place of the earlier one",
+}
+_LATE = {"coding": [{"system": TASK_BUSINESS_STATUS, "code": "overdue", "display": "Overdue"}]}
+_MAX_RACES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How the server closes a Task: `completed` or `cancelled`, a code of CLOSINGS, and what came of it."""
+
+    status: str
+    reason: str
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A Task as it should be. `start` and `due` are its first and last day."""
+
+    id: str
+    code: str
+    patient: str
+    focus: str
+    start: date
+    due: date
+    owner: Resource | None = None
+    closing: Closing | None = None
+
+
+async def keep(context: Context, wanted: FollowUp) -> bool:
+    """Make the Task be as wanted; returns whether that changed anything. One to be closed is not made for that."""
+    now = context.server.clock.now()
+
+    def change(current: Resource | None) -> Resource | None:
+        if current is None:
+            return None if wanted.closing else _with_day(_new(wanted, now), wanted.due, now)
+        if wanted.closing:
+            return closed(current, wanted.closing)
+        opened = _reopened(current)
+        return _with_day(opened, wanted.due, now) if opened["status"] in OPEN else current
+
+    return await amend(context, "Task", wanted.id, change)
+
+
+async def close(context: Context, task_id: str, closing: Closing) -> bool:
+    """Close a Task that exists; returns whether it was open."""
+    return await amend(
+        context, "Task", task_id, lambda current: closed(current, closing) if current else None
+    )
+
+
+def is_closed_by_people(task: Stored) -> bool:
+    """Whether somebody other than the server has closed or deleted it."""
+    if task.deleted:
+        return True
+    resource = task.resource()
+    return resource["status"] not in OPEN and not _server_reasons(resource)
+
+
+async def amend(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    change: Callable[[Resource | None], Resource | None],
+) -> bool:
+    """Write what `change` makes of the current version (None where there never was one); returns whether it differs.
+
+    `change` returns None to leave things as they are, and is asked again where another writer was faster. What was
+    deleted stays so.
+    """
+    for _ in range(_MAX_RACES):
+        stored = await context.store.read(resource_type, resource_id)
+        if stored is not None and stored.deleted:
+            return False
+        current = None if stored is None else stored.resource()
+        wanted = change(current)
+        if wanted is None or wanted == current:
+            return False
+        expected = (
+            Preconditions(if_none_match="*")
+            if stored is None
+            else Preconditions(if_match=str(stored.version))
+        )
+        try:
+            await interactions.update(context, resource_type, resource_id, wanted, expected)
+        except PreconditionFailed:
+            continue
+        return True
+    raise PreconditionFailed("Too many concurrent changes of this resource")
+
+
+def closed(current: Resource, closing: Closing) -> Resource:
+    """The Task closed; one that people have closed stays as it is."""
+    if current["status"] not in OPEN and not _server_reasons(current):
+        return current
+    display = CLOSINGS[closing.reason]
+    task = {
+        **current,
+        "status": closing.status,
+        "statusReason": {
+            "coding": [{"system": TASK_STATUS_REASON, "code": closing.reason, "display": display}]
+        },
+    }
+    task.pop("output", None)
+    if closing.output:
+        task["output"] = [
+            {"type": {"text": display}, "valueReference": {"reference": closing.output}}
+        ]
+    return _without_lateness(task)
+
+
+def _new(wanted: FollowUp, now: datetime) -> Resource:
+    description = DESCRIPTIONS[wanted.code]
+    task: Resource = {
+        "resourceType": "Task",
+        "id": wanted.id,
+        "status": "requested",
+        "intent": "order",
+        "priority": "routine",
+        "code": {"coding": [{"system": TASK_CODE, "code": wanted.code, "display": description}]},
+        "description": description,
+        "focus": {"reference": wanted.focus},
+        "for": {"reference": wanted.patient},
+        "authoredOn": instant(now),
+        "restriction": {"period": {"start": wanted.start.isoformat()}},
+    }
+    if wanted.owner:
+        task["owner"] = wanted.owner
+    return task
+
+
+def _reopened(current: Resource) -> Resource:
+    """The Task without a closing of the server's own."""
+    if current["status"] in OPEN or not _server_reasons(current):
+        return current
+    return {
+        **{key: value for key, value in current.items() if key not in ("statusReason", "output")},
+        "status": "requested",
+    }
+
+
+def _with_day(task: Resource, due: date, now: datetime) -> Resource:
+    """The open Task with its last day, and marked as late after it."""
+    restriction = task.get("restriction", {})
+    period = {**restriction.get("period", {}), "end": due.isoformat()}
+    task = {**task, "restriction": {**restriction, "period": period}}
+    if now >= over_at(due):
+        return {**task, "priority": "urgent", "businessStatus": _LATE}
+    return _without_lateness(task)
+
+
+def _without_lateness(task: Resource) -> Resource:
+    if not codes_in(task.get("businessStatus"), TASK_BUSINESS_STATUS):
+        return task
+    rest = {key: value for key, value in task.items() if key != "businessStatus"}
+    return {**rest, "priority": "routine"}
+
+
+def _server_reasons(task: Resource) -> list[str]:
+    return codes_in(task.get("statusReason"), TASK_STATUS_REASON)

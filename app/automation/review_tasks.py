@@ -1,0 +1,62 @@
+"""The review queue: a Task for each thing that a person has to look at. People close them, the server never does."""
+
+from __future__ import annotations
+
+from app.automation.follow_up_tasks import OPEN
+from app.automation.patient_resources import resources_of, token
+from app.automation.reactions import stable_id
+from app.context import Context
+from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.records.versions import instant
+
+
+async def ask(
+    context: Context, reason: str, focus: str, *, patient: str | None, about: str = ""
+) -> None:
+    """Put something into the queue, once for each reason and focus, also where somebody has closed it since.
+
+    `focus` and `patient` are relative references; `about` is one of several matters of the same focus.
+    """
+    asked = task(context, reason, focus, patient=patient, about=about)
+    if await context.store.read("Task", asked["id"]) is None:
+        await interactions.update(context, "Task", asked["id"], asked)
+
+
+async def ask_of_patient(context: Context, reason: str, focus: str, patient: str) -> None:
+    """Put something into the queue that is amiss with a patient, whatever record showed it.
+
+    While a Task of that reason is open for the patient nothing more is asked; once it is closed the next record that
+    shows it still amiss, or amiss again, is a Task of its own.
+    """
+    of_reason = token("code", REVIEW_REASON, reason)
+    asked = await resources_of(context, "Task", patient, of_reason)
+    if any(each.resource()["status"] in OPEN for each in asked):
+        return
+    asked_before = str(len(asked)) if asked else ""
+    found = task(context, reason, focus, patient=patient)
+    found["id"] = stable_id("review", reason, patient, asked_before)
+    await interactions.update(context, "Task", found["id"], found)
+
+
+def task(
+    context: Context, reason: str, focus: str, *, patient: str | None, about: str = ""
+) -> Resource:
+    """The Task that asks, as `ask` stores it."""
+    found: Resource = {
+        "resourceType": "Task",
+        "id": stable_id("review", reason, focus, about),
+        "status": "requested",
+        "intent": "order",
+        "priority": "routine",
+        "code": {
+            "coding": [{"system": REVIEW_REASON, "code": reason, "display": REVIEW_REASONS[reason]}]
+        },
+        "description": REVIEW_REASONS[reason],
+        "focus": {"reference": focus},
+        "authoredOn": instant(context.server.clock.now()),
+    }
+    if patient is not None:
+        found["for"] = {"reference": patient}
+    return found

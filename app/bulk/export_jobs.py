@@ -1,0 +1,223 @@
+"""Exports as rows, so that any process can go on with one, tell how far it is, and serve its files.
+
+    exports          {_id, state, caller, base_url, request, asked, requested, owner, lease_until, attempt, tries,
+                      polled?, at, types, place, files, lines, expires?, error?}
+    export_files     {_id: {e: export, f: file, n: piece}, data}
+    export_patients  {_id: the same, ids}: whose data a piece and those written with it hold
+
+`state` is queued, running, done, failed or cancelled. `place` is what to go on with: [stage, type, part, after]. A file
+is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?}, see writing.py; `named` once its patients
+are on record, where they are many (app/api/export_disclosure.py). Pieces and place are
+written in one transaction, guarded by owner and attempt: a process that lost its export, or one whose export was
+cancelled, writes nothing more, and what is read again after a crash comes into the files once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from bson import Binary, MaxKey
+from pymongo import ASCENDING, IndexModel, ReturnDocument
+
+from app.bulk.export_request import Asked
+from app.context import Context
+from app.errors import TooManyRequests
+from app.fhir.ids import new_id
+from app.runtime.mongo import Document, Mongo, Session
+
+LEASE = timedelta(seconds=15)
+# A client that asks again sooner is told to slow down; `Retry-After` asks it for more patience than that.
+RETRY_SECONDS = 2
+_SOONEST = timedelta(seconds=1)
+_RETRY_KICK_OFF_SECONDS = 60
+# The database judges leases by its own clock, which this process only estimates.
+_CLOCKS_DIFFER = timedelta(seconds=1)
+OPEN = ("queued", "running")
+
+
+class Piece(NamedTuple):
+    """A part of a file, by its number in it, and the patients whose data it holds, where no piece before says so."""
+
+    file: int
+    number: int
+    data: bytes
+    patients: Sequence[str] = ()
+
+
+class LostError(Exception):
+    """The export is another process's by now, or was cancelled."""
+
+
+class Jobs:
+    """The rows of exports and of their files."""
+
+    def __init__(self, mongo: Mongo, owner: str) -> None:
+        self._mongo = mongo
+        self._owner = owner
+        self._exports = mongo.collection("exports")
+        self._files = mongo.collection("export_files")
+        self._patients = mongo.collection("export_patients")
+
+    async def prepare(self) -> None:
+        """Make the collections, where they are missing: a transaction does better without that."""
+        if "state" not in await self._exports.index_information():
+            model = IndexModel([("state", ASCENDING), ("requested", ASCENDING)], name="state")
+            await self._exports.create_indexes([model])
+        for name in ("export_files", "export_patients"):
+            await self._mongo.create_collection(name)
+
+    async def request(self, context: Context, asked: Asked, request: str) -> str:
+        """A new export's id. Raises TooManyRequests where too many are under way.
+
+        The row comes first and is counted after that: of two that come at once, at most both are refused.
+        """
+        now = self._mongo.now()
+        row = {
+            "_id": new_id(),
+            "state": "queued",
+            "caller": asdict(context.caller),
+            "base_url": context.base_url,
+            "request": request,
+            "asked": asked.document(),
+            "requested": now,
+            "owner": None,
+            "lease_until": now - _CLOCKS_DIFFER,
+            "attempt": 0,
+            "tries": 0,
+            "place": None,
+            "files": [],
+            "lines": 0,
+        }
+        await self._exports.insert_one(row)
+        under_way = await self._exports.count_documents({"state": {"$in": OPEN}})
+        if under_way > context.settings.max_exports:
+            await self._exports.delete_one({"_id": row["_id"]})
+            raise TooManyRequests(
+                "Too many exports are under way; try again later",
+                headers={"Retry-After": str(_RETRY_KICK_OFF_SECONDS)},
+            )
+        return str(row["_id"])
+
+    async def read(self, export_id: str, client_id: str, now: datetime) -> Document | None:
+        """An export of this client; None once it was cancelled or has expired."""
+        row: Document | None = await self._exports.find_one({"_id": export_id})
+        if row is None or row["state"] == "cancelled" or row["caller"]["client_id"] != client_id:
+            return None
+        return None if "expires" in row and row["expires"] <= now else row
+
+    async def may_poll(self, export_id: str) -> bool:
+        """Whether enough time has passed since the client last asked for the state."""
+        now = self._mongo.now()
+        long_ago = [{"polled": {"$exists": False}}, {"polled": {"$lte": now - _SOONEST}}]
+        result = await self._exports.update_one(
+            {"_id": export_id, "$or": long_ago}, {"$set": {"polled": now}}
+        )
+        return bool(result.matched_count)
+
+    async def cancel(self, export_id: str) -> None:
+        """From now on nobody sees it, and nothing more is written to it; `clear` takes its files away."""
+        await self._exports.update_one({"_id": export_id}, {"$set": {"state": "cancelled"}})
+
+    async def claim(self) -> Document | None:
+        """The oldest export that nobody works on, now this process's."""
+        mine = {
+            "state": "running",
+            "owner": self._owner,
+            "lease_until": {"$add": ["$$NOW", int(LEASE.total_seconds() * 1000)]},
+            "attempt": {"$add": ["$attempt", 1]},
+            "tries": {"$add": ["$tries", 1]},
+        }
+        free = {"state": {"$in": OPEN}, "$expr": {"$lte": ["$lease_until", "$$NOW"]}}
+        row: Document | None = await self._exports.find_one_and_update(
+            free,
+            [{"$set": mine}],
+            sort=[("requested", ASCENDING)],
+            return_document=ReturnDocument.AFTER,
+        )
+        return row
+
+    async def settle(self, row: Document, changes: Document) -> None:
+        """Change a row that this process works on. Raises LostError."""
+        result = await self._exports.update_one(self._held(row), {"$set": changes})
+        if not result.matched_count:
+            raise LostError
+
+    async def renew(self, row: Document) -> None:
+        await self.settle(row, {"lease_until": self._mongo.now() + LEASE})
+
+    async def release(self, row: Document, pause: timedelta = timedelta()) -> None:
+        """Let any process go on with it, after a pause."""
+        with contextlib.suppress(LostError):
+            free_from = self._mongo.now() + pause - _CLOCKS_DIFFER
+            await self.settle(row, {"lease_until": free_from})
+
+    async def append(self, row: Document, pieces: Sequence[Piece], progress: Document) -> None:
+        """Write pieces and, with them, what the row says of them. Raises LostError."""
+        ids = [{"e": row["_id"], "f": piece.file, "n": piece.number} for piece in pieces]
+        files = [
+            {"_id": id_, "data": Binary(piece.data)} for id_, piece in zip(ids, pieces, strict=True)
+        ]
+        patients = [
+            {"_id": id_, "ids": list(piece.patients)}
+            for id_, piece in zip(ids, pieces, strict=True)
+            if piece.patients
+        ]
+        changes = {**progress, "tries": 0, "lease_until": self._mongo.now() + LEASE}
+
+        async def transaction(session: Session) -> None:
+            result = await self._exports.update_one(
+                self._held(row), {"$set": changes}, session=session
+            )
+            if not result.matched_count:
+                raise LostError
+            if files:
+                await self._files.insert_many(files, session=session)
+            if patients:
+                await self._patients.insert_many(patients, session=session)
+
+        await self._mongo.transaction(transaction)
+
+    async def pieces(self, export_id: str, file: int, count: int) -> AsyncIterator[bytes]:
+        """The pieces of a file, one at a time. Raises LostError where they are taken away meanwhile."""
+        for number in range(count):
+            piece = await self._files.find_one({"_id": {"e": export_id, "f": file, "n": number}})
+            if piece is None:
+                raise LostError
+            yield bytes(piece["data"])
+
+    async def patients(self, export_id: str, file: int) -> set[str]:
+        """The ids of the patients whose data a file holds."""
+        first = {"e": export_id, "f": file}
+        of_file = {"_id": {"$gte": first, "$lt": {**first, "n": MaxKey()}}}
+        return {each async for row in self._patients.find(of_file) for each in row["ids"]}
+
+    async def named(self, export_id: str, file: int) -> None:
+        """The patients of a file are on record."""
+        await self._exports.update_one({"_id": export_id}, {"$set": {f"files.{file}.named": True}})
+
+    async def discard(self, export_id: str) -> None:
+        """Take the files of an export away."""
+        below = {"_id": {"$gte": {"e": export_id}, "$lt": {"e": export_id, "f": MaxKey()}}}
+        for pieces in (self._files, self._patients):
+            await pieces.delete_many(below)
+
+    async def clear(self, now: datetime) -> int:
+        """Take away what was cancelled or has expired, files first; returns how many exports."""
+        gone = {"$or": [{"state": "cancelled"}, {"expires": {"$lte": now}}]}
+        ids = [row["_id"] async for row in self._exports.find(gone, {"_id": 1})]
+        for each in ids:
+            await self.discard(each)
+            await self._exports.delete_one({"_id": each})
+        return len(ids)
+
+    def _held(self, row: Document) -> Document:
+        return {
+            "_id": row["_id"],
+            "owner": self._owner,
+            "attempt": row["attempt"],
+            "state": "running",
+        }

@@ -1,0 +1,166 @@
+"""What a file asks to be stored: its entries as single requests whose references already fit.
+
+https://hl7.org/fhir/R4/http.html#trules. Every entry that a transaction would create gets its id
+here, from its `urn:uuid:` where it has one, so that references to it can be written before anything
+is sent, entries can go side by side, and loading the same file twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.fhir.json import Resource
+
+UNPACKED = {"transaction", "batch", "collection", "searchset"}
+MESSAGE = "message"  # unpacked, and kept as what was received
+URN_UUID = "urn:uuid:"
+# Strings that are a person's or a system's own value and never a link.
+NOT_LINKS = {"value", "valueString", "display"}
+_NARRATIVE_LINK = re.compile(r'(?<=["\'])(urn:[^"\']+)(?=["\'])')
+
+
+class PlanError(Exception):
+    """An entry that cannot be loaded; the text is the reason."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One resource to store under `resource_type`/`id`; no id: the server chooses.
+
+    `condition` is a search (`identifier=...`) that decides whether it exists already: with `update`
+    the match is overwritten, otherwise it stands for the entry and nothing is sent. `is_closed`: its
+    references lead nowhere but into itself and stay as they are.
+    """
+
+    resource: Resource
+    full_url: str = ""
+    condition: str = ""
+    update: bool = True
+    label: str = ""
+    is_closed: bool = False
+
+    @property
+    def resource_type(self) -> str:
+        return str(self.resource["resourceType"])
+
+    @property
+    def id(self) -> str | None:
+        return self.resource.get("id")
+
+    @property
+    def reference(self) -> str:
+        return f"{self.resource_type}/{self.id}"
+
+
+@dataclass(slots=True)
+class Plan:
+    """The entries of one Bundle or resource, and those that cannot be loaded with their reasons."""
+
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def plan(document: Resource, taken: set[str]) -> Plan:
+    """The entries of a Bundle that is a parcel of resources, else the resource itself; of a message both.
+
+    `taken` collects the references that this load has made of `urn:uuid:`; a second Bundle that
+    uses the same one for something else gets an id of its own.
+    """
+    result = Plan()
+    kind = document.get("type") if document.get("resourceType") == "Bundle" else None
+    raw_entries, kept = [{"resource": document}], None
+    if kind == MESSAGE:
+        raw_entries = document.get("entry", [])
+        kept = Entry(copy.deepcopy(document), label="the message", is_closed=True)
+    elif kind in UNPACKED:
+        raw_entries = document.get("entry", [])
+    for number, raw in enumerate(raw_entries, 1):
+        label = f"entry {number}" if len(raw_entries) > 1 else ""
+        try:
+            result.entries.append(_entry(raw, label, taken))
+        except (PlanError, AttributeError, TypeError) as error:
+            reason = str(error) if isinstance(error, PlanError) else "is not a Bundle entry"
+            result.refused.append((label, reason))
+    if kept is not None:
+        result.entries.append(kept)
+    return result
+
+
+def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
+    request = raw.get("request", {})
+    method, url = request.get("method"), request.get("url", "")
+    if method not in {None, "POST", "PUT"}:
+        raise PlanError(f"asks for {method}, which is not loading")
+    resource = raw.get("resource")
+    if resource is None or not isinstance(resource.get("resourceType"), str):
+        raise PlanError("has no resource with a resourceType")
+    entry = Entry(resource, raw.get("fullUrl", ""), label=label)
+    if method == "PUT":
+        path, _, entry.condition = url.partition("?")
+        if not entry.condition:
+            resource_type, _, resource["id"] = path.rpartition("/")
+            if resource_type.rpartition("/")[2] != entry.resource_type:
+                raise PlanError("has a request.url that does not fit its resource")
+            return entry
+    elif method == "POST":
+        entry.condition, entry.update = request.get("ifNoneExist", "").rpartition("?")[2], False
+    if method is None and entry.id is not None:
+        return entry
+    if entry.full_url.startswith("urn:"):
+        resource["id"] = _new_id(entry, taken)
+    elif entry.full_url or entry.condition:
+        resource.setdefault("id", str(uuid.uuid4()))
+    return entry
+
+
+def _new_id(entry: Entry, taken: set[str]) -> str:
+    """The id that `urn:uuid:` spells, unless this load has given it to another resource."""
+    try:
+        made = str(uuid.UUID(entry.full_url.removeprefix(URN_UUID)))
+    except ValueError:  # urn:oid:, or a placeholder such as urn:uuid:patient
+        made = ""
+    if not made or f"{entry.resource_type}/{made}" in taken:
+        made = str(uuid.uuid4())
+    taken.add(f"{entry.resource_type}/{made}")
+    return made
+
+
+def point(value: Any, new_links: dict[str, str], key: str = "") -> Any:
+    """`value`, changed in place, with `Type/id` wherever it links to what `new_links` knows.
+
+    Links stand in references, in elements of type uri, url and canonical, and in the narrative.
+    """
+    if isinstance(value, dict):
+        for name, item in value.items():
+            value[name] = point(item, new_links, name)
+    elif isinstance(value, list):
+        value[:] = [point(item, new_links, key) for item in value]
+    elif isinstance(value, str) and key not in NOT_LINKS:
+        return _pointed(value, new_links, key)
+    return value
+
+
+def _pointed(text: str, new_links: dict[str, str], key: str) -> str:
+    if key == "div":
+        return _NARRATIVE_LINK.sub(lambda link: new_links.get(link[1], link[1]), text)
+    if text in new_links:
+        return new_links[text]
+    target, mark, fragment = text.partition("#")
+    return new_links[target] + mark + fragment if mark and target in new_links else text
+
+
+def searches(value: Any, key: str = "") -> Iterator[str]:
+    """The conditional references in `value`: `Practitioner?identifier=...`."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from searches(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from searches(item, key)
+    elif key == "reference" and isinstance(value, str) and "?" in value:
+        yield value

@@ -1,0 +1,88 @@
+"""The yearly summary of a care plan, on the first anniversary of the last notice about it.
+
+It is not sent where nothing has changed since that notice and the practice has acknowledged it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.automation.timers import Timer
+from app.context import Context
+from app.coordination.care_plans import state
+from app.coordination.care_plans.plan_notices import (
+    REVIEW_TIMER,
+    anniversary,
+    changes_between,
+    finish,
+    remind,
+    state_told,
+    tell,
+)
+from app.coordination.care_plans.state import subject_of
+from app.coordination.care_plans.wording import key_of
+from app.fhir.json import Resource, decode_stored
+from app.runtime.mongo import Document
+
+# Plans in these states have ended, and nobody reviews them.
+_ENDED = frozenset({"completed", "entered-in-error", "revoked"})
+_ACKNOWLEDGERS = ("Practitioner/", "PractitionerRole/", "Organization/")
+_BATCH = 100
+
+
+async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
+    row = await finish(context, key)
+    stored = await context.store.read("CarePlan", key)
+    told = await state_told(context, row)
+    if row is None or told is None or stored is None or stored.deleted:
+        return
+    now = await state.current(context.store, stored)
+    if now.plan.get("status") in _ENDED:
+        return
+    clock = context.server.clock
+    if anniversary(row["told_at"]) > clock.now():  # told again since the timer was set
+        await remind(context, key, row["told_at"])
+        return
+    changed = await changes_between(context, told, now)
+    if not changed and await _is_acknowledged(context, row, now.plan):
+        await remind(context, key, clock.now())
+        return
+    if not await tell(context, key, "yearly", row, dict(now.versions)):
+        raise RuntimeError("another notice about the plan came in between")
+
+
+async def _is_acknowledged(context: Context, row: Document, plan: Resource) -> bool:
+    """Whether the practice has answered the last notice: by a Communication about it, or a completed Task."""
+    told_of = {f"Communication/{row['communication']}"}
+    if "document" in row:
+        told_of.add(f"DocumentReference/{row['document']}")
+    terms = [f"focus={each}" for each in sorted(told_of)]
+    tasks = {"terms": {"$in": terms, "$all": ["status=completed"]}}
+    if await context.store.search("Task", tasks, 1):
+        return True
+    terms = [f"based-on=CarePlan/{row['_id']}"]
+    if patient := subject_of(plan):
+        terms.append(f"subject={patient}")
+    filter_ = {"terms": {"$in": terms}}
+    async with context.store.batches("Communication", filter_, read_ahead=_BATCH) as read:
+        while rows := await read(_BATCH):
+            for found in rows:
+                if _acknowledges(found, told_of):
+                    return True
+    return False
+
+
+def _acknowledges(row: Document, told_of: set[str]) -> bool:
+    """Whether somebody of a practice says in this Communication that one of these has arrived."""
+    communication = decode_stored(row["text"])
+    sender = key_of(communication.get("sender"))
+    answered = (*communication.get("inResponseTo", ()), *communication.get("about", ()))
+    return (
+        communication["status"] == "completed"
+        and sender.startswith(_ACKNOWLEDGERS)
+        and any(key_of(each) in told_of for each in answered)
+    )
+
+
+REVIEW = Timer(REVIEW_TIMER, _fire)

@@ -1,0 +1,110 @@
+"""One change of a care plan, and what counts: never meta or narrative, nor displays beside codes and references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.coordination.care_plans import wording as words
+from app.coordination.care_plans.wording import Names, each
+from app.fhir.json import Resource
+
+Kind = Literal[
+    "goal", "activity", "care-team", "period", "status", "addresses", "risk-tier", "plan"
+]
+What = Literal["added", "met", "dropped", "removed", "changed"]
+
+UNTOLD = frozenset({"resourceType", "id", "meta", "text", "implicitRules", "language"})
+SPACED = {
+    "achievementStatus": "progress",
+    "addresses": "what it addresses",
+    "basedOn": "what it is based on",
+    "expressedBy": "who expressed it",
+    "extension": "further details",
+    "lifecycleStatus": "status",
+    "modifierExtension": "further details",
+    "outcomeCode": "outcome",
+    "outcomeReference": "outcome",
+    "startCodeableConcept": "start",
+    "startDate": "start",
+    "statusDate": "date of its status",
+    "statusReason": "reason for its status",
+    "supportingInfo": "supporting information",
+}
+
+
+_QUOTED_ENDS = (".”.", "!”.", "?”.", '.".', '!".', '?".')
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change; `before` and `after` are words, empty where there was or is nothing to say."""
+
+    kind: Kind
+    what: What
+    text: str
+    reference: str = ""
+    before: str = ""
+    after: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The text; where it ends in a quoted sentence, that one's full stop is enough."""
+        return self.text[:-1] if self.text.endswith(_QUOTED_ENDS) else self.text
+
+
+def normalised(value: Any) -> Any:
+    """A value without what says nothing: element ids, and displays beside codes and references."""
+    if isinstance(value, list):
+        return [normalised(child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    silent = {"id", "display"} if {"reference", "code"} & value.keys() else {"id"}
+    return {key: normalised(child) for key, child in value.items() if key not in silent}
+
+
+def content(resource: Resource | None) -> Any:
+    """All of a resource that may make a change."""
+    return normalised({k: v for k, v in (resource or {}).items() if k not in UNTOLD})
+
+
+def literal(key: str) -> str:
+    """The key of a Reference where it is a relative literal one, as parts may state it."""
+    return key if "/" in key and "|" not in key and " " not in key else ""
+
+
+Told = tuple[str, str, str]
+
+
+def elements(was: Resource, now: Resource, render: Callable[[str, Any], str]) -> list[Told]:
+    """The elements that differ: what each is called, and its value before and after."""
+    left, right = content(was), content(now)
+    names = sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
+    return [
+        (SPACED.get(name, name), render(name, was.get(name)), render(name, now.get(name)))
+        for name in names
+    ]
+
+
+def told(name: str, old: str, new: str) -> str:
+    if old == new:
+        return f"{name} changed"
+    return f"{name}: {new or 'none'}, was {old or 'none'}"
+
+
+def sides(told: Sequence[Told], side: int) -> str:
+    return "; ".join(f"{one[0]}: {one[side]}" for one in told if one[side])
+
+
+def plain(value: Any, names: Names | None = None) -> str:
+    """A value in words, as far as it has short ones."""
+    found = []
+    for one in each(value):
+        if not isinstance(one, dict):
+            found.append(str(one))
+        elif "reference" in one or ("display" in one and "code" not in one):
+            found.append(words.reference(one, names or {}))
+        elif {"coding", "code", "text"} & one.keys():
+            found.append(words.concept(one))
+    return words.listing(found)

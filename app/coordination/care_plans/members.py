@@ -1,0 +1,132 @@
+"""The people around a care plan: who is in its teams, whom to call first, and what changed about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from app.coordination.care_plans import wording as words
+from app.coordination.care_plans.state import PlanState
+from app.coordination.care_plans.wording import Names, key_of
+from app.fhir.codes import POINT_OF_CONTACT
+from app.fhir.json import Resource
+
+Participant = Mapping[str, Any]
+# What happened, as a sentence, to whom, and what it was before and after.
+Found = tuple[Literal["added", "removed", "changed"], str, str, str, str]
+
+_CARE_COORDINATOR = "768820003"
+
+
+def teams(state: PlanState) -> list[Resource]:
+    """The plan's care teams, as far as they are known."""
+    return [team for key in state.referred("careTeam") if (team := state.find(key)) is not None]
+
+
+def point_of_contact(state: PlanState) -> Participant | None:
+    """The member of the teams whom everybody calls first: said so, else the care coordinator."""
+    everybody = [one for team in teams(state) for one in team.get("participant", ())]
+    stated = next((one for one in everybody if _is_stated(one)), None)
+    return stated or next(
+        (one for one in everybody if _CARE_COORDINATOR in words.codes(one.get("role"))), None
+    )
+
+
+def _is_stated(participant: Participant) -> bool:
+    """By our role code, or by an extension that says so, as the one for transitions of care does."""
+    if POINT_OF_CONTACT in words.codes(participant.get("role")):
+        return True
+    return any(
+        str(extension.get("url", "")).lower().replace("-", "").endswith("pointofcontact")
+        and extension.get("valueBoolean") is not False
+        for extension in participant.get("extension", ())
+    )
+
+
+def member_name(participant: Participant, names: Names) -> str:
+    """Who a participant is."""
+    member = participant.get("member") or participant.get("onBehalfOf")
+    return words.reference(member, names) or "a member without a name"
+
+
+def described(participant: Participant, names: Names) -> str:
+    """Who a participant is, in which role, until when."""
+    details = [words.concept(participant.get("role"))]
+    if end := words.day(participant.get("period", {}).get("end")):
+        details.append(f"until {end}")
+    told = words.listing(details)
+    name = member_name(participant, names)
+    return f"{name} ({told})" if told else name
+
+
+def team_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[Found]:
+    """Members who came, went or have another role, and another point of contact."""
+    old, new = _members(before), _members(after)
+    for key in dict.fromkeys((*new, *old)):
+        was, now = words.listing(old.get(key, ())), words.listing(new.get(key, ()))
+        if was == now and key in old and key in new:
+            continue
+        reference = key if key.partition("/")[2] and "|" not in key else ""
+        name = _name(key, before, after, names)
+        if key not in old:
+            yield "added", f"Care team: {name} joined{_as(now)}.", reference, "", now or name
+        elif key not in new:
+            yield "removed", f"Care team: {name} left{_as(was)}.", reference, was or name, ""
+        else:
+            text = f"Care team: {name} is now {now or 'without a role'} (was {was or 'without a role'})."
+            yield "changed", text, reference, was, now
+    yield from _contact_change(before, after, names)
+
+
+def _as(role: str) -> str:
+    return f" ({role})" if role else ""
+
+
+def _members(state: PlanState) -> dict[str, list[str]]:
+    """The roles of each member, with the end of each; without any team that is known, the teams themselves."""
+    found: dict[str, list[str]] = {}
+    for key, reference in state.referred("careTeam").items():
+        team = state.find(key)
+        if team is None:
+            found.setdefault(key, [str(reference.get("display", ""))])
+            continue
+        for participant in team.get("participant", ()):
+            member = key_of(participant.get("member")) or key_of(participant.get("onBehalfOf"))
+            role = words.concept(participant.get("role"))
+            end = words.day(participant.get("period", {}).get("end"))
+            on_behalf = key_of(participant.get("onBehalfOf")) if "member" in participant else ""
+            told = " ".join(part for part in (role, f"until {end}" if end else "") if part)
+            found.setdefault(member or role, []).append(
+                f"{told} for {on_behalf}" if on_behalf else told
+            )
+    return {key: sorted(roles) for key, roles in found.items()}
+
+
+def _name(key: str, before: PlanState, after: PlanState, names: Names) -> str:
+    for state in (after, before):
+        for team in teams(state):
+            for participant in team.get("participant", ()):
+                if key_of(participant.get("member")) == key:
+                    return member_name(participant, names)
+    return names.get(key, key)
+
+
+def contact_words(state: PlanState, names: Names) -> str:
+    """Whom to call first, with the team's own telephone where it has one."""
+    participant = point_of_contact(state)
+    name = member_name(participant, names) if participant else ""
+    number = words.listing(words.phone(team) for team in teams(state))
+    return words.listing((name, number))
+
+
+def _contact_change(before: PlanState, after: PlanState, names: Names) -> Iterable[Found]:
+    if _contact(before) != _contact(after):
+        old, new = contact_words(before, names), contact_words(after, names)
+        text = f"Point of contact: {new or 'none'} (was {old or 'none'})."
+        yield "changed", text, "", old, new
+
+
+def _contact(state: PlanState) -> tuple[str, list[str]]:
+    participant = point_of_contact(state) or {}
+    numbers = [number for team in teams(state) if (number := words.phone(team))]
+    return key_of(participant.get("member")), numbers

@@ -1,0 +1,207 @@
+"""Telling of a care plan: once for each state that differs from the one told last, whatever is repeated or dies.
+
+    plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication, pending?}
+
+`versions` pin the state that was told last, `shown` the one in the last document. A notice is first put down as
+`pending` with the versions it tells of; whoever finds one there carries it out, which twice makes nothing twice: the
+ids of what it stores, and the key of its event, come from the plan and the notice's number.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pymongo.errors import DuplicateKeyError
+
+from app.api.exchange import Preconditions
+from app.context import Context
+from app.coordination.care_plans import (
+    changes as care_plan_changes,
+    document,
+    record as care_plan_record,
+    state as care_plan_state,
+)
+from app.coordination.care_plans.difference import Change
+from app.coordination.care_plans.document import Edition
+from app.coordination.care_plans.plan_notice import Notice, NoticeKind, coding, communication
+from app.coordination.care_plans.state import PlanState
+from app.errors import PreconditionFailed
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.runtime.mongo import Document
+
+NOTICES = "plan_notices"
+REVIEW_TIMER = "care-plan-review"
+CHANGE_TOPIC, REVIEW_TOPIC = "careplan-change", "careplan-annual-review"
+
+_ONLY_NEW = Preconditions(if_none_match="*")
+
+
+async def record_of(context: Context, plan_id: str) -> Document | None:
+    """What is known of earlier notices about a plan."""
+    found: Document | None = await _rows(context).find_one({"_id": plan_id})
+    return found
+
+
+async def finish(context: Context, plan_id: str) -> Document | None:
+    """Carry out what was put down and not done; returns the record as it is then."""
+    row = await record_of(context, plan_id)
+    while row is not None and "pending" in row:
+        await _carry_out(context, row)
+        row = await record_of(context, plan_id)
+    return row
+
+
+async def tell(
+    context: Context, plan_id: str, kind: NoticeKind, row: Document | None, versions: dict[str, int]
+) -> bool:
+    """Put down a notice about the plan in these versions and carry it out; False where another was put down first."""
+    number = (row or {}).get("number", 0)
+    pending = {
+        "number": number + 1,
+        "kind": kind,
+        "at": context.server.clock.now(),
+        "versions": [[key, version] for key, version in sorted(versions.items())],
+    }
+    try:
+        result = await _rows(context).update_one(
+            {"_id": plan_id, "number": number, "pending": {"$exists": False}}
+            if row
+            else {"_id": plan_id, "number": {"$exists": False}},
+            {"$set": {"pending": pending}, "$setOnInsert": {"number": 0}},
+            upsert=row is None,
+        )
+    except DuplicateKeyError:
+        return False
+    if not (result.matched_count or result.upserted_id):
+        return False
+    await finish(context, plan_id)
+    return True
+
+
+async def state_told(
+    context: Context, row: Document | None, what: str = "versions"
+) -> PlanState | None:
+    """The state that was told last, or the one in the last document (`shown`)."""
+    if row is None or not row.get(what):
+        return None
+    return await care_plan_state.pinned(context.store, row["_id"], dict(row[what]))
+
+
+async def changes_between(context: Context, before: PlanState, after: PlanState) -> list[Change]:
+    """What changed, with the names of everybody concerned."""
+    resources = [before.plan, after.plan, *before.others.values(), *after.others.values()]
+    names = await care_plan_state.names_of(context.store, resources)
+    return care_plan_changes.diff(before, after, names)
+
+
+async def _carry_out(context: Context, row: Document) -> None:
+    pending = row["pending"]
+    notice = await _notice(context, row)
+    done: Document = {"number": pending["number"], "told_at": pending["at"]}
+    if notice is not None:
+        done |= await _send(context, notice, row)
+    if pending["kind"] == "deleted":
+        await context.server.hub.timers.cancel(REVIEW_TIMER, row["_id"])
+    else:
+        await remind(context, row["_id"], pending["at"])
+    done["versions"] = [] if pending["kind"] == "deleted" else pending["versions"]
+    if pending["kind"] in ("created", "yearly"):
+        done["shown"] = pending["versions"]
+    await _rows(context).update_one(
+        {"_id": row["_id"], "pending.number": pending["number"]},
+        {"$set": done, "$unset": {"pending": ""}},
+    )
+
+
+async def _notice(context: Context, row: Document) -> Notice | None:
+    """The notice that was put down; None where its versions are no longer stored."""
+    pending = row["pending"]
+    state = await care_plan_state.pinned(context.store, row["_id"], dict(pending["versions"]))
+    if state is None:
+        return None
+    kind = pending["kind"]
+    before = await state_told(context, row, "shown" if kind == "yearly" else "versions")
+    if kind == "deleted":
+        changes = [Change("status", "removed", "The care plan was deleted.")]
+    elif before is None:
+        changes = []
+    else:
+        changes = await changes_between(context, before, state)
+    return Notice(row["_id"], kind, pending["number"], pending["at"], state, changes)
+
+
+async def _send(context: Context, notice: Notice, row: Document) -> Document:
+    """Store what the notice carries and raise its event; returns what the record remembers of it."""
+    known: Document = {}
+    carried: list[str] = []
+    if notice.kind in ("created", "yearly"):
+        known["document"] = notice.id("document-reference")
+        carried = await _store_document(context, notice, row.get("document"))
+        carried.append(f"Bundle/{notice.id('document')}")
+    told = communication(notice, carried)
+    await once(context, told)
+    known["communication"] = told["id"]
+    topic = REVIEW_TOPIC if notice.kind == "yearly" else CHANGE_TOPIC
+    key = f"CarePlan/{notice.plan}"
+    await context.store.raise_event(
+        ("CarePlan", notice.plan, notice.state.versions[key]),
+        context.settings.topic_base.rstrip("/") + "/" + topic,
+        key=f"{notice.plan} {notice.number}",
+        at=notice.at,
+        trigger=coding(notice),
+        context=[f"Communication/{told['id']}", *carried],
+    )
+    return known
+
+
+async def _store_document(context: Context, notice: Notice, earlier: str | None) -> list[str]:
+    """The document and its DocumentReference; the earlier one is superseded. Returns the reference's."""
+    own_id = notice.id("document-reference")
+    changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
+    edition = Edition(notice.id("document"), notice.at, context.base_url, earlier, changes)
+    if await context.store.read("DocumentReference", own_id) is None:
+        record = await care_plan_record.gather(context.store, notice.state, notice.at)
+        await once(context, document.build(record, edition))
+        stored = await context.store.read("Bundle", edition.id)
+        if stored is not None:
+            await once(context, document.reference_to(record, stored, edition, own_id))
+    if earlier is not None:
+        await _supersede(context, earlier)
+    return [f"DocumentReference/{own_id}"]
+
+
+async def _supersede(context: Context, earlier: str) -> None:
+    stored = await context.store.read("DocumentReference", earlier)
+    if stored is not None and not stored.deleted:
+        reference = {**stored.resource(), "status": "superseded"}
+        await interactions.update(context, "DocumentReference", earlier, reference)
+
+
+async def once(context: Context, resource: Resource) -> None:
+    """Store a resource under its id, unless something is there or was there."""
+    resource_type, resource_id = resource["resourceType"], resource["id"]
+    if await context.store.read(resource_type, resource_id) is not None:
+        return
+    try:
+        await interactions.update(context, resource_type, resource_id, resource, _ONLY_NEW)
+    except PreconditionFailed:  # another process carries out the same notice
+        return
+
+
+async def remind(context: Context, plan_id: str, told_at: datetime) -> None:
+    """Set the yearly review of a plan to the anniversary of a notice."""
+    await context.server.hub.timers.set(REVIEW_TIMER, plan_id, anniversary(told_at))
+
+
+def anniversary(moment: datetime) -> datetime:
+    """The same time a year later; of a 29 February, on the 28th."""
+    try:
+        return moment.replace(year=moment.year + 1)
+    except ValueError:
+        return moment.replace(year=moment.year + 1, day=28)
+
+
+def _rows(context: Context) -> Any:
+    return context.server.mongo.collection(NOTICES)

@@ -1,0 +1,171 @@
+"""A care plan as its recipient knows it: the plan with its goals, activities, care teams and risk tier at one moment.
+
+A state is read by the versions it is made of, so the same state can be read again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from app.coordination.care_plans.wording import codes, key_of, title
+from app.fhir.json import Resource
+from app.interactions.references import split
+from app.records.versions import HistoryRange, Stored
+from app.store.store import Store
+
+RISK_TIER = "risk-tier"
+# One patient has a few of each; more would be a mistake in the data.
+_MOST_FLAGS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PlanState:
+    """`others` are what the plan refers to, by relative reference; `versions` those of all, the plan's included."""
+
+    plan: Resource
+    others: Mapping[str, Resource] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+
+    def find(self, key: str) -> Resource | None:
+        """What a reference of the plan leads to, contained resources included."""
+        if key.startswith("#"):
+            return next(
+                (each for each in self.plan.get("contained", ()) if each.get("id") == key[1:]), None
+            )
+        return self.others.get(key)
+
+    def referred(self, element: str) -> dict[str, Mapping[str, Any]]:
+        """The plan's References in an element, by what they lead to."""
+        return {key_of(each): each for each in self.plan.get(element, ()) if key_of(each)}
+
+    @property
+    def flags(self) -> list[Resource]:
+        """The flags that state a risk tier."""
+        return [each for key, each in sorted(self.others.items()) if key.startswith("Flag/")]
+
+
+def is_tier(flag: Resource | None) -> bool:
+    """Whether a Flag states the member's risk tier."""
+    return flag is not None and RISK_TIER in codes(flag.get("category"))
+
+
+def followed(plan: Resource) -> list[str]:
+    """The resources whose changes are changes of the plan, as far as it refers to them."""
+    found = [key_of(each) for each in (*plan.get("goal", ()), *plan.get("careTeam", ()))]
+    found += [key_of(each.get("reference")) for each in plan.get("activity", ())]
+    found += [
+        key_of(each)
+        for each in plan.get("supportingInfo", ())
+        if key_of(each).startswith("RiskAssessment/")
+    ]
+    return sorted({key for key in found if split(key) is not None})
+
+
+def subject_of(plan: Resource) -> str | None:
+    """The patient, as a relative reference."""
+    key = key_of(plan.get("subject"))
+    return key if key.startswith("Patient/") and split(key) else None
+
+
+async def current(store: Store, plan: Stored) -> PlanState:
+    """The plan in this version with everything else as it is now."""
+    resource = plan.resource()
+    keys = [target for key in followed(resource) if (target := split(key))]
+    stored = dict(await store.read_many(keys))
+    for flag in await _flags(store, subject_of(resource)):
+        stored[flag.reference] = flag
+    return _state(plan, resource, stored.values())
+
+
+async def pinned(store: Store, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
+    """The state that is made of these versions; None where the plan's is no longer stored."""
+    plan = await _version(store, f"CarePlan/{plan_id}", versions)
+    if plan is None:
+        return None
+    found = [
+        stored
+        for key in versions
+        if not key.startswith("CarePlan/")
+        and (stored := await _version(store, key, versions)) is not None
+    ]
+    return _state(plan, plan.resource(), found)
+
+
+async def at_time(store: Store, plan_id: str, moment: datetime) -> PlanState | None:
+    """The state at a moment, or with the plan's first version where it is younger; None for an unknown plan."""
+    plan = await _as_of(store, "CarePlan", plan_id, moment)
+    if plan is None:
+        plan = await store.vread("CarePlan", plan_id, 1)
+    if plan is None or plan.deleted:
+        return None
+    resource = plan.resource()
+    moment = max(moment, plan.at)
+    keys = followed(resource)
+    keys += [flag.reference for flag in await _flags(store, subject_of(resource), ended=True)]
+    found = []
+    for key in keys:
+        target = split(key)
+        stored = await _as_of(store, *target, moment) if target else None
+        if stored is not None:
+            found.append(stored)
+    return _state(plan, resource, found)
+
+
+async def names_of(store: Store, resources: Iterable[Resource]) -> dict[str, str]:
+    """What everything that these resources refer to is called, by relative reference."""
+    keys = {key for resource in resources for key in _references(resource)}
+    targets = [target for key in sorted(keys) if (target := split(key))]
+    found = await store.read_many(targets)
+    live = [stored.resource() for stored in found.values() if not stored.deleted]
+    return {f"{each['resourceType']}/{each['id']}": name for each in live if (name := title(each))}
+
+
+def _references(value: Any) -> Iterable[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("reference"), str):
+            yield key_of(value)
+        for child in value.values():
+            yield from _references(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _references(child)
+
+
+def _state(plan: Stored, resource: Resource, stored: Iterable[Stored]) -> PlanState:
+    live = [each for each in stored if not each.deleted]
+    versions = {each.reference: each.version for each in live}
+    return PlanState(
+        resource,
+        {each.reference: each.resource() for each in live},
+        {**versions, plan.reference: plan.version},
+    )
+
+
+async def _version(store: Store, key: str, versions: Mapping[str, int]) -> Stored | None:
+    resource_type, _, resource_id = key.partition("/")
+    stored = await store.vread(resource_type, resource_id, versions.get(key, 0))
+    return None if stored is None or stored.deleted else stored
+
+
+async def _as_of(
+    store: Store, resource_type: str, resource_id: str, moment: datetime
+) -> Stored | None:
+    """The version that was current at a moment; None where there was none yet or it was deleted."""
+    range_ = HistoryRange(resource_type, resource_id, until=moment)
+    found = await store.history(range_, 1)
+    return found[0] if found and not found[0].deleted else None
+
+
+async def _flags(store: Store, patient: str | None, *, ended: bool = False) -> list[Stored]:
+    """The flags that state a patient's risk tier; with `ended` also those that no longer hold."""
+    if patient is None:
+        return []
+    found = await store.search("Flag", {"terms": f"subject={patient}"}, _MOST_FLAGS)
+    return [
+        each
+        for each in found
+        if is_tier(flag := each.resource()) and (ended or flag.get("status") == "active")
+    ]

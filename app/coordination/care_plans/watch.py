@@ -1,0 +1,174 @@
+"""Care plans are watched: what matters in one is told once it has been quiet for a while.
+
+A change of a plan, of a Goal, care team or activity that it refers to, or of the patient's risk tier, sets a timer for
+the plan, unless one runs. When it fires, the plan is compared with what was told last: many edits make one notice with
+their sum, edits that were undone none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from weakref import WeakValueDictionary
+
+from app.automation.reactions import Reaction
+from app.automation.timers import Timer
+from app.context import Context
+from app.coordination.care_plans import state
+from app.coordination.care_plans.difference import content
+from app.coordination.care_plans.plan_notices import (
+    changes_between,
+    finish,
+    record_of,
+    state_told,
+    tell,
+)
+from app.coordination.care_plans.state import PlanState, followed, is_tier
+from app.coordination.care_plans.wording import key_of
+from app.records.versions import Event, Stored
+
+QUIET_TIMER = "care-plan-quiet"
+# Under which search parameter plans refer to these.
+_PARAMETERS = {
+    "CareTeam": "care-team",
+    "Goal": "goal",
+    **dict.fromkeys(
+        (
+            "Appointment",
+            "CommunicationRequest",
+            "DeviceRequest",
+            "MedicationRequest",
+            "NutritionOrder",
+            "RequestGroup",
+            "ServiceRequest",
+            "Task",
+            "VisionPrescription",
+        ),
+        "activity-reference",
+    ),
+}
+_TYPES = frozenset({"CarePlan", "Flag", "RiskAssessment", *_PARAMETERS})
+# A resource that more plans refer to than this is no part of any one of them.
+_MOST_PLANS = 200
+
+# One notice of a plan at a time in this process; between processes the record decides.
+_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+
+async def _watch(context: Context, event: Event) -> None:
+    """React to a change: set the timers of the plans that it concerns, or tell of each at once."""
+    if event.resource is not None and content(event.resource) == content(event.previous):
+        return
+    quiet = timedelta(seconds=context.settings.plan_quiet_period)
+    for plan in await _plans(context, event):
+        if not await _is_told_of(context, plan, event):
+            continue
+        if not quiet:
+            await tell_of(context, plan.id, event)
+            continue
+        now, timers = context.server.clock.now(), context.server.hub.timers
+        due = await timers.due_of(QUIET_TIMER, plan.id)
+        if due is None:
+            await timers.set(QUIET_TIMER, plan.id, now + quiet)
+        elif due <= now:  # it may be running, and have read what was before this change
+            await timers.set(QUIET_TIMER, plan.id, now)
+
+
+async def _plans(context: Context, event: Event) -> list[Stored]:
+    """The plans that a changed resource concerns; a deleted plan too."""
+    store, key = context.store, f"{event.type}/{event.resource_id}"
+    if event.type == "CarePlan":
+        plan = await store.read("CarePlan", event.resource_id)
+        return [] if plan is None else [plan]
+    if event.type in _PARAMETERS:
+        term = f"{_PARAMETERS[event.type]}={key}"
+        return await store.search("CarePlan", {"terms": term}, _MOST_PLANS)
+    if event.type == "Flag" and not (is_tier(event.resource) or is_tier(event.previous)):
+        return []
+    subjects = {key_of((each or {}).get("subject")) for each in (event.resource, event.previous)}
+    terms = {"$in": [f"subject={each}" for each in sorted(subjects) if each]}
+    plans = await store.search("CarePlan", {"terms": terms}, _MOST_PLANS)
+    if event.type == "Flag":
+        return plans
+    return [plan for plan in plans if key in followed(plan.resource())]
+
+
+async def _is_told_of(context: Context, plan: Stored, event: Event) -> bool:
+    """Whether anybody hears of this plan: from when it is first active."""
+    resource = event.resource if event.type == "CarePlan" else plan.resource()
+    if resource is not None and resource.get("status") == "active":
+        return True
+    return await record_of(context, plan.id) is not None
+
+
+async def tell_of(context: Context, plan_id: str, event: Event | None = None) -> None:
+    """Tell what differs from what was told last; with an `event`, what that alone made different."""
+    lock = _locks.setdefault(plan_id, asyncio.Lock())
+    async with lock:
+        while True:
+            row = await finish(context, plan_id)
+            told = await state_told(context, row)
+            found = await _now(context, plan_id, event, told)
+            if found is None:
+                if told is None or row is None:
+                    return
+                if not await tell(context, plan_id, "deleted", row, dict(row["versions"])):
+                    continue
+                return
+            if told is None:
+                if found.plan.get("status") != "active":
+                    return
+                done = await tell(context, plan_id, "created", row, dict(found.versions))
+            elif await changes_between(context, told, found):
+                done = await tell(context, plan_id, "changed", row, dict(found.versions))
+            else:
+                return
+            if done:
+                return
+
+
+async def _now(
+    context: Context, plan_id: str, event: Event | None, told: PlanState | None
+) -> PlanState | None:
+    """The state to tell of; None where the plan is gone."""
+    plan = await context.store.read("CarePlan", plan_id)
+    if event is None or told is None:
+        if event is not None and event.type == "CarePlan" and event.resource is not None:
+            plan = await context.store.vread("CarePlan", plan_id, event.version)
+        return None if plan is None or plan.deleted else await state.current(context.store, plan)
+    if event.type == "CarePlan" and event.resource is None:
+        return None
+    return await _with_event(context, plan_id, event, told)
+
+
+async def _with_event(
+    context: Context, plan_id: str, event: Event, told: PlanState
+) -> PlanState | None:
+    """What was told last, with this event's version in it and what that version adds."""
+    key, plan_key = f"{event.type}/{event.resource_id}", f"CarePlan/{plan_id}"
+    versions = dict(told.versions)
+    if event.version <= versions.get(key, 0):
+        return told
+    versions[key] = event.version
+    plan = await context.store.vread("CarePlan", plan_id, versions[plan_key])
+    if plan is None or plan.deleted:
+        return None
+    now = await state.current(context.store, plan)
+    wanted = {
+        each: versions.get(each, version)
+        for each, version in now.versions.items()
+        if event.type == "CarePlan" or each in versions
+    }
+    if event.type == "Flag" and key not in now.versions:
+        wanted.pop(key, None)
+    return await state.pinned(context.store, plan_id, wanted)
+
+
+async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
+    await tell_of(context, key)
+
+
+REACTION = Reaction("care-plan-watch", _TYPES, _watch)
+QUIET = Timer(QUIET_TIMER, _fire)

@@ -1,0 +1,180 @@
+"""Case management that may be needed again: a review Task for a person, never an enrolment by the server.
+
+Three things re-open the question: a transition of care (an inpatient stay begins or ends), a risk that has risen, and a
+referral. It is asked about members who were enrolled before or stand on a list of candidates; a referral asks it about
+anybody. Nobody is asked about twice at a time, nor against the member's will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from app.api.exchange import NO_PRECONDITIONS
+from app.automation import review_tasks
+from app.automation.follow_up_tasks import OPEN
+from app.automation.patient_resources import moment, patient_of, resources_of, token
+from app.automation.reactions import Reaction
+from app.consent import provisions
+from app.context import Context
+from app.coordination.case_management.case_management_triggers import TRIGGERS
+from app.coordination.case_management.enrolment import (
+    STANDING,
+    began,
+    end_reason,
+    ended,
+    episodes_of,
+    is_case_management,
+)
+from app.fhir.codes import (
+    CASE_MANAGEMENT,
+    CASE_MANAGEMENT_CANDIDATES,
+    CONSENT_CATEGORY,
+    EPISODE_TYPE,
+    GROUP_KIND,
+    REVIEW_REASON,
+)
+from app.fhir.json import Resource
+from app.interactions import interactions, plan as write
+from app.records.versions import Event
+from app.search import group_members, spans
+
+REASON = "re-enrolment"
+# What became known later than this after it happened is history, no reason to act.
+RECENT = timedelta(days=30)
+_OPT_OUTS = frozenset({"OPTOUT", "OPTOUTE"})
+
+
+async def react(context: Context, event: Event) -> None:
+    """Something happened that may re-open case management."""
+    resource = event.resource
+    patient = patient_of(resource)
+    if resource is None or patient is None:
+        return
+    happened = await TRIGGERS[event.type](context, event, resource)
+    if happened is None or context.server.clock.now() - happened > RECENT:
+        return
+    is_referral = event.type == "ServiceRequest"
+    if await _is_in_question(context, patient, happened, anybody=is_referral):
+        await _ask(context, patient, f"{event.type}/{event.resource_id}")
+
+
+async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
+    """Those about members who were enrolled before or stand on some list, and the referrals."""
+    patients = {patient for event in events if (patient := patient_of(event.resource))}
+    enrolled = token("type", EPISODE_TYPE, CASE_MANAGEMENT)
+    of_patients = [f"patient={patient}" for patient in patients]
+    members = [f"member={patient}" for patient in patients]
+    episodes, rows = await context.store.find_together(
+        [
+            ("EpisodeOfCare", {"terms": {"$in": of_patients, "$eq": enrolled}}, {"terms": 1}),
+            ("group_members", {"_id.m": {"$in": members}}, {"_id": 1}),
+        ]
+    )
+    known = {term.removeprefix("patient=") for episode in episodes for term in episode["terms"]}
+    known |= {row["_id"]["m"].removeprefix("member=") for row in rows}
+    return [
+        event
+        for event in events
+        if event.type == "ServiceRequest" or patient_of(event.resource) in known
+    ]
+
+
+async def check(context: Context, event: Event) -> None:
+    """Ask a person for what an enrolment should say but does not: when it began, why it ended."""
+    resource = event.resource
+    if resource is None or not is_case_management(resource):
+        return
+    focus, patient = f"EpisodeOfCare/{event.resource_id}", patient_of(resource)
+    if resource["status"] == "active" and began(resource) is None:
+        await review_tasks.ask(context, "no-enrolment-date", focus, patient=patient)
+    if resource["status"] == "finished" and end_reason(resource) is None:
+        await review_tasks.ask(context, "no-end-reason", focus, patient=patient)
+
+
+REACTIONS = (
+    Reaction("case-management", frozenset(TRIGGERS), react, sift=sift),
+    Reaction("case-management-enrolment", frozenset({"EpisodeOfCare"}), check),
+)
+
+
+async def _is_in_question(
+    context: Context, patient: str, happened: datetime, *, anybody: bool
+) -> bool:
+    """Whether the member could be enrolled again: is not now, was before or is a candidate, and has not declined."""
+    episodes = await episodes_of(context, patient)
+    if any(episode["status"] in STANDING for episode in episodes):
+        return False
+    past = [episode for episode in episodes if episode["status"] == "finished"]
+    last = max(past, key=lambda each: str(each.get("period", {}).get("end", "")), default=None)
+    if last is None:
+        if not anybody and not await _is_candidate(context, patient):
+            return False
+    else:
+        end = ended(last)
+        if end is not None and happened < end:
+            return False
+    return not await _has_declined(context, patient, last)
+
+
+async def _is_candidate(context: Context, patient: str) -> bool:
+    """Whether the patient stands on a list of candidates now."""
+    now = context.server.clock.now()
+    found = await group_members.memberships(context.store, "group_members", [f"member={patient}"])
+    groups = [each for each, when in found.items() if any(spans.holds(span, now) for span in when)]
+    lists = {
+        "_id": {"$in": groups},
+        "terms": token("code", GROUP_KIND, CASE_MANAGEMENT_CANDIDATES),
+        "roster.live": True,
+    }
+    return bool(groups) and await context.store.count("Group", lists, 1) > 0
+
+
+async def _has_declined(context: Context, patient: str, last: Resource | None) -> bool:
+    """Whether the patient said no, by the latest Consent or else by why the last enrolment ended; or has died."""
+    reason = None if last is None else end_reason(last)
+    person = await context.store.read(*patient.split("/", 1))
+    record = {} if person is None or person.deleted else person.resource()
+    if reason == "deceased" or record.get("deceasedBoolean") or record.get("deceasedDateTime"):
+        return True
+    found = await resources_of(
+        context, "Consent", patient, token("category", CONSENT_CATEGORY, CASE_MANAGEMENT)
+    )
+    decisions = [
+        (moment(consent.get("dateTime")) or stored.at, declines)
+        for stored in found
+        if (declines := _declines(context, consent := stored.resource())) is not None
+    ]
+    return max(decisions)[1] if decisions else reason == "opted-out"
+
+
+def _declines(context: Context, consent: Resource) -> bool | None:
+    """Whether a Consent says no; None where it says nothing: a draft, one past its period, a refusal taken back."""
+    policies = {each.get("code") for each in consent.get("policyRule", {}).get("coding", ())}
+    denies = consent.get("provision", {}).get("type") == "deny" or bool(policies & _OPT_OUTS)
+    if consent["status"] == "active":
+        running = provisions.is_running(consent, context.server.clock.now())
+        return denies if running else None
+    if consent["status"] in ("inactive", "rejected"):
+        return None if denies else True
+    return None
+
+
+async def _ask(context: Context, patient: str, cause: str) -> None:
+    """Put the question into the review queue, unless one about this member is open, or was asked for this cause."""
+    task = review_tasks.task(context, REASON, cause, patient=patient)
+    asked = ["subject=" + patient, token("code", REVIEW_REASON, REASON)]
+
+    async def attempt() -> None:
+        # The guard makes this hold between processes too: of two that see no open question one has to look again.
+        guard = await context.store.guard(f"{REASON} {patient}")
+        found = await context.store.search("Task", {"terms": {"$all": asked}}, 1000)
+        is_open = any(each.resource()["status"] in OPEN for each in found)
+        target = await write.target_of_update(context, "Task", task["id"])
+        if is_open or target.previous is not None:
+            return
+        plan = await write.plan_write(context, target, task, NO_PRECONDITIONS)
+        if plan.change is not None:
+            await context.store.commit([plan.change], (guard,))
+
+    await interactions.until_undisturbed(attempt)

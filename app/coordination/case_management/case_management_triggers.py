@@ -1,0 +1,134 @@
+"""What re-opens the question of case management: a transition of care, a risk that has risen, a referral.
+
+Each function returns when it happened, or None where a change is no such thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+
+from app.automation.patient_resources import codes_in, moment, patient_of, resources_of
+from app.context import Context
+from app.fhir.codes import CASE_MANAGEMENT, FLAG_CATEGORY, RISK_TIER, RISK_TIERS, SERVICE_CATEGORY
+from app.fhir.json import Resource
+from app.records.versions import Event
+
+_INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS"})
+_PRESENT = frozenset({"arrived", "triaged", "in-progress", "onleave"})
+_PROBABILITY = "http://terminology.hl7.org/CodeSystem/risk-probability"
+_PROBABILITIES = ("negligible", "low", "moderate", "high", "certain")
+
+
+async def transition(context: Context, event: Event, encounter: Resource) -> datetime | None:
+    """When an inpatient stay began or ended with this change."""
+    period, before = encounter.get("period", {}), event.previous
+    if encounter["class"].get("code") not in _INPATIENT:
+        return None
+    if encounter["status"] in _PRESENT:
+        was_there = (
+            before is not None
+            and before["status"] in _PRESENT
+            and before["class"].get("code") in _INPATIENT
+        )
+        return None if was_there else moment(period.get("start")) or context.server.clock.now()
+    if encounter["status"] == "finished" and (before is None or before["status"] != "finished"):
+        return moment(period.get("end")) or context.server.clock.now()
+    return None
+
+
+async def assessed_risk(context: Context, event: Event, assessment: Resource) -> datetime | None:
+    """When a RiskAssessment found a higher risk than the patient's last one by the same method."""
+
+    def level(resource: Resource) -> int:
+        if resource["status"] not in ("final", "amended", "corrected"):
+            return -1
+        return _highest(
+            [
+                code
+                for prediction in resource.get("prediction", ())
+                for code in codes_in(prediction.get("qualitativeRisk"), _PROBABILITY)
+            ],
+            _PROBABILITIES,
+        )
+
+    return await _risen(
+        context,
+        event,
+        assessment,
+        level,
+        lambda other: other.get("method") == assessment.get("method"),
+    )
+
+
+async def risk_tier(context: Context, event: Event, flag: Resource) -> datetime | None:
+    """When a Flag put the patient into a higher risk tier than before."""
+
+    def level(resource: Resource) -> int:
+        if resource["status"] == "entered-in-error":
+            return -1
+        return _highest(codes_in(resource.get("code"), RISK_TIER), RISK_TIERS)
+
+    if flag["status"] != "active" or "risk-tier" not in codes_in(
+        flag.get("category"), FLAG_CATEGORY
+    ):
+        return None
+    return await _risen(context, event, flag, level, lambda other: True)
+
+
+async def referral(context: Context, event: Event, request: Resource) -> datetime | None:
+    """When somebody referred the patient to case management."""
+    before = event.previous
+    if CASE_MANAGEMENT not in codes_in(request.get("category"), SERVICE_CATEGORY):
+        return None
+    if request["status"] != "active" or (before is not None and before["status"] == "active"):
+        return None
+    return moment(request.get("authoredOn")) or context.server.clock.now()
+
+
+async def _risen(
+    context: Context,
+    event: Event,
+    resource: Resource,
+    level: Callable[[Resource], int],
+    is_comparable: Callable[[Resource], bool],
+) -> datetime | None:
+    """When the level rose with this change: over the same resource's before, else over the patient's latest other one.
+
+    None where it did not, where nothing was known before, and for what is older than another one.
+    """
+    now, when = level(resource), _when(resource) or context.server.clock.now()
+    if now < 0:
+        return None
+    if event.previous is not None and level(event.previous) >= 0:
+        return when if now > level(event.previous) else None
+    others = [
+        (_when(other) or stored.at, level(other))
+        for stored in await resources_of(context, event.type, patient_of(resource) or "")
+        if stored.id != event.resource_id
+        and is_comparable(other := stored.resource())
+        and level(other) >= 0
+    ]
+    if not others:
+        return None
+    latest, before = max(others)
+    return when if latest <= when and now > before else None
+
+
+def _when(resource: Resource) -> datetime | None:
+    """When a risk was found."""
+    period = resource.get("occurrencePeriod") or resource.get("period") or {}
+    return moment(resource.get("occurrenceDateTime") or period.get("start"))
+
+
+def _highest(codes: list[str], ascending: tuple[str, ...]) -> int:
+    return max((ascending.index(code) for code in codes if code in ascending), default=-1)
+
+
+Trigger = Callable[[Context, Event, Resource], Awaitable[datetime | None]]
+TRIGGERS: Mapping[str, Trigger] = {
+    "Encounter": transition,
+    "Flag": risk_tier,
+    "RiskAssessment": assessed_risk,
+    "ServiceRequest": referral,
+}

@@ -1,0 +1,230 @@
+"""Health risk assessments fall due: within 90 days of an enrolment in case management, then every year.
+
+42 CFR 422.101(f)(1)(i) asks a special needs plan for both. A Task says until when; a completed QuestionnaireResponse
+that is such an assessment closes it and opens the next year's. What is due is worked out anew from the patient's record
+after each change of it, so it does not matter in which order things become known, nor how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from app.automation.follow_up_tasks import OPEN, Closing, FollowUp, close, is_closed_by_people, keep
+from app.automation.patient_resources import (
+    codes_in,
+    day,
+    first_seen,
+    over_at,
+    patient_of,
+    patients_of,
+    resources_of,
+    token,
+)
+from app.automation.reactions import Reaction, stable_id
+from app.automation.timers import Timer
+from app.context import Context
+from app.coordination.case_management.enrolment import (
+    ENROLLED,
+    began,
+    episodes_of,
+    is_case_management,
+)
+from app.fhir.codes import ASSESSMENT_KIND, HEALTH_RISK_ASSESSMENT, TASK_CODE
+from app.fhir.json import Resource
+from app.records.versions import Event, Stored
+
+TYPES = frozenset({"EpisodeOfCare", "QuestionnaireResponse", "Task"})
+KIND = "hra-due"
+FIRST = timedelta(days=90)
+# Settled again as long as that changed something; a few rounds end a race between two processes.
+_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A completed health risk assessment and the day it was made."""
+
+    reference: str
+    made: date
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """One assessment that is or was due: the id of its Task, from when until when, and what fulfilled it."""
+
+    task_id: str
+    start: date
+    until: date
+    assessment: Assessment | None
+
+
+async def react(context: Context, event: Event) -> None:
+    """An enrolment, an assessment or one of our Tasks has changed."""
+    if not any(_concerns(context, each) for each in (event.resource, event.previous)):
+        return
+    for patient in sorted(patients_of(event)):
+        await settle(context, patient)
+
+
+async def remind(context: Context, key: str, data: object) -> None:
+    """The last day is over; `key` is the patient."""
+    await settle(context, key)
+
+
+REACTION = Reaction("health-risk", TYPES, react)
+TIMER = Timer(KIND, remind)
+
+
+async def settle(context: Context, patient: str) -> None:
+    """Bring the patient's Tasks in line with the record."""
+    for _ in range(_ROUNDS):
+        if not await _settle_once(context, patient):
+            return
+
+
+async def _settle_once(context: Context, patient: str) -> bool:
+    tasks = await resources_of(context, "Task", patient, token("code", TASK_CODE, KIND))
+    enrolments = [
+        (start, episode)
+        for episode in await episodes_of(context, patient)
+        if episode["status"] in ENROLLED and (start := began(episode))
+    ]
+    # Of several enrolments at once the first one counts: nobody needs to be asked twice.
+    enrolments.sort(key=lambda each: (each[0], each[1]["id"]))
+    wanted: Sequence[Due] = ()
+    differs = False
+    if enrolments:
+        start, episode = enrolments[0]
+        made = await _assessments(context, patient)
+        wanted = await _cycle(context, patient, episode, start, made)
+        for due in wanted:
+            differs |= await keep(context, _follow_up(patient, episode, due))
+    kept = {due.task_id for due in wanted}
+    reason = "no-longer-due" if enrolments else "enrolment-ended"
+    for task in tasks:
+        if task.id not in kept and task.resource()["status"] in OPEN:
+            differs |= await close(context, task.id, Closing("cancelled", reason))
+    await _set_timer(context, patient, wanted)
+    return differs
+
+
+async def _cycle(
+    context: Context,
+    patient: str,
+    episode: Resource,
+    start: date,
+    made: Sequence[Assessment],
+) -> list[Due]:
+    """What was due since the enrolment, ending with what is due now; asks which Tasks people have closed."""
+    refused: set[str] = set()
+    while True:
+        found = due_since(
+            f"{patient} {episode['id']}",
+            start,
+            [each for each in made if each.made >= start - _lookback(context)],
+            refused,
+        )
+        task = await context.store.read("Task", found[-1].task_id)
+        if task is None or not is_closed_by_people(task):
+            return found
+        refused.add(task.id)
+
+
+def due_since(
+    enrolment: str, start: date, made: Sequence[Assessment], refused: Collection[str]
+) -> list[Due]:
+    """What was due since an enrolment began; the last one is due now.
+
+    Each assessment, in order, fulfils what was due; the next is due a year after it. A Task that people have closed
+    without one (`refused`: ids) is followed a year after it was due.
+    """
+    found: list[Due] = []
+    waiting = list(made)
+    opened_by, since, until = "enrolment", start, start + FIRST
+    while True:
+        task_id = stable_id(KIND, enrolment, opened_by)
+        fulfilled = waiting.pop(0) if waiting else None
+        found.append(Due(task_id, since, until, fulfilled))
+        if fulfilled:
+            opened_by, since = fulfilled.reference, fulfilled.made
+            until = a_year_after(fulfilled.made)
+        elif task_id in refused:
+            opened_by, since, until = task_id, until, a_year_after(until)
+        else:
+            return found
+
+
+def a_year_after(start: date) -> date:
+    """The same day of the next year; 28 February for a leap day."""
+    try:
+        return start.replace(year=start.year + 1)
+    except ValueError:
+        return start.replace(year=start.year + 1, day=28)
+
+
+def _follow_up(patient: str, episode: Resource, due: Due) -> FollowUp:
+    closing = Closing("completed", "assessed", due.assessment.reference) if due.assessment else None
+    return FollowUp(
+        id=due.task_id,
+        code=KIND,
+        patient=patient,
+        focus=f"EpisodeOfCare/{episode['id']}",
+        start=due.start,
+        due=due.until,
+        owner=episode.get("careManager"),
+        closing=closing,
+    )
+
+
+async def _set_timer(context: Context, patient: str, wanted: Sequence[Due]) -> None:
+    timers = context.server.hub.timers
+    if wanted and over_at(wanted[-1].until) > context.server.clock.now():
+        await timers.set(KIND, patient, over_at(wanted[-1].until))
+    else:
+        await timers.cancel(KIND, patient)
+
+
+async def _assessments(context: Context, patient: str) -> list[Assessment]:
+    """The patient's completed assessments, in the order they were made."""
+    stored = [
+        each
+        for status in ("completed", "amended")
+        for each in await resources_of(
+            context, "QuestionnaireResponse", patient, f"status={status}"
+        )
+    ]
+    found = [
+        Assessment(each.reference, await _made(context, each, resource))
+        for each in stored
+        if _is_assessment(context, resource := each.resource())
+    ]
+    return sorted(found, key=lambda each: (each.made, each.reference))
+
+
+async def _made(context: Context, stored: Stored, response: Resource) -> date:
+    return day(response.get("authored")) or (await first_seen(context, stored)).date()
+
+
+def _is_assessment(context: Context, response: Resource) -> bool:
+    """By the questionnaire, whatever its version, or by a tag of ours."""
+    form = response.get("questionnaire", "").partition("|")[0]
+    known = [each.strip() for each in context.settings.hra_questionnaires.split(",")]
+    tags = codes_in({"coding": response.get("meta", {}).get("tag", [])}, ASSESSMENT_KIND)
+    return form in known or HEALTH_RISK_ASSESSMENT in tags
+
+
+def _concerns(context: Context, resource: Resource | None) -> bool:
+    """Whether a resource can change what is due."""
+    if resource is None or patient_of(resource) is None:
+        return False
+    if resource["resourceType"] == "EpisodeOfCare":
+        return is_case_management(resource)
+    if resource["resourceType"] == "Task":
+        return KIND in codes_in(resource.get("code"), TASK_CODE)
+    return _is_assessment(context, resource)
+
+
+def _lookback(context: Context) -> timedelta:
+    return timedelta(days=context.settings.hra_lookback_days)

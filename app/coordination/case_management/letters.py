@@ -1,0 +1,188 @@
+"""The two letters of an opt-in to case management: one to the member, one to the primary care practice.
+
+An opt-in is a Consent of the category `case-management` that comes to permit it, or an enrolment that becomes active
+where no Consent about it stands; each opt-in is told once. The letters are Communications in `preparation`: whoever
+prints or mails one completes it with the time it was sent. docs/consent.md
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.attribution.attribution import primary_care
+from app.attribution.practices import Provider
+from app.automation import review_tasks
+from app.automation.patient_resources import patient_of
+from app.automation.reactions import Reaction, stable_id
+from app.consent import labels
+from app.consent.judgement import Directive, consents, directives, judge
+from app.consent.provisions import Effect, Question, answer
+from app.consent.recipients import Recipient, resolve
+from app.context import Context
+from app.coordination.case_management.enrolment import is_case_management
+from app.fhir.codes import (
+    CASE_MANAGEMENT,
+    EPISODE_TYPE,
+    LETTER_KIND,
+    LETTER_TO_MEMBER,
+    LETTER_TO_PROVIDER,
+)
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.records.versions import Event
+
+_NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
+# Plain words without anything clinical: letters lie in letter boxes.
+_WORDS = {
+    LETTER_TO_MEMBER: (
+        "You are now part of our case management programme. A case manager will be in touch with you. You may leave "
+        "the programme at any time; to do so, tell your case manager or your health plan."
+    ),
+    LETTER_TO_PROVIDER: (
+        "Your patient is now part of our case management programme. Please expect a copy of the care plan, and tell "
+        "the case manager of anything it should take up."
+    ),
+}
+
+
+async def react(context: Context, event: Event) -> None:
+    """Write the letters where this change is an opt-in."""
+    resource = event.resource
+    patient = patient_of(resource)
+    if resource is None or patient is None:
+        return
+    about = f"{event.type}/{event.resource_id}"
+    if event.type == "EpisodeOfCare":
+        begins = _is_enrolled(resource) and not _is_enrolled(event.previous)
+        if begins and not _answers(context, await _standing(context, patient)):
+            await _write(context, patient, about, about, resource.get("managingOrganization"))
+        return
+    mine = _opt_in(context, resource)
+    if mine is None or (event.previous is not None and _opt_in(context, event.previous)):
+        return
+    standing = await _standing(context, patient)
+    if _is_news(context, mine, standing) and not await _is_told(context, patient):
+        key = f"{about} {resource.get('dateTime', '')}"
+        sender = next(iter(resource.get("organization", ())), None)
+        await _write(context, patient, about, key, sender)
+
+
+REACTION = Reaction("opt-in-letters", frozenset({"Consent", "EpisodeOfCare"}), react)
+
+
+def _is_enrolled(episode: Resource | None) -> bool:
+    return episode is not None and is_case_management(episode) and episode["status"] == "active"
+
+
+async def _standing(context: Context, patient: str) -> list[Directive]:
+    """The patient's Consents about case management that say anything, newest first."""
+    found = directives(await consents(context.store, [patient], context.settings.base_url))
+    return [each for each in found if each.matter == (CASE_MANAGEMENT,)]
+
+
+def _opt_in(context: Context, consent: Resource) -> Directive | None:
+    """The Consent as what permits case management, if it does."""
+    for each in directives([consent]):
+        if each.matter == (CASE_MANAGEMENT,) and _permits(context, each):
+            return each
+    return None
+
+
+def _effect(context: Context, directive: Directive) -> Effect:
+    member = Recipient(patient_of(directive.resource) or "")
+    now = context.server.clock.now()
+    return answer(directive.resource, Question("EpisodeOfCare/-", labels.NONE, member, now))
+
+
+def _permits(context: Context, directive: Directive) -> bool:
+    return _effect(context, directive) is Effect.PERMIT
+
+
+def _answers(context: Context, standing: list[Directive]) -> list[Directive]:
+    """Those that say yes or no today."""
+    return [each for each in standing if _effect(context, each) is not Effect.NOTHING]
+
+
+def _is_news(context: Context, mine: Directive, standing: list[Directive]) -> bool:
+    """Whether the opt-in counts, and none before it does: a renewal is no news."""
+    answers = _answers(context, standing)
+    if not answers or answers[0].since > mine.since:
+        return False
+    older = [each for each in answers if each.reference != mine.reference]
+    return not older or not _permits(context, older[0])
+
+
+async def _is_told(context: Context, patient: str) -> bool:
+    """Whether the letters went out already when an enrolment began that still stands."""
+    for stored in await context.store.search("EpisodeOfCare", {"terms": f"patient={patient}"}, 100):
+        if _is_enrolled(stored.resource()):
+            letter = stable_id("letter", LETTER_TO_MEMBER, stored.reference)
+            if await context.store.read("Communication", letter) is not None:
+                return True
+    return False
+
+
+async def _write(
+    context: Context, patient: str, about: str, key: str, sender: dict[str, Any] | None
+) -> None:
+    """Both letters about one opt-in; `key` tells it from others."""
+    base = {"about": [{"reference": about}], **({"sender": sender} if sender else {})}
+    await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **_to(patient)})
+    now = context.server.clock.now()
+    found = await primary_care(context.store, patient, now, context.settings)
+    if not found.providers:
+        await review_tasks.ask_of_patient(context, "no-pcp", about, patient)
+        withheld = _withheld("recipient-unavailable")
+        await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **withheld})
+        return
+    reference = _address(found.providers[0])
+    refused = await _is_refused(context, patient, reference)
+    state = _withheld("patient-objection") if refused else _to(reference)
+    await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **state})
+
+
+def _address(provider: Provider) -> str:
+    return provider.practitioner_role or provider.practitioner or provider.organization or ""
+
+
+async def _is_refused(context: Context, patient: str, reference: str) -> bool:
+    judgement = await judge(
+        context.store,
+        patient,
+        focus="EpisodeOfCare/-",
+        topic=None,
+        recipient=await resolve(context.store, reference, "provider"),
+        given=labels.NONE,
+        at=context.server.clock.now(),
+        settings=context.settings,
+    )
+    return judgement.verdict == "withhold"
+
+
+def _to(recipient: str) -> Resource:
+    return {"status": "preparation", "recipient": [{"reference": recipient}]}
+
+
+def _withheld(reason: str) -> Resource:
+    return {
+        "status": "not-done",
+        "statusReason": {"coding": [{"system": _NOT_DONE, "code": reason}]},
+    }
+
+
+async def _store(context: Context, kind: str, patient: str, key: str, more: Resource) -> None:
+    """Store a letter unless it is there: its readers may have moved it on since."""
+    letter_id = stable_id("letter", kind, key)
+    if await context.store.read("Communication", letter_id) is not None:
+        return
+    letter: Resource = {
+        "resourceType": "Communication",
+        "id": letter_id,
+        "category": [{"coding": [{"system": LETTER_KIND, "code": kind}]}],
+        "topic": {"coding": [{"system": EPISODE_TYPE, "code": CASE_MANAGEMENT}]},
+        "subject": {"reference": patient},
+        **more,
+    }
+    if more["status"] != "not-done":
+        letter["payload"] = [{"contentString": _WORDS[kind]}]
+    await interactions.update(context, "Communication", letter_id, letter)

@@ -1,0 +1,209 @@
+"""Continuity of care: for 90 days a new member's earlier plan of care is honoured, or until a new plan replaces it.
+
+The days are a Flag that whoever treats the member can see; their end is a Task for the care team. Both are worked out
+anew after each change of a Coverage or a CarePlan, so it does not matter in which order things become known.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+from app.automation.follow_up_tasks import Closing, FollowUp, amend, close, keep
+from app.automation.patient_resources import (
+    changed,
+    codes_in,
+    day,
+    first_seen,
+    last_day,
+    over_at,
+    patients_of,
+    resources_of,
+)
+from app.automation.reactions import Reaction, stable_id
+from app.automation.timers import Timer
+from app.context import Context
+from app.coordination.continuity.continuity_days import Continuity, Plan, continuity, new_enrolments
+from app.fhir.codes import CONTINUITY_OF_CARE, FLAG_CATEGORY
+from app.fhir.json import Resource
+from app.records.versions import Event, Stored
+
+TYPES = frozenset({"CarePlan", "Coverage"})
+KIND = "continuity-of-care"
+TASK = "continuity-of-care-end"
+# What of a Coverage and of a CarePlan counts here.
+_ELEMENTS = (
+    "status",
+    "period",
+    "beneficiary",
+    "payor",
+    "subject",
+    "intent",
+    "created",
+    "replaces",
+)
+_CODING = {"system": FLAG_CATEGORY, "code": CONTINUITY_OF_CARE, "display": "Continuity of care"}
+_CLOSINGS = {
+    "left": Closing("cancelled", "enrolment-ended"),
+    "replaced": Closing("completed", "plan-replaced"),
+    "stopped": Closing("cancelled", "no-longer-due"),
+}
+# Settled again as long as that changed something; a few rounds end a race between two processes.
+_ROUNDS = 5
+
+
+async def react(context: Context, event: Event) -> None:
+    """A Coverage or a CarePlan has changed."""
+    if changed(event, _ELEMENTS):
+        for patient in sorted(patients_of(event)):
+            await settle(context, patient)
+
+
+async def expire(context: Context, key: str, data: object) -> None:
+    """A last day is over; `key` is the patient."""
+    await settle(context, key)
+
+
+REACTION = Reaction(KIND, TYPES, react)
+TIMER = Timer(KIND, expire)
+
+
+async def settle(context: Context, patient: str) -> None:
+    """Bring the patient's Flags and Tasks of continuity in line with the record."""
+    for _ in range(_ROUNDS):
+        if not await _settle_once(context, patient):
+            return
+
+
+async def _settle_once(context: Context, patient: str) -> bool:
+    flags = [
+        each
+        for each in await resources_of(context, "Flag", patient)
+        if CONTINUITY_OF_CARE in codes_in(each.resource().get("category"), FLAG_CATEGORY)
+    ]
+    coverages = [each.resource() for each in await resources_of(context, "Coverage", patient)]
+    if not coverages and not flags:
+        return False
+    now, days = context.server.clock.now(), context.settings.continuity_days
+    plans = await _plans(context, patient)
+    wanted: dict[str, Continuity] = {}
+    for enrolment in new_enrolments(coverages, _payors(context)):
+        flag_id = _flag_id(patient, enrolment.start)
+        found = continuity(enrolment, plans, days)
+        is_known = any(flag.id == flag_id for flag in flags)
+        # What was over before it became known helps nobody any more.
+        if found and (is_known or not _is_over(found, now)):
+            wanted[flag_id] = found
+    differs = False
+    for flag_id, found in wanted.items():
+        differs |= await _keep_flag(context, flag_id, patient, found)
+        differs |= await keep(context, _follow_up(flag_id, patient, found, now))
+    for flag in flags:
+        if flag.id not in wanted:
+            differs |= await _withdraw(context, flag, patient, coverages)
+    await _set_timer(context, patient, list(wanted.values()))
+    return differs
+
+
+def _is_over(found: Continuity, now: datetime) -> bool:
+    """Whether the days have passed, or came to an end before they had."""
+    if found.outcome in ("replaced", "stopped"):
+        return found.end <= now.date()
+    return over_at(found.end) <= now
+
+
+async def _set_timer(context: Context, patient: str, wanted: list[Continuity]) -> None:
+    now, timers = context.server.clock.now(), context.server.hub.timers
+    ends = [over_at(found.end) for found in wanted if not _is_over(found, now)]
+    if ends:
+        await timers.set(KIND, patient, min(ends))
+    else:
+        await timers.cancel(KIND, patient)
+
+
+async def _plans(context: Context, patient: str) -> list[Plan]:
+    """The patient's plans of care; orders and proposals are none."""
+    found = []
+    for stored in await resources_of(context, "CarePlan", patient, "intent=plan"):
+        resource = stored.resource()
+        period = resource.get("period", {})
+        began = day(period.get("start")) or day(resource.get("created"))
+        found.append(
+            Plan(
+                stored.reference,
+                resource["status"],
+                began or (await first_seen(context, stored)).date(),
+                last_day(period.get("end")),
+                frozenset(each.get("reference", "") for each in resource.get("replaces", ())),
+                stored.at.date(),
+            )
+        )
+    return found
+
+
+async def _keep_flag(context: Context, flag_id: str, patient: str, found: Continuity) -> bool:
+    is_over = _is_over(found, context.server.clock.now())
+
+    def change(current: Resource | None) -> Resource | None:
+        if current is None and is_over:
+            return None
+        # A plan that was stopped has no day of its own for that but the one it was written: the first one stays.
+        if current and current["status"] == "inactive" and found.outcome == "stopped":
+            return None
+        flag = current or {
+            "resourceType": "Flag",
+            "id": flag_id,
+            "category": [{"coding": [_CODING]}],
+            "code": {"coding": [_CODING], "text": "An earlier plan of care is honoured"},
+            "subject": {"reference": patient},
+        }
+        period = {"start": found.start.isoformat(), "end": found.end.isoformat()}
+        return {**flag, "status": "inactive" if is_over else "active", "period": period}
+
+    return await amend(context, "Flag", flag_id, change)
+
+
+def _follow_up(flag_id: str, patient: str, found: Continuity, now: datetime) -> FollowUp:
+    return FollowUp(
+        id=stable_id(TASK, flag_id),
+        code=TASK,
+        patient=patient,
+        focus=found.focus,
+        start=found.start,
+        due=found.end,
+        closing=_CLOSINGS.get(found.outcome) if _is_over(found, now) else None,
+    )
+
+
+async def _withdraw(
+    context: Context, flag: Stored, patient: str, coverages: list[Resource]
+) -> bool:
+    """There is no such enrolment any more: a Coverage that was cancelled ends the Flag, else it was an error."""
+    cancelled = {
+        _flag_id(patient, start)
+        for coverage in coverages
+        if coverage["status"] == "cancelled"
+        and (start := day(coverage.get("period", {}).get("start")))
+    }
+    today = context.server.clock.now().date().isoformat()
+
+    def change(current: Resource | None) -> Resource | None:
+        if current is None or current["status"] != "active":
+            return None
+        if flag.id not in cancelled:
+            return {**current, "status": "entered-in-error"}
+        period = current["period"]
+        end = max(period["start"], min(today, period["end"]))
+        return {**current, "status": "inactive", "period": {**period, "end": end}}
+
+    withdrawn = await amend(context, "Flag", flag.id, change)
+    closing = Closing("cancelled", "enrolment-ended")
+    return await close(context, stable_id(TASK, flag.id), closing) or withdrawn
+
+
+def _flag_id(patient: str, start: date) -> str:
+    return stable_id(KIND, patient, start.isoformat())
+
+
+def _payors(context: Context) -> frozenset[str]:
+    listed = context.settings.continuity_payors.split(",")
+    return frozenset(each.strip() for each in listed if each.strip())

@@ -1,0 +1,141 @@
+"""The deadlines of contracts: who has not been told when the time runs short, and when it is over.
+
+    contract_watch   {_id: id of a Subscription, number}
+    deliveries       {..., alerted?: "deadline-near" | "deadline-missed"}
+
+No delivery waits for this: each contract has one timer that looks at its rows every few minutes, and at the next
+deadline. All rows up to `number` need no look any more. A deadline counts from the event's own time; docs/contracts.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.automation import review_tasks
+from app.automation.timers import Timer
+from app.context import Context
+from app.proof.notice import Notice, gather
+from app.runtime.mongo import Collection, Document
+from app.subscriptions.sending.recheck_recipient import REASSIGNED
+from app.subscriptions.sending.release_check import WITHHELD
+
+log = logging.getLogger(__name__)
+
+_KIND = "contract-deadlines"
+_EVERY = timedelta(minutes=5)
+# Numbers are given out before their rows are there.
+_LATE = timedelta(minutes=2)
+_BATCH = 500
+_NEAR, _MISSED = "deadline-near", "deadline-missed"
+
+
+async def watch(context: Context, contract: str) -> None:
+    """Look at a contract's rows from now on."""
+    await context.server.hub.timers.set(_KIND, contract, context.server.clock.now())
+
+
+async def resume(context: Context) -> None:
+    """Look at those of all contracts: the server may have been down at a deadline."""
+    async for row in context.server.mongo.collection("contracts").find({}, {"_id": 1}):
+        await watch(context, row["_id"])
+
+
+async def forget(context: Context, contract: str) -> None:
+    """A contract that has ended has no deadlines any more."""
+    await context.server.hub.timers.cancel(_KIND, contract)
+
+
+async def run(context: Context, contract: str, data: Mapping[str, Any]) -> None:
+    """Look at the rows that may be late, and come back when the next one is."""
+    row = await context.server.mongo.collection("contracts").find_one({"_id": contract})
+    if row is None:
+        return
+    now = context.server.clock.now()
+    following = now + _EVERY
+    for subscription in row["subscriptions"]:
+        found = await _look(context, row, subscription, now)
+        following = min([following, *([found] if found else [])])
+    await context.server.hub.timers.set(_KIND, contract, following)
+
+
+TIMER = Timer(_KIND, run)
+
+
+async def _look(
+    context: Context, contract: Document, subscription: str, now: datetime
+) -> datetime | None:
+    """Judge a Subscription's rows that were not judged for good; returns when the next one has to be looked at."""
+    marks = context.server.mongo.collection("contract_watch")
+    mark = await marks.find_one({"_id": subscription})
+    number = begin = mark["number"] if mark else 0
+    steady = context.server.mongo.now() - _LATE
+    following: datetime | None = None
+    done = True  # so far no row has to be looked at again
+    while True:
+        rows = await _next_rows(context, subscription, number)
+        open_rows = [row for row in rows if not _is_settled(row)]
+        due = await _judge(context, contract, open_rows, now)
+        for row in rows:
+            done = done and row["_id"] not in due and row["created_at"] < steady
+            begin = row["number"] if done else begin
+        following = min([*due.values(), *([following] if following else [])], default=None)
+        if len(rows) < _BATCH:
+            break
+        number = rows[-1]["number"]
+    await marks.update_one({"_id": subscription}, {"$max": {"number": begin}}, upsert=True)
+    return following
+
+
+async def _next_rows(context: Context, subscription: str, after: int) -> list[Document]:
+    cursor = _rows(context).find({"subscription": subscription, "number": {"$gt": after}})
+    rows: list[Document] = await cursor.sort("number", 1).limit(_BATCH).to_list(None)
+    return rows
+
+
+def _is_settled(row: Document) -> bool:
+    """Whether nobody need look: told, rightly not told, or given to a person already."""
+    if row["state"] == "delivered" or row.get("alerted") == _MISSED:
+        return True
+    reason: str = row.get("reason", "")
+    return row["state"] == "suppressed" and (reason.startswith(WITHHELD) or reason == REASSIGNED)
+
+
+async def _judge(
+    context: Context, contract: Document, rows: list[Document], now: datetime
+) -> dict[str, datetime]:
+    """Ask people about rows that are late or nearly; returns when others have to be looked at again."""
+    deadline = timedelta(hours=contract["terms"]["deadline"])
+    margin = timedelta(hours=contract["terms"]["alert_before"])
+    notices = await gather(context.store, rows, context.settings.base_url.rstrip("/"))
+    due: dict[str, datetime] = {}
+    for row, notice in zip(rows, notices, strict=True):
+        end = notice.event_time + deadline
+        if now >= end:
+            await _alert(context, contract, notice, _MISSED)
+        elif margin and now >= end - margin:
+            if row.get("alerted") != _NEAR:
+                await _alert(context, contract, notice, _NEAR)
+            due[notice.id] = end
+        else:
+            due[notice.id] = end - margin
+    return due
+
+
+async def _alert(context: Context, contract: Document, notice: Notice, reason: str) -> None:
+    log.warning(
+        "contract deadline",
+        extra={"action": reason, "contract": contract["_id"], "delivery": notice.id},
+    )
+    patient = notice.patient
+    if patient is not None:
+        stored = await context.store.read(*patient.split("/"))
+        patient = patient if stored is not None and not stored.deleted else None
+    await review_tasks.ask(context, reason, notice.focus, patient=patient, about=contract["_id"])
+    await _rows(context).update_one({"_id": notice.id}, {"$set": {"alerted": reason}})
+
+
+def _rows(context: Context) -> Collection:
+    return context.server.mongo.collection("deliveries")

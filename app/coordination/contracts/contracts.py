@@ -1,0 +1,285 @@
+"""Contracts that the server keeps: each has a Contract resource, a Subscription for each topic and a watched deadline.
+
+    contracts   {_id, terms, origin: "file" | "admin", subscriptions: [id]}
+
+`terms` are the operator's words with header values masked; the values themselves are sealed beside the Subscriptions.
+docs/contracts.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Literal
+
+from app.automation.reactions import stable_id
+from app.context import Context
+from app.coordination.contracts import contract_deadlines
+from app.coordination.contracts.contract_terms import (
+    SNF_ADMISSION,
+    ContractTerms,
+    dumped,
+    read,
+    read_files,
+)
+from app.errors import FhirError, Issue, NotFound, Unprocessable
+from app.fhir.codes import (
+    CONTRACT_ALERT,
+    CONTRACT_DEADLINE,
+    CONTRACT_ID,
+    RECIPIENT_KIND,
+    SUBSCRIPTION_ORIGIN,
+    SUBSCRIPTION_OWNER,
+    SUBSCRIPTION_RECIPIENT,
+)
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.resources.subscription import MASK, mask
+from app.runtime import secrets
+from app.runtime.mongo import Collection, Document
+from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
+from app.subscriptions.matching.registration import FILTER_CRITERIA
+from app.subscriptions.topics.topics import Topic
+
+Origin = Literal["file", "admin"]
+
+
+async def load(context: Context) -> None:
+    """Keep what CARERELAY_CONTRACTS says, and end what it said before and says no more.
+
+    Raises ValueError for what cannot be read or kept: a server that silently owes nothing would be worse than none.
+    """
+    place = context.settings.contracts
+    if place is None:
+        await contract_deadlines.resume(context)
+        return
+    wanted = await asyncio.to_thread(read_files, place)
+    for terms in wanted:
+        try:
+            await _keep(context, terms, "file")
+        except FhirError as error:
+            words = "; ".join(issue.diagnostics for issue in error.issues)
+            raise ValueError(f"{place}: contract {terms.id}: {words}") from None
+    names = [terms.id for terms in wanted]
+    async for row in _contracts(context).find({"origin": "file", "_id": {"$nin": names}}):
+        await _end(context, row)
+    await contract_deadlines.resume(context)
+
+
+async def put(context: Context, contract: str, given: Any) -> bool:
+    """Keep a contract; whether it is new. Raises Unprocessable for what it says, and all that a Subscription may."""
+    terms = read(given)
+    if terms.id != contract:
+        raise Unprocessable("The id must be the one in the address", code="value", expression="id")
+    before = await _contracts(context).find_one({"_id": contract})
+    await _keep(context, await _unmasked(context, terms, before), "admin")
+    return before is None
+
+
+async def get(context: Context, contract: str) -> Document:
+    """What an operator wrote, with where it came from and what is kept for it. Raises NotFound."""
+    row: Document | None = await _contracts(context).find_one({"_id": contract})
+    if row is None:
+        raise NotFound("There is no such contract")
+    return _shown(row)
+
+
+async def list_all(context: Context) -> list[Document]:
+    return [_shown(row) async for row in _contracts(context).find().sort("_id", 1)]
+
+
+async def delete(context: Context, contract: str) -> None:
+    """End a contract: its Subscriptions are off, its Contract is terminated, what was sent stays in the ledger."""
+    row = await _contracts(context).find_one({"_id": contract})
+    if row is None:
+        raise NotFound("There is no such contract")
+    await _end(context, row)
+
+
+async def _keep(context: Context, terms: ContractTerms, origin: Origin) -> None:
+    topics = _topics(context, terms)
+    subscriptions = [_subscription(terms, topic) for topic in topics]
+    before = await _contracts(context).find_one({"_id": terms.id})
+    for wanted in subscriptions:
+        if await _differs(context, wanted):
+            await interactions.update(context, "Subscription", wanted["id"], wanted)
+    kept = [each["id"] for each in subscriptions]
+    for gone in set((before or {}).get("subscriptions", ())) - set(kept):
+        await _switch_off(context, gone)
+    resource = _contract(terms, topics)
+    await interactions.update(context, "Contract", terms.id, resource)
+    row = {"terms": dumped(terms), "origin": origin, "subscriptions": kept}
+    await _contracts(context).update_one({"_id": terms.id}, {"$set": row}, upsert=True)
+    await contract_deadlines.watch(context, terms.id)
+
+
+async def _end(context: Context, row: Document) -> None:
+    for subscription in row["subscriptions"]:
+        await _switch_off(context, subscription)
+    stored = await context.store.read("Contract", row["_id"])
+    if stored is not None and not stored.deleted:
+        resource = {**stored.resource(), "status": "terminated"}
+        await interactions.update(context, "Contract", row["_id"], resource)
+    await contract_deadlines.forget(context, row["_id"])
+    await _contracts(context).delete_one({"_id": row["_id"]})
+
+
+async def _switch_off(context: Context, subscription: str) -> None:
+    stored = await context.store.read("Subscription", subscription)
+    if stored is not None and not stored.deleted and stored.resource()["status"] != "off":
+        resource = {**stored.resource(), "status": "off"}
+        await interactions.update(context, "Subscription", subscription, resource)
+
+
+def _topics(context: Context, terms: ContractTerms) -> list[Topic]:
+    """The topics by name under the topic base, or by canonical. Raises Unprocessable for one that is unknown."""
+    catalogue = context.server.worker.registry.catalogue
+    base = context.settings.topic_base.rstrip("/")
+    found, issues = [], []
+    for index, name in enumerate(terms.topics):
+        topic = catalogue.find(name if ":" in name else f"{base}/{name}")
+        if topic is None:
+            issues.append(Issue("not-found", f"There is no topic {name}", (f"topics[{index}]",)))
+        elif not any("group" in filters for filters in topic.filters.values()):
+            issues.append(
+                Issue(
+                    "not-supported",
+                    f"The topic {name} cannot be filtered by group",
+                    (f"topics[{index}]",),
+                )
+            )
+        else:
+            found.append(topic)
+    if issues:
+        raise Unprocessable(issues=issues)
+    return found
+
+
+def _subscription(terms: ContractTerms, topic: Topic) -> Resource:
+    """The Subscription of one topic; its id is always the same."""
+    filters = [f"group={terms.group}"]
+    takes_class = any("class" in each for each in topic.filters.values())
+    if terms.classes and takes_class and topic.url.rpartition("/")[2] != SNF_ADMISSION:
+        filters.append(f"class={','.join(terms.classes)}")
+    channel: dict[str, Any] = {
+        "type": terms.channel.type,
+        "endpoint": terms.channel.endpoint,
+        "payload": terms.channel.mime_type,
+        "_payload": {"extension": [{"url": PAYLOAD_CONTENT, "valueCode": terms.payload}]},
+    }
+    if terms.channel.headers:
+        channel["header"] = list(terms.channel.headers)
+    return {
+        "resourceType": "Subscription",
+        "id": stable_id("contract-subscription", terms.id, topic.url),
+        "meta": {
+            "tag": [
+                {"system": SUBSCRIPTION_ORIGIN, "code": "contract"},
+                {"system": SUBSCRIPTION_OWNER, "code": f"Contract/{terms.id}"},
+            ]
+        },
+        "extension": [
+            {"url": SUBSCRIPTION_RECIPIENT, "valueReference": {"reference": terms.recipient}},
+            {"url": RECIPIENT_KIND, "valueCode": "authority"},
+        ],
+        "status": "requested",
+        "reason": f"Kept by the server for Contract/{terms.id}",
+        "criteria": topic.url,
+        "_criteria": {
+            "extension": [{"url": FILTER_CRITERIA, "valueString": each} for each in filters]
+        },
+        "channel": channel,
+    }
+
+
+async def _differs(context: Context, wanted: Resource) -> bool:
+    """Whether what is stored is something else, or takes no notices; secrets are compared as well."""
+    stored = await context.store.read("Subscription", wanted["id"])
+    if stored is None or stored.deleted:
+        return True
+    known = stored.resource()
+    if known["status"] in ("off", "error"):
+        return True
+    headers = wanted["channel"].get("header", [])
+    masked = dict(wanted["channel"])
+    if headers:
+        masked["header"] = [mask(each) for each in headers]
+    own = {**wanted, "channel": masked}
+    if any(
+        known.get(name) != own[name] for name in ("extension", "criteria", "_criteria", "channel")
+    ):
+        return True
+    return await _headers(context, wanted["id"]) != list(headers)
+
+
+async def _headers(context: Context, subscription: str) -> list[str]:
+    """The headers of a stored Subscription with their values."""
+    rows = await context.store.find(
+        "Subscription", {"_id": subscription}, projection={"private.headers": 1}
+    )
+    sealed = rows[0].get("private", {}).get("headers", []) if rows else []
+    return secrets.of_settings(context.settings).open_all(sealed) if sealed else []
+
+
+async def _unmasked(
+    context: Context, terms: ContractTerms, before: Document | None
+) -> ContractTerms:
+    """With masked headers replaced by what they stand for, as far as nothing but the values is to stay."""
+    if not any(header.endswith(MASK) for header in terms.channel.headers):
+        return terms
+    known: list[str] = []
+    if before is not None and before["terms"]["channel"]["endpoint"] == terms.channel.endpoint:
+        known = await _headers(context, before["subscriptions"][0])
+    by_mask = {mask(header): header for header in known}
+    headers = [by_mask.get(each, each) for each in terms.channel.headers]
+    if any(header.endswith(MASK) for header in headers):
+        raise Unprocessable(
+            "A masked value needs the header itself here",
+            code="value",
+            expression="channel.headers",
+        )
+    channel = terms.channel.model_copy(update={"headers": tuple(headers)})
+    return terms.model_copy(update={"channel": channel})
+
+
+def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
+    names = ", ".join(topic.resource.get("title", topic.url) for topic in topics)
+    text = (
+        f"Notices ({names}) about the members of {terms.group} go to {terms.recipient} "
+        f"within {terms.deadline:g} hours of the event."
+    )
+    return {
+        "resourceType": "Contract",
+        "id": terms.id,
+        "extension": [
+            {"url": CONTRACT_DEADLINE, "valueDuration": _hours(terms.deadline)},
+            {"url": CONTRACT_ALERT, "valueDuration": _hours(terms.alert_before)},
+        ],
+        "identifier": [{"system": CONTRACT_ID, "value": terms.id}],
+        "status": "executed",
+        "subject": [{"reference": terms.group}],
+        "authority": [{"reference": terms.recipient}],
+        "title": terms.title,
+        "term": [{"offer": {"text": text}}],
+    }
+
+
+def _hours(count: float) -> Resource:
+    unit = {"unit": "hours", "system": "http://unitsofmeasure.org", "code": "h"}
+    return {"value": Decimal(f"{count:g}"), **unit}
+
+
+def _shown(row: Document) -> Document:
+    return {
+        **row["terms"],
+        "origin": row["origin"],
+        "resources": [
+            f"Contract/{row['_id']}",
+            *(f"Subscription/{each}" for each in row["subscriptions"]),
+        ],
+    }
+
+
+def _contracts(context: Context) -> Collection:
+    return context.server.mongo.collection("contracts")

@@ -1,0 +1,107 @@
+"""What a person should look at when an Encounter came: nobody known whom it is about, or a visit told in part.
+
+docs/encounters.md
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from app.automation import review_tasks
+from app.automation.patient_resources import token
+from app.automation.reactions import Reaction
+from app.context import Context
+from app.fhir.codes import LATE_MESSAGE
+from app.fhir.json import Resource
+from app.interactions.references import split
+from app.records.versions import Event, HistoryRange, Stored
+from app.resources.event_time import ACTIVE, CANCELLED, moment, time_of
+
+# Visits that were over so long ago are loaded records and no news.
+_NEWS = timedelta(days=30)
+_VERSIONS = 1000
+
+
+async def run(context: Context, event: Event) -> None:
+    if event.resource is None:
+        return
+    if event.topic == LATE_MESSAGE:
+        await _review_late(context, event)
+    elif not is_record(event):
+        await _review_visit(context, event, event.resource)
+        await _review_subject(context, event, event.resource)
+
+
+REACTION = Reaction("encounter-review", frozenset({"Encounter"}), run, frozenset({LATE_MESSAGE}))
+
+
+async def _review_late(context: Context, event: Event) -> None:
+    """An admission that became known after the discharge, where nothing before had told of one."""
+    status = (event.trigger or {}).get("code")
+    before = event.previous
+    if status not in ACTIVE or before is None or before.get("status") != "finished":
+        return
+    versions = await context.store.history(HistoryRange("Encounter", event.resource_id), _VERSIONS)
+    known = [v.resource() for v in versions if v.version < event.version and not v.deleted]
+    if not any(version.get("status") in ACTIVE for version in known):
+        await _ask(context, event, before, "late-admission")
+
+
+async def _review_visit(context: Context, event: Event, encounter: Resource) -> None:
+    if encounter.get("status") == "cancelled" and event.previous is None:
+        await _ask(context, event, encounter, "cancel-without-admission")
+
+
+async def _review_subject(context: Context, event: Event, encounter: Resource) -> None:
+    """Whether somebody is known whom the visit is about; looked at when it is first named, and when it changes."""
+    subject = encounter.get("subject")
+    if event.previous is not None and event.previous.get("subject") == subject:
+        return
+    if subject and context.server.hub.recently.knows(subject.get("reference", "")):
+        return
+    if not subject:
+        await _ask(context, event, encounter, "no-subject")
+    elif not str(subject.get("reference", "")).startswith("Group/"):
+        patient = await _patient(context, subject)
+        if patient is None:
+            await _ask(context, event, encounter, "unknown-patient")
+        elif _is_merged(patient.resource()):
+            await _ask(context, event, encounter, "merged-patient")
+
+
+async def _patient(context: Context, subject: dict[str, Any]) -> Stored | None:
+    """The Patient that a reference leads to, by address or by identifier; of several records one."""
+    place = split(subject.get("reference", ""))
+    if place is not None:
+        found = await context.store.read(*place)
+        return None if found is None or found.deleted or found.type != "Patient" else found
+    identifier = subject.get("identifier", {})
+    if "reference" in subject or "value" not in identifier:
+        return None
+    term = token("identifier", identifier.get("system", ""), identifier["value"])
+    records = await context.store.search("Patient", {"terms": term}, 1)
+    return records[0] if records else None
+
+
+def _is_merged(patient: Resource) -> bool:
+    return patient.get("active") is False or any(
+        link.get("type") == "replaced-by" for link in patient.get("link", ())
+    )
+
+
+def is_record(event: Event) -> bool:
+    """Whether the first that is heard of a visit is that it was over long ago."""
+    resource = event.resource or {}
+    if event.version > 1 or resource.get("status") not in CANCELLED | {"finished"}:
+        return False
+    when = moment(resource, event.at)
+    return when is not None and when.time < time_of(event.at - _NEWS)
+
+
+async def _ask(context: Context, event: Event, encounter: Resource, reason: str) -> None:
+    place = split(encounter.get("subject", {}).get("reference", ""))
+    patient = "/".join(place) if place is not None and place[0] == "Patient" else None
+    if patient is not None and reason == "unknown-patient":
+        patient = None  # a Task of somebody who is not there could not be stored where references are checked
+    await review_tasks.ask(context, reason, f"Encounter/{event.resource_id}", patient=patient)

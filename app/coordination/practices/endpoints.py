@@ -1,0 +1,156 @@
+"""Subscriptions that the server keeps for the Endpoints of primary care practices (CARERELAY_ENDPOINT_SUBSCRIPTIONS).
+
+A practice that has an active FHIR Endpoint need not subscribe: for each of its Endpoints and each topic of
+CARERELAY_ENDPOINT_TOPICS there is one Subscription whose filter is the PractitionerRole or Organization, as long as
+that is a primary care provider's. It is switched off when the Endpoint goes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from app.attribution import panels
+from app.attribution.practices import MESSAGE, REST
+from app.automation import review_tasks
+from app.automation.reactions import Reaction, stable_id
+from app.context import Context
+from app.coordination.practices.no_recipient import urls
+from app.errors import FhirError
+from app.fhir.codes import (
+    EXTENSION,
+    SUBSCRIPTION_ORIGIN,
+    SUBSCRIPTION_OWNER,
+    SUBSCRIPTION_RECIPIENT,
+)
+from app.fhir.json import Resource
+from app.interactions import interactions
+from app.records.versions import Event, Stored
+from app.resources.subscription import mask
+from app.settings import Settings
+from app.subscriptions.channels import davinci
+from app.subscriptions.matching.channel_terms import CHANNEL_TYPE, PAYLOAD_CONTENT
+from app.subscriptions.matching.registration import FILTER_CRITERIA
+
+log = logging.getLogger(__name__)
+
+_DIRECTORY = frozenset({"Endpoint", "PractitionerRole", "Organization"})
+_ATTRIBUTING = frozenset({"Patient", "CareTeam", "Group"})
+_CHANNEL = {REST: "rest-hook", MESSAGE: "message"}
+
+
+async def run(context: Context, event: Event) -> None:
+    base_url = context.settings.base_url.rstrip("/")
+    versions = [each for each in (event.resource, event.previous) if each is not None]
+    for owner in await panels.owners(
+        context.store, event.type, event.resource_id, versions, base_url
+    ):
+        await _keep(context, owner, anew=event.type in _DIRECTORY)
+
+
+REACTION = Reaction(
+    "endpoint-subscriptions",
+    _DIRECTORY | _ATTRIBUTING,
+    run,
+    is_wanted=lambda settings: settings.endpoint_subscriptions,
+)
+
+
+async def _keep(context: Context, owner: str, *, anew: bool) -> None:
+    """Bring the Subscriptions of a role or organization in line with its Endpoints.
+
+    `anew`: also those that are off or in error, since the directory has changed.
+    """
+    existing = {each.id: each for each in await _existing(context, owner)}
+    endpoints = await panels.endpoints_to_tell(
+        context.store, owner, context.settings.base_url.rstrip("/"), context.server.mongo.now()
+    )
+    catalogue = context.server.worker.registry.catalogue
+    for endpoint in endpoints:
+        for topic in urls(context):
+            if topic in catalogue.by_url:
+                wanted = subscription(context, owner, endpoint, topic)
+                before = existing.pop(wanted["id"], None)
+                if before is None or _differs(wanted, before.resource(), anew=anew):
+                    await _write(context, owner, wanted)
+    for stored in existing.values():
+        resource = stored.resource()
+        if resource["status"] != "off":
+            await _write(context, owner, {**resource, "status": "off"})
+
+
+async def _existing(context: Context, owner: str) -> Sequence[Stored]:
+    tag = f"_tag={SUBSCRIPTION_OWNER}|{owner}"
+    return await context.store.search("Subscription", {"terms": tag}, 0)
+
+
+def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -> Resource:
+    """The Subscription of one Endpoint for one topic; its id is always the same."""
+    place = f"Endpoint/{endpoint['id']}"
+    return {
+        "resourceType": "Subscription",
+        "id": stable_id("endpoint-subscription", owner, place, topic),
+        "meta": {
+            "tag": [
+                {"system": SUBSCRIPTION_ORIGIN, "code": "endpoint"},
+                {"system": SUBSCRIPTION_OWNER, "code": owner},
+            ]
+        },
+        "extension": [
+            {"url": SUBSCRIPTION_RECIPIENT, "valueReference": {"reference": owner}},
+            {"url": EXTENSION + "subscription-endpoint", "valueReference": {"reference": place}},
+        ],
+        "status": "requested",
+        "reason": f"Kept by the server for {place} of {owner}",
+        "criteria": topic,
+        "_criteria": {
+            "extension": [{"url": FILTER_CRITERIA, "valueString": f"general-practitioner={owner}"}]
+        },
+        "channel": _channel(context.settings, endpoint, topic),
+    }
+
+
+def _channel(settings: Settings, endpoint: Resource, topic: str) -> Resource:
+    """An endpoint for messages gets Da Vinci's, which are whole, where those have an event for the topic."""
+    type_ = _CHANNEL[endpoint["connectionType"]["code"]]
+    channel: dict[str, Any] = {"type": type_}
+    content = settings.endpoint_content
+    if type_ == _CHANNEL[MESSAGE] and davinci.event_of(topic, settings) is not None:
+        system, code = davinci.ASKED_BY
+        named = {"url": CHANNEL_TYPE, "valueCoding": {"system": system, "code": code}}
+        channel["_type"] = {"extension": [named]}
+        content = "full-resource"
+    channel |= {
+        "endpoint": endpoint["address"],
+        "payload": "application/fhir+json",
+        "_payload": {"extension": [{"url": PAYLOAD_CONTENT, "valueCode": content}]},
+    }
+    if endpoint.get("header"):
+        channel["header"] = endpoint["header"]
+    return channel
+
+
+def _differs(wanted: Resource, stored: Mapping[str, Any], *, anew: bool) -> bool:
+    if anew and stored["status"] in ("off", "error"):
+        return True
+    masked = dict(wanted["channel"])
+    if "header" in masked:
+        masked["header"] = [mask(header) for header in masked["header"]]
+    own = {**wanted, "channel": masked}
+    return any(
+        stored.get(key) != own[key] for key in ("extension", "criteria", "_criteria", "channel")
+    )
+
+
+async def _write(context: Context, owner: str, resource: Resource) -> None:
+    """Store it; one that the server itself refuses (an address it may not call) is a person's to look at."""
+    try:
+        await interactions.update(context, "Subscription", resource["id"], resource)
+    except FhirError as error:
+        codes: Iterable[str] = (issue.code for issue in error.issues)
+        log.warning(
+            "endpoint cannot be subscribed",
+            extra={"action": "keep", "id": resource["id"], "error": ",".join(codes)},
+        )
+        await review_tasks.ask(context, "no-endpoint", owner, patient=None, about=resource["id"])

@@ -1,0 +1,34 @@
+"""Which reactions and timers there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.automation.reactions import Reaction
+from app.automation.timers import Timer
+from app.coordination.care_plans import annual, watch
+from app.coordination.case_management import case_management, health_risk, letters
+from app.coordination.continuity import continuity
+from app.coordination.contracts import contract_deadlines
+from app.coordination.practices import consent_review, encounter_review, endpoints, no_recipient
+from app.proof import publisher
+
+REACTIONS: Sequence[Reaction] = (
+    consent_review.REACTION,
+    letters.REACTION,
+    encounter_review.REACTION,
+    no_recipient.REACTION,
+    endpoints.REACTION,
+    watch.REACTION,
+    *case_management.REACTIONS,
+    continuity.REACTION,
+    health_risk.REACTION,
+)
+TIMERS: Sequence[Timer] = (
+    watch.QUIET,
+    annual.REVIEW,
+    continuity.TIMER,
+    health_risk.TIMER,
+    contract_deadlines.TIMER,
+    publisher.TIMER,
+)

@@ -1,0 +1,238 @@
+"""FHIRPath Patch: operations on elements, sent as a Parameters resource.
+
+https://hl7.org/fhir/R4/fhirpatch.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.errors import BadRequest, FhirError, Unprocessable
+from app.fhir.json import MAX_DEPTH, Resource, decode, encode
+from app.fhir.patch import path as element_path
+from app.fhir.patch.elements import Node, root
+from app.fhir.patch.json_patch import Patch
+from app.fhir.patch.patch_value import UnfitError, build
+from app.fhir.patch.path import Path
+from app.fhir.patch.path_steps import MismatchError
+from app.fhir.validation import check
+
+_NUMBERS = ("index", "source", "destination")
+_NEEDED = {
+    "add": ("path", "name", "value"),
+    "insert": ("path", "index", "value"),
+    "delete": ("path",),
+    "replace": ("path", "value"),
+    "move": ("path", "source", "destination"),
+}
+_TEXTS = ("valueString", "valueCode", "valueMarkdown")
+_INTEGERS = ("valueInteger", "valueUnsignedInt", "valuePositiveInt")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation; what its type does not need is left at its default. `value` is the part that holds it."""
+
+    apply: Apply
+    path: Path
+    name: str
+    value: Resource
+    index: int
+    source: int
+    destination: int
+
+
+Apply = Callable[[Operation, Node], None]
+
+
+def fhirpath_patch(parameters: Resource) -> Patch:
+    """The patch of a decoded Parameters resource.
+
+    Raises BadRequest naming the part that is wrong. Applying raises Unprocessable naming the path that does not
+    fit the resource; only a delete may point at nothing.
+    """
+    if parameters.get("resourceType") != "Parameters":
+        raise BadRequest("A FHIRPath Patch is a Parameters resource", code="structure")
+    errors = [issue for issue in check(parameters) if issue.severity == "error"]
+    if errors:
+        raise BadRequest(issues=errors)
+    operations = [
+        _operation(parameter, f"Parameters.parameter[{index}]")
+        for index, parameter in enumerate(parameters.get("parameter", ()))
+    ]
+
+    def apply(resource: Resource) -> Resource:
+        top = root(resource)
+        for operation in operations:
+            try:
+                operation.apply(operation, top)
+            except (MismatchError, UnfitError) as error:
+                raise _unfit(operation, str(error)) from None
+        # Written and read again: the tree shares parts with the resource and the operations, and a patch must
+        # not build what a request could not have sent.
+        try:
+            return decode(encode(top.content()))
+        except (BadRequest, RecursionError):
+            raise Unprocessable(f"The result nests deeper than {MAX_DEPTH} levels") from None
+
+    return apply
+
+
+# --- reading the operations
+
+
+def _operation(parameter: Resource, where: str) -> Operation:
+    if parameter.get("name") != "operation":
+        raise _malformed("its name must be operation", where)
+    parts = _parts(parameter, where)
+    kind = _text(parts, "type", where)
+    if kind not in _NEEDED:
+        raise _malformed(f"type must be one of {', '.join(_NEEDED)}", parts["type"][1])
+    needed = _NEEDED[kind]
+    for name in needed:
+        if name not in parts:
+            raise _malformed(f"{kind} needs a part {name}", where)
+    text = _text(parts, "path", where)
+    try:
+        path = element_path.parse(text)
+    except element_path.PathError as error:
+        raise _malformed(f"the path {error}", parts["path"][1]) from None
+    numbers = {name: _number(parts, name) if name in needed else 0 for name in _NUMBERS}
+    return Operation(
+        _OPERATIONS[kind],
+        path,
+        _text(parts, "name", where) if "name" in needed else "",
+        parts["value"][0] if "value" in needed else {},
+        **numbers,
+    )
+
+
+def _parts(parameter: Resource, where: str) -> dict[str, tuple[Resource, str]]:
+    """The parts by name, each with its place."""
+    found: dict[str, tuple[Resource, str]] = {}
+    for index, part in enumerate(parameter.get("part", ())):
+        name, place = part.get("name"), f"{where}.part[{index}]"
+        if name not in ("type", "path", "name", "value", *_NUMBERS):
+            raise _malformed("this part is not one of an operation", place)
+        if name in found:
+            raise _malformed(f"{name} occurs twice", place)
+        found[name] = part, place
+    return found
+
+
+def _text(parts: dict[str, tuple[Resource, str]], name: str, where: str) -> str:
+    part, place = parts.get(name, ({}, where))
+    for key in _TEXTS:
+        if key in part:
+            return str(part[key])
+    raise _malformed(f"an operation needs a part {name} with a string or code", place)
+
+
+def _number(parts: dict[str, tuple[Resource, str]], name: str) -> int:
+    part, place = parts[name]
+    for key in _INTEGERS:
+        if key in part and part[key] >= 0:
+            return int(part[key])
+    raise _malformed(f"{name} must be an integer from 0", place)
+
+
+def _malformed(reason: str, where: str) -> BadRequest:
+    return BadRequest(f"{where}: {reason}", code="structure", expression=where)
+
+
+# --- applying them
+
+
+def _unfit(operation: Operation, reason: str) -> FhirError:
+    path = operation.path.text
+    return Unprocessable(f"{path}: {reason}", expression=path)
+
+
+def _one(operation: Operation, top: Node) -> Node:
+    found = operation.path.locate(top)
+    if len(found) != 1:
+        raise _unfit(operation, f"matches {len(found) or 'no'} elements, not one")
+    return found[0]
+
+
+def _list(operation: Operation, top: Node) -> tuple[Node, str]:
+    """The element that has the list, and the list's name; the list itself may still be empty."""
+    collection = operation.path.collection(top)
+    if collection is None:
+        raise _unfit(operation, "does not end in the name of a list")
+    parents, name = collection
+    if len(parents) != 1:
+        raise _unfit(operation, f"matches {len(parents) or 'no'} lists, not one")
+    (parent,) = parents
+    if not parent.layout.names[name][0].is_list:
+        raise _unfit(operation, "is not a list")
+    return parent, name
+
+
+def _parent(operation: Operation, node: Node) -> Node:
+    if node.parent is None:
+        raise _unfit(operation, "is the resource itself")
+    return node.parent
+
+
+def _add(operation: Operation, top: Node) -> None:
+    target = _one(operation, top)
+    inside = target.layout
+    fields = inside.names.get(operation.name)
+    if fields is None and operation.name in inside.fields:
+        # `valueQuantity` for `value` is not FHIRPath, but it can only mean one thing.
+        fields = (inside.fields[operation.name],)
+    if fields is None:
+        raise _unfit(operation, f"{inside.path} has no element {operation.name[:64]}")
+    existing = target.named(fields[0].name)
+    if existing and not fields[0].is_list:
+        raise _unfit(operation, f"{fields[0].name} is there already: replace it")
+    target.insert(build(operation.value, fields), len(existing))
+
+
+def _insert(operation: Operation, top: Node) -> None:
+    parent, name = _list(operation, top)
+    count = len(parent.named(name))
+    if operation.index > count:
+        raise _unfit(operation, f"index {operation.index} is beyond the list's {count} elements")
+    parent.insert(build(operation.value, parent.layout.names[name]), operation.index)
+
+
+def _delete(operation: Operation, top: Node) -> None:
+    found = operation.path.locate(top)
+    if not found:
+        return
+    node = _one(operation, top)
+    parent = _parent(operation, node)
+    parent.remove(node)
+    # Elements are never empty: what held nothing else goes too.
+    while parent.is_empty and parent.parent is not None:
+        node, parent = parent, parent.parent
+        parent.remove(node)
+
+
+def _replace(operation: Operation, top: Node) -> None:
+    node = _one(operation, top)
+    parent = _parent(operation, node)
+    parent.replace(node, build(operation.value, parent.layout.names[node.name]))
+
+
+def _move(operation: Operation, top: Node) -> None:
+    parent, name = _list(operation, top)
+    nodes = parent.named(name)
+    for part in (operation.source, operation.destination):
+        if part >= len(nodes):
+            raise _unfit(operation, f"index {part} is beyond the list's {len(nodes)} elements")
+    node = nodes[operation.source]
+    parent.remove(node)
+    parent.insert(node, operation.destination)
+
+
+_OPERATIONS: dict[str, Apply] = {
+    "add": _add,
+    "insert": _insert,
+    "delete": _delete,
+    "replace": _replace,
+    "move": _move,
+}

@@ -1,0 +1,106 @@
+"""`_summary` and `_elements`: a resource cut down to what the client asked for, and marked as cut.
+
+https://hl7.org/fhir/R4/search.html#summary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from app.fhir.definitions import Element, json_name, structure
+from app.fhir.json import Resource
+
+SUBSETTED = {
+    "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
+    "code": "SUBSETTED",
+}
+_ALWAYS = frozenset({"resourceType", "id", "meta"})
+
+
+def subset(resource: Resource, summary: str | None, elements: Sequence[str]) -> Resource:
+    """The resource as `_summary` (true, text, data) or `_elements` (names of top-level elements) want it.
+
+    What must be there stays, so that the result is still valid; `meta.tag` says that it is not whole.
+    """
+    resource_type = resource.get("resourceType", "")
+    if resource_type == "OperationOutcome":
+        return resource
+    if elements:
+        wanted = frozenset(name.removeprefix(f"{resource_type}.") for name in elements)
+        kept = _keep(resource, wanted | _mandatory(resource_type))
+    elif summary == "text":
+        kept = _keep(resource, frozenset({"text"}) | _mandatory(resource_type))
+    elif summary == "data":
+        kept = {key: value for key, value in resource.items() if key != "text"}
+    else:
+        kept = _summarised(resource, structure(resource_type).elements)
+        kept = {**{key: resource[key] for key in _ALWAYS if key in resource}, **kept}
+    return _marked(kept)
+
+
+def subset_bundle(bundle: Resource, summary: str | None, elements: Sequence[str]) -> Resource:
+    """A searchset or history with each resource cut down; an element of another type is named `Type.element`."""
+    entries = [
+        {**entry, "resource": subset(entry["resource"], summary, elements)}
+        if "resource" in entry
+        else entry
+        for entry in bundle.get("entry", ())
+    ]
+    return {**bundle, "entry": entries} if entries else bundle
+
+
+def _marked(resource: Resource) -> Resource:
+    meta = resource.get("meta", {})
+    tags = meta.get("tag", [])
+    if any(tag.get("code") == "SUBSETTED" for tag in tags):
+        return resource
+    return {**resource, "meta": {**meta, "tag": [*tags, SUBSETTED]}}
+
+
+def _keep(resource: Resource, names: frozenset[str]) -> Resource:
+    keys = _keys(resource.get("resourceType", ""))
+    return {
+        key: value
+        for key, value in resource.items()
+        if key in _ALWAYS or keys.get(key.removeprefix("_"), key) in names
+    }
+
+
+def _summarised(value: Mapping[str, Any], elements: Mapping[str, Element]) -> dict[str, Any]:
+    """The summary elements, inside backbone elements too; values of data types stay whole."""
+    names = _json_names(elements)
+    kept: dict[str, Any] = {}
+    for key, child in value.items():
+        element = elements.get(names.get(key.removeprefix("_"), ""))
+        if element is None or not element.summary:
+            continue
+        if element.elements and isinstance(child, list):
+            child = [_summarised(item, element.elements) for item in child]
+        elif element.elements and isinstance(child, dict):
+            child = _summarised(child, element.elements)
+        if child not in ({}, []):
+            kept[key] = child
+    return kept
+
+
+def _json_names(elements: Mapping[str, Element]) -> dict[str, str]:
+    """The element of each JSON key, choice types spelled out."""
+    names: dict[str, str] = {}
+    for name, element in elements.items():
+        if element.choice:
+            names.update({json_name(name, type_name): name for type_name in element.types})
+        else:
+            names[name] = name
+    return names
+
+
+@cache
+def _keys(resource_type: str) -> dict[str, str]:
+    return _json_names(structure(resource_type).elements)
+
+
+@cache
+def _mandatory(resource_type: str) -> frozenset[str]:
+    return frozenset(n for n, element in structure(resource_type).elements.items() if element.min)

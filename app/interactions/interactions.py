@@ -1,0 +1,303 @@
+"""The FHIR interactions on resources, one short function each.
+
+https://hl7.org/fhir/R4/http.html
+
+Each takes the request's Context and returns an Answer or raises a FhirError. Writes are judged against the version
+they read; where another writer was faster they read again, unless the client named the version it expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+
+from app.api.exchange import NO_PRECONDITIONS, Answer, Preconditions
+from app.context import Context
+from app.errors import Conflict, NotFound
+from app.fhir.json import Resource
+from app.fhir.patch.json_patch import Patch
+from app.interactions import history as history_page, plan as write
+from app.interactions.plan import Plan, Target
+from app.records.versions import HistoryRange, Stored, VersionConflict
+from app.search import compartment, contained_search, page, query, system
+
+T = TypeVar("T")
+Parameters = list[tuple[str, str]]
+
+# A write that loses this many races in a row is told to come back later.
+_MAX_RACES = 50
+# How many resources one conditional delete may delete, where it may delete several.
+MAX_CONDITIONAL_DELETES = 1000
+
+
+async def read(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#read: 200, 304, 404 or 410."""
+    write.check_type(resource_type)
+    context.require(resource_type, "r")
+    stored = write.existing(await context.store.read(resource_type, resource_id))
+    if _not_modified(stored, preconditions):
+        return Answer(304, stored)
+    return Answer(200, stored)
+
+
+async def current(context: Context, resource_type: str, resource_id: str) -> Stored:
+    """The current version itself, for operations. Raises NotFound or Gone."""
+    write.check_type(resource_type)
+    context.require(resource_type, "r")
+    return write.existing(await context.store.read(resource_type, resource_id))
+
+
+async def vread(context: Context, resource_type: str, resource_id: str, version_id: str) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
+    write.check_type(resource_type)
+    context.require(resource_type, "r")
+    if not version_id.isascii() or not version_id.isdigit() or len(version_id) > 9:
+        raise NotFound("No such version")
+    stored = await context.store.vread(resource_type, resource_id, int(version_id))
+    return Answer(200, write.existing(stored))
+
+
+async def create(
+    context: Context,
+    resource_type: str,
+    resource: Resource,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#create: 201; with If-None-Exist 200 where one matches, 412 for several."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_create(
+            context, resource_type, preconditions.if_none_exist, resource
+        )
+        return await write.plan_write(context, target, resource, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def update(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    resource: Resource,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#update: 200; 201 where the id was free or its resource deleted; 412."""
+    write.check_body_id(resource_type, resource_id, resource)
+
+    async def plan() -> Plan:
+        target = await write.target_of_update(context, resource_type, resource_id)
+        return await write.plan_write(context, target, resource, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def conditional_update(
+    context: Context,
+    resource_type: str,
+    criteria: str,
+    resource: Resource,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#cond-update: 200, 201, 400 for another id, 412 for several matches."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_conditional_update(
+            context, resource_type, criteria, resource.get("id")
+        )
+        return await write.plan_write(context, target, resource, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def patch(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    apply: Patch,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#patch: 200; 404 or 410 where there is nothing to patch; 422."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_update(context, resource_type, resource_id, "patch")
+        return await write.plan_patch(context, target, apply, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def conditional_patch(
+    context: Context,
+    resource_type: str,
+    criteria: str,
+    apply: Patch,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """A patch of the one resource that matches: 404 where none does, 412 where several do."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_patch(context, resource_type, criteria)
+        return await write.plan_patch(context, target, apply, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def delete(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#delete: 204, also where there is nothing to delete."""
+
+    async def plan() -> Plan:
+        target = await write.target_of_update(context, resource_type, resource_id, "delete")
+        return await write.plan_delete(context, target, preconditions)
+
+    return await _commit(context, plan)
+
+
+async def conditional_delete(
+    context: Context,
+    resource_type: str,
+    criteria: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#3.1.0.7.1: all that match, or 412 for several where only one may go."""
+    write.check_type(resource_type)
+    context.require(resource_type, "d")
+    limit = 1 if context.settings.conditional_delete == "single" else MAX_CONDITIONAL_DELETES
+
+    async def attempt() -> Answer:
+        _, matches = await write.find_matches(context, resource_type, criteria, limit)
+        targets = [Target(match.type, match.id, match) for match in matches]
+        surroundings = replace(context, rewritten=frozenset(each.reference for each in targets))
+        plans = [await write.plan_delete(surroundings, target, preconditions) for target in targets]
+        changes = [plan.change for plan in plans if plan.change]
+        if changes:
+            await context.store.commit(changes)
+        return Answer(204)
+
+    return await until_undisturbed(attempt)
+
+
+async def search_type(context: Context, resource_type: str, parameters: Parameters) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
+    write.check_type(resource_type)
+    context.require(resource_type, "s")
+    lenient, settings = context.handling == "lenient", context.settings
+    base_url = context.base_url
+    if contained_search.is_asked(parameters):
+        found = contained_search.parse(
+            resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
+        )
+        return Answer(200, text=await system.search_types(context.store, found, base_url))
+    parsed = query.parse(
+        resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
+    )
+    return Answer(200, text=await page.search_type(context.store, parsed, base_url))
+
+
+async def search_system(context: Context, parameters: Parameters) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#search over several resource types."""
+    parsed = system.parse(
+        parameters,
+        lenient=context.handling == "lenient",
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+    return Answer(200, text=await system.search_types(context.store, parsed, context.base_url))
+
+
+async def search_compartment(
+    context: Context, owner: tuple[str, str], resource_type: str, parameters: Parameters
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#vsearch in the compartment of a resource: one type, or `*` for all."""
+    lenient, settings = context.handling == "lenient", context.settings
+    base_url = context.base_url
+    if resource_type == "*":
+        types = compartment.types(owner[0])
+        found = system.parse(
+            parameters,
+            lenient=lenient,
+            settings=settings,
+            base_url=base_url,
+            compartment=(*owner, types),
+        )
+        return Answer(200, text=await system.search_types(context.store, found, base_url))
+    write.check_type(resource_type)
+    context.require(resource_type, "s")
+    parsed = query.parse(
+        resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
+    )
+    parsed.conditions.append(compartment.membership(*owner, resource_type, parsed.scope))
+    parsed.place = f"{owner[0]}/{owner[1]}/{resource_type}"
+    return Answer(200, text=await page.search_type(context.store, parsed, base_url))
+
+
+async def history(
+    context: Context,
+    parameters: Parameters,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+) -> Answer:
+    """https://hl7.org/fhir/R4/http.html#history of one resource, a type or everything; 404 for an unused id."""
+    url = context.base_url
+    if resource_type is not None:
+        write.check_type(resource_type)
+        context.require(resource_type, "s" if resource_id is None else "r")
+        url += f"/{resource_type}"
+    if resource_type is not None and resource_id is not None:
+        url += f"/{resource_id}"
+        if await context.store.read(resource_type, resource_id) is None:
+            raise NotFound("No such resource")
+    settings = context.settings
+    asked = history_page.parse(
+        HistoryRange(resource_type, resource_id),
+        parameters,
+        settings.default_count,
+        settings.max_count,
+    )
+    if asked.range.since is not None:  # who polls must not miss what commits late
+        horizon = await context.store.cluster.horizon()
+        asked = replace(asked, range=msgspec.structs.replace(asked.range, until=horizon))
+    versions = await context.store.history(asked.range, asked.count + 1)
+    total = await context.store.history_total(asked.range)
+    return history_page.bundle(asked, versions, total, f"{url}/_history", context.base_url)
+
+
+async def _commit(context: Context, make_plan: Callable[[], Awaitable[Plan]]) -> Answer:
+    """Plan a write and commit it; plan again where another writer was faster."""
+
+    async def attempt() -> Answer:
+        plan = await make_plan()
+        if plan.change is None:
+            return plan.answer(None)
+        (stored,) = await context.store.commit([plan.change], plan.guards)
+        return plan.answer(stored)
+
+    return await until_undisturbed(attempt)
+
+
+def _not_modified(stored: Stored, preconditions: Preconditions) -> bool:
+    if preconditions.if_none_match is not None:
+        return preconditions.if_none_match in ("*", str(stored.version))
+    since = preconditions.if_modified_since
+    return since is not None and stored.at.replace(microsecond=0) <= since
+
+
+async def until_undisturbed(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a write that lost a race; each attempt reads the newest version and checks the preconditions again."""
+    for _ in range(_MAX_RACES):
+        try:
+            return await attempt()
+        except VersionConflict:
+            continue
+    raise Conflict("Too many concurrent changes of this resource; try again")

@@ -1,0 +1,303 @@
+"""What a write will do, judged but not yet committed: a plan.
+
+A single interaction commits one plan, a transaction Bundle commits all of its plans at once; both judge alike.
+https://hl7.org/fhir/R4/http.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl
+
+from app.api.exchange import Answer, Preconditions
+from app.authentication.scopes import Action
+from app.context import Context
+from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
+from app.fhir import meta, validation
+from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.ids import new_id
+from app.fhir.json import Resource
+from app.fhir.patch import json_patch
+from app.interactions import references
+from app.records.versions import Change, Guard, Method, Stored, is_same_content
+from app.resources import type_registry
+from app.resources.type_rules import Prepared
+from app.search import query
+from app.search.resolution import resolve
+from app.store.store import WriteAction
+
+_TYPES = frozenset(SUPPORTED_TYPES)
+# The rights that a write to a known id needs. A patch is answered with all that it did not touch.
+RIGHTS: Mapping[WriteAction, tuple[Action, ...]] = {
+    "update": ("u",),
+    "patch": ("u", "r"),
+    "delete": ("d",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One write, ready to commit. Without a `change` there is nothing to write and `existing` is the answer."""
+
+    status: int
+    change: Change | None = None
+    existing: Stored | None = None
+    prepared: Prepared | None = None
+    guards: tuple[Guard, ...] = ()
+    location: bool = False
+
+    def answer(self, committed: Stored | None) -> Answer:
+        """The answer once the change is committed as this version."""
+        stored = committed or self.existing
+        if self.prepared is None:
+            return Answer(self.status, stored, location=self.location)
+        if committed is not None:
+            stored = self.prepared.shown(committed)
+        return Answer(
+            self.status,
+            stored,
+            issues=self.prepared.issues,
+            location=self.location,
+            headers=dict(self.prepared.headers),
+        )
+
+
+def check_type(resource_type: str) -> None:
+    """Raises NotFound for what is no R4 resource type served here."""
+    if resource_type not in _TYPES:
+        raise NotFound("Unknown or unsupported resource type", code="not-supported")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which resource a write is about: known before the write is judged, because references may need its id.
+
+    `previous` is its current version, a deletion included. `settled` is the match of a conditional create: there is
+    nothing to write; `found` tells of such a match that is to be updated after all. `creates` tells a create, whose id
+    is the server's, from an update.
+    """
+
+    type: str
+    id: str
+    previous: Stored | None = None
+    guards: tuple[Guard, ...] = ()
+    creates: bool = False
+    settled: Stored | None = None
+    found: bool = False
+
+    @property
+    def reference(self) -> str:
+        return f"{self.type}/{self.id}"
+
+
+async def target_of_create(
+    context: Context, resource_type: str, if_none_exist: str | None, resource: Resource
+) -> Target:
+    """https://hl7.org/fhir/R4/http.html#ccreate: the one that matches already, or a new id.
+
+    A match is settled, unless the resource is a message about it (registry.is_message): then it is to be updated.
+    """
+    check_type(resource_type)
+    context.require(resource_type, "c")
+    if if_none_exist is None:
+        return Target(resource_type, new_id(), creates=True)
+    guard, matches = await find_matches(context, resource_type, if_none_exist)
+    if matches and type_registry.is_message(resource):
+        return Target(resource_type, matches[0].id, matches[0], (guard,), found=True)
+    if matches:
+        return Target(resource_type, matches[0].id, guards=(guard,), settled=matches[0])
+    return Target(resource_type, new_id(), guards=(guard,), creates=True)
+
+
+async def target_of_update(
+    context: Context, resource_type: str, resource_id: str, action: WriteAction = "update"
+) -> Target:
+    """The resource under this id, whether or not it exists."""
+    check_type(resource_type)
+    context.require(resource_type, *RIGHTS[action])
+    previous = await context.store.previous(resource_type, resource_id, action)
+    return Target(resource_type, resource_id, previous)
+
+
+async def target_of_conditional_update(
+    context: Context, resource_type: str, criteria: str, body_id: str | None
+) -> Target:
+    """https://hl7.org/fhir/R4/http.html#cond-update: the match, the body's id, or an id of the server's."""
+    check_type(resource_type)
+    context.require(resource_type, "u")
+    guard, matches = await find_matches(context, resource_type, criteria)
+    if matches:
+        if body_id not in (None, matches[0].id):
+            raise BadRequest(
+                "The body's id is not that of the matching resource",
+                expression=f"{resource_type}.id",
+            )
+        return Target(resource_type, matches[0].id, matches[0], (guard,))
+    if body_id is None:
+        return Target(resource_type, new_id(), guards=(guard,), creates=True)
+    previous = await context.store.previous(resource_type, body_id, "update")
+    if previous is not None and not previous.deleted:
+        raise PreconditionFailed(
+            "The body's id belongs to a resource that does not match the criteria",
+            expression=f"{resource_type}.id",
+        )
+    return Target(resource_type, body_id, previous, (guard,))
+
+
+async def target_of_patch(context: Context, resource_type: str, criteria: str) -> Target:
+    """The one resource that matches a conditional patch; NotFound where none does."""
+    check_type(resource_type)
+    context.require(resource_type, *RIGHTS["patch"])
+    guard, matches = await find_matches(context, resource_type, criteria)
+    if not matches:
+        raise NotFound("No resource matches the criteria")
+    return Target(resource_type, matches[0].id, matches[0], (guard,))
+
+
+def check_body_id(resource_type: str, resource_id: str, resource: Resource) -> None:
+    """Raises BadRequest where an update's body lacks the id of its URL."""
+    check_type(resource_type)
+    if resource.get("id") != resource_id:
+        raise BadRequest(
+            "The resource's id must be the id in the URL", expression=f"{resource_type}.id"
+        )
+
+
+async def plan_write(
+    context: Context, target: Target, resource: Resource, preconditions: Preconditions
+) -> Plan:
+    """A create or update of the target with this content."""
+    if resource.get("resourceType") != target.type:
+        raise BadRequest(
+            f"The body's resourceType must be {target.type}, as in the URL",
+            expression="resourceType",
+        )
+    if target.settled is not None:
+        return Plan(200, existing=target.settled, guards=target.guards, location=True)
+    if target.creates:
+        check_version(None, preconditions)
+        body = {key: value for key, value in resource.items() if key != "id"}
+        prepared = await _judge(context, body, None)
+        change = Change("create", target.type, target.id, prepared.resource, None, prepared.private)
+        return Plan(201, change, None, prepared, target.guards, location=True)
+    check_version(target.previous, preconditions)
+    if preconditions.if_match not in (None, "*"):
+        context = replace(context, edits=True)
+    resource = {**resource, "id": target.id}
+    if target.previous is None or target.previous.deleted:
+        return await _plan_change(context, target, resource, "update", 201)
+    plan = await _plan_change(context, target, resource, "update", 200)
+    return replace(plan, location=True) if target.found else plan
+
+
+async def plan_patch(
+    context: Context, target: Target, apply: json_patch.Patch, preconditions: Preconditions
+) -> Plan:
+    """https://hl7.org/fhir/R4/http.html#patch: the patched resource is judged like any update."""
+    previous = existing(target.previous)
+    check_version(previous, preconditions)
+    resource = apply(previous.resource())
+    if resource.get("resourceType") != previous.type or resource.get("id") != previous.id:
+        raise Unprocessable("A patch must not change the resource's type or id", code="value")
+    return await _plan_change(replace(context, edits=True), target, resource, "patch", 200)
+
+
+async def plan_delete(context: Context, target: Target, preconditions: Preconditions) -> Plan:
+    """https://hl7.org/fhir/R4/http.html#delete: done already where there is nothing to delete."""
+    previous = target.previous
+    check_version(previous, preconditions)
+    if previous is None or previous.deleted:
+        return Plan(204)
+    await references.check_not_referred_to(context, previous)
+    return Plan(204, Change("delete", previous.type, previous.id, None, previous))
+
+
+async def _plan_change(
+    context: Context, target: Target, resource: Resource, method: Method, status: int
+) -> Plan:
+    """The new version of an existing or revived resource, unless it would change nothing."""
+    previous = target.previous
+    is_update = method == "update" and status == 200
+    prepared = await _judge(context, resource, previous, keeps_labels=is_update)
+    unchanged = (
+        status == 200
+        and previous is not None
+        and context.settings.skip_identical_updates
+        and (prepared.private is None or prepared.is_memory)
+        and is_same_content(prepared.resource, previous)
+    )
+    if unchanged or prepared.repeats:
+        return Plan(200, existing=previous, prepared=prepared, guards=target.guards)
+    change = Change(
+        method,
+        target.type,
+        target.id,
+        prepared.resource,
+        previous,
+        prepared.private,
+        prepared.late,
+    )
+    return Plan(status, change, None, prepared, target.guards, location=status == 201)
+
+
+def existing(stored: Stored | None) -> Stored:
+    """The version, if there is one that was not deleted. Raises NotFound or Gone."""
+    if stored is None:
+        raise NotFound("No such resource")
+    if stored.deleted:
+        raise Gone("The resource was deleted", headers={"ETag": f'W/"{stored.version}"'})
+    return stored
+
+
+async def find_matches(
+    context: Context, resource_type: str, criteria: str, limit: int = 1
+) -> tuple[Guard, Sequence[Stored]]:
+    """The resources that match a conditional write's criteria, at most `limit`, and what guards the answer.
+
+    Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
+    that is left out would match too much.
+    """
+    context.require(resource_type, "s")
+    parameters = parse_qsl(criteria.removeprefix("?"), keep_blank_values=True)
+    if not parameters:
+        raise BadRequest("A conditional interaction needs search criteria", code="required")
+    parsed = query.parse(
+        resource_type,
+        parameters,
+        lenient=False,
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+    key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
+    guard = await context.store.guard(f"{resource_type}?{key}")
+    parsed = await resolve(context.store, parsed)
+    found = await context.store.search(resource_type, parsed.filter, limit + 1)
+    if len(found) > limit:
+        raise PreconditionFailed(
+            "The criteria match more than one resource", code="multiple-matches"
+        )
+    return guard, found
+
+
+def check_version(previous: Stored | None, preconditions: Preconditions) -> None:
+    """If-Match and If-None-Match of a write, https://hl7.org/fhir/R4/http.html#concurrency."""
+    exists = previous is not None and not previous.deleted
+    expected = preconditions.if_match
+    if expected == "*" and not exists:
+        raise PreconditionFailed("If-Match: * needs an existing resource")
+    if expected not in (None, "*") and (previous is None or expected != str(previous.version)):
+        raise PreconditionFailed("The resource has another version than If-Match names")
+    if preconditions.if_none_match == "*" and exists:
+        raise PreconditionFailed("If-None-Match: * forbids replacing an existing resource")
+
+
+async def _judge(
+    context: Context, resource: Resource, previous: Stored | None, *, keeps_labels: bool = False
+) -> Prepared:
+    """Judge a resource by the definitions, its references, then by the rules of its type."""
+    validation.validate(resource)
+    if keeps_labels and previous is not None:
+        resource = meta.carry_over(resource, previous.resource())
+    resource = await references.settle(context, resource)
+    return await type_registry.prepare(context, resource, previous)

@@ -1,0 +1,258 @@
+"""Versions of resources: as they are stored, as they are about to change, and as events tell of them.
+
+https://hl7.org/fhir/R4/resource.html#Meta
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+from bson import MaxKey, ObjectId
+
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.runtime.mongo import Document
+from app.search.extract import extract
+
+Method = Literal["create", "update", "patch", "delete"]
+
+# The projection of a current document that makes a Stored.
+CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1, "by": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One version of a resource as it lies in the database; `text` is its JSON, empty where it was deleted.
+
+    `by` are the organizations that ever wrote a version of it, told of current versions alone.
+    """
+
+    type: str
+    id: str
+    version: int
+    at: datetime
+    text: str
+    deleted: bool = False
+    method: str = "PUT"
+    by: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        return f"{self.type}/{self.id}"
+
+    def resource(self) -> Resource:
+        """The decoded resource, a fresh copy."""
+        return fhir_json.decode_stored(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A message that came after newer ones: it raises an event of its own, for `topic`, with what it was as `trigger`.
+
+    `content` is there where the current state has nothing of it: it then becomes a version, which that state follows
+    in another one (docs/decisions/0008-late-messages.md).
+    """
+
+    topic: str
+    trigger: Mapping[str, str]
+    content: Resource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write, judged against `previous`: it commits only while that is still the current version.
+
+    `private` is kept beside the current version and never becomes part of its text or of a version. A `silent` one
+    makes no event: nobody is told of what the server keeps about its own notices, or telling would never end. `sender`
+    is the organization that writes, where it is known.
+    """
+
+    method: Method
+    type: str
+    id: str
+    resource: Resource | None
+    previous: Stored | None = None
+    private: Document | None = None
+    late: Late | None = None
+    silent: bool = False
+    sender: str | None = None
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The organizations that will have written the resource then."""
+        before = self.previous.by if self.previous else ()
+        return before if self.sender is None or self.sender in before else (*before, self.sender)
+
+    @property
+    def key(self) -> str:
+        return f"{self.type}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The criteria of a conditional write and the count seen before its search ran."""
+
+    key: str
+    seen: int
+
+
+class HistoryRange(msgspec.Struct, frozen=True):
+    """Which versions a history asks for: of one id, of a type, or of all.
+
+    `since` and `until` are when they were made at the earliest and at the latest; in `period`, both ends included, they
+    were current at some time. `before` is where the last page ended.
+    """
+
+    type: str | None = None
+    id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    period: tuple[datetime, datetime] | None = None
+    before: tuple[datetime, str, str, int] | None = None
+
+    def filter(self, *, page: bool) -> Document:
+        """The MongoDB filter on `versions`; with `page`, only what follows the last page."""
+        conditions: list[Document] = []
+        if self.type and self.id:
+            first = {"t": self.type, "i": self.id, "v": 0}
+            conditions.append({"_id": {"$gte": first, "$lte": {**first, "v": MaxKey()}}})
+        elif self.type:
+            conditions.append({"_id.t": self.type})
+        if self.since:
+            conditions.append({"at": {"$gte": self.since}})
+        if self.until:
+            conditions.append({"at": {"$lte": self.until}})
+        if self.period:
+            conditions.append({"at": {"$lte": self.period[1]}})
+        if page and self.before:
+            at, resource_type, resource_id, version = self.before
+            key = {"t": resource_type, "i": resource_id, "v": version}
+            if self.id:
+                conditions.append({"_id": {"$lt": key}})
+            else:
+                conditions.append({"$or": [{"at": {"$lt": at}}, {"at": at, "_id": {"$lt": key}}]})
+        return {"$and": conditions} if conditions else {}
+
+
+@dataclass(slots=True)
+class Event:
+    """A committed change, with the resource before and after it and their search fields."""
+
+    id: ObjectId
+    type: str
+    resource_id: str
+    version: int
+    method: Method
+    at: datetime
+    resource: Resource | None
+    fields: Document | None
+    previous_text: str | None = None
+    # Of an event that was raised for one topic, without a new version: what its notices say and carry besides.
+    topic: str | None = None
+    trigger: Mapping[str, str] | None = None
+    context: tuple[str, ...] = ()
+    _previous: Resource | None = field(default=None, repr=False)
+    _previous_fields: Document | None = field(default=None, repr=False)
+
+    @property
+    def previous(self) -> Resource | None:
+        """The version before, decoded on first use; None where there was none or it was deleted."""
+        if self._previous is None and self.previous_text:
+            self._previous = fhir_json.decode_stored(self.previous_text)
+        return self._previous
+
+    @property
+    def previous_fields(self) -> Document | None:
+        """The search fields of the version before."""
+        if self._previous_fields is None and self.previous is not None:
+            self._previous_fields = extract(self.type, self.previous)
+        return self._previous_fields
+
+
+class VersionConflict(Exception):
+    """Somebody else committed first: a version or guard that the unit was judged against has moved on."""
+
+
+def with_meta(resource: Resource, resource_id: str, version: int, at: datetime) -> Resource:
+    """A copy with the id and the server's meta.versionId and meta.lastUpdated, the usual keys first."""
+    meta = {
+        **resource.get("meta", {}),
+        "versionId": str(version),
+        "lastUpdated": instant(at),
+    }
+    rest = {k: v for k, v in resource.items() if k not in ("resourceType", "id", "meta")}
+    return {"resourceType": resource["resourceType"], "id": resource_id, "meta": meta, **rest}
+
+
+def is_same_content(resource: Resource, stored: Stored) -> bool:
+    """Whether a write would change nothing but the server's own meta."""
+    same = with_meta(resource, stored.id, stored.version, stored.at)
+    return fhir_json.encode(same).decode() == stored.text
+
+
+def instant(at: datetime) -> str:
+    """A FHIR instant in UTC with milliseconds."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def current_since(
+    start: datetime, filter_: Document, sort: list[tuple[str, int]], limit: int
+) -> list[Document]:
+    """The aggregation of versions that match and were not yet replaced at `start`: their successor came later."""
+    successor = {"t": "$_id.t", "i": "$_id.i", "v": {"$add": ["$_id.v", 1]}}
+    return [
+        {"$match": filter_},
+        {"$sort": dict(sort)},
+        {"$set": {"next": successor}},
+        {
+            "$lookup": {
+                "from": "versions",
+                "localField": "next",
+                "foreignField": "_id",
+                "as": "next",
+            }
+        },
+        {"$match": {"$or": [{"next": []}, {"next.at": {"$gt": start}}]}},
+        {"$limit": limit},
+        {"$unset": "next"},
+    ]
+
+
+def version_document(stored: Stored) -> Document:
+    document: Document = {
+        "_id": {"t": stored.type, "i": stored.id, "v": stored.version},
+        "at": stored.at,
+        "method": stored.method,
+    }
+    if not stored.deleted:
+        document["text"] = stored.text
+    return document
+
+
+def stored_current(resource_type: str, document: Document) -> Stored:
+    return Stored(
+        resource_type,
+        document["_id"],
+        document["v"],
+        document["at"],
+        document.get("text", ""),
+        deleted="deleted" in document,
+        by=tuple(document.get("by", ())),
+    )
+
+
+def stored_version(document: Document) -> Stored:
+    key = document["_id"]
+    return Stored(
+        key["t"],
+        key["i"],
+        key["v"],
+        document["at"],
+        document.get("text", ""),
+        deleted="text" not in document,
+        method=document["method"],
+    )

@@ -1,0 +1,46 @@
+"""What a rule of a resource type is: it judges a resource and says what is to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from app.errors import Issue
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.runtime.mongo import Document
+
+if TYPE_CHECKING:
+    from app.context import Context
+    from app.records.versions import Late, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A resource ready to be stored.
+
+    `private` lies beside the current version and is never part of any answer (secrets of a Subscription's channel).
+    `echo` replaces parts of the answer to the writer alone; `issues` and `headers` tell what became of the write.
+    """
+
+    resource: Resource
+    private: Document | None = None
+    echo: Resource | None = None
+    # `private` is about the resource's past: where the resource is the same there is nothing to write.
+    is_memory: bool = False
+    # There is nothing to write, whatever the settings say of identical updates.
+    repeats: bool = False
+    late: Late | None = None
+    issues: tuple[Issue, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def shown(self, stored: Stored) -> Stored:
+        """The stored version as its writer may see it."""
+        if self.echo is None:
+            return stored
+        shown = {**stored.resource(), **self.echo}
+        return replace(stored, text=fhir_json.encode(shown).decode())
+
+
+Rule = Callable[["Context", Resource, "Stored | None"], Awaitable[Prepared]]

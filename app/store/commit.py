@@ -1,0 +1,398 @@
+"""The one write path: units of changes, each written in one MongoDB transaction or not at all.
+
+docs/decisions/0002-one-write-path.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from bson import ObjectId
+from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
+from pymongo.errors import (
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    OperationFailure,
+)
+
+from app.audit import entry as audit_entry
+from app.audit.hash_chain import Links
+from app.audit.log import AuditLog
+from app.errors import MethodNotAllowed, TooLarge
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.records.versions import (
+    Change,
+    Event,
+    Guard,
+    Late,
+    Stored,
+    VersionConflict,
+    version_document,
+    with_meta,
+)
+from app.runtime.cluster import Cluster
+from app.runtime.group_commit import GroupCommit
+from app.runtime.mongo import Document, Mongo, Session
+from app.search import group_members
+from app.search.extract import extract, index_models
+from app.search.terms import senders
+
+# How long a committing process keeps an event to itself before another may take it over.
+EVENT_LEASE = timedelta(seconds=10)
+_HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
+_MILLISECOND = timedelta(milliseconds=1)
+_DUPLICATE_KEY = 11000
+_TOO_LARGE_FOR_CACHE = 388
+# Rows beside a resource that one command of a transaction writes: encoding more would hold up everything else.
+_ROWS_AT_ONCE = 1_000
+
+
+@dataclass(slots=True)
+class _Unit:
+    """What one `commit` call wants written, prepared: either all of it is written or nothing."""
+
+    changes: Sequence[Change]
+    guards: Sequence[Guard]
+    stored: list[Stored] = field(default_factory=list)
+    # Messages that became versions without ever having been the current one.
+    passing: list[Stored] = field(default_factory=list)
+    current: list[Document] = field(default_factory=list)
+    rows: list[group_members.RowChange] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    # What the audit says of it.
+    entries: list[Document] = field(default_factory=list)
+
+    @property
+    def keys(self) -> set[str]:
+        return {change.key for change in self.changes} | {guard.key for guard in self.guards}
+
+    @property
+    def size(self) -> int:
+        return len(self.changes)
+
+
+class Commits:
+    """Writes units. `listeners` hear each committed batch of events in this process, at once."""
+
+    def __init__(self, mongo: Mongo, owner: str, max_resource_bytes: int) -> None:
+        self._mongo = mongo
+        self._owner = owner
+        self._max_resource_bytes = max_resource_bytes
+        self.listeners: list[Callable[[list[Event]], None]] = []
+        # The types whose events somebody reacts to (app/automation/reactions.py).
+        self.reacting: frozenset[str] = frozenset()
+        # Where writes are put on record.
+        self.audit: AuditLog | None = None
+        self._versions = mongo.collection("versions")
+        self._events = mongo.collection("events")
+        self._guards = mongo.collection("guards")
+        self._audit_rows = mongo.collection("audit")
+        self._ready: set[str] = set()
+        self._making_ready = asyncio.Lock()
+        self._group = GroupCommit[_Unit](self._write, hopeless=ConnectionFailure)
+        self.cluster = Cluster(mongo, owner, self._times_under_way)
+
+    async def prepare(self) -> None:
+        """Make the collections that every write needs, where they are missing."""
+        await self._ensure("guards", [])
+        await self._ensure(
+            "versions",
+            [
+                IndexModel([("at", DESCENDING), ("_id", DESCENDING)]),
+                IndexModel([("_id.t", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)]),
+            ],
+        )
+        await self._ensure(
+            "events",
+            [
+                IndexModel(
+                    [("state", ASCENDING), ("lease_until", ASCENDING)],
+                    partialFilterExpression={"state": "pending"},
+                ),
+                IndexModel(
+                    [("key", ASCENDING)],
+                    name="key",
+                    unique=True,
+                    partialFilterExpression={"key": {"$exists": True}},
+                ),
+            ],
+        )
+
+    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+        """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
+
+        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
+        over the limit. Units that arrive while others are being written share the next transaction.
+        """
+        for resource_type in {change.type for change in changes}:
+            if resource_type not in self._ready:
+                await self._ensure(resource_type, index_models(resource_type))
+                if rows := group_members.collection_of(resource_type):
+                    await self._ensure(rows, group_members.index_models())
+        unit = _Unit(changes, guards)
+        for change in changes:
+            self._prepare_change(unit, change)
+        if self.audit is not None:
+            self._prepare_entries(unit)
+        await self._group.submit(unit)
+        audit_entry.count(unit.entries)
+        return unit.stored
+
+    def _prepare_entries(self, unit: _Unit) -> None:
+        """What the audit says of each change: by whom, of which patients' data. Raises MethodNotAllowed for its own."""
+        for change, stored in zip(unit.changes, unit.stored, strict=True):
+            if change.type == "AuditEvent" and not change.silent:
+                raise MethodNotAllowed("The audit is written by the server alone")
+            previous = change.previous.text if change.previous else ""
+            unit.entries += audit_entry.of_change(change.method, stored, previous)
+
+    def _prepare_change(self, unit: _Unit, change: Change) -> None:
+        previous = change.previous
+        version = previous.version + 1 if previous else 1
+        at = self.cluster.stamp()
+        if previous and at <= previous.at:  # versions of one resource never share or turn back time
+            at = previous.at + _MILLISECOND
+        if change.late is not None:
+            version, at = self._take_late(unit, change, change.late, version, at)
+        document: Document = {"_id": change.id, "v": version, "at": at}
+        if change.by:
+            document["by"] = list(change.by)
+        resource, fields, text = None, None, ""
+        if change.resource is None:
+            document["deleted"] = True
+        else:
+            resource = with_meta(change.resource, change.id, version, at)
+            text = self._text(resource)
+            fields = extract(change.type, resource)
+            document.update(fields)
+            group_members.take_aside(document)
+            if change.by:
+                document["terms"] = [*fields["terms"], *senders(change.by)]
+            if change.private is not None:
+                document["private"] = change.private
+            document["text"] = text
+        if rows := group_members.collection_of(change.type):
+            lives = previous is not None and not previous.deleted
+            before = group_members.aside(previous.resource()) if previous and lives else None
+            unit.rows.append(group_members.row_change(rows, change.id, before, fields))
+        method = _HTTP_METHOD[change.method]
+        unit.current.append(document)
+        unit.stored.append(
+            Stored(change.type, change.id, version, at, text, resource is None, method)
+        )
+        if not change.silent and (change.late is None or change.late.content is None):
+            unit.events.append(_event(change, version, at, resource, fields))
+
+    def _take_late(
+        self, unit: _Unit, change: Change, late: Late, version: int, at: datetime
+    ) -> tuple[int, datetime]:
+        """Add a late message's event, for those alone who listen for its topic, and its version if it gets one.
+
+        Returns version and time of the current state that follows.
+        """
+        resource = with_meta(late.content or change.resource or {}, change.id, version, at)
+        event = _event(change, version, at, resource, extract(change.type, resource))
+        unit.events.append(replace(event, topic=late.topic, trigger=late.trigger))
+        if late.content is None:
+            return version, at
+        method = _HTTP_METHOD[change.method]
+        text = self._text(resource)
+        unit.passing.append(Stored(change.type, change.id, version, at, text, method=method))
+        return version + 1, at + _MILLISECOND
+
+    def _times_under_way(self) -> Iterator[datetime]:
+        return (
+            stored.at for unit in self._group.pending() for stored in (*unit.passing, *unit.stored)
+        )
+
+    def _text(self, resource: Resource) -> str:
+        """The JSON of a resource. Raises TooLarge: patches and entries of Bundles pass no other limit."""
+        encoded = fhir_json.encode(resource)
+        if len(encoded) > self._max_resource_bytes:
+            raise TooLarge(f"The resource is over the limit of {self._max_resource_bytes} bytes")
+        return encoded.decode()
+
+    async def _write(self, units: Sequence[_Unit]) -> None:
+        """One transaction for all units; VersionConflict where any of them lost a race."""
+        versions = [
+            version_document(stored) for unit in units for stored in (*unit.passing, *unit.stored)
+        ]
+        lease_until = self._mongo.now() + EVENT_LEASE
+        events = [
+            self._event_document(event, lease_until) for unit in units for event in unit.events
+        ]
+        writes: dict[str, list[InsertOne[Document] | ReplaceOne[Document]]] = {}
+        replaced: dict[str, int] = {}
+        for unit in units:
+            for change, document in zip(unit.changes, unit.current, strict=True):
+                operations = writes.setdefault(change.type, [])
+                if change.previous is None:
+                    operations.append(InsertOne(document))
+                else:
+                    expected = {"_id": change.id, "v": change.previous.version}
+                    operations.append(ReplaceOne(expected, document))
+                    replaced[change.type] = replaced.get(change.type, 0) + 1
+        guards = [guard for unit in units for guard in unit.guards]
+        rows = [change for unit in units for change in unit.rows]
+        times = [stored.at for unit in units for stored in (*unit.passing, *unit.stored)]
+
+        links: Links | None = None
+
+        async def transaction(session: Session) -> None:
+            if links is not None:
+                links.in_doubt = False  # what another attempt wrote is undone
+            self.cluster.check_may_commit(times)
+            for guard in guards:
+                await self._pass_guard(guard, session)
+            for resource_type, operations in writes.items():
+                result = await self._mongo.collection(resource_type).bulk_write(
+                    operations, session=session
+                )
+                if result.matched_count != replaced.get(resource_type, 0):
+                    raise VersionConflict
+            for change in rows:
+                await self._write_rows(change, session)
+            await self._versions.insert_many(versions, session=session)
+            if events:
+                await self._events.insert_many(events, session=session)
+            if links is not None:
+                await links.insert(self._audit_rows, session)
+            self.cluster.check_may_commit(times)
+
+        entries = [entry for unit in units for entry in unit.entries]
+        try:
+            if self.audit is None or not self.audit.required:
+                await self._mongo.transaction(transaction)
+            else:
+                async with self.audit.links(entries) as links:
+                    await self._mongo.transaction(transaction)
+        except OperationFailure as error:
+            codes = _codes(error)
+            if _DUPLICATE_KEY in codes:
+                raise VersionConflict from error
+            if _TOO_LARGE_FOR_CACHE in codes:
+                raise TooLarge(
+                    "The database cannot take so much at once; send it in smaller Bundles",
+                    code="too-costly",
+                ) from error
+            raise
+        except DocumentTooLarge:
+            raise TooLarge("The resource has too much to search for in it") from None
+        audit_entry.asked.set(None)  # what follows from a change is not what its client asks
+        if entries and links is None and self.audit is not None:
+            await self.audit.record(entries)
+        # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
+        committed = [event for unit in units for event in unit.events]
+        for listener in self.listeners:
+            listener(committed)
+
+    async def _write_rows(self, change: group_members.RowChange, session: Session) -> None:
+        """Bring the rows beside a resource up to its new version, in its transaction."""
+        collection = self._mongo.collection(change.collection)
+        if change.is_end:
+            await collection.delete_many(group_members.all_of(change.id), session=session)
+            return
+        gone = [{"g": change.id, "m": m} for m in change.gone]
+        if not change.is_new:  # to take away and put anew is a third of the work of a replacement
+            gone += [row["_id"] for row in change.new]
+        for start in range(0, len(gone), _ROWS_AT_ONCE):
+            keys = gone[start : start + _ROWS_AT_ONCE]
+            await collection.delete_many({"_id": {"$in": keys}}, session=session)
+        for start in range(0, len(change.new), _ROWS_AT_ONCE):
+            rows = change.new[start : start + _ROWS_AT_ONCE]
+            await collection.insert_many(rows, session=session)
+
+    async def _pass_guard(self, guard: Guard, session: Session) -> None:
+        if guard.seen == 0:
+            await self._guards.insert_one({"_id": guard.key, "n": 1}, session=session)
+            return
+        result = await self._guards.update_one(
+            {"_id": guard.key, "n": guard.seen}, {"$inc": {"n": 1}}, session=session
+        )
+        if result.matched_count == 0:
+            raise VersionConflict
+
+    async def raise_event(
+        self, about: Stored, topic: str, *, key: str, at: datetime, told: Document
+    ) -> Document | None:
+        """Put an event of one topic into the outbox that no write has made; the same key twice is one event.
+
+        `told` may have a `trigger` and a `context`. Returns its row, leased to this process; None where it is there.
+        """
+        event = Event(ObjectId(), about.type, about.id, about.version, "update", at, None, None)
+        row = self._event_document(event, self._mongo.now() + EVENT_LEASE)
+        row.pop("react_until", None)
+        row |= {"topic": topic, "key": f"{topic} {key}", **told}
+        try:
+            await self._events.insert_one(row)
+        except DuplicateKeyError:
+            return None
+        return row
+
+    def _event_document(self, event: Event, lease_until: datetime) -> Document:
+        row = {
+            "_id": event.id,
+            "type": event.type,
+            "id": event.resource_id,
+            "version": event.version,
+            "method": event.method,
+            "at": event.at,
+            "state": "pending",
+            "owner": self._owner,
+            "lease_until": lease_until,
+            "attempts": 0,
+        }
+        if event.type in self.reacting:
+            row["react_until"] = lease_until
+        if event.topic is not None:
+            row |= {"topic": event.topic, "trigger": dict(event.trigger or {})}
+        return row
+
+    async def _ensure(self, name: str, models: list[IndexModel]) -> None:
+        """Create a collection with its indexes once, outside any transaction.
+
+        What is already there is only looked at: a transaction left open by a killed server would block DDL.
+        """
+        async with self._making_ready:
+            if name in self._ready:
+                return
+            collection = self._mongo.collection(name)
+            present = await collection.index_information()
+            missing = [model for model in models if model.document["name"] not in present]
+            if missing:
+                await collection.create_indexes(missing)
+            elif not present:
+                await self._mongo.create_collection(name)
+            self._ready.add(name)
+
+
+def _event(
+    change: Change,
+    version: int,
+    at: datetime,
+    resource: Resource | None,
+    fields: Document | None,
+) -> Event:
+    previous = change.previous
+    return Event(
+        ObjectId(),
+        change.type,
+        change.id,
+        version,
+        change.method,
+        at,
+        resource,
+        fields,
+        previous.text if previous and not previous.deleted else None,
+    )
+
+
+def _codes(error: OperationFailure) -> set[int | None]:
+    """MongoDB's codes of what failed, those of the single writes of a batch too."""
+    details = error.details or {}
+    return {error.code, *(each.get("code") for each in details.get("writeErrors", ()))}

@@ -1,0 +1,225 @@
+"""What keeps the search fields of stored resources in step with the definitions: clients' parameters, and `$reindex`.
+
+Every process learns of SearchParameter resources once a second, extracts them from then on, and says so in its row
+(app/runtime/cluster.py). A reindexing is a row too, so that any process can go on with it after a restart:
+
+    reindex             {_id, state, types, type, after, done, changed, total, parameters, owner, lease_until, attempt,
+                         requested, finished?, error?}
+    search_parameters   {_id: id of the resource, digest}: everything stored is indexed by this definition
+
+A reindexing begins when all processes extract the same parameters: whatever they write while it passes over the stored
+resources, they extract themselves. What it wrote it settles with the next place, guarded by owner and attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from pymongo import ASCENDING, DESCENDING, ReturnDocument
+from pymongo.errors import PyMongoError
+
+from app.errors import FhirError
+from app.fhir.json import Resource, decode_stored
+from app.records.versions import Event
+from app.runtime import background_tasks
+from app.runtime.mongo import Document, Mongo
+from app.search import custom
+from app.search.custom import Custom
+from app.search.custom_check import standard_urls, why_not
+from app.store.store import Store
+
+BATCH = 100
+_LEASE = timedelta(seconds=15)
+_POLL = 1.0
+# A change that committed late may not show in what the poll looks at.
+_POLLS_UNTIL_CERTAIN = 20
+
+
+class Reindexing:
+    """One for each process; `start` it with the server."""
+
+    def __init__(self, mongo: Mongo, store: Store) -> None:
+        self._store = store
+        self._mongo = mongo
+        self._jobs = mongo.collection("reindex")
+        self._indexed = mongo.collection("search_parameters")
+        self._seen: Any = None
+        self._polls = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.learn()
+        self._store.listeners.append(self._hear)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop between two batches; another process, or the next start, goes on."""
+        self._store.listeners.remove(self._hear)
+        if self._task is not None:
+            await background_tasks.end([self._task])
+        custom.withdraw(self._store.owner)
+
+    # Clients' parameters
+
+    async def learn(self) -> None:
+        """Know the active SearchParameter resources, and say so to the other processes."""
+        indexed = {row["_id"]: row["digest"] async for row in self._indexed.find()}
+        found: list[Custom] = []
+        for row in await self._store.find(
+            "SearchParameter", {"terms": "status=active"}, projection={"text": 1}
+        ):
+            resource = decode_stored(row["text"])
+            if resource.get("url") in standard_urls() or why_not(resource):
+                continue
+            definition = custom.read(resource)
+            each = Custom(row["_id"], definition)
+            found.append(Custom(row["_id"], definition, indexed.get(row["_id"]) == each.digest))
+        custom.publish(self._store.owner, found)
+        self._store.cluster.parameters = custom.digest(self._store.owner)
+
+    async def _learn_what_changed(self) -> None:
+        newest = await self._store.find(
+            "SearchParameter", {}, sort=[("at", DESCENDING)], limit=1, projection={"at": 1, "v": 1}
+        )
+        indexed = [row async for row in self._indexed.find().sort("_id")]
+        self._polls += 1
+        if (newest, indexed) != self._seen or self._polls % _POLLS_UNTIL_CERTAIN == 0:
+            await self.learn()
+            self._seen = (newest, indexed)
+
+    def _hear(self, events: list[Event]) -> None:
+        if any(event.type == "SearchParameter" for event in events):
+            self._seen = None
+            self._wake.set()
+
+    # Reindexing
+
+    async def request(self, types: Sequence[str]) -> Document:
+        """Ask for a reindexing of these types; without any, of those with parameters that wait for it, else of all."""
+        await self.learn()
+        if not types:
+            known = custom.known(self._store.owner)
+            waiting = {t for p in known if not p.is_searchable for t in p.definition.base}
+            types = sorted(waiting) or await self._store.types()
+        job: Document = {
+            "_id": uuid.uuid4().hex,
+            "state": "queued",
+            "types": list(types),
+            "type": types[0] if types else None,
+            "after": "",
+            "done": 0,
+            "changed": 0,
+            "total": sum([await self._store.count(each, {}) for each in types]),
+            "owner": None,
+            "lease_until": self._mongo.now(),
+            "attempt": 0,
+            "requested": self._mongo.now(),
+        }
+        await self._jobs.insert_one(job)
+        self._wake.set()
+        return job
+
+    async def jobs(self, job_id: str | None = None) -> list[Document]:
+        """One reindexing, or the latest, newest first."""
+        cursor = self._jobs.find({"_id": job_id} if job_id else {})
+        jobs: list[Document] = await cursor.sort("requested", DESCENDING).limit(20).to_list(None)
+        return jobs
+
+    async def run_once(self) -> bool:
+        """Take the next reindexing that nobody works on, to its end; False where there is none."""
+        job = await self._claim()
+        if job is None:
+            return False
+        await self.learn()
+        if not job.get("parameters"):
+            if not await self._store.cluster.agree_on(self._store.cluster.parameters):
+                await self._settle(job, {"lease_until": self._mongo.now() + timedelta(seconds=1)})
+                return False
+            known = custom.known(self._store.owner)
+            job["parameters"] = {each.id: each.digest for each in known}
+            await self._settle(job, {"state": "running", "parameters": job["parameters"]})
+        try:
+            while job["type"] is not None:
+                if not await self._step(job):
+                    return False
+            await self._finish(job)
+        except (FhirError, ValueError) as error:
+            await self._settle(job, {"state": "failed", "error": type(error).__name__})
+        return True
+
+    async def _claim(self) -> Document | None:
+        mine = {
+            "owner": self._store.owner,
+            "lease_until": {"$add": ["$$NOW", int(_LEASE.total_seconds() * 1000)]},
+            "attempt": {"$add": ["$attempt", 1]},
+        }
+        job: Document | None = await self._jobs.find_one_and_update(
+            {"state": {"$in": ["queued", "running"]}, "$expr": {"$lte": ["$lease_until", "$$NOW"]}},
+            [{"$set": mine}],
+            sort=[("requested", ASCENDING)],
+            return_document=ReturnDocument.AFTER,
+        )
+        return job
+
+    async def _step(self, job: Document) -> bool:
+        """One batch; False where another process has taken over."""
+        last, changed = await self._store.reindex(job["type"], job["after"], BATCH)
+        if last is None:
+            place = job["types"].index(job["type"]) + 1
+            job["type"] = job["types"][place] if place < len(job["types"]) else None
+            job["after"] = ""
+        else:
+            job["after"] = last
+            job["done"] = min(job["done"] + BATCH, job["total"])
+            job["changed"] += changed
+        progress = {name: job[name] for name in ("type", "after", "done", "changed")}
+        return await self._settle(job, progress | {"lease_until": self._mongo.now() + _LEASE})
+
+    async def _finish(self, job: Document) -> None:
+        """Make searchable what was extracted everywhere, by the definition that it was extracted by."""
+        for each in custom.known(self._store.owner):
+            is_whole = set(each.definition.base) <= set(job["types"])
+            if is_whole and job["parameters"].get(each.id) == each.digest:
+                row = {"_id": each.id, "digest": each.digest}
+                await self._indexed.replace_one({"_id": each.id}, row, upsert=True)
+        await self.learn()
+        finished = {"state": "done", "done": job["total"], "finished": self._mongo.now()}
+        await self._settle(job, finished)
+
+    async def _settle(self, job: Document, changes: Document) -> bool:
+        held = {"_id": job["_id"], "owner": self._store.owner, "attempt": job["attempt"]}
+        result = await self._jobs.update_one(held, {"$set": changes})
+        return bool(result.matched_count)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _POLL)
+            self._wake.clear()
+            with contextlib.suppress(
+                PyMongoError
+            ):  # the next round tries again; a job stays as it was settled
+                await self._learn_what_changed()
+                while await self.run_once():
+                    pass
+
+
+def ids_and_state(job: Document) -> Resource:
+    """A reindexing as a Parameters resource's part."""
+    parts: list[Resource] = [
+        {"name": "id", "valueId": job["_id"]},
+        {"name": "state", "valueCode": job["state"]},
+        {"name": "done", "valueInteger": job["done"]},
+        {"name": "changed", "valueInteger": job["changed"]},
+        {"name": "total", "valueInteger": job["total"]},
+        *({"name": "type", "valueCode": each} for each in job["types"]),
+    ]
+    if "error" in job:
+        parts.append({"name": "error", "valueString": job["error"]})
+    return {"name": "job", "part": parts}

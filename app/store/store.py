@@ -1,0 +1,430 @@
+"""The only module that touches resource collections; `commit` is the only write.
+
+A current version lives in the collection named after its type, every version in `versions`, and each commit leaves
+one row per change in `events`: all three in one transaction, so there is no 2xx without a commit, no event without a
+commit and no commit without an event (docs/decisions/0002-one-write-path.md).
+
+    <Type>     {_id: id, v, at, text, deleted?, private?, by?: [organizations that wrote it], **extract(resource)}
+    versions   {_id: {t: type, i: id, v}, at, method, text?}
+    events     {_id, type, id, version, method, at, state, owner, lease_until, attempts,
+                react_until?, topic?, key?, trigger?, context?}; the last four of those that no write has made
+    group_members  {_id: {g: id of the Group, m: term}, when?}, see app/search/group_members.py
+    guards     {_id: type and criteria, n}: what conditional writes compare, so that two of them cannot both see nothing
+    settings   {_id: name, ...}: what all processes on the database share
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Literal
+
+from bson import Timestamp
+from pymongo import (
+    ASCENDING,
+    DESCENDING,
+    ReturnDocument,
+    UpdateOne,
+)
+
+from app.audit.log import AuditLog
+from app.fhir import json as fhir_json
+from app.fhir.element_definitions import RESOURCE_TYPES
+from app.fhir.json import Resource
+from app.records.versions import (
+    CURRENT,
+    Change,
+    Guard,
+    HistoryRange,
+    Stored,
+    current_since,
+    stored_current,
+    stored_version,
+)
+from app.runtime import snapshot
+from app.runtime.mongo import Document, Mongo, max_time_ms
+from app.search import group_members
+from app.search.cursor import trust
+from app.search.extract import extract
+from app.search.terms import senders
+from app.store.commit import Commits
+from app.store.revival import revive
+
+# What is about to happen to a version: updated, patched, deleted.
+WriteAction = Literal["update", "patch", "delete"]
+# Beyond this the search fields would not fit into MongoDB's 16 MiB with the text.
+MAX_RESOURCE_BYTES = 15 * 1024 * 1024
+# Documents that a search that looks through candidates has sent at a time.
+_READ_AHEAD = 200
+# What a document has beside its search fields.
+_NOT_SEARCHED = frozenset({"_id", "v", "at", "text", "deleted", "private", "by"})
+
+
+class Store:
+    """Reads and the one write path. `listeners` hear each committed batch of events in this process, at once."""
+
+    def __init__(self, mongo: Mongo, max_resource_bytes: int = MAX_RESOURCE_BYTES) -> None:
+        self._mongo = mongo
+        self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._versions = mongo.collection("versions")
+        self._guards = mongo.collection("guards")
+        self._commits = Commits(mongo, self.owner, max_resource_bytes)
+        self.cluster = self._commits.cluster
+        self.listeners = self._commits.listeners
+
+    async def prepare(self) -> None:
+        """Make the collections that every write needs, where they are missing, and read the key of page links."""
+        key = await self._mongo.collection("settings").find_one_and_update(
+            {"_id": "page-links"},
+            {"$setOnInsert": {"key": os.urandom(32)}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        trust(bytes(key["key"]))
+        await self._commits.prepare()
+
+    # Reads
+
+    async def read(self, resource_type: str, resource_id: str) -> Stored | None:
+        """The current version, also where that is a deletion; None where the id was never used."""
+        document = await self._mongo.collection(resource_type).find_one(
+            {"_id": resource_id}, CURRENT
+        )
+        return None if document is None else stored_current(resource_type, document)
+
+    async def previous(
+        self, resource_type: str, resource_id: str, action: WriteAction
+    ) -> Stored | None:
+        """The current version as what a write of this kind is about to change; as `read` where nobody is limited."""
+        return await self.read(resource_type, resource_id)
+
+    async def previous_many(
+        self, actions: Mapping[tuple[str, str], WriteAction]
+    ) -> dict[str, Stored]:
+        """`previous` of several, by reference."""
+        return await self.read_many(actions.keys())
+
+    async def vread(self, resource_type: str, resource_id: str, version: int) -> Stored | None:
+        """That very version, or None."""
+        key = {"t": resource_type, "i": resource_id, "v": version}
+        document = await self._versions.find_one({"_id": key})
+        return None if document is None else stored_version(document)
+
+    async def history(self, range_: HistoryRange, limit: int) -> list[Stored]:
+        """Versions in the range, newest first, at most `limit`."""
+        sort = [("_id", DESCENDING)] if range_.id else [("at", DESCENDING), ("_id", DESCENDING)]
+        filter_ = range_.filter(page=True)
+        if range_.period:
+            pipeline = current_since(range_.period[0], filter_, sort, limit)
+            documents = await self._mongo.aggregate(self._versions, pipeline)
+        else:
+            cursor = self._versions.find(filter_).max_time_ms(max_time_ms.get())
+            documents = await cursor.sort(sort).limit(limit).to_list(None)
+        return [stored_version(document) for document in documents]
+
+    async def history_total(self, range_: HistoryRange) -> int | None:
+        """How many versions the range holds over all pages; None for a period, where counting means looking at each."""
+        if range_.period:
+            return None
+        filter_ = range_.filter(page=False)
+        total: int = await self._versions.count_documents(filter_, **_within())
+        return total
+
+    async def find(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+        projection: Document | None = None,
+        naive: bool = False,
+    ) -> list[Document]:
+        """Current documents that match a MongoDB filter, at most `limit` (0: all).
+
+        With `naive` times come without their zone, which is UTC: decoding a page takes a third.
+        """
+        if naive and limit and snapshot.current() is None:
+            page: Document = {"find": resource_type, "filter": filter_, "limit": limit}
+            page |= {"sort": dict(sort)} if sort else {}
+            page |= {"projection": projection} if projection else {}
+            rows = await self._mongo.find_at_once(page)
+            if rows is not None:
+                return rows
+        cursor = await self._find(resource_type, filter_, sort, limit, projection, naive=naive)
+        documents: list[Document] = await cursor.to_list(None)
+        return documents
+
+    async def _find(
+        self,
+        resource_type: str,
+        filter_: Document,
+        sort: Sequence[tuple[str, int]],
+        limit: int,
+        projection: Document | None,
+        *,
+        naive: bool,
+    ) -> Any:
+        """A cursor; on the database as it was, inside `snapshot.reading_at`."""
+        time = snapshot.current()
+        if time is not None:
+            return await snapshot.find(
+                self._mongo,
+                resource_type,
+                filter_,
+                time=time,
+                sort=sort,
+                limit=limit,
+                projection=projection,
+            )
+        cursor = self._mongo.collection(resource_type, naive=naive).find(filter_, projection)
+        if sort:
+            cursor = cursor.sort(list(sort))
+        cursor = cursor.max_time_ms(max_time_ms.get())
+        return cursor.limit(limit) if limit else cursor
+
+    async def explain(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+    ) -> Document:
+        """How MongoDB runs `find` with the same arguments: the winning plan and what it examined."""
+        find: Document = {"find": resource_type, "filter": filter_, "limit": limit}
+        if sort:
+            find["sort"] = dict(sort)
+        plan: Document = await self._mongo.db.command(
+            {"explain": find, "verbosity": "executionStats"}
+        )
+        return plan
+
+    @asynccontextmanager
+    async def batches(
+        self,
+        resource_type: str,
+        filter_: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        projection: Document | None = None,
+        read_ahead: int = _READ_AHEAD,
+        naive: bool = False,
+    ) -> AsyncIterator[Callable[[int], Awaitable[list[Document]]]]:
+        """A function that reads the next documents that match, at most as many as it is told; none at the end.
+
+        `naive` as in `find`.
+        """
+        cursor = await self._find(resource_type, filter_, sort, 0, projection, naive=naive)
+        cursor = cursor.batch_size(read_ahead)
+
+        async def read(size: int) -> list[Document]:
+            documents: list[Document] = await cursor.to_list(size)
+            return documents
+
+        try:
+            yield read
+        finally:
+            await cursor.close()
+
+    async def terms_among(
+        self, resource_type: str, filter_: Document, terms: Sequence[str]
+    ) -> list[str]:
+        """Those of the terms that any document has that matches a MongoDB filter."""
+        pipeline: list[Document] = [
+            {"$match": filter_},
+            {"$project": {"_id": 0, "m": {"$setIntersection": ["$terms", list(terms)]}}},
+            {"$unwind": "$m"},
+            {"$group": {"_id": "$m"}},
+        ]
+        time = snapshot.current()
+        if time is not None:
+            found = await snapshot.aggregate(self._mongo, resource_type, pipeline, time)
+        else:
+            found = await self._mongo.aggregate(self._mongo.collection(resource_type), pipeline)
+        return [document["_id"] for document in found]
+
+    async def find_together(
+        self, parts: Sequence[tuple[str, Document, Document]]
+    ) -> list[list[Document]]:
+        """What several `find`s with (collection, filter, projection) find, in one round: it costs hardly more than one.
+
+        For a few documents each: what they find shares one answer.
+        """
+        pipelines = [
+            [{"$match": filter_}, {"$project": {**projection, "part": {"$literal": number}}}]
+            for number, (_, filter_, projection) in enumerate(parts)
+        ]
+        pipeline: list[Document] = list(pipelines[0])
+        for (collection, _, _), own in zip(parts[1:], pipelines[1:], strict=True):
+            pipeline.append({"$unionWith": {"coll": collection, "pipeline": own}})
+        found: list[list[Document]] = [[] for _ in parts]
+        collection = self._mongo.collection(parts[0][0])
+        for document in await self._mongo.aggregate(collection, pipeline):
+            found[document.pop("part")].append(document)
+        return found
+
+    async def types(self) -> list[str]:
+        """The resource types that were ever written, in alphabetical order."""
+        names = await self._mongo.db.list_collection_names()
+        return sorted(RESOURCE_TYPES.intersection(names))
+
+    async def search(
+        self,
+        resource_type: str,
+        filter_: Document,
+        limit: int,
+        sort: Sequence[tuple[str, int]] = (),
+    ) -> list[Stored]:
+        """Current versions that match a MongoDB filter, at most `limit`."""
+        documents = await self.find(
+            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT
+        )
+        return [stored_current(resource_type, document) for document in documents]
+
+    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, Stored]:
+        """The current versions, deletions included, of these types and ids, by reference."""
+        by_type: dict[str, list[str]] = {}
+        for resource_type, resource_id in keys:
+            by_type.setdefault(resource_type, []).append(resource_id)
+        found: dict[str, Stored] = {}
+        for resource_type, ids in by_type.items():
+            documents = await self.find(resource_type, {"_id": {"$in": ids}}, projection=CURRENT)
+            for document in documents:
+                stored = stored_current(resource_type, document)
+                found[stored.reference] = stored
+        return found
+
+    async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
+        """How many current documents match a MongoDB filter, counting no further than `limit` (0: all)."""
+        time = snapshot.current()
+        if time is not None:
+            return await snapshot.count(self._mongo, resource_type, filter_, limit, time)
+        options = {"limit": limit} if limit else {}
+        options |= _within()
+        count: int = await self._mongo.collection(resource_type).count_documents(filter_, **options)
+        return count
+
+    async def terms(self, resource_type: str, prefix: str) -> list[str]:
+        """The distinct search terms of a type that begin with a prefix."""
+        bounds = {"$elemMatch": {"$gte": prefix, "$lt": prefix + "\U0010ffff"}}
+        found: list[str] = await self._mongo.collection(resource_type).distinct(
+            "terms", {"terms": bounds}, **_within()
+        )
+        return [term for term in found if term.startswith(prefix)]
+
+    async def reindex(self, resource_type: str, after: str, limit: int) -> tuple[str | None, int]:
+        """Extract the next resources by id anew; returns the last id, None at the end, and how many changed.
+
+        Only where nobody wrote a newer version meanwhile, which was extracted then.
+        """
+        documents = await self.find(
+            resource_type, {"_id": {"$gt": after}}, sort=[("_id", ASCENDING)], limit=limit
+        )
+        updates: list[UpdateOne] = []
+        for document in documents:
+            if "text" in document:
+                fields = _search_fields(resource_type, fhir_json.decode_stored(document["text"]))
+                fields["terms"] += senders(document.get("by", ()))
+                gone = document.keys() - fields.keys() - _NOT_SEARCHED
+                new = {name: value for name, value in fields.items() if document.get(name) != value}
+                if new or gone:
+                    change = {"$set": new} if new else {}
+                    change |= {"$unset": dict.fromkeys(gone, "")} if gone else {}
+                    updates.append(UpdateOne({"_id": document["_id"], "v": document["v"]}, change))
+        if updates:
+            await self._mongo.collection(resource_type).bulk_write(updates, ordered=False)
+        return documents[-1]["_id"] if documents else None, len(updates)
+
+    async def cluster_time(self) -> Timestamp:
+        """What `snapshot.reading_at` takes: a time that shows everything acknowledged so far."""
+        return await snapshot.newest(self._mongo)
+
+    async def guard(self, key: str) -> Guard:
+        """What a conditional write compares. Take it before the search that decides what to write."""
+        document = await self._guards.find_one({"_id": key})
+        return Guard(key, document["n"] if document else 0)
+
+    async def annotate(
+        self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]
+    ) -> None:
+        """Keep derived text in `private` of current versions, by id and version; one that has moved on stays as it is.
+
+        No part of the resource: neither a version nor an event.
+        """
+        if notes:
+            await self._mongo.collection(resource_type).bulk_write(
+                [
+                    UpdateOne({"_id": each, "v": version}, {"$set": {f"private.{name}": text}})
+                    for (each, version), text in notes.items()
+                ],
+                ordered=False,
+            )
+
+    # The write
+
+    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+        """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
+
+        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
+        over the limit.
+        """
+        return await self._commits.commit(changes, guards)
+
+    def record_in(self, audit: AuditLog) -> None:
+        """From now on every write is on record, in its own transaction where it must be."""
+        self._commits.audit = audit
+
+    def react_to(self, types: frozenset[str]) -> None:
+        """From now on the events of these types wait for somebody who reacts to them."""
+        self._commits.reacting |= types
+
+    async def raise_event(
+        self,
+        reference: tuple[str, str, int],
+        topic: str,
+        *,
+        key: str,
+        at: datetime,
+        trigger: Mapping[str, str] | None = None,
+        context: Sequence[str] = (),
+    ) -> bool:
+        """Put an event of one topic into the outbox, about a stored version (type, id, version) as it is.
+
+        Who listens for the topic, and whose filters that version passes, is told of it. The same `key` twice is one
+        event: then this returns False. `context` are relative references that travel along with the notices.
+        """
+        about = Stored(*reference, at, "")
+        told: Document = {"context": list(context)}
+        if trigger is not None:
+            told["trigger"] = dict(trigger)
+        row = await self._commits.raise_event(about, topic, key=key, at=at, told=told)
+        if row is None:
+            return False
+        event = await revive(self, row)
+        for listener in self.listeners:
+            listener([event])
+        return True
+
+
+def _within() -> dict[str, int]:
+    """The option that keeps a read within the time its request has."""
+    limit = max_time_ms.get()
+    return {} if limit is None else {"maxTimeMS": limit}
+
+
+def _search_fields(resource_type: str, resource: Resource) -> Document:
+    """What lies beside a resource's text in its document; `rows` are kept in a collection of their own."""
+    fields = extract(resource_type, resource)
+    group_members.take_aside(fields)
+    return fields

@@ -1,0 +1,116 @@
+"""What a new delivery row looks like, and the lane it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.fhir.ids import new_id
+from app.records.versions import Event
+from app.runtime.mongo import Document
+from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK
+from app.subscriptions.ledger.sequence_numbers import Known
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Match
+from app.subscriptions.topics.topics import Coding, references
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An event and a Subscription that it concerns, with the lane of their notice."""
+
+    event: Event
+    match: Match
+    lane: str
+
+    @classmethod
+    def of(cls, event: Event, match: Match, subject: str) -> Pair:
+        return cls(event, match, f"{match.registration.id}|{subject}")
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What decides a new row's state: `standing` of its Subscription, room at its endpoint, and whose it would be."""
+
+    owner: str
+    now: datetime
+    standing: Callable[[str], str]
+    admit: Callable[[Registration], bool]
+
+    def row(self, pair: Pair, number: int, known: Known, *, behind: bool) -> Document:
+        """The row, numbered; `behind` another new one of its lane or not.
+
+        Where its lane is free it is `sending`, already leased to `owner`.
+        """
+        registration = pair.match.registration
+        document = _row(pair, number, self.now)
+        standing = self.standing(registration.id)
+        if standing in ("suppress", "gone"):
+            document["state"] = "suppressed"
+            document["reason"] = f"Subscription is {registration.status}"
+            return document
+        document["open"] = True
+        if standing == "hold" or behind or known.is_busy(pair.lane):
+            document["state"], document["next_at"] = "queued", self.now + SECOND_LOOK
+        elif self.admit(registration):
+            document["state"], document["owner"], document["attempt"] = "sending", self.owner, 1
+            lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
+            document["next_at"], document["first_at"] = self.now + lease, self.now
+        else:
+            document["state"], document["next_at"] = "queued", self.now
+        return document
+
+
+def subject(event: Event) -> str:
+    """What is kept in order: the notices about one patient, else those about one resource."""
+    fields = event.fields if event.fields is not None else event.previous_fields
+    if event.type != "Patient" and fields is not None:
+        for patient in references(event.type, fields, "patient"):
+            return patient
+    return f"{event.type}/{event.resource_id}"
+
+
+def _row(pair: Pair, number: int, now: datetime) -> Document:
+    registration, trigger = pair.match.registration, pair.match.trigger
+    topic = registration.topic.url if registration.topic else None
+    return row_of(pair.event, registration.id, number, pair.lane, (topic, trigger), now)
+
+
+def row_of(
+    event: Event,
+    subscription: str,
+    number: int,
+    lane: str,
+    fired: tuple[str | None, Coding | None],
+    now: datetime,
+) -> Document:
+    """What every row of the ledger begins as; `fired` is a topic with the coding of its trigger."""
+    topic, trigger = fired
+    focus: dict[str, Any] = {
+        "type": event.type,
+        "id": event.resource_id,
+        "version": event.version,
+        "method": event.method,
+        "at": event.at,
+    }
+    document: Document = {
+        "_id": new_id(),
+        "subscription": subscription,
+        "event": event.id,
+        "number": number,
+        "lane": lane,
+        "topic": topic,
+        "trigger": dict(trigger) if trigger else None,
+        "focus": focus,
+        "created_at": now,
+        "owner": "",
+        "attempt": 0,
+        "next_at": now,
+        "first_at": None,
+        "attempts": [],
+    }
+    if event.context:
+        document["context"] = list(event.context)
+    return document

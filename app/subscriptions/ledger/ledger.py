@@ -1,0 +1,287 @@
+"""Deliveries: one row for each event and Subscription, with every attempt that was made.
+
+    deliveries {_id: notice id, subscription, event, number, lane, topic, trigger,
+                focus: {type, id, version, method, at}, created_at,
+                state, open?, owner, attempt, next_at, first_at, attempts: [...]}
+
+`open` is there until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease
+while it is being sent, the time of the next attempt while it is retried, a second look where it waits for its lane.
+A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be taken.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import BulkWriteError
+
+from app.runtime.mongo import Document, Mongo
+
+State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dead"]
+
+# A lease outlasts the attempt it is for by this much: rows may wait for their turn at the endpoint. What a dead process
+# held is found by its silence (app/runtime/cluster.py), long before.
+LEASE_MARGIN = timedelta(seconds=120)
+# How long a row waits in its lane before somebody looks whether it was forgotten there.
+SECOND_LOOK = timedelta(seconds=5)
+_DUPLICATE_KEY = 11000
+
+
+class Delivery(NamedTuple):
+    """One row as a sender needs it. `attempt` counts this attempt; `owner` and `attempt` guard its settlement."""
+
+    id: str
+    subscription: str
+    event: Any
+    number: int
+    lane: str
+    topic: str | None
+    trigger: Mapping[str, str] | None
+    focus: Mapping[str, Any]
+    created_at: datetime
+    state: State
+    owner: str
+    attempt: int
+    next_at: datetime
+    first_at: datetime | None
+    # Relative references that travel along besides what the topic says.
+    context: tuple[str, ...] = ()
+
+    @classmethod
+    def from_document(cls, document: Document) -> Delivery:
+        return cls(
+            document["_id"],
+            document["subscription"],
+            document["event"],
+            document["number"],
+            document["lane"],
+            document["topic"],
+            document["trigger"],
+            document["focus"],
+            document["created_at"],
+            document["state"],
+            document["owner"],
+            document["attempt"],
+            document["next_at"],
+            document["first_at"],
+            tuple(document.get("context", ())),
+        )
+
+    @property
+    def held(self) -> Document:
+        """Finds the row for as long as it is its owner's for this attempt."""
+        return {
+            "_id": self.id,
+            "state": "sending",
+            "owner": self.owner,
+            "attempt": self.attempt,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The first row of an ordered insert that was refused.
+
+    `recorded`: another process has recorded that event for that Subscription; else the number was given out.
+    """
+
+    index: int
+    recorded: bool
+
+
+class Ledger:
+    """The deliveries' collection. `owner` names this process."""
+
+    def __init__(self, mongo: Mongo, owner: str) -> None:
+        self._mongo = mongo
+        self.owner = owner
+        self._deliveries = mongo.collection("deliveries")
+
+    async def prepare(self) -> None:
+        """Create the indexes that are missing."""
+        open_rows = {"open": True}
+        models = [
+            IndexModel([("subscription", ASCENDING), ("event", ASCENDING)], unique=True),
+            IndexModel([("subscription", ASCENDING), ("number", ASCENDING)], unique=True),
+            IndexModel(
+                [("lane", ASCENDING), ("number", ASCENDING)], partialFilterExpression=open_rows
+            ),
+            IndexModel([("next_at", ASCENDING)], partialFilterExpression=open_rows),
+            # For those who search the ledger: by what a notice was about, and what has failed.
+            IndexModel([("focus.id", ASCENDING)]),
+            IndexModel(
+                [("state", ASCENDING), ("_id", ASCENDING)],
+                partialFilterExpression={"state": "dead"},
+            ),
+        ]
+        present = await self._deliveries.index_information()
+        missing = [model for model in models if model.document["name"] not in present]
+        if missing:
+            await self._deliveries.create_indexes(missing)
+
+    async def insert(self, documents: Sequence[Document]) -> Refusal | None:
+        """Insert new rows in order, up to the first that a unique index refuses."""
+        try:
+            await self._deliveries.insert_many(documents)
+        except BulkWriteError as error:
+            failures = error.details["writeErrors"]
+            if not failures or failures[0]["code"] != _DUPLICATE_KEY:
+                raise
+            failure = failures[0]
+            return Refusal(failure["index"], "event" in failure["keyPattern"])
+        return None
+
+    async def due(self, limit: int, without: Collection[str] = ()) -> list[Delivery]:
+        """Open rows whose time has come, oldest first, but for those of some Subscriptions."""
+        filter_: Document = {"open": True, "next_at": {"$lte": self._mongo.now()}}
+        if without:
+            filter_["subscription"] = {"$nin": list(without)}
+        cursor = self._deliveries.find(filter_)
+        documents = await cursor.sort("next_at", ASCENDING).limit(limit).to_list(None)
+        return [Delivery.from_document(document) for document in documents]
+
+    async def heads(self, lanes: Collection[str]) -> list[Delivery]:
+        """The first open row of each lane."""
+        pipeline: list[Document] = [
+            {"$match": {"lane": {"$in": list(lanes)}, "open": True}},
+            {"$sort": {"lane": 1, "number": 1}},
+            {"$group": {"_id": "$lane", "head": {"$first": "$$ROOT"}}},
+        ]
+        rows = await self._mongo.aggregate(self._deliveries, pipeline)
+        return [Delivery.from_document(row["head"]) for row in rows]
+
+    async def queued(self, lanes: Collection[str]) -> list[Delivery]:
+        """The rows that wait in lanes, in the order of their numbers."""
+        cursor = self._deliveries.find(
+            {"lane": {"$in": list(lanes)}, "open": True, "state": "queued"}, {"attempts": 0}
+        )
+        documents = await cursor.sort([("lane", ASCENDING), ("number", ASCENDING)]).to_list(None)
+        return [Delivery.from_document(document) for document in documents]
+
+    async def claim(self, ids: Sequence[str], lease: timedelta) -> list[Delivery]:
+        """Take rows for sending, in one update; each counts its attempt. What another has taken is left out.
+
+        A queued row may be taken at any time by whoever knows that its lane is free; others when `next_at` has come,
+        by the database's clock.
+        """
+        token = uuid.uuid4().hex
+        # A number, not a string: in an update pipeline strings with a dollar sign would be expressions.
+        milliseconds = int(lease.total_seconds() * 1000)
+        await self._deliveries.update_many(
+            {
+                "_id": {"$in": list(ids)},
+                "open": True,
+                "$or": [{"state": "queued"}, {"$expr": {"$lte": ["$next_at", "$$NOW"]}}],
+            },
+            [
+                {
+                    "$set": {
+                        "state": "sending",
+                        "owner": self.owner,
+                        "claim": token,
+                        "attempt": {"$add": ["$attempt", 1]},
+                        "next_at": {"$add": ["$$NOW", milliseconds]},
+                        "first_at": {"$ifNull": ["$first_at", "$$NOW"]},
+                    }
+                }
+            ],
+        )
+        cursor = self._deliveries.find({"_id": {"$in": list(ids)}, "claim": token})
+        return [Delivery.from_document(document) for document in await cursor.to_list(None)]
+
+    async def renew(self, delivery: Delivery, lease: timedelta) -> bool:
+        """Lengthen a lease that waited long for its turn; False where it has been lost."""
+        result = await self._deliveries.update_one(
+            delivery.held, {"$set": {"next_at": self._mongo.now() + lease}}
+        )
+        return bool(result.matched_count)
+
+    async def postpone(self, ids: Iterable[str], until: datetime) -> None:
+        """Look at waiting rows again later."""
+        await self._deliveries.update_many(
+            {"_id": {"$in": list(ids)}, "open": True, "state": {"$ne": "sending"}},
+            {"$set": {"next_at": until}},
+        )
+
+    async def close(self, subscription: str, reason: str) -> None:
+        """Give up the open rows of a Subscription that takes no more, but for attempts under way.
+
+        `dead` where an attempt was made, `suppressed` where none was.
+        """
+        await self._deliveries.update_many(
+            {"subscription": subscription, "open": True, "state": {"$ne": "sending"}},
+            [
+                {
+                    "$set": {
+                        "state": {"$cond": [{"$gt": ["$attempt", 0]}, "dead", "suppressed"]},
+                        "reason": {"$literal": reason},
+                    }
+                },
+                {"$unset": ["open", "next_at", "owner", "claim"]},
+            ],
+        )
+
+    async def open_lanes(self, subscription: str) -> list[str]:
+        """The lanes of a Subscription that have an open row."""
+        lane = {"$gte": f"{subscription}|", "$lt": f"{subscription}}}"}
+        lanes: list[str] = await self._deliveries.distinct("lane", {"lane": lane, "open": True})
+        return lanes
+
+    async def put_off(self, subscriptions: Collection[str], until: datetime) -> None:
+        """Let rows of Subscriptions that are due wait, for an endpoint that is not to be called before."""
+        await self._deliveries.update_many(
+            {
+                "open": True,
+                "next_at": {"$lte": self._mongo.now()},
+                "subscription": {"$in": list(subscriptions)},
+                "state": {"$ne": "sending"},
+            },
+            {"$set": {"next_at": until}},
+        )
+
+    async def recall(self, subscriptions: Collection[str]) -> None:
+        """Make what waits for an endpoint due: it answers again. Retries keep their own time."""
+        await self._deliveries.update_many(
+            {
+                "open": True,
+                "next_at": {"$gt": self._mongo.now()},
+                "subscription": {"$in": list(subscriptions)},
+                "state": "queued",
+            },
+            {"$set": {"next_at": self._mongo.now()}},
+        )
+
+    async def hasten(self, subscription: str) -> None:
+        """Make all that waits of a Subscription due, retries too."""
+        now = self._mongo.now()
+        await self._deliveries.update_many(
+            {
+                "open": True,
+                "next_at": {"$gt": now},
+                "subscription": subscription,
+                "state": {"$in": ["queued", "retrying"]},
+            },
+            {"$set": {"next_at": now}},
+        )
+
+    async def abandon(self, owner: str, but: Collection[str] = ()) -> int:
+        """Let anybody take at once what a process was sending, but for some rows; returns how many."""
+        filter_: Document = {"open": True, "state": "sending", "owner": owner}
+        if but:
+            filter_["_id"] = {"$nin": list(but)}
+        now = self._mongo.now()
+        # The condition on `next_at` leads to the index of the open rows.
+        result = await self._deliveries.update_many(
+            {**filter_, "next_at": {"$gt": now}}, {"$set": {"state": "retrying", "next_at": now}}
+        )
+        return int(result.modified_count)
+
+    async def open_count(self) -> int:
+        """How many rows are not settled for good."""
+        count: int = await self._deliveries.count_documents({"open": True})
+        return count

@@ -1,0 +1,151 @@
+"""The ledger as operators read it: deliveries by Subscription, state, time and focus, and sending them again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+
+from pymongo import DESCENDING
+
+from app.errors import BadRequest, Gone, NotFound
+from app.fhir.ids import first_id, time_of
+from app.runtime.mongo import Document, Mongo
+from app.subscriptions.ledger.ledger import State
+
+STATES: tuple[State, ...] = get_args(State)
+# Ids are made by a process's own clock, times are the database's.
+_SKEW = timedelta(minutes=5)
+
+# Sends settled notices of a Subscription that meet a condition again; returns how many.
+Resend = Callable[[str, Document], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which deliveries: all that is given must hold. `focus` is `Type/id`; times are those of the events' rows."""
+
+    subscription: str | None = None
+    state: State | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    focus: str | None = None
+    first: int | None = None
+    last: int | None = None
+
+    def condition(self) -> Document:
+        """The MongoDB filter on rows."""
+        found: Document = {}
+        if self.subscription is not None:
+            found["subscription"] = self.subscription
+        if self.state is not None:
+            found["state"] = self.state
+        if self.focus is not None:
+            found["focus.type"], _, found["focus.id"] = self.focus.partition("/")
+        _add_bounds(found, "created_at", self.since, self.until)
+        # The same bounds on the ids, which are in order of time, so that an index serves.
+        since = first_id(self.since - _SKEW) if self.since else None
+        until = first_id(self.until + _SKEW) if self.until else None
+        _add_bounds(found, "_id", since, until)
+        _add_bounds(found, "number", self.first, self.last)
+        return found
+
+
+def _add_bounds(found: Document, name: str, least: Any, greatest: Any) -> None:
+    bounds = {"$gte": least, "$lte": greatest}
+    given = {operator: bound for operator, bound in bounds.items() if bound is not None}
+    if given:
+        found[name] = given
+
+
+async def search(
+    mongo: Mongo, wanted: Wanted, count: int, cursor: str | None = None
+) -> tuple[list[Document], str | None]:
+    """Rows, the newest first, and where the next page begins, if there is one.
+
+    Those of one Subscription come in the order of their numbers, the others in the order of their ids.
+    """
+    key = "number" if wanted.subscription is not None else "_id"
+    condition = wanted.condition()
+    if cursor is not None:
+        condition = {"$and": [condition, {key: {"$lt": _position(key, cursor)}}]}
+    found = mongo.collection("deliveries").find(condition).sort(key, DESCENDING)
+    rows: list[Document] = await found.limit(count + 1).to_list(None)
+    more = str(rows[count - 1][key]) if len(rows) > count else None
+    return rows[:count], more
+
+
+def _position(key: str, cursor: str) -> Any:
+    if key == "_id":
+        return cursor
+    if not (cursor.isascii() and cursor.isdigit()):
+        raise BadRequest("Not a cursor of this list", expression="_cursor")
+    return int(cursor)
+
+
+async def read(mongo: Mongo, delivery: str, kept: timedelta) -> Document:
+    """One row. Raises Gone where it is older than rows are kept, else NotFound where there is none."""
+    row: Document | None = await mongo.collection("deliveries").find_one({"_id": delivery})
+    if row is not None:
+        return row
+    made = time_of(delivery)
+    if made is not None and made < datetime.now(UTC) - kept:
+        raise Gone(f"Deliveries are kept for {kept.total_seconds() / 86400:g} days")
+    raise NotFound("There is no such delivery")
+
+
+async def resend(
+    mongo: Mongo, wanted: Wanted, send: Resend, active: Callable[[str], bool]
+) -> Document:
+    """Send what was settled again, in the order of its numbers; what is still under way stays as it is.
+
+    Returns `{resent, skipped}`: Subscriptions that are not active are told nothing, so theirs is left alone.
+    """
+    condition = wanted.condition()
+    condition["open"] = {"$exists": False}
+    deliveries = mongo.collection("deliveries")
+    subscriptions = [wanted.subscription] if wanted.subscription else None
+    if subscriptions is None:
+        subscriptions = await deliveries.distinct("subscription", condition)
+    resent = skipped = 0
+    for subscription in subscriptions:
+        if active(subscription):
+            resent += await send(subscription, condition)
+        else:
+            skipped += await deliveries.count_documents({**condition, "subscription": subscription})
+    return {"resent": resent, "skipped": skipped}
+
+
+def shown(row: Document) -> Document:
+    """A row as JSON: no lease, no owner; times as instants."""
+    focus = row["focus"]
+    found: Document = _plain(
+        {
+            "id": row["_id"],
+            "subscription": row["subscription"],
+            "number": row["number"],
+            "state": row["state"],
+            "reason": row.get("reason"),
+            "topic": row["topic"],
+            "trigger": row["trigger"],
+            "focus": f"{focus['type']}/{focus['id']}/_history/{focus['version']}",
+            "method": focus["method"],
+            "committed_at": focus["at"],
+            "created_at": row["created_at"],
+            "next_at": row.get("next_at"),
+            "attempts": row["attempts"],
+        }
+    )
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, without what is not there."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return value

@@ -1,0 +1,273 @@
+"""From committed events to numbered deliveries.
+
+    events              rows that the store writes with the data; here they become `done`
+    deliveries          see ledger.py
+    subscription_state  {_id: Subscription id, number: of its last event, ...}
+
+A delivery is one inserted row: two unique indexes refuse a number given twice and an event counted twice. The rows of a
+batch are inserted in order up to the first that is refused, so numbers have no gap. Counters and events follow
+a moment later, in bulk: an event that is still pending when its process dies is recorded again by another, and what is
+there already is refused again (docs/decisions/0004-order-and-numbers-of-notices.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import PyMongoError
+
+from app.records.versions import Event
+from app.runtime.mongo import Document, Mongo
+from app.store.commit import EVENT_LEASE
+from app.subscriptions.ledger import counters
+from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
+from app.subscriptions.ledger.ledger import Delivery, Ledger
+from app.subscriptions.ledger.sequence_numbers import Numbering
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Match
+
+# An event whose evaluation fails this often is left alone, for people to look at.
+_MAX_ATTEMPTS = 20
+_TRIES, _BACK_OFF = 50, 0.01
+# So many rows are inserted at once: the first leave while the next are being written.
+_ROWS_AT_ONCE = 200
+
+
+class ContentionError(Exception):
+    """Other processes gave out the same numbers first, again and again; try later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An event with the Subscriptions it concerns."""
+
+    event: Event
+    matches: Sequence[Match]
+
+
+class Outbox:
+    """The events' and counters' collections. `standing` says what is to be done for a Subscription."""
+
+    def __init__(
+        self, mongo: Mongo, ledger: Ledger, owner: str, standing: Callable[[str], str]
+    ) -> None:
+        self._mongo = mongo
+        self._ledger = ledger
+        self._owner = owner
+        self._standing = standing
+        self._events = mongo.collection("events")
+        self._states = mongo.collection("subscription_state")
+        self.numbering = Numbering(mongo)
+        self._done: list[Any] = []
+        self._moved: dict[str, tuple[int, datetime | None]] = {}
+        self._flushing = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Create the indexes that are missing."""
+        pending = {"state": "pending"}
+        models = [
+            IndexModel([("id", ASCENDING)], name="pending_id", partialFilterExpression=pending),
+            IndexModel(
+                [("at", ASCENDING)],
+                name="subscription_at",
+                partialFilterExpression={"type": "Subscription"},
+            ),
+        ]
+        present = await self._events.index_information()
+        missing = [model for model in models if model.document["name"] not in present]
+        if missing:
+            await self._events.create_indexes(missing)
+        if not await self._states.index_information():
+            await self._states.create_indexes(
+                [IndexModel([("heartbeat_at", ASCENDING)], name="heartbeat", sparse=True)]
+            )
+
+    async def pending_before(self, events: Sequence[Event]) -> list[Document]:
+        """Event rows of older versions of the same resources that nobody has recorded yet, oldest first.
+
+        They must be recorded first: numbers follow versions, also when the older one's process is slow or dead.
+        """
+        versions: dict[tuple[str, str], int] = {}
+        for event in events:
+            key = (event.type, event.resource_id)
+            versions[key] = min(event.version, versions.get(key, event.version))
+        ids = [key[1] for key, version in versions.items() if version > 1]
+        if not ids:
+            return []
+        cursor = self._events.find({"state": "pending", "id": {"$in": ids}})
+        rows = [
+            row
+            for row in await cursor.to_list(None)
+            if row["version"] < versions.get((row["type"], row["id"]), 0)
+        ]
+        return sorted(rows, key=lambda row: row["version"])
+
+    async def claim_abandoned(self, limit: int) -> list[Document]:
+        """Take over event rows whose lease has ended, oldest first."""
+        cursor = self._events.find(
+            {
+                "state": "pending",
+                "lease_until": {"$lte": self._mongo.now()},
+                "attempts": {"$lt": _MAX_ATTEMPTS},
+            },
+            {"_id": 1},
+        )
+        found = await cursor.sort("lease_until", ASCENDING).limit(limit).to_list(None)
+        if not found:
+            return []
+        ids = [row["_id"] for row in found]
+        await self._events.update_many(
+            {
+                "_id": {"$in": ids},
+                "state": "pending",
+                "$expr": {"$lte": ["$lease_until", "$$NOW"]},
+            },
+            [
+                {
+                    "$set": {
+                        "owner": self._owner,
+                        "lease_until": {"$add": ["$$NOW", _milliseconds(EVENT_LEASE)]},
+                        "attempts": {"$add": ["$attempts", 1]},
+                    }
+                }
+            ],
+        )
+        mine = self._events.find({"_id": {"$in": ids}, "state": "pending", "owner": self._owner})
+        rows: list[Document] = await mine.sort("_id", ASCENDING).to_list(None)
+        return rows
+
+    async def record(
+        self,
+        batch: Sequence[Planned],
+        admit: Callable[[Registration], bool],
+        begin: Callable[[Delivery, Event], None],
+    ) -> list[Delivery]:
+        """Number and insert the batch's deliveries; returns the rows that wait for their turn.
+
+        Rows whose lane is free, as far as `admit` has room for them, are this process's to send (state `sending`,
+        attempt 1): `begin` is told as soon as they are kept. What another process has recorded meanwhile is left out.
+        Raises ContentionError where other processes were faster too often.
+        """
+        pairs = list(_pairs(batch))
+        waiting: list[Delivery] = []
+        refusals = 0
+        while pairs:
+            await asyncio.sleep(refusals * _BACK_OFF)
+            some = pairs[:_ROWS_AT_ONCE]
+            documents = await self._documents(some, admit)
+            try:
+                refusal = await self._ledger.insert(documents)
+            except PyMongoError:
+                self.numbering.forget({pair.match.registration.id for pair in some})
+                raise
+            inserted = len(some) if refusal is None else refusal.index
+            for pair, document in zip(some[:inserted], documents, strict=False):
+                delivery = self._inserted(pair, document)
+                if delivery.state == "sending":
+                    begin(delivery, pair.event)
+                elif delivery.state == "queued":
+                    waiting.append(delivery)
+            if refusal is not None and refusal.recorded:
+                self.numbering.forget({some[inserted].match.registration.id})
+                inserted += 1
+            elif refusal is not None:
+                self.numbering.refused()
+                refusals += 1
+                if refusals == _TRIES:
+                    raise ContentionError
+            pairs = pairs[inserted:]
+        self._done.extend(planned.event.id for planned in batch)
+        return waiting
+
+    async def _documents(
+        self, pairs: Sequence[Pair], admit: Callable[[Registration], bool]
+    ) -> list[Document]:
+        known = await self.numbering.learn(pair.match.registration.id for pair in pairs)
+        numbers = {subscription: each.number for subscription, each in known.items()}
+        birth = Birth(self._owner, self._mongo.now(), self._standing, admit)
+        taken: set[str] = set()
+        documents = []
+        for pair in pairs:
+            subscription = pair.match.registration.id
+            numbers[subscription] += 1
+            document = birth.row(
+                pair, numbers[subscription], known[subscription], behind=pair.lane in taken
+            )
+            taken.add(pair.lane)
+            documents.append(document)
+        return documents
+
+    def _inserted(self, pair: Pair, document: Document) -> Delivery:
+        registration = pair.match.registration
+        is_open = "open" in document
+        self.numbering.given(registration.id, document["number"], pair.lane, is_open=is_open)
+        due = None
+        if registration.channel.heartbeat is not None and registration.status == "active":
+            # Traffic puts off the next heartbeat.
+            due = document["created_at"] + timedelta(seconds=registration.channel.heartbeat)
+        self._moved[registration.id] = (document["number"], due)
+        return Delivery.from_document(document)
+
+    def finish(self, ids: Collection[Any]) -> None:
+        """Mark events done that concern nobody, with the next `flush`."""
+        self._done.extend(ids)
+
+    async def flush(self) -> None:
+        """Let counters and events follow what was recorded, counters first: an event that is done stays done."""
+        async with self._flushing:
+            moved, self._moved = self._moved, {}
+            done, self._done = self._done, []
+            try:
+                if moved:
+                    await counters.advance(self._states, moved)
+                if done:
+                    await self._events.update_many(
+                        {"_id": {"$in": done}, "state": "pending"}, {"$set": {"state": "done"}}
+                    )
+            except PyMongoError:
+                self._moved = {**moved, **self._moved}
+                self._done = done + self._done
+                raise
+
+    @property
+    def behind(self) -> bool:
+        """Whether `flush` has something to do."""
+        return bool(self._moved or self._done or self._flushing.locked())
+
+    async def hand_back(self) -> None:
+        """Let others take at once the events that this process holds; for an orderly stop."""
+        await self.flush()
+        await self._events.update_many(
+            {"owner": self._owner, "state": "pending"}, {"$set": {"lease_until": self._mongo.now()}}
+        )
+
+    async def take_from(self, owner: str, at: datetime) -> None:
+        """Let anybody take the events of a process that is gone."""
+        await self._events.update_many(
+            {"owner": owner, "state": "pending", "lease_until": {"$gt": at}},
+            {"$set": {"lease_until": at}},
+        )
+
+    async def pending_count(self) -> int:
+        count: int = await self._events.count_documents({"state": "pending"})
+        return count
+
+    async def number(self, subscription: str) -> int:
+        """How many events the Subscription has seen."""
+        return (await self.numbering.read([subscription]))[subscription]
+
+
+def _pairs(batch: Sequence[Planned]) -> Iterator[Pair]:
+    for planned in batch:
+        about = subject(planned.event)
+        for match in planned.matches:
+            yield Pair.of(planned.event, match, about)
+
+
+def _milliseconds(span: timedelta) -> int:
+    return int(span.total_seconds() * 1000)

@@ -1,0 +1,49 @@
+"""How long the outbox and the ledger are kept. What is still open stays, however old.
+
+Events that are done are only needed to find Subscriptions that changed a moment ago. A delivery row is the ledger's
+entry, and what `$events` and `$resend` tell from; when it has gone they answer 410. Ids are in order of time, so
+both are found by them and need no index more.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from bson import ObjectId
+
+from app.fhir.ids import first_id
+from app.runtime.mongo import Mongo
+from app.settings import Settings
+
+EVERY = timedelta(hours=1)
+
+
+class Retention:
+    """Clears up once an hour, in whichever process comes to it; doing it twice changes nothing."""
+
+    def __init__(self, settings: Settings, mongo: Mongo) -> None:
+        self._mongo = mongo
+        self.events = timedelta(days=settings.event_retention_days)
+        self.deliveries = timedelta(days=settings.delivery_retention_days)
+        self._next: datetime | None = None
+
+    async def sweep(self) -> None:
+        """Clear up if an hour has passed since the last time."""
+        now = self._mongo.now()
+        if self._next is None or now >= self._next:
+            self._next = now + EVERY
+            await self.clear(now)
+
+    async def clear(self, now: datetime) -> tuple[int, int]:
+        """Delete what is older than it is kept, seen from `now`; returns how many events and deliveries."""
+        events = await self._mongo.collection("events").delete_many(
+            {
+                "_id": {"$lt": ObjectId.from_datetime(now - self.events)},
+                "state": "done",
+                "react_until": {"$exists": False},
+            }
+        )
+        deliveries = await self._mongo.collection("deliveries").delete_many(
+            {"_id": {"$lt": first_id(now - self.deliveries)}, "open": {"$exists": False}}
+        )
+        return events.deleted_count, deliveries.deleted_count

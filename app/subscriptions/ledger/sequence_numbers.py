@@ -1,0 +1,144 @@
+"""What this process remembers of Subscriptions: the number of the last event, and the lanes with open rows.
+
+A memory may be behind the database, never ahead of it: the unique index on (subscription, number) refuses a number that
+another process has given out meanwhile, and then everything known of that Subscription is read anew. So a number that
+is accepted proves the rest of the memory too: nobody else has inserted a row for that Subscription since it was read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from app.runtime.mongo import Document, Mongo
+
+# After another process has given out a number, ours are read anew for this many seconds instead of remembered.
+_SHARED_FOR = 10.0
+_REMEMBERED = 100_000
+# A Subscription with more lanes open than this counts as busy in all of them.
+_MOST_LANES = 10_000
+_AT_ONCE = 200
+
+
+@dataclass(slots=True)
+class Known:
+    """One Subscription: `busy` counts the open rows of its lanes; `crowded` where there were too many to learn."""
+
+    number: int
+    busy: dict[str, int] = field(default_factory=dict)
+    crowded: bool = False
+
+    def is_busy(self, lane: str) -> bool:
+        return self.crowded or lane in self.busy
+
+
+class Numbering:
+    """The memory over the collections `deliveries` and `subscription_state`."""
+
+    def __init__(self, mongo: Mongo, clock: Callable[[], float] = time.monotonic) -> None:
+        self._mongo = mongo
+        self._clock = clock
+        self._deliveries = mongo.collection("deliveries")
+        self._known: dict[str, Known] = {}
+        self._shared_until = 0.0
+
+    async def learn(self, subscriptions: Iterable[str]) -> dict[str, Known]:
+        """What is known of each, read where nothing is remembered or where other processes give out numbers too."""
+        wanted = set(subscriptions)
+        if self._clock() < self._shared_until or len(self._known) > _REMEMBERED:
+            self._known.clear()
+        unknown = [subscription for subscription in wanted if subscription not in self._known]
+        for begin in range(0, len(unknown), _AT_ONCE):
+            self._known.update(await self._read_all(unknown[begin : begin + _AT_ONCE]))
+        return {subscription: self._known[subscription] for subscription in wanted}
+
+    async def foresee(self, subscriptions: Iterable[str]) -> None:
+        """Learn already what will be asked next, where it may be remembered."""
+        if not self.shared:
+            await self.learn(subscriptions)
+
+    async def _read_all(self, ids: list[str]) -> dict[str, Known]:
+        """Numbers and lanes in one round: the first notice of a Subscription waits for it."""
+        # A lane is named after its Subscription and "|", so "}" ends its range.
+        ranges = [{"lane": {"$gte": f"{id_}|", "$lt": f"{id_}}}"}} for id_ in ids]
+        lanes = [
+            {"$match": {"$or": ranges, "open": True}},
+            {"$limit": _MOST_LANES + 1},
+            {"$project": {"_id": 0, "lane": 1}},
+        ]
+        # Parts are read one after the other, numbers first: a row that comes in between makes a lane look busy, or its
+        # number is refused.
+        known = {id_: Known(0) for id_ in ids}
+        pipeline = [*_numbers(ids), {"$unionWith": {"coll": "deliveries", "pipeline": lanes}}]
+        found = 0
+        for row in await self._mongo.aggregate(self._deliveries, pipeline):
+            if "lane" in row:
+                found += 1
+                busy = known[row["lane"].partition("|")[0]].busy
+                busy[row["lane"]] = busy.get(row["lane"], 0) + 1
+            else:
+                each = known[row["_id"]]
+                each.number = max(each.number, row.get("number", 0))
+        if found > _MOST_LANES:
+            for each in known.values():
+                each.crowded = True
+        return known
+
+    async def read(self, subscriptions: Collection[str]) -> dict[str, int]:
+        """The number of each Subscription's last event; 0 where there was none."""
+        ids = list(subscriptions)
+        numbers = dict.fromkeys(ids, 0)
+        for row in await self._mongo.aggregate(self._deliveries, _numbers(ids)):
+            numbers[row["_id"]] = max(numbers[row["_id"]], row.get("number", 0))
+        return numbers
+
+    def given(self, subscription: str, number: int, lane: str, *, is_open: bool) -> None:
+        """A row was inserted here."""
+        known = self._known.get(subscription)
+        if known is None:
+            return
+        known.number = number
+        if is_open:
+            known.busy[lane] = known.busy.get(lane, 0) + 1
+
+    def closed(self, subscription: str, lane: str) -> bool:
+        """A row was settled for good here; returns whether the lane may hold another."""
+        known = self._known.get(subscription)
+        if known is None or known.crowded:
+            return True
+        left = known.busy.get(lane, 1) - 1
+        if left > 0:
+            known.busy[lane] = left
+            return True
+        known.busy.pop(lane, None)
+        return False
+
+    def refused(self) -> None:
+        """Another process was faster with one of the numbers."""
+        self._shared_until = self._clock() + _SHARED_FOR
+        self._known.clear()
+
+    def forget(self, subscriptions: Iterable[str]) -> None:
+        """Read these anew when they are needed next."""
+        for subscription in subscriptions:
+            self._known.pop(subscription, None)
+
+    @property
+    def shared(self) -> bool:
+        """Whether another process has given out numbers lately."""
+        return self._clock() < self._shared_until
+
+
+def _numbers(ids: list[str]) -> list[Document]:
+    """The pipeline over `deliveries` that finds the last numbers, of the rows and of the counters.
+
+    The counter follows the rows a moment later, and stays when they are cleared away.
+    """
+    counters = [{"$match": {"_id": {"$in": ids}}}, {"$project": {"number": 1}}]
+    return [
+        {"$match": {"subscription": {"$in": ids}}},
+        {"$sort": {"subscription": -1, "number": -1}},
+        {"$group": {"_id": "$subscription", "number": {"$first": "$number"}}},
+        {"$unionWith": {"coll": "subscription_state", "pipeline": counters}},
+    ]

@@ -1,0 +1,207 @@
+"""Subscriptions by what they listen for, so that an event touches only those it can concern.
+
+Each clause is filed under the most selective term it asks for: an event looks up its own terms, and its cost depends
+on how many Subscriptions can match, not on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+from app.attribution.derived import is_derived
+from app.settings import Settings
+from app.subscriptions.matching import criteria as criteria_
+from app.subscriptions.matching.criteria import STEP, Clause, Criteria, has_token, path_of
+from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.topics.topics import Coding
+
+_REMEMBERED = 10_000
+
+
+class _Scope:
+    """The Subscriptions of one topic or type. A term with one Subscription, as most have, needs no set."""
+
+    __slots__ = ("by_term", "paths", "without_term")
+
+    def __init__(self) -> None:
+        self.by_term: dict[str, str | set[str]] = {}
+        self.without_term: set[str] = set()
+        self.paths: Counter[str] = Counter()
+
+    def crowd(self, terms: Iterable[str]) -> int:
+        found = (self.by_term.get(term, ()) for term in terms)
+        return sum(1 if isinstance(members, str) else len(members) for members in found)
+
+    def file(self, term: str, subscription: str) -> None:
+        members = self.by_term.get(term)
+        if members is None:
+            self.by_term[term] = subscription
+        elif isinstance(members, set):
+            members.add(subscription)
+        elif members != subscription:
+            self.by_term[term] = {members, subscription}
+        if members is None and (path := path_of(term)):
+            self.paths[path] += 1
+
+    def strike(self, term: str, subscription: str) -> None:
+        members = self.by_term.get(term)
+        if isinstance(members, set):
+            members.discard(subscription)
+            if members:
+                return
+        elif members is None or members != subscription:
+            return
+        del self.by_term[term]
+        if path := path_of(term):
+            self.paths[path] -= 1
+            if not self.paths[path]:
+                del self.paths[path]
+
+    def all(self) -> set[str]:
+        found = set(self.without_term)
+        self.find(self.by_term, found)
+        return found
+
+    def find(self, terms: Iterable[str], found: set[str]) -> None:
+        by_term = self.by_term
+        for term in terms:
+            members = by_term.get(term)
+            if members is None:
+                continue
+            if isinstance(members, set):
+                found |= members
+            else:
+                found.add(members)
+
+
+class CriteriaIndex:
+    """The index over the terms of criteria; `criteria_of` gives a filed Subscription's, None where it has gone."""
+
+    def __init__(self, settings: Settings, criteria_of: Callable[[str], Criteria | None]) -> None:
+        self._criteria_of = criteria_of
+        self._scopes: dict[str, _Scope] = {}
+        # Who asks for each derived term, by whatever term they are filed.
+        self._routed: dict[str, set[str]] = {}
+
+        @lru_cache(maxsize=_REMEMBERED)
+        def question(resource_type: str, name: str, value: str) -> Question:
+            return Question.of([criteria_.condition(resource_type, (name, value), settings)])
+
+        self._question = question
+
+    def add(self, subscription: str, criteria: Criteria) -> None:
+        """File one; what it was filed under before has to be removed first."""
+        scope = self._scopes.get(criteria.scope)
+        if scope is None:
+            scope = self._scopes[criteria.scope] = _Scope()
+        for clause in criteria.clauses:
+            for term in _routed(clause):
+                self._routed.setdefault(term, set()).add(subscription)
+            if not clause.terms:
+                scope.without_term.add(subscription)
+                continue
+            for term in _most_selective(scope, clause):
+                scope.file(term, subscription)
+
+    def remove(self, subscription: str, criteria: Criteria) -> None:
+        """Take one away; `criteria` are those that it was filed with."""
+        scope = self._scopes.get(criteria.scope)
+        if scope is None:
+            return
+        scope.without_term.discard(subscription)
+        for clause in criteria.clauses:
+            for term in _routed(clause):
+                self._routed.get(term, set()).discard(subscription)
+                if not self._routed.get(term, True):
+                    del self._routed[term]
+            for alternatives in clause.terms:
+                for term in alternatives:
+                    scope.strike(term, subscription)
+
+    def asks_for(self, term: str) -> bool:
+        """Whether any Subscription's criteria name this PCP, Group or kind of facility."""
+        return term in self._routed
+
+    def routes_by(self, path: str) -> bool:
+        """Whether any Subscription's criteria name a PCP, or a Group, or a kind of facility: `path` says which."""
+        return any(term.startswith(path) for term in self._routed)
+
+    def subscriptions(self, scope: str) -> set[str]:
+        """All that listen for a topic or type."""
+        filed = self._scopes.get(scope)
+        return set() if filed is None else filed.all()
+
+    def is_listened_to(self, scope: str) -> bool:
+        """Whether anybody listens for a topic or type."""
+        filed = self._scopes.get(scope)
+        return filed is not None and bool(filed.by_term or filed.without_term)
+
+    async def candidates(self, scope: str, facts: Facts) -> set[str]:
+        """The Subscriptions of a scope whose term is among the version's, and those that ask for none."""
+        filed = self._scopes.get(scope)
+        if filed is None:
+            return set()
+        found = set(filed.without_term)
+        filed.find(facts.terms, found)
+        for path in tuple(filed.paths):
+            filed.find(await facts.along(path), found)
+        return found
+
+    async def matching(self, scope: str, facts: Facts, trigger: Coding | None) -> list[str]:
+        """The Subscriptions of a scope whose criteria hold of a version, and of the coding of what fired."""
+        found = []
+        for subscription in await self.candidates(scope, facts):
+            criteria = self._criteria_of(subscription)
+            if criteria is not None and await self.holds(criteria, facts, trigger):
+                found.append(subscription)
+        return found
+
+    async def holds(self, criteria: Criteria, facts: Facts, trigger: Coding | None) -> bool:
+        """Whether one of the clauses holds."""
+        for clause in criteria.clauses:
+            if await self._clause_holds(clause, facts, trigger):
+                return True
+        return False
+
+    async def _clause_holds(self, clause: Clause, facts: Facts, trigger: Coding | None) -> bool:
+        if clause.resource_type not in ("", facts.resource_type):
+            return False
+        if any(not has_token(tokens, trigger) for tokens in clause.triggers):
+            return False
+        for alternatives in clause.terms:
+            if alternatives[0].startswith(STEP):
+                if not await _is_along(alternatives, facts):
+                    return False
+            elif facts.terms.isdisjoint(alternatives):
+                return False
+        for parameter in clause.rest:
+            if not await facts.answer(self._question(clause.resource_type, *parameter)):
+                return False
+        return True
+
+
+def _routed(clause: Clause) -> list[str]:
+    return [term for terms in clause.terms if is_derived(terms[0]) for term in terms]
+
+
+async def _is_along(alternatives: Sequence[str], facts: Facts) -> bool:
+    for term in alternatives:
+        if term in await facts.along(path_of(term)):
+            return True
+    return False
+
+
+def _most_selective(scope: _Scope, clause: Clause) -> Sequence[str]:
+    """Of the alternatives that must hold, those that the fewest Subscriptions share so far."""
+
+    if len(clause.terms) == 1:
+        return clause.terms[0]
+
+    def cost(terms: Sequence[str]) -> tuple[int, bool, bool]:
+        is_far = terms[0].startswith(STEP)
+        return scope.crowd(terms), is_far, not any("/" in term for term in terms)
+
+    return min(clause.terms, key=cost)

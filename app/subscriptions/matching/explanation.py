@@ -1,0 +1,134 @@
+"""Why a version of a resource is, or is not, told to a Subscription: topic by trigger, criteria by filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bson import ObjectId
+
+from app.fhir.json import Resource
+from app.records.versions import Event, Method, Stored
+from app.search.extract import extract
+from app.settings import Settings
+from app.store.store import Store
+from app.subscriptions.matching import criteria as criteria_
+from app.subscriptions.matching.criteria import Criteria
+from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.matching.registration import FILTER_CRITERIA, Registration
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.topics.topics import Topic, Trigger, interaction
+
+_METHODS: dict[str, Method] = {
+    "POST": "create",
+    "PUT": "update",
+    "PATCH": "patch",
+    "DELETE": "delete",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A trigger or filter, and whether it holds. `note` says what about it decided."""
+
+    text: str
+    holds: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`fired` is the trigger whose coding the notice carries; `matches` is the verdict."""
+
+    matches: bool
+    triggers: Sequence[Judged]
+    filters: Sequence[Judged]
+    fired: Trigger | None = None
+
+
+async def event_of(store: Store, stored: Stored) -> Event:
+    """A stored version as the event that it was."""
+    before = None
+    if stored.version > 1:
+        before = await store.vread(stored.type, stored.id, stored.version - 1)
+    resource = None if stored.deleted else stored.resource()
+    return Event(
+        ObjectId(),
+        stored.type,
+        stored.id,
+        stored.version,
+        _METHODS.get(stored.method, "update"),
+        stored.at,
+        resource,
+        None if resource is None else extract(stored.type, resource),
+        before.text if before is not None and not before.deleted else None,
+    )
+
+
+async def matches(
+    registry: Registry, event: Event, found: Registration
+) -> tuple[bool, Trigger | None]:
+    """Whether an event concerns a Subscription, filed or not; the trigger that fired where there is a topic."""
+    facts = registry.facts_of(event)
+    if facts is None:
+        return False, None
+    fired = None
+    if found.topic is not None:
+        fired = await found.topic.fired(event, registry.asking(facts), registry.surroundings)
+        if fired is None:
+            return False, None
+    elif event.fields is None or event.type != found.criteria.scope:
+        return False, None
+    coding = fired.coding if fired else None
+    return await registry.index.holds(found.criteria, facts, coding), fired
+
+
+async def explain(
+    registry: Registry, settings: Settings, event: Event, subscription: Resource, read: Registration
+) -> Explanation:
+    """Everything that decides about one event. Criteria are those of the Subscription as it is now."""
+    facts = registry.facts_of(event)
+    if facts is None:
+        return Explanation(False, [], [])
+    verdict, fired = await matches(registry, event, read)
+    triggers = [
+        await _judged_trigger(registry, event, facts, trigger)
+        for trigger in (read.topic.triggers if read.topic else ())
+        if trigger.resource_type == event.type
+    ]
+    filters = []
+    for text, criteria in _parts(subscription, read.topic, settings):
+        holds = await registry.index.holds(criteria, facts, fired.coding if fired else None)
+        types = {clause.resource_type for clause in criteria.clauses}
+        other = not types & {"", event.type}
+        filters.append(Judged(text, holds, "about another resource type" if other else ""))
+    return Explanation(verdict, triggers, filters, fired)
+
+
+async def _judged_trigger(
+    registry: Registry, event: Event, facts: Facts, trigger: Trigger
+) -> Judged:
+    text = trigger.description or f"a change of a {trigger.resource_type}"
+    kind = interaction(event)
+    if kind not in trigger.interactions:
+        return Judged(text, False, f"not about {kind}")
+    if not await trigger.queries_hold(event, registry.asking(facts)):
+        return Judged(text, False, "the versions do not meet its queryCriteria")
+    if not await trigger.functions_hold(event, registry.surroundings):
+        return Judged(text, False, "its fhirPathCriteria or function does not hold")
+    return Judged(text, True)
+
+
+def _parts(
+    subscription: Resource, topic: Topic | None, settings: Settings
+) -> Iterator[tuple[str, Criteria]]:
+    """Each filter of a Subscription as criteria of its own."""
+    if topic is None:
+        name, _, query = str(subscription["criteria"]).partition("?")
+        for part in query.split("&") if query else ():
+            yield part, criteria_.classic(f"{name}?{part}", settings)
+        return
+    for extension in subscription.get("_criteria", {}).get("extension", ()):
+        if extension["url"] == FILTER_CRITERIA:
+            text = extension["valueString"]
+            yield text, criteria_.topic_based(topic, [text], settings)

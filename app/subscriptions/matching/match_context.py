@@ -1,0 +1,143 @@
+"""One version of a resource as criteria see it: its search fields, its terms, and what lies along its references.
+
+Chained parameters are followed from the version itself: the resources that it refers to are read once for each version,
+however many Subscriptions ask about them, and judged in memory by the same conditions as in a search. `_has` is asked
+of the database. Other resources count as they are at that moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from app.attribution.derived import Derived, is_derived
+from app.runtime.mongo import Document
+from app.search.chain import Chain, Has
+from app.search.chain_step import Link
+from app.search.parameter import AllOf, AnyOf, Condition, Not
+from app.search.parameters import reference
+from app.search.resolution import is_resolved, settled
+from app.search.search_parameters import parameters
+from app.search.terms import EVERY
+from app.store.store import Store
+from app.subscriptions.matching.criteria import ID, STEP, near
+from app.subscriptions.topics.compiled_conditions import Question
+
+_WITHOUT = {"text": 0, "private": 0}
+# Resources on one step of a chain; a Group of thousands is asked through `_has` instead.
+_MOST = 1000
+
+
+class Facts:
+    """Whether conditions hold of one version. `fields` are `extract`'s, `derived` what routing knows of it."""
+
+    def __init__(
+        self,
+        store: Store,
+        base_url: str,
+        resource_type: str,
+        fields: Mapping[str, Any],
+        derived: Derived | None = None,
+    ) -> None:
+        self._store = store
+        self._base_url = base_url.rstrip("/")
+        self.resource_type = resource_type
+        self.fields = fields
+        self._terms: set[str] | None = None
+        self._rows: dict[tuple[str, str], Document | None] = {}
+        self._along: dict[str, frozenset[str]] = {}
+        self._derived = derived
+
+    @property
+    def terms(self) -> set[str]:
+        """Its own terms, references under the server's base as relative ones."""
+        if self._terms is None:
+            terms, base_url = self.fields["terms"], self._base_url
+            self._terms = {near(term, base_url) for term in terms} if base_url else set(terms)
+            if "_id" in self.fields:
+                self._terms.add(ID + self.fields["_id"])
+        return self._terms
+
+    async def along(self, path: str) -> frozenset[str]:
+        """The terms at the end of a chain `>code>Type>`, or derived ones, each with the way to it."""
+        if is_derived(path):
+            return frozenset() if self._derived is None else await self._derived.along(path)
+        if path not in self._along:
+            steps = path.strip(STEP).split(STEP)
+            fields: list[Mapping[str, Any]] = [self.fields]
+            at = self.resource_type
+            for code, target in zip(steps[::2], steps[1::2], strict=True):
+                fields = [
+                    row for each in fields for row in await self._next(at, each, code, target)
+                ]
+                at = target
+            self._along[path] = frozenset(
+                path + near(term, self._base_url)
+                for each in fields
+                for term in (*each["terms"], f"{ID}{each['_id']}")
+            )
+        return self._along[path]
+
+    async def answer(self, question: Question) -> bool:
+        """Whether all conditions hold. Raises FhirError where one cannot be settled."""
+        if question.is_plain:
+            return all(condition.matches(self.fields) for condition in question.conditions)
+        for condition in question.conditions:
+            if not await self._holds(condition, self.resource_type, self.fields):
+                return False
+        return True
+
+    async def _holds(
+        self, condition: Condition, resource_type: str, fields: Mapping[str, Any]
+    ) -> bool:
+        if is_resolved(condition):
+            return condition.matches(fields)
+        match condition:
+            case Not(inner):
+                return not await self._holds(inner, resource_type, fields)
+            case AnyOf(conditions):
+                return any([await self._holds(each, resource_type, fields) for each in conditions])
+            case AllOf(conditions):
+                return all([await self._holds(each, resource_type, fields) for each in conditions])
+            case Chain(parameter, links):
+                return await self._leads_to(parameter.code, links, resource_type, fields)
+            case Has(link=link):
+                return await self._is_referred_to(condition, link, fields)
+        # Aside conditions (members of a Group) are in the fields; what else there is the store can settle.
+        if "rows" in fields:
+            return condition.matches(fields)
+        return (await settled(self._store, condition)).matches(fields)
+
+    async def _leads_to(
+        self, code: str, links: Iterable[Link], resource_type: str, fields: Mapping[str, Any]
+    ) -> bool:
+        for link in links:
+            for row in await self._next(resource_type, fields, code, link.resource_type):
+                if await self._holds(link.condition, link.resource_type, row):
+                    return True
+        return False
+
+    async def _is_referred_to(self, has: Has, link: Link, fields: Mapping[str, Any]) -> bool:
+        condition = link.condition
+        if not isinstance(condition, Chain | Has):
+            condition = await settled(self._store, condition)
+        fresh = replace(has, link=Link(link.resource_type, condition))
+        row = {"_id": fields.get("_id", ""), "terms": fields["terms"]}
+        return row["_id"] in await fresh.test(self._store, [row])
+
+    async def _next(
+        self, resource_type: str, fields: Mapping[str, Any], code: str, target: str
+    ) -> list[Document]:
+        """The resources of a type that a reference parameter leads to, as they are now."""
+        terms = (*fields["terms"], *fields.get("rows", ()))
+        parameter = parameters(resource_type)[code]
+        found = reference.targets(parameter, terms, self._base_url)
+        keys = list(dict.fromkeys(key for key in found if key[0] == target))[:_MOST]
+        unread = [key[1] for key in keys if key not in self._rows]
+        if unread:
+            where = {"_id": {"$in": unread}, "terms": EVERY}
+            rows = await self._store.find(target, where, projection=_WITHOUT)
+            self._rows.update({(target, each): None for each in unread})
+            self._rows.update({(target, row["_id"]): row for row in rows})
+        return [row for key in keys if (row := self._rows[key]) is not None]

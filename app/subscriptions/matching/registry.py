@@ -1,0 +1,343 @@
+"""The Subscriptions of this moment: our own commits are known at once, those of other processes within a second."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import heapq
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal, get_args
+
+from app.attribution.derived import Derived
+from app.errors import FhirError
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.records.versions import Event
+from app.runtime.mongo import Document, Mongo
+from app.search.terms import EVERY
+from app.settings import Settings
+from app.store.store import Store
+from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching.criteria import Criteria
+from app.subscriptions.matching.criteria_index import CriteriaIndex
+from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.matching.registration import Registration, Status
+from app.subscriptions.matching.registration_cache import Shelf
+from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.topics.topic_store import TopicStore
+from app.subscriptions.topics.topics import Coding, Found
+from app.subscriptions.topics.trigger_context import Surroundings
+
+log = logging.getLogger(__name__)
+
+# Events are looked at again for this long: a commit may become visible later than its time says. A commit that takes
+# longer than the short one is rare, so most looks are short.
+_OVERLAP, _LONG_OVERLAP = timedelta(seconds=5), timedelta(seconds=90)
+_LONG_LOOK_EVERY = timedelta(seconds=15)
+_FIELDS = {"v": 1, "text": 1, "deleted": 1, "private": 1}
+# Enough to register by what is kept beside the document; the status is a search value of every Subscription.
+_BRIEF = {"v": 1, "status": "$sorts.status.lo", "watch": "$private.watch"}
+_AT_ONCE = 2000
+
+Standing = Literal["deliver", "hold", "suppress", "gone"]
+_STATUSES: dict[str, Status] = {status: status for status in get_args(Status)}
+_STANDING: dict[str, Standing] = {
+    "active": "deliver",
+    "requested": "hold",
+    "error": "suppress",
+    "off": "gone",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A Subscription that an event concerns, and the coding of what fired."""
+
+    registration: Registration
+    trigger: Coding | None
+
+
+class Registry:
+    """Registrations by id, and the index over those that count events: requested, active and in error."""
+
+    def __init__(self, settings: Settings, mongo: Mongo, store: Store) -> None:
+        self._settings = settings
+        self._mongo = mongo
+        self._store = store
+        self.topics = TopicStore(settings, mongo)
+        self.surroundings = Surroundings(settings, mongo, store)
+        self.catalogue = self.topics.of_files
+        self._shelf = Shelf(settings, lambda: self.catalogue)
+        self.index = CriteriaIndex(settings, self._shelf.criteria)
+        self._unsupported: set[str] = set()
+        self._requested: set[str] = set()
+        # The ends that are to come, soonest first, and whose end has come.
+        self._ends: list[tuple[datetime, str]] = []
+        self._over: set[str] = set()
+        self._polled_at: datetime | None = None
+        self._looked_long_at: datetime | None = None
+
+    def __len__(self) -> int:
+        return len(self._shelf)
+
+    async def load(self) -> None:
+        """Read all topics and Subscriptions."""
+        self._polled_at = self._mongo.now()
+        self.catalogue = await self.topics.catalogue()
+        rows = self._rows({"terms": EVERY}, _BRIEF)
+        gc.disable()  # all that is made here stays; looking through it again and again takes a third of the time
+        try:
+            stale = [row["_id"] async for row in rows if not self._put_brief(row)]
+        finally:
+            gc.enable()
+        await self._reread(stale)
+
+    async def refresh(self) -> list[Registration]:
+        """Read what changed since the last look, in whatever process; returns what is new to this one."""
+        await self.refresh_topics()
+        now = self._mongo.now()
+        since = self._polled_at or now
+        if self._looked_long_at is None or now - self._looked_long_at >= _LONG_LOOK_EVERY:
+            self._looked_long_at = now
+            since = since - _LONG_OVERLAP
+        else:
+            since = since - _OVERLAP
+        self._polled_at = now
+        events = self._mongo.collection("events").find(
+            {"type": "Subscription", "at": {"$gte": since}}, {"_id": 0, "id": 1, "version": 1}
+        )
+        behind = {
+            row["id"]
+            for row in await events.to_list(None)
+            if row["version"] > self._shelf.version(row["id"])
+        }
+        return await self.read(behind)
+
+    async def read(self, ids: Collection[str]) -> list[Registration]:
+        """Read these Subscriptions anew; returns what is new to this process."""
+        if not ids:
+            return []
+        found = await self._store.find(
+            "Subscription", {"_id": {"$in": list(ids)}}, projection=_FIELDS
+        )
+        return [new for document in found if (new := self._put_document(document)) is not None]
+
+    async def with_private(self, subscription: str) -> tuple[Registration, Document] | None:
+        """The newest version together with what is kept beside it; None where it is gone."""
+        found = await self.many_with_private([subscription])
+        return found[0] if found else None
+
+    async def many_with_private(
+        self, subscriptions: Collection[str]
+    ) -> list[tuple[Registration, Document]]:
+        """The newest versions together with what is kept beside each; those that are gone are left out."""
+        found = await self._store.find(
+            "Subscription", {"_id": {"$in": list(subscriptions)}}, projection=_FIELDS
+        )
+        pairs = []
+        for document in found:
+            self._put_document(document)
+            if (current := self.get(document["_id"])) is not None:
+                pairs.append((current, document.get("private", {})))
+        return pairs
+
+    async def _rows(self, filter_: Document, projection: Document) -> AsyncIterator[Document]:
+        async with self._store.batches(
+            "Subscription", filter_, projection=projection, read_ahead=_AT_ONCE
+        ) as read:
+            while batch := await read(_AT_ONCE):
+                for row in batch:
+                    yield row
+                await asyncio.sleep(0)  # a hundred thousand of them take their time
+
+    async def _reread(self, ids: list[str]) -> None:
+        """Read whole Subscriptions where what is kept beside them does not tell, and keep it anew."""
+        for start in range(0, len(ids), _AT_ONCE):
+            batch = ids[start : start + _AT_ONCE]
+            notes: dict[tuple[str, int], str] = {}
+            async for document in self._rows({"_id": {"$in": batch}}, _FIELDS):
+                new = self._put_document(document, again=True)
+                if new is not None:
+                    notes[new.id, new.version] = compact_registration.encode(new, self._settings)
+            await self._store.annotate("Subscription", "watch", notes)
+
+    async def refresh_topics(self) -> None:
+        """Take over topics that were changed, and what that means for their Subscriptions."""
+        if not await self.topics.changed():
+            return
+        before, self.catalogue = self.catalogue, await self.topics.catalogue()
+        urls = before.by_url.keys() | self.catalogue.by_url.keys()
+        digests = [
+            {url: topic.digest for url, topic in each.by_url.items()}
+            for each in (before, self.catalogue)
+        ]
+        changed = {url for url in urls if digests[0].get(url) != digests[1].get(url)}
+        concerned = set(self._unsupported)
+        for url in changed:
+            concerned.update(self.index.subscriptions(url))
+        self._shelf.close()
+        await self._reread(sorted(concerned))
+
+    def _put_brief(self, row: Document) -> bool:
+        """Take over a version by what is kept beside it; False where that does not suffice."""
+        subscription, version = row["_id"], row["v"]
+        if version <= self._shelf.version(subscription):
+            return True
+        text = row.get("watch")
+        if text is None:
+            return False
+        read = compact_registration.decode(text)
+        if read is None or not compact_registration.is_current(
+            read, self.catalogue, self._settings
+        ):
+            return False
+        if self._shelf.version(subscription):
+            self._forget(subscription)
+        status = _STATUSES[row["status"]]
+        self._shelf.put_text((subscription, version, status), text)
+        self._file(subscription, status, read.end, read.criteria)
+        return True
+
+    def _put_document(self, document: Document, *, again: bool = False) -> Registration | None:
+        resource = None if "deleted" in document else fhir_json.decode_stored(document["text"])
+        return self.put(document["_id"], document["v"], resource, again=again)
+
+    def put(
+        self, subscription: str, version: int, resource: Resource | None, *, again: bool = False
+    ) -> Registration | None:
+        """Take over a version, None for a deletion; returns the registration where it is new and still wanted.
+
+        `again`: also the version that is known already. In one step: no event falls between the old and the new.
+        """
+        known = self._shelf.version(subscription)
+        if version < known or (version == known and not again):
+            return None
+        self._forget(subscription)
+        self._shelf.put_away(subscription, version)
+        if resource is None:
+            return None
+        try:
+            new = registration.read(resource, self.catalogue, self._settings)
+        except FhirError:
+            # It was fine when it was stored: a topic or channel has left the server since, or has not come here yet.
+            self._unsupported.add(subscription)
+            log.warning(
+                "subscription no longer supported",
+                extra={"action": "register", "id": subscription, "version_id": version},
+            )
+            return None
+        self._shelf.put(replace(new, id=subscription, version=version))
+        self._file(subscription, new.status, new.end, new.criteria)
+        return self.get(subscription)
+
+    def _forget(self, subscription: str) -> None:
+        """Take the version known so far out of everything but the shelf."""
+        if (criteria := self._shelf.criteria(subscription)) is not None:
+            self.index.remove(subscription, criteria)
+        for ids in (self._unsupported, self._requested, self._over):
+            ids.discard(subscription)
+
+    def _file(
+        self, subscription: str, status: Status, end: datetime | None, criteria: Criteria
+    ) -> None:
+        if status != "off":
+            self.index.add(subscription, criteria)
+            if end is not None:
+                heapq.heappush(self._ends, (end, subscription))
+        if status == "requested":
+            self._requested.add(subscription)
+
+    def get(self, subscription: str) -> Registration | None:
+        return self._shelf.get(subscription)
+
+    def standing(self, subscription: str) -> Standing:
+        """What is to be done with a Subscription's notices now."""
+        found = self.get(subscription)
+        if found is None or self._is_over(found):
+            return "gone"
+        return _STANDING[found.status]
+
+    def requested(self) -> list[Registration]:
+        """Those that wait for the server to prove their endpoint."""
+        return [found for found in self._all(self._requested) if not self._is_over(found)]
+
+    def over(self) -> list[Registration]:
+        """Those whose end has come and that are not off yet."""
+        while self._ends and self._ends[0][0] <= self._mongo.now():
+            self._over.add(heapq.heappop(self._ends)[1])
+        over = [found for found in self._all(self._over) if self._is_over(found)]
+        over = [found for found in over if found.status != "off"]
+        self._over = {found.id for found in over}
+        return over
+
+    def _all(self, ids: Collection[str]) -> Iterator[Registration]:
+        return (found for each in ids if (found := self.get(each)) is not None)
+
+    def facts(self, resource_type: str, fields: Document) -> Facts:
+        """A version as criteria see it; whose patient it is about is judged for now."""
+        derived = Derived(self._store, self._settings, resource_type, fields, self._mongo.now())
+        return Facts(self._store, self._settings.base_url, resource_type, fields, derived)
+
+    def facts_of(self, event: Event) -> Facts | None:
+        """What an event is judged by: its version, or the one that went; None where neither is there any more."""
+        gone = event.fields is None
+        fields = event.previous_fields if gone else event.fields
+        if fields is None:
+            return None
+        resource = event.previous if gone else event.resource
+        derived = Derived(self._store, self._settings, event.type, fields, event.at, resource)
+        return Facts(self._store, self._settings.base_url, event.type, fields, derived)
+
+    async def match(self, event: Event) -> list[Match]:
+        """The Subscriptions that an event concerns, each once.
+
+        Topics may be about deletions, which are judged by the version that went; classic Subscriptions never are.
+        """
+        facts = self.facts_of(event)
+        if event.type == "Subscription" or facts is None:
+            return []
+        found: list[Match] = []
+        asked = self.asking(facts)
+        if event.topic is not None:
+            await self._collect(event.topic, facts, event.trigger, found)
+            return found
+        for topic in self.catalogue.watching(event.type):
+            if not self.index.is_listened_to(topic.url):
+                continue
+            trigger = await topic.fired(event, asked, self.surroundings)
+            if trigger is not None:
+                await self._collect(topic.url, facts, trigger.coding, found)
+        self.surroundings.note(event, self._told_under(found))
+        if event.fields is not None:
+            await self._collect(event.type, facts, None, found)
+        return found
+
+    def _told_under(self, found: Iterable[Match]) -> Iterator[str]:
+        for match in found:
+            registered = match.registration
+            if registered.topic and self.standing(registered.id) in ("deliver", "hold"):
+                yield registered.topic.url
+
+    def asking(self, facts: Facts) -> Found:
+        """How topics ask about the versions of a change, of which `facts` is one."""
+
+        async def ask(question: Question, fields: Document) -> bool:
+            if fields is facts.fields:
+                return await facts.answer(question)
+            return await self.facts(facts.resource_type, fields).answer(question)
+
+        return ask
+
+    async def _collect(
+        self, scope: str, facts: Facts, coding: Coding | None, found: list[Match]
+    ) -> None:
+        for subscription in await self.index.matching(scope, facts, coding):
+            known = self.get(subscription)
+            if known is not None and not self._is_over(known):
+                found.append(Match(known, coding))
+
+    def _is_over(self, candidate: Registration) -> bool:
+        return candidate.end is not None and candidate.end <= self._mongo.now()

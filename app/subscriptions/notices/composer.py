@@ -1,0 +1,233 @@
+"""What a delivery row becomes on the wire: the pinned version, its context, the Subscription's own headers."""
+
+from __future__ import annotations
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Sequence
+from datetime import datetime
+
+from app.consent.directives import NO_LIMITS, Limits
+from app.fhir.json import Resource
+from app.records.versions import Event
+from app.runtime.mongo import Document
+from app.settings import Settings
+from app.store.store import Store
+from app.subscriptions.channels import Draft, Notice
+from app.subscriptions.channels.davinci import event_of
+from app.subscriptions.channels.payload import body as payload_body
+from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.notices import notification
+from app.subscriptions.notices.davinci_message import Alert, Messages
+from app.subscriptions.notices.envelope import Envelope
+from app.subscriptions.notices.event_reader import Teller, WithheldError
+from app.subscriptions.notices.notification import Head, Kind
+from app.subscriptions.notices.template import Template
+
+_ENVELOPES, _TEMPLATES = 10_000, 256
+
+
+class Composer:
+    """Builds notices. Secrets are read from beside the Subscription and remembered for as long as its version lasts."""
+
+    def __init__(self, settings: Settings, store: Store, registry: Registry) -> None:
+        self._settings = settings
+        self._teller = Teller(store, settings.base_url.rstrip("/"))
+        self._messages = Messages(store)
+        self._registry = registry
+        self._envelopes: OrderedDict[str, Envelope] = OrderedDict()
+        self._templates: OrderedDict[Hashable, Template] = OrderedDict()
+
+    async def registration(self, subscription: str) -> Registration | None:
+        """The Subscription with its secrets at hand, both of one version; None where it is gone."""
+        current = self._registry.get(subscription)
+        known = self._envelopes.get(subscription)
+        if current is not None and known is not None and known.version == current.version:
+            return current
+        found = await self._registry.with_private(subscription)
+        if found is None:
+            return None
+        current, private = found
+        self._keep(current, private)
+        return current
+
+    async def make_ready(self, subscriptions: Collection[str]) -> None:
+        """Read what Subscriptions keep beside them at once, before their notices ask one by one."""
+        unknown = [id_ for id_ in subscriptions if id_ not in self._envelopes]
+        if unknown:
+            for current, private in await self._registry.many_with_private(unknown):
+                self._keep(current, private)
+
+    def _keep(self, current: Registration, private: Document) -> None:
+        self._envelopes[current.id] = Envelope.of(current, private, self._settings)
+        if len(self._envelopes) > _ENVELOPES:
+            self._envelopes.popitem(last=False)
+
+    async def notice(
+        self,
+        rows: Sequence[tuple[Delivery, Event | None]],
+        registration: Registration,
+        limits: Limits = NO_LIMITS,
+    ) -> Notice:
+        """One message for several rows of a Subscription, in the order of their numbers, told as far as limits allow.
+
+        The same rows make the same message. Raises VersionGoneError where the version of a single row is gone; one
+        among several is told as gone.
+        """
+        envelope = self._envelopes[registration.id]
+        first, event = rows[0]
+        if registration.channel.content is None:
+            return await self._classic(first, event, registration, envelope)
+        if registration.channel.is_message:
+            return await self._message(first, event, envelope, limits)
+        if len(rows) > 1:
+            return await self._several(rows, registration, envelope, limits)
+        limit = limits.get(first.id)
+        own = limit is not None and (limit.verdict == "withhold" or limit.hidden)
+        if envelope.takes_text and registration.channel.content != "full-resource" and not own:
+            template = await self._template(first, event, registration, envelope)
+            body = template.fill(first.id, registration.id, first.number)
+            return envelope.notice(first.id, body)
+        told = await self._teller.told(
+            first, registration.topic, registration.channel.content, event, limit
+        )
+        head = _head(registration, envelope, first.id, first.number, first.created_at)
+        bundle = notification.events_notification(head, "event-notification", [told])
+        return _enclosed(envelope, first.id, first.created_at, bundle)
+
+    async def _several(
+        self,
+        rows: Sequence[tuple[Delivery, Event | None]],
+        registration: Registration,
+        envelope: Envelope,
+        limits: Limits,
+    ) -> Notice:
+        content, topic = registration.channel.content or "empty", registration.topic
+        events = [
+            await self._teller.told_if_stored(
+                delivery, topic, content, event, limits.get(delivery.id)
+            )
+            for delivery, event in rows
+        ]
+        last = rows[-1][0]
+        ids = " ".join(delivery.id for delivery, _ in rows)
+        notice_id = str(uuid.uuid5(uuid.UUID(rows[0][0].id), ids))
+        head = _head(registration, envelope, notice_id, last.number, last.created_at)
+        bundle = notification.events_notification(head, "event-notification", events)
+        return _enclosed(envelope, notice_id, last.created_at, bundle)
+
+    async def _message(
+        self, delivery: Delivery, event: Event | None, envelope: Envelope, limits: Limits
+    ) -> Notice:
+        """A message that stands for itself. Raises WithheldError where what it cannot do without may not be told."""
+        code = event_of(delivery.topic, self._settings)
+        if code is None:
+            raise WithheldError("Withheld: the topic has no Da Vinci event any more")
+        alert = Alert(
+            delivery.id,
+            delivery.created_at,
+            code,
+            envelope.base_url,
+            envelope.terms.endpoint,
+            await self._teller.pinned(delivery, event),
+            delivery.context,
+            limits.get(delivery.id),
+        )
+        body = payload_body(await self._messages.of(alert), envelope.media_type)
+        return envelope.notice(delivery.id, body)
+
+    async def _template(
+        self,
+        delivery: Delivery,
+        event: Event | None,
+        registration: Registration,
+        envelope: Envelope,
+    ) -> Template:
+        """What the notice has in common with those that tell others of the same event in the same way."""
+        focus, topic, trigger = delivery.focus, registration.topic, delivery.trigger
+        key = (
+            focus["type"],
+            focus["id"],
+            focus["version"],
+            delivery.created_at,
+            topic and topic.url,
+            trigger and tuple(trigger.items()),
+            registration.status,
+            registration.channel.content,
+            envelope.base_url,
+        )
+        found = self._templates.get(key)
+        if found is None:
+            content = registration.channel.content or "empty"
+            told = await self._teller.told(delivery, topic, content, event)
+            head = _head(registration, envelope, delivery.id, delivery.number, delivery.created_at)
+            found = self._templates[key] = Template(head, told)
+            if len(self._templates) > _TEMPLATES:
+                self._templates.popitem(last=False)
+        return found
+
+    async def status_notice(
+        self, registration: Registration, kind: Kind, number: int, at: datetime
+    ) -> Notice:
+        """A handshake or heartbeat."""
+        notice_id = str(uuid.uuid4())
+        envelope = self._envelopes[registration.id]
+        head = _head(registration, envelope, notice_id, number, at)
+        return _enclosed(envelope, notice_id, at, notification.status_only(head, kind))
+
+    async def _classic(
+        self,
+        delivery: Delivery,
+        event: Event | None,
+        registration: Registration,
+        envelope: Envelope,
+    ) -> Notice:
+        carries = registration.channel.payload is not None
+        resource = await self._teller.pinned(delivery, event) if carries else None
+        focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
+        return _enclosed(envelope, delivery.id, delivery.created_at, resource, focus)
+
+
+def _head(
+    registration: Registration, envelope: Envelope, notice_id: str, number: int, at: datetime
+) -> Head:
+    """What every notice of the Subscription begins with."""
+    return Head(
+        id=notice_id,
+        base_url=envelope.base_url,
+        subscription=registration.id,
+        topic=registration.topic.url if registration.topic else None,
+        status=registration.status,
+        content=registration.channel.content or "empty",
+        number=number,
+        at=at,
+    )
+
+
+def _enclosed(
+    envelope: Envelope,
+    notice_id: str,
+    at: datetime,
+    resource: Resource | None,
+    focus: str | None = None,
+) -> Notice:
+    """The message in the form of the Subscription's channel."""
+    wrap = envelope.channel.wrap
+    content: Resource | bytes | None = resource
+    if wrap is not None:
+        content = wrap(
+            Draft(
+                notice_id,
+                envelope.subscription,
+                envelope.terms.endpoint,
+                envelope.terms.payload,
+                envelope.base_url,
+                at,
+                resource,
+                focus,
+            )
+        )
+    body = payload_body(content, envelope.media_type)
+    return envelope.notice(notice_id, body, focus if resource is not None else None)

@@ -1,0 +1,218 @@
+"""A Da Vinci Unsolicited Notification: one event as a message Bundle that stands for itself.
+
+http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/notifications-bundle
+MessageHeader, then the focus, then what it leads to; of a stay also its Conditions and the patient's Coverage. Every
+reference leads to an entry, or is told by display or as absent. Ids follow from the notice's, so that every attempt
+sends the same message for as long as what travels along stays as it is.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.consent.directives import Limit, carries
+from app.fhir.json import Resource
+from app.records.versions import instant
+from app.store.store import Store
+from app.subscriptions.channels.davinci import Coding
+from app.subscriptions.notices.davinci_stay import StandIns, Stay, complete, uri_of
+from app.subscriptions.notices.event_reader import WithheldError
+from app.subscriptions.notices.required_names import key_of
+from app.subscriptions.notices.self_contained import Closure, reachable
+
+_PROFILE = "http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/"
+_BUNDLE = _PROFILE + "notifications-bundle"
+_HEADER = _PROFILE + "notifications-messageheader"
+_OWN_HEADERS = frozenset({"notification-admit", "notification-discharge", "notification-transfer"})
+# Which references are followed, by the type that has them.
+_FOLLOWED: Mapping[str, tuple[str, ...]] = {
+    "CareTeam": ("subject", "participant.member", "managingOrganization"),
+    "Condition": ("subject", "encounter", "asserter"),
+    "Coverage": ("payor",),
+    "Encounter": (
+        "subject",
+        "participant.individual",
+        "location.location",
+        "serviceProvider",
+    ),
+    "Location": ("managingOrganization",),
+    "PractitionerRole": ("practitioner", "organization"),
+    "ServiceRequest": ("subject", "encounter", "requester", "performer", "reasonReference"),
+    "Task": ("for", "focus", "encounter", "requester", "owner"),
+}
+# Task to ServiceRequest to PractitionerRole to Practitioner.
+_STEPS = 4
+_DIAGNOSES = ("diagnosis", "condition")
+_MOST_CONDITIONS, _MOST_COVERAGES = 100, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What a message is about: `event` is the guide's code, `endpoint` the destination, `focus` the pinned version.
+
+    `context` are relative references that travel along besides; `limit` is what consent leaves of the event.
+    """
+
+    id: str
+    at: datetime
+    event: Coding
+    base_url: str
+    endpoint: str
+    focus: Resource
+    context: Sequence[str] = ()
+    limit: Limit | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.focus['resourceType']}/{self.focus['id']}"
+
+
+class Messages:
+    """Composes messages; reads what travels along as it is now."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def of(self, alert: Alert) -> Resource:
+        """The message Bundle. Raises WithheldError where the patient may not be told of whole."""
+        beside = await self._beside(alert)
+        at_hand, hidden = await self._gather(alert, beside)
+        stand_ins = StandIns(alert.id, alert.base_url, frozenset(hidden))
+        stay = Stay(at_hand, stand_ins, alert.base_url)
+        shaped = {key: _shaped(key, each, alert.base_url, stay) for key, each in at_hand.items()}
+        sender: Resource | None = None
+        if alert.focus["resourceType"] == "Encounter":
+            sender = stay.institution(alert.focus)
+        urls = {key: f"{alert.base_url}/{key}" for key in at_hand}
+        urls |= {url: url for url in stand_ins.made}
+        closure = Closure(alert.base_url, urls, hidden)
+        closed = {urls[key]: closure.close(each) for key, each in shaped.items()}
+        closed |= stand_ins.made
+        header = _header(alert, urls[alert.key], None if sender is None else closure.close(sender))
+        start = [urls[alert.key], *([header["sender"]["reference"]] if sender else [])]
+        also = [urls[key] for key in (*beside, *alert.context) if key in urls]
+        entries = {url: closed[url] for url in reachable(closed, start, also)}
+        return _bundle(alert, header, entries)
+
+    async def _beside(self, alert: Alert) -> dict[str, Resource]:
+        """What refers to a stay or to its patient: Conditions of it, and Coverages in force."""
+        store = self._seen_by(alert)
+        if alert.focus["resourceType"] != "Encounter":
+            return {}
+        found = await store.search(
+            "Condition", {"terms": f"encounter={alert.key}"}, _MOST_CONDITIONS, [("_id", 1)]
+        )
+        patient = key_of(alert.focus.get("subject"), alert.base_url)
+        if patient:
+            found += await store.search(
+                "Coverage", {"terms": f"beneficiary={patient}"}, _MOST_COVERAGES, [("_id", 1)]
+            )
+        read = {each.reference: each.resource() for each in found}
+        return {key: each for key, each in read.items() if _stands(each)}
+
+    def _seen_by(self, alert: Alert) -> Store:
+        """The store as the recipient may see it."""
+        view = alert.limit.view if alert.limit is not None else None
+        return view or self._store
+
+    async def _gather(
+        self, alert: Alert, beside: Mapping[str, Resource]
+    ) -> tuple[dict[str, Resource], set[str]]:
+        """The focus and all that it leads to, by reference; and what is stored but may not travel."""
+        at_hand, hidden = {alert.key: alert.focus}, set[str]()
+        diagnoses = (key_of(each, alert.base_url) for each in _at(alert.focus, _DIAGNOSES))
+        wanted = [*_links(alert.focus, alert.base_url), *filter(None, diagnoses), *alert.context]
+        fresh = dict(beside)
+        for _ in range(_STEPS):
+            for key, resource in fresh.items():
+                if carries(alert.limit, key, resource):
+                    at_hand[key] = resource
+                    wanted += _links(resource, alert.base_url)
+                else:
+                    hidden.add(key)
+            keys = sorted({each for each in wanted if each not in at_hand} - hidden)
+            pairs = [(type_, id_) for type_, _, id_ in (key.partition("/") for key in keys)]
+            stored = await self._seen_by(alert).read_many([pair for pair in pairs if pair[1]])
+            wanted = []
+            fresh = {
+                key: stored[key].resource()
+                for key in keys
+                if key in stored and not stored[key].deleted
+            }
+            fresh = {key: each for key, each in fresh.items() if _stands(each)}
+            if not fresh:
+                break
+        if any(key.startswith("Patient/") for key in hidden):
+            raise WithheldError("Withheld: the patient's record may not be told whole")
+        return at_hand, hidden
+
+
+def _stands(resource: Resource) -> bool:
+    """Not for what was an error, nor for a Coverage that is over."""
+    if resource["resourceType"] == "Coverage":
+        return bool(resource.get("status") == "active")
+    codings = resource.get("verificationStatus", {})
+    if isinstance(codings, dict):
+        return all(each.get("code") != "entered-in-error" for each in codings.get("coding", ()))
+    return True
+
+
+def _links(resource: Resource, base_url: str) -> list[str]:
+    """The relative references that are followed from a resource."""
+    paths = _FOLLOWED.get(resource["resourceType"], ())
+    keys = (key_of(each, base_url) for path in paths for each in _at(resource, path.split(".")))
+    return [key for key in keys if key.count("/") == 1]
+
+
+def _at(value: Any, path: Sequence[str]) -> Iterator[Resource]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _at(each, path)
+    elif isinstance(value, dict):
+        if not path:
+            yield value
+        elif path[0] in value:
+            yield from _at(value[path[0]], path[1:])
+
+
+def _shaped(key: str, resource: Resource, base_url: str, stay: Stay) -> Resource:
+    """A resource as it travels: its absences stated, and of a stay what its profile wants."""
+    if resource["resourceType"] in ("Patient", "Practitioner") and "identifier" not in resource:
+        resource = {**resource, "identifier": [uri_of(key, base_url)]}
+    if resource["resourceType"] == "Encounter":
+        resource = stay.shaped(resource)
+    return complete(resource)
+
+
+def _header(alert: Alert, focus: str, sender: Resource | None) -> Resource:
+    code = alert.event["code"]
+    own = [f"{_PROFILE}{code.removeprefix('notification-')}-notification-messageheader"]
+    header: Resource = {
+        "resourceType": "MessageHeader",
+        "id": str(uuid.uuid5(uuid.UUID(alert.id), "header")),
+        "meta": {"profile": [_HEADER, *(own if code in _OWN_HEADERS else [])]},
+        "eventCoding": dict(alert.event),
+        "destination": [{"endpoint": alert.endpoint}],
+        "source": {"name": "CareRelay", "software": "CareRelay", "endpoint": alert.base_url},
+        "focus": [{"reference": focus}],
+    }
+    if sender is not None:
+        header.update(sender=sender, responsible=sender)
+    return header
+
+
+def _bundle(alert: Alert, header: Resource, entries: Mapping[str, Resource]) -> Resource:
+    all_: Iterable[tuple[str, Resource]] = [(f"urn:uuid:{header['id']}", header), *entries.items()]
+    return {
+        "resourceType": "Bundle",
+        "id": alert.id,
+        "meta": {"profile": [_BUNDLE]},
+        "identifier": {"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{alert.id}"},
+        "type": "message",
+        "timestamp": instant(alert.at),
+        "entry": [{"fullUrl": url, "resource": resource} for url, resource in all_],
+    }

@@ -1,0 +1,86 @@
+"""What all notices of one version of a Subscription have in common: where they go, and with what headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from app.runtime import secrets
+from app.runtime.mongo import Document
+from app.settings import Settings
+from app.subscriptions.channels import CHANNELS, Notice
+from app.subscriptions.channels.http_endpoint import split_header
+from app.subscriptions.channels.payload import FHIR_JSON, format_of
+from app.subscriptions.channels.protocol import NOTICE_ID_HEADER, ChannelType
+from app.subscriptions.matching.channel_terms import ChannelTerms
+from app.subscriptions.matching.registration import Registration
+
+Headers = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """`base_url` is the FHIR base as the subscriber knows it; `media_type` the format of what travels."""
+
+    subscription: str
+    version: int
+    base_url: str
+    terms: ChannelTerms
+    channel: ChannelType
+    media_type: str
+    headers: Headers
+    headers_of_body: Headers
+    method: str
+    url: str
+
+    @classmethod
+    def of(cls, registration: Registration, private: Document, settings: Settings) -> Envelope:
+        """From a Subscription and what is kept beside it; its secret headers are opened."""
+        terms = registration.channel
+        channel = CHANNELS[terms.type]
+        sealed = private.get("headers")
+        headers = _headers(secrets.of_settings(settings).open_all(sealed) if sealed else ())
+        method, url = channel.address(terms.endpoint, None)
+        return cls(
+            subscription=registration.id,
+            version=registration.version,
+            base_url=_base_url(private, settings),
+            terms=terms,
+            channel=channel,
+            media_type=(terms.payload and format_of(terms.payload)) or FHIR_JSON,
+            headers=headers,
+            headers_of_body=(*headers, ("Content-Type", terms.payload or FHIR_JSON)),
+            method=method,
+            url=url,
+        )
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the JSON of a notification Bundle travels as it is."""
+        return self.channel.wrap is None and self.media_type == FHIR_JSON
+
+    def notice(self, notice_id: str, body: bytes, carried: str | None = None) -> Notice:
+        """The message. `carried` is the resource that a classic one carries: its place may be part of the address."""
+        method, url = self.method, self.url
+        if carried is not None:
+            method, url = self.channel.address(self.terms.endpoint, carried)
+        headers = self.headers_of_body if body else self.headers
+        return Notice(notice_id, method, url, headers, body, self.terms.timeout, self.subscription)
+
+
+def _headers(lines: Iterable[str]) -> Headers:
+    """The Subscription's own; the notice's id is the server's to say."""
+    found = (split_header(line) for line in lines)
+    return tuple(
+        header
+        for header in found
+        if header is not None and header[0].lower() != NOTICE_ID_HEADER.lower()
+    )
+
+
+def _base_url(private: Document, settings: Settings) -> str:
+    """The one that the Subscription was written through, unless the operator names one."""
+    if settings.base_url:
+        return settings.base_url.rstrip("/")
+    base_url: str = private.get("base_url", "")
+    return base_url or f"http://{settings.host}:{settings.port}/fhir"

@@ -1,0 +1,156 @@
+"""One event as it is told: the pinned version, and what travels along with it, as far as a content level allows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from app.consent.directives import Limit, carries
+from app.fhir.json import Resource
+from app.records.versions import Event
+from app.runtime.mongo import Document
+from app.search.extract import extract
+from app.store.store import Store
+from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.matching.channel_terms import CONTENTS, Content
+from app.subscriptions.notices.notification import Focus, Told
+from app.subscriptions.notices.shape_context import alongside
+from app.subscriptions.topics.topics import Topic
+
+_REMEMBERED = 256
+
+
+class VersionGoneError(Exception):
+    """What a notice should carry is no longer stored."""
+
+
+class WithheldError(Exception):
+    """What a notice cannot do without may not be told; the text is the reason for the ledger."""
+
+
+@dataclass(slots=True)
+class _Pinned:
+    """A version with its search fields and, for each topic, what travels along: shared by all notices of the event."""
+
+    resource: Resource
+    fields: Document
+    context: dict[tuple[str, tuple[str, ...]], list[str]] = field(default_factory=dict)
+
+
+class Teller:
+    """Reads what notices carry. Versions never change, so the latest ones told are remembered."""
+
+    def __init__(self, store: Store, base_url: str = "") -> None:
+        self._store = store
+        self._base_url = base_url
+        self._pinned: OrderedDict[tuple[str, str, int], _Pinned] = OrderedDict()
+
+    async def told(
+        self,
+        delivery: Delivery,
+        topic: Topic | None,
+        content: Content,
+        event: Event | None = None,
+        limit: Limit | None = None,
+    ) -> Told:
+        """A row's event. `event` spares reading the version. Raises VersionGoneError where it is no longer stored.
+
+        Where `limit` or the labels of what travels along forbid whole resources, references are told instead.
+        """
+        content = _allowed(content, limit)
+        pinned = delivery.focus
+        resource: Resource | None = None
+        context: list[str] = []
+        if content != "empty" and pinned["method"] != "delete":
+            version = await self._version(delivery, event)
+            resource = version.resource
+            if topic is not None:
+                context = await self._context(version, topic, delivery)
+                if limit is not None and limit.hidden:
+                    context = [each for each in context if each not in limit.hidden]
+        included: dict[str, Resource | None] = dict.fromkeys(context)
+        if content == "full-resource":
+            included = dict(zip(context, await self._read_all(context), strict=True))
+            if not all(each is None or carries(limit, ref, each) for ref, each in included.items()):
+                content, included = "id-only", dict.fromkeys(context)
+        whole = resource if content == "full-resource" else None
+        return Told(delivery.number, _focus(delivery, whole), included, content)
+
+    async def told_if_stored(
+        self,
+        delivery: Delivery,
+        topic: Topic | None,
+        content: Content,
+        event: Event | None = None,
+        limit: Limit | None = None,
+    ) -> Told:
+        """A row's event, that its version is gone included."""
+        try:
+            return await self.told(delivery, topic, content, event, limit)
+        except VersionGoneError:
+            level = _allowed(content, limit)
+            return Told(delivery.number, _focus(delivery, None, gone=True), {}, level)
+
+    async def pinned(self, delivery: Delivery, event: Event | None = None) -> Resource:
+        """The very version of the event, whatever has become of the resource since. Raises VersionGoneError."""
+        return (await self._version(delivery, event)).resource
+
+    async def _version(self, delivery: Delivery, event: Event | None) -> _Pinned:
+        focus = delivery.focus
+        key = (focus["type"], focus["id"], focus["version"])
+        found = self._pinned.get(key)
+        if found is not None:
+            return found
+        if event is not None and event.resource is not None and event.fields is not None:
+            found = _Pinned(event.resource, event.fields)
+        else:
+            stored = await self._store.vread(*key)
+            if stored is None or stored.deleted:
+                raise VersionGoneError("The version is no longer stored")
+            resource = stored.resource()
+            found = _Pinned(resource, extract(stored.type, resource))
+        self._pinned[key] = found
+        if len(self._pinned) > _REMEMBERED:
+            self._pinned.popitem(last=False)
+        return found
+
+    async def _context(self, version: _Pinned, topic: Topic, delivery: Delivery) -> list[str]:
+        """What travels along: what the topic says, then what the event was raised with."""
+        known = version.context.get((topic.digest, delivery.context))
+        if known is None:
+            focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
+            known = await alongside(self._store, topic, focus, version.fields)
+            known = list(dict.fromkeys((*known, *delivery.context)))
+            version.context[topic.digest, delivery.context] = known
+        return known
+
+    async def _read_all(self, references: list[str]) -> list[Resource | None]:
+        return await asyncio.gather(*(self._read(reference) for reference in references))
+
+    async def _read(self, reference: str) -> Resource | None:
+        resource_type, _, resource_id = reference.partition("/")
+        stored = await self._store.read(resource_type, resource_id)
+        return None if stored is None or stored.deleted else stored.resource()
+
+
+def _allowed(content: Content, limit: Limit | None) -> Content:
+    """The level at which an event is told; what is withheld is told as an event of which nothing is said."""
+    if limit is None or limit.verdict == "full":
+        return content
+    most: Content = "empty" if limit.verdict == "withhold" else "id-only"
+    return min(content, most, key=CONTENTS.index)
+
+
+def _focus(delivery: Delivery, resource: Resource | None, *, gone: bool = False) -> Focus:
+    pinned = delivery.focus
+    return Focus(
+        pinned["type"],
+        pinned["id"],
+        pinned["version"],
+        pinned["method"],
+        pinned["at"],
+        delivery.trigger,
+        resource,
+        gone,
+    )

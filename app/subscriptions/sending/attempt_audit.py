@@ -1,0 +1,79 @@
+"""What the audit says of attempts to tell: each one, whatever came of it, for something has left the house.
+
+An attempt is on record before its delivery row is settled: a row that was sent is never settled without. Handshakes and
+heartbeats tell of nobody and are not recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from app.audit.entry import FAILED, OK, of_caller, with_patients
+from app.authentication.caller import NOBODY, Caller
+from app.runtime.mongo import Document
+from app.subscriptions.ledger.settlement import Settlement
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.sending.owner_rights import Rights
+
+
+async def entries(
+    settlements: Sequence[Settlement], registry: Registry, rights: Rights
+) -> list[Document]:
+    """The audit's rows of those that come from an attempt. Raises PyMongoError."""
+    told = [(each, each.attempt) for each in settlements if each.attempt is not None]
+    known: dict[str, tuple[Registration | None, Caller]] = {}
+    for each, _ in told:
+        name = each.delivery.subscription
+        if name not in known:
+            registration = registry.get(name)
+            owner = await rights.whose(registration) if registration is not None else NOBODY
+            known[name] = registration, owner
+    return [
+        row
+        for each, attempt in told
+        for row in _rows(each, attempt, *known[each.delivery.subscription])
+    ]
+
+
+def _rows(
+    entry: Settlement, attempt: Document, registration: Registration | None, owner: Caller
+) -> list[Document]:
+    delivery = entry.delivery
+    focus = delivery.focus
+    row: Document = {
+        "at": attempt["at"],
+        "what": "delivery",
+        "o": OK if entry.state == "delivered" else FAILED,
+        "k": [f"u:{delivery.subscription}", f"e:{focus['type']}/{focus['id']}"],
+        "v": focus["version"],
+    }
+    if entry.state != "delivered":
+        row["k"].append(f"o:{FAILED}")
+    if owner != NOBODY:
+        row["k"] += of_caller(owner)
+    if owner.role is not None:
+        row["r"] = owner.role
+    if attempt.get("status") is not None:
+        row["s"] = attempt["status"]
+    words = [f"notice {delivery.id} attempt {delivery.attempt}"]
+    if registration is not None:
+        words.append(registration.channel.content or "")
+        if place := address(registration.channel.endpoint):
+            row["ip"] = place
+    row["m"] = " ".join(word for word in words if word)
+    subject = delivery.lane.partition("|")[2]
+    is_patient = subject.startswith("Patient/")
+    return with_patients(row, [subject.removeprefix("Patient/")] if is_patient else [])
+
+
+def address(endpoint: str | None) -> str | None:
+    """An endpoint without what may be secret in it: user, password and query."""
+    try:
+        parts = urlsplit(endpoint or "")
+    except ValueError:
+        return None
+    if not parts.scheme:
+        return None
+    return f"{parts.scheme}:{'//' if parts.netloc else ''}{parts.netloc.rpartition('@')[2]}{parts.path}"

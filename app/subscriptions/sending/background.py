@@ -1,0 +1,67 @@
+"""What the worker does beside its loops, and how a loop goes on after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from app.errors import Unavailable
+from app.runtime import background_tasks
+from app.subscriptions.ledger.outbox import ContentionError
+
+log = logging.getLogger(__name__)
+
+_PAUSE_AFTER_FAILURE = 0.5
+
+
+class Chores:
+    """Tasks that nobody waits for. One that fails is logged; the sweep makes good for it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __bool__(self) -> bool:
+        """Whether some are under way."""
+        return bool(self._tasks)
+
+    def do(self, chore: Coroutine[Any, Any, None]) -> None:
+        # In a context of its own: what follows from a request is not what its client asks.
+        task = asyncio.create_task(chore, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def wait(self) -> None:
+        """Return once those that are under way now have ended."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def end(self) -> None:
+        """Break off what is under way."""
+        await background_tasks.end(self._tasks)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            warn("chore", error)
+
+
+async def again_after_failure(action: str, step: Callable[[], Awaitable[object]]) -> None:
+    """Run a loop's step; a failure is logged and followed by a pause, the loop goes on."""
+    try:
+        await step()
+    except (PyMongoError, ContentionError, Unavailable) as error:
+        warn(action, error)
+        await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+    except Exception as error:
+        log.exception("worker step failed", extra={"action": action, "error": type(error).__name__})
+        await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+
+
+def warn(action: str, error: BaseException) -> None:
+    """Log a failure that something else makes good for: its kind, never its words."""
+    log.warning("worker", extra={"action": action, "error": type(error).__name__})

@@ -1,0 +1,164 @@
+"""What is sent next of the rows that wait in the ledger: the first of each lane, when its time has come.
+
+A look at the backlog costs a few round trips whether it finds one row or hundreds, so it is taken for many at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from pymongo.errors import PyMongoError
+
+from app.runtime.mongo import Mongo
+from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger
+from app.subscriptions.ledger.sequence_numbers import Numbering
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.sending import batching
+from app.subscriptions.sending.attempt import OVER
+from app.subscriptions.sending.delivery import Sender
+
+
+class Backlog:
+    """Claims rows for the sender, and settles what it has done."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        ledger: Ledger,
+        registry: Registry,
+        sender: Sender,
+        numbering: Numbering,
+    ) -> None:
+        self._mongo = mongo
+        self._ledger = ledger
+        self._registry = registry
+        self._sender = sender
+        self._numbering = numbering
+        self._settling = asyncio.Lock()
+
+    @property
+    def idle(self) -> bool:
+        return self._sender.idle and not self._settling.locked()
+
+    async def settle(self, *, alone: bool) -> datetime | None:
+        """Write down what has come of attempts so far, and take up what waited for it.
+
+        Returns when the first of those that failed is due.
+        """
+        async with self._settling:
+            freed = await self._sender.settle(alone=alone)
+            if freed.lanes:
+                await self.advance(freed.lanes)
+            if freed.due:
+                await self.sweep()
+            return freed.again
+
+    async def advance(self, lanes: Collection[str], fresh: Collection[Delivery] = ()) -> None:
+        """Take up the next row of lanes that may have become free; `fresh` were born waiting in them."""
+        heads = await self._ledger.heads(lanes)
+        first = {head.id for head in heads}
+        # Their lanes were free after all: another process has settled what was remembered as open.
+        self._numbering.forget({row.subscription for row in fresh if row.id in first})
+        await self.take([head for head in heads if head.state == "queued"])
+
+    async def sweep(self, limit: int = 500) -> None:
+        """Take up rows that are due: retries, ended leases, and rows forgotten in their lane.
+
+        Subscriptions without room are left out of the next page, so that theirs do not hide the others' rows.
+        """
+        if self._sender.unsure:
+            await self._ledger.abandon(self._ledger.owner, but=self._sender.in_hand)
+            self._sender.unsure = False
+        refused: set[str] = set()
+        while due := await self._ledger.due(limit, refused):
+            heads = {
+                head.lane: head for head in await self._ledger.heads({row.lane for row in due})
+            }
+            due_ids = {row.id for row in due}
+            waiting = [row.id for row in due if heads.get(row.lane, row).id != row.id]
+            if waiting:
+                await self._ledger.postpone(waiting, self._mongo.now() + SECOND_LOOK)
+            refused |= await self.take([head for head in heads.values() if head.id in due_ids])
+            if (
+                len(due) < limit
+            ):  # every row of a page is taken, put off or refused: the next is another
+                return
+
+    async def resume(self, registration: Registration) -> None:
+        """The far side has come by itself: send what waits for it now."""
+        self._sender.endpoint(registration).answered()
+        await self._ledger.hasten(registration.id)
+        await self.sweep()
+
+    async def take(self, candidates: Sequence[Delivery]) -> set[str]:
+        """Claim and start those heads of lanes that may be sent now; put off or give up others.
+
+        Returns the Subscriptions there was no room for.
+        """
+        admit = self._sender.admission()
+        wanted: list[Delivery] = []
+        held: list[str] = []
+        over: set[str] = set()
+        refused: dict[str, Registration] = {}
+        for candidate in candidates:
+            standing = self._registry.standing(candidate.subscription)
+            registration = self._registry.get(candidate.subscription)
+            if registration is None or standing in ("suppress", "gone"):
+                over.add(candidate.subscription)
+            elif standing == "hold":
+                held.append(candidate.id)
+            elif admit(registration):
+                wanted.append(candidate)
+            else:
+                refused[candidate.subscription] = registration
+        for subscription in over:
+            await self._ledger.close(subscription, OVER)
+        if held:
+            await self._ledger.postpone(held, self._mongo.now() + SECOND_LOOK)
+        await self._put_off(refused)
+        await self._claim(wanted)
+        return set(refused)
+
+    async def _put_off(self, refused: Mapping[str, Registration]) -> None:
+        """Let rows of endpoints with an open circuit wait until one attempt may be made again."""
+        paused: dict[float, list[str]] = {}
+        for subscription, registration in refused.items():
+            pause = self._sender.pause_of(registration)
+            if pause is not None:
+                paused.setdefault(pause, []).append(subscription)
+        for seconds, subscriptions in paused.items():
+            due = self._mongo.now() + timedelta(seconds=seconds)
+            await self._ledger.put_off(subscriptions, due)
+
+    async def _claim(self, wanted: Sequence[Delivery]) -> None:
+        if not wanted:
+            return
+        longest = max(self._sender.timeout(candidate) for candidate in wanted)
+        lease = timedelta(seconds=longest) + LEASE_MARGIN
+        units = await self._with_followers(wanted)
+        try:
+            claimed = await self._ledger.claim([row.id for unit in units for row in unit], lease)
+        except PyMongoError:
+            self._sender.unsure = True
+            raise
+        kept = batching.whole(claimed, units)
+        for delivery in sorted(claimed, key=lambda row: row.number):
+            if delivery.id in kept:
+                self._sender.start(delivery)
+            else:  # another process was faster with the one before it in its lane
+                self._sender.give_back(delivery, self._mongo.now() + SECOND_LOOK)
+
+    async def _with_followers(self, heads: Sequence[Delivery]) -> list[list[Delivery]]:
+        """Each head of a lane with the rows behind it that travel in the same notice."""
+        most = {head.lane: self._sender.max_count(head) for head in heads}
+        lanes = [lane for lane, count in most.items() if count > 1]
+        queued: dict[str, list[Delivery]] = {}
+        for row in await self._ledger.queued(lanes) if lanes else ():
+            queued.setdefault(row.lane, []).append(row)
+        return [
+            [head, *batching.followers(head, queued.get(head.lane, ()), most[head.lane])]
+            for head in heads
+        ]

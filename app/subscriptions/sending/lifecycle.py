@@ -1,0 +1,215 @@
+"""The status that the server gives a Subscription: proven, failed, ended; and the heartbeats in between.
+
+requested -> active (handshake taken; at once where there is nothing to prove: classic, websocket) or error;
+active -> error when deliveries fail for good; any -> off at its `end`. Only the client brings it back. These writes
+go through the store as all do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.records.versions import Change, VersionConflict, stored_current
+from app.runtime.mongo import Document, Mongo
+from app.store.store import Store
+from app.subscriptions.channels import Channel, Outcome
+from app.subscriptions.ledger.ledger import LEASE_MARGIN
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.notices.composer import Composer
+from app.subscriptions.notices.notification import Kind
+from app.subscriptions.sending.retry import Verdict
+
+log = logging.getLogger(__name__)
+
+_MAX_RACES = 20
+_HEARTBEATS_AT_ONCE = 100
+
+
+class Lifecycle:
+    """Moves Subscriptions between their states."""
+
+    def __init__(
+        self, mongo: Mongo, store: Store, composer: Composer, channels: Mapping[str, Channel]
+    ) -> None:
+        self._mongo = mongo
+        self._store = store
+        self._composer = composer
+        self._channels = channels
+        self._states = mongo.collection("subscription_state")
+        self._beating = asyncio.Lock()
+        self._activating: set[tuple[str, int]] = set()
+
+    async def activate(self, registration: Registration) -> None:
+        """Prove the endpoint of a requested Subscription, in one process at a time, and say what came of it."""
+        key = (registration.id, registration.version)
+        if key in self._activating:
+            return
+        self._activating.add(key)
+        try:
+            await self._activate(registration)
+        finally:
+            self._activating.discard(key)
+
+    async def _activate(self, registration: Registration) -> None:
+        version = registration.version
+        if not registration.channel.proves:
+            await self._change(registration.id, _status("active", only_version=version))
+            await self._schedule_heartbeat(registration)
+            return
+        state = await self._claim_handshake(registration)
+        if state is None:
+            return
+        outcome = await self._send(registration, "handshake", state["number"])
+        if outcome is None:
+            return
+        if outcome.verdict is Verdict.DELIVERED:
+            await self._change(registration.id, _status("active", only_version=version))
+            await self._schedule_heartbeat(registration)
+        else:
+            reason = f"The handshake was answered with {outcome.status}"
+            if outcome.status is None:
+                reason = f"The handshake failed: {outcome.reason}"
+            await self._change(registration.id, _status("error", reason, only_version=version))
+
+    async def fail(self, registration: Registration, reason: str) -> None:
+        """Deliveries have failed for good: `error`, unless the client has changed the Subscription since."""
+
+        def change(resource: Resource, version: int) -> Resource | None:
+            same = resource["channel"].get("endpoint") == registration.channel.endpoint
+            if resource["status"] != "active" or not (same or version == registration.version):
+                return None
+            return {**resource, "status": "error", "error": reason}
+
+        await self._change(registration.id, change)
+
+    async def end(self, registration: Registration) -> None:
+        """The Subscription's `end` has come."""
+        await self._change(registration.id, _status("off", only_version=registration.version))
+
+    async def beat(self) -> None:
+        """Send the heartbeats that are due; a Subscription gets one after so many seconds without an event."""
+        if self._beating.locked():
+            return
+        async with self._beating:
+            now = self._mongo.now()
+            cursor = self._states.find({"heartbeat_at": {"$lte": now}}, {"_id": 1})
+            due = await cursor.limit(_HEARTBEATS_AT_ONCE).to_list(None)
+            await asyncio.gather(*(self._beat(row["_id"], now) for row in due))
+
+    async def _beat(self, subscription: str, now: datetime) -> None:
+        registration = await self._composer.registration(subscription)
+        period = registration.channel.heartbeat if registration else None
+        if registration is None or period is None or registration.status != "active":
+            await self._states.update_one({"_id": subscription}, {"$unset": {"heartbeat_at": ""}})
+            return
+        state = await self._states.find_one_and_update(
+            {"_id": subscription, "heartbeat_at": {"$lte": now}},
+            {"$set": {"heartbeat_at": now + timedelta(seconds=period)}},
+        )
+        if state is not None:
+            await self._send(registration, "heartbeat", state["number"])
+
+    async def take_from(self, owner: str) -> None:
+        """Let anybody send the handshakes that a process which is gone had begun."""
+        await self._states.update_many(
+            {"handshake.owner": owner}, {"$set": {"handshake.lease_until": self._mongo.now()}}
+        )
+
+    async def _schedule_heartbeat(self, registration: Registration) -> None:
+        if registration.channel.heartbeat is not None:
+            due = self._mongo.now() + timedelta(seconds=registration.channel.heartbeat)
+            await self._states.update_one(
+                {"_id": registration.id},
+                {"$set": {"heartbeat_at": due}, "$setOnInsert": {"number": 0}},
+                upsert=True,
+            )
+
+    async def _send(self, registration: Registration, kind: Kind, number: int) -> Outcome | None:
+        current = await self._composer.registration(registration.id)
+        if current is None or current.version != registration.version:
+            return None
+        notice = await self._composer.status_notice(current, kind, number, self._mongo.now())
+        return await self._channels[current.channel.type].send(notice)
+
+    async def _claim_handshake(self, registration: Registration) -> Document | None:
+        """The Subscription's counter, if the handshake of this version is this process's to send."""
+        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
+        with suppress(DuplicateKeyError):  # another process inserted it at the same moment
+            await self._states.update_one(
+                {"_id": registration.id}, {"$setOnInsert": {"number": 0}}, upsert=True
+            )
+        state: Document | None = await self._states.find_one_and_update(
+            {
+                "_id": registration.id,
+                "$or": [
+                    {"handshake.version": {"$ne": registration.version}},
+                    {"$expr": {"$lte": ["$handshake.lease_until", "$$NOW"]}},
+                ],
+            },
+            [
+                {
+                    "$set": {
+                        "handshake": {
+                            "version": registration.version,
+                            "owner": self._store.owner,
+                            "lease_until": {"$add": ["$$NOW", int(lease.total_seconds() * 1000)]},
+                        }
+                    }
+                }
+            ],
+            return_document=ReturnDocument.AFTER,
+        )
+        return state
+
+    async def _change(
+        self, subscription: str, change: Callable[[Resource, int], Resource | None]
+    ) -> None:
+        """Write a Subscription anew from its current version; `change` returns None where nothing is to be done."""
+        for _ in range(_MAX_RACES):
+            found = await self._store.find("Subscription", {"_id": subscription})
+            if not found or "deleted" in found[0]:
+                return
+            document = found[0]
+            resource = change(fhir_json.decode_stored(document["text"]), document["v"])
+            if resource is None:
+                return
+            previous = stored_current("Subscription", document)
+            private: Any = document.get("private")
+            try:
+                await self._store.commit(
+                    [Change("update", "Subscription", subscription, resource, previous, private)]
+                )
+            except VersionConflict:
+                continue
+            log.info(
+                "subscription status",
+                extra={
+                    "action": resource["status"],
+                    "resource_type": "Subscription",
+                    "id": subscription,
+                },
+            )
+            return
+
+
+def _status(
+    status: str, error: str | None = None, *, only_version: int
+) -> Callable[[Resource, int], Resource | None]:
+    def change(resource: Resource, version: int) -> Resource | None:
+        if version != only_version:
+            return None  # the client has written since; the newer version has a life of its own
+        changed = {key: value for key, value in resource.items() if key != "error"}
+        changed["status"] = status
+        return changed if error is None else {**changed, "error": error}
+
+    return change

@@ -1,0 +1,99 @@
+"""What may be sent of the rows in hand, judged when it is sent: by whose the Subscription is, by consent,
+by labels, by who is responsible now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.consent.directives import NO_LIMITS, Gate, Limits
+from app.settings import Settings
+from app.store.store import Store
+from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.ledger.settlement import Settlement
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.sending.batching import Row
+from app.subscriptions.sending.owner_rights import Rights, stricter
+from app.subscriptions.sending.recheck_recipient import (
+    FRESH,
+    REASSIGNED,
+    asks_for_panel,
+    still_concerns,
+)
+
+WITHHELD = "Withheld: "
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """`rows` may be sent as far as `limits` allow; the others are settled."""
+
+    rows: Sequence[Row]
+    limits: Limits
+    settlements: Sequence[Settlement]
+
+    @property
+    def reduced(self) -> str:
+        """Why events are told in fewer words than their Subscription asks for: codes and ids."""
+        rows = {delivery.id for delivery, _ in self.rows}
+        reasons = {
+            limit.judgement.reason
+            for id_, limit in self.limits.items()
+            if id_ in rows and limit.verdict != "full"
+        }
+        return "; ".join(sorted(reasons))
+
+
+class Clearance:
+    """Clears rows of one Subscription at a time."""
+
+    def __init__(self, gate: Gate, rights: Rights, store: Store, settings: Settings) -> None:
+        self._gate = gate
+        self._rights = rights
+        self._store = store
+        self._settings = settings
+
+    async def of(self, rows: Sequence[Row], registration: Registration) -> Cleared:
+        """Raises PyMongoError where it cannot be judged; then nothing may be sent."""
+        topic = registration.topic.url if registration.topic else None
+        limits = stricter(
+            await self._gate.limits(rows, topic, registration.id, registration.version),
+            await self._rights.limits(rows, registration),
+        )
+        refused = {
+            id_: f"{WITHHELD}{limit.judgement.reason}"
+            for id_, limit in limits.items()
+            if limit.verdict == "withhold"
+            or (limit.verdict == "id-only" and not _can_be_reduced(registration))
+        }
+        if asks_for_panel(registration.criteria):
+            for delivery, _ in rows:
+                if delivery.id not in refused and not await self._concerns(delivery, registration):
+                    refused[delivery.id] = REASSIGNED
+        if not refused:
+            return Cleared(rows, limits or NO_LIMITS, ())
+        return Cleared(
+            [row for row in rows if row[0].id not in refused],
+            limits,
+            [
+                Settlement(delivery, "suppressed", reason=refused[delivery.id])
+                for delivery, _ in rows
+                if delivery.id in refused
+            ],
+        )
+
+    async def _concerns(self, delivery: Delivery, registration: Registration) -> bool:
+        """Whether a row that is late is still for those that its Subscription was told of."""
+        now = self._gate.now()
+        if delivery.attempt <= 1 and now - delivery.focus["at"] <= FRESH:
+            return True
+        return await still_concerns(
+            self._store, registration.criteria, delivery.focus, self._settings, now
+        )
+
+
+def _can_be_reduced(registration: Registration) -> bool:
+    """Whether less than whole resources can be told: a message cannot, and a classic payload is the resource itself."""
+    if registration.channel.is_message:
+        return False
+    return registration.channel.content is not None or registration.channel.payload is None

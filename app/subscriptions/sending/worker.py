@@ -1,0 +1,274 @@
+"""The life of matching and delivery in one process: what it is made of, and the loops that drive it.
+
+commit -> `_committed` (the store's listener, synchronous) -> intake: match, record -> sender: attempt, settle. What
+other processes committed, and what dead ones left, is found by the sweep; a change stream makes it look sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+
+from pymongo.errors import PyMongoError
+
+from app.audit.log import AuditLog
+from app.authorization.access import Accesses
+from app.consent.directives import Gate
+from app.errors import Unavailable
+from app.network.egress_policy import Egress
+from app.records.versions import Event
+from app.runtime import background_tasks
+from app.runtime.mongo import Document, Mongo
+from app.settings import Settings
+from app.store.store import Store
+from app.subscriptions.channels import CHANNELS, Channel, Surroundings
+from app.subscriptions.ledger import past
+from app.subscriptions.ledger.event_intake import Intake
+from app.subscriptions.ledger.ledger import Ledger
+from app.subscriptions.ledger.outbox import Outbox
+from app.subscriptions.ledger.retention import Retention
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.notices.composer import Composer
+from app.subscriptions.sending.attempt import Attempts
+from app.subscriptions.sending.background import Chores, again_after_failure, warn
+from app.subscriptions.sending.backlog import Backlog
+from app.subscriptions.sending.delivery import Sender
+from app.subscriptions.sending.lifecycle import Lifecycle
+from app.subscriptions.sending.owner_rights import Rights
+from app.subscriptions.sending.release_check import Clearance
+from app.subscriptions.sending.retry import RetryPolicy
+from app.subscriptions.sending.subscription_changes import Succession
+from app.subscriptions.websocket.binding import Binder
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY = 1.0
+_TAKE_OVER_EVERY = 1.0
+_PATIENCE = 5.0
+# What has come of attempts is written down together.
+_SETTLE_APART = 0.025
+# Retries that are due a moment apart are looked for together.
+_LOOK_APART = 0.1
+# Many Subscriptions written elsewhere are learnt together.
+_REFRESH_APART = 0.1
+
+
+class Worker:
+    """Matching and delivery in this process; any number of processes share the work."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        mongo: Mongo,
+        store: Store,
+        *,
+        policy: RetryPolicy | None = None,
+        channels: Mapping[str, Channel] | None = None,
+    ) -> None:
+        self._mongo = mongo
+        self._store = store
+        around = Surroundings(settings, Egress.from_settings(settings), mongo, store.owner)
+        self._channels = channels or {name: kind.make(around) for name, kind in CHANNELS.items()}
+        self.registry = registry = Registry(settings, mongo, store)
+        self.ledger = ledger = Ledger(mongo, store.owner)
+        self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.standing)
+        self.composer = composer = Composer(settings, store, registry)
+        self.gate = gate = Gate(store, settings, mongo.now)
+        self.accesses = Accesses(store, gate, settings, lambda: gate.now())
+        self.rights = rights = Rights(self.accesses, store, settings)
+        self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
+        attempts = Attempts(
+            mongo,
+            ledger,
+            registry,
+            composer,
+            policy or RetryPolicy(settings.delivery_window),
+            self._channels,
+            self._lifecycle.fail,
+            Clearance(gate, rights, store, settings),
+        )
+        self._sender = sender = Sender(mongo, ledger, registry, attempts, outbox.numbering, rights)
+        self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
+        self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
+        self._cluster = store.cluster
+        self.retention = Retention(settings, mongo)
+        self._chores = Chores()
+        self._intake = Intake(store, registry, outbox, composer, sender, backlog, gate)
+        self._succession = Succession(registry, ledger, self._lifecycle, backlog, self._chores)
+        self._loops: list[asyncio.Task[None]] = []
+        self._looks: dict[int, asyncio.TimerHandle] = {}
+
+    @property
+    def running(self) -> bool:
+        return bool(self._loops) and not any(loop.done() for loop in self._loops)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that this process knows of waits to be sent or written down now."""
+        return self._intake.empty and self._backlog.idle
+
+    def record_in(self, audit: AuditLog) -> None:
+        """From now on every attempt is on record before it is settled."""
+        self._sender.audit = audit
+
+    async def start(self, *, loops: bool = True) -> None:
+        """Make the collections ready, learn the Subscriptions, listen to the store and start the loops.
+
+        Without loops, nothing moves but by `run_once`.
+        """
+        await self.ledger.prepare()
+        await self.outbox.prepare()
+        await self.registry.load()
+        await self._cluster.take_over_silent(self._take_over)
+        self._store.listeners.append(self._committed)
+        if loops:
+            steps = (
+                self._intake_loop,
+                self._sweep_loop,
+                self._watch_loop,
+                self._refresh_loop,
+                self._take_over_loop,
+                self._settle_loop,
+            )
+            self._loops = [asyncio.create_task(step()) for step in steps]
+
+    async def stop(self) -> None:
+        """Stop in good order: attempts under way end or are broken off, and what is left others may take at once."""
+        if self._committed in self._store.listeners:
+            self._store.listeners.remove(self._committed)
+        await background_tasks.end(self._loops)
+        self._loops = []
+        for look in self._looks.values():
+            look.cancel()
+        self._looks = {}
+        await self._chores.end()
+        try:
+            await self._sender.finish(_PATIENCE)
+            await self.ledger.abandon(self._store.owner)
+            await self.outbox.hand_back()
+        except (PyMongoError, Unavailable) as error:
+            warn("stop", error)
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def run_once(self) -> None:
+        """One round of everything, and what it sets off: for tests and for a worker without loops."""
+        await self._sweep()
+        await self._intake.take_in()
+        await self._rest()
+
+    async def resend(self, subscription: str, condition: Document) -> int:
+        """Send settled notices of a Subscription again; returns how many. `condition` is one on delivery rows."""
+        count = await past.reopen(self._mongo, subscription, condition)
+        self.outbox.numbering.forget([subscription])
+        self._chores.do(self._backlog.sweep())
+        return count
+
+    async def drain(self) -> None:
+        """Return once nothing that was committed here is on its way any more, retries aside."""
+        while True:
+            await self._intake.take_in()
+            await self._rest()
+            if self._intake.empty and not self._chores and self._backlog.idle:
+                return
+
+    async def _rest(self) -> None:
+        while self._chores or self.outbox.behind or not self._backlog.idle:
+            await self._chores.wait()
+            await self._sender.wait()
+            await self._settle()
+
+    def _committed(self, events: list[Event]) -> None:
+        """The store's listener: what was committed in this process."""
+        self.gate.heard(events)
+        self.accesses.belonging.heard(events)
+        for event in events:
+            if event.type == "Subscription":
+                self._succession.learn(event)
+        self._intake.add(events)
+
+    async def _intake_loop(self) -> None:
+        while True:
+            await self._intake.arrived.wait()
+            self._intake.arrived.clear()
+            await again_after_failure("intake", self._intake.take_in)
+            if not self._intake.empty:
+                self._intake.arrived.set()
+
+    async def _settle_loop(self) -> None:
+        """Write down what has come of attempts, and what was recorded, a moment's worth at once."""
+        while True:
+            await self._sender.unsettled.wait()
+            await asyncio.sleep(_SETTLE_APART)
+            self._sender.unsettled.clear()
+            await again_after_failure("settle", self._settle)
+            if self.outbox.behind:
+                self._sender.unsettled.set()
+
+    async def _settle(self) -> None:
+        results = await asyncio.gather(
+            self._backlog.settle(alone=self._cluster.alone),
+            self.outbox.flush(),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            if result is not None and self._loops:
+                self._look_at(result)
+
+    def _look_at(self, due: datetime) -> None:
+        """Look at what is due when a retry's time comes, for the next sweep may be a second later."""
+        loop = asyncio.get_running_loop()
+        wait = (due - self._mongo.now()).total_seconds()
+        slot = int((loop.time() + wait) / _LOOK_APART) + 1
+        if wait <= SWEEP_EVERY and slot not in self._looks:
+            self._looks[slot] = loop.call_at(slot * _LOOK_APART, self._look, slot)
+
+    def _look(self, slot: int) -> None:
+        del self._looks[slot]
+        self._chores.do(self._backlog.sweep())
+
+    async def _take_over_loop(self) -> None:
+        """Take over what silent processes held, whatever else this one is busy with."""
+        take_over = partial(self._cluster.take_over_silent, self._take_over)
+        while True:
+            await again_after_failure("take-over", take_over)
+            await asyncio.sleep(_TAKE_OVER_EVERY)
+
+    async def _take_over(self, owner: str, at: datetime) -> None:
+        taken = await self.ledger.abandon(owner)
+        await self.outbox.take_from(owner, at)
+        await self._lifecycle.take_from(owner)
+        log.warning("took over", extra={"action": "take-over", "owner": owner, "count": taken})
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await again_after_failure("sweep", self._sweep)
+            await asyncio.sleep(SWEEP_EVERY)
+
+    async def _sweep(self) -> None:
+        """Find what nobody told this process: changed Subscriptions, abandoned events, rows that are due."""
+        await self._succession.refresh()
+        await self._intake.add_abandoned()
+        await self._backlog.sweep()
+        self._succession.sweep()
+        self._chores.do(self._lifecycle.beat())
+        self._chores.do(self.retention.sweep())
+
+    async def _refresh_loop(self) -> None:
+        """Read Subscriptions that the change stream has told of, a moment's worth at once."""
+        while True:
+            await self._succession.poked.wait()
+            self._succession.poked.clear()
+            await again_after_failure("refresh", self._succession.read_heard)
+            await asyncio.sleep(_REFRESH_APART)
+
+    async def _watch_loop(self) -> None:
+        """Look sooner when another process has written a Subscription."""
+        watch = partial(self._succession.watch, self._mongo, self._store.owner)
+        while True:
+            await again_after_failure("watch", watch)

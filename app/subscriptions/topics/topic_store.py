@@ -1,0 +1,120 @@
+"""Topics that were put through the admin API, kept in the database for all processes.
+
+    topics {_id: slug, revision, url, at, text: the SubscriptionTopic's JSON}
+
+Files come first: a topic of the server or of the operator's directory is changed where it lies, not from outside.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from bson import ObjectId
+
+from app.errors import BadRequest, Conflict, FhirError, NotFound
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.runtime.mongo import Document, Mongo
+from app.settings import Settings
+from app.subscriptions.topics import topic_files
+from app.subscriptions.topics.topic_reader import compile_topic
+from app.subscriptions.topics.topics import Catalogue, Topic
+
+log = logging.getLogger(__name__)
+
+_SLUG = re.compile(r"^[a-z0-9][a-z0-9.-]{0,63}$")
+
+
+class TopicStore:
+    """The collection, and the catalogue of its topics and of those in files."""
+
+    def __init__(self, settings: Settings, mongo: Mongo) -> None:
+        self._settings = settings
+        self._mongo = mongo
+        self._topics = mongo.collection("topics")
+        # Read and compiled at start, once.
+        self.of_files = topic_files.load(settings)
+        self._revisions: set[tuple[str, ObjectId]] = set()
+
+    async def changed(self) -> bool:
+        """Whether the collection is another than when the catalogue was made."""
+        rows = await self._topics.find({}, {"revision": 1}).to_list(None)
+        return {(row["_id"], row["revision"]) for row in rows} != self._revisions
+
+    async def catalogue(self) -> Catalogue:
+        """All topics as they are now; what this program cannot evaluate is left out and logged."""
+        rows = await self._topics.find({}).sort("_id", 1).to_list(None)
+        self._revisions = {(row["_id"], row["revision"]) for row in rows}
+        topics = list(self.of_files.by_url.values())
+        taken = {topic.url for topic in topics}
+        for row in rows:
+            topic = self._compiled(row)
+            if topic is not None and topic.url not in taken:
+                topics.append(topic)
+                taken.add(topic.url)
+        return Catalogue(topics)
+
+    def _compiled(self, row: Document) -> Topic | None:
+        resource = fhir_json.decode_stored(row["text"])
+        if resource.get("status") != "active":
+            return None
+        try:
+            return compile_topic(resource, self._settings)
+        except FhirError:
+            log.error("topic cannot be evaluated", extra={"action": "topic", "id": row["_id"]})
+            return None
+
+    async def list(self) -> list[Resource]:
+        """The topics that were put, whatever their status."""
+        rows = await self._topics.find({}).sort("_id", 1).to_list(None)
+        return [fhir_json.decode_stored(row["text"]) for row in rows]
+
+    async def read(self, slug: str) -> Resource:
+        """One that was put. Raises NotFound."""
+        row = await self._topics.find_one({"_id": slug})
+        if row is None:
+            raise NotFound("No such topic was put here")
+        return fhir_json.decode_stored(row["text"])
+
+    async def put(self, slug: str, resource: Resource) -> bool:
+        """Keep a topic under its slug, the end of its URL; returns whether it is new.
+
+        Raises Unprocessable with the reasons where it cannot be evaluated, Conflict where a file has its URL.
+        """
+        if not _SLUG.match(slug):
+            raise BadRequest("A topic's name has lower-case letters, digits, dots and hyphens")
+        if resource.get("id", slug) != slug:
+            raise BadRequest(
+                "The id is not the one in the address", expression="SubscriptionTopic.id"
+            )
+        resource = {**resource, "id": slug}
+        topic = compile_topic(resource, self._settings)
+        await self._check_free(slug, topic.url)
+        row = {
+            "revision": ObjectId(),
+            "url": topic.url,
+            "at": self._mongo.now(),
+            "text": fhir_json.encode(resource).decode(),
+        }
+        result = await self._topics.replace_one({"_id": slug}, row, upsert=True)
+        return bool(result.matched_count == 0)
+
+    async def _check_free(self, slug: str, url: str) -> None:
+        """Whether nobody else has the URL; its own URL a topic keeps, for its Subscriptions know it by that."""
+        if url in self.of_files.by_url:
+            raise Conflict("A file of this server defines the topic with this URL")
+        async for row in self._topics.find({"$or": [{"url": url}, {"_id": slug}]}, {"url": 1}):
+            if (row["_id"], row["url"]) != (slug, url):
+                raise Conflict("Another topic has this URL, or this topic has another one")
+
+    async def delete(self, slug: str) -> None:
+        """Take a topic away unless Subscriptions use it. Raises NotFound, Conflict."""
+        row = await self._topics.find_one({"_id": slug}, {"url": 1})
+        if row is None:
+            raise NotFound("No such topic was put here")
+        using = {"terms": {"$regex": f"^criteria=.*\t{re.escape(row['url'])}(\\||%7C|$)"}}
+        subscriptions = self._mongo.collection("Subscription")
+        if await subscriptions.find_one(using, {"_id": 1}) is not None:
+            raise Conflict("Subscriptions use this topic; retire it (status) or delete them first")
+        await self._topics.delete_one({"_id": slug})

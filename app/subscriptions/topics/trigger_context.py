@@ -1,0 +1,64 @@
+"""What trigger functions look up around a change: earlier notices, and the facility of a stay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from app.attribution.facility import facility_types
+from app.attribution.whereabouts import Facility, facility_of, without_places_left
+from app.fhir.json import Resource
+from app.runtime.mongo import Document, Mongo
+from app.settings import Settings
+from app.store.store import Store
+from app.subscriptions.topics.topics import Change
+
+_REMEMBERED = 2_000
+
+
+class Surroundings:
+    """Looks up; `topics.Around`. One for all events of a process."""
+
+    def __init__(self, settings: Settings, mongo: Mongo, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._deliveries = mongo.collection("deliveries")
+        self._base = settings.topic_base.rstrip("/") + "/"
+        # Who has been matched a moment ago may not be in the ledger yet: the events of a batch are recorded together.
+        self._matched: OrderedDict[tuple[str, str], set[tuple[int, str]]] = OrderedDict()
+
+    def note(self, change: Change, topics: Iterable[str]) -> None:
+        """Remember that a change is about to be told under these topics."""
+        own = {(change.version, url) for url in topics if url.startswith(self._base)}
+        if own:
+            key = (change.type, change.resource_id)
+            self._matched.setdefault(key, set()).update(own)
+            self._matched.move_to_end(key)
+            if len(self._matched) > _REMEMBERED:
+                self._matched.popitem(last=False)
+
+    async def told(self, change: Change) -> Sequence[str]:
+        """Notices that wait for their turn count, those that were suppressed do not."""
+        rows = self._deliveries.find(
+            {
+                "focus.id": change.resource_id,
+                "focus.type": change.type,
+                "topic": {"$ne": None},
+                "state": {"$ne": "suppressed"},
+            },
+            {"_id": 0, "topic": 1, "focus.version": 1},
+        )
+        told = {(row["focus"]["version"], row["topic"]) for row in await rows.to_list(None)}
+        told |= self._matched.get((change.type, change.resource_id), set())
+        return [
+            url.removeprefix(self._base)
+            for version, url in sorted(told)
+            if version < change.version and url.startswith(self._base)
+        ]
+
+    async def facility(self, stay: Resource) -> Facility:
+        return await facility_of(self._store, stay, self._settings.base_url)
+
+    async def is_nursing_facility(self, stay: Resource, fields: Document) -> bool:
+        current = without_places_left(stay, fields)
+        return "snf" in await facility_types(self._store, current, self._settings)

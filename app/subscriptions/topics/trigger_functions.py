@@ -1,0 +1,174 @@
+"""What queryCriteria cannot say: functions that a resourceTrigger names (extension topic-trigger-function).
+
+TESTS look at the two versions alone; INQUIRIES also look around, and are asked last. `raised` never holds: a topic with
+such triggers is told of by the server itself (`Store.raise_event`), never by a change as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from app.attribution.whereabouts import current_locations
+from app.fhir.json import Resource
+from app.subscriptions.topics.topics import Around, Change, Inquiry, Test
+
+RAISED = "raised"
+_ASIDE = frozenset({"meta", "text"})
+_ACTIVE = frozenset({"arrived", "triaged", "in-progress", "onleave"})
+_NO_TEAM = frozenset({"inactive", "entered-in-error"})
+_STAYS = "encounter-"
+_DISCHARGE, _CANCELLED = "encounter-discharge", "encounter-cancelled"
+
+
+def content_changed(change: Change) -> bool:
+    """More has changed than meta and the narrative."""
+    versions = (change.resource or {}, change.previous or {})
+    now, before = ({k: v for k, v in each.items() if k not in _ASIDE} for each in versions)
+    return now != before
+
+
+def status_changed(change: Change) -> bool:
+    """The status is another than before; a resource that begins has changed its status."""
+    now, before = change.resource, change.previous
+    return now is not None and (before is None or now.get("status") != before.get("status"))
+
+
+def not_ended(change: Change) -> bool:
+    """The stay has no recorded end."""
+    return change.resource is not None and not _end(change.resource)
+
+
+def about_a_request(change: Change) -> bool:
+    """The Task is about a ServiceRequest."""
+    task = change.resource or {}
+    references = [task.get("focus", {}), *task.get("basedOn", ())]
+    return any("ServiceRequest/" in each.get("reference", "") for each in references)
+
+
+def participant_added(change: Change) -> bool:
+    """The team has somebody, or somebody in a role, that it had not before."""
+    return bool(_seats(change.resource).keys() - _seats(change.previous).keys())
+
+
+def participant_removed(change: Change) -> bool:
+    """Somebody has left the team, or a role in it; the team's own end is the end of all."""
+    return bool(_seats(change.previous).keys() - _seats(change.resource).keys())
+
+
+def participant_ended(change: Change) -> bool:
+    """The period of somebody in the team has been given an end, or another one."""
+    before = _seats(change.previous)
+    return any(
+        end and seat in before and end != before[seat]
+        for seat, end in _seats(change.resource).items()
+    )
+
+
+def never(change: Change) -> bool:
+    """Not fired by a change."""
+    return False
+
+
+async def discharged(change: Change, around: Around) -> bool:
+    """The stay is over, by its status or because its end is recorded for the first time; told once."""
+    now, before = change.resource, change.previous or {}
+    if now is None or before.get("status") == "finished":
+        return False
+    if now.get("status") != "finished":
+        return now.get("status") in _ACTIVE and bool(_end(now)) and not _end(before)
+    if before.get("status") not in _ACTIVE or not _end(before):
+        return True
+    # Its end was known already: that may have been told then, and may have been taken back since.
+    told = [slug for slug in await around.told(change) if slug in (_DISCHARGE, _CANCELLED)]
+    return not told or told[-1] != _DISCHARGE
+
+
+async def told_before(change: Change, around: Around) -> bool:
+    """A notice of an earlier version of this stay went out, or is on its way, to anybody."""
+    return any(slug.startswith(_STAYS) and slug != _CANCELLED for slug in await around.told(change))
+
+
+def reopened(change: Change) -> bool:
+    """A discharge is taken back: a finished stay is active again, or the end of an active one is gone."""
+    now, before = change.resource, change.previous
+    if now is None or before is None or now.get("status") not in _ACTIVE:
+        return False
+    if before.get("status") == "finished":
+        return True
+    return before.get("status") in _ACTIVE and bool(_end(before)) and not _end(now)
+
+
+async def facility_changed(change: Change, around: Around) -> bool:
+    """The stay goes on in another facility; a move inside one is none."""
+    now, before = change.resource, change.previous
+    if now is None or before is None or _places(now) == _places(before):
+        return False
+    return (await around.facility(before)).differs(await around.facility(now))
+
+
+async def in_nursing_facility(change: Change, around: Around) -> bool:
+    """The stay is in a skilled nursing or nursing facility."""
+    now, fields = change.resource, change.fields
+    return now is not None and fields is not None and await around.is_nursing_facility(now, fields)
+
+
+async def was_elsewhere(change: Change, around: Around) -> bool:
+    """The version before was not in such a facility, as far as it said."""
+    before, fields = change.previous, change.previous_fields
+    if before is None or fields is None:
+        return False
+    return not await around.is_nursing_facility(before, fields)
+
+
+TESTS: Mapping[str, Test] = {
+    "about-a-request": about_a_request,
+    "content-changed": content_changed,
+    "not-ended": not_ended,
+    "participant-added": participant_added,
+    "participant-ended": participant_ended,
+    "participant-removed": participant_removed,
+    RAISED: never,
+    "reopened": reopened,
+    "status-changed": status_changed,
+}
+INQUIRIES: Mapping[str, Inquiry] = {
+    "discharged": discharged,
+    "facility-changed": facility_changed,
+    "in-nursing-facility": in_nursing_facility,
+    "told-before": told_before,
+    "was-elsewhere": was_elsewhere,
+}
+
+
+def _places(stay: Resource) -> tuple[Any, list[str]]:
+    return stay.get("serviceProvider", {}).get("reference"), current_locations(stay)
+
+
+def _end(element: Mapping[str, Any]) -> str:
+    return str(element.get("period", {}).get("end", ""))
+
+
+def _seats(team: Resource | None) -> dict[tuple[str, str], str]:
+    """Who sits in a team, in which role, and until when."""
+    if team is None or team.get("status") in _NO_TEAM:
+        return {}
+    return {
+        (who, role): _end(participant)
+        for participant in team.get("participant", ())
+        for who in (_who(participant.get("member", {})),)
+        for role in _roles(participant)
+    }
+
+
+def _who(member: Mapping[str, Any]) -> str:
+    return str(member.get("reference") or member.get("identifier") or member.get("display", ""))
+
+
+def _roles(participant: Mapping[str, Any]) -> Iterator[str]:
+    roles = [
+        f"{coding.get('system', '')}|{coding.get('code', '')}"
+        for role in participant.get("role", ())
+        for coding in role.get("coding", ()) or ({"code": role.get("text", "")},)
+    ]
+    yield from roles or [""]

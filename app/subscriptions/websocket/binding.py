@@ -1,0 +1,82 @@
+"""Binding a websocket client to a Subscription: it is greeted, told from now on, and what waited for it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from app.runtime.mongo import Mongo
+from app.subscriptions.channels import Channel
+from app.subscriptions.channels.websocket import Listener, Websocket
+from app.subscriptions.ledger.outbox import Outbox
+from app.subscriptions.matching.registration import Registration
+from app.subscriptions.notices.composer import Composer
+from app.subscriptions.sending.backlog import Backlog
+from app.subscriptions.sending.owner_rights import Rights
+from app.subscriptions.websocket.socket_tokens import Holder
+
+WEBSOCKET = "websocket"
+
+
+class BindingRefusedError(Exception):
+    """There is nothing to bind: the text is for the client."""
+
+
+class Binder:
+    """The bindings of this process's connections."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        composer: Composer,
+        outbox: Outbox,
+        backlog: Backlog,
+        channels: Mapping[str, Channel],
+        rights: Rights,
+    ) -> None:
+        self._rights = rights
+        self._mongo = mongo
+        self._composer = composer
+        self._outbox = outbox
+        self._backlog = backlog
+        self._channels = channels
+
+    @property
+    def _channel(self) -> Websocket:
+        return cast("Websocket", self._channels[WEBSOCKET])
+
+    async def admits(self, holder: Holder | None) -> bool:
+        """Whether the client that a token was given to is still admitted, and registered as it was then."""
+        return await self._rights.admits(holder)
+
+    async def may_hear(self, holder: Holder | None, subscription: str) -> bool:
+        """Whether that client may be told what the Subscription tells, now. Raises PyMongoError."""
+        registration = await self._composer.registration(subscription)
+        return registration is not None and await self._rights.may_hear(holder, registration)
+
+    async def bind(self, subscription: str, listener: Listener, *, by_token: bool) -> str:
+        """Greet the client, then bind it; returns what unbinds it. Raises BindingRefusedError.
+
+        The greeting is a handshake, or `bound <id>` for a classic Subscription. It comes before any notice.
+        """
+        registration = await self._composer.registration(subscription)
+        if registration is None or registration.channel.type != WEBSOCKET:
+            raise BindingRefusedError("There is no such Subscription with a websocket channel")
+        if registration.topic is not None and not by_token:
+            raise BindingRefusedError("A topic-based Subscription is bound with a token")
+        await listener(await self._greeting(registration))
+        binding = await self._channel.bind(subscription, listener)
+        await self._backlog.resume(registration)
+        return binding
+
+    async def unbind(self, subscription: str, binding: str) -> None:
+        await self._channel.unbind(subscription, binding)
+
+    async def _greeting(self, registration: Registration) -> str:
+        if registration.topic is None:
+            return f"bound {registration.id}"
+        number = await self._outbox.number(registration.id)
+        notice = await self._composer.status_notice(
+            registration, "handshake", number, self._mongo.now()
+        )
+        return notice.body.decode()

@@ -1,0 +1,151 @@
+"""Among thousands of others an organization finds all that is its own, and nothing else.
+
+The limit on what a search may examine is far below what is stored: without the organization's panel these searches
+would be refused as too costly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.authorization.access import Access
+from app.records.versions import Change
+from tests.builders.access_world import (
+    World,
+    condition,
+    coverage,
+    designated,
+    encounter,
+    world as make_world,
+)
+from tests.builders.practices import (
+    PAST,
+    TOMORROW,
+    YESTERDAY,
+    care_team,
+    dated,
+    panel,
+    patient,
+    practitioner,
+    ref,
+)
+
+pytestmark = pytest.mark.mongo
+OTHERS, MAY_EXAMINE = 3_000, 1_500
+NORTH = ref("PractitionerRole/role-n")
+
+
+@pytest.fixture(scope="module")
+async def world(mongod: str) -> AsyncIterator[World]:
+    async with make_world(mongod, max_chain_examined=MAY_EXAMINE) as found:
+        crowd = [
+            resource
+            for number in range(OTHERS)
+            for resource in (
+                patient(f"x{number}", ref("PractitionerRole/role-s")),
+                encounter(f"a-x{number}", f"x{number}", "city", period={"start": "2026-11-01"}),
+            )
+        ]
+        changes = [Change("create", each["resourceType"], each["id"], each) for each in crowd]
+        for start in range(0, len(changes), 500):
+            await found.server.store.commit(changes[start : start + 500])
+        replaced = {"link": [{"type": "replaced-by", "other": ref("Patient/y-team")}]}
+        behalf = care_team("behalf", "y-behalf", "Practitioner/dr-alone")
+        behalf["participant"][0]["onBehalfOf"] = ref("Organization/north")
+        await found.put(
+            "admin",
+            practitioner("dr-alone"),
+            patient("y-doctor", ref("Practitioner/dr-n")),
+            patient("y-practice", ref("Organization/north")),
+            patient("y-team"),
+            care_team("team", "y-team", "PractitionerRole/role-n"),
+            patient("y-behalf"),
+            behalf,
+            patient("y-panel"),
+            panel("panel", "Organization/north", "Patient/y-panel"),
+            patient("y-merged") | replaced,
+            patient("was", dated("PractitionerRole/role-n", PAST, YESTERDAY)),
+            patient("will", dated("PractitionerRole/role-n", TOMORROW)),
+            *(
+                encounter(f"z-{who}", who, "city", period={"start": f"2026-10-{day:02}"})
+                for day, who in enumerate(ATTRIBUTED, 10)
+            ),
+            encounter("z-was", "was", "city"),
+            condition("z-c", "y-team"),
+            coverage("z-v", "y-doctor", "plan-a"),
+            coverage("z-over", "y-team", "plan-a", period={"end": "2020-01-01"}),
+            designated("z-list", "plan-a", "y-panel"),
+            designated("z-state", "agency", "y-team"),
+        )
+        yield found
+
+
+ATTRIBUTED = ("y-doctor", "y-practice", "y-team", "y-behalf", "y-panel", "y-merged")
+
+
+async def test_a_practice_finds_all_of_its_patients(world: World) -> None:
+    found = await world.found("north", "/Patient?_count=100")
+    assert found == sorted(f"Patient/{who}" for who in (*ATTRIBUTED, "pn"))
+
+
+async def test_a_practice_finds_all_visits_of_its_patients_in_the_order_asked_for(
+    world: World,
+) -> None:
+    answer = await world.get("north", "/Encounter?_sort=date&date=gt2026-01-01&_count=4")
+    pages = [[each["resource"]["id"] for each in answer.json()["entry"]]]
+    while following := [
+        link["url"] for link in answer.json()["link"] if link["relation"] == "next"
+    ]:
+        answer = await world.get("north", following[0])
+        pages.append([each["resource"]["id"] for each in answer.json()["entry"]])
+    assert [id_ for page in pages for id_ in page] == [f"z-{who}" for who in ATTRIBUTED]
+
+
+async def test_totals_count_ones_own_among_thousands(world: World) -> None:
+    answer = await world.get("north", "/Patient?_summary=count")
+    assert answer.json()["total"] == len(ATTRIBUTED) + 1
+
+
+@pytest.mark.parametrize(
+    ("who", "expected"),
+    [
+        ("plan-a", ["Patient/pn", "Patient/y-doctor", "Patient/y-panel"]),
+        ("agency", ["Patient/pn", "Patient/y-team"]),
+    ],
+)
+async def test_members_are_found_by_coverage_and_by_group(
+    world: World, who: str, expected: list[str]
+) -> None:
+    assert await world.found(who, "/Patient?_count=100") == expected
+
+
+async def test_a_chain_finds_ones_own_among_thousands(world: World) -> None:
+    found = await world.found("north", "/Condition?patient.active:missing=true&_count=100")
+    assert set(found) <= {"Condition/cn", "Condition/z-c"}
+    assert await world.found("north", "/Encounter?status=in-progress&_count=100") == sorted(
+        ["Encounter/en", *(f"Encounter/z-{who}" for who in ATTRIBUTED)]
+    )
+
+
+async def test_whose_panel_is_the_crowd_itself_is_told_when_it_is_too_much(world: World) -> None:
+    answer = await world.get("south", "/Patient?_summary=count")
+    assert answer.status_code == 422
+    assert answer.json()["issue"][0]["code"] == "too-costly"
+
+
+async def test_a_panel_lacks_nobody_who_is_attributed(world: World) -> None:
+    """Its narrowing may never hide what judging would have shown."""
+    accesses = world.server.worker.accesses
+    for name in ("north", "plan-a", "agency"):
+        client = world.authority.known[name]
+        access = accesses.of(await world.authority.caller(f"Bearer {name}"))
+        assert isinstance(access, Access)
+        family = await access.family()
+        listed = await accesses.panels.of(client.role, family)
+        assert listed is not None
+        rows = await world.server.store.find("Patient", {"terms": "*"}, projection={"_id": 1})
+        everybody = {f"Patient/{row['_id']}" for row in rows}
+        assert await access.own_patients(everybody, family) <= listed
+        assert len(listed) < 20

@@ -1,0 +1,54 @@
+"""Changes and versions as topics and criteria look at them, without a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from app.search.extract import extract
+from app.store.store import Store
+from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.topics.compiled_conditions import Question
+
+
+@dataclass
+class Pair:
+    """A change from one version of a resource to the next; None where there is none."""
+
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    type: str = "Encounter"
+    resource_id: str = "e1"
+    version: int = 2
+
+    @property
+    def method(self) -> str:
+        if self.after is None:
+            return "delete"
+        return "update" if self.before else "create"
+
+    @property
+    def resource(self) -> dict[str, Any] | None:
+        return self.after
+
+    @property
+    def previous(self) -> dict[str, Any] | None:
+        return self.before
+
+    @cached_property
+    def fields(self) -> dict[str, Any] | None:
+        return None if self.after is None else extract(self.type, self.after)
+
+    @cached_property
+    def previous_fields(self) -> dict[str, Any] | None:
+        return None if self.before is None else extract(self.type, self.before)
+
+
+async def found(question: Question, fields: dict[str, Any]) -> bool:
+    """Judge a question that needs nothing but the version itself."""
+    return await facts(fields).answer(question)
+
+
+def facts(fields: dict[str, Any], resource_type: str = "Encounter", base_url: str = "") -> Facts:
+    return Facts(cast("Store", None), base_url, resource_type, fields)

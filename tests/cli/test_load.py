@@ -1,0 +1,334 @@
+"""Loading files: what is sent, with which ids and references, and what is said about refusals."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.cli.load.load import LoadError, find_files, load
+from app.cli.load.outcome import Report
+from app.cli.load.plan import plan, point, searches
+from tests.processes import carerelay, environment, started, wait_for
+
+PATIENT_URN = "urn:uuid:5d0a0b6e-0d0c-4f1e-9a51-3c1d7f5a9d11"
+
+
+def bundle(*entries: dict[str, Any], kind: str = "transaction") -> dict[str, Any]:
+    return {"resourceType": "Bundle", "type": kind, "entry": list(entries)}
+
+
+def posted(resource: dict[str, Any], full_url: str = "", **request: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "resource": resource,
+        "request": {"method": "POST", "url": resource["resourceType"], **request},
+    }
+    return {**entry, "fullUrl": full_url} if full_url else entry
+
+
+def patient(**elements: Any) -> dict[str, Any]:
+    return {"resourceType": "Patient", **elements}
+
+
+# What to send
+
+
+def test_urn_uuid_becomes_the_id():
+    [entry] = plan(bundle(posted(patient(), PATIENT_URN)), set()).entries
+    assert f"urn:uuid:{entry.id}" == PATIENT_URN
+
+
+def test_same_urn_uuid_in_another_bundle_gets_an_id_of_its_own():
+    taken: set[str] = set()
+    [first] = plan(bundle(posted(patient(), PATIENT_URN)), taken).entries
+    [second] = plan(bundle(posted(patient(), PATIENT_URN)), taken).entries
+    assert first.id != second.id
+
+
+def test_placeholder_that_is_no_uuid_gets_a_new_id_each_time():
+    ids = {
+        plan(bundle(posted(patient(), "urn:uuid:patient")), set()).entries[0].id for _ in range(2)
+    }
+    assert len(ids) == 2
+    assert all(uuid.UUID(str(made)) for made in ids)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        pytest.param(patient(id="p1"), "p1", id="single resource"),
+        pytest.param(patient(), None, id="single resource without id"),
+        pytest.param(bundle({"resource": patient(id="p1")}, kind="collection"), "p1", id="entry"),
+        pytest.param(
+            bundle(posted(patient(id="p1"), "http://example.org/Patient/p1")), "p1", id="own id"
+        ),
+        pytest.param(
+            bundle(
+                {"resource": patient(id="x"), "request": {"method": "PUT", "url": "Patient/p1"}}
+            ),
+            "p1",
+            id="PUT by its url",
+        ),
+    ],
+)
+def test_id_of_an_entry(document, expected):
+    [entry] = plan(document, set()).entries
+    assert entry.id == expected
+
+
+def test_a_message_is_unpacked_and_kept_as_it_came():
+    message = bundle({"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message")
+    unpacked, kept = plan(message, set()).entries
+    assert unpacked.reference == "Patient/p1"
+    assert unpacked.full_url == PATIENT_URN
+    point(unpacked.resource, {"p1": "changed"})
+    assert kept.resource == bundle(
+        {"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message"
+    )
+
+
+def test_document_and_history_bundles_are_resources_themselves():
+    for kind in ("document", "history"):
+        [entry] = plan(bundle({"resource": patient(id="p1")}, kind=kind), set()).entries
+        assert entry.resource_type == "Bundle"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        pytest.param({"fullUrl": PATIENT_URN}, "no resource", id="no resource"),
+        pytest.param({"resource": {"id": "x"}}, "no resource", id="no resourceType"),
+        pytest.param("text", "not a Bundle entry", id="no object"),
+        pytest.param(
+            {"resource": patient(), "request": {"method": "DELETE", "url": "Patient/1"}},
+            "DELETE",
+            id="DELETE",
+        ),
+        pytest.param(
+            {"resource": patient(), "request": {"method": "PUT", "url": "Person/1"}},
+            "does not fit",
+            id="PUT of another type",
+        ),
+    ],
+)
+def test_entry_that_cannot_be_loaded_is_refused_alone(entry, reason):
+    planned = plan(bundle(entry, {"resource": patient(id="p1")}), set())
+    [(label, said)] = planned.refused
+    assert label == "entry 1"
+    assert reason in said
+    assert len(planned.entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param({"reference": "urn:x:1"}, {"reference": "Patient/1"}, id="reference"),
+        pytest.param({"reference": "urn:x:1#a"}, {"reference": "Patient/1#a"}, id="fragment"),
+        pytest.param({"valueUri": "urn:x:1"}, {"valueUri": "Patient/1"}, id="uri"),
+        pytest.param({"list": ["urn:x:1"]}, {"list": ["Patient/1"]}, id="array of canonicals"),
+        pytest.param(
+            {"div": "<a href='urn:x:1'>urn:x:1</a>"},
+            {"div": "<a href='Patient/1'>urn:x:1</a>"},
+            id="narrative",
+        ),
+        pytest.param({"value": "urn:x:1"}, {"value": "urn:x:1"}, id="Identifier.value stays"),
+        pytest.param({"reference": "urn:x:12"}, {"reference": "urn:x:12"}, id="longer urn stays"),
+    ],
+)
+def test_links_are_rewritten_wherever_they_stand(before, after):
+    assert point([{"extension": [before]}], {"urn:x:1": "Patient/1"}) == [{"extension": [after]}]
+
+
+def test_conditional_references_are_found_in_depth():
+    search = "Practitioner?identifier=a|b"
+    resource = {"participant": [{"individual": {"reference": search}}], "url": "http://x/?a=b"}
+    assert list(searches(resource)) == [search]
+
+
+# Which files
+
+
+def test_directories_give_their_json_in_order(tmp_path):
+    for name in ("b.json", "a.ndjson.gz", "c/d.json.bz2", "notes.txt", "e.csv.gz"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = [str(file.relative_to(tmp_path)) for file in find_files([tmp_path])]
+    assert found == ["a.ndjson.gz", "b.json", "c/d.json.bz2"]
+
+
+@pytest.mark.parametrize("name", ["missing", "."])
+def test_nothing_to_load_is_an_error(tmp_path, name):
+    with pytest.raises(LoadError):
+        find_files([tmp_path / name])
+
+
+# Through a server
+
+
+@pytest.fixture(scope="module")
+def base(mongod: str) -> Iterator[str]:
+    settings = environment(mongodb_uri=mongod, mongodb_database=f"load{uuid.uuid4().hex[:8]}")
+    with started("FHIR base: ", "serve", "--port", "0", env=settings) as (_, url):
+        wait_for(f"{url}/metadata").raise_for_status()
+        yield url
+
+
+def write(directory: Path, name: str, *documents: Any) -> Path:
+    path = directory / name
+    content = "\n".join(json.dumps(document) for document in documents).encode()
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress}
+    packed = packers.get(path.suffix, bytes)(content)
+    path.write_bytes(packed)
+    return path
+
+
+async def loaded(base: str, *paths: Path) -> Report:
+    return await load(paths, base, lambda _: None)
+
+
+async def test_transaction_keeps_its_references(base, tmp_path):
+    system = uuid.uuid4().hex
+    practitioner = {
+        "resourceType": "Practitioner",
+        "identifier": [{"system": "http://example.org/npi", "value": system}],
+    }
+    search = f"Practitioner?identifier=http://example.org/npi|{system}"
+    urn, stay = f"urn:uuid:{uuid.uuid4()}", f"urn:uuid:{uuid.uuid4()}"
+    encounter = {
+        "resourceType": "Encounter",
+        "status": "finished",
+        "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+        "subject": {"reference": urn},
+        "participant": [{"individual": {"reference": search}}],
+    }
+    write(tmp_path, "1.json.bz2", bundle(posted(practitioner, ifNoneExist=search), kind="batch"))
+    write(tmp_path, "2.json.gz", bundle(posted(encounter, stay), posted(patient(), urn)))
+    report = await loaded(base, tmp_path)
+    assert report.refusals == []
+    assert report.created == {"Practitioner": 1, "Encounter": 1, "Patient": 1}
+    async with httpx.AsyncClient(base_url=base) as client:
+        stored = (await client.get(f"Encounter/{stay.removeprefix('urn:uuid:')}")).json()
+        assert (await client.get(stored["subject"]["reference"])).status_code == 200
+        who = stored["participant"][0]["individual"]["reference"]
+        assert (await client.get(who)).json()["identifier"][0]["value"] == system
+
+    again = await loaded(base, tmp_path)
+    assert again.existing == {"Practitioner": 1}
+    assert again.updated == {"Encounter": 1, "Patient": 1}
+    assert again.created == {}
+
+
+async def test_ndjson_keeps_decimals_and_refuses_line_by_line(base, tmp_path):
+    path = tmp_path / "observations.ndjson"
+    identity = uuid.uuid4().hex
+    good = (
+        f'{{"resourceType":"Observation","id":"{identity}","status":"final",'
+        '"code":{"text":"x"},"valueQuantity":{"value":1.50}}'
+    )
+    wrong = '{"resourceType":"Observation","id":"wrong","status":"banana","code":{"text":"x"}}'
+    path.write_text(f"{good}\n\n{wrong}\n{{broken\n")
+    report = await loaded(base, path)
+    assert report.created == {"Observation": 1}
+    by_name = {refusal.resource: refusal for refusal in report.refusals}
+    assert by_name.keys() == {"Observation/wrong", "line 3"}
+    assert "Observation.status" in by_name["Observation/wrong"].reason
+    assert by_name["Observation/wrong"].file == str(path)
+    async with httpx.AsyncClient(base_url=base) as client:
+        answer = await client.get(f"Observation/{identity}")
+    value = json.loads(answer.content, parse_float=Decimal)["valueQuantity"]["value"]
+    assert str(value) == "1.50"
+
+
+async def test_conditional_reference_without_one_match_is_refused(base, tmp_path):
+    encounter = {"resourceType": "Encounter", "subject": {"reference": "Patient?identifier=no|one"}}
+    report = await loaded(base, write(tmp_path, "e.json", bundle(posted(encounter))))
+    [refusal] = report.refusals
+    assert "Patient?identifier=no|one, which matches no resource" in refusal.reason
+
+
+async def test_versions_of_one_resource_go_in_their_order(base, tmp_path):
+    identity = uuid.uuid4().hex
+    versions = [patient(id=identity, name=[{"text": f"v{number}"}]) for number in range(1, 9)]
+    report = await loaded(base, write(tmp_path, "p.ndjson", *versions))
+    assert (report.created["Patient"], report.updated["Patient"]) == (1, 7)
+    async with httpx.AsyncClient(base_url=base) as client:
+        stored = (await client.get(f"Patient/{identity}")).json()
+    assert stored["name"][0]["text"] == "v8"
+
+
+async def test_resource_without_id_gets_one_from_the_server(base, tmp_path):
+    report = await loaded(base, write(tmp_path, "p.json", patient()))
+    assert report.created == {"Patient": 1}
+
+
+async def test_unpacking_failure_is_a_refusal(base, tmp_path):
+    (tmp_path / "x.json.gz").write_bytes(b"not gzip")
+    report = await loaded(base, tmp_path)
+    assert "cannot be read" in report.refusals[0].reason
+
+
+async def answered(tmp_path: Path, *answers: httpx.Response | Exception) -> Report:
+    """Load one Patient into a server that gives these answers, one a request."""
+    waiting = iter(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == "http://fhir.example/Patient/p1"
+        given = next(waiting)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    file = write(tmp_path, "p.json", patient(id="p1"))
+    transport = httpx.MockTransport(answer)
+    return await load([file], "http://fhir.example", lambda _: None, transport)
+
+
+async def test_busy_server_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("app.cli.load.load.FIRST_PAUSE", 0.0)
+    report = await answered(
+        tmp_path,
+        httpx.Response(503),
+        httpx.Response(429, headers={"Retry-After": "0"}),
+        httpx.ReadError("connection lost"),
+        httpx.Response(201),
+    )
+    assert report.created == {"Patient": 1}
+
+
+async def test_refusal_without_an_outcome_shows_the_status(tmp_path):
+    report = await answered(tmp_path, httpx.Response(502, text="<html>"))
+    assert report.refusals[0].reason == "502"
+
+
+async def test_no_server_ends_the_load(tmp_path):
+    with pytest.raises(LoadError, match="does not answer"):
+        await answered(tmp_path, httpx.ConnectError("refused"))
+
+
+def test_command_shows_counts_and_refusals_and_exits_1(base, tmp_path):
+    file = write(tmp_path, "p.ndjson", patient(id=uuid.uuid4().hex), patient(gender="banana"))
+    done = carerelay("load", file, "--url", base)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "2 resources" in done.stdout
+    assert f"refused {file}: Patient: 4" in done.stdout
+    assert "Patient.gender" in done.stdout
+
+
+def test_command_exits_0_when_all_is_stored(base, tmp_path):
+    done = carerelay("load", write(tmp_path, "p.json", patient(id=uuid.uuid4().hex)), "--url", base)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_command_names_a_path_that_does_not_exist(tmp_path):
+    done = carerelay("load", tmp_path / "nothing.json")
+    assert done.returncode == 1
+    assert "nothing.json does not exist" in done.stdout

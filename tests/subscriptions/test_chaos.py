@@ -1,0 +1,59 @@
+"""Nothing is lost, doubled or invented when servers and their database are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.builders.receiver import receiving
+from tests.subscriptions.chaos import Cluster, cluster, verify
+
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
+
+
+async def play(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, *, admissions: int, attacks: str
+) -> None:
+    """Admissions in as many portions as there are attacks (`s`erver or `m`ongod), each in the middle of one."""
+    seed = int(os.environ.get("CHAOS_SEED", "7"))
+    async with cluster(directory, monkeypatch, seed) as chaos, receiving() as receiver:
+        subscriptions = [await chaos.subscribe(f"{receiver.url}/{name}") for name in "ab"]
+        portion = admissions // len(attacks)
+        for number, attack in enumerate(attacks):
+            ids = [f"e{number}-{index}" for index in range(portion)]
+            await asyncio.gather(chaos.admit(ids), strike(chaos, attack))
+            if attack == "m":
+                await chaos.ready()
+        await verify(chaos, receiver, subscriptions)
+
+
+async def strike(chaos: Cluster, attack: str) -> None:
+    await asyncio.sleep(chaos.random.uniform(0.0, 0.4))
+    if attack == "m":
+        await chaos.kill_mongod()
+    else:
+        chaos.kill_server()
+
+
+@pytest.mark.timeout(240)
+async def test_five_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await play(tmp_path, monkeypatch, admissions=200, attacks="ssmss")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+async def test_fifty_kills_of_servers_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await play(tmp_path, monkeypatch, admissions=1000, attacks="s" * 50)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+async def test_ten_kills_of_the_database_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await play(tmp_path, monkeypatch, admissions=1000, attacks="ms" * 10)
