@@ -10,13 +10,13 @@ from app.coordination.care_plans import annual, watch
 from app.coordination.case_management import case_management, health_risk, letters
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
-from app.coordination.practices import consent_review, encounter_review, endpoints, no_recipient
+from app.coordination.practices import encounter_review, endpoints, no_recipient
 from app.proof import publisher
 
 REACTIONS: Sequence[Reaction] = (
-    consent_review.REACTION,
+    encounter_review.CONSENT_REACTION,
     letters.REACTION,
-    encounter_review.REACTION,
+    encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,
     endpoints.REACTION,
     watch.REACTION,

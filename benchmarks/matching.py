@@ -26,9 +26,9 @@ from app.runtime.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
 from app.store.store import Store
-from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.registry import Registry
-from app.subscriptions.topics.topic_files import load
+from app.subscriptions.topics.topic_store import load
 from benchmarks import resources
 
 FEW, MANY = 100, 100_000
@@ -124,7 +124,7 @@ async def _fill(mongo: Mongo, settings: Settings, count: int) -> None:
     template = _template()
     read = registration.read(template, load(settings), settings)
     fields = extract("Subscription", template)
-    texts = (fhir_json.encode(template).decode(), compact_registration.encode(read, settings))
+    texts = (fhir_json.encode(template).decode(), registration_cache.encode(read, settings))
     documents: list[dict[str, Any]] = []
     for number in range(count):
         text, brief = (_numbered(each, number) for each in texts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -15,11 +16,13 @@ from datetime import datetime, timedelta
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
+from app.audit import chain_registry
 from app.audit.chain_registry import Registry, head_of
-from app.audit.entry import count
+from app.audit.entry import Asked, asking, count, entry
 from app.audit.hash_chain import SORRY, Chain, Links, place
 from app.audit.refusal_counter import Refusals
 from app.audit.write_batch import Together
+from app.authentication.caller import Caller
 from app.errors import Unavailable
 from app.fhir.ids import new_id
 from app.runtime import background_tasks, secrets
@@ -218,3 +221,24 @@ class AuditLog:
 def within(chain: str) -> Document:
     """The filter of a chain's rows."""
     return {"_id": {"$gt": f"{chain}.", "$lt": f"{chain}/"}}  # `/` is the character after `.`
+
+
+# What an operator does on the command line, put on record where the database has an audit.
+
+COMMAND_LINE = Caller("command-line")
+
+
+async def note(mongo: Mongo, settings: Settings, command: str) -> None:
+    """Record a command that changed who may do what. Raises Unavailable where it must be recorded and cannot."""
+    has_audit = (
+        await mongo.collection(chain_registry.COLLECTION).find_one({}, {"_id": 1}) is not None
+    )
+    if settings.audit_mode == "off" and not has_audit:
+        return
+    audit = AuditLog(settings, mongo, f"{os.getpid()}-command-line")
+    await audit.start()
+    try:
+        with asking(Asked(COMMAND_LINE, "", "", f"carerelay {command}")):
+            await audit.record([entry("clients", audit.now())])
+    finally:
+        await audit.stop()

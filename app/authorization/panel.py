@@ -18,7 +18,7 @@ from app.fhir.codes import GROUP_KIND, PCP_PANEL
 from app.runtime.batch_cache import Shared
 from app.runtime.mongo import Document
 from app.search import group_members
-from app.search.on_behalf_of import acting_for
+from app.search.group_members import acting_for
 from app.search.parameter import Filter, Parameter, Scope
 from app.search.parameters import reference
 from app.search.search_parameters import parameters

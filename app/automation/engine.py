@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.automation.reactions import Reactions
-from app.automation.recently_checked import Recently
+from app.automation.review_tasks import Recently
 from app.automation.timers import Timers
 from app.context import Context
 from app.features import REACTIONS, TIMERS

@@ -7,7 +7,7 @@
 
 `state` is queued, running, done, failed or cancelled. `place` is what to go on with: [stage, type, part, after]. A file
 is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?}, see writing.py; `named` once its patients
-are on record, where they are many (app/api/export_disclosure.py). Pieces and place are
+are on record, where they are many (app/api/export_status.py). Pieces and place are
 written in one transaction, guarded by owner and attempt: a process that lost its export, or one whose export was
 cancelled, writes nothing more, and what is read again after a crash comes into the files once.
 """

@@ -245,14 +245,14 @@ def _with_clients(
     data: Path | None, uri: str | None, work: Callable[[Clients], Awaitable[T]], done: str = ""
 ) -> T:
     """Work on the registry; what was `done` goes on record."""
-    from app.audit import administration
+    from app.audit import log
     from app.authentication.clients import Clients
     from app.network.egress_policy import Egress
 
     async def on(mongo: Mongo, settings: Settings) -> T:
         result = await work(Clients(mongo, Egress.from_settings(settings)))
         if done:
-            await administration.note(mongo, settings, done)
+            await log.note(mongo, settings, done)
         return result
 
     return with_database(data, uri, on)
@@ -262,14 +262,14 @@ def _with_keys(
     data: Path | None, uri: str | None, work: Callable[[ServerKeys], Awaitable[T]], done: str = ""
 ) -> T:
     """Work on the server's keys; what was `done` goes on record."""
-    from app.audit import administration
+    from app.audit import log
     from app.authentication.signing_keys import ServerKeys
     from app.runtime import secrets
 
     async def on(mongo: Mongo, settings: Settings) -> T:
         result = await work(ServerKeys(mongo, secrets.of_settings(settings)))
         if done:
-            await administration.note(mongo, settings, done)
+            await log.note(mongo, settings, done)
         return result
 
     return with_database(data, uri, on)

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.server_client import SERVER, ask
+from app.cli.database import SERVER, ask
 
 Url = Annotated[str, typer.Option(help="Address of the server.")]
 Subscription = Annotated[str | None, typer.Option(help="Id of a Subscription.")]

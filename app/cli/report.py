@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.server_client import SERVER, ask
+from app.cli.database import SERVER, ask
 
 console = Console(soft_wrap=True, highlight=False)
 

@@ -18,8 +18,8 @@ from app.fhir import json as fhir_json
 from app.interactions import interactions
 from app.operations.arguments import Invocation
 from app.operations.subscription_status import content_of, head_of
-from app.subscriptions.ledger import past
-from app.subscriptions.ledger.past import Span
+from app.subscriptions.ledger import ledger_queries
+from app.subscriptions.ledger.ledger_queries import Span
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
 from app.subscriptions.notices import notification
 from app.subscriptions.notices.event_reader import Teller
@@ -43,7 +43,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     number = await server.worker.outbox.number(subscription["id"])
     await _check_kept(context, subscription["id"], span, number)
     limit = context.settings.max_count
-    rows = await past.rows(server.mongo, subscription["id"], span, limit + 1)
+    rows = await ledger_queries.rows(server.mongo, subscription["id"], span, limit + 1)
     topic = server.worker.registry.catalogue.find(subscription["criteria"])
     teller = Teller(server.store, context.base_url)
     # Told now, so judged by what may be told now.
@@ -102,7 +102,7 @@ def _content(asked: str | None, allowed: Content) -> Content:
 
 
 async def _check_kept(context: Context, subscription: str, span: Span, number: int) -> None:
-    first = await past.first_kept(context.server.mongo, subscription, number)
+    first = await ledger_queries.first_kept(context.server.mongo, subscription, number)
     # Events are numbered from 1: who asks from 0 asks for all of them.
     lowest = span.first if span.first != 0 else 1
     if any(bound is not None and 0 < bound < first for bound in (lowest, span.last)):

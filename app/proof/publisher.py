@@ -18,7 +18,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel, UpdateOne
 
-from app.authorization.server_owned import is_proof
+from app.authorization.write_check import is_proof
 from app.automation import review_tasks
 from app.automation.timers import Timer
 from app.context import Context

@@ -14,7 +14,7 @@ from app.resources.type_rules import Prepared
 from app.runtime import secrets
 from app.runtime.mongo import Document
 from app.subscriptions.channels import CHANNELS
-from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import led_through
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.sending.owner_rights import owner_document
@@ -50,7 +50,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
         private={
             "headers": secrets.of_settings(context.settings).seal_all(headers) if headers else [],
             "base_url": context.base_url,
-            "watch": compact_registration.encode(read, context.settings),
+            "watch": registration_cache.encode(read, context.settings),
             **_owner(context, known),
         },
         echo={"channel": {**stored["channel"], "header": sent}} if sent else None,

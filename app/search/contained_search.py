@@ -18,7 +18,7 @@ from app.fhir import definitions, json as fhir_json
 from app.search import chain, include, page, query, system
 from app.search.contained import FIELD, Within
 from app.search.extract import extract
-from app.search.include_resolver import Row
+from app.search.include import Row
 from app.search.parameter import AllOf, AnyOf, Condition
 from app.search.query import Parameters, Query
 from app.search.search_parameters import parameters

@@ -23,7 +23,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import contained, custom, group_members, on_behalf_of, words
+from app.search import contained, custom, group_members, words
 from app.search.expression import Path, Step, follow
 from app.search.parameter import Parameter
 from app.search.parameters import date, near
@@ -133,7 +133,7 @@ def _plan(resource_type: str) -> _Plan:
         by_key["member"].append(group_members.add_whens)
         always.append(group_members.add_roster)
     if resource_type == "CareTeam":
-        by_key["participant"].append(on_behalf_of.add)
+        by_key["participant"].append(group_members.add)
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
 
 

@@ -29,6 +29,9 @@ from app.search.terms import Terms, successor
 
 if TYPE_CHECKING:
     from app.store.store import Store
+from collections.abc import Iterable
+
+from app.search.terms import escape, shorten
 
 # Search parameters whose terms are kept in a collection of rows, by type and code.
 ROWS: Mapping[tuple[str, str], str] = {("Group", "member"): "group_members"}
@@ -279,3 +282,24 @@ class Aside(Lookup):
 
     def matches(self, fields: Fields) -> bool:
         return self.terms.matches({"terms": fields.get("rows", ())})
+
+
+# For whom participants of a CareTeam act: terms of the server's own, since R4 has no search parameter for it.
+#
+# https://hl7.org/fhir/R4/careteam-definitions.html#CareTeam.participant.onBehalfOf
+
+_KEY = "_behalf"
+
+
+def add(participants: Sequence[Mapping[str, Any] | None], fields: dict[str, Any]) -> None:
+    """The terms of a team's participants, among those of its search parameters."""
+    for participant in participants:
+        if participant and "onBehalfOf" in participant:
+            endings = VALUES["Reference"](participant["onBehalfOf"])
+            fields["terms"] += [f"{_KEY}{ending}" for ending in endings or ()]
+
+
+def acting_for(organizations: Iterable[str], base_url: str) -> list[str]:
+    """What the terms of a team hold whose participant acts for an organization (`Organization/o1`): one of these."""
+    bases = ("", f"{base_url}/") if base_url else ("",)
+    return [f"{_KEY}={shorten(escape(base + each))}" for each in organizations for base in bases]

@@ -12,13 +12,22 @@ References are read from the stored terms, so no text is decoded. A versioned re
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from app.errors import BadRequest
 from app.fhir import definitions
-from app.search.parameter import Parameter, UnknownParameter
+from app.search import group_members
+from app.search.parameter import Parameter, Scope, UnknownParameter
+from app.search.parameters import reference
 from app.search.search_parameters import parameters
+from app.search.terms import EVERY
+
+if TYPE_CHECKING:
+    from app.store.store import Store
 
 _KINDS = ("_include", "_revinclude")
 EVERYTHING = "*"
@@ -146,3 +155,147 @@ def _referring() -> Mapping[str, Sequence[str]]:
                 for target in parameter.targets or definitions.SUPPORTED_TYPES:
                     found.setdefault(target, []).append(f"{source}:{parameter.code}")
     return found
+
+
+# Gathers what `_include` and `_revinclude` ask for, step by step until nothing new comes or the limit is reached.
+
+_URL, _VERSION = "url=", "version="
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A resource of a page as it is stored; `terms` only where something is to be included.
+
+    A struct: a page makes hundreds, and a frozen dataclass costs five times as much.
+    """
+
+    type: str
+    id: str
+    text: str
+    terms: Sequence[str] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.type, self.id
+
+
+async def included(
+    store: Store, includes: Sequence[Include], matches: Sequence[Row], scope: Scope
+) -> tuple[list[Row], bool]:
+    """The current resources that a page's matches bring along, none twice and no match; and whether these are all."""
+    gathering = _Gathering(store, scope, {row.key for row in matches})
+    frontier = matches
+    while frontier and includes:
+        frontier = await gathering.step(includes, frontier)
+        includes = [each for each in includes if each.iterates]
+    return gathering.found, gathering.is_complete
+
+
+@dataclass(slots=True)
+class _Gathering:
+    store: Store
+    scope: Scope
+    seen: set[tuple[str, str]]
+    found: list[Row] = field(default_factory=list)
+    is_complete: bool = True
+
+    @property
+    def _room(self) -> int:
+        return self.scope.limits.included - len(self.found)
+
+    async def step(self, includes: Sequence[Include], rows: Sequence[Row]) -> list[Row]:
+        """What one round of inclusions brings that was not there before."""
+        before = len(self.found)
+        for include in includes:
+            if include.is_reverse:
+                await self._referring(include, rows)
+            else:
+                await self._referred(include, rows)
+        return self.found[before:]
+
+    async def _referred(self, include: Include, rows: Sequence[Row]) -> None:
+        ids: dict[str, dict[str, None]] = {}
+        canonicals: dict[str, set[str]] = {}
+        for row in rows:
+            for parameter in include.parameters(row.type):
+                terms = await self._terms(row, parameter)
+                for target, name in reference.targets(parameter, terms, self.scope.base_url):
+                    if include.leads_to(parameter, target) and (target, name) not in self.seen:
+                        ids.setdefault(target, {})[name] = None
+                if "canonical" in parameter.types:
+                    for target in parameter.targets:
+                        if include.leads_to(parameter, target):
+                            canonicals.setdefault(target, set()).update(_urls(parameter, terms))
+        for target in sorted(ids):
+            await self._add(target, {"_id": {"$in": list(ids[target])}})
+        for target in sorted(canonicals):
+            if target in definitions.SUPPORTED_TYPES:
+                await self._add_canonical(target, canonicals[target])
+
+    async def _terms(self, row: Row, parameter: Parameter) -> Sequence[str]:
+        if parameter.aside is None:
+            return row.terms
+        beginning = parameter.key + "="
+        limit = self._room + len(self.seen) + 1
+        return await group_members.first_terms(
+            self.store, parameter.aside, row.id, beginning, limit
+        )
+
+    async def _referring(self, include: Include, rows: Sequence[Row]) -> None:
+        sources = [include.source] if include.source else await self.store.types()
+        for source in sources:
+            terms: list[str] = []
+            for parameter in include.parameters(source):
+                targets = [row for row in rows if include.leads_to(parameter, row.type)]
+                references = [f"{row.type}/{row.id}" for row in targets]
+                wanted = list(reference.local(parameter, references, self.scope).equal)
+                if "canonical" in parameter.types:
+                    wanted += [f"{parameter.key}={url}" for row in targets for url in _own(row)]
+                if parameter.aside:
+                    limit = self.scope.limits.examined
+                    groups = await group_members.holders(self.store, parameter.aside, wanted, limit)
+                    await self._add(source, {"_id": {"$in": groups}})
+                else:
+                    terms += wanted
+            if terms:
+                await self._add(source, {"terms": {"$in": terms}})
+
+    async def _add_canonical(self, target: str, urls: Iterable[str]) -> None:
+        """Resources by their url; a version that the canonical names must be theirs."""
+        for url, bar, version in sorted(each.partition("|") for each in urls):
+            wanted = [{"terms": _URL + url}]
+            if bar:
+                wanted.append({"terms": _VERSION + version})
+            await self._add(target, {"$and": wanted})
+
+    async def _add(self, resource_type: str, filter_: dict[str, object]) -> None:
+        """Add the resources of a type that match, as long as there is room."""
+        known = sum(1 for kind, _ in self.seen if kind == resource_type)
+        documents = await self.store.find(
+            resource_type,
+            {"$and": [{"terms": EVERY}, filter_]},
+            sort=[("_id", 1)],
+            limit=self._room + known + 1,
+            projection={"text": 1, "terms": 1},
+        )
+        for each in documents:
+            row = Row(resource_type, each["_id"], each["text"], each["terms"])
+            if row.key in self.seen:
+                continue
+            if self._room <= 0:
+                self.is_complete = False
+                return
+            self.seen.add(row.key)
+            self.found.append(row)
+
+
+def _urls(parameter: Parameter, terms: Iterable[str]) -> set[str]:
+    """The canonicals among stored terms, with a version where they have one: those are stored without it, too."""
+    beginning = parameter.key + "="
+    found = {term.removeprefix(beginning) for term in terms if term.startswith(beginning)}
+    versioned = {each.partition("|")[0] for each in found if "|" in each}
+    return {each for each in found - versioned if "://" in each or each.startswith("urn:")}
+
+
+def _own(row: Row) -> list[str]:
+    """The resource's own canonical urls."""
+    return [term.removeprefix(_URL) for term in row.terms if term.startswith(_URL)]

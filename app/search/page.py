@@ -19,7 +19,7 @@ from bson import Timestamp
 from app.errors import Issue, operation_outcome
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, sorting
-from app.search.include_resolver import Row, included
+from app.search.include import Row, included
 from app.search.parameter import Filter
 from app.search.query import Query
 from app.search.ranges import Instant

@@ -20,7 +20,7 @@ from app.fhir import definitions
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, include, page, query, sorting
 from app.search.compartment import membership
-from app.search.include_resolver import Row
+from app.search.include import Row
 from app.search.page import Page
 from app.search.parameter import Condition, Filter
 from app.search.query import Parameters, Query

@@ -14,16 +14,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from app.errors import BadRequest
-from app.search.code_system import Codes, CodeSystem
 from app.search.escaping import split, unescape
 from app.search.parameter import Condition, Not, Parameter, Scope
 from app.search.parameters import token
 from app.search.resolution import NeedsStore
 from app.search.terms import Terms, any_of
-from app.search.value_set import expand
 
 if TYPE_CHECKING:
     from app.store.store import Store
+from collections.abc import Mapping
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+from app.search.terms import escape, shorten
+
+if TYPE_CHECKING:
+    from app.fhir.json import Resource
+    from app.store.store import Store
+from app.fhir import definitions
 
 _MOST_CODES = 10_000
 
@@ -98,3 +106,180 @@ def _concept(parameter: Parameter, modifier: str, text: str) -> tuple[str, str]:
     if len(parts) != 2 or not all(parts):
         raise parameter.malformed(f"system|code after the modifier ':{modifier}'")
     return parts[0], parts[1]
+
+
+# A stored CodeSystem as its codes and their hierarchy. https://hl7.org/fhir/R4/codesystem.html
+#
+# The hierarchy is what nested concepts say, and the standard properties `parent` and `child`.
+
+# (system, code)
+Codes = set[tuple[str, str]]
+
+
+def not_held(what: str) -> BadRequest:
+    """The refusal where an answer needs what is not stored here."""
+    return BadRequest(what, code="not-supported")
+
+
+async def canonical(store: Store, resource_type: str, url: str) -> Resource | None:
+    """The stored resource with a canonical url, `url|version` for one version; of several the newest."""
+    plain, _, version = url.partition("|")
+    conditions = [{"terms": f"url={shorten(escape(plain))}"}]
+    if version:
+        conditions.append({"terms": f"version={shorten(escape(version))}"})
+    found = await store.search(resource_type, {"$and": conditions}, 1, [("at", -1)])
+    return found[0].resource() if found else None
+
+
+@dataclass(slots=True)
+class CodeSystem:
+    """Codes with what lies directly above and below each."""
+
+    parents: dict[str, set[str]] = field(default_factory=dict)
+    children: dict[str, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    async def held(cls, store: Store, system: str) -> CodeSystem:
+        """The stored code system. Raises BadRequest where it, or its content, is not stored here."""
+        resource = await canonical(store, "CodeSystem", system)
+        if resource is None:
+            raise not_held(f"The code system {system} is not stored on this server")
+        if resource.get("content") != "complete":
+            raise not_held(f"The code system {system} is stored here without all its codes")
+        return cls.of(resource)
+
+    @classmethod
+    def of(cls, resource: Resource) -> CodeSystem:
+        """The codes of a CodeSystem resource."""
+        found = cls()
+        found._add(resource.get("concept", ()), None)
+        return found
+
+    @property
+    def codes(self) -> Iterable[str]:
+        return self.parents.keys()
+
+    def below(self, code: str) -> set[str]:
+        """The code and all that it subsumes."""
+        return _reached(code, self.children)
+
+    def above(self, code: str) -> set[str]:
+        """The code and all that subsume it."""
+        return _reached(code, self.parents)
+
+    def _add(self, concepts: Iterable[Mapping[str, Any]], parent: str | None) -> None:
+        for concept in concepts:
+            code = concept["code"]
+            self._link(code, parent)
+            for each in concept.get("property", ()):
+                if each["code"] in ("parent", "subsumedBy"):
+                    self._link(code, each.get("valueCode"))
+                elif each["code"] == "child" and "valueCode" in each:
+                    self._link(each["valueCode"], code)
+            self._add(concept.get("concept", ()), code)
+
+    def _link(self, code: str, parent: str | None) -> None:
+        self.parents.setdefault(code, set())
+        self.children.setdefault(code, set())
+        if parent is not None:
+            self.parents[code].add(parent)
+            self.children.setdefault(parent, set()).add(code)
+
+
+def _reached(start: str, links: Mapping[str, set[str]]) -> set[str]:
+    found = {start}
+    ahead = [start]
+    while ahead:
+        for each in links.get(ahead.pop(), ()):
+            if each not in found:
+                found.add(each)
+                ahead.append(each)
+    return found
+
+
+# The codes of a value set, as far as this server holds what it is made of.
+#
+# https://hl7.org/fhir/R4/valueset.html#composition
+
+_DEEPEST = 10
+
+
+async def expand(store: Store, reference: str, depth: int = 0) -> Codes:
+    """The codes of a value set, by its canonical or as `ValueSet/id`. Raises BadRequest, saying what is missing."""
+    if depth > _DEEPEST:
+        raise not_held("The value sets include one another without end")
+    resource = await _held(store, reference)
+    if resource is None:
+        required = definitions.required_codes(reference.partition("|")[0])
+        if required is None:
+            raise not_held(f"The value set {reference} is not stored on this server")
+        return {(system, code) for system, codes in required.items() for code in codes}
+    if "compose" not in resource:
+        return set(_contained(resource.get("expansion", {}).get("contains", ())))
+    compose = resource["compose"]
+    found: Codes = set()
+    for include in compose.get("include", ()):
+        found |= await _included(store, include, depth)
+    for exclude in compose.get("exclude", ()):
+        found -= await _included(store, exclude, depth)
+    return found
+
+
+async def _held(store: Store, reference: str) -> Resource | None:
+    if not reference.startswith("ValueSet/"):
+        return await canonical(store, "ValueSet", reference)
+    stored = await store.read("ValueSet", reference.removeprefix("ValueSet/"))
+    return None if stored is None or stored.deleted else stored.resource()
+
+
+def _contained(entries: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    """The codes of an expansion; abstract ones are there for order only."""
+    for entry in entries:
+        if "code" in entry and not entry.get("abstract"):
+            yield entry.get("system", ""), entry["code"]
+        yield from _contained(entry.get("contains", ()))
+
+
+async def _included(store: Store, include: Mapping[str, Any], depth: int) -> Codes:
+    """What is in the system's part and in every value set that the include names."""
+    parts: list[Codes] = []
+    system = include.get("system")
+    if system is not None:
+        parts.append(await _of_system(store, system, include))
+    for each in include.get("valueSet", ()):
+        parts.append(await expand(store, each, depth + 1))  # noqa: PERF401 - awaits
+    return set.intersection(*parts) if parts else set()
+
+
+async def _of_system(store: Store, system: str, include: Mapping[str, Any]) -> Codes:
+    if "concept" in include:
+        return {(system, concept["code"]) for concept in include["concept"]}
+    version = include.get("version")
+    held = await CodeSystem.held(store, f"{system}|{version}" if version else system)
+    found = set(held.codes)
+    for filter_ in include.get("filter", ()):
+        found &= _filtered(held, filter_)
+    return {(system, code) for code in found}
+
+
+def _filtered(held: CodeSystem, filter_: Mapping[str, str]) -> set[str]:
+    """https://hl7.org/fhir/R4/valueset-filter-operator.html, on the concept itself."""
+    value = filter_["value"]
+    match filter_["property"], filter_["op"]:
+        case "concept" | "code", "is-a":
+            return held.below(value)
+        case "concept" | "code", "descendent-of":
+            return held.below(value) - {value}
+        case "concept" | "code", "is-not-a":
+            return set(held.codes) - held.below(value)
+        case "concept" | "code", "generalizes":
+            return held.above(value)
+        case "concept" | "code", "=":
+            return {value}
+        case "concept" | "code", "in":
+            return {each.strip() for each in value.split(",")}
+        case "concept" | "code", "not-in":
+            return set(held.codes) - {each.strip() for each in value.split(",")}
+    raise not_held(
+        f"A value set's filter '{filter_['op']}' on '{filter_['property']}' is not supported"
+    )

@@ -17,7 +17,7 @@ import pytest
 from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 from typer.testing import CliRunner
 
-from app.audit import administration
+from app.audit import log
 from app.audit.hash_chain import digest
 from app.audit.log import AuditLog
 from app.audit.verification import Report, verify
@@ -779,7 +779,7 @@ def test_the_command_line_accounts_for_disclosures(
 async def test_changes_of_clients_by_command_line_are_on_record(mongod: str) -> None:
     settings = make_settings(mongod, audit="required")
     async with running(settings) as (server, client):
-        await administration.note(server.mongo, settings, "clients disable c1")
+        await log.note(server.mongo, settings, "clients disable c1")
         (event,) = await events(client, type="110113")
         assert event["agent"][0]["who"]["identifier"]["value"] == "command-line"
         assert entities(event, *QUERY)[0]["description"] == "carerelay clients disable c1"

@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.load.load import LoadError, find_files, load
-from app.cli.load.outcome import Report
+from app.cli.load.load import LoadError, Report, find_files, load
 from app.cli.load.plan import plan, point, searches
 from tests.processes import carerelay, environment, started, wait_for
 

@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.load.load import load
-from app.cli.load.mend import mend
-from app.cli.load.outcome import Report
+from app.cli.load.load import Report, load
+from app.cli.load.plan import mend
 from app.fhir import json as fhir_json
 from tests.conftest import make_settings, running
 from tests.shared_data import SHARED

@@ -12,12 +12,12 @@ from app.subscriptions.matching import criteria
 from app.subscriptions.matching.criteria import Criteria
 from app.subscriptions.matching.criteria_index import CriteriaIndex
 from app.subscriptions.matching.match_context import Facts
-from app.subscriptions.topics import topic_files
+from app.subscriptions.topics import topic_store
 from tests.builders.match_context import facts
 from tests.builders.subscriptions import ADMISSION, encounter
 
 SETTINGS = Settings()
-CATALOGUE = topic_files.load(SETTINGS)
+CATALOGUE = topic_store.load(SETTINGS)
 A01 = {"system": "http://terminology.hl7.org/CodeSystem/v2-0003", "code": "A01"}
 
 

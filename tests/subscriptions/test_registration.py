@@ -11,7 +11,7 @@ from app.errors import Unprocessable
 from app.settings import Settings
 from app.subscriptions.matching.channel_terms import CHANNEL_TYPE, MAX_COUNT, PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA, Registration, read
-from app.subscriptions.topics import topic_files
+from app.subscriptions.topics import topic_store
 from tests.builders.subscriptions import ADMISSION, ENDPOINT, classic, email, topic_based, websocket
 
 SETTINGS = Settings(smtp_host="127.0.0.1")
@@ -23,7 +23,7 @@ REST_HOOK = {
     "system": "http://terminology.hl7.org/CodeSystem/subscription-channel-type",
     "code": "rest-hook",
 }
-CATALOGUE = topic_files.load(SETTINGS)
+CATALOGUE = topic_store.load(SETTINGS)
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -394,6 +394,6 @@ def test_what_the_server_is_not_set_up_for_is_refused(
     subscription: dict[str, Any], settings: Settings, expected: tuple[str, str]
 ) -> None:
     with pytest.raises(Unprocessable) as caught:
-        read(subscription, topic_files.load(settings), settings)
+        read(subscription, topic_store.load(settings), settings)
     (issue,) = caught.value.issues
     assert (issue.code, issue.expression[0]) == (expected[0], f"Subscription.{expected[1]}")

@@ -18,7 +18,7 @@ from app.runtime.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
 from app.store.store import Store
-from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.registry import Registry
 from app.subscriptions.sending.worker import Worker
 from tests.builders.receiver import receiving
@@ -102,7 +102,7 @@ async def concerned(registry: Registry, resource: dict[str, Any]) -> set[str]:
 async def watched(store: Store, resource: dict[str, Any], registry: Registry) -> Stored:
     """Stored as the interactions would: with what the registry needs beside it."""
     read = registration.read(resource, registry.catalogue, SETTINGS)
-    return await write(store, resource, watch=compact_registration.encode(read, SETTINGS))
+    return await write(store, resource, watch=registration_cache.encode(read, SETTINGS))
 
 
 async def test_what_lies_beside_a_subscription_registers_it_as_the_resource_would(
@@ -147,7 +147,7 @@ async def test_what_is_missing_or_stale_is_read_from_the_resource_and_kept(
     store = Store(one)
     registry = Registry(SETTINGS, one, store)
     draft = active(topic_based("patient=p1"))
-    fresh = compact_registration.encode(
+    fresh = registration_cache.encode(
         registration.read(draft, registry.catalogue, SETTINGS), SETTINGS
     )
     if beside == "old":

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from app.runtime.mongo import Mongo
-from app.subscriptions.ledger.ledger import Delivery
-from app.subscriptions.ledger.settlement import Settlement, settle
+from app.subscriptions.ledger.ledger import Delivery, Settlement, settle
 
 pytestmark = pytest.mark.mongo
 

@@ -9,8 +9,8 @@ import pytest
 
 from app.fhir import json as fhir_json
 from app.subscriptions.matching.channel_terms import Content
+from app.subscriptions.notices.envelope import Template
 from app.subscriptions.notices.notification import Focus, Head, Told, event_notification, status_id
-from app.subscriptions.notices.template import Template
 from tests.builders.subscriptions import ADMISSION
 
 AT = datetime(2026, 11, 21, 15, 0, 0, 123000, tzinfo=UTC)

@@ -12,7 +12,7 @@ from app.errors import Unprocessable
 from app.settings import Settings
 from app.subscriptions.matching import criteria
 from app.subscriptions.matching.criteria_index import CriteriaIndex
-from app.subscriptions.topics import topic_files, topics
+from app.subscriptions.topics import topic_store, topics
 from app.subscriptions.topics.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
 from app.subscriptions.topics.topic_reader import compile_topic
 from app.subscriptions.topics.topic_shapes import SEARCH_EXTENSION
@@ -320,7 +320,7 @@ def test_an_operators_directory_adds_topics_and_replaces_ours(tmp_path: Path) ->
     (tmp_path / "a.json").write_text(json.dumps(topic()))
     (tmp_path / "b.json").write_text(json.dumps(topic(url=ours, version="9")))
     (tmp_path / "c.json").write_text(json.dumps(topic(url=URL + "-draft", status="draft")))
-    catalogue = topic_files.load(Settings(topics=tmp_path))
+    catalogue = topic_store.load(Settings(topics=tmp_path))
     assert catalogue.find(URL) is not None
     assert catalogue.find(f"{ours}|9") is not None
     assert catalogue.find(URL + "-draft") is None
@@ -332,6 +332,6 @@ def test_an_operators_directory_adds_topics_and_replaces_ours(tmp_path: Path) ->
 def test_a_file_that_cannot_be_evaluated_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "broken.json").write_text(content)
     with pytest.raises(ValueError, match=r"broken\.json"):
-        topic_files.load(Settings(topics=tmp_path))
+        topic_store.load(Settings(topics=tmp_path))
     with pytest.raises(ValueError, match="no directory"):
-        topic_files.load(Settings(topics=tmp_path / "broken.json"))
+        topic_store.load(Settings(topics=tmp_path / "broken.json"))

@@ -8,14 +8,14 @@ import pytest
 
 from app.search.extract import extract
 from app.settings import Settings
-from app.subscriptions.topics import topic_files, topics
+from app.subscriptions.topics import topic_store, topics
 from tests.builders.match_context import Pair, found
 from tests.builders.subscriptions import ADMISSION, encounter
 
 
 @pytest.fixture(scope="module")
 def topic() -> topics.Topic:
-    loaded = topic_files.load(Settings()).find(ADMISSION)
+    loaded = topic_store.load(Settings()).find(ADMISSION)
     assert loaded is not None
     return loaded
 
@@ -102,12 +102,12 @@ def test_what_travels_along(topic: topics.Topic) -> None:
 
 
 def test_the_base_of_our_topics_is_a_setting() -> None:
-    catalogue = topic_files.load(Settings(topic_base="https://hub.example/topics"))
+    catalogue = topic_store.load(Settings(topic_base="https://hub.example/topics"))
     assert catalogue.find("https://hub.example/topics/encounter-admission") is not None
     assert catalogue.find(ADMISSION) is None
 
 
 def test_a_canonical_may_name_a_version() -> None:
-    catalogue = topic_files.load(Settings())
+    catalogue = topic_store.load(Settings())
     assert catalogue.find(f"{ADMISSION}|1.1.0") is not None
     assert catalogue.find(f"{ADMISSION}|9.9.9") is None

@@ -12,7 +12,7 @@ import pytest
 from app.fhir import codes
 from app.fhir.definitions import PROFILES
 from app.settings import Settings
-from app.subscriptions.topics import topic_files
+from app.subscriptions.topics import topic_store
 from tests.builders.subscriptions import ENDPOINT, encounter, topic_based
 from tests.builders.topic_listener import FEED, OURS, Listener, listening
 from tests.outcomes import assert_outcome
@@ -47,14 +47,14 @@ async def door(mongod: str) -> AsyncIterator[Listener]:
 
 
 def test_all_topics_of_the_catalogue_are_there() -> None:
-    known = topic_files.load(Settings()).by_url
+    known = topic_store.load(Settings()).by_url
     slugs = [*TOPICS, *(f"encounter-{each}" for each in STAYS)]
     assert sorted(known) == sorted([FEED, *(OURS + slug for slug in slugs)])
 
 
 def test_every_topic_and_trigger_is_in_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "topics.md").read_text()
-    for topic in topic_files.load(Settings()).by_url.values():
+    for topic in topic_store.load(Settings()).by_url.values():
         row = next(
             line for line in text.splitlines() if line.startswith(f"| `{topic.resource['id']}`")
         )

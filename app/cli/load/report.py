@@ -12,8 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.load.load import find_files
-from app.cli.load.outcome import Report
+from app.cli.load.load import Report, find_files
 
 
 class FileProgress:

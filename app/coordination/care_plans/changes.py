@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.coordination.care_plans import wording as words
-from app.coordination.care_plans.activities import activity_changes
+from app.coordination.care_plans.activities import activity_changes, goal_changes
 from app.coordination.care_plans.difference import (
     SPACED,
     UNTOLD,
@@ -22,7 +22,6 @@ from app.coordination.care_plans.difference import (
     plain,
     told,
 )
-from app.coordination.care_plans.goals import goal_changes
 from app.coordination.care_plans.members import team_changes
 from app.coordination.care_plans.state import PlanState
 from app.coordination.care_plans.wording import Names

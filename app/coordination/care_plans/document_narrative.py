@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from app.coordination.care_plans import wording as words
-from app.coordination.care_plans.activities import activity_title
+from app.coordination.care_plans.activities import activity_title, goal_title
 from app.coordination.care_plans.changes import tier
-from app.coordination.care_plans.goals import goal_title
 from app.coordination.care_plans.lines import (
     activity_line,
     condition_line,

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.coordination.care_plans import wording as words
-from app.coordination.care_plans.activities import activity_status, activity_title
-from app.coordination.care_plans.goals import goal_standing, goal_title, target
+from app.coordination.care_plans.activities import (
+    activity_status,
+    activity_title,
+    goal_standing,
+    goal_title,
+    target,
+)
 from app.coordination.care_plans.members import contact_words, described, point_of_contact, teams
 from app.coordination.care_plans.record import PlanRecord
 from app.coordination.care_plans.wording import key_of

@@ -25,7 +25,7 @@ from app.automation.patient_resources import (
 from app.automation.reactions import Reaction, stable_id
 from app.automation.timers import Timer
 from app.context import Context
-from app.coordination.case_management.enrolment import (
+from app.coordination.case_management.case_management import (
     ENROLLED,
     began,
     episodes_of,

@@ -19,7 +19,7 @@ from app.consent.judgement import Directive, consents, directives, judge
 from app.consent.provisions import Effect, Question, answer
 from app.consent.recipients import Recipient, resolve
 from app.context import Context
-from app.coordination.case_management.enrolment import is_case_management
+from app.coordination.case_management.case_management import is_case_management
 from app.fhir.codes import (
     CASE_MANAGEMENT,
     EPISODE_TYPE,

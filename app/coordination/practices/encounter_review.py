@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 from app.automation import review_tasks
-from app.automation.patient_resources import token
+from app.automation.patient_resources import patient_of, token
 from app.automation.reactions import Reaction
+from app.consent.judgement import directives
 from app.context import Context
 from app.fhir.codes import LATE_MESSAGE
 from app.fhir.json import Resource
@@ -33,7 +34,9 @@ async def run(context: Context, event: Event) -> None:
         await _review_subject(context, event, event.resource)
 
 
-REACTION = Reaction("encounter-review", frozenset({"Encounter"}), run, frozenset({LATE_MESSAGE}))
+ENCOUNTER_REACTION = Reaction(
+    "encounter-review", frozenset({"Encounter"}), run, frozenset({LATE_MESSAGE})
+)
 
 
 async def _review_late(context: Context, event: Event) -> None:
@@ -105,3 +108,19 @@ async def _ask(context: Context, event: Event, encounter: Resource, reason: str)
     if patient is not None and reason == "unknown-patient":
         patient = None  # a Task of somebody who is not there could not be stored where references are checked
     await review_tasks.ask(context, reason, f"Encounter/{event.resource_id}", patient=patient)
+
+
+# A Consent that cannot be understood is looked at by a person; until then it restricts as far as it may mean to.
+
+
+async def react(context: Context, event: Event) -> None:
+    """Ask about an active Consent of which something is uncertain whoever is told, and whatever."""
+    if event.resource is None:
+        return
+    if all(each.is_understood for each in directives([event.resource])):
+        return
+    focus = f"Consent/{event.resource_id}"
+    await review_tasks.ask(context, "unsuitable-consent", focus, patient=patient_of(event.resource))
+
+
+CONSENT_REACTION = Reaction("consent-review", frozenset({"Consent"}), react)

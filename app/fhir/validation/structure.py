@@ -17,7 +17,7 @@ from app.fhir.definitions import (
     resolve,
     structure,
 )
-from app.fhir.validation import bindings
+from app.fhir.validation import data_type_rules
 from app.fhir.validation.data_type_rules import RULES, Rule
 from app.fhir.validation.findings import Findings, Where, json_type, shown
 from app.fhir.validation.primitives import TESTS, Test
@@ -100,7 +100,7 @@ class Plan:
                 self.rules[key] = self._complex(name, type_name, element)
 
     def _add_primitive(self, key: str, name: str, type_name: str, element: Element) -> None:
-        allowed = bindings.codes(element.binding) if element.binding else None
+        allowed = data_type_rules.codes(element.binding) if element.binding else None
         test = TESTS[type_name] if allowed is None else allowed.__contains__
         primitive = (name, type_name, None if allowed is None else element.binding)
         self.primitives[key] = primitive

@@ -12,7 +12,7 @@ from typing import Any
 from app.errors import BadRequest
 from app.fhir.element_definitions import RESOURCE_TYPES, Field, Layout, is_attribute, layout
 from app.fhir.json import Resource
-from app.fhir.xml.parsing import FHIR, XHTML, parse
+from app.fhir.xml.decoding import FHIR, XHTML, parse
 
 # What an attribute must not hold as it is. XML 1.0 has no way at all to write the other control characters.
 _SPECIAL = re.compile('[&<>"\x00-\x1f\ufffe\uffff]').search

@@ -24,7 +24,7 @@ from pymongo.errors import PyMongoError
 from app.records.versions import Event
 from app.runtime.mongo import Document, Mongo
 from app.store.commit import EVENT_LEASE
-from app.subscriptions.ledger import counters
+from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger
 from app.subscriptions.ledger.sequence_numbers import Numbering
@@ -224,7 +224,7 @@ class Outbox:
             done, self._done = self._done, []
             try:
                 if moved:
-                    await counters.advance(self._states, moved)
+                    await sequence_numbers.advance(self._states, moved)
                 if done:
                     await self._events.update_many(
                         {"_id": {"$in": done}, "state": "pending"}, {"$set": {"state": "done"}}

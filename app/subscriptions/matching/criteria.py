@@ -22,7 +22,7 @@ from app.search.parameter import AllOf, AnyOf, Condition, Not
 from app.search.parameters.special import Ids
 from app.search.terms import Terms
 from app.settings import Settings
-from app.subscriptions.topics import one_value
+from app.subscriptions.topics import topic_shapes
 from app.subscriptions.topics.topics import TRIGGER_FILTER, Coding, Topic, query_parameters
 
 CLASSIC = re.compile(r"^([A-Z][A-Za-z]+)\?(.*)$", re.DOTALL)
@@ -95,7 +95,7 @@ def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Cri
     named = {str(name): [*general, *parameters] for name, parameters in by_type.items()}
     if general and not named:
         named = dict.fromkeys(topic.resource_types, general)
-    one_value.check(topic, named)
+    topic_shapes.check(topic, named)
     if not named:
         return Criteria(topic.url, EVERYTHING)
     return Criteria(
@@ -197,7 +197,7 @@ def _topic_clause(
             routed.append(derived.terms(search, value, settings.base_url.rstrip("/")))
         else:
             filter_ = topic.filters[resource_type][_key(name)]
-            parameters.append((search, one_value.searched(filter_, value)))
+            parameters.append((search, topic_shapes.searched(filter_, value)))
     clause = _clause(resource_type, parameters, tuple(triggers), settings)
     return msgspec.structs.replace(clause, terms=(*routed, *clause.terms)) if routed else clause
 

@@ -20,7 +20,7 @@ from app.runtime.mongo import Document, Mongo
 from app.search.terms import EVERY
 from app.settings import Settings
 from app.store.store import Store
-from app.subscriptions.matching import compact_registration, registration
+from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import Criteria
 from app.subscriptions.matching.criteria_index import CriteriaIndex
 from app.subscriptions.matching.match_context import Facts
@@ -161,7 +161,7 @@ class Registry:
             async for document in self._rows({"_id": {"$in": batch}}, _FIELDS):
                 new = self._put_document(document, again=True)
                 if new is not None:
-                    notes[new.id, new.version] = compact_registration.encode(new, self._settings)
+                    notes[new.id, new.version] = registration_cache.encode(new, self._settings)
             await self._store.annotate("Subscription", "watch", notes)
 
     async def refresh_topics(self) -> None:
@@ -189,10 +189,8 @@ class Registry:
         text = row.get("watch")
         if text is None:
             return False
-        read = compact_registration.decode(text)
-        if read is None or not compact_registration.is_current(
-            read, self.catalogue, self._settings
-        ):
+        read = registration_cache.decode(text)
+        if read is None or not registration_cache.is_current(read, self.catalogue, self._settings):
             return False
         if self._shelf.version(subscription):
             self._forget(subscription)

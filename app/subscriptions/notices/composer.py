@@ -21,10 +21,9 @@ from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import Registry
 from app.subscriptions.notices import notification
 from app.subscriptions.notices.davinci_message import Alert, Messages
-from app.subscriptions.notices.envelope import Envelope
+from app.subscriptions.notices.envelope import Envelope, Template
 from app.subscriptions.notices.event_reader import Teller, WithheldError
 from app.subscriptions.notices.notification import Head, Kind
-from app.subscriptions.notices.template import Template
 
 _ENVELOPES, _TEMPLATES = 10_000, 256
 

@@ -19,10 +19,16 @@ from app.fhir.json import Resource
 from app.records.versions import instant
 from app.store.store import Store
 from app.subscriptions.channels.davinci import Coding
-from app.subscriptions.notices.davinci_stay import StandIns, Stay, complete, uri_of
+from app.subscriptions.notices.davinci_stay import (
+    Closure,
+    StandIns,
+    Stay,
+    complete,
+    reachable,
+    uri_of,
+)
 from app.subscriptions.notices.event_reader import WithheldError
 from app.subscriptions.notices.required_names import key_of
-from app.subscriptions.notices.self_contained import Closure, reachable
 
 _PROFILE = "http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/"
 _BUNDLE = _PROFILE + "notifications-bundle"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from app.consent.directives import Limit, carries
 from app.fhir.json import Resource
 from app.records.versions import Event
 from app.runtime.mongo import Document
+from app.search import include
 from app.search.extract import extract
+from app.search.include import Include
+from app.search.parameter import Limits, Scope
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
 from app.subscriptions.notices.notification import Focus, Told
-from app.subscriptions.notices.shape_context import alongside
-from app.subscriptions.topics.topics import Topic
+from app.subscriptions.topics.topics import Shape, Topic
 
 _REMEMBERED = 256
 
@@ -154,3 +158,38 @@ def _focus(delivery: Delivery, resource: Resource | None, *, gone: bool = False)
         resource,
         gone,
     )
+
+
+# What travels along with a focus: what it refers to, and what refers to it, as its topic's notificationShape says.
+#
+# https://hl7.org/fhir/R5/subscriptiontopic-definitions.html#SubscriptionTopic.notificationShape
+
+log = logging.getLogger(__name__)
+
+# Of what refers to a focus, no more than this; the focus may be a patient of many years.
+MOST_REFERRING = 1_000
+
+
+async def alongside(store: Store, topic: Topic, focus: str, fields: Document) -> list[str]:
+    """Relative references of what belongs into a notice beside the focus (`Encounter/e1`), each once.
+
+    `fields` are the search fields of the focus at its event, so what it referred to then; what refers to it is asked
+    now, for a later resource may be what the notice is about. Without a revInclude the database is not asked.
+    """
+    resource_type, _, resource_id = focus.partition("/")
+    found = dict.fromkeys(topic.context(resource_type, fields))
+    reverse = topic.shapes.get(resource_type, Shape()).reverse
+    if reverse:
+        rows, complete = await include.included(
+            store,
+            [Include(type_, code, resource_type, is_reverse=True) for type_, code in reverse],
+            [include.Row(resource_type, resource_id, "")],
+            Scope("", datetime.now(UTC), Limits(included=MOST_REFERRING)),
+        )
+        if not complete:
+            log.warning(
+                "more refers to the focus than a notice carries",
+                extra={"action": "tell", "resource_type": resource_type, "id": resource_id},
+            )
+        found.update(dict.fromkeys(f"{row.type}/{row.id}" for row in rows))
+    return list(found)

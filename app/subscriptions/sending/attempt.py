@@ -11,8 +11,14 @@ from pymongo.errors import PyMongoError
 
 from app.runtime.mongo import Document, Mongo
 from app.subscriptions.channels import Channel, Outcome
-from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger, State
-from app.subscriptions.ledger.settlement import Settlement
+from app.subscriptions.ledger.ledger import (
+    LEASE_MARGIN,
+    SECOND_LOOK,
+    Delivery,
+    Ledger,
+    Settlement,
+    State,
+)
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import Registry
 from app.subscriptions.notices.composer import Composer

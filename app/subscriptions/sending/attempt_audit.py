@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from app.audit.entry import FAILED, OK, of_caller, with_patients
 from app.authentication.caller import NOBODY, Caller
 from app.runtime.mongo import Document
-from app.subscriptions.ledger.settlement import Settlement
+from app.subscriptions.ledger.ledger import Settlement
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import Registry
 from app.subscriptions.sending.owner_rights import Rights

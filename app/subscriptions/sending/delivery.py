@@ -22,9 +22,8 @@ from app.network.egress_policy import origin
 from app.records.versions import Event
 from app.runtime.mongo import Mongo
 from app.subscriptions.channels import Outcome
-from app.subscriptions.ledger.ledger import Delivery, Ledger
+from app.subscriptions.ledger.ledger import Delivery, Ledger, Settlement, settle
 from app.subscriptions.ledger.sequence_numbers import Numbering
-from app.subscriptions.ledger.settlement import Settlement, settle
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import Registry
 from app.subscriptions.sending import attempt_audit, batching

@@ -30,7 +30,7 @@ from app.settings import Settings
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.notices.shape_context import alongside
+from app.subscriptions.notices.event_reader import alongside
 from app.subscriptions.recipient import recipient_of
 from app.subscriptions.sending.batching import Row
 from app.subscriptions.topics.topics import Topic

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from app.consent.directives import NO_LIMITS, Gate, Limits
 from app.settings import Settings
 from app.store.store import Store
-from app.subscriptions.ledger.ledger import Delivery
-from app.subscriptions.ledger.settlement import Settlement
+from app.subscriptions.ledger.ledger import Delivery, Settlement
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.sending.batching import Row
 from app.subscriptions.sending.owner_rights import Rights, stricter

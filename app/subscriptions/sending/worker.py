@@ -25,7 +25,7 @@ from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 from app.store.store import Store
 from app.subscriptions.channels import CHANNELS, Channel, Surroundings
-from app.subscriptions.ledger import past
+from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.event_intake import Intake
 from app.subscriptions.ledger.ledger import Ledger
 from app.subscriptions.ledger.outbox import Outbox
@@ -162,7 +162,7 @@ class Worker:
 
     async def resend(self, subscription: str, condition: Document) -> int:
         """Send settled notices of a Subscription again; returns how many. `condition` is one on delivery rows."""
-        count = await past.reopen(self._mongo, subscription, condition)
+        count = await ledger_queries.reopen(self._mongo, subscription, condition)
         self.outbox.numbering.forget([subscription])
         self._chores.do(self._backlog.sweep())
         return count

@@ -18,7 +18,7 @@ from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.search import query
 from app.settings import Settings
-from app.subscriptions.topics import fhirpath_criteria
+from app.subscriptions.topics import trigger_functions
 from app.subscriptions.topics.compiled_conditions import Question
 from app.subscriptions.topics.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
 from app.subscriptions.topics.topic_shapes import FiltersAndShapes
@@ -147,6 +147,6 @@ class _Reader(FiltersAndShapes):
         yield from (TESTS[name] for name in functions if name in TESTS)
         if "fhirPathCriteria" in entry:
             try:
-                yield fhirpath_criteria.compiled(entry["fhirPathCriteria"])
+                yield trigger_functions.compiled(entry["fhirPathCriteria"])
             except ValueError as error:
                 self.refuse(f"{path}.fhirPathCriteria", str(error), "value")
