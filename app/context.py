@@ -1,53 +1,74 @@
-"""What every interaction is given: the server it runs in and the caller it acts for."""
+"""What every interaction is given: the caller it acts for, and the services of the process it runs in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from datetime import UTC, datetime
+from typing import Literal, TypeVar, cast
 
+from app.audit.log import AuditLog
 from app.authentication.caller import Caller
 from app.authentication.scopes import Action
-from app.authorization.access import Access
+from app.authorization.access import Access, Accesses
 from app.authorization.restricted_store import View
+from app.records.reader import ResourceStore
+from app.runtime.clock import Clock
 from app.runtime.mongo import Mongo
 from app.settings import Settings
 from app.store.store import Store
 
-if TYPE_CHECKING:
-    from app.audit.log import AuditLog
-    from app.authentication.access_tokens import Authority
-    from app.automation.engine import Hub
-    from app.bulk.exports import Exports
-    from app.runtime.clock import Clock
-    from app.store.reindexing import Reindexing
-    from app.subscriptions.sending.worker import Worker
+P = TypeVar("P")
 
 
-@dataclass(slots=True)
-class Server:
-    """The parts that live as long as the process; made in the application's lifespan."""
+class Services:
+    """The parts that live as long as the process; main.py makes all of them, and nothing changes afterwards.
 
-    settings: Settings
-    mongo: Mongo
-    store: Store
-    worker: Worker
-    reindexing: Reindexing
-    clock: Clock
-    hub: Hub
-    exports: Exports
-    started: datetime
-    # None where nothing is put on record.
-    audit: AuditLog | None = None
-    # Who may come in; None while authorization is off.
-    authority: Authority | None = None
+    What every room may lean on is an attribute. The parts of rooms above this one are found by their class, which who
+    needs one imports from its room: so this module need not know them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        mongo: Mongo,
+        store: Store,
+        clock: Clock,
+        accesses: Accesses,
+        audit: AuditLog | None,
+        parts: Iterable[object],
+    ) -> None:
+        """`audit` is None where nothing is put on record."""
+        self.settings = settings
+        self.mongo = mongo
+        self.store = store
+        self.clock = clock
+        self.accesses = accesses
+        self.audit = audit
+        self.started = datetime.now(UTC)
+        self._parts = tuple(parts)
+        self._by_class: dict[type, object | None] = {}
+
+    def get(self, kind: type[P]) -> P:
+        """The part of this class. Raises LookupError where the process has none."""
+        part = self.find(kind)
+        if part is None:
+            raise LookupError(f"this process has no {kind.__name__}")
+        return part
+
+    def find(self, kind: type[P]) -> P | None:
+        """The part of this class; None where the settings leave it out."""
+        if kind not in self._by_class:
+            found = (part for part in self._parts if isinstance(part, kind))
+            self._by_class[kind] = next(found, None)
+        return cast("P | None", self._by_class[kind])
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """One request's surroundings. `base_url` is the FHIR base as the client sees it, without a trailing slash."""
 
-    server: Server
+    services: Services
     caller: Caller
     base_url: str
     handling: Literal["strict", "lenient"] = "strict"
@@ -62,18 +83,19 @@ class Context:
 
     @property
     def settings(self) -> Settings:
-        return self.server.settings
+        return self.services.settings
 
     @property
     def access(self) -> Access | None:
         """What limits the caller; None where nothing does."""
-        return self.server.worker.accesses.of(self.caller)
+        return self.services.accesses.of(self.caller)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ResourceStore:
         """The store as the caller may see it."""
         access = self.access
-        return self.server.store if access is None else View(self.server.store, access)
+        store = self.services.store
+        return store if access is None else View(store, access)
 
     def require(self, resource_type: str, *actions: Action) -> None:
         """Raises Forbidden where the caller lacks one of the rights (c, r, u, d, s) to a type."""

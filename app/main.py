@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -22,13 +21,17 @@ from app.api.transport import Transport
 from app.audit.log import AuditLog
 from app.authentication.access_tokens import Authority, base_url as own_base_url
 from app.authentication.caller import SERVER
+from app.authorization.access import Accesses
 from app.automation.engine import Hub
 from app.bulk.exports import Exports
-from app.context import Context, Server
+from app.consent.directives import ConsentDirectives
+from app.context import Context, Services
 from app.coordination.contracts import contracts
 from app.errors import FhirError, MethodNotAllowed, NotFound
+from app.features import REACTIONS, TIMERS
 from app.proof import publisher
 from app.runtime.clock import Clock
+from app.runtime.cluster import new_owner
 from app.runtime.mongo import Mongo
 from app.search import words
 from app.settings import Settings
@@ -47,41 +50,55 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             words.switch(on=settings.search_words)
             mongo = await Mongo.open(settings)
             running.push_async_callback(mongo.close)
-            store = Store(mongo, settings.max_resource_bytes)
-            await store.prepare()
+            clock = Clock(mongo)
+            owner = new_owner()
             audit = None
             if settings.audit_mode != "off":
-                audit = AuditLog(settings, mongo, store.owner)
+                audit = AuditLog(settings, mongo, owner)
                 await audit.start()
                 running.push_async_callback(audit.stop)
-                store.record_in(audit)
+            reactions = [each for each in REACTIONS if each.is_wanted(settings)]
+            store = Store(
+                mongo,
+                settings.max_resource_bytes,
+                owner=owner,
+                audit=audit,
+                reacting={type_ for each in reactions for type_ in each.types},
+            )
+            await store.prepare()
             await store.cluster.start()
             running.push_async_callback(store.cluster.stop)
             reindexing = Reindexing(mongo, store)
             await reindexing.start()
             running.push_async_callback(reindexing.stop)
-            worker = Worker(settings, mongo, store)
-            clock = Clock(mongo)
-            worker.gate.now = clock.now  # consents end by the calendar
-            hub = Hub(mongo, store, clock)
-            exports = Exports(mongo, store, clock, settings.export_hours)
-            app.state.server = Server(
-                settings, mongo, store, worker, reindexing, clock, hub, exports, datetime.now(UTC)
-            )
-            app.state.server.audit = audit
-            if audit is not None:
-                worker.record_in(audit)
+            authority = None
             if settings.auth == "smart":
                 authority = await Authority.open(settings, mongo)
                 running.push_async_callback(authority.close)
-                app.state.server.authority = authority
-                worker.rights.clients = authority.clients
+            directives = ConsentDirectives(store, settings.base_url.rstrip("/"), clock.now)
+            accesses = Accesses(store, directives, settings, clock.now)
+            worker = Worker(
+                settings,
+                mongo,
+                store,
+                accesses=accesses,
+                directives=directives,
+                clients=authority.clients if authority is not None else None,
+                audit=audit,
+            )
+            engine = Hub(mongo, store, clock, reactions, TIMERS)
+            exports = Exports(mongo, store, clock, settings.export_hours)
+            parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports]
+            if authority is not None:
+                parts.append(authority)
+            services = Services(settings, mongo, store, clock, accesses, audit, parts)
+            app.state.services = services
             await worker.start()
             running.push_async_callback(worker.stop)
-            own = Context(app.state.server, SERVER, own_base_url(settings))
-            await hub.start(own)
-            running.push_async_callback(hub.stop)
-            await exports.start(app.state.server)
+            own = Context(services, SERVER, own_base_url(settings))
+            await engine.start(own)
+            running.push_async_callback(engine.stop)
+            await exports.start(services)
             running.push_async_callback(exports.stop)
             await published.store_definitions(own)
             await published.store_topics(own)
@@ -143,13 +160,13 @@ async def _healthz(request: Request) -> Response:
 
 async def _readyz(request: Request) -> Response:
     """The database answers and the worker runs."""
-    server: Server = request.app.state.server
+    services: Services = request.app.state.services
     try:
-        await server.mongo.hello()
+        await services.mongo.hello()
         database = "ok"
     except Exception:  # whatever keeps the database from answering, the verdict is the same
         database = "unreachable"
-    worker = "ok" if server.worker.running else "stopped"
+    worker = "ok" if services.get(Worker).running else "stopped"
     ready = database == worker == "ok"
     return JSONResponse({"database": database, "worker": worker}, 200 if ready else 503)
 

@@ -20,11 +20,11 @@ from typing import Any
 from bson import ObjectId
 
 from app.fhir import json as fhir_json
-from app.records.versions import Event
 from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.registry import Registry

@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 
-from app.context import Server
+from app.audit.log import AuditLog
+from app.authentication.access_tokens import Authority
+from app.automation.engine import Hub
+from app.bulk.exports import Exports
+from app.context import Services
 from app.main import create_app
 from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
 from app.settings import Settings
+from app.store.reindexing import Reindexing
 from app.store.store import Store
+from app.subscriptions.sending.worker import Worker
 from tests.log_watch import WATCH
 
 BASE = "http://carerelay.test/fhir"
@@ -64,14 +71,50 @@ def make_settings(uri: str, **changes: Any) -> Settings:
     )
 
 
+class Server:
+    """A running server from inside, for what has no door of its own."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.settings = services.settings
+        self.mongo = services.mongo
+        self.store = services.store
+        self.clock = services.clock
+        self.accesses = services.accesses
+        self.worker = services.get(Worker)
+        self.reindexing = services.get(Reindexing)
+        self.hub = services.get(Hub)
+        self.exports = services.get(Exports)
+
+    @property
+    def audit(self) -> AuditLog:
+        """For servers that put things on record."""
+        assert self.services.audit is not None
+        return self.services.audit
+
+    @property
+    def authority(self) -> Authority:
+        """For servers that ask who comes."""
+        return self.services.get(Authority)
+
+
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    """The application with its lifespan open, and a client that speaks FHIR to it."""
+async def running(
+    settings: Settings, authority: Authority | None = None
+) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    """The application with its lifespan open, and a client that speaks FHIR to it.
+
+    With an `authority` it is that one that says whom a token stands for.
+    """
     app = create_app(settings)
-    async with app.router.lifespan_context(app):
+    async with AsyncExitStack() as opened:
+        with pytest.MonkeyPatch.context() as patched:
+            if authority is not None:
+                patched.setattr(Authority, "open", AsyncMock(return_value=authority))
+            await opened.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
-            yield app.state.server, client
+        client = httpx.AsyncClient(transport=transport, base_url=BASE)
+        yield Server(app.state.services), await opened.enter_async_context(client)
 
 
 @pytest.fixture(scope="session")

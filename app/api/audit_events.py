@@ -3,7 +3,7 @@
     GET AuditEvent/<id>
     GET AuditEvent?patient= &date= &agent= &entity= &entity:identifier= &outcome= &action= &type= &subtype= &_count=
 
-Whatever else is asked of the type is refused: nobody writes here but the server.
+Whatever else is asked of the type is refused: nobody writes here but the services.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pymongo import DESCENDING
 from starlette.requests import Request
 
 from app.api import exchange
-from app.api.exchange import Answer
 from app.audit.balp import KINDS, audit_event
 from app.audit.log import COLLECTION
 from app.authentication.caller import UNLIMITED
@@ -28,6 +27,7 @@ from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
+from app.interactions.result import Answer
 from app.runtime.mongo import Document, Mongo
 from app.search import cursor
 from app.search.parameters import date
@@ -110,15 +110,15 @@ async def _in_order(rows: AsyncIterator[Document]) -> AsyncIterator[Document]:
         yield each
 
 
-def handler(name: str) -> Callable[[Request, Context], Awaitable[Answer]]:
-    """Who answers for AuditEvent instead of the router's function of this name."""
-    return _HANDLERS.get(name, _refuse)
+def handler(what: str, request: Request) -> Callable[[Request, Context], Awaitable[Answer]]:
+    """Who answers an interaction with AuditEvent, which is no compartment, instead of the router's function."""
+    return _refuse if "target" in request.path_params else _HANDLERS.get(what, _refuse)
 
 
 async def _read(request: Request, context: Context) -> Answer:
     _check(context, "r")
     row_id, _, number = request.path_params["id"].rpartition(".")
-    row = await context.server.mongo.collection(COLLECTION).find_one({"_id": row_id})
+    row = await context.services.mongo.collection(COLLECTION).find_one({"_id": row_id})
     if row is None or not number.isdigit() or not 0 < int(number) <= len(row["each"]):
         raise NotFound("No such resource")
     found = Found(row, int(number))
@@ -139,7 +139,7 @@ async def _search(request: Request, context: Context) -> Answer:
         row_id, _, number = id_.rpartition(".")
         after = (at, row_id, int(number))
     found: list[Found] = []
-    async for each in matches(context.server.mongo, asked, after):
+    async for each in matches(context.services.mongo, asked, after):
         found.append(each)
         if len(found) > count:
             break
@@ -153,7 +153,7 @@ async def _refuse(request: Request, context: Context) -> Answer:
     )
 
 
-_HANDLERS = {"read": _read, "search_type": _search, "search_type_by_post": _search}
+_HANDLERS = {"read": _read, "search-type": _search}
 
 
 def _check(context: Context, action: Action) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -17,13 +16,11 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from app.api import audit_events, exchange
-from app.api.exchange import Answer
 from app.audit.entry import (
     FAILED,
     OK,
     REFUSED,
     Asked,
-    Outcome,
     asked,
     asking,
     entry,
@@ -32,39 +29,24 @@ from app.audit.entry import (
     with_patients,
 )
 from app.audit.log import AuditLog
+from app.audit.recorded import (
+    UNKNOWN,
+    Recorded,
+    is_stranger,
+    outcome_of,
+    patient_of,
+    refuse,
+)
 from app.audit.refusal_counter import LONGEST_LINE
-from app.authentication.caller import NOBODY, Caller
+from app.authentication.caller import Caller
 from app.context import Context
 from app.errors import FhirError
-from app.network.rate_limit import site
+from app.interactions.result import Answer
 from app.runtime.mongo import Document
 
 T = TypeVar("T")
 Handler = Callable[[Request, Context], Awaitable[T]]
 
-UNKNOWN = Caller("unknown")
-# The interactions by the router's functions; of what is not here nothing is recorded: it tells of nobody.
-INTERACTIONS = {
-    "read": "read",
-    "vread": "vread",
-    "create": "create",
-    "update": "update",
-    "conditional_update": "update",
-    "patch": "patch",
-    "conditional_patch": "patch",
-    "delete": "delete",
-    "conditional_delete": "delete",
-    "search_type": "search-type",
-    "search_type_by_post": "search-type",
-    "search_compartment": "search-type",
-    "search_system": "search-system",
-    "operation": "operation",
-    "system_bundle": "transaction",
-    "file": "export",
-    "status": "export-status",
-    "cancel": "export-cancel",
-    "not_allowed": "request",
-}
 # Of these without a query, the entity says all that the request line would.
 _SELF_EXPLAINING = frozenset(
     {
@@ -90,14 +72,16 @@ _ABOUT = re.compile(
 )
 
 
-async def run(handler: Handler[T], request: Request, context: Context) -> T:
-    """Answer a request by its handler and put it on record. Raises Unavailable where that must be done and cannot."""
-    audit = context.server.audit
-    what = _interaction(handler.__name__, request)
+async def run(what: str | None, handler: Handler[T], request: Request, context: Context) -> T:
+    """Answer a request by its handler and put it on record as the interaction `what`, unless that is None.
+
+    Raises Unavailable where that must be done and cannot.
+    """
+    audit = context.services.audit
     if audit is None or what is None:
         return await handler(request, context)
     if request.path_params.get("type") == "AuditEvent":
-        handler = audit_events.handler(handler.__name__)  # type: ignore[assignment]
+        handler = audit_events.handler(what, request)  # type: ignore[assignment]
     if request.method == "POST" and request.scope["path"].rstrip("/").endswith("/_search"):
         request, form = await _with_form(request)
     else:
@@ -105,27 +89,11 @@ async def run(handler: Handler[T], request: Request, context: Context) -> T:
     focus = _focus(request)
     now = _asked(request, what, context.caller, form)
     with audit.together:
-        async with _Asking(audit, what, now, focus):
+        async with Recorded(audit, what, now, focus):
             result = await handler(request, context)
             # Rehearsed reads of a transaction are told to nobody.
             if not now.rows and not context.rewritten:
                 await audit.record(_told(audit, what, request, context, result, now, focus))
-    return result
-
-
-async def write(context: Context, method: str, url: str, act: Callable[[], Awaitable[T]]) -> T:
-    """Run one write out of a batch and put it on record."""
-    audit, outer = context.server.audit, asked.get()
-    if audit is None or outer is None:
-        return await act()
-    what = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method, "delete")
-    now = Asked(context.caller, outer.address, outer.request_id, f"{method} {url}")
-    place = url.partition("?")[0].strip("/")
-    focus = place if place.count("/") == 1 else None
-    async with _Asking(audit, what, now, focus):
-        result = await act()
-        if not now.rows:
-            await audit.record([_with_place(entry(what, audit.now(), focus=focus), focus)])
     return result
 
 
@@ -134,14 +102,14 @@ async def refused(request: Request, error: FhirError) -> FhirError:
 
     Whoever it comes from is a stranger, unless `scope["caller"]` says who.
     """
-    audit: AuditLog | None = request.app.state.server.audit
+    audit: AuditLog | None = request.app.state.services.audit
     if audit is None:
         return error
     what = "login" if error.status == 401 else "request"
     with asking(_asked(request, what, request.scope.get("caller", UNKNOWN))):
         try:
-            row = entry(what, audit.now(), outcome=_outcome(error), status=error.status)
-            await _refuse(audit, row)
+            row = entry(what, audit.now(), outcome=outcome_of(error), status=error.status)
+            await refuse(audit, row)
         except FhirError as failure:
             return failure
     return error
@@ -151,10 +119,10 @@ async def administer(
     request: Request, caller: Caller, act: Callable[[], Awaitable[T]], *, what: str
 ) -> T:
     """Do what an administrator asks for and put it on record, whatever was written meanwhile."""
-    audit: AuditLog | None = request.app.state.server.audit
+    audit: AuditLog | None = request.app.state.services.audit
     if audit is None:
         return await act()
-    async with _Asking(audit, what, _asked(request, what, caller), None):
+    async with Recorded(audit, what, _asked(request, what, caller), None):
         result = await act()
         await audit.record([entry(what, audit.now())])
     return result
@@ -162,7 +130,7 @@ async def administer(
 
 async def login(request: Request, client_id: str | None, status: int) -> None:
     """Put on record that a client was given a token, or refused one. Raises Unavailable as `run` does."""
-    audit: AuditLog | None = request.app.state.server.audit
+    audit: AuditLog | None = request.app.state.services.audit
     if audit is None:
         return
     caller = Caller(client_id) if client_id is not None else UNKNOWN
@@ -170,7 +138,7 @@ async def login(request: Request, client_id: str | None, status: int) -> None:
         if status < 400:
             await audit.record([entry("login", audit.now(), status=status)])
         else:
-            await _refuse(audit, entry("login", audit.now(), outcome=REFUSED, status=status))
+            await refuse(audit, entry("login", audit.now(), outcome=REFUSED, status=status))
 
 
 async def bind(
@@ -191,56 +159,7 @@ async def bind(
         outcome = OK if refused is None else REFUSED
         row = entry("bind", audit.now(), outcome=outcome, status=refused)
         row["k"] += [f"u:{each}" for each in subscriptions]
-        await (audit.record([row]) if refused is None else _refuse(audit, row))
-
-
-async def _refuse(audit: AuditLog, row: Document) -> None:
-    """Record a refusal of who is asking now; what anybody could cause without end not one by one."""
-    now = asked.get()
-    assert now is not None  # noqa: S101 - set by whoever refuses
-    if _is_stranger(now.caller):
-        await audit.refuse(row, client=None, address=site(now.address))
-    elif row["s"] == 429:
-        await audit.refuse(row, client=now.caller.client_id, address="")
-    else:
-        await audit.record([row])
-
-
-class _Asking:
-    """While it is open, this is what is being asked; a failure inside is put on record."""
-
-    __slots__ = ("_audit", "_focus", "_now", "_outer", "_token", "_what")
-
-    def __init__(self, audit: AuditLog, what: str, now: Asked, focus: str | None) -> None:
-        self._audit = audit
-        self._what = what
-        self._now = now
-        self._focus = focus
-
-    async def __aenter__(self) -> None:
-        self._outer = asked.get()
-        self._token = asked.set(self._now)
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if isinstance(error, FhirError):
-                await _refuse(self._audit, self._row(_outcome(error), error.status))
-            elif isinstance(error, Exception):
-                await self._audit.record([self._row(FAILED, 500)])
-        finally:
-            asked.reset(self._token)
-            if self._outer is not None:
-                self._outer.rows += self._now.rows
-
-    def _row(self, outcome: Outcome, status: int) -> Document:
-        now = self._audit.now()
-        row = entry(self._what, now, outcome=outcome, status=status, focus=self._focus)
-        return _with_place(row, self._focus)
+        await (audit.record([row]) if refused is None else refuse(audit, row))
 
 
 def _told(
@@ -259,7 +178,7 @@ def _told(
         told["k"].append(f"x:{request.path_params['export']}")
         return [told]
     assert isinstance(result, Answer)  # noqa: S101 - nothing else is answered
-    patients = _patient(focus)
+    patients = patient_of(focus)
     version = None
     stored = result.stored
     if stored is not None:
@@ -278,13 +197,6 @@ def _told(
     return with_patients(row, patients)
 
 
-def _interaction(name: str, request: Request) -> str | None:
-    if name == "history":
-        level = "instance" if "id" in request.path_params else "type"
-        return f"history-{level}" if "type" in request.path_params else "history-system"
-    return INTERACTIONS.get(name)
-
-
 def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked:
     scope = request.scope
     line = ""
@@ -295,7 +207,7 @@ def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked
             for part in (scope["method"], scope["path"] + (f"?{query}" if query else ""), form)
             if part
         )
-        if _is_stranger(caller):
+        if is_stranger(caller):
             line = line[:LONGEST_LINE]
     client = scope.get("client")
     outer = asked.get()
@@ -310,30 +222,11 @@ def _focus(request: Request) -> str | None:
     return f"{type_}/{id_}" if type_ and id_ and is_id(id_) else None
 
 
-def _is_stranger(caller: Caller) -> bool:
-    return caller is UNKNOWN or caller is NOBODY
-
-
-def _patient(focus: str | None) -> set[str]:
-    """The id of the patient that is asked for, if it is one."""
-    return {focus.removeprefix("Patient/")} if focus and focus.startswith("Patient/") else set()
-
-
 def _asked_about(now: Asked) -> set[str]:
     """The ids of the patients that a search names."""
     values = (unquote(found[1]) for found in _ABOUT.finditer(now.line))
     ids = (each.rpartition("/")[2] for value in values for each in value.split(","))
     return {each for each in ids if is_id(each)}
-
-
-def _with_place(row: Document, focus: str | None) -> Document:
-    """The row with the patient that the request names."""
-    row["k"] += [f"p:{each}" for each in _patient(focus)]
-    return row
-
-
-def _outcome(error: FhirError) -> Outcome:
-    return FAILED if error.status >= 500 else REFUSED
 
 
 async def _with_form(request: Request) -> tuple[Request, str]:

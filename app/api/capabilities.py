@@ -9,18 +9,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app import __version__
-from app.api import exchange
-from app.api.exchange import Answer
+from app.authentication.access_tokens import Authority
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import formats, json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.patch.patch_formats import PATCH_FORMATS
+from app.interactions.result import Answer
 from app.operations import registry as operations
 from app.records.versions import instant
 from app.search import include
 from app.search.query import supported_parameters
 from app.subscriptions.channels import websocket
 from app.subscriptions.matching.channel_terms import BACKPORT
+from app.subscriptions.matching.registry import Registry
 
 BACKPORT_SERVER = (
     "http://hl7.org/fhir/uv/subscriptions-backport/CapabilityStatement/"
@@ -80,7 +82,7 @@ def statement(context: Context) -> dict[str, Any]:
         "instantiates": [BACKPORT_SERVER, BULK_DATA],
         "fhirVersion": "4.0.1",
         "format": [formats.FHIR_JSON, "json", formats.FHIR_XML, "xml"],
-        "patchFormat": list(exchange.PATCH_FORMATS),
+        "patchFormat": list(PATCH_FORMATS),
         "rest": [
             {
                 "extension": [
@@ -122,7 +124,7 @@ _MODES: Mapping[str, Callable[[Context], dict[str, Any]]] = {
 def _head(context: Context) -> dict[str, Any]:
     return {
         "status": "active",
-        "date": instant(context.server.started),
+        "date": instant(context.services.started),
         "publisher": "CareRelay",
         "kind": "instance",
         "software": {"name": "CareRelay", "version": __version__},
@@ -165,7 +167,7 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
 
 def _subscriptions(context: Context) -> dict[str, Any]:
     """What the Subscriptions R5 Backport guide has a server say: its profile, and one canonical for each topic."""
-    topics = sorted(context.server.worker.registry.catalogue.by_url)
+    topics = sorted(context.services.get(Registry).catalogue.by_url)
     return {
         "supportedProfile": [BACKPORT + "backport-subscription"],
         "extension": [{"url": TOPIC_CANONICAL, "valueCanonical": url} for url in topics],
@@ -174,7 +176,7 @@ def _subscriptions(context: Context) -> dict[str, Any]:
 
 def _security(context: Context) -> dict[str, Any]:
     """How to be admitted, where that is asked for, https://hl7.org/fhir/smart-app-launch/conformance.html."""
-    authority = context.server.authority
+    authority = context.services.find(Authority)
     if authority is None:
         return {}
     service = {"system": SECURITY_SERVICE, "code": "SMART-on-FHIR"}

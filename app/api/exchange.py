@@ -5,13 +5,9 @@ https://hl7.org/fhir/R4/http.html#general
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
+from datetime import datetime
+from email.utils import format_datetime
 from functools import lru_cache
-from typing import Literal, cast
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -25,122 +21,27 @@ from app.errors import (
     UnsupportedMediaType,
     operation_outcome,
 )
-from app.fhir import formats, json as fhir_json, xml
-from app.fhir.formats import FHIR_JSON, FHIR_XML, PLAIN, Form
+from app.fhir import formats, json as fhir_json
+from app.fhir.formats import PLAIN, Form
 from app.fhir.json import Resource
-from app.fhir.patch.fhirpath_patch import fhirpath_patch
-from app.fhir.patch.json_patch import JSON_PATCH, Patch, json_patch
-from app.fhir.patch.xml_patch import XML_PATCH, xml_patch
+from app.fhir.patch import patch_formats
+from app.fhir.patch.json_patch import Patch
+from app.interactions.preconditions import Prefer
+from app.interactions.result import Answer
 from app.records.versions import Stored
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_BYTES = 1024 * 1024
-_PATCHES: dict[str, Callable[[bytes], Patch]] = {
-    JSON_PATCH: json_patch,
-    XML_PATCH: xml_patch,
-    FHIR_JSON: lambda body: fhirpath_patch(fhir_json.decode(body)),
-    FHIR_XML: lambda body: fhirpath_patch(xml.decode(body)),
-}
-PATCH_FORMATS = tuple(_PATCHES)
-# Some clients send the bare versionId.
-_ETAG = re.compile(r'^(?:W/)?"([^"]*)"$|^([0-9]+)$')
-
-
-@dataclass(slots=True)
-class Answer:
-    """What an interaction returns: a status and one version, or a Bundle or outcome as JSON text."""
-
-    status: int
-    stored: Stored | None = None
-    text: str | bytes | None = None
-    issues: tuple[Issue, ...] = ()
-    location: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def body(self) -> str | bytes | None:
-        if self.text is not None:
-            return self.text
-        if self.stored is not None and not self.stored.deleted:
-            return self.stored.text
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Preconditions:
-    """The conditional headers of a request; versions are bare numbers out of `W/"3"`."""
-
-    if_match: str | None = None
-    if_none_match: str | None = None
-    if_modified_since: datetime | None = None
-    if_none_exist: str | None = None
-
-
-NO_PRECONDITIONS = Preconditions()
-
-
-@dataclass(frozen=True, slots=True)
-class Prefer:
-    """The Prefer header, https://hl7.org/fhir/R4/http.html#ops."""
-
-    returns: Literal["minimal", "representation", "OperationOutcome"] = "representation"
-    handling: Literal["strict", "lenient"] | None = None
-    respond_async: bool = False
-
-
-def read_prefer(header: str | None) -> Prefer:
-    """Unknown preferences are ignored, as RFC 7240 asks."""
-    if not header:
-        return Prefer()
-    preferences = {}
-    for part in re.split(r"[,;]", header):
-        name, _, value = part.strip().partition("=")
-        preferences[name.strip().lower()] = value.strip().strip('"')
-    returns = preferences.get("return", "representation")
-    if returns not in ("minimal", "representation", "OperationOutcome"):
-        returns = "representation"
-    handling = preferences.get("handling")
-    return Prefer(
-        cast("Literal['minimal', 'representation', 'OperationOutcome']", returns),
-        cast("Literal['strict', 'lenient']", handling)
-        if handling in ("strict", "lenient")
-        else None,
-        "respond-async" in preferences,
-    )
-
-
-def read_preconditions(headers: Mapping[str, str]) -> Preconditions:
-    """Raises BadRequest for a header that cannot be read: guessing would lose an update."""
-    if not any(name.startswith("if-") for name in headers):
-        return NO_PRECONDITIONS
-    since = headers.get("if-modified-since")
-    moment = None
-    if since:
-        try:
-            moment = parsedate_to_datetime(since)
-        except ValueError:
-            raise BadRequest("If-Modified-Since is not an HTTP date") from None
-        if moment.tzinfo is None:  # HTTP dates are in GMT, whether they say so or not
-            moment = moment.replace(tzinfo=UTC)
-    return Preconditions(
-        _etag(headers.get("if-match"), "If-Match"),
-        _etag(headers.get("if-none-match"), "If-None-Match"),
-        moment,
-        headers.get("if-none-exist"),
-    )
-
-
-def _etag(value: str | None, header: str) -> str | None:
-    if value is None or value.strip() == "*":
-        return value and "*"
-    match = _ETAG.match(value.strip())
-    if match is None:
-        raise BadRequest(f'{header} must look like W/"1"')
-    return match[1] if match[1] is not None else match[2]
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def read_form_of_answer(request: Request) -> Form:
+    """How the answer is to look. Raises NotAcceptable or BadRequest."""
+    query = request.query_params.multi_items() if request.scope["query_string"] else ()
+    return formats.read_form(query, request.headers.get("accept"))
 
 
 async def read_resource(request: Request, limit: int) -> Resource:
@@ -159,18 +60,7 @@ async def read_parameters(request: Request, limit: int) -> Resource | list[tuple
 
 async def read_patch(request: Request, limit: int) -> Patch:
     """The patch in the body, by its media type. Raises UnsupportedMediaType, TooLarge or BadRequest."""
-    return patch_of(_media_type(request), await read_body(request, limit))
-
-
-def patch_of(media_type: str, body: bytes) -> Patch:
-    """The patch that a body of this media type holds."""
-    reader = _PATCHES.get(media_type.split(";")[0].strip().lower())
-    if reader is None:
-        raise UnsupportedMediaType(
-            f"Send patches as one of {', '.join(_PATCHES)}",
-            headers={"Accept-Patch": ", ".join(_PATCHES)},
-        )
-    return reader(body)
+    return patch_formats.patch_of(_media_type(request), await read_body(request, limit))
 
 
 async def read_form(request: Request) -> list[tuple[str, str]]:

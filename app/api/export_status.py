@@ -18,7 +18,8 @@ from starlette.responses import Response, StreamingResponse
 from app.api import exchange
 from app.audit.entry import PATIENTS_AT_ONCE, entry, with_patients
 from app.bulk import export_authorization
-from app.bulk.export_jobs import RETRY_SECONDS
+from app.bulk.export_jobs import RETRY_SECONDS, address
+from app.bulk.exports import Exports
 from app.bulk.writing import gzipped, unpacked
 from app.context import Context
 from app.errors import NotFound, TooManyRequests
@@ -26,14 +27,8 @@ from app.fhir import json as fhir_json
 from app.records.versions import instant
 from app.runtime.mongo import Document
 
-PLACE = "_export"
 NDJSON = "application/fhir+ndjson"
 _ENDING = ".ndjson"
-
-
-def address(base_url: str, export_id: str) -> str:
-    """Where an export's status is."""
-    return f"{base_url}/{PLACE}/{export_id}"
 
 
 async def status(request: Request, context: Context) -> Response:
@@ -50,7 +45,7 @@ async def status(request: Request, context: Context) -> Response:
         manifest = fhir_json.encode(_manifest(row, context))
         return Response(manifest, 200, headers, "application/json")
     again = {"Retry-After": str(RETRY_SECONDS)}
-    if not await context.server.exports.jobs.may_poll(row["_id"]):
+    if not await context.services.get(Exports).jobs.may_poll(row["_id"]):
         raise TooManyRequests("Ask again after the seconds of Retry-After", headers=again)
     return Response(status_code=202, headers={"X-Progress": _progress(row), **again})
 
@@ -58,7 +53,7 @@ async def status(request: Request, context: Context) -> Response:
 async def cancel(request: Request, context: Context) -> Response:
     """202; from then on the export is unknown, and its files go."""
     row = await _export(request, context)
-    await context.server.exports.cancel(row["_id"])
+    await context.services.get(Exports).cancel(row["_id"])
     return Response(status_code=202)
 
 
@@ -78,7 +73,7 @@ async def file(request: Request, context: Context) -> Response:
         return Response(status_code=200, headers=headers, media_type=NDJSON)
     await record(context, row, int(name))
     entry = row["files"][int(name)]
-    pieces = context.server.exports.jobs.pieces(row["_id"], int(name), entry["pieces"])
+    pieces = context.services.get(Exports).jobs.pieces(row["_id"], int(name), entry["pieces"])
     content = gzipped(pieces, entry) if packed else unpacked(pieces)
     return StreamingResponse(_patiently(request, content), headers=headers, media_type=NDJSON)
 
@@ -93,7 +88,7 @@ async def _patiently(request: Request, content: AsyncIterator[bytes]) -> AsyncIt
 
 
 async def _export(request: Request, context: Context) -> Document:
-    row = await context.server.exports.find(context, request.path_params["export"])
+    row = await context.services.get(Exports).find(context, request.path_params["export"])
     if row is None:
         raise NotFound("There is no such export; it may have expired or been cancelled")
     return row
@@ -146,7 +141,7 @@ _AT_ONCE = 10
 
 async def record(context: Context, row: Document, number: int) -> None:
     """Put on record that the caller fetches a file. Raises Unavailable where that must be done and cannot."""
-    audit, jobs = context.server.audit, context.server.exports.jobs
+    audit, jobs = context.services.audit, context.services.get(Exports).jobs
     if audit is None:
         return
     file = row["files"][number]

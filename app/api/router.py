@@ -16,19 +16,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import audited, capabilities, exchange, export_status as bulk, limits
-from app.api.exchange import Answer
-from app.authentication import access_tokens
+from app.api import audited, capabilities, exchange, export_status as exports, limits
+from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, NOBODY, Caller
-from app.context import Context, Server
+from app.bulk.export_jobs import PLACE
+from app.context import Context, Services
 from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
 from app.fhir import formats, json as fhir_json
 from app.interactions import bundle, interactions, plan
+from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
+from app.interactions.result import Answer
 from app.operations import registry as operations
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request, Context], Awaitable[Answer]]
+# What the audit calls an interaction, and who answers it. One without a name is not recorded: it tells of nobody.
+Route = tuple[str | None, Handler]
+DirectRoute = tuple[str, Callable[[Request, Context], Awaitable[Response]]]
 
 PREFIX = "/fhir"
 # What a client has to read before it can ask for a token.
@@ -38,12 +43,12 @@ _HOST = re.compile(r"([A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 class Endpoint:
-    """One URL: a handler for each verb it knows; HEAD answers like GET without a body."""
+    """One URL: an interaction for each verb it knows; HEAD answers like GET without a body."""
 
-    def __init__(self, **handlers: Handler) -> None:
-        self._handlers = {verb.upper(): handler for verb, handler in handlers.items()}
-        if "GET" in self._handlers:
-            self._handlers["HEAD"] = self._handlers["GET"]
+    def __init__(self, **routes: Route) -> None:
+        self.routes = {verb.upper(): route for verb, route in routes.items()}
+        if "GET" in self.routes:
+            self.routes["HEAD"] = self.routes["GET"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -54,15 +59,15 @@ class Endpoint:
 
     async def answer(self, request: Request, context: Context) -> Answer:
         """Run the handler of the request's verb. Raises FhirError."""
-        handler = self._handlers.get(request.method) or _refusing(self._handlers)
-        return await audited.run(handler, request, context)
+        code, handler = self.routes.get(request.method) or _refusing(self.routes)
+        return await audited.run(code, handler, request, context)
 
     async def _respond(self, request: Request) -> Response:
         form = formats.PLAIN
         context: Context | None = None
         try:
-            form = formats.read_form_of_answer(request)
-            prefer = exchange.read_prefer(request.headers.get("prefer"))
+            form = exchange.read_form_of_answer(request)
+            prefer = read_prefer(request.headers.get("prefer"))
             context = await _context(request, prefer)
             answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
@@ -80,17 +85,17 @@ class Endpoint:
 class Direct:
     """One URL whose handlers give the HTTP response itself: files, and what is no FHIR resource. No Bundle asks it."""
 
-    def __init__(self, **handlers: Callable[[Request, Context], Awaitable[Response]]) -> None:
-        self._handlers = {verb.upper(): handler for verb, handler in handlers.items()}
-        self._handlers["HEAD"] = self._handlers["GET"]
+    def __init__(self, **routes: DirectRoute) -> None:
+        self.routes = {verb.upper(): route for verb, route in routes.items()}
+        self.routes["HEAD"] = self.routes["GET"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         context: Context | None = None
         try:
-            context = await _context(request, exchange.read_prefer(None))
-            handler = self._handlers.get(request.method) or _refusing(self._handlers)
-            response = await audited.run(handler, request, context)
+            context = await _context(request, read_prefer(None))
+            code, handler = self.routes.get(request.method) or _refusing(self.routes)
+            response = await audited.run(code, handler, request, context)
         except FhirError as error:
             if context is None:
                 error = await audited.refused(request, error)
@@ -108,36 +113,38 @@ class Direct:
         raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
 
 
-def _refusing(allowed: Iterable[str]) -> Callable[[Request, Context], Awaitable[NoReturn]]:
-    """The handler of every verb that has none."""
+def _refusing(
+    allowed: Iterable[str],
+) -> tuple[str, Callable[[Request, Context], Awaitable[NoReturn]]]:
+    """The route of every verb that has none."""
     verbs = ", ".join(sorted(allowed))
 
     async def not_allowed(request: Request, context: Context) -> NoReturn:
         raise MethodNotAllowed(f"{request.method} is not supported here", headers={"Allow": verbs})
 
-    return not_allowed
+    return "request", not_allowed
 
 
-async def _context(request: Request, prefer: exchange.Prefer) -> Context:
+async def _context(request: Request, prefer: Prefer) -> Context:
     """The surroundings of a request. Raises Unauthorized for who does not say who it is."""
-    server: Server = request.app.state.server
-    base_url = server.settings.base_url.rstrip("/")
+    services: Services = request.app.state.services
+    base_url = services.settings.base_url.rstrip("/")
     if not base_url:
         host = request.headers.get("host") or request.url.netloc
         if not _HOST.fullmatch(host):
             raise BadRequest("The Host header is malformed")
         base_url = f"{request.scope['scheme']}://{host}{PREFIX}"
-    handling = prefer.handling or server.settings.search_handling
-    caller = await _caller(request, server)
-    return Context(server, caller, base_url, handling, respond_async=prefer.respond_async)
+    handling = prefer.handling or services.settings.search_handling
+    caller = await _caller(request, services)
+    return Context(services, caller, base_url, handling, respond_async=prefer.respond_async)
 
 
-async def _caller(request: Request, server: Server) -> Caller:
-    if server.settings.auth != "smart":
+async def _caller(request: Request, services: Services) -> Caller:
+    if services.settings.auth != "smart":
         return EVERYBODY
     if request.scope["path"].rstrip("/") in _OPEN:
         return NOBODY
-    caller = await access_tokens.authenticate(server, request.headers.get("authorization"))
+    caller = await authenticate(services.find(Authority), request.headers.get("authorization"))
     request.scope["caller"] = caller
     limits.identify(request.scope, caller.client_id)
     return caller
@@ -153,13 +160,13 @@ async def metadata(request: Request, context: Context) -> Answer:
 
 async def system_bundle(request: Request, context: Context) -> Answer:
     resource = await exchange.read_resource(request, context.settings.max_bundle_bytes)
-    prefer = exchange.read_prefer(request.headers.get("prefer"))
+    prefer = read_prefer(request.headers.get("prefer"))
     return await bundle.process(context, resource, prefer, dispatch)
 
 
 async def read(request: Request, context: Context) -> Answer:
     path = request.path_params
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     return await interactions.read(context, path["type"], path["id"], preconditions)
 
 
@@ -169,7 +176,7 @@ async def vread(request: Request, context: Context) -> Answer:
 
 
 async def create(request: Request, context: Context) -> Answer:
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     resource_type = request.path_params["type"]
     plan.check_type(resource_type)
     return await interactions.create(
@@ -179,7 +186,7 @@ async def create(request: Request, context: Context) -> Answer:
 
 async def update(request: Request, context: Context) -> Answer:
     path = request.path_params
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     plan.check_type(path["type"])
     return await interactions.update(
         context, path["type"], path["id"], await _body(request, context), preconditions
@@ -188,7 +195,7 @@ async def update(request: Request, context: Context) -> Answer:
 
 async def conditional_update(request: Request, context: Context) -> Answer:
     resource_type = request.path_params["type"]
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     plan.check_type(resource_type)
     resource = await _body(request, context)
     return await interactions.conditional_update(
@@ -198,14 +205,14 @@ async def conditional_update(request: Request, context: Context) -> Answer:
 
 async def patch(request: Request, context: Context) -> Answer:
     path = request.path_params
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
     return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
 
 
 async def conditional_patch(request: Request, context: Context) -> Answer:
     resource_type = request.path_params["type"]
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
     return await interactions.conditional_patch(
         context, resource_type, request.url.query, apply, preconditions
@@ -214,12 +221,12 @@ async def conditional_patch(request: Request, context: Context) -> Answer:
 
 async def delete(request: Request, context: Context) -> Answer:
     path = request.path_params
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     return await interactions.delete(context, path["type"], path["id"], preconditions)
 
 
 async def conditional_delete(request: Request, context: Context) -> Answer:
-    preconditions = exchange.read_preconditions(request.headers)
+    preconditions = read_preconditions(request.headers)
     return await interactions.conditional_delete(
         context, request.path_params["type"], request.url.query, preconditions
     )
@@ -266,33 +273,48 @@ async def operation(request: Request, context: Context) -> Answer:
     return await operations.invoke(context, path["operation"], place, given, posted=posted)
 
 
-_ENDPOINTS: list[tuple[str, Endpoint | Direct]] = [
-    ("", Endpoint(get=search_system, post=system_bundle)),
-    ("/_search", Endpoint(post=search_system)),
-    ("/metadata", Endpoint(get=metadata)),
-    ("/${operation}", Endpoint(get=operation, post=operation)),
-    (f"/{bulk.PLACE}/{{export}}", Direct(get=bulk.status, delete=bulk.cancel)),
-    (f"/{bulk.PLACE}/{{export}}/{{file}}", Direct(get=bulk.file)),
-    ("/{type}/${operation}", Endpoint(get=operation, post=operation)),
-    ("/{type}/{id}/${operation}", Endpoint(get=operation, post=operation)),
-    ("/_history", Endpoint(get=history)),
+_OPERATION = ("operation", operation)
+_SEARCH_SYSTEM = ("search-system", search_system)
+_SEARCH_COMPARTMENT = ("search-type", search_compartment)
+
+ENDPOINTS: list[tuple[str, Endpoint | Direct]] = [
+    ("", Endpoint(get=_SEARCH_SYSTEM, post=("transaction", system_bundle))),
+    ("/_search", Endpoint(post=_SEARCH_SYSTEM)),
+    ("/metadata", Endpoint(get=(None, metadata))),
+    ("/${operation}", Endpoint(get=_OPERATION, post=_OPERATION)),
+    (
+        f"/{PLACE}/{{export}}",
+        Direct(get=("export-status", exports.status), delete=("export-cancel", exports.cancel)),
+    ),
+    (f"/{PLACE}/{{export}}/{{file}}", Direct(get=("export", exports.file))),
+    ("/{type}/${operation}", Endpoint(get=_OPERATION, post=_OPERATION)),
+    ("/{type}/{id}/${operation}", Endpoint(get=_OPERATION, post=_OPERATION)),
+    ("/_history", Endpoint(get=("history-system", history))),
     (
         "/{type}",
         Endpoint(
-            get=search_type,
-            post=create,
-            put=conditional_update,
-            patch=conditional_patch,
-            delete=conditional_delete,
+            get=("search-type", search_type),
+            post=("create", create),
+            put=("update", conditional_update),
+            patch=("patch", conditional_patch),
+            delete=("delete", conditional_delete),
         ),
     ),
-    ("/{type}/_search", Endpoint(post=search_type_by_post)),
-    ("/{type}/_history", Endpoint(get=history)),
-    ("/{type}/{id}", Endpoint(get=read, put=update, patch=patch, delete=delete)),
-    ("/{type}/{id}/_history", Endpoint(get=history)),
-    ("/{type}/{id}/_history/{version}", Endpoint(get=vread)),
-    ("/{type}/{id}/{target}", Endpoint(get=search_compartment)),
-    ("/{type}/{id}/{target}/_search", Endpoint(post=search_compartment)),
+    ("/{type}/_search", Endpoint(post=("search-type", search_type_by_post))),
+    ("/{type}/_history", Endpoint(get=("history-type", history))),
+    (
+        "/{type}/{id}",
+        Endpoint(
+            get=("read", read),
+            put=("update", update),
+            patch=("patch", patch),
+            delete=("delete", delete),
+        ),
+    ),
+    ("/{type}/{id}/_history", Endpoint(get=("history-instance", history))),
+    ("/{type}/{id}/_history/{version}", Endpoint(get=("vread", vread))),
+    ("/{type}/{id}/{target}", Endpoint(get=_SEARCH_COMPARTMENT)),
+    ("/{type}/{id}/{target}/_search", Endpoint(post=_SEARCH_COMPARTMENT)),
 ]
 
 
@@ -332,7 +354,7 @@ class Table:
         return "$" if segment[:1] == "$" else "*"
 
 
-_TABLE = Table(_ENDPOINTS)
+_TABLE = Table(ENDPOINTS)
 
 
 class FhirRouter:

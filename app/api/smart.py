@@ -125,5 +125,5 @@ class Smart:
             error = OAuthError("invalid_request", f"Only {method} is supported here", 405)
             response: Response = JSONResponse(error.body, 405, {**_NO_STORE, "Allow": method})
         else:
-            response = await answer(request, request.app.state.server.authority)
+            response = await answer(request, request.app.state.services.find(Authority))
         await response(scope, receive, send)

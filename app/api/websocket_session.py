@@ -28,13 +28,13 @@ from app.api.router import PREFIX
 from app.api.security_headers import secured
 from app.api.websocket_limits import Place, WebSocketLimits
 from app.authentication.caller import EVERYBODY, Caller
-from app.context import Server
+from app.context import Services
 from app.errors import FhirError, Forbidden, TooManyRequests, Unavailable
 from app.network import exposure
 from app.settings import Settings
 from app.subscriptions.channels.websocket import PATH
 from app.subscriptions.websocket import socket_tokens
-from app.subscriptions.websocket.binding import BindingRefusedError
+from app.subscriptions.websocket.binding import Binder, BindingRefusedError
 from app.subscriptions.websocket.socket_tokens import Holder
 
 _POLICY_VIOLATION, _TRY_AGAIN_LATER = 1008, 1013
@@ -51,11 +51,11 @@ class Connection:
     """One client. Frames leave one after the other. `patience`: seconds until something has to be bound."""
 
     def __init__(
-        self, server: Server, websocket: WebSocket, place: Place, patience: float | None
+        self, services: Services, websocket: WebSocket, place: Place, patience: float | None
     ) -> None:
-        self._server = server
-        self._binder = server.worker.binder
-        self._is_open = server.settings.auth != "smart"
+        self._services = services
+        self._binder = services.get(Binder)
+        self._is_open = services.settings.auth != "smart"
         self._websocket = websocket
         self._place = place
         self._patience = patience
@@ -118,7 +118,7 @@ class Connection:
             raise BindingRefusedError(_USAGE if self._is_open else _NOT_BY_ID)
 
     async def _bind_with_token(self, text: str) -> None:
-        token = await socket_tokens.redeem(self._server.mongo, text)
+        token = await socket_tokens.redeem(self._services.mongo, text)
         if token is None:
             await self._record(None, refused=_POLICY_VIOLATION)
             raise BindingRefusedError("The token is unknown or has expired")
@@ -147,7 +147,7 @@ class Connection:
         refused: int | None = None,
     ) -> None:
         address = _address(self._websocket)
-        await audited.bind(self._server.audit, address, caller, subscriptions, refused=refused)
+        await audited.bind(self._services.audit, address, caller, subscriptions, refused=refused)
 
     async def _bind(self, subscription: str, *, by_token: bool) -> None:
         if any(subscription == bound for bound, _ in self._bindings):
@@ -185,9 +185,9 @@ class Door:
 
     async def serve(self, websocket: WebSocket) -> None:
         """One connection, from its handshake to its end."""
-        server: Server = websocket.app.state.server
+        services: Services = websocket.app.state.services
         try:
-            place = self._admit(websocket, server)
+            place = self._admit(websocket, services)
         except FhirError as error:
             response = exchange.respond_error(error)
             response.raw_headers = secured(response.raw_headers, tls=_is_encrypted(websocket))
@@ -195,7 +195,7 @@ class Door:
             return
         try:
             await websocket.accept()
-            await Connection(server, websocket, place, self._limits.patience).converse()
+            await Connection(services, websocket, place, self._limits.patience).converse()
         except WebSocketDisconnect:
             return
         except BindingRefusedError as refusal:
@@ -207,11 +207,11 @@ class Door:
         finally:
             place.leave()
 
-    def _admit(self, websocket: WebSocket, server: Server) -> Place:
+    def _admit(self, websocket: WebSocket, services: Services) -> Place:
         """Raises FhirError for a handshake that is refused."""
         if self._only_tls and not _is_encrypted(websocket):
             raise Forbidden("Only over TLS: call the address of the proxy")
-        if not _is_own_page(websocket, server):
+        if not _is_own_page(websocket, services):
             raise Forbidden("Pages from elsewhere may not connect")
         return self._limits.enter(_address(websocket))
 
@@ -229,12 +229,12 @@ def _is_encrypted(websocket: WebSocket) -> bool:
     return bool(websocket.scope["scheme"] == "wss")
 
 
-def _is_own_page(websocket: WebSocket, server: Server) -> bool:
+def _is_own_page(websocket: WebSocket, services: Services) -> bool:
     """Browsers let any page connect anywhere and say where it is from; other clients say nothing."""
     origin = websocket.headers.get("origin")
     if origin is None:
         return True
-    allowed = [entry.strip() for entry in server.settings.cors_origins.split(",")]
+    allowed = [entry.strip() for entry in services.settings.cors_origins.split(",")]
     same = urlsplit(origin).netloc == websocket.headers.get("host")
     return same or origin in allowed or "*" in allowed
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from app.attribution import claims as claims_
 from app.attribution.claims import Claim, Record, Source
 from app.attribution.practices import Provider, Resolved, resolve, with_endpoints
+from app.records.reader import Reader
 from app.search import spans
 from app.settings import Settings
-from app.store.store import Store
 
 # Whether a Subscription names a provider (a reference) as its filter.
 Listening = Callable[[str], bool]
@@ -36,7 +36,7 @@ class Attribution:
 
 
 async def primary_care(
-    store: Store,
+    store: Reader,
     patient: str,
     at: datetime,
     settings: Settings,
@@ -61,12 +61,12 @@ def is_heard(provider: Provider, listening: Listening | None) -> bool:
     return bool(provider.endpoints) or named
 
 
-async def attributed(store: Store, patient: str, at: datetime, settings: Settings) -> Attribution:
+async def attributed(store: Reader, patient: str, at: datetime, settings: Settings) -> Attribution:
     """The PCPs of a patient without their endpoints: what filters need, in two rounds of reading, or three."""
     return await judged(store, await claims_.read(store, patient, _base(settings)), at, settings)
 
 
-async def judged(store: Store, record: Record, at: datetime, settings: Settings) -> Attribution:
+async def judged(store: Reader, record: Record, at: datetime, settings: Settings) -> Attribution:
     """`attributed` from a record that has been read already."""
     problems = ["merged-patient"] if record.merged else []
     if not record.known:
@@ -99,7 +99,7 @@ def sources(settings: Settings) -> Sequence[Source]:
 
 
 async def _claims(
-    store: Store, record: Record, source: Source, settings: Settings
+    store: Reader, record: Record, source: Source, settings: Settings
 ) -> Sequence[Claim]:
     if source == "group":
         return await claims_.of_rosters(store, record.memberships, _base(settings))

@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple
 from app.fhir import json as fhir_json
 from app.fhir.codes import ATTRIBUTION_PERIOD, PCP_ROLES, SNOMED
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.search import group_members, spans
 from app.search.parameter import Scope
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.spans import Span
 from app.search.terms import EVERY
-from app.store.store import Store
 
 Source = Literal["care-team", "general-practitioner", "group"]
 ROSTERS = "group_members"
@@ -52,7 +52,7 @@ class Record:
     memberships: Mapping[str, Sequence[Span]]
 
 
-async def read(store: Store, patient: str, base_url: str) -> Record:
+async def read(store: Reader, patient: str, base_url: str) -> Record:
     """The record of a patient (`Patient/p1`) as it is now, merges followed."""
     followed = [patient]
     while True:
@@ -83,7 +83,7 @@ async def read(store: Store, patient: str, base_url: str) -> Record:
 
 
 async def of_rosters(
-    store: Store, memberships: Mapping[str, Sequence[Span]], base_url: str
+    store: Reader, memberships: Mapping[str, Sequence[Span]], base_url: str
 ) -> list[Claim]:
     """What the panels among these Groups say of a member."""
     return by_rosters(await rosters(store, memberships), memberships, base_url)
@@ -103,7 +103,7 @@ def by_rosters(
 
 
 async def groups(
-    store: Store, memberships: Mapping[str, Sequence[Span]], at: datetime
+    store: Reader, memberships: Mapping[str, Sequence[Span]], at: datetime
 ) -> list[str]:
     """The Groups of real persons in use (`Group/g1`) that these are memberships of at a moment."""
     current = [group for group, of in memberships.items() if any(spans.holds(s, at) for s in of)]
@@ -159,7 +159,7 @@ def teams_of(patients: Collection[str], base_url: str) -> dict[str, Any]:
     return {"$and": [{"terms": {"$in": terms}}, {"terms": "status=active"}]}
 
 
-async def rosters(store: Store, ids: Collection[str]) -> dict[str, Any]:
+async def rosters(store: Reader, ids: Collection[str]) -> dict[str, Any]:
     """What Groups are to those who route by their members (group_members.py), by id."""
     if not ids:
         return {}

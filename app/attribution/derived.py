@@ -18,10 +18,10 @@ from app.attribution.facility import KINDS, facility_types
 from app.attribution.whereabouts import without_places_left
 from app.errors import Unprocessable
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.settings import Settings
-from app.store.store import Store
 
 PCP, GROUP, FACILITY = ">$pcp>", ">$group>", ">$facility>"
 # What a topic calls each.
@@ -94,7 +94,7 @@ class Derived:
 
     def __init__(
         self,
-        store: Store,
+        store: Reader,
         settings: Settings,
         resource_type: str,
         fields: Mapping[str, Any],

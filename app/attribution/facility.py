@@ -15,11 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from app.records.reader import Reader
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
 from app.settings import Settings
-from app.store.store import Store
 
 KINDS = ("hospital", "snf", "psychiatric", "cah", "other")
 _ROLE_CODE = "http://terminology.hl7.org/CodeSystem/v3-RoleCode"
@@ -55,7 +55,7 @@ _OWNERS = {"Location": ("partof", "organization"), "Organization": ("partof",)}
 Rows = list[tuple[str, Mapping[str, Any]]]
 
 
-async def facility_types(store: Store, fields: Mapping[str, Any], settings: Settings) -> set[str]:
+async def facility_types(store: Reader, fields: Mapping[str, Any], settings: Settings) -> set[str]:
     """The kinds of the facility of an Encounter, given its search fields: one, and `hospital` with those that are."""
     base_url = settings.base_url.rstrip("/")
     places = await _read(
@@ -117,7 +117,7 @@ def _listed(rows: Rows, table: Mapping[str, str]) -> set[str]:
     }
 
 
-async def _read(store: Store, wanted: Mapping[str, Iterable[str]]) -> Rows:
+async def _read(store: Reader, wanted: Mapping[str, Iterable[str]]) -> Rows:
     asked = [(kind, list(ids)) for kind, ids in wanted.items()]
     asked = [(kind, ids) for kind, ids in asked if ids]
     found = await asyncio.gather(

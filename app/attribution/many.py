@@ -16,19 +16,19 @@ from app.attribution.claims import ROSTERS, Claim, Source
 from app.attribution.practices import Provider, Roles, read_roles, resolve_by, with_endpoints
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.runtime.mongo import Document
 from app.search import group_members
 from app.search.spans import Span
 from app.search.terms import EVERY
 from app.settings import Settings
-from app.store.store import Store
 
 # A chain of merges longer than this is a mistake.
 _MOST_MERGES = 5
 
 
 async def attributed(
-    store: Store, patients: Collection[str], organization: str, at: datetime, settings: Settings
+    store: Reader, patients: Collection[str], organization: str, at: datetime, settings: Settings
 ) -> set[str]:
     """Those of the patients (`Patient/p1`) whose primary care is an organization's (`Organization/o1`) at a moment."""
     found = await organizations(store, patients, at, settings)
@@ -36,7 +36,7 @@ async def attributed(
 
 
 async def organizations(
-    store: Store, patients: Collection[str], at: datetime, settings: Settings
+    store: Reader, patients: Collection[str], at: datetime, settings: Settings
 ) -> dict[str, frozenset[str]]:
     """The organizations that have the primary care of each patient at a moment; merges are followed."""
     found = await _standings(store, patients, at, settings)
@@ -47,7 +47,7 @@ async def organizations(
 
 
 async def in_order(
-    store: Store,
+    store: Reader,
     patients: Collection[str],
     at: datetime,
     settings: Settings,
@@ -67,7 +67,7 @@ async def in_order(
 
 
 async def _standings(
-    store: Store, patients: Collection[str], at: datetime, settings: Settings
+    store: Reader, patients: Collection[str], at: datetime, settings: Settings
 ) -> dict[str, _Standing]:
     base_url = settings.base_url.rstrip("/")
     wanted = list(dict.fromkeys(patients))
@@ -129,7 +129,7 @@ def _judged(
     return (), False
 
 
-async def _read(store: Store, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
+async def _read(store: Reader, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
     """The records of patients, and of those that they were merged into."""
     records: dict[str, _Record] = {}
     unread = list(patients)
@@ -142,7 +142,7 @@ async def _read(store: Store, patients: Sequence[str], base_url: str) -> dict[st
     return records
 
 
-async def _round(store: Store, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
+async def _round(store: Reader, patients: Sequence[str], base_url: str) -> dict[str, _Record]:
     records = {patient: _Record() for patient in patients}
     members = {
         term: patient

@@ -13,9 +13,9 @@ from app.attribution.practices import is_active, named_by, rows_by_reference, us
 from app.fhir import json as fhir_json
 from app.fhir.codes import PCP_ROLES, SNOMED
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.search import group_members
 from app.search.terms import EVERY
-from app.store.store import Store
 
 _TAXONOMY = "http://nucc.org/provider-taxonomy"
 # Roles and specialties of primary care: SNOMED CT's PCP, general and family practice; NUCC's family medicine, general
@@ -37,7 +37,7 @@ Row = Any
 
 
 async def owners(
-    store: Store, resource_type: str, resource_id: str, versions: Sequence[Resource], base_url: str
+    store: Reader, resource_type: str, resource_id: str, versions: Sequence[Resource], base_url: str
 ) -> list[str]:
     """The roles and organizations whose Endpoints or patients a change may concern."""
     place = f"{resource_type}/{resource_id}"
@@ -85,7 +85,7 @@ def _named(resource: Resource, base_url: str) -> Iterator[str]:
 
 
 async def endpoints_to_tell(
-    store: Store, owner: str, base_url: str, at: datetime
+    store: Reader, owner: str, base_url: str, at: datetime
 ) -> list[Resource]:
     """The active FHIR Endpoints of a primary care role or organization; none for one that is not active or no PCP.
 
@@ -106,7 +106,7 @@ async def endpoints_to_tell(
     return [stored.resource() for stored in found.values()]
 
 
-async def is_primary(store: Store, owner: str, row: Row, base_url: str) -> bool:
+async def is_primary(store: Reader, owner: str, row: Row, base_url: str) -> bool:
     """Whether a role or organization is one of primary care by its codes, or anybody's PCP."""
     if not _PRIMARY.isdisjoint(row["terms"]):
         return True
@@ -122,7 +122,7 @@ async def is_primary(store: Store, owner: str, row: Row, base_url: str) -> bool:
     return False
 
 
-async def _is_named(store: Store, names: Sequence[str], base_url: str) -> bool:
+async def _is_named(store: Reader, names: Sequence[str], base_url: str) -> bool:
     def asking(kind: str, code: str) -> dict[str, Any]:
         terms = [t for name in names for t in terms_for(kind, code, name, base_url)]
         return {"terms": {"$in": terms}}
@@ -146,7 +146,7 @@ async def _is_named(store: Store, names: Sequence[str], base_url: str) -> bool:
 
 
 async def _referring(
-    store: Store, kind: str, code: str, reference: str, base_url: str
+    store: Reader, kind: str, code: str, reference: str, base_url: str
 ) -> list[Row]:
     filter_ = {"terms": {"$in": list(terms_for(kind, code, reference, base_url))}}
     projection = {"terms": 1, "dates.date": 1}

@@ -14,10 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from app.attribution.claims import Claim, Source, terms_for
+from app.records.reader import Reader
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
-from app.store.store import Store
 
 # What an Endpoint must speak to be told anything.
 REST, MESSAGE = "hl7-fhir-rest", "hl7-fhir-msg"
@@ -71,14 +71,14 @@ class Roles:
 
 
 async def resolve(
-    store: Store, claims: Sequence[Claim], source: Source, at: datetime, base_url: str
+    store: Reader, claims: Sequence[Claim], source: Source, at: datetime, base_url: str
 ) -> Resolved:
     """Whom claims name. A role that is not active at the moment is nobody; one that is not stored is still itself."""
     names = [claim.reference for claim in claims]
     return resolve_by(await read_roles(store, names, base_url), claims, source, at, base_url)
 
 
-async def read_roles(store: Store, references: Iterable[str], base_url: str) -> Roles:
+async def read_roles(store: Reader, references: Iterable[str], base_url: str) -> Roles:
     """The roles behind references to providers: two reads, side by side."""
     names = list(dict.fromkeys(references))
     practitioners = [n for n in names if n.startswith("Practitioner/")]
@@ -122,7 +122,7 @@ def resolve_by(
 
 
 async def with_endpoints(
-    store: Store, providers: Sequence[Provider], base_url: str
+    store: Reader, providers: Sequence[Provider], base_url: str
 ) -> list[Provider]:
     """The providers with the active Endpoints of their role, or where it has none, of their organization."""
     roles = [p.practitioner_role for p in providers if p.practitioner_role]
@@ -150,7 +150,7 @@ async def with_endpoints(
     return result
 
 
-async def usable_endpoints(store: Store, endpoints: Iterable[str]) -> set[str]:
+async def usable_endpoints(store: Reader, endpoints: Iterable[str]) -> set[str]:
     """Those of the Endpoints that are active and speak FHIR."""
     ids = [each.partition("/")[2] for each in endpoints]
     if not ids:
@@ -200,7 +200,7 @@ def named_by(resource_type: str, row: Row, code: str, base_url: str) -> list[str
 
 
 async def rows_by_reference(
-    store: Store, resource_type: str, references: Sequence[str]
+    store: Reader, resource_type: str, references: Sequence[str]
 ) -> dict[str, Row]:
     """The search fields of current resources by reference."""
     if not references:
@@ -211,7 +211,7 @@ async def rows_by_reference(
     return {f"{resource_type}/{row['_id']}": row for row in rows}
 
 
-async def _roles_of(store: Store, practitioners: Sequence[str], base_url: str) -> list[Row]:
+async def _roles_of(store: Reader, practitioners: Sequence[str], base_url: str) -> list[Row]:
     if not practitioners:
         return []
     terms = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.fhir.json import Resource
-from app.store.store import Store
+from app.records.reader import Reader
 
 _SITE = "si"
 # Codes of http://terminology.hl7.org/CodeSystem/organization-type for parts of a facility.
@@ -45,7 +45,7 @@ def _apart(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return bool(one and other) and one[0] not in other and other[0] not in one
 
 
-async def facility_of(store: Store, stay: Resource, base_url: str = "") -> Facility:
+async def facility_of(store: Reader, stay: Resource, base_url: str = "") -> Facility:
     """The facility of an Encounter's version, by its Locations and Organizations as they are now."""
     reader = _Reader(store, base_url.rstrip("/"))
     provider = await reader.organization(stay.get("serviceProvider"))
@@ -83,7 +83,7 @@ def without_places_left(stay: Resource | None, fields: Mapping[str, Any]) -> Map
 
 
 class _Reader:
-    def __init__(self, store: Store, base_url: str) -> None:
+    def __init__(self, store: Reader, base_url: str) -> None:
         self._store = store
         self._base_url = base_url
 

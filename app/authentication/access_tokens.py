@@ -9,7 +9,6 @@ import time
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 from joserfc import jws
@@ -29,9 +28,6 @@ from app.network.egress_policy import Egress
 from app.runtime import secrets
 from app.runtime.mongo import Mongo
 from app.settings import Settings
-
-if TYPE_CHECKING:
-    from app.context import Server
 
 # How long an access token is good.
 SECONDS = 300
@@ -165,11 +161,11 @@ class Authority:
         return client
 
 
-async def authenticate(server: Server, authorization: str | None) -> Caller:
+async def authenticate(authority: Authority | None, authorization: str | None) -> Caller:
     """The caller of a request with this Authorization header. Raises Unauthorized."""
-    if server.authority is None:
+    if authority is None:
         raise Unauthorized("This server gives no tokens and takes none")
-    return await server.authority.caller(authorization)
+    return await authority.caller(authorization)
 
 
 def base_url(settings: Settings) -> str:

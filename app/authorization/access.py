@@ -21,7 +21,7 @@ from app.authorization.relationships import Belonging, Family
 from app.authorization.rules import KNOWN_ALREADY, Relation, rule_of
 from app.authorization.scope_filters import Restrictions
 from app.consent import labels
-from app.consent.directives import Gate
+from app.consent.directives import ConsentDirectives
 from app.errors import Forbidden
 from app.records.versions import Stored
 from app.runtime.snapshot import reading_at
@@ -50,12 +50,16 @@ class Accesses:
     """The rights of callers, made once for each; one for each process."""
 
     def __init__(
-        self, store: Store, gate: Gate, settings: Settings, now: Callable[[], datetime]
+        self,
+        store: Store,
+        directives: ConsentDirectives,
+        settings: Settings,
+        now: Callable[[], datetime],
     ) -> None:
         self.store = store
         self.settings = settings
         self.belonging = Belonging(store, settings, now)
-        self.disclosure = Disclosure(gate, self.belonging)
+        self.disclosure = Disclosure(directives, self.belonging)
         self.panels = Panels(store, self.belonging, settings.base_url.rstrip("/"))
         self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
 

@@ -12,7 +12,7 @@ from app.authentication.caller import Caller
 from app.authorization.relations import Facts, Traits, id_of
 from app.authorization.relationships import Belonging
 from app.authorization.rules import NO_PROVIDERS
-from app.consent.directives import Gate, Standing
+from app.consent.directives import ConsentDirectives, Standing
 from app.consent.judgement import decide
 from app.consent.provisions import Question
 from app.consent.recipients import Kind, Recipient
@@ -24,19 +24,21 @@ _OF_NOTICES = (PCP_NOTIFICATION,)
 class Disclosure:
     """Judges documents that are a caller's by its compartment."""
 
-    def __init__(self, gate: Gate, belonging: Belonging) -> None:
-        self._gate = gate
+    def __init__(self, directives: ConsentDirectives, belonging: Belonging) -> None:
+        self._directives = directives
         self._belonging = belonging
 
     def begin(self, patients: Iterable[str]) -> None:
         """Begin to read what `of` will ask."""
-        self._gate.begin(patients)
+        self._directives.begin(patients)
 
     async def of(
         self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[Facts, Traits]]
     ) -> set[str]:
         """The keys of those that may be disclosed whole."""
-        found = await self._gate.standing({each for _, of in rows.values() for each in of.patients})
+        found = await self._directives.for_patients(
+            {each for _, of in rows.values() for each in of.patients}
+        )
         standing = {
             patient: own
             for patient, each in found.items()

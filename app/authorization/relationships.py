@@ -13,7 +13,6 @@ from typing import TypeVar
 from app.attribution import claims, many
 from app.consent.recipients import Kind, Recipient, resolve
 from app.fhir import json as fhir_json
-from app.records.versions import Event
 from app.runtime.batch_cache import Shared
 from app.runtime.mongo import Document
 from app.search import group_members, spans
@@ -21,6 +20,7 @@ from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import senders
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 
 # Seconds for which an answer stands, and for how long an organization is taken for what it was.

@@ -20,12 +20,14 @@ from app.authorization.access import Access, Sight
 from app.authorization.candidates import Candidates, Read, candidates
 from app.authorization.rules import rule_of
 from app.errors import Forbidden
+from app.records.reader import ResourceStore
 from app.records.versions import (
     CURRENT,
     Change,
     Guard,
     HistoryRange,
     Stored,
+    WriteAction,
     stored_current,
     stored_version,
 )
@@ -33,7 +35,7 @@ from app.runtime.mongo import Document
 from app.search.deferred_condition import TooMany
 from app.search.parameter import Filter
 from app.search.terms import EVERY
-from app.store.store import Store, WriteAction
+from app.store.store import Store
 
 _VERSIONS = "versions"
 # Rows beside resources, by the type that they belong to.
@@ -43,7 +45,7 @@ _TERMS = {"terms": 1}
 _CHANGES: tuple[Action, ...] = ("u", "d")
 
 
-class View(Store):
+class View(ResourceStore):
     """The store as a caller sees it."""
 
     def __init__(self, store: Store, access: Access) -> None:
@@ -51,10 +53,6 @@ class View(Store):
         self._access = access
         self._most = access.settings.max_chain_examined
         self.owner = store.owner
-        self.cluster = store.cluster
-
-    async def prepare(self) -> None:
-        raise _no_part()
 
     # Single resources
 
@@ -394,6 +392,9 @@ class View(Store):
         """Without those that the caller may not search."""
         return [each for each in await self._store.types() if self._access.allows(each, "s")]
 
+    async def horizon(self) -> datetime:
+        return await self._store.horizon()
+
     async def cluster_time(self) -> Timestamp:
         return await self._store.cluster_time()
 
@@ -412,15 +413,9 @@ class View(Store):
     ) -> Document:
         raise Forbidden("How a search runs tells of what this client may not see")
 
-    async def reindex(self, resource_type: str, after: str, limit: int) -> tuple[str | None, int]:
-        raise _no_part()
-
     async def annotate(
         self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]
     ) -> None:
-        raise _no_part()
-
-    def react_to(self, types: frozenset[str]) -> None:
         raise _no_part()
 
     async def raise_event(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from app.automation.reactions import Reactions
+from collections.abc import Sequence
+
+from app.automation.reactions import Reaction, Reactions
 from app.automation.review_tasks import Recently
-from app.automation.timers import Timers
+from app.automation.timers import Timer, Timers
 from app.context import Context
-from app.features import REACTIONS, TIMERS
 from app.runtime.clock import Clock
 from app.runtime.mongo import Mongo
 from app.store.store import Store
@@ -15,11 +16,23 @@ from app.store.store import Store
 class Hub:
     """What the server does of itself."""
 
-    def __init__(self, mongo: Mongo, store: Store, clock: Clock) -> None:
-        self.timers = Timers(mongo, clock, TIMERS)
-        self.reactions = Reactions(mongo, store, REACTIONS)
+    def __init__(
+        self,
+        mongo: Mongo,
+        store: Store,
+        clock: Clock,
+        reactions: Sequence[Reaction],
+        timers: Sequence[Timer],
+    ) -> None:
+        self.timers = Timers(mongo, clock, timers)
+        self.reactions = Reactions(mongo, store, reactions)
         self.recently = Recently()
         self._store = store
+
+    @property
+    def parts(self) -> list[object]:
+        """What reactions and timers ask for by its class."""
+        return [self.timers, self.recently]
 
     async def start(self, context: Context) -> None:
         """`context` is the server's own; what is written in it is written by the server."""

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from app.api.exchange import Preconditions
 from app.automation.patient_resources import codes_in, over_at
 from app.context import Context
 from app.errors import PreconditionFailed
 from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.preconditions import Preconditions
 from app.records.versions import Stored, instant
 
 OPEN = frozenset({"draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold"})
@@ -61,7 +61,7 @@ class FollowUp:
 
 async def keep(context: Context, wanted: FollowUp) -> bool:
     """Make the Task be as wanted; returns whether that changed anything. One to be closed is not made for that."""
-    now = context.server.clock.now()
+    now = context.services.clock.now()
 
     def change(current: Resource | None) -> Resource | None:
         if current is None:

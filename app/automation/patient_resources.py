@@ -8,9 +8,10 @@ from typing import Any
 
 from app.context import Context
 from app.fhir.json import Resource
-from app.records.versions import Event, Stored
+from app.records.versions import Stored
 from app.search.parameters.date import span
 from app.search.terms import escape
+from app.store.events import Event
 
 # Under which search parameter each type names its patient, and in which element.
 _PATIENT = {

@@ -23,11 +23,10 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.context import Context
-from app.records.versions import Event
 from app.runtime import background_tasks
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
-from app.store.revival import revive
+from app.store.events import Event, load_event
 from app.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -79,8 +78,6 @@ class Reactions:
         self._mongo = mongo
         self._store = store
         self._reactions = reactions
-        # The types whose events somebody reacts to.
-        self.types: frozenset[str] = frozenset()
         self._events = mongo.collection("events")
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
@@ -101,9 +98,6 @@ class Reactions:
                     )
                 ]
             )
-        self._reactions = [each for each in self._reactions if each.is_wanted(context.settings)]
-        self.types = frozenset().union(*(each.types for each in self._reactions))
-        self._store.react_to(self.types)
         self._store.listeners.append(self._committed)
         self._loops = [
             asyncio.create_task(self._run_loop(context)),
@@ -234,7 +228,7 @@ class Reactions:
             )
             if row is None:
                 return
-            self._take([await revive(self._store, row)])
+            self._take([await load_event(self._store, row)])
 
 
 def _warn(action: str, error: Exception) -> None:

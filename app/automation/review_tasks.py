@@ -13,7 +13,8 @@ from app.context import Context
 from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.records.versions import Event, instant
+from app.records.versions import instant
+from app.store.events import Event
 
 
 async def ask(
@@ -59,7 +60,7 @@ def task(
         },
         "description": REVIEW_REASONS[reason],
         "focus": {"reference": focus},
-        "authoredOn": instant(context.server.clock.now()),
+        "authoredOn": instant(context.services.clock.now()),
     }
     if patient is not None:
         found["for"] = {"reference": patient}

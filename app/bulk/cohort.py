@@ -18,13 +18,13 @@ from app.bulk.history_at import as_of
 from app.errors import Gone
 from app.fhir import definitions, json as fhir_json
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.search import compartment, spans
 from app.search.parameter import Condition, Parameter, Scope
 from app.search.parameters import reference
 from app.search.parameters.special import Ids
 from app.search.search_parameters import parameters
 from app.search.terms import Terms, any_of
-from app.store.store import Store
 
 # Patients whose resources of a type are read together.
 TOGETHER = 25
@@ -94,7 +94,7 @@ class Cohort:
                     yield self._part_of[name]
 
 
-async def cohort(store: Store, asked: Asked, at: datetime, scope: Scope) -> Cohort:
+async def cohort(store: Reader, asked: Asked, at: datetime, scope: Scope) -> Cohort:
     """Whose resources these are at a time. Raises Gone where the Group is no more."""
     if asked.level == "group":
         parts = await _parts_of_group(store, asked, at, scope.base_url)
@@ -105,7 +105,7 @@ async def cohort(store: Store, asked: Asked, at: datetime, scope: Scope) -> Coho
     return Cohort(asked, parts, scope)
 
 
-async def members_at(store: Store, group: str, at: datetime, base_url: str) -> set[str] | None:
+async def members_at(store: Reader, group: str, at: datetime, base_url: str) -> set[str] | None:
     """The patients that are members then; None where there was no such Group."""
     stored = await as_of(store, "Group", group, at)
     if stored is None or stored.deleted:
@@ -116,7 +116,7 @@ async def members_at(store: Store, group: str, at: datetime, base_url: str) -> s
 
 
 async def _parts_of_group(
-    store: Store, asked: Asked, at: datetime, base_url: str
+    store: Reader, asked: Asked, at: datetime, base_url: str
 ) -> Sequence[Part]:
     members = await members_at(store, str(asked.group), at, base_url)
     if members is None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from app.authentication.access_tokens import Authority
 from app.authentication.caller import UNLIMITED, Caller
 from app.authentication.current_caller import caller_now
 from app.authentication.scopes import Action, Scopes
 from app.bulk.export_request import Asked, types_at
-from app.context import Server
+from app.context import Services
 from app.errors import Forbidden
 from app.runtime.mongo import Document
 
@@ -40,14 +41,15 @@ def check(row: Document, caller: Caller) -> None:
                 )
 
 
-async def check_now(server: Server, row: Document) -> None:
+async def check_now(services: Services, row: Document) -> None:
     """The same for the client as it is registered now. Raises Forbidden."""
     then = asked_by(row)
-    if server.settings.auth != "smart":
+    if services.settings.auth != "smart":
         return
-    if then in UNLIMITED or server.authority is None:
+    authority = services.find(Authority)
+    if then in UNLIMITED or authority is None:
         raise Forbidden("The export was asked for while authorization was off")
-    check(row, await caller_now(server.authority.clients, then.client_id, then.scopes))
+    check(row, await caller_now(authority.clients, then.client_id, then.scopes))
 
 
 def _types(row: Document) -> Sequence[str]:

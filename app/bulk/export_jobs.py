@@ -39,6 +39,15 @@ _CLOCKS_DIFFER = timedelta(seconds=1)
 OPEN = ("queued", "running")
 
 
+# The segment of the FHIR base's addresses below which exports are.
+PLACE = "_export"
+
+
+def address(base_url: str, export_id: str) -> str:
+    """Where an export's status is."""
+    return f"{base_url}/{PLACE}/{export_id}"
+
+
 class Piece(NamedTuple):
     """A part of a file, by its number in it, and the patients whose data it holds, where no piece before says so."""
 

@@ -19,7 +19,7 @@ from app.bulk.export_jobs import LEASE, Jobs, LostError
 from app.bulk.export_request import Asked, types_at
 from app.bulk.work import Work
 from app.bulk.writing import Writer
-from app.context import Context, Server
+from app.context import Context, Services
 from app.errors import FhirError
 from app.fhir import definitions, json as fhir_json
 from app.runtime import background_tasks
@@ -50,8 +50,8 @@ class Exports:
         self._running = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
 
-    async def start(self, server: Server) -> None:
-        self._server = server
+    async def start(self, services: Services) -> None:
+        self._services = services
         await self.jobs.prepare()
         self._clock.moved.append(self._to_clear.set)
         self._loops = [asyncio.create_task(self._run()), asyncio.create_task(self._clear())]
@@ -99,9 +99,9 @@ class Exports:
             return True
 
     async def _work(self, row: Document) -> None:
-        server = self._server
-        await export_authorization.check_now(server, row)
-        context = Context(server, export_authorization.asked_by(row), row["base_url"])
+        services = self._services
+        await export_authorization.check_now(services, row)
+        context = Context(services, export_authorization.asked_by(row), row["base_url"])
         if row["place"] is None:
             await self._begin(context, row)
         await Work(context, row, Writer(self.jobs, row)).run()
@@ -110,10 +110,10 @@ class Exports:
     async def _begin(self, context: Context, row: Document) -> None:
         """Fix what the export shows: the moment, once all that was acknowledged before the kick-off is in it."""
         asked = Asked.of(row["asked"])
-        at = await context.store.cluster.horizon()
+        at = await context.store.horizon()
         while at < row["requested"]:
             await asyncio.sleep(_HORIZON_POLL)
-            at = await context.store.cluster.horizon()
+            at = await context.store.horizon()
         stored = set(await context.store.types())
         types = [
             each

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 
+from app.records.reader import Reader
 from app.records.versions import HistoryRange, Stored, stored_version
 from app.runtime.mongo import Document
 from app.search.extract import extract
 from app.search.parameter import Fields
-from app.store.store import Store
 
 _READ_AHEAD = 100
 
 
-async def as_of(store: Store, resource_type: str, resource_id: str, at: datetime) -> Stored | None:
+async def as_of(store: Reader, resource_type: str, resource_id: str, at: datetime) -> Stored | None:
     """The version that was current then, also where that is a deletion; None where there was none yet."""
     found = await store.history(HistoryRange(resource_type, resource_id, until=at), 1)
     return found[0] if found else None
@@ -32,7 +32,7 @@ def fields_of(stored: Stored) -> Fields:
 
 @asynccontextmanager
 async def deletions(
-    store: Store, resource_type: str, since: datetime, until: datetime, after: str
+    store: Reader, resource_type: str, since: datetime, until: datetime, after: str
 ) -> AsyncIterator[AsyncIterator[tuple[str, Stored, Stored]]]:
     """What was deleted in between and still was at its end, oldest first: (place, deletion, last version before it).
 

@@ -15,12 +15,12 @@ from datetime import datetime
 
 from app.bulk.cohort import Cohort
 from app.bulk.history_at import as_of, fields_of
+from app.records.reader import Reader
 from app.records.versions import Stored
 from app.runtime.mongo import Document
 from app.search.parameter import Fields, Filter
 from app.search.query import Query
 from app.search.terms import EVERY
-from app.store.store import Store
 
 # Documents that are decoded without a pause. After them comes a pause of so many times what they took, and of so many
 # seconds at least: notices come first, and where the machine is busy the export takes longer.
@@ -40,7 +40,7 @@ class Source:
     `changed` remembers, for what was changed meanwhile, whether it is wanted at all.
     """
 
-    store: Store
+    store: Reader
     cohort: Cohort
     resource_type: str
     queries: Sequence[Query]

@@ -59,7 +59,7 @@ class Work:
 
     async def _write(self, kind: str, resource_type: str, place: Place) -> None:
         """Keep what was gathered, where the client may still have it. Raises Forbidden or LostError."""
-        await export_authorization.check_now(self._context.server, self._row)
+        await export_authorization.check_now(self._context.services, self._row)
         await self._writer.write(kind, resource_type, place)
 
     def _patients(self, stored: Sequence[Stored]) -> set[str]:

@@ -22,10 +22,10 @@ from app.fhir.codes import (
     PROVIDER_ACCESS,
 )
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.records.versions import CURRENT, stored_current
 from app.search.parameters import date
 from app.settings import Settings
-from app.store.store import Store
 
 Verdict = Literal["full", "id-only", "withhold"]
 LabelledContent = Literal["id-only", "withhold"]
@@ -219,7 +219,7 @@ def patient_of(consent: Resource, base_url: str = "") -> str:
     return str(reference.removeprefix(f"{base_url.rstrip('/')}/") if base_url else reference)
 
 
-async def consents(store: Store, patients: Iterable[str], base_url: str = "") -> list[Resource]:
+async def consents(store: Reader, patients: Iterable[str], base_url: str = "") -> list[Resource]:
     """The Consents of patients (`Patient/p1`), of whatever status, in one indexed read."""
     prefixes = ("", f"{base_url.rstrip('/')}/") if base_url else ("",)
     terms = [f"patient={prefix}{patient}" for patient in patients for prefix in prefixes]
@@ -229,7 +229,7 @@ async def consents(store: Store, patients: Iterable[str], base_url: str = "") ->
 
 
 async def judge(
-    store: Store,
+    store: Reader,
     patient: str | None,
     *,
     focus: str,

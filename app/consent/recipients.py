@@ -1,4 +1,4 @@
-"""Who the notices of a Subscription go to, as Consents name them.
+"""Who is told, as Consents name them.
 
 https://hl7.org/fhir/R4/consent-definitions.html#Consent.provision.actor
 """
@@ -9,11 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.attribution.claims import relative
-from app.fhir.codes import RECIPIENT_KIND
 from app.fhir.json import Resource
-from app.store.store import Store
-from app.subscriptions.recipient import recipient_of
+from app.records.reader import Reader
 
 Kind = Literal["provider", "authority"]
 
@@ -31,22 +28,7 @@ class Recipient:
     around: frozenset[str] = frozenset()
 
 
-def reference_of(subscription: Resource, base_url: str) -> str | None:
-    """The one it names (`Practitioner/p1`); None also for one that Consents could not name."""
-    return relative(recipient_of(subscription), base_url)
-
-
-def kind_of(subscription: Resource) -> Kind:
-    """What a Subscription says of its recipient."""
-    said = {
-        extension.get("valueCode")
-        for extension in subscription.get("extension", ())
-        if extension.get("url") == RECIPIENT_KIND
-    }
-    return "authority" if said == {"authority"} else "provider"
-
-
-async def resolve(store: Store, reference: str | None, kind: Kind) -> Recipient:
+async def resolve(store: Reader, reference: str | None, kind: Kind) -> Recipient:
     """The recipient with what it belongs to: roles, their practitioner and organization, organizations above them."""
     if reference is None:
         return Recipient(None, kind)
@@ -69,7 +51,7 @@ async def resolve(store: Store, reference: str | None, kind: Kind) -> Recipient:
 _MOST_ROLES, _MOST_STEPS = 100, 5
 
 
-async def _above(store: Store, references: Iterable[str]) -> set[str]:
+async def _above(store: Reader, references: Iterable[str]) -> set[str]:
     """The organizations that those among the references are part of."""
     found: set[str] = set()
     level = {each for each in references if each.startswith("Organization/")}
@@ -89,7 +71,7 @@ async def _above(store: Store, references: Iterable[str]) -> set[str]:
     return found
 
 
-async def _read(store: Store, resource_type: str, resource_id: str) -> Resource:
+async def _read(store: Reader, resource_type: str, resource_id: str) -> Resource:
     stored = await store.read(resource_type, resource_id)
     return {} if stored is None or stored.deleted else stored.resource()
 

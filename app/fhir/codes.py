@@ -151,3 +151,7 @@ TOPIC_TRIGGERS = {
         "task-status": "The task of a request has another status",
     },
 }
+
+# The classes of an Encounter that are inpatient ones, and the slugs of the topics of admissions.
+INPATIENT = ("IMP", "ACUTE", "NONAC", "SS")
+ADMISSION, SNF_ADMISSION = "encounter-admission", "encounter-snf-admission"

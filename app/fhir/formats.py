@@ -6,12 +6,11 @@ https://hl7.org/fhir/R4/http.html#mime-type
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
-from starlette.requests import Request
 
 from app.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from app.fhir import json as fhir_json, summary, xml
@@ -65,15 +64,14 @@ class Form:
 PLAIN = Form()
 
 
-def read_form_of_answer(request: Request) -> Form:
+def read_form(query: Sequence[tuple[str, str]], accept: str | None) -> Form:
     """What `_format`, Accept, `_pretty`, `_summary` and `_elements` ask for. Raises NotAcceptable or BadRequest."""
-    accept = request.headers.get("accept")
-    if not request.scope["query_string"] and (accept is None or accept in ("*/*", FHIR_JSON)):
+    if not query and (accept is None or accept in ("*/*", FHIR_JSON)):
         return PLAIN
-    query = request.query_params
-    wanted = query.get("_format")
+    last = dict(query)
+    wanted = last.get("_format")
     media_type = _format(wanted) if wanted is not None else _accepted(accept)
-    pretty, cut = query.get("_pretty", "false"), query.get("_summary")
+    pretty, cut = last.get("_pretty", "false"), last.get("_summary")
     if pretty not in ("true", "false"):
         raise BadRequest("_pretty must be true or false", code="value", expression="http._pretty")
     if cut is not None and cut not in _SUMMARIES:
@@ -82,7 +80,7 @@ def read_form_of_answer(request: Request) -> Form:
             code="value",
             expression="http._summary",
         )
-    names = tuple(name for text in query.getlist("_elements") for name in text.split(","))
+    names = tuple(name for key, text in query if key == "_elements" for name in text.split(","))
     if not all(_ELEMENT.match(name) for name in names):
         raise BadRequest("_elements must name elements", code="value", expression="http._elements")
     return Form(media_type, pretty == "true", None if cut in ("false", "count") else cut, names)

@@ -15,18 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from app.api import audited, exchange
-from app.api.exchange import Answer, Preconditions, Prefer
+from app.audit import recorded
 from app.context import Context
 from app.errors import BadRequest, FhirError, Gone, Issue, Unprocessable, operation_outcome
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.fhir.patch import json_patch
 from app.fhir.patch.fhirpath_patch import fhirpath_patch
+from app.fhir.patch.patch_formats import patch_of
 from app.interactions import bundle_references, interactions, plan as write
 from app.interactions.plan import Plan, Target
-from app.records.versions import Stored, instant
-from app.store.store import WriteAction
+from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
+from app.interactions.result import Answer
+from app.records.versions import Stored, WriteAction, instant
 
 # How the router answers what is no plain write: method, path below the base, query and body.
 Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[Answer]]
@@ -118,7 +119,13 @@ async def _run_alone(context: Context, entry: Entry, dispatch: Dispatch) -> Answ
     if entry.method in ("GET", "HEAD") or "$" in entry.path:
         return await dispatch(context, entry.method, entry.path, entry.query, entry.resource)
     url = f"{entry.path}?{entry.query}" if entry.query else entry.path
-    return await audited.write(context, entry.method, url, lambda: _write_alone(context, entry))
+    return await recorded.write(
+        context.services.audit,
+        context.caller,
+        entry.method,
+        url,
+        lambda: _write_alone(context, entry),
+    )
 
 
 async def _write_alone(context: Context, entry: Entry) -> Answer:
@@ -329,7 +336,7 @@ def _parse(context: Context, index: int, raw: Any) -> Entry:
         query,
         full_url,
         raw.get("resource"),
-        exchange.read_preconditions(headers),
+        read_preconditions(headers),
     )
 
 
@@ -360,7 +367,7 @@ def _patch(entry: Entry) -> json_patch.Patch:
         data = base64.b64decode(body["data"], validate=True)
     except ValueError:
         raise _invalid(entry, "resource.data", "Not base64") from None
-    return exchange.patch_of(str(body.get("contentType", "")), data)
+    return patch_of(str(body.get("contentType", "")), data)
 
 
 def _invalid(entry: Entry, element: str, diagnostics: str) -> BadRequest:

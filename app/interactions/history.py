@@ -14,9 +14,9 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from app.api.exchange import Answer
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
+from app.interactions.result import Answer
 from app.records.versions import HistoryRange, Stored, instant
 from app.search import cursor
 from app.search.parameters import date

@@ -14,13 +14,14 @@ from typing import TypeVar
 
 import msgspec
 
-from app.api.exchange import NO_PRECONDITIONS, Answer, Preconditions
 from app.context import Context
 from app.errors import Conflict, NotFound
 from app.fhir.json import Resource
 from app.fhir.patch.json_patch import Patch
 from app.interactions import history as history_page, plan as write
 from app.interactions.plan import Plan, Target
+from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
+from app.interactions.result import Answer
 from app.records.versions import HistoryRange, Stored, VersionConflict
 from app.search import compartment, contained_search, page, query, system
 
@@ -266,7 +267,7 @@ async def history(
         settings.max_count,
     )
     if asked.range.since is not None:  # who polls must not miss what commits late
-        horizon = await context.store.cluster.horizon()
+        horizon = await context.store.horizon()
         asked = replace(asked, range=msgspec.structs.replace(asked.range, until=horizon))
     versions = await context.store.history(asked.range, asked.count + 1)
     total = await context.store.history_total(asked.range)

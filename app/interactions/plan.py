@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
-from app.api.exchange import Answer, Preconditions
 from app.authentication.scopes import Action
 from app.context import Context
 from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
@@ -20,12 +19,13 @@ from app.fhir.ids import new_id
 from app.fhir.json import Resource
 from app.fhir.patch import json_patch
 from app.interactions import references
-from app.records.versions import Change, Guard, Method, Stored, is_same_content
+from app.interactions.preconditions import Preconditions
+from app.interactions.result import Answer
+from app.records.versions import Change, Guard, Method, Stored, WriteAction, is_same_content
 from app.resources import type_registry
 from app.resources.type_rules import Prepared
 from app.search import query
 from app.search.resolution import resolve
-from app.store.store import WriteAction
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 # The rights that a write to a known id needs. A patch is answered with all that it did not touch.

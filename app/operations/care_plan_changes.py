@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.coordination.care_plans import plan_notices, state as care_plan_state
 from app.coordination.care_plans.changes import parameters
@@ -12,6 +11,7 @@ from app.coordination.care_plans.state import PlanState
 from app.errors import BadRequest, Gone
 from app.fhir import json as fhir_json
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.search.parameters.date import span
 

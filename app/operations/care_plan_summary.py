@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import uuid
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.coordination.care_plans import (
     document,
@@ -18,6 +17,7 @@ from app.coordination.care_plans.document import Edition
 from app.errors import MethodNotAllowed
 from app.fhir import json as fhir_json
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 
 
@@ -28,7 +28,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         raise MethodNotAllowed("persist stores the document; use POST", headers={"Allow": "POST"})
     plan = await interactions.current(context, *invocation.instance)
     state = await care_plan_state.current(context.store, plan)
-    now = context.server.clock.now()
+    now = context.services.clock.now()
     record = await care_plan_record.gather(context.store, state, now)
     edition = Edition(str(uuid.uuid4()), now, context.base_url)
     bundle = document.build(record, edition)

@@ -6,13 +6,13 @@ sent is there too; content never is.
 
 from __future__ import annotations
 
-from app.api.exchange import Answer
 from app.automation.patient_resources import token
 from app.context import Context
 from app.fhir import json as fhir_json
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
@@ -26,7 +26,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     resource_type, resource_id = invocation.instance
     await interactions.current(context, resource_type, resource_id)
     rows = (
-        await context.server.mongo.collection("deliveries")
+        await context.services.mongo.collection("deliveries")
         .find({"focus.id": resource_id, "focus.type": resource_type, "topic": {"$ne": None}})
         .to_list(None)
     )

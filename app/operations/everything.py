@@ -15,12 +15,12 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.interactions import interactions, references
+from app.interactions.result import Answer
 from app.operations.arguments import CURSOR, Invocation
 from app.records.versions import Stored
 from app.search import compartment, cursor, search_parameters

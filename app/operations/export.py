@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlencode
 
-from app.api import export_status
-from app.api.exchange import Answer
 from app.bulk.cohort import members_at
+from app.bulk.export_jobs import address
 from app.bulk.export_request import (
     FORMATS,
     Asked,
@@ -21,9 +20,11 @@ from app.bulk.export_request import (
     read_types,
     types_at,
 )
+from app.bulk.exports import Exports
 from app.context import Context
 from app.errors import BadRequest
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 
 
@@ -36,8 +37,10 @@ async def run(context: Context, invocation: Invocation) -> Answer:
             expression="http.Prefer",
         )
     asked = await _read(context, invocation)
-    export_id = await context.server.exports.request(context, asked, _url(context, invocation))
-    where = export_status.address(context.base_url, export_id)
+    export_id = await context.services.get(Exports).request(
+        context, asked, _url(context, invocation)
+    )
+    where = address(context.base_url, export_id)
     return Answer(202, headers={"Content-Location": where})
 
 
@@ -82,7 +85,7 @@ async def _check_there(context: Context, asked: Asked, *, lenient: bool) -> None
     if not asked.patients or lenient:
         return
     if asked.group is not None:
-        now = context.server.mongo.now()
+        now = context.services.mongo.now()
         there = await members_at(context.store, asked.group, now, context.base_url) or set()
     else:
         found = await context.store.read_many([("Patient", each) for each in asked.patients])

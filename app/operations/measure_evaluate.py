@@ -9,12 +9,12 @@ from calendar import monthrange
 from collections.abc import Sequence
 from datetime import date
 
-from app.api.exchange import Answer
 from app.context import Context
-from app.coordination.contracts.contract_terms import INPATIENT
 from app.errors import BadRequest, Unprocessable
 from app.fhir import json as fhir_json
+from app.fhir.codes import INPATIENT
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.proof.report import MEASURE_ID, as_csv, measure_report
 from app.proof.stays import Asked, happenings
@@ -44,7 +44,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         invocation.all("class"),
     )
     found = await evaluate(context, asked)
-    report = measure_report(found, asked, context.server.clock.now())
+    report = measure_report(found, asked, context.services.clock.now())
     return Answer(200, text=fhir_json.encode(report))
 
 

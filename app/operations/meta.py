@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.fhir import json as fhir_json, meta as labels
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.search.terms import unescape
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from app.api.exchange import Answer
 from app.attribution import attribution
 from app.attribution.practices import Provider
 from app.context import Context
@@ -16,6 +15,7 @@ from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.records.versions import instant
 from app.search.parameters import date
@@ -30,7 +30,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     await interactions.current(context, resource_type, resource_id)
     # Who may see the patient may know the PCP, whatever of what says so is hidden: a wrong answer would mislead.
     found = await attribution.primary_care(
-        context.server.store,
+        context.services.store,
         f"{resource_type}/{resource_id}",
         _moment(context, invocation.one("at")),
         context.settings,
@@ -47,7 +47,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
 def _moment(context: Context, text: str | None) -> datetime:
     """The first instant that `at` may mean; now by default."""
     if text is None:
-        return context.server.clock.now()
+        return context.services.clock.now()
     try:
         return date.span(text)[0]
     except (ValueError, OverflowError):

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from app.api.exchange import Answer
 from app.authentication.scopes import EVERY_TYPE, Action
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir.definitions import PROFILES
 from app.fhir.json import Resource
 from app.interactions import plan
+from app.interactions.result import Answer
 from app.operations import (
     care_plan_changes,
     care_plan_summary,

@@ -5,18 +5,18 @@ Ours (profiles/operations/reindex.json). POST starts one and answers 202; GET sh
 
 from __future__ import annotations
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, NotFound
 from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
-from app.store.reindexing import ids_and_state
+from app.store.reindexing import Reindexing, ids_and_state
 
 
 async def run(context: Context, invocation: Invocation) -> Answer:
     """Parameters with one `job` for each reindexing."""
-    reindexing = context.server.reindexing
+    reindexing = context.services.get(Reindexing)
     job_id, types = invocation.one("id"), [str(each) for each in invocation.all("type")]
     for each in types:
         if each not in SUPPORTED_TYPES:

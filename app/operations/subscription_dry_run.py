@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.records.versions import HistoryRange, Stored, instant
 from app.resources.subscription import check_rights
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Registry
 
 _DEFAULT_COUNT, _MOST = 100, 1000
 
@@ -32,7 +33,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     count = _DEFAULT_COUNT if count is None else count
     if not 1 <= count <= _MOST:
         raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
-    registry = context.server.worker.registry
+    registry = context.services.get(Registry)
     read = registration.read(draft, registry.catalogue, context.settings)
     check_rights(context, read)
     versions = await _last(context, read, count)

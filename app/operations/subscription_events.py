@@ -11,19 +11,22 @@ import asyncio
 import re
 from urllib.parse import urlencode
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Gone
 from app.fhir import json as fhir_json
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.operations.subscription_status import content_of, head_of
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import Span
+from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
+from app.subscriptions.matching.registry import Registry
 from app.subscriptions.notices import notification
 from app.subscriptions.notices.event_reader import Teller
-from app.subscriptions.sending.owner_rights import stricter
+from app.subscriptions.sending.owner_rights import Rights, stricter
+from app.subscriptions.sending.release_limits import ReleaseLimits
 
 _NUMBER = re.compile(r"^[0-9]{1,15}$")
 
@@ -39,22 +42,22 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         raise BadRequest("Only topic-based Subscriptions have $events", code="not-supported")
     content = _content(invocation.one("content"), allowed)
     span = read_span(invocation)
-    server = context.server
-    number = await server.worker.outbox.number(subscription["id"])
+    services = context.services
+    number = await services.get(Outbox).number(subscription["id"])
     await _check_kept(context, subscription["id"], span, number)
     limit = context.settings.max_count
-    rows = await ledger_queries.rows(server.mongo, subscription["id"], span, limit + 1)
-    topic = server.worker.registry.catalogue.find(subscription["criteria"])
-    teller = Teller(server.store, context.base_url)
+    rows = await ledger_queries.rows(services.mongo, subscription["id"], span, limit + 1)
+    topic = services.get(Registry).catalogue.find(subscription["criteria"])
+    teller = Teller(services.store, context.base_url)
     # Told now, so judged by what may be told now.
-    limits = await server.worker.gate.limits(
+    limits = await services.get(ReleaseLimits).limits(
         [(row, None) for row in rows[:limit]],
         topic.url if topic else None,
         subscription["id"],
         int(subscription["meta"]["versionId"]),
     )
     if context.access is not None:
-        own = await server.worker.rights.limits_of(context.access, rows[:limit], topic)
+        own = await services.get(Rights).limits_of(context.access, rows[:limit], topic)
         limits = dict(stricter(limits, own))
     events = await asyncio.gather(
         *(
@@ -102,7 +105,7 @@ def _content(asked: str | None, allowed: Content) -> Content:
 
 
 async def _check_kept(context: Context, subscription: str, span: Span, number: int) -> None:
-    first = await ledger_queries.first_kept(context.server.mongo, subscription, number)
+    first = await ledger_queries.first_kept(context.services.mongo, subscription, number)
     # Events are numbered from 1: who asks from 0 asks for all of them.
     lowest = span.first if span.first != 0 else 1
     if any(bound is not None and 0 < bound < first for bound in (lowest, span.last)):

@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, NotFound
 from app.fhir import json as fhir_json
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.records.versions import Stored, instant
 from app.runtime.mongo import Document
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.explanation import Explanation, Judged
 from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Registry
 from app.subscriptions.topics.topics import interaction
 
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?")
@@ -30,13 +31,13 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     """Parameters: the verdict, each trigger and filter with what came of it, the delivery where there is one."""
     subscription = await interactions.current(context, *invocation.instance)
     version = await _version(context, invocation)
-    server = context.server
-    registry = server.worker.registry
+    services = context.services
+    registry = services.get(Registry)
     resource = subscription.resource()
     read = registration.read(resource, registry.catalogue, context.settings)
     event = await explanation.event_of(context.store, version)
     found = await explanation.explain(registry, context.settings, event, resource, read)
-    delivery = await server.mongo.collection("deliveries").find_one(
+    delivery = await services.mongo.collection("deliveries").find_one(
         {
             "subscription": subscription.id,
             "focus.type": version.type,

@@ -9,13 +9,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Conflict, Issue, operation_outcome
 from app.fhir import json as fhir_json
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.operations.subscription_events import read_span
+from app.subscriptions.sending.worker import Worker
 
 _BOUNDS = {"eventsSinceInstant": "$gte", "eventsUntilInstant": "$lte"}
 
@@ -33,7 +34,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
             moments[operator] = _instant(text, name)
     if moments:
         condition["focus.at"] = moments
-    count = await context.server.worker.resend(stored.id, condition)
+    count = await context.services.get(Worker).resend(stored.id, condition)
     issue = Issue("informational", f"{count} notices are sent again", severity="information")
     return Answer(202, text=fhir_json.encode(operation_outcome([issue])))
 

@@ -13,14 +13,15 @@ from urllib.parse import urlencode
 
 from pymongo import ASCENDING
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import CURSOR, Invocation
 from app.records.versions import Stored, instant
+from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT, Content
 from app.subscriptions.notices import notification
 from app.subscriptions.notices.notification import Head
@@ -61,7 +62,7 @@ def _listed(invocation: Invocation, name: str) -> list[str]:
 
 
 async def _answer(context: Context, found: Sequence[Stored], more: str | None = None) -> Answer:
-    numbers = await context.server.worker.outbox.numbering.read([stored.id for stored in found])
+    numbers = await context.services.get(Outbox).numbering.read([stored.id for stored in found])
     entries = []
     for stored in found:
         head = head_of(context, stored.resource(), numbers[stored.id])
@@ -77,7 +78,7 @@ async def _answer(context: Context, found: Sequence[Stored], more: str | None = 
         "resourceType": "Bundle",
         "id": str(uuid.uuid4()),
         "type": "searchset",
-        "timestamp": instant(context.server.mongo.now()),
+        "timestamp": instant(context.services.mongo.now()),
     }
     if more is None:
         bundle["total"] = len(entries)
@@ -105,7 +106,7 @@ def head_of(
         status=subscription["status"],
         content=level or "empty",
         number=number,
-        at=context.server.mongo.now(),
+        at=context.services.mongo.now(),
         error=subscription.get("error"),
     )
 

@@ -7,14 +7,16 @@ Classic Subscriptions have tokens as well: with authorization R4's `bind <id>` w
 
 from __future__ import annotations
 
-from app.api.exchange import Answer
+from app.authentication.access_tokens import Authority
 from app.context import Context
 from app.errors import BadRequest, Forbidden, Unprocessable
 from app.fhir import json as fhir_json
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 from app.records.versions import Stored, instant
 from app.subscriptions.channels import websocket
+from app.subscriptions.sending.owner_rights import Rights
 from app.subscriptions.websocket import socket_tokens
 from app.subscriptions.websocket.socket_tokens import Holder
 
@@ -35,7 +37,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     for id_ in ids:
         await _check(context, await interactions.current(context, "Subscription", id_))
     holder = await _holder(context)
-    token, expires_at = await socket_tokens.issue(context.server.mongo, ids, holder)
+    token, expires_at = await socket_tokens.issue(context.services.mongo, ids, holder)
     parameters = [
         {"name": "token", "valueString": token},
         {"name": "expiration", "valueDateTime": instant(expires_at)},
@@ -54,7 +56,7 @@ async def _check(context: Context, subscription: Stored) -> None:
             expression="Subscription.channel.type",
         )
     # Who listens takes notices away from whom they are for, and hears them by that one's rights.
-    rights, client = context.server.worker.rights, context.caller.client_id
+    rights, client = context.services.get(Rights), context.caller.client_id
     if context.access is not None and not await rights.is_of(
         client, subscription.id, subscription.version
     ):
@@ -63,10 +65,11 @@ async def _check(context: Context, subscription: Stored) -> None:
 
 async def _holder(context: Context) -> Holder | None:
     """Whom the token is given to; None while authorization is off."""
-    if context.access is None or context.server.authority is None:
+    authority = context.services.find(Authority)
+    if context.access is None or authority is None:
         return None
     client_id = context.caller.client_id
-    client = await context.server.authority.clients.get(client_id)
+    client = await authority.clients.get(client_id)
     if client is None:
         raise Forbidden("This client is not registered any more")
     return Holder(client_id, client.version)

@@ -8,13 +8,13 @@ models. A profile that the server cannot check yet is said to be unchecked, neve
 
 from __future__ import annotations
 
-from app.api.exchange import Answer
 from app.context import Context
 from app.errors import BadRequest, Issue, operation_outcome
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.fhir.validation import check, models
 from app.interactions import interactions
+from app.interactions.result import Answer
 from app.operations.arguments import Invocation
 
 _MODES = frozenset({"create", "update", "delete", "profile"})

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from app.fhir.json import Resource
 from app.proof.notice import local
-from app.store.store import Store
+from app.records.reader import Reader
 
 TIME_ZONE = "http://hl7.org/fhir/StructureDefinition/timezone"
 # What places belong to, one step up.
@@ -23,7 +23,7 @@ _OWNERS = ("partOf", "managingOrganization")
 class Zones:
     """The time zones of facilities, each read once."""
 
-    def __init__(self, store: Store, base_url: str, default: str) -> None:
+    def __init__(self, store: Reader, base_url: str, default: str) -> None:
         self._store = store
         self._base_url = base_url
         self._default = ZoneInfo(default)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from app.fhir.json import Resource
 from app.proof.notice import local
+from app.records.reader import Reader
 from app.records.versions import Stored
-from app.store.store import Store
 from app.subscriptions.notices.required_names import is_treating, missing_names
 
 
 async def missing(
-    store: Store, encounters: Mapping[str, Resource], base_url: str
+    store: Reader, encounters: Mapping[str, Resource], base_url: str
 ) -> dict[str, list[str]]:
     """Which of `patient`, `practitioner` and `institution` cannot be named, by the Encounters' keys."""
     first = await _read(store, _references(encounters.values(), base_url))
@@ -42,7 +42,7 @@ def _references(encounters: Iterable[Resource], base_url: str) -> Iterator[str]:
                 yield place
 
 
-async def _read(store: Store, references: Iterable[str]) -> dict[str, Stored]:
+async def _read(store: Reader, references: Iterable[str]) -> dict[str, Stored]:
     keys = {(type_, id_) for type_, _, id_ in (each.partition("/") for each in references)}
     found = await store.read_many(sorted(keys)) if keys else {}
     return {reference: stored for reference, stored in found.items() if not stored.deleted}

@@ -10,13 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app.attribution.claims import relative
-from app.consent.recipients import kind_of
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.resources import event_time
 from app.runtime.mongo import Document
-from app.store.store import Store
 from app.subscriptions.ledger.ledger import State
-from app.subscriptions.recipient import panels_of, recipient_of
+from app.subscriptions.recipient import kind_of, panels_of, recipient_of
 
 # Rows of this beginning stand for notices that could be sent to nobody (app/coordination/practices/no_recipient.py).
 UNROUTED = "unrouted-"
@@ -59,7 +58,7 @@ class Notice:
     resource: Resource = field(repr=False, compare=False)
 
 
-async def gather(store: Store, rows: Sequence[Document], base_url: str) -> list[Notice]:
+async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list[Notice]:
     """The notices of rows, with what their Subscriptions say and the versions that they told of."""
     names = {row["subscription"] for row in rows if not row["subscription"].startswith(UNROUTED)}
     subscriptions = await _subscriptions(store, names)
@@ -190,7 +189,7 @@ def _version(row: Document) -> tuple[str, str, int]:
     return focus["type"], focus["id"], focus["version"] - (1 if focus["method"] == "delete" else 0)
 
 
-async def _subscriptions(store: Store, names: set[str]) -> dict[str, Resource]:
+async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Resource]:
     """As they are now; of those that were deleted, as they were last."""
     found = await store.read_many([("Subscription", name) for name in sorted(names)])
     resources: dict[str, Resource] = {}
@@ -206,7 +205,7 @@ async def _subscriptions(store: Store, names: set[str]) -> dict[str, Resource]:
 
 
 async def _versions(
-    store: Store, keys: set[tuple[str, str, int]]
+    store: Reader, keys: set[tuple[str, str, int]]
 ) -> dict[tuple[str, str, int], Resource]:
     found: dict[tuple[str, str, int], Resource] = {}
     wanted = sorted(keys)

@@ -20,7 +20,7 @@ from pymongo import ASCENDING, IndexModel, UpdateOne
 
 from app.authorization.write_check import is_proof
 from app.automation import review_tasks
-from app.automation.timers import Timer
+from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.fhir.ids import first_id
 from app.fhir.json import Resource
@@ -32,6 +32,7 @@ from app.proof.notice import Notice, gather
 from app.records.versions import Change, Stored, is_same_content
 from app.runtime.mongo import Collection, Document
 from app.settings import Settings
+from app.subscriptions.sending.worker import Worker
 
 _KIND, _KEY = "publish-notices", "all"
 EVERY = timedelta(seconds=10)
@@ -61,9 +62,9 @@ async def start(context: Context) -> None:
                 )
             ]
         )
-    timers = context.server.hub.timers
+    timers = context.services.get(Timers)
     if await timers.due_of(_KIND, _KEY) is None:
-        await timers.set(_KIND, _KEY, context.server.clock.now() + EVERY)
+        await timers.set(_KIND, _KEY, context.services.clock.now() + EVERY)
 
 
 async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
@@ -74,13 +75,13 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
     until = loop.time() + _SECONDS_A_ROUND
     more = True
     while more and loop.time() < until:
-        if not context.server.worker.idle:
+        if not context.services.get(Worker).idle:
             await _round(context, _ROWS_WHILE_BUSY)
             more = False
         else:
             more = await _round(context, _ROWS)
     pause = timedelta() if more else EVERY
-    await context.server.hub.timers.set(_KIND, _KEY, context.server.clock.now() + pause)
+    await context.services.get(Timers).set(_KIND, _KEY, context.services.clock.now() + pause)
 
 
 TIMER = Timer(_KIND, run)
@@ -90,7 +91,7 @@ async def _round(context: Context, limit: int) -> bool:
     """The next rows; whether there may be more."""
     again = (
         await _rows(context)
-        .find({"publish": {"$lte": context.server.clock.now()}})
+        .find({"publish": {"$lte": context.services.clock.now()}})
         .sort("publish", ASCENDING)
         .limit(limit)
         .to_list(None)
@@ -100,7 +101,7 @@ async def _round(context: Context, limit: int) -> bool:
     others = [row["_id"] for row in again if not _concerns(row, base)]
     if others:
         await _rows(context).update_many({"_id": {"$in": others}}, {"$unset": {"publish": ""}})
-    marks = context.server.mongo.collection("settings")
+    marks = context.services.mongo.collection("settings")
     mark = await marks.find_one({"_id": "published-notices"})
     up_to = mark["up_to"] if mark else ""
     fresh: list[Document] = (
@@ -119,7 +120,7 @@ async def _round(context: Context, limit: int) -> bool:
         .to_list(None)
     )
     await _take(context, fresh)
-    settled = first_id(context.server.mongo.now() - _LATE)
+    settled = first_id(context.services.mongo.now() - _LATE)
     reached = min(settled, fresh[-1]["_id"]) if len(fresh) == limit else settled
     if reached > up_to:
         await marks.update_one(
@@ -133,7 +134,7 @@ def _concerns(row: Document, base: str) -> bool:
 
 
 async def _take(context: Context, rows: Sequence[Document]) -> None:
-    now = context.server.clock.now()
+    now = context.services.clock.now()
     later = [
         UpdateOne(
             {"_id": row["_id"], "open": True},
@@ -221,7 +222,7 @@ async def _mark(
     context: Context, notices: Sequence[Notice], incomplete: Mapping[str, list[str]]
 ) -> None:
     """Note what was done, unless a row was sent again meanwhile."""
-    now = context.server.mongo.now()
+    now = context.services.mongo.now()
     updates = []
     for notice in notices:
         values: Document = {"published": now}
@@ -248,4 +249,4 @@ def sender_of(settings: Settings) -> Resource:
 
 
 def _rows(context: Context) -> Collection:
-    return context.server.mongo.collection("deliveries")
+    return context.services.mongo.collection("deliveries")

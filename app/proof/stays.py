@@ -15,8 +15,7 @@ from app.attribution.attribution import Attribution, attributed
 from app.attribution.practices import Provider
 from app.automation.patient_resources import token
 from app.context import Context
-from app.coordination.contracts.contract_terms import ADMISSION, INPATIENT, SNF_ADMISSION
-from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
+from app.fhir.codes import ADMISSION, EVENT_NOTICE, INPATIENT, NOTICE_KIND, SNF_ADMISSION
 from app.fhir.json import Resource
 from app.proof.communication import Receipt, receipt, receipt_of
 from app.proof.days import Zones, day_of, local_day
@@ -234,7 +233,7 @@ async def _receipts(
     urls = [f"{base}/{name}" for names in _TOPICS.values() for name in names]
     ids = [each.partition("/")[2] for each in encounters]
     rows = (
-        await context.server.mongo.collection("deliveries")
+        await context.services.mongo.collection("deliveries")
         .find({"focus.id": {"$in": ids}, "focus.type": "Encounter", "topic": {"$in": urls}})
         .to_list(None)
     )

@@ -6,19 +6,20 @@ https://hl7.org/fhir/R4/resource.html#Meta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
-from bson import MaxKey, ObjectId
+from bson import MaxKey
 
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
-from app.search.extract import extract
 
 Method = Literal["create", "update", "patch", "delete"]
+# What is about to happen to a version: updated, patched, deleted.
+WriteAction = Literal["update", "patch", "delete"]
 
 # The projection of a current document that makes a Stored.
 CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1, "by": 1}
@@ -136,41 +137,6 @@ class HistoryRange(msgspec.Struct, frozen=True):
             else:
                 conditions.append({"$or": [{"at": {"$lt": at}}, {"at": at, "_id": {"$lt": key}}]})
         return {"$and": conditions} if conditions else {}
-
-
-@dataclass(slots=True)
-class Event:
-    """A committed change, with the resource before and after it and their search fields."""
-
-    id: ObjectId
-    type: str
-    resource_id: str
-    version: int
-    method: Method
-    at: datetime
-    resource: Resource | None
-    fields: Document | None
-    previous_text: str | None = None
-    # Of an event that was raised for one topic, without a new version: what its notices say and carry besides.
-    topic: str | None = None
-    trigger: Mapping[str, str] | None = None
-    context: tuple[str, ...] = ()
-    _previous: Resource | None = field(default=None, repr=False)
-    _previous_fields: Document | None = field(default=None, repr=False)
-
-    @property
-    def previous(self) -> Resource | None:
-        """The version before, decoded on first use; None where there was none or it was deleted."""
-        if self._previous is None and self.previous_text:
-            self._previous = fhir_json.decode_stored(self.previous_text)
-        return self._previous
-
-    @property
-    def previous_fields(self) -> Document | None:
-        """The search fields of the version before."""
-        if self._previous_fields is None and self.previous is not None:
-            self._previous_fields = extract(self.type, self.previous)
-        return self._previous_fields
 
 
 class VersionConflict(Exception):

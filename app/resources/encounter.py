@@ -41,7 +41,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     """Bring a message into the order of its visit; an edit, or what names no time, is taken as it is."""
     if previous is None or previous.deleted:
         return _told(Prepared(resource), "all") if is_message(resource) else Prepared(resource)
-    arrival = context.server.clock.now()
+    arrival = context.services.clock.now()
     when = event_time.moment(resource, arrival)
     current = previous.resource()
     memory = await _memory(context, previous, current)
@@ -79,7 +79,7 @@ def _told(prepared: Prepared, applied: str) -> Prepared:
 async def _memory(context: Context, previous: Stored, current: Resource) -> Memory:
     """What lies beside that very version. Raises VersionConflict where it has been replaced meanwhile."""
     # Who may write it may have it kept in order, whatever else it may see.
-    found = await context.server.store.find(
+    found = await context.services.store.find(
         "Encounter",
         {"_id": previous.id, "v": previous.version},
         limit=1,

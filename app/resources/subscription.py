@@ -17,6 +17,7 @@ from app.subscriptions.channels import CHANNELS
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import led_through
 from app.subscriptions.matching.registration import Registration
+from app.subscriptions.matching.registry import Registry
 from app.subscriptions.sending.owner_rights import owner_document
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     known = await _private(context, previous.id) if previous is not None else {}
     headers = _unmasked(context, resource, sent, previous, known)
     full = _with_headers(resource, headers)
-    read = registration.read(full, context.server.worker.registry.catalogue, context.settings)
+    read = registration.read(full, context.services.get(Registry).catalogue, context.settings)
     check_rights(context, read)
-    if read.end is not None and read.end <= context.server.mongo.now():
+    if read.end is not None and read.end <= context.services.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
     if CHANNELS[read.channel.type].calls_out:
         await _check_egress(context, read.channel.endpoint)
@@ -140,7 +141,7 @@ def _unmasked(
 
 async def _private(context: Context, subscription: str) -> Document:
     # The rules look after what no caller may see.
-    found = await context.server.store.find(
+    found = await context.services.store.find(
         "Subscription", {"_id": subscription}, projection={"private": 1}
     )
     private: Document = found[0].get("private", {}) if found else {}

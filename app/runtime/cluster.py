@@ -23,6 +23,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
@@ -60,6 +62,11 @@ _SILENT: Document = {
         "$gt": [{"$abs": {"$subtract": ["$seen", "$$NOW"]}}, _TAKE_OVER_AFTER_MS],
     },
 }
+
+
+def new_owner() -> str:
+    """A name for this process that no other has, now or later."""
+    return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 class Member(TypedDict, total=False):
@@ -149,6 +156,14 @@ class Cluster:
             await self._rows.update_one({"_id": owner, **_SILENT}, mark)
         await self._rows.delete_many({"taken_over": {"$exists": True}, **self._expired("$lte")})
         return silent
+
+    async def be_heard(self) -> None:
+        """Return once the others know of this process again, should it have stalled. Before a write gets its time."""
+        unheard = self._unheard
+        if unheard > TAKE_OVER_AFTER:
+            await self.beat()
+        if unheard > self.silence:
+            await asyncio.sleep(_CLOCK_ERROR)
 
     def stamp(self) -> datetime:
         """The time for a write that begins now: later than every horizon this process has given."""

@@ -12,14 +12,14 @@ from app.search.deferred_condition import Document, TooMany
 from app.search.parameter import Filter
 
 if TYPE_CHECKING:
+    from app.records.reader import Reader
     from app.search.query import Query
-    from app.store.store import Store
 
 _FIRST_BATCH, _LARGEST_BATCH = 100, 1000
 
 
 async def find(
-    store: Store,
+    store: Reader,
     query: Query,
     filter_: Filter,
     *,
@@ -51,7 +51,7 @@ async def find(
     return found[:limit]
 
 
-async def count(store: Store, query: Query) -> int:
+async def count(store: Reader, query: Query) -> int:
     """How many documents a resolved query finds. Raises TooMany."""
     if not query.probes:
         return await store.count(query.resource_type, query.filter)
@@ -70,7 +70,7 @@ def _needs(query: Query) -> dict[str, int]:
     return {name: 1 for probe in query.probes for name in probe.needs}
 
 
-async def _passing(store: Store, query: Query, rows: list[Document]) -> list[Document]:
+async def _passing(store: Reader, query: Query, rows: list[Document]) -> list[Document]:
     for probe in query.probes:
         if rows:
             kept = await probe.test(store, rows)

@@ -27,7 +27,7 @@ from app.search.search_parameters import parameters
 from app.search.terms import Terms, any_of, successor
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 # Reads one parameter of a type: (resource type, name, value) to its condition. Raises BadRequest.
 Read = Callable[[str, str, str], Condition]
@@ -128,7 +128,7 @@ class Chain(Lookup):
     def needs(self) -> dict[str, int]:
         return {"terms": 1}
 
-    async def find(self, store: Store) -> Condition:
+    async def find(self, store: Reader) -> Condition:
         limits = self.scope.limits
         found: list[str] = []
         is_too_much = False
@@ -152,7 +152,7 @@ class Chain(Lookup):
         ]
         return [each for each in ends if each is not None]
 
-    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
+    async def test(self, store: Reader, rows: Sequence[Document]) -> set[str]:
         if self.parameter.aside:
             raise TooMany
         referring: dict[tuple[str, str], list[str]] = {}
@@ -181,7 +181,7 @@ class Has(Lookup):
     def needs(self) -> dict[str, int]:
         return {"_id": 1}
 
-    async def find(self, store: Store) -> Condition:
+    async def find(self, store: Reader) -> Condition:
         limits = self.scope.limits
         condition = await self.link.settle(store)
         if condition is None:
@@ -210,7 +210,7 @@ class Has(Lookup):
             raise TooMany
         return Ids(tuple(ids))
 
-    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
+    async def test(self, store: Reader, rows: Sequence[Document]) -> set[str]:
         terms = self._local([row["_id"] for row in rows])
         if self.parameter.aside:
             found = await group_members.terms_among(
@@ -223,7 +223,9 @@ class Has(Lookup):
             found = await store.terms_among(self.link.resource_type, where, terms)
         return set(self._ids(found))
 
-    async def _test_referring(self, store: Store, condition: Lookup, terms: list[str]) -> list[str]:
+    async def _test_referring(
+        self, store: Reader, condition: Lookup, terms: list[str]
+    ) -> list[str]:
         """The terms of all that refers to the candidates and passes a lookup in turn."""
         limit = self.scope.limits.examined
         rows = await store.find(

@@ -12,7 +12,7 @@ from app.search.resolution import is_resolved, settled
 from app.search.terms import EVERY, Terms
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 
 def alive(condition: Condition) -> Filter:
@@ -29,7 +29,7 @@ class Link:
     resource_type: str
     condition: Condition
 
-    async def settle(self, store: Store) -> Condition | None:
+    async def settle(self, store: Reader) -> Condition | None:
         """The resolved condition; None where it leads to too much and can only be asked from the other side."""
         if not is_resolved(self.condition):
             try:
@@ -40,7 +40,7 @@ class Link:
                 return None
         return self.condition
 
-    async def ids(self, store: Store, limits: Limits) -> list[str]:
+    async def ids(self, store: Reader, limits: Limits) -> list[str]:
         """The ids of the resources. Raises TooMany."""
         condition = await self.settle(store)
         if condition is None:
@@ -52,7 +52,7 @@ class Link:
             raise TooMany
         return [row["_id"] for row in rows]
 
-    async def among(self, store: Store, ids: Sequence[str]) -> set[str]:
+    async def among(self, store: Reader, ids: Sequence[str]) -> set[str]:
         """Those of the ids that belong to such a resource; the link was settled before."""
         if not ids:
             return set()

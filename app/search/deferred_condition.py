@@ -16,7 +16,7 @@ from app.errors import Unprocessable
 from app.search.parameter import Condition, Fields, Filter
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 Document = dict[str, Any]
 
@@ -41,14 +41,14 @@ class Lookup(ABC):
         """The projection on the documents that `test` is given."""
 
     @abstractmethod
-    async def find(self, store: Store) -> Condition:
+    async def find(self, store: Reader) -> Condition:
         """The same as a plain condition. Raises TooMany."""
 
     @abstractmethod
-    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
+    async def test(self, store: Reader, rows: Sequence[Document]) -> set[str]:
         """The ids of those documents that meet the condition; asked after `find` has raised TooMany."""
 
-    async def resolved(self, store: Store) -> Condition:
+    async def resolved(self, store: Reader) -> Condition:
         """As `resolution.resolve` asks for it."""
         return await self.find(store)
 

@@ -15,8 +15,8 @@ from app.errors import Issue
 from app.search.parameter import Filter
 
 if TYPE_CHECKING:
+    from app.records.reader import Reader
     from app.search.query import Query
-    from app.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Plan:
     returned: int
 
 
-async def explain(store: Store, query: Query, pieces: Sequence[Filter]) -> list[Plan]:
+async def explain(store: Reader, query: Query, pieces: Sequence[Filter]) -> list[Plan]:
     """A plan for each piece of a resolved query's page, in the order in which they are run, until the page is full.
 
     The candidates that the query's probes read beyond that are not counted.
@@ -48,7 +48,7 @@ async def explain(store: Store, query: Query, pieces: Sequence[Filter]) -> list[
     return plans
 
 
-async def issues(store: Store, query: Query, pieces: Sequence[Filter]) -> list[Issue]:
+async def issues(store: Reader, query: Query, pieces: Sequence[Filter]) -> list[Issue]:
     """The plans as the searchset's OperationOutcome shows them (`_explain=true`)."""
     return [
         Issue(

@@ -28,7 +28,7 @@ from app.search.spans import Span
 from app.search.terms import Terms, successor
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 from collections.abc import Iterable
 
 from app.search.terms import escape, shorten
@@ -162,7 +162,9 @@ def _rows(fields: Fields | None) -> dict[str, Sequence[Span] | None]:
     return {term: whens.get(term) for term in fields.get("rows", ())}
 
 
-async def memberships(store: Store, collection: str, terms: Sequence[str]) -> dict[str, list[Span]]:
+async def memberships(
+    store: Reader, collection: str, terms: Sequence[str]
+) -> dict[str, list[Span]]:
     """The resources that have any of the terms in their rows, each with the spans in which they do."""
     return memberships_in(await store.find(collection, {"_id.m": {"$in": list(terms)}}))
 
@@ -186,7 +188,7 @@ def _between(group: str, low: str, high: str) -> Filter:
 
 
 async def terms_of(
-    store: Store, collection: str, groups: Sequence[str], prefixes: Sequence[str], limit: int
+    store: Reader, collection: str, groups: Sequence[str], prefixes: Sequence[str], limit: int
 ) -> list[str] | None:
     """The terms in the rows of these resources that begin with one of the prefixes; None for more than `limit`."""
     if not groups:
@@ -202,7 +204,7 @@ async def terms_of(
 
 
 async def first_terms(
-    store: Store, collection: str, group: str, prefix: str, limit: int
+    store: Reader, collection: str, group: str, prefix: str, limit: int
 ) -> list[str]:
     """The first terms in the rows of one resource that begin with the prefix, at most `limit`."""
     where = _between(group, prefix, successor(prefix))
@@ -210,14 +212,14 @@ async def first_terms(
     return [row["_id"]["m"] for row in rows]
 
 
-async def holders(store: Store, collection: str, terms: Sequence[str], limit: int) -> list[str]:
+async def holders(store: Reader, collection: str, terms: Sequence[str], limit: int) -> list[str]:
     """The ids of resources that have any of the terms in their rows, from at most `limit` rows."""
     rows = await store.find(collection, {"_id.m": {"$in": list(terms)}}, limit=limit)
     return list(dict.fromkeys(row["_id"]["g"] for row in rows))
 
 
 async def terms_among(
-    store: Store, collection: str, link: Link, terms: Sequence[str], limits: Limits
+    store: Reader, collection: str, link: Link, terms: Sequence[str], limits: Limits
 ) -> list[str]:
     """Those of the terms that stand in the rows of a resource of the link."""
     where: Filter = {"_id.m": {"$in": list(terms)}}
@@ -262,7 +264,7 @@ class Aside(Lookup):
         ways += [{"_id.m": {"$gte": each, "$lt": successor(each)}} for each in self.terms.prefixes]
         return ways[0] if len(ways) == 1 else {"$or": ways}
 
-    async def find(self, store: Store) -> Condition:
+    async def find(self, store: Reader) -> Condition:
         rows = await store.find(
             self.collection, self._filter(), limit=self.limits.found + 1, projection={"_id": 1}
         )
@@ -270,7 +272,7 @@ class Aside(Lookup):
             raise TooMany
         return Found(Ids(tuple({row["_id"]["g"] for row in rows})), self)
 
-    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
+    async def test(self, store: Reader, rows: Sequence[Document]) -> set[str]:
         groups = [row["_id"] for row in rows]
         where = {"$and": [self._filter(), {"_id.g": {"$in": groups}}]}
         found = await store.find(

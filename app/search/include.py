@@ -27,7 +27,7 @@ from app.search.search_parameters import parameters
 from app.search.terms import EVERY
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 _KINDS = ("_include", "_revinclude")
 EVERYTHING = "*"
@@ -179,7 +179,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 async def included(
-    store: Store, includes: Sequence[Include], matches: Sequence[Row], scope: Scope
+    store: Reader, includes: Sequence[Include], matches: Sequence[Row], scope: Scope
 ) -> tuple[list[Row], bool]:
     """The current resources that a page's matches bring along, none twice and no match; and whether these are all."""
     gathering = _Gathering(store, scope, {row.key for row in matches})
@@ -192,7 +192,7 @@ async def included(
 
 @dataclass(slots=True)
 class _Gathering:
-    store: Store
+    store: Reader
     scope: Scope
     seen: set[tuple[str, str]]
     found: list[Row] = field(default_factory=list)

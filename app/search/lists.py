@@ -17,7 +17,7 @@ from app.search.parameter import Condition, Scope
 from app.search.parameters.special import Ids
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 NAME = "_list"
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
@@ -35,7 +35,7 @@ class Listed(Lookup):
     def needs(self) -> dict[str, int]:
         return {"_id": 1}
 
-    async def find(self, store: Store) -> Condition:
+    async def find(self, store: Reader) -> Condition:
         found: dict[str, None] = {}
         for name in self.lists:
             found.update(dict.fromkeys(await self._entries(store, name)))
@@ -43,10 +43,10 @@ class Listed(Lookup):
             raise TooMany
         return Ids(tuple(found))
 
-    async def test(self, store: Store, rows: Sequence[Document]) -> set[str]:
+    async def test(self, store: Reader, rows: Sequence[Document]) -> set[str]:
         raise TooMany
 
-    async def _entries(self, store: Store, name: str) -> list[str]:
+    async def _entries(self, store: Reader, name: str) -> list[str]:
         stored = await store.read("List", name)
         if stored is None or stored.deleted:
             return []

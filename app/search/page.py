@@ -26,7 +26,7 @@ from app.search.ranges import Instant
 from app.search.resolution import resolve
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 _json = msgspec.json.Encoder()
 _PLAIN = re.compile(r"[A-Za-z0-9_.~:/,|$\-]*")
@@ -52,7 +52,7 @@ class Page:
     issues: list[Issue] = field(default_factory=list)
 
 
-async def search_type(store: Store, query: Query, base_url: str) -> bytes:
+async def search_type(store: Reader, query: Query, base_url: str) -> bytes:
     """The Bundle for one page of a search, as JSON.
 
     `base_url` is the server's without a trailing slash. `total` is there if it was asked for, or if the first page
@@ -67,28 +67,28 @@ async def search_type(store: Store, query: Query, base_url: str) -> bytes:
     return render(page, base_url)
 
 
-async def up_to_horizon(store: Store, query: Query, page: Page) -> Query:
+async def up_to_horizon(store: Reader, query: Query, page: Page) -> Query:
     """The query, and where it asks for times of change, nothing that changed after the commit horizon.
 
     The first page says so in Bundle.meta: who asks for what is newer than that the next time misses nothing.
     """
     if not query.is_about_time:
         return query
-    horizon = await store.cluster.horizon()
+    horizon = await store.horizon()
     if query.after is None:
         page.horizon = horizon
     until = Instant("at", ((("lo", "$lte", horizon),),))
     return replace(query, conditions=[*query.conditions, until])
 
 
-async def time_to_read_at(store: Store, query: Query) -> Timestamp | None:
+async def time_to_read_at(store: Reader, query: Query) -> Timestamp | None:
     """The cluster time that all pages of the search show; None where each shows the newest."""
     if query.after is None and query.is_snapshot:
         return await store.cluster_time()
     return query.snapshot
 
 
-async def _fill(store: Store, query: Query, page: Page) -> None:
+async def _fill(store: Reader, query: Query, page: Page) -> None:
     query = await resolve(store, query, may_probe=True)
     if query.count == 0 or query.summary == "count":
         page.total = await candidate_scan.count(store, query)
@@ -108,7 +108,7 @@ def row_of(resource_type: str, document: dict[str, Any]) -> Row:
     return Row(resource_type, document["_id"], document["text"], document.get("terms", ()))
 
 
-async def include(store: Store, query: Query, page: Page) -> None:
+async def include(store: Reader, query: Query, page: Page) -> None:
     """Add to a page what its matches are to bring along, and say so where that is not all."""
     if not query.includes:
         return
@@ -136,7 +136,7 @@ def filters(query: Query) -> list[Filter]:
 
 
 async def first_rows(
-    store: Store, query: Query, pieces: Sequence[Filter] | None = None
+    store: Reader, query: Query, pieces: Sequence[Filter] | None = None
 ) -> list[dict[str, Any]]:
     """The page's documents and one more, which tells that there is a next page."""
     rows: list[dict[str, Any]] = []
@@ -158,7 +158,7 @@ async def first_rows(
 
 
 async def _total(
-    store: Store, query: Query, rows: list[dict[str, Any]], *, more: bool
+    store: Reader, query: Query, rows: list[dict[str, Any]], *, more: bool
 ) -> int | None:
     if query.after is None and not more:
         return len(rows)

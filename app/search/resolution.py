@@ -15,15 +15,15 @@ from app.search.deferred_condition import Lookup, TooMany
 from app.search.parameter import AllOf, AnyOf, Condition, Fields, Filter, Not
 
 if TYPE_CHECKING:
+    from app.records.reader import Reader
     from app.search.query import Query
-    from app.store.store import Store
 
 
 @runtime_checkable
 class Unresolved(Protocol):
     """A condition that the store has to settle before it is a filter."""
 
-    async def resolved(self, store: Store) -> Condition:
+    async def resolved(self, store: Reader) -> Condition:
         """The same as a condition on stored fields. Raises FhirError where it cannot be settled."""
 
 
@@ -57,7 +57,7 @@ def is_resolved(condition: Condition) -> bool:
     return not hasattr(condition, "resolved")
 
 
-async def settled(store: Store, condition: Condition) -> Condition:
+async def settled(store: Reader, condition: Condition) -> Condition:
     """The condition with everything in it settled."""
     if isinstance(condition, Not):
         return Not(await settled(store, condition.condition))
@@ -68,7 +68,7 @@ async def settled(store: Store, condition: Condition) -> Condition:
     return condition
 
 
-async def resolve(store: Store, query: Query, *, may_probe: bool = False) -> Query:
+async def resolve(store: Reader, query: Query, *, may_probe: bool = False) -> Query:
     """The query with all conditions settled; the same one where nothing was to be done.
 
     Raises TooMany where a lookup leads to too much. With `may_probe` it becomes one of the query's `probes` instead,
@@ -88,5 +88,5 @@ async def resolve(store: Store, query: Query, *, may_probe: bool = False) -> Que
     return replace(query, conditions=conditions, probes=probes)
 
 
-async def _each(store: Store, conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+async def _each(store: Reader, conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple([await settled(store, each) for each in conditions])

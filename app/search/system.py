@@ -29,7 +29,7 @@ from app.search.sorting import SortKey
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 
 _ORDER = (SortKey("at", -1), SortKey("_id", -1))
 _CURSOR = "_cursor"
@@ -152,7 +152,7 @@ def _refused(name: str, diagnostics: str, code: str) -> BadRequest:
     return BadRequest(diagnostics, code=code, expression=f"http.{name}")
 
 
-async def search_types(store: Store, search: Search, base_url: str) -> bytes:
+async def search_types(store: Reader, search: Search, base_url: str) -> bytes:
     """The Bundle for one page, as JSON."""
     head = search.queries[0]
     result = Page(search.place, search.place, search.used, issues=search.issues)
@@ -167,7 +167,7 @@ async def search_types(store: Store, search: Search, base_url: str) -> bytes:
     return page.render(result, base_url)
 
 
-async def _fill(store: Store, search: Search, until: list[Condition], result: Page) -> None:
+async def _fill(store: Reader, search: Search, until: list[Condition], result: Page) -> None:
     head = search.queries[0]
     present = set(await store.types())
     queries = [
@@ -206,12 +206,12 @@ def _matches(search: Search, rows: Sequence[tuple[str, dict[str, Any]]]) -> tupl
     return found, len(rows)
 
 
-async def _count(store: Store, queries: Sequence[Query]) -> int:
+async def _count(store: Reader, queries: Sequence[Query]) -> int:
     return sum(await asyncio.gather(*(candidate_scan.count(store, each) for each in queries)))
 
 
 async def _rows(
-    store: Store, search: Search, queries: Sequence[Query]
+    store: Reader, search: Search, queries: Sequence[Query]
 ) -> list[tuple[str, dict[str, Any]]]:
     """The page's rows of all types in one order, and at least one more where others follow; ties by type."""
     found = await asyncio.gather(

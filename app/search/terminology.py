@@ -21,7 +21,7 @@ from app.search.resolution import NeedsStore
 from app.search.terms import Terms, any_of
 
 if TYPE_CHECKING:
-    from app.store.store import Store
+    from app.records.reader import Reader
 from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from app.search.terms import escape, shorten
 
 if TYPE_CHECKING:
     from app.fhir.json import Resource
-    from app.store.store import Store
+    from app.records.reader import Reader
 from app.fhir import definitions
 
 _MOST_CODES = 10_000
@@ -59,7 +59,7 @@ class InValueSet(NeedsStore):
     parameter: Parameter
     value_sets: tuple[str, ...]
 
-    async def resolved(self, store: Store) -> Condition:
+    async def resolved(self, store: Reader) -> Condition:
         found: Codes = set()
         for each in self.value_sets:
             found |= await expand(store, each)
@@ -74,7 +74,7 @@ class InHierarchy(NeedsStore):
     direction: Literal["below", "above"]
     concepts: tuple[tuple[str, str], ...]
 
-    async def resolved(self, store: Store) -> Condition:
+    async def resolved(self, store: Reader) -> Condition:
         found: Codes = set()
         for system, code in self.concepts:
             held = await CodeSystem.held(store, system)
@@ -121,7 +121,7 @@ def not_held(what: str) -> BadRequest:
     return BadRequest(what, code="not-supported")
 
 
-async def canonical(store: Store, resource_type: str, url: str) -> Resource | None:
+async def canonical(store: Reader, resource_type: str, url: str) -> Resource | None:
     """The stored resource with a canonical url, `url|version` for one version; of several the newest."""
     plain, _, version = url.partition("|")
     conditions = [{"terms": f"url={shorten(escape(plain))}"}]
@@ -139,7 +139,7 @@ class CodeSystem:
     children: dict[str, set[str]] = field(default_factory=dict)
 
     @classmethod
-    async def held(cls, store: Store, system: str) -> CodeSystem:
+    async def held(cls, store: Reader, system: str) -> CodeSystem:
         """The stored code system. Raises BadRequest where it, or its content, is not stored here."""
         resource = await canonical(store, "CodeSystem", system)
         if resource is None:
@@ -204,7 +204,7 @@ def _reached(start: str, links: Mapping[str, set[str]]) -> set[str]:
 _DEEPEST = 10
 
 
-async def expand(store: Store, reference: str, depth: int = 0) -> Codes:
+async def expand(store: Reader, reference: str, depth: int = 0) -> Codes:
     """The codes of a value set, by its canonical or as `ValueSet/id`. Raises BadRequest, saying what is missing."""
     if depth > _DEEPEST:
         raise not_held("The value sets include one another without end")
@@ -225,7 +225,7 @@ async def expand(store: Store, reference: str, depth: int = 0) -> Codes:
     return found
 
 
-async def _held(store: Store, reference: str) -> Resource | None:
+async def _held(store: Reader, reference: str) -> Resource | None:
     if not reference.startswith("ValueSet/"):
         return await canonical(store, "ValueSet", reference)
     stored = await store.read("ValueSet", reference.removeprefix("ValueSet/"))
@@ -240,7 +240,7 @@ def _contained(entries: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]
         yield from _contained(entry.get("contains", ()))
 
 
-async def _included(store: Store, include: Mapping[str, Any], depth: int) -> Codes:
+async def _included(store: Reader, include: Mapping[str, Any], depth: int) -> Codes:
     """What is in the system's part and in every value set that the include names."""
     parts: list[Codes] = []
     system = include.get("system")
@@ -251,7 +251,7 @@ async def _included(store: Store, include: Mapping[str, Any], depth: int) -> Cod
     return set.intersection(*parts) if parts else set()
 
 
-async def _of_system(store: Store, system: str, include: Mapping[str, Any]) -> Codes:
+async def _of_system(store: Reader, system: str, include: Mapping[str, Any]) -> Codes:
     if "concept" in include:
         return {(system, concept["code"]) for concept in include["concept"]}
     version = include.get("version")

@@ -6,7 +6,7 @@ docs/decisions/0002-one-write-path.md
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -27,7 +27,6 @@ from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.versions import (
     Change,
-    Event,
     Guard,
     Late,
     Stored,
@@ -41,6 +40,7 @@ from app.runtime.mongo import Document, Mongo, Session
 from app.search import group_members
 from app.search.extract import extract, index_models
 from app.search.terms import senders
+from app.store.events import Event
 
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
@@ -79,15 +79,21 @@ class _Unit:
 class Commits:
     """Writes units. `listeners` hear each committed batch of events in this process, at once."""
 
-    def __init__(self, mongo: Mongo, owner: str, max_resource_bytes: int) -> None:
+    def __init__(
+        self,
+        mongo: Mongo,
+        owner: str,
+        max_resource_bytes: int,
+        audit: AuditLog | None,
+        reacting: Collection[str],
+    ) -> None:
+        """`reacting` are the types whose events somebody reacts to (app/automation/reactions.py)."""
         self._mongo = mongo
         self._owner = owner
         self._max_resource_bytes = max_resource_bytes
         self.listeners: list[Callable[[list[Event]], None]] = []
-        # The types whose events somebody reacts to (app/automation/reactions.py).
-        self.reacting: frozenset[str] = frozenset()
-        # Where writes are put on record.
-        self.audit: AuditLog | None = None
+        self._reacting = frozenset(reacting)
+        self._audit = audit
         self._versions = mongo.collection("versions")
         self._events = mongo.collection("events")
         self._guards = mongo.collection("guards")
@@ -134,10 +140,11 @@ class Commits:
                 await self._ensure(resource_type, index_models(resource_type))
                 if rows := group_members.collection_of(resource_type):
                     await self._ensure(rows, group_members.index_models())
+        await self.cluster.be_heard()
         unit = _Unit(changes, guards)
         for change in changes:
             self._prepare_change(unit, change)
-        if self.audit is not None:
+        if self._audit is not None:
             self._prepare_entries(unit)
         await self._group.submit(unit)
         audit_entry.count(unit.entries)
@@ -266,10 +273,10 @@ class Commits:
 
         entries = [entry for unit in units for entry in unit.entries]
         try:
-            if self.audit is None or not self.audit.required:
+            if self._audit is None or not self._audit.required:
                 await self._mongo.transaction(transaction)
             else:
-                async with self.audit.links(entries) as links:
+                async with self._audit.links(entries) as links:
                     await self._mongo.transaction(transaction)
         except OperationFailure as error:
             codes = _codes(error)
@@ -284,8 +291,8 @@ class Commits:
         except DocumentTooLarge:
             raise TooLarge("The resource has too much to search for in it") from None
         audit_entry.asked.set(None)  # what follows from a change is not what its client asks
-        if entries and links is None and self.audit is not None:
-            await self.audit.record(entries)
+        if entries and links is None and self._audit is not None:
+            await self._audit.record(entries)
         # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
         committed = [event for unit in units for event in unit.events]
         for listener in self.listeners:
@@ -347,7 +354,7 @@ class Commits:
             "lease_until": lease_until,
             "attempts": 0,
         }
-        if event.type in self.reacting:
+        if event.type in self._reacting:
             row["react_until"] = lease_until
         if event.topic is not None:
             row |= {"topic": event.topic, "trigger": dict(event.trigger or {})}

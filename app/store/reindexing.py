@@ -25,12 +25,12 @@ from pymongo.errors import PyMongoError
 
 from app.errors import FhirError
 from app.fhir.json import Resource, decode_stored
-from app.records.versions import Event
 from app.runtime import background_tasks
 from app.runtime.mongo import Document, Mongo
 from app.search import custom
 from app.search.custom import Custom
 from app.search.custom_check import standard_urls, why_not
+from app.store.events import Event
 from app.store.store import Store
 
 BATCH = 100

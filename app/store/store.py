@@ -16,7 +16,6 @@ commit and no commit without an event (docs/decisions/0002-one-write-path.md).
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -27,7 +26,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from bson import Timestamp
 from pymongo import (
@@ -41,44 +40,55 @@ from app.audit.log import AuditLog
 from app.fhir import json as fhir_json
 from app.fhir.element_definitions import RESOURCE_TYPES
 from app.fhir.json import Resource
+from app.records.reader import READ_AHEAD, ResourceStore
 from app.records.versions import (
     CURRENT,
     Change,
     Guard,
     HistoryRange,
     Stored,
+    WriteAction,
     current_since,
     stored_current,
     stored_version,
 )
 from app.runtime import snapshot
+from app.runtime.cluster import new_owner
 from app.runtime.mongo import Document, Mongo, max_time_ms
 from app.search import group_members
 from app.search.cursor import trust
 from app.search.extract import extract
 from app.search.terms import senders
 from app.store.commit import Commits
-from app.store.revival import revive
+from app.store.events import load_event
 
-# What is about to happen to a version: updated, patched, deleted.
-WriteAction = Literal["update", "patch", "delete"]
 # Beyond this the search fields would not fit into MongoDB's 16 MiB with the text.
 MAX_RESOURCE_BYTES = 15 * 1024 * 1024
-# Documents that a search that looks through candidates has sent at a time.
-_READ_AHEAD = 200
 # What a document has beside its search fields.
 _NOT_SEARCHED = frozenset({"_id", "v", "at", "text", "deleted", "private", "by"})
 
 
-class Store:
+class Store(ResourceStore):
     """Reads and the one write path. `listeners` hear each committed batch of events in this process, at once."""
 
-    def __init__(self, mongo: Mongo, max_resource_bytes: int = MAX_RESOURCE_BYTES) -> None:
+    def __init__(
+        self,
+        mongo: Mongo,
+        max_resource_bytes: int = MAX_RESOURCE_BYTES,
+        *,
+        owner: str | None = None,
+        audit: AuditLog | None = None,
+        reacting: Collection[str] = (),
+    ) -> None:
+        """`owner` names the process, `audit` is where its writes are put on record.
+
+        The events of the types in `reacting` wait for somebody who reacts to them.
+        """
         self._mongo = mongo
-        self.owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.owner = owner or new_owner()
         self._versions = mongo.collection("versions")
         self._guards = mongo.collection("guards")
-        self._commits = Commits(mongo, self.owner, max_resource_bytes)
+        self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting)
         self.cluster = self._commits.cluster
         self.listeners = self._commits.listeners
 
@@ -218,7 +228,7 @@ class Store:
         *,
         sort: Sequence[tuple[str, int]] = (),
         projection: Document | None = None,
-        read_ahead: int = _READ_AHEAD,
+        read_ahead: int = READ_AHEAD,
         naive: bool = False,
     ) -> AsyncIterator[Callable[[int], Awaitable[list[Document]]]]:
         """A function that reads the next documents that match, at most as many as it is told; none at the end.
@@ -350,6 +360,10 @@ class Store:
         """What `snapshot.reading_at` takes: a time that shows everything acknowledged so far."""
         return await snapshot.newest(self._mongo)
 
+    async def horizon(self) -> datetime:
+        """The commit horizon (app/runtime/cluster.py)."""
+        return await self.cluster.horizon()
+
     async def guard(self, key: str) -> Guard:
         """What a conditional write compares. Take it before the search that decides what to write."""
         document = await self._guards.find_one({"_id": key})
@@ -381,14 +395,6 @@ class Store:
         """
         return await self._commits.commit(changes, guards)
 
-    def record_in(self, audit: AuditLog) -> None:
-        """From now on every write is on record, in its own transaction where it must be."""
-        self._commits.audit = audit
-
-    def react_to(self, types: frozenset[str]) -> None:
-        """From now on the events of these types wait for somebody who reacts to them."""
-        self._commits.reacting |= types
-
     async def raise_event(
         self,
         reference: tuple[str, str, int],
@@ -411,7 +417,7 @@ class Store:
         row = await self._commits.raise_event(about, topic, key=key, at=at, told=told)
         if row is None:
             return False
-        event = await revive(self, row)
+        event = await load_event(self, row)
         for listener in self.listeners:
             listener([event])
         return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app.fhir.codes import SUBSCRIPTION_RECIPIENT
+from app.attribution.claims import relative
+from app.consent.recipients import Kind
+from app.fhir.codes import RECIPIENT_KIND, SUBSCRIPTION_RECIPIENT
 from app.fhir.json import Resource
 from app.subscriptions.matching.registration import FILTER_CRITERIA
 from app.subscriptions.topics.topics import query_parameters
@@ -18,6 +20,21 @@ def recipient_of(subscription: Resource) -> str | None:
             return reference
     named = panels_of(subscription)
     return named[0] if len(named) == 1 else None
+
+
+def reference_of(subscription: Resource, base_url: str) -> str | None:
+    """The one it names (`Practitioner/p1`); None also for one that Consents could not name."""
+    return relative(recipient_of(subscription), base_url)
+
+
+def kind_of(subscription: Resource) -> Kind:
+    """What a Subscription says of its recipient."""
+    said = {
+        extension.get("valueCode")
+        for extension in subscription.get("extension", ())
+        if extension.get("url") == RECIPIENT_KIND
+    }
+    return "authority" if said == {"authority"} else "provider"
 
 
 def panels_of(subscription: Resource) -> list[str]:

@@ -10,12 +10,11 @@ import httpx
 import pytest
 from bson import ObjectId
 
-from app.context import Server
 from app.fhir.ids import first_id, new_id, time_of
 from app.subscriptions.ledger.retention import Retention
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

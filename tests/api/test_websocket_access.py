@@ -12,7 +12,6 @@ import pytest
 
 from app.api import websocket_session as door
 from app.cli.serve import options
-from app.context import Server
 from app.fhir.ids import new_id
 from app.settings import Settings
 from tests.builders.access_world import encounter, people
@@ -20,7 +19,7 @@ from tests.builders.audit_events import entities, refusing_rows
 from tests.builders.listening import listening
 from tests.builders.smart import Key, bearer, ec_key, key_set, register, token_for
 from tests.builders.subscriptions import classic, topic_based, websocket
-from tests.conftest import make_settings
+from tests.conftest import Server, make_settings
 from tests.outcomes import assert_outcome
 from tests.subscriptions.test_websocket import Client, connect, parameters
 

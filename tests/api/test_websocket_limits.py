@@ -18,14 +18,13 @@ import pytest
 from app.api import websocket_limits
 from app.api.websocket_limits import WebSocketLimits
 from app.cli.serve import options
-from app.context import Server
 from app.errors import TooManyRequests
 from app.main import create_app
 from app.settings import Settings
 from tests.api.test_websocket_access import Party, join
 from tests.builders.listening import listening
 from tests.builders.subscriptions import classic, websocket
-from tests.conftest import make_settings
+from tests.conftest import Server, make_settings
 from tests.subscriptions.test_websocket import Client, connect
 
 pytestmark = pytest.mark.mongo

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from tests.builders.practices import (
     PAST,
     TOMORROW,
@@ -25,7 +24,7 @@ from tests.builders.practices import (
     ref,
     role,
 )
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

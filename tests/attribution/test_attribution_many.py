@@ -8,7 +8,6 @@ from contextvars import ContextVar
 import pytest
 
 from app.attribution import attribution, many
-from app.context import Server
 from tests.builders.practices import (
     PAST,
     TOMORROW,
@@ -23,7 +22,7 @@ from tests.builders.practices import (
     ref,
     role,
 )
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 ROLE_A, ROLE_B = ref("PractitionerRole/role-a"), ref("PractitionerRole/role-b")

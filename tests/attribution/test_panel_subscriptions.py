@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.fhir.codes import REVIEW_REASON
 from app.runtime.mongo import Document
 from app.subscriptions.recipient import recipient_of
@@ -34,7 +33,7 @@ from tests.builders.practices import (
 )
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

@@ -22,7 +22,6 @@ from app.audit.hash_chain import digest
 from app.audit.log import AuditLog
 from app.audit.verification import Report, verify
 from app.cli.commands import app as command_line
-from app.context import Server
 from app.runtime import secrets
 from app.runtime.mongo import Mongo
 from app.settings import Settings
@@ -31,7 +30,7 @@ from tests.builders.audit_events import QUERY, codes, entities, events, refusing
 from tests.builders.receiver import receiving
 from tests.builders.smart import ask, bearer, claims_of, ec_key, register, signed, token_for
 from tests.builders.subscriptions import encounter, topic_based
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 Pair = tuple[Server, httpx.AsyncClient]

@@ -11,7 +11,6 @@ import pytest
 
 from app.audit import refusal_counter
 from app.audit.verification import verify
-from app.context import Server
 from app.errors import Unavailable
 from app.main import create_app
 from app.runtime import secrets
@@ -19,7 +18,7 @@ from app.settings import Settings
 from tests.builders.access_world import World, world as a_world
 from tests.builders.audit_events import QUERY, entities, events, refusing_rows
 from tests.builders.exporting import ASYNC, kick_off
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -162,8 +161,7 @@ async def test_too_many_exports_are_on_record(world: World) -> None:
 async def again(world: World, **changes: Any) -> AsyncIterator[World]:
     """A server on the same database, which the one before has left."""
     settings = world.server.settings.model_copy(update=changes)
-    async with running(settings) as (server, client):
-        server.authority = world.server.authority
+    async with running(settings, world.authority) as (server, client):
         yield World(server, client, world.authority)
 
 
@@ -178,7 +176,7 @@ async def called_from(settings: Settings) -> AsyncIterator[tuple[Server, Any]]:
         )
 
     async with app.router.lifespan_context(app):
-        yield app.state.server, at
+        yield Server(app.state.services), at
 
 
 FLOODS = [

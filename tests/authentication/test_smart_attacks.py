@@ -19,7 +19,6 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from app.authentication.access_tokens import authenticate
-from app.context import Server
 from app.errors import Unauthorized
 from tests.builders.smart import (
     Key,
@@ -34,7 +33,7 @@ from tests.builders.smart import (
     signed,
     token_for,
 )
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 ROOT = BASE.removesuffix("/fhir")
@@ -391,7 +390,7 @@ async def test_a_host_header_does_not_choose_the_audience(server, client):
 async def reason(server: Server, token: str) -> str:
     begun = time.perf_counter()
     with pytest.raises(Unauthorized) as error:
-        await authenticate(server, f"Bearer {token}")
+        await authenticate(server.authority, f"Bearer {token}")
     assert time.perf_counter() - begun < QUICK
     return str(error.value)
 
@@ -414,7 +413,7 @@ async def test_access_tokens_cannot_be_made_or_changed_by_others(server, client)
     embedded = {**header, "jwk": THEIRS.as_dict(private=False), "kid": "theirs"}
     assert "key" in await reason(server, unsigned(embedded, claims, signature))
     assert "'typ'" in await reason(server, signed(claims_of(server, "victim"), MINE))
-    await authenticate(server, f"Bearer {token}")
+    await authenticate(server.authority, f"Bearer {token}")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +448,7 @@ async def test_access_tokens_of_our_own_key_for_something_else(server, changes, 
 
 async def test_a_token_ends_though_it_was_used_before(server, client, monkeypatch):
     token = await token_for(server, client, "victim", MINE)
-    await authenticate(server, f"Bearer {token}")
+    await authenticate(server.authority, f"Bearer {token}")
     later = time.time() + 301
     monkeypatch.setattr(time, "time", lambda: later)
     assert "expired" in await reason(server, token)

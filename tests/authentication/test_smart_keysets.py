@@ -17,7 +17,6 @@ from app.authentication import jwks
 from app.authentication.access_tokens import authenticate
 from app.authentication.caller import Caller
 from app.authentication.jwks import DocumentError, Documents
-from app.context import Server
 from app.errors import Unauthorized
 from app.network.egress_policy import Egress
 from tests.builders.smart import (
@@ -32,7 +31,7 @@ from tests.builders.smart import (
     rsa_key,
     signed,
 )
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 AUDIENCE = "https://carerelay.example"
@@ -320,7 +319,7 @@ def outside(
 
 
 async def caller_of(server: Server, token: str) -> Caller:
-    return await authenticate(server, f"Bearer {token}")
+    return await authenticate(server.authority, f"Bearer {token}")
 
 
 async def test_a_provider_says_who_asks_and_the_registry_what_it_is(server, client, provider):

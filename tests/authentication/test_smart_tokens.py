@@ -13,9 +13,8 @@ from joserfc import jws
 from joserfc.jwk import KeySet
 
 from app.authentication import clients
-from app.authentication.access_tokens import authenticate
+from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import Caller
-from app.context import Server
 from app.errors import Unauthorized
 from tests.builders.smart import (
     ask,
@@ -30,7 +29,7 @@ from tests.builders.smart import (
     signed,
     token_for,
 )
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 ROOT = BASE.removesuffix("/fhir")
@@ -60,12 +59,12 @@ def client(pair: tuple[Server, httpx.AsyncClient]) -> httpx.AsyncClient:
 
 
 async def caller_of(server: Server, token: str) -> Caller:
-    return await authenticate(server, f"Bearer {token}")
+    return await authenticate(server.authority, f"Bearer {token}")
 
 
 async def refusal_of(server: Server, header: str | None) -> Unauthorized:
     with pytest.raises(Unauthorized) as refused:
-        await authenticate(server, header)
+        await authenticate(server.authority, header)
     return refused.value
 
 
@@ -101,7 +100,7 @@ async def test_without_authorization_there_is_nothing_of_it(mongod):
         assert (await client.post("/auth/token")).status_code in (404, 405)
         (rest,) = (await client.get(f"{BASE}/metadata")).json()["rest"]
         assert "security" not in rest
-        assert server.authority is None
+        assert server.services.find(Authority) is None
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ async def test_whose_panel_is_the_crowd_itself_is_told_when_it_is_too_much(world
 
 async def test_a_panel_lacks_nobody_who_is_attributed(world: World) -> None:
     """Its narrowing may never hide what judging would have shown."""
-    accesses = world.server.worker.accesses
+    accesses = world.server.accesses
     for name in ("north", "plan-a", "agency"):
         client = world.authority.known[name]
         access = accesses.of(await world.authority.caller(f"Bearer {name}"))

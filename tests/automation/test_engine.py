@@ -10,14 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from app.automation import engine as hub_module, review_tasks
+from app import main
+from app.automation import review_tasks
 from app.automation.reactions import Reaction, stable_id
 from app.automation.timers import Timer
-from app.context import Context, Server
-from app.records.versions import Event
+from app.context import Context
+from app.store.events import Event
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 
 class Recorder:
@@ -47,8 +48,8 @@ class Recorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     reaction = Reaction("record", frozenset({"Basic"}), recorder.react)
-    monkeypatch.setattr(hub_module, "REACTIONS", (reaction,))
-    monkeypatch.setattr(hub_module, "TIMERS", (Timer("ring", recorder.ring),))
+    monkeypatch.setattr(main, "REACTIONS", (reaction,))
+    monkeypatch.setattr(main, "TIMERS", (Timer("ring", recorder.ring),))
     return recorder
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 
+from app.authentication import access_tokens
 from app.authentication.caller import Caller, Role
-from app.context import Server
 from app.errors import Unauthorized
 from tests.builders.practices import group, organization, patient, practitioner, ref, role
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 Resource = dict[str, Any]
 EVERYTHING = ("system/*.cruds",)
@@ -35,16 +35,18 @@ class Registered:
 
 
 @dataclass
-class Authority:
+class Authority(access_tokens.Authority):
     """Takes a client's id for its token, and scopes behind it for those of the token."""
 
     known: dict[str, Registered]
     token_url: str = "http://carerelay.test/auth/token"
     base_url: str = "http://carerelay.test/fhir"
 
-    @property
-    def clients(self) -> Authority:
-        return self
+    def __post_init__(self) -> None:
+        self.clients = self  # type: ignore[assignment]
+
+    async def close(self) -> None:
+        """It has nothing open."""
 
     async def get(self, client_id: str) -> Registered | None:
         return self.known.get(client_id)
@@ -185,10 +187,9 @@ def people() -> list[Resource]:
 @asynccontextmanager
 async def world(mongod: str, **changes: Any) -> AsyncIterator[World]:
     """A server with authorization on, and everybody in it."""
-    async with running(make_settings(mongod, auth="smart", **changes)) as (server, client):
-        authority = Authority({name: replace(each) for name, each in CLIENTS.items()})
-        server.authority = authority  # type: ignore[assignment]
-        server.worker.rights.clients = authority
+    authority = Authority({name: replace(each) for name, each in CLIENTS.items()})
+    settings = make_settings(mongod, auth="smart", **changes)
+    async with running(settings, authority) as (server, client):
         found = World(server, client, authority)
         await found.put("admin", *people())
         yield found

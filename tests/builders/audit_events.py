@@ -8,8 +8,7 @@ from typing import Any
 
 import httpx
 
-from app.context import Server
-from tests.conftest import BASE
+from tests.conftest import BASE, Server
 
 # Types and roles of entities.
 PATIENT, DATA, REPORT, JOB, QUERY = ("1", "1"), ("2", "4"), ("2", "3"), ("2", "20"), ("2", "24")

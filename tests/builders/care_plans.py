@@ -11,10 +11,9 @@ from typing import Any
 
 import httpx
 
-from app.context import Server
 from tests.builders.receiver import Received, Receiver, receiving
 from tests.builders.subscriptions import topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 BASE = "http://carerelay.test/fhir"
 CHANGE = "http://carerelay.example/SubscriptionTopic/careplan-change"

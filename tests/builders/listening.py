@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from app.context import Server
 from app.main import create_app
 from app.settings import Settings
+from tests.conftest import Server
 
 
 class _Uvicorn(uvicorn.Server):
@@ -46,7 +46,7 @@ async def listening(
                 await server.listens.wait()
             base_url = f"http://127.0.0.1:{port}/fhir"
             async with httpx.AsyncClient(base_url=base_url) as client:
-                yield app.state.server, client
+                yield Server(app.state.services), client
         finally:
             server.should_exit = True
             await running

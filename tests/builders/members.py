@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from app.context import Server
+from tests.conftest import Server
 
 CODES = "http://carerelay.example/CodeSystem/"
 EXTENSIONS = "http://carerelay.example/StructureDefinition/"

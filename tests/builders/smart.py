@@ -12,8 +12,8 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from app.authentication.access_tokens import Authority
-from app.context import Server
 from app.network.backend_services_client import ASSERTION_TYPE
+from tests.conftest import Server
 
 Key = ECKey | RSAKey
 

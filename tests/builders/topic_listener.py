@@ -9,10 +9,9 @@ from typing import Any
 
 import httpx
 
-from app.context import Server
 from tests.builders.receiver import Received, Receiver, receiving
 from tests.builders.subscriptions import topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 OURS = "http://carerelay.example/SubscriptionTopic/"
 FEED = "http://hl7.org/fhir/us/core/SubscriptionTopic/patient-data-feed"

@@ -15,9 +15,8 @@ import httpx
 import pytest
 
 from app.bulk import reading, writing
-from app.context import Server
 from tests.builders.exporting import ASYNC, paused
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

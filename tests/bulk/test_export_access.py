@@ -144,8 +144,7 @@ async def test_an_export_is_nobody_elses(world: World, who: str) -> None:
 
 async def test_an_export_is_worked_on_elsewhere_as_its_client_sees(world: World) -> None:
     """By a process that knows of the caller what the row says."""
-    async with running(world.server.settings) as (second, _):
-        second.authority = world.server.authority
+    async with running(world.server.settings, world.authority) as (second, _):
         async with world.server.exports._running:
             async with second.exports._running:  # nobody begins them
                 ours = await kick_off(world, "north", f"/$export?{RECORDS}")

@@ -11,12 +11,11 @@ import httpx
 import pytest
 from pymongo.errors import AutoReconnect
 
-from app.context import Server
 from app.fhir.codes import RECIPIENT_KIND, SUBSCRIPTION_RECIPIENT
 from app.fhir.ids import new_id
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.consent.test_consent import PERIOD_OVER, actor, consent, deny, label, permit
 from tests.subscriptions.test_delivery import make_due
 

@@ -16,10 +16,9 @@ from typing import Any
 import fhirpathpy
 import httpx
 
-from app.context import Server
 from app.fhir.definitions import EXAMPLES
 from tests.builders.receiver import Received, Receiver, receiving
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 Json = dict[str, Any]
 

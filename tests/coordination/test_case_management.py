@@ -11,12 +11,11 @@ import httpx
 import pytest
 
 from app.automation.follow_up_tasks import CLOSINGS, DESCRIPTIONS
-from app.context import Server
 from app.fhir import code_lists, codes as own
 from app.fhir.validation import check
 from app.fhir.validation.models import model_issues
 from tests.builders.members import CODES, EXTENSIONS, Member, Resource, codes, concept
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 RISK = "http://terminology.hl7.org/CodeSystem/risk-probability"

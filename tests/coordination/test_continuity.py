@@ -9,10 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.coordination.continuity.continuity_days import Enrolment, Plan, continuity, new_enrolments
 from tests.builders.members import Member, Resource, codes
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 PLAN = {"reference": "Organization/evergrove"}
 

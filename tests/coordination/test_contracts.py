@@ -15,13 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.fhir.codes import CONSENT_CATEGORY, CONTRACT_DEADLINE, REVIEW_REASON
 from app.fhir.validation import check
 from tests.builders.practices import group, organization, patient, practitioner, put, ref
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import encounter
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

@@ -12,11 +12,11 @@ import pytest
 
 from app.authentication.caller import SERVER
 from app.automation import follow_up_tasks
-from app.context import Context, Server
+from app.context import Context
 from app.coordination.case_management import health_risk
 from app.coordination.case_management.health_risk import Assessment, a_year_after, due_since
 from tests.builders.members import Member, Resource, codes, concept
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ async def test_nothing_is_written_twice(member: Member) -> None:
 
 
 async def test_several_processes_at_once_make_one_task(member: Member) -> None:
-    context = Context(member.server, SERVER, "http://carerelay.test/fhir")
+    context = Context(member.server.services, SERVER, "http://carerelay.test/fhir")
     await member.enrol()
     await member.assess()
     patient = f"Patient/{member.id}"

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.fhir.codes import CONSENT_CATEGORY, EPISODE_TYPE, LETTER_KIND, REVIEW_REASON
 from app.fhir.ids import new_id
+from tests.conftest import Server
 
 pytestmark = pytest.mark.mongo
 

@@ -15,9 +15,8 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings as examples, strategies as st
 
-from app.context import Server
 from app.fhir import definitions
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 JSON = {"content-type": "application/fhir+json"}
 JSON_PATCH = {"content-type": "application/json-patch+json"}

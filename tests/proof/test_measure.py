@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from app.cli import report as report_cli
 from app.cli.commands import app as cli
-from app.context import Server
 from app.fhir import json as fhir_json
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
 from app.fhir.validation import check
@@ -27,7 +26,7 @@ from app.proof.days import TIME_ZONE
 from tests.builders.practices import organization, patient, put, ref, role
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

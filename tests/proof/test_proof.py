@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.fhir import json as fhir_json
 from app.fhir.codes import (
     CONSENT_CATEGORY,
@@ -31,7 +30,7 @@ from app.proof.notice import gather
 from tests.builders.practices import organization, patient, practitioner, put, ref
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 

@@ -10,11 +10,10 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from app.context import Server
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, topic_based
 from tests.builders.visit_messages import Message, deliveries, message, visits
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 Pair = tuple[Server, httpx.AsyncClient]
 Send = Callable[[httpx.AsyncClient, str, Message], Awaitable[httpx.Response]]

@@ -184,6 +184,23 @@ async def test_a_process_that_stalls_before_its_commit_gives_the_write_up(store:
     assert await store.read("Encounter", "e1") is None
 
 
+async def test_a_process_that_has_stalled_is_heard_of_before_it_writes_again(mongo: Mongo) -> None:
+    """It may have been forgotten: others then give horizons that take no account of it."""
+    clock = Clock()
+    here, there = cluster(mongo, "here", clock), cluster(mongo, "there")
+    await here.start()
+    try:
+        await mongo.collection("processes").delete_one({"_id": "here"})
+        clock.time += 300
+        given = await there.horizon()
+        await here.be_heard()
+        here.check_may_commit([here.stamp()])
+        assert here.stamp() > given
+        assert await mongo.collection("processes").distinct("_id") == ["here"]
+    finally:
+        await here.stop()
+
+
 async def test_the_silence_outlasts_the_transactions_that_the_database_allows(mongo: Mongo) -> None:
     name = "transactionLifetimeLimitSeconds"
     admin = mongo.client.admin

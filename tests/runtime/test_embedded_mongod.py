@@ -23,7 +23,7 @@ PARENT = """
 import sys, threading
 from pathlib import Path
 from pymongo import MongoClient
-from app.embedded import EmbeddedMongo
+from app.runtime.embedded_mongod import EmbeddedMongo
 
 with EmbeddedMongo(Path(sys.argv[1])) as mongo, MongoClient(mongo.uri) as client:
     client.test.things.insert_one({"_id": 1})

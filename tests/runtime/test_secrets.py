@@ -9,12 +9,12 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
-from app.context import Server
 from app.runtime import secrets
 from app.runtime.secrets import SecretsError
 from app.settings import Settings
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import topic_based
+from tests.conftest import Server
 
 OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
 

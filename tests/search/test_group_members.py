@@ -10,13 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.records.versions import Change
 from app.search import group_members
 from app.search.extract import extract
 from app.search.query import parse
 from app.store.store import Store
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 from tests.search.test_chain import ids, put, ref, search
 

@@ -15,7 +15,6 @@ import httpx
 import pytest
 from bson import Timestamp
 
-from app.context import Server
 from app.errors import BadRequest, Gone
 from app.records.versions import Change
 from app.runtime.mongo import Mongo, Session
@@ -23,7 +22,7 @@ from app.search import cursor, page, system
 from app.search.query import parse
 from app.settings import Settings
 from app.store.store import Store
-from tests.conftest import BASE, make_settings
+from tests.conftest import BASE, Server, make_settings
 
 pytestmark = pytest.mark.mongo
 

@@ -11,13 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from app.records.versions import Change
 from app.runtime.mongo import Mongo
 from app.search import custom
 from app.store.reindexing import Reindexing
 from app.store.store import Store
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

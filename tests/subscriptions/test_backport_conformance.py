@@ -68,13 +68,12 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.parameters import Parameters
 
-from app.context import Server
 from app.subscriptions.matching.channel_terms import BACKPORT, CHANNEL_TYPE, PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
 from app.subscriptions.notices.notification import STATUS_PROFILE
 from tests.builders.receiver import Received, Receiver, receiving
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based, websocket
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

@@ -10,13 +10,12 @@ import httpx
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 
-from app.context import Server
 from app.fhir.ids import new_id
 from app.fhir.validation import check
 from tests.builders.davinci import PARTICIPATION, Hospital, alerts, ref
 from tests.builders.practices import endpoint, organization
 from tests.builders.receiver import Receiver, receiving
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.consent.test_consent import consent, deny, label
 from tests.subscriptions.davinci_checker import (
     DAVINCI,

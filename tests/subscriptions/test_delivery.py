@@ -22,6 +22,7 @@ from app.subscriptions.sending.retry import RetryPolicy
 from app.subscriptions.sending.worker import Worker
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.builders.worker import make_worker
 
 pytestmark = pytest.mark.mongo
 SETTINGS = Settings(base_url="http://carerelay.test/fhir")
@@ -38,7 +39,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 async def working(
     mongo: Mongo, store: Store, *, loops: bool = True, policy: RetryPolicy = AT_ONCE
 ) -> AsyncIterator[Worker]:
-    worker = Worker(SETTINGS, mongo, store, policy=policy)
+    worker = make_worker(SETTINGS, mongo, store, policy=policy)
     await (store.cluster.start() if loops else store.cluster.beat())
     await worker.start(loops=loops)
     try:

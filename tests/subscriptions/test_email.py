@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from app.context import Server
 from app.fhir import xml
 from app.settings import Settings
 from app.subscriptions.channels import Notice
@@ -22,7 +21,7 @@ from app.subscriptions.channels.email import Email
 from app.subscriptions.channels.protocol import NOTICE_ID_HEADER
 from app.subscriptions.sending.retry import Verdict
 from tests.builders.subscriptions import classic, email, encounter
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 

@@ -8,10 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
-from tests.conftest import make_settings, running
+from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

@@ -9,11 +9,10 @@ import httpx
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 
-from app.context import Server
 from app.subscriptions.notices.notification import NOTIFICATION_PROFILE, STATUS_PROFILE
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import ADMISSION, classic, encounter, topic_based
-from tests.conftest import BASE, make_settings, running
+from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

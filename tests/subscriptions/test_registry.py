@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 
 from app.fhir.ids import new_id
-from app.records.versions import Change, Event, Stored
+from app.records.versions import Change, Stored
 from app.runtime.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.registry import Registry
 from app.subscriptions.sending.worker import Worker
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.builders.worker import make_worker
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo
@@ -56,7 +58,7 @@ async def process(mongo: Mongo, *, loops: bool = True) -> AsyncIterator[tuple[St
     """A server process on the database: a store and a worker of its own."""
     store = Store(mongo)
     await store.prepare()
-    worker = Worker(SETTINGS, mongo, store)
+    worker = make_worker(SETTINGS, mongo, store)
     await (store.cluster.start() if loops else store.cluster.beat())
     await worker.start(loops=loops)
     try:

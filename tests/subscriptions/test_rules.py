@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.context import Server
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import ADMISSION, classic, encounter, topic_based
+from tests.conftest import Server
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo

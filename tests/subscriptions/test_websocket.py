@@ -11,14 +11,13 @@ import aiohttp
 import httpx
 import pytest
 
-from app.context import Server
 from app.fhir.xml import decode
 from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.sending.retry import RetryPolicy
 from tests.builders.listening import listening
 from tests.builders.subscriptions import classic, encounter, topic_based, websocket
-from tests.conftest import make_settings
+from tests.conftest import Server, make_settings
 from tests.outcomes import assert_outcome
 from tests.subscriptions.test_delivery import create, rows, status_of, working
 

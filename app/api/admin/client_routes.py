@@ -19,8 +19,9 @@ import msgspec
 from starlette.requests import Request
 
 from app.api import exchange
+from app.authentication.access_tokens import Authority
 from app.authentication.clients import Client, Clients, RegistryError
-from app.context import Server
+from app.context import Services
 from app.errors import BadRequest, NotFound
 from app.network.egress_policy import Egress
 
@@ -31,58 +32,58 @@ _KEYS = frozenset({"jwks", "jwks_uri"})
 _SCOPES = frozenset({"scopes"})
 
 
-async def list_clients(request: Request, server: Server) -> Answer:
-    return 200, {"clients": [client.shown() for client in await _registry(server).list()]}
+async def list_clients(request: Request, services: Services) -> Answer:
+    return 200, {"clients": [client.shown() for client in await _registry(services).list()]}
 
 
-async def read_client(request: Request, server: Server) -> Answer:
-    return 200, (await _client(request, server)).shown()
+async def read_client(request: Request, services: Services) -> Answer:
+    return 200, (await _client(request, services)).shown()
 
 
-async def add_client(request: Request, server: Server) -> Answer:
+async def add_client(request: Request, services: Services) -> Answer:
     wanted = await _body(request, _FIELDS)
     try:
-        return 201, (await _registry(server).add(wanted)).shown()
+        return 201, (await _registry(services).add(wanted)).shown()
     except RegistryError as error:
         raise BadRequest(str(error), code="value") from None
 
 
-async def rotate_client(request: Request, server: Server) -> Answer:
+async def rotate_client(request: Request, services: Services) -> Answer:
     """New keys; tokens that the client holds end."""
-    client, wanted = await _client(request, server), await _body(request, _KEYS)
+    client, wanted = await _client(request, services), await _body(request, _KEYS)
     try:
-        changed = await _registry(server).rotate(client.client_id, **wanted)
+        changed = await _registry(services).rotate(client.client_id, **wanted)
     except RegistryError as error:
         raise BadRequest(str(error), code="value") from None
     return 200, changed.shown()
 
 
-async def set_scopes(request: Request, server: Server) -> Answer:
+async def set_scopes(request: Request, services: Services) -> Answer:
     """Other scopes; tokens that the client holds end, those of an outside provider are cut to them."""
-    client, wanted = await _client(request, server), await _body(request, _SCOPES)
+    client, wanted = await _client(request, services), await _body(request, _SCOPES)
     try:
-        changed = await _registry(server).set_scopes(client.client_id, wanted.get("scopes"))
+        changed = await _registry(services).set_scopes(client.client_id, wanted.get("scopes"))
     except RegistryError as error:
         raise BadRequest(str(error), code="value") from None
     return 200, changed.shown()
 
 
-async def disable_client(request: Request, server: Server) -> Answer:
-    return await _set_disabled(request, server, disabled=True)
+async def disable_client(request: Request, services: Services) -> Answer:
+    return await _set_disabled(request, services, disabled=True)
 
 
-async def enable_client(request: Request, server: Server) -> Answer:
-    return await _set_disabled(request, server, disabled=False)
+async def enable_client(request: Request, services: Services) -> Answer:
+    return await _set_disabled(request, services, disabled=False)
 
 
-async def _set_disabled(request: Request, server: Server, *, disabled: bool) -> Answer:
-    client = await _client(request, server)
-    changed = await _registry(server).disable(client.client_id, disabled=disabled)
+async def _set_disabled(request: Request, services: Services, *, disabled: bool) -> Answer:
+    client = await _client(request, services)
+    changed = await _registry(services).disable(client.client_id, disabled=disabled)
     return 200, changed.shown()
 
 
-async def _client(request: Request, server: Server) -> Client:
-    client = await _registry(server).get(request.path_params["id"])
+async def _client(request: Request, services: Services) -> Client:
+    client = await _registry(services).get(request.path_params["id"])
     if client is None:
         raise NotFound("There is no client with this id")
     return client
@@ -101,11 +102,12 @@ async def _body(request: Request, fields: frozenset[str]) -> dict[str, Any]:
     return wanted
 
 
-def _registry(server: Server) -> Clients:
+def _registry(services: Services) -> Clients:
     """Where authorization is off, clients can be prepared too."""
-    if server.authority is not None:
-        return server.authority.clients
-    return Clients(server.mongo, Egress.from_settings(server.settings))
+    authority = services.find(Authority)
+    if authority is not None:
+        return authority.clients
+    return Clients(services.mongo, Egress.from_settings(services.settings))
 
 
 HANDLERS = (

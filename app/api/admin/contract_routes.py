@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from app.api import exchange
 from app.authentication.caller import SERVER
-from app.context import Context, Server
+from app.context import Context, Services
 from app.coordination.contracts import contracts
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
@@ -25,27 +25,27 @@ _REPORT_PARAMETERS = frozenset(
 )
 
 
-async def list_contracts(request: Request, server: Server) -> Answer:
-    return 200, {"contracts": await contracts.list_all(_context(request, server))}
+async def list_contracts(request: Request, services: Services) -> Answer:
+    return 200, {"contracts": await contracts.list_all(_context(request, services))}
 
 
-async def read_contract(request: Request, server: Server) -> Answer:
-    return 200, await contracts.get(_context(request, server), request.path_params["id"])
+async def read_contract(request: Request, services: Services) -> Answer:
+    return 200, await contracts.get(_context(request, services), request.path_params["id"])
 
 
-async def put_contract(request: Request, server: Server) -> Answer:
-    body = fhir_json.decode(await exchange.read_body(request, server.settings.max_resource_bytes))
-    context, contract = _context(request, server), request.path_params["id"]
+async def put_contract(request: Request, services: Services) -> Answer:
+    body = fhir_json.decode(await exchange.read_body(request, services.settings.max_resource_bytes))
+    context, contract = _context(request, services), request.path_params["id"]
     created = await contracts.put(context, contract, body)
     return 201 if created else 200, await contracts.get(context, contract)
 
 
-async def delete_contract(request: Request, server: Server) -> Answer:
-    await contracts.delete(_context(request, server), request.path_params["id"])
+async def delete_contract(request: Request, services: Services) -> Answer:
+    await contracts.delete(_context(request, services), request.path_params["id"])
     return 204, None
 
 
-async def report_notices(request: Request, server: Server) -> Answer:
+async def report_notices(request: Request, services: Services) -> Answer:
     """The numbers of Measure/carerelay-notice-timeliness/$evaluate-measure as CSV."""
     query = request.query_params
     for name in query:
@@ -57,12 +57,12 @@ async def report_notices(request: Request, server: Server) -> Answer:
         query.get("organization") or query.get("practitioner"),
         query.getlist("class"),
     )
-    return 200, await measure_evaluate.csv_of(_context(request, server), asked)
+    return 200, await measure_evaluate.csv_of(_context(request, services), asked)
 
 
-def _context(request: Request, server: Server) -> Context:
-    base_url = server.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
-    return Context(server, SERVER, base_url)
+def _context(request: Request, services: Services) -> Context:
+    base_url = services.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
+    return Context(services, SERVER, base_url)
 
 
 HANDLERS = (

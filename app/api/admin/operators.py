@@ -28,31 +28,34 @@ from starlette.routing import Route
 
 from app.api import audited, exchange, limits, published
 from app.api.admin import client_routes, contract_routes
-from app.authentication.access_tokens import authenticate
+from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, SERVER, Caller
-from app.context import Context, Server
+from app.context import Context, Services
 from app.errors import BadRequest, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
 from app.records.versions import instant
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import STATES, Wanted
+from app.subscriptions.ledger.retention import Retention
+from app.subscriptions.matching.registry import Registry
+from app.subscriptions.sending.worker import Worker
 
 log = logging.getLogger(__name__)
 
 Answer = tuple[int, Any]
-Handler = Callable[[Request, Server], Awaitable[Answer]]
+Handler = Callable[[Request, Services], Awaitable[Answer]]
 
 _PARAMETERS = frozenset({"subscription", "state", "since", "until", "focus", "first", "last"})
 _PAGING = frozenset({"_count", "_cursor"})
 _DEFAULT_COUNT, _MOST = 50, 1000
 
 
-async def list_deliveries(request: Request, server: Server) -> Answer:
+async def list_deliveries(request: Request, services: Services) -> Answer:
     """The newest first; `next` is the address of the next page."""
     wanted = read_wanted(request.query_params, paging=True)
     count = _number(request.query_params, "_count") or _DEFAULT_COUNT
     rows, more = await ledger_queries.search(
-        server.mongo, wanted, min(count, _MOST), request.query_params.get("_cursor")
+        services.mongo, wanted, min(count, _MOST), request.query_params.get("_cursor")
     )
     body: dict[str, Any] = {"deliveries": [ledger_queries.shown(row) for row in rows]}
     if more is not None:
@@ -60,44 +63,44 @@ async def list_deliveries(request: Request, server: Server) -> Answer:
     return 200, body
 
 
-async def read_delivery(request: Request, server: Server) -> Answer:
-    return 200, ledger_queries.shown(await _delivery(request, server))
+async def read_delivery(request: Request, services: Services) -> Answer:
+    return 200, ledger_queries.shown(await _delivery(request, services))
 
 
-async def resend_one(request: Request, server: Server) -> Answer:
-    row = await _delivery(request, server)
+async def resend_one(request: Request, services: Services) -> Answer:
+    row = await _delivery(request, services)
     wanted = Wanted(subscription=row["subscription"], first=row["number"], last=row["number"])
-    return await _resend(server, wanted)
+    return await _resend(services, wanted)
 
 
-async def resend_many(request: Request, server: Server) -> Answer:
+async def resend_many(request: Request, services: Services) -> Answer:
     """`{resent, skipped}`. Without a parameter it would be all that was ever sent: that has to be said."""
     wanted = read_wanted(request.query_params, paging=False)
     if not wanted.condition():
         raise BadRequest("Say which: a subscription, a state, a focus or a time", code="required")
-    return await _resend(server, wanted)
+    return await _resend(services, wanted)
 
 
-async def list_topics(request: Request, server: Server) -> Answer:
-    return 200, {"topics": await server.worker.registry.topics.list()}
+async def list_topics(request: Request, services: Services) -> Answer:
+    return 200, {"topics": await services.get(Registry).topics.list()}
 
 
-async def read_topic(request: Request, server: Server) -> Answer:
-    return 200, await server.worker.registry.topics.read(request.path_params["name"])
+async def read_topic(request: Request, services: Services) -> Answer:
+    return 200, await services.get(Registry).topics.read(request.path_params["name"])
 
 
-async def put_topic(request: Request, server: Server) -> Answer:
+async def put_topic(request: Request, services: Services) -> Answer:
     """Known here at once, as `Basic` too; to other processes within a second."""
-    resource = await exchange.read_resource(request, server.settings.max_resource_bytes)
-    registry = server.worker.registry
+    resource = await exchange.read_resource(request, services.settings.max_resource_bytes)
+    registry = services.get(Registry)
     created = await registry.topics.put(request.path_params["name"], resource)
-    await _publish(request, server)
+    await _publish(request, services)
     return 201 if created else 200, await registry.topics.read(request.path_params["name"])
 
 
-async def delete_topic(request: Request, server: Server) -> Answer:
-    await server.worker.registry.topics.delete(request.path_params["name"])
-    await _publish(request, server)
+async def delete_topic(request: Request, services: Services) -> Answer:
+    await services.get(Registry).topics.delete(request.path_params["name"])
+    await _publish(request, services)
     return 204, None
 
 
@@ -126,15 +129,15 @@ def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
     )
 
 
-async def advance_clock(request: Request, server: Server) -> Answer:
-    if not server.settings.test_clock:
+async def advance_clock(request: Request, services: Services) -> Answer:
+    if not services.settings.test_clock:
         raise Forbidden("The calendar is not to be moved: CARERELAY_TEST_CLOCK is off")
     body = fhir_json.decode(await request.body())
     seconds = body.get("advance")
     if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or seconds < 0:
         raise BadRequest("Not a number of seconds", code="value", expression="advance")
     try:
-        now = server.clock.advance(timedelta(seconds=float(seconds)))
+        now = services.clock.advance(timedelta(seconds=float(seconds)))
     except OverflowError:
         raise BadRequest("Too far ahead", code="value", expression="advance") from None
     return 200, {"now": instant(now)}
@@ -161,32 +164,32 @@ def _moment(query: Mapping[str, str], name: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-async def _delivery(request: Request, server: Server) -> dict[str, Any]:
-    kept = server.worker.retention.deliveries
-    return await ledger_queries.read(server.mongo, request.path_params["id"], kept)
+async def _delivery(request: Request, services: Services) -> dict[str, Any]:
+    kept = services.get(Retention).deliveries
+    return await ledger_queries.read(services.mongo, request.path_params["id"], kept)
 
 
-async def _resend(server: Server, wanted: Wanted) -> Answer:
-    worker = server.worker
+async def _resend(services: Services, wanted: Wanted) -> Answer:
+    worker = services.get(Worker)
 
     def active(subscription: str) -> bool:
         return worker.registry.standing(subscription) == "deliver"
 
-    return 202, await ledger_queries.resend(server.mongo, wanted, worker.resend, active)
+    return 202, await ledger_queries.resend(services.mongo, wanted, worker.resend, active)
 
 
-async def _publish(request: Request, server: Server) -> None:
+async def _publish(request: Request, services: Services) -> None:
     """Take the topics over as they now are, here and as resources that clients read."""
-    await server.worker.registry.refresh_topics()
-    base_url = server.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
-    await published.store_topics(Context(server, SERVER, base_url))
+    await services.get(Registry).refresh_topics()
+    base_url = services.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
+    await published.store_topics(Context(services, SERVER, base_url))
 
 
-async def admit(request: Request, server: Server) -> Caller:
+async def admit(request: Request, services: Services) -> Caller:
     """Who asks; with authorization only administrators come in. Raises Unauthorized or Forbidden."""
-    if server.authority is None:
+    if services.find(Authority) is None:
         return EVERYBODY
-    caller = await authenticate(server, request.headers.get("authorization"))
+    caller = await authenticate(services.find(Authority), request.headers.get("authorization"))
     request.scope["caller"] = caller
     limits.identify(request.scope, caller.client_id)
     if caller.role != "administrator":
@@ -196,13 +199,13 @@ async def admit(request: Request, server: Server) -> Caller:
 
 def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        server: Server = request.app.state.server
+        services: Services = request.app.state.services
         what = "clients" if request.url.path.startswith("/admin/clients") else "administration"
         caller = None
         try:
-            caller = await admit(request, server)
+            caller = await admit(request, services)
             status, body = await audited.administer(
-                request, caller, lambda: handler(request, server), what=what
+                request, caller, lambda: handler(request, services), what=what
             )
         except FhirError as error:
             if caller is None:

@@ -40,7 +40,7 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
     now = await state.current(context.store, stored)
     if now.plan.get("status") in _ENDED:
         return
-    clock = context.server.clock
+    clock = context.services.clock
     if anniversary(row["told_at"]) > clock.now():  # told again since the timer was set
         await remind(context, key, row["told_at"])
         return

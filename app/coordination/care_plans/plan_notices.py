@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pymongo.errors import DuplicateKeyError
 
-from app.api.exchange import Preconditions
 from app.automation.reactions import stable_id
+from app.automation.timers import Timers
 from app.context import Context
 from app.coordination.care_plans import (
     changes as care_plan_changes,
@@ -33,6 +33,7 @@ from app.errors import PreconditionFailed
 from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.preconditions import Preconditions
 from app.records.versions import instant
 from app.runtime.mongo import Document
 
@@ -66,7 +67,7 @@ async def tell(
     pending = {
         "number": number + 1,
         "kind": kind,
-        "at": context.server.clock.now(),
+        "at": context.services.clock.now(),
         "versions": [[key, version] for key, version in sorted(versions.items())],
     }
     try:
@@ -108,7 +109,7 @@ async def _carry_out(context: Context, row: Document) -> None:
     if notice is not None:
         done |= await _send(context, notice, row)
     if pending["kind"] == "deleted":
-        await context.server.hub.timers.cancel(REVIEW_TIMER, row["_id"])
+        await context.services.get(Timers).cancel(REVIEW_TIMER, row["_id"])
     else:
         await remind(context, row["_id"], pending["at"])
     done["versions"] = [] if pending["kind"] == "deleted" else pending["versions"]
@@ -197,7 +198,7 @@ async def once(context: Context, resource: Resource) -> None:
 
 async def remind(context: Context, plan_id: str, told_at: datetime) -> None:
     """Set the yearly review of a plan to the anniversary of a notice."""
-    await context.server.hub.timers.set(REVIEW_TIMER, plan_id, anniversary(told_at))
+    await context.services.get(Timers).set(REVIEW_TIMER, plan_id, anniversary(told_at))
 
 
 def anniversary(moment: datetime) -> datetime:
@@ -209,7 +210,7 @@ def anniversary(moment: datetime) -> datetime:
 
 
 def _rows(context: Context) -> Any:
-    return context.server.mongo.collection(NOTICES)
+    return context.services.mongo.collection(NOTICES)
 
 
 # What one notice about a care plan says: its trigger, its words, and the Communication that keeps them.

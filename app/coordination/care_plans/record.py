@@ -12,8 +12,8 @@ from app.coordination.care_plans.state import PlanState, names_of, subject_of
 from app.coordination.care_plans.wording import Names, codes, key_of
 from app.fhir.json import Resource
 from app.interactions.references import split
+from app.records.reader import Reader
 from app.search.parameters.date import span
-from app.store.store import Store
 
 # The newest of a type that are looked at, and that a section of observations shows.
 _MOST, _MOST_OBSERVATIONS = 500, 20
@@ -64,7 +64,7 @@ class PlanRecord:
         return self.state.find(key) if key.startswith("#") else self.entries.get(key)
 
 
-async def gather(store: Store, state: PlanState, now: datetime) -> PlanRecord:
+async def gather(store: Reader, state: PlanState, now: datetime) -> PlanRecord:
     """Everything that the document of a plan in this state tells."""
     patient_key = subject_of(state.plan)
     sections = await _sections(store, state, patient_key, now) if patient_key else {}
@@ -84,7 +84,7 @@ async def gather(store: Store, state: PlanState, now: datetime) -> PlanRecord:
 
 
 async def _sections(
-    store: Store, state: PlanState, patient: str, now: datetime
+    store: Reader, state: PlanState, patient: str, now: datetime
 ) -> dict[str, Section]:
     conditions = await _of_patient(store, "Condition", patient)
     observations = await _of_patient(store, "Observation", patient)
@@ -138,7 +138,7 @@ def _section(found: Iterable[Resource]) -> Section:
     return Section(shown, len(every) - len(shown))
 
 
-async def _of_patient(store: Store, resource_type: str, patient: str) -> list[Resource]:
+async def _of_patient(store: Reader, resource_type: str, patient: str) -> list[Resource]:
     """The newest resources of a type about the patient, newest first."""
     terms = {"$in": [f"subject={patient}", f"patient={patient}"]}
     found = await store.search(
@@ -175,7 +175,7 @@ def _is_recent_stay(encounter: Resource, now: datetime) -> bool:
         return True
 
 
-async def _follow(store: Store, found: dict[str, Resource], patient: str | None) -> None:
+async def _follow(store: Reader, found: dict[str, Resource], patient: str | None) -> None:
     """Add what these resources refer to, and what that refers to, as far as it belongs into this document."""
     frontier = list(found)
     while frontier and len(found) < MOST_ENTRIES:

@@ -13,8 +13,8 @@ from typing import Any
 from app.coordination.care_plans.wording import codes, key_of, title
 from app.fhir.json import Resource
 from app.interactions.references import split
+from app.records.reader import Reader
 from app.records.versions import HistoryRange, Stored
-from app.store.store import Store
 
 RISK_TIER = "risk-tier"
 # One patient has a few of each; more would be a mistake in the data.
@@ -70,7 +70,7 @@ def subject_of(plan: Resource) -> str | None:
     return key if key.startswith("Patient/") and split(key) else None
 
 
-async def current(store: Store, plan: Stored) -> PlanState:
+async def current(store: Reader, plan: Stored) -> PlanState:
     """The plan in this version with everything else as it is now."""
     resource = plan.resource()
     keys = [target for key in followed(resource) if (target := split(key))]
@@ -80,7 +80,7 @@ async def current(store: Store, plan: Stored) -> PlanState:
     return _state(plan, resource, stored.values())
 
 
-async def pinned(store: Store, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
+async def pinned(store: Reader, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
     """The state that is made of these versions; None where the plan's is no longer stored."""
     plan = await _version(store, f"CarePlan/{plan_id}", versions)
     if plan is None:
@@ -94,7 +94,7 @@ async def pinned(store: Store, plan_id: str, versions: Mapping[str, int]) -> Pla
     return _state(plan, plan.resource(), found)
 
 
-async def at_time(store: Store, plan_id: str, moment: datetime) -> PlanState | None:
+async def at_time(store: Reader, plan_id: str, moment: datetime) -> PlanState | None:
     """The state at a moment, or with the plan's first version where it is younger; None for an unknown plan."""
     plan = await _as_of(store, "CarePlan", plan_id, moment)
     if plan is None:
@@ -114,7 +114,7 @@ async def at_time(store: Store, plan_id: str, moment: datetime) -> PlanState | N
     return _state(plan, resource, found)
 
 
-async def names_of(store: Store, resources: Iterable[Resource]) -> dict[str, str]:
+async def names_of(store: Reader, resources: Iterable[Resource]) -> dict[str, str]:
     """What everything that these resources refer to is called, by relative reference."""
     keys = {key for resource in resources for key in _references(resource)}
     targets = [target for key in sorted(keys) if (target := split(key))]
@@ -144,14 +144,14 @@ def _state(plan: Stored, resource: Resource, stored: Iterable[Stored]) -> PlanSt
     )
 
 
-async def _version(store: Store, key: str, versions: Mapping[str, int]) -> Stored | None:
+async def _version(store: Reader, key: str, versions: Mapping[str, int]) -> Stored | None:
     resource_type, _, resource_id = key.partition("/")
     stored = await store.vread(resource_type, resource_id, versions.get(key, 0))
     return None if stored is None or stored.deleted else stored
 
 
 async def _as_of(
-    store: Store, resource_type: str, resource_id: str, moment: datetime
+    store: Reader, resource_type: str, resource_id: str, moment: datetime
 ) -> Stored | None:
     """The version that was current at a moment; None where there was none yet or it was deleted."""
     range_ = HistoryRange(resource_type, resource_id, until=moment)
@@ -159,7 +159,7 @@ async def _as_of(
     return found[0] if found and not found[0].deleted else None
 
 
-async def _flags(store: Store, patient: str | None, *, ended: bool = False) -> list[Stored]:
+async def _flags(store: Reader, patient: str | None, *, ended: bool = False) -> list[Stored]:
     """The flags that state a patient's risk tier; with `ended` also those that no longer hold."""
     if patient is None:
         return []

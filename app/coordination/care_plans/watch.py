@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from app.automation.reactions import Reaction
-from app.automation.timers import Timer
+from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.care_plans import state
 from app.coordination.care_plans.difference import content
@@ -27,7 +27,8 @@ from app.coordination.care_plans.plan_notices import (
 )
 from app.coordination.care_plans.state import PlanState, followed, is_tier
 from app.coordination.care_plans.wording import key_of
-from app.records.versions import Event, Stored
+from app.records.versions import Stored
+from app.store.events import Event
 
 QUIET_TIMER = "care-plan-quiet"
 # Under which search parameter plans refer to these.
@@ -68,7 +69,7 @@ async def _watch(context: Context, event: Event) -> None:
         if not quiet:
             await tell_of(context, plan.id, event)
             continue
-        now, timers = context.server.clock.now(), context.server.hub.timers
+        now, timers = context.services.clock.now(), context.services.get(Timers)
         due = await timers.due_of(QUIET_TIMER, plan.id)
         if due is None:
             await timers.set(QUIET_TIMER, plan.id, now + quiet)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 
-from app.api.exchange import NO_PRECONDITIONS
 from app.automation import review_tasks
 from app.automation.follow_up_tasks import OPEN
 from app.automation.patient_resources import codes_in, day, moment, patient_of, resources_of, token
@@ -30,8 +29,9 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions, plan as write
-from app.records.versions import Event
+from app.interactions.preconditions import NO_PRECONDITIONS
 from app.search import group_members, spans
+from app.store.events import Event
 
 REASON = "re-enrolment"
 # What became known later than this after it happened is history, no reason to act.
@@ -46,7 +46,7 @@ async def react(context: Context, event: Event) -> None:
     if resource is None or patient is None:
         return
     happened = await TRIGGERS[event.type](context, event, resource)
-    if happened is None or context.server.clock.now() - happened > RECENT:
+    if happened is None or context.services.clock.now() - happened > RECENT:
         return
     is_referral = event.type == "ServiceRequest"
     if await _is_in_question(context, patient, happened, anybody=is_referral):
@@ -113,7 +113,7 @@ async def _is_in_question(
 
 async def _is_candidate(context: Context, patient: str) -> bool:
     """Whether the patient stands on a list of candidates now."""
-    now = context.server.clock.now()
+    now = context.services.clock.now()
     found = await group_members.memberships(context.store, "group_members", [f"member={patient}"])
     groups = [each for each, when in found.items() if any(spans.holds(span, now) for span in when)]
     lists = {
@@ -147,7 +147,7 @@ def _declines(context: Context, consent: Resource) -> bool | None:
     policies = {each.get("code") for each in consent.get("policyRule", {}).get("coding", ())}
     denies = consent.get("provision", {}).get("type") == "deny" or bool(policies & _OPT_OUTS)
     if consent["status"] == "active":
-        running = provisions.is_running(consent, context.server.clock.now())
+        running = provisions.is_running(consent, context.services.clock.now())
         return denies if running else None
     if consent["status"] in ("inactive", "rejected"):
         return None if denies else True

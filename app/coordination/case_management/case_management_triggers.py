@@ -12,7 +12,7 @@ from app.automation.patient_resources import codes_in, moment, patient_of, resou
 from app.context import Context
 from app.fhir.codes import CASE_MANAGEMENT, FLAG_CATEGORY, RISK_TIER, RISK_TIERS, SERVICE_CATEGORY
 from app.fhir.json import Resource
-from app.records.versions import Event
+from app.store.events import Event
 
 _INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS"})
 _PRESENT = frozenset({"arrived", "triaged", "in-progress", "onleave"})
@@ -31,9 +31,9 @@ async def transition(context: Context, event: Event, encounter: Resource) -> dat
             and before["status"] in _PRESENT
             and before["class"].get("code") in _INPATIENT
         )
-        return None if was_there else moment(period.get("start")) or context.server.clock.now()
+        return None if was_there else moment(period.get("start")) or context.services.clock.now()
     if encounter["status"] == "finished" and (before is None or before["status"] != "finished"):
-        return moment(period.get("end")) or context.server.clock.now()
+        return moment(period.get("end")) or context.services.clock.now()
     return None
 
 
@@ -83,7 +83,7 @@ async def referral(context: Context, event: Event, request: Resource) -> datetim
         return None
     if request["status"] != "active" or (before is not None and before["status"] == "active"):
         return None
-    return moment(request.get("authoredOn")) or context.server.clock.now()
+    return moment(request.get("authoredOn")) or context.services.clock.now()
 
 
 async def _risen(
@@ -97,7 +97,7 @@ async def _risen(
 
     None where it did not, where nothing was known before, and for what is older than another one.
     """
-    now, when = level(resource), _when(resource) or context.server.clock.now()
+    now, when = level(resource), _when(resource) or context.services.clock.now()
     if now < 0:
         return None
     if event.previous is not None and level(event.previous) >= 0:

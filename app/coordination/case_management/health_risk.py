@@ -23,7 +23,7 @@ from app.automation.patient_resources import (
     token,
 )
 from app.automation.reactions import Reaction, stable_id
-from app.automation.timers import Timer
+from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.case_management.case_management import (
     ENROLLED,
@@ -33,7 +33,8 @@ from app.coordination.case_management.case_management import (
 )
 from app.fhir.codes import ASSESSMENT_KIND, HEALTH_RISK_ASSESSMENT, TASK_CODE
 from app.fhir.json import Resource
-from app.records.versions import Event, Stored
+from app.records.versions import Stored
+from app.store.events import Event
 
 TYPES = frozenset({"EpisodeOfCare", "QuestionnaireResponse", "Task"})
 KIND = "hra-due"
@@ -179,8 +180,8 @@ def _follow_up(patient: str, episode: Resource, due: Due) -> FollowUp:
 
 
 async def _set_timer(context: Context, patient: str, wanted: Sequence[Due]) -> None:
-    timers = context.server.hub.timers
-    if wanted and over_at(wanted[-1].until) > context.server.clock.now():
+    timers = context.services.get(Timers)
+    if wanted and over_at(wanted[-1].until) > context.services.clock.now():
         await timers.set(KIND, patient, over_at(wanted[-1].until))
     else:
         await timers.cancel(KIND, patient)

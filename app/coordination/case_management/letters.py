@@ -29,7 +29,7 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.records.versions import Event
+from app.store.events import Event
 
 _NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
 # Plain words without anything clinical: letters lie in letter boxes.
@@ -90,7 +90,7 @@ def _opt_in(context: Context, consent: Resource) -> Directive | None:
 
 def _effect(context: Context, directive: Directive) -> Effect:
     member = Recipient(patient_of(directive.resource) or "")
-    now = context.server.clock.now()
+    now = context.services.clock.now()
     return answer(directive.resource, Question("EpisodeOfCare/-", labels.NONE, member, now))
 
 
@@ -128,7 +128,7 @@ async def _write(
     """Both letters about one opt-in; `key` tells it from others."""
     base = {"about": [{"reference": about}], **({"sender": sender} if sender else {})}
     await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **_to(patient)})
-    now = context.server.clock.now()
+    now = context.services.clock.now()
     found = await primary_care(context.store, patient, now, context.settings)
     if not found.providers:
         await review_tasks.ask_of_patient(context, "no-pcp", about, patient)
@@ -153,7 +153,7 @@ async def _is_refused(context: Context, patient: str, reference: str) -> bool:
         topic=None,
         recipient=await resolve(context.store, reference, "provider"),
         given=labels.NONE,
-        at=context.server.clock.now(),
+        at=context.services.clock.now(),
         settings=context.settings,
     )
     return judgement.verdict == "withhold"

@@ -20,12 +20,13 @@ from app.automation.patient_resources import (
     resources_of,
 )
 from app.automation.reactions import Reaction, stable_id
-from app.automation.timers import Timer
+from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.continuity.continuity_days import Continuity, Plan, continuity, new_enrolments
 from app.fhir.codes import CONTINUITY_OF_CARE, FLAG_CATEGORY
 from app.fhir.json import Resource
-from app.records.versions import Event, Stored
+from app.records.versions import Stored
+from app.store.events import Event
 
 TYPES = frozenset({"CarePlan", "Coverage"})
 KIND = "continuity-of-care"
@@ -83,7 +84,7 @@ async def _settle_once(context: Context, patient: str) -> bool:
     coverages = [each.resource() for each in await resources_of(context, "Coverage", patient)]
     if not coverages and not flags:
         return False
-    now, days = context.server.clock.now(), context.settings.continuity_days
+    now, days = context.services.clock.now(), context.settings.continuity_days
     plans = await _plans(context, patient)
     wanted: dict[str, Continuity] = {}
     for enrolment in new_enrolments(coverages, _payors(context)):
@@ -112,7 +113,7 @@ def _is_over(found: Continuity, now: datetime) -> bool:
 
 
 async def _set_timer(context: Context, patient: str, wanted: list[Continuity]) -> None:
-    now, timers = context.server.clock.now(), context.server.hub.timers
+    now, timers = context.services.clock.now(), context.services.get(Timers)
     ends = [over_at(found.end) for found in wanted if not _is_over(found, now)]
     if ends:
         await timers.set(KIND, patient, min(ends))
@@ -141,7 +142,7 @@ async def _plans(context: Context, patient: str) -> list[Plan]:
 
 
 async def _keep_flag(context: Context, flag_id: str, patient: str, found: Continuity) -> bool:
-    is_over = _is_over(found, context.server.clock.now())
+    is_over = _is_over(found, context.services.clock.now())
 
     def change(current: Resource | None) -> Resource | None:
         if current is None and is_over:
@@ -184,7 +185,7 @@ async def _withdraw(
         if coverage["status"] == "cancelled"
         and (start := day(coverage.get("period", {}).get("start")))
     }
-    today = context.server.clock.now().date().isoformat()
+    today = context.services.clock.now().date().isoformat()
 
     def change(current: Resource | None) -> Resource | None:
         if current is None or current["status"] != "active":

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.automation import review_tasks
-from app.automation.timers import Timer
+from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.proof.notice import Notice, gather
 from app.runtime.mongo import Collection, Document
@@ -34,31 +34,31 @@ _NEAR, _MISSED = "deadline-near", "deadline-missed"
 
 async def watch(context: Context, contract: str) -> None:
     """Look at a contract's rows from now on."""
-    await context.server.hub.timers.set(_KIND, contract, context.server.clock.now())
+    await context.services.get(Timers).set(_KIND, contract, context.services.clock.now())
 
 
 async def resume(context: Context) -> None:
     """Look at those of all contracts: the server may have been down at a deadline."""
-    async for row in context.server.mongo.collection("contracts").find({}, {"_id": 1}):
+    async for row in context.services.mongo.collection("contracts").find({}, {"_id": 1}):
         await watch(context, row["_id"])
 
 
 async def forget(context: Context, contract: str) -> None:
     """A contract that has ended has no deadlines any more."""
-    await context.server.hub.timers.cancel(_KIND, contract)
+    await context.services.get(Timers).cancel(_KIND, contract)
 
 
 async def run(context: Context, contract: str, data: Mapping[str, Any]) -> None:
     """Look at the rows that may be late, and come back when the next one is."""
-    row = await context.server.mongo.collection("contracts").find_one({"_id": contract})
+    row = await context.services.mongo.collection("contracts").find_one({"_id": contract})
     if row is None:
         return
-    now = context.server.clock.now()
+    now = context.services.clock.now()
     following = now + _EVERY
     for subscription in row["subscriptions"]:
         found = await _look(context, row, subscription, now)
         following = min([following, *([found] if found else [])])
-    await context.server.hub.timers.set(_KIND, contract, following)
+    await context.services.get(Timers).set(_KIND, contract, following)
 
 
 TIMER = Timer(_KIND, run)
@@ -68,10 +68,10 @@ async def _look(
     context: Context, contract: Document, subscription: str, now: datetime
 ) -> datetime | None:
     """Judge a Subscription's rows that were not judged for good; returns when the next one has to be looked at."""
-    marks = context.server.mongo.collection("contract_watch")
+    marks = context.services.mongo.collection("contract_watch")
     mark = await marks.find_one({"_id": subscription})
     number = begin = mark["number"] if mark else 0
-    steady = context.server.mongo.now() - _LATE
+    steady = context.services.mongo.now() - _LATE
     following: datetime | None = None
     done = True  # so far no row has to be looked at again
     while True:
@@ -138,4 +138,4 @@ async def _alert(context: Context, contract: Document, notice: Notice, reason: s
 
 
 def _rows(context: Context) -> Collection:
-    return context.server.mongo.collection("deliveries")
+    return context.services.mongo.collection("deliveries")

@@ -17,10 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import Issue, Unprocessable
+from app.fhir.codes import ADMISSION, INPATIENT, SNF_ADMISSION
 from app.resources.subscription import mask
-
-INPATIENT = ("IMP", "ACUTE", "NONAC", "SS")
-ADMISSION, SNF_ADMISSION = "encounter-admission", "encounter-snf-admission"
 
 _ID = r"[A-Za-z0-9\-.]{1,64}"
 _Code = Annotated[str, Field(pattern=r"^[^\s,|&]+$")]

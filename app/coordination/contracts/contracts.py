@@ -16,19 +16,14 @@ from typing import Any, Literal
 from app.automation.reactions import stable_id
 from app.context import Context
 from app.coordination.contracts import contract_deadlines
-from app.coordination.contracts.contract_terms import (
-    SNF_ADMISSION,
-    ContractTerms,
-    dumped,
-    read,
-    read_files,
-)
+from app.coordination.contracts.contract_terms import ContractTerms, dumped, read, read_files
 from app.errors import FhirError, Issue, NotFound, Unprocessable
 from app.fhir.codes import (
     CONTRACT_ALERT,
     CONTRACT_DEADLINE,
     CONTRACT_ID,
     RECIPIENT_KIND,
+    SNF_ADMISSION,
     SUBSCRIPTION_ORIGIN,
     SUBSCRIPTION_OWNER,
     SUBSCRIPTION_RECIPIENT,
@@ -40,6 +35,7 @@ from app.runtime import secrets
 from app.runtime.mongo import Collection, Document
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
+from app.subscriptions.matching.registry import Registry
 from app.subscriptions.topics.topics import Topic
 
 Origin = Literal["file", "admin"]
@@ -134,7 +130,7 @@ async def _switch_off(context: Context, subscription: str) -> None:
 
 def _topics(context: Context, terms: ContractTerms) -> list[Topic]:
     """The topics by name under the topic base, or by canonical. Raises Unprocessable for one that is unknown."""
-    catalogue = context.server.worker.registry.catalogue
+    catalogue = context.services.get(Registry).catalogue
     base = context.settings.topic_base.rstrip("/")
     found, issues = [], []
     for index, name in enumerate(terms.topics):
@@ -282,4 +278,4 @@ def _shown(row: Document) -> Document:
 
 
 def _contracts(context: Context) -> Collection:
-    return context.server.mongo.collection("contracts")
+    return context.services.mongo.collection("contracts")

@@ -11,13 +11,15 @@ from typing import Any
 from app.automation import review_tasks
 from app.automation.patient_resources import patient_of, token
 from app.automation.reactions import Reaction
+from app.automation.review_tasks import Recently
 from app.consent.judgement import directives
 from app.context import Context
 from app.fhir.codes import LATE_MESSAGE
 from app.fhir.json import Resource
 from app.interactions.references import split
-from app.records.versions import Event, HistoryRange, Stored
+from app.records.versions import HistoryRange, Stored
 from app.resources.event_time import ACTIVE, CANCELLED, moment, time_of
+from app.store.events import Event
 
 # Visits that were over so long ago are loaded records and no news.
 _NEWS = timedelta(days=30)
@@ -61,7 +63,7 @@ async def _review_subject(context: Context, event: Event, encounter: Resource) -
     subject = encounter.get("subject")
     if event.previous is not None and event.previous.get("subject") == subject:
         return
-    if subject and context.server.hub.recently.knows(subject.get("reference", "")):
+    if subject and context.services.get(Recently).knows(subject.get("reference", "")):
         return
     if not subject:
         await _ask(context, event, encounter, "no-subject")

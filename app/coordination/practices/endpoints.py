@@ -26,12 +26,14 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.records.versions import Event, Stored
+from app.records.versions import Stored
 from app.resources.subscription import mask
 from app.settings import Settings
+from app.store.events import Event
 from app.subscriptions.channels import davinci
 from app.subscriptions.matching.channel_terms import CHANNEL_TYPE, PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
+from app.subscriptions.matching.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +66,9 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
     """
     existing = {each.id: each for each in await _existing(context, owner)}
     endpoints = await panels.endpoints_to_tell(
-        context.store, owner, context.settings.base_url.rstrip("/"), context.server.mongo.now()
+        context.store, owner, context.settings.base_url.rstrip("/"), context.services.mongo.now()
     )
-    catalogue = context.server.worker.registry.catalogue
+    catalogue = context.services.get(Registry).catalogue
     for endpoint in endpoints:
         for topic in urls(context):
             if topic in catalogue.by_url:

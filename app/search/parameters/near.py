@@ -33,7 +33,7 @@ def index_model() -> IndexModel:
 
 
 def add_position(position: Any, fields: dict[str, Any]) -> None:
-    """Store a Location.position; one that is nowhere on earth cannot be found."""
+    """Reader a Location.position; one that is nowhere on earth cannot be found."""
     latitude, longitude = float(position.get("latitude", 91)), float(position.get("longitude", 181))
     if _is_on_earth(latitude, longitude):
         fields[FIELD] = {"type": "Point", "coordinates": [longitude, latitude]}

@@ -23,7 +23,7 @@ _MAX_HEADERS, _MAX_HEADER_LENGTH = 20, 8192
 
 
 def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
-    """Everything that needs no name server; app.security.egress judges where the endpoint leads to."""
+    """Everything that needs no name server; app.network.egress_policy judges where the endpoint leads to."""
     yield from check_payload(asked)
     yield from check_endpoint(asked)
     yield from check_headers(asked.headers)

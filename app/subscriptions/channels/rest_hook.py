@@ -1,7 +1,7 @@
 """The rest-hook channel: an HTTP request to the subscriber's endpoint.
 
 https://hl7.org/fhir/R4/subscription.html#2.46.7.1
-Some endpoints ask for more: a signature, a client certificate, a token (app.security.endpoints says which).
+Some endpoints ask for more: a signature, a client certificate, a token (app.network.endpoint_credentials says which).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.fhir.ids import new_id
-from app.records.versions import Event
 from app.runtime.mongo import Document
+from app.store.events import Event
 from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK
 from app.subscriptions.ledger.sequence_numbers import Known
 from app.subscriptions.matching.registration import Registration

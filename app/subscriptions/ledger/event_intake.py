@@ -12,9 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from app.consent.directives import Gate
-from app.records.versions import Event
-from app.store.revival import revive
+from app.store.events import Event, load_event
 from app.store.store import Store
 from app.subscriptions.ledger.outbox import Outbox, Planned
 from app.subscriptions.matching.registry import Registry
@@ -22,6 +20,7 @@ from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.background import warn
 from app.subscriptions.sending.backlog import Backlog
 from app.subscriptions.sending.delivery import Sender
+from app.subscriptions.sending.release_limits import ReleaseLimits
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class Intake:
         composer: Composer,
         sender: Sender,
         backlog: Backlog,
-        gate: Gate,
+        limits: ReleaseLimits,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -48,7 +47,7 @@ class Intake:
         self._composer = composer
         self._sender = sender
         self._backlog = backlog
-        self._gate = gate
+        self._limits = limits
         self._queue: deque[Event] = deque()
         self._recording = asyncio.Lock()
         # The newest version of each resource that this process has recorded.
@@ -67,7 +66,7 @@ class Intake:
     async def add_abandoned(self) -> None:
         """Queue events that nobody has recorded in time: those of processes that died or failed."""
         for row in await self._outbox.claim_abandoned(_BATCH):
-            self.add([await revive(self._store, row)])
+            self.add([await load_event(self._store, row)])
 
     async def take_in(self) -> None:
         """Record what has been committed so far, in order. Raises ConnectionFailure; the queue then keeps it all."""
@@ -99,7 +98,7 @@ class Intake:
         unsure = [event for event in events if not self._follows_recorded(event)]
         overdue = await self._outbox.pending_before(unsure) if unsure else []
         known = {event.id for event in events}
-        older = [await revive(self._store, row) for row in overdue if row["_id"] not in known]
+        older = [await load_event(self._store, row) for row in overdue if row["_id"] not in known]
         plans = [await self._plan(event) for event in (*older, *events)]
         planned = [plan for plan in plans if plan is not None]
         idle = [plan.event.id for plan in planned if not plan.matches]
@@ -109,7 +108,7 @@ class Intake:
         if busy:
             for plan in busy:
                 keys = [(m.registration.id, m.registration.version) for m in plan.matches]
-                self._gate.announce(plan.event, keys)
+                self._limits.announce(plan.event, keys)
             concerned = {match.registration.id for plan in busy for match in plan.matches}
             await asyncio.gather(
                 self._composer.make_ready(concerned), self._outbox.numbering.foresee(concerned)

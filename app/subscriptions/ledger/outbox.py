@@ -21,9 +21,9 @@ from typing import Any
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
-from app.records.versions import Event
 from app.runtime.mongo import Document, Mongo
 from app.store.commit import EVENT_LEASE
+from app.store.events import Event
 from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger

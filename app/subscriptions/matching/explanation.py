@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from bson import ObjectId
 
 from app.fhir.json import Resource
-from app.records.versions import Event, Method, Stored
+from app.records.reader import Reader
+from app.records.versions import Method, Stored
 from app.search.extract import extract
 from app.settings import Settings
-from app.store.store import Store
+from app.store.events import Event
 from app.subscriptions.matching import criteria as criteria_
 from app.subscriptions.matching.criteria import Criteria
 from app.subscriptions.matching.match_context import Facts
@@ -46,7 +47,7 @@ class Explanation:
     fired: Trigger | None = None
 
 
-async def event_of(store: Store, stored: Stored) -> Event:
+async def event_of(store: Reader, stored: Stored) -> Event:
     """A stored version as the event that it was."""
     before = None
     if stored.version > 1:

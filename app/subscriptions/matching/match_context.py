@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.attribution.derived import Derived, is_derived
+from app.records.reader import Reader
 from app.runtime.mongo import Document
 from app.search.chain import Chain, Has
 from app.search.chain_step import Link
@@ -20,7 +21,6 @@ from app.search.parameters import reference
 from app.search.resolution import is_resolved, settled
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
-from app.store.store import Store
 from app.subscriptions.matching.criteria import ID, STEP, near
 from app.subscriptions.topics.compiled_conditions import Question
 
@@ -34,7 +34,7 @@ class Facts:
 
     def __init__(
         self,
-        store: Store,
+        store: Reader,
         base_url: str,
         resource_type: str,
         fields: Mapping[str, Any],

@@ -15,10 +15,10 @@ from app.attribution.derived import Derived
 from app.errors import FhirError
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
-from app.records.versions import Event
 from app.runtime.mongo import Document, Mongo
 from app.search.terms import EVERY
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import Criteria

@@ -7,11 +7,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from datetime import datetime
 
-from app.consent.directives import NO_LIMITS, Limits
 from app.fhir.json import Resource
-from app.records.versions import Event
 from app.runtime.mongo import Document
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.channels import Draft, Notice
 from app.subscriptions.channels.davinci import event_of
@@ -24,6 +23,7 @@ from app.subscriptions.notices.davinci_message import Alert, Messages
 from app.subscriptions.notices.envelope import Envelope, Template
 from app.subscriptions.notices.event_reader import Teller, WithheldError
 from app.subscriptions.notices.notification import Head, Kind
+from app.subscriptions.sending.release_limits import NO_LIMITS, Limits
 
 _ENVELOPES, _TEMPLATES = 10_000, 256
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.consent.directives import Limit, carries
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.records.versions import instant
-from app.store.store import Store
 from app.subscriptions.channels.davinci import Coding
 from app.subscriptions.notices.davinci_stay import (
     Closure,
@@ -29,6 +28,7 @@ from app.subscriptions.notices.davinci_stay import (
 )
 from app.subscriptions.notices.event_reader import WithheldError
 from app.subscriptions.notices.required_names import key_of
+from app.subscriptions.sending.release_limits import Limit, carries
 
 _PROFILE = "http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/"
 _BUNDLE = _PROFILE + "notifications-bundle"
@@ -80,7 +80,7 @@ class Alert:
 class Messages:
     """Composes messages; reads what travels along as it is now."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Reader) -> None:
         self._store = store
 
     async def of(self, alert: Alert) -> Resource:
@@ -120,7 +120,7 @@ class Messages:
         read = {each.reference: each.resource() for each in found}
         return {key: each for key, each in read.items() if _stands(each)}
 
-    def _seen_by(self, alert: Alert) -> Store:
+    def _seen_by(self, alert: Alert) -> Reader:
         """The store as the recipient may see it."""
         view = alert.limit.view if alert.limit is not None else None
         return view or self._store

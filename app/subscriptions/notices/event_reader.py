@@ -8,18 +8,18 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from app.consent.directives import Limit, carries
 from app.fhir.json import Resource
-from app.records.versions import Event
+from app.records.reader import Reader
 from app.runtime.mongo import Document
 from app.search import include
 from app.search.extract import extract
 from app.search.include import Include
 from app.search.parameter import Limits, Scope
-from app.store.store import Store
+from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
 from app.subscriptions.notices.notification import Focus, Told
+from app.subscriptions.sending.release_limits import Limit, carries
 from app.subscriptions.topics.topics import Shape, Topic
 
 _REMEMBERED = 256
@@ -45,7 +45,7 @@ class _Pinned:
 class Teller:
     """Reads what notices carry. Versions never change, so the latest ones told are remembered."""
 
-    def __init__(self, store: Store, base_url: str = "") -> None:
+    def __init__(self, store: Reader, base_url: str = "") -> None:
         self._store = store
         self._base_url = base_url
         self._pinned: OrderedDict[tuple[str, str, int], _Pinned] = OrderedDict()
@@ -170,7 +170,7 @@ log = logging.getLogger(__name__)
 MOST_REFERRING = 1_000
 
 
-async def alongside(store: Store, topic: Topic, focus: str, fields: Document) -> list[str]:
+async def alongside(store: Reader, topic: Topic, focus: str, fields: Document) -> list[str]:
     """Relative references of what belongs into a notice beside the focus (`Encounter/e1`), each once.
 
     `fields` are the search fields of the focus at its event, so what it referred to then; what refers to it is asked

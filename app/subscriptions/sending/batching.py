@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from app.records.versions import Event
+from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 
 # A row in hand; the event where it is still at hand.

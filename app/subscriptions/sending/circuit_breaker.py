@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from app.records.versions import Event
+from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 
 FIRST_ATTEMPTS, MOST_ATTEMPTS = 4, 32

@@ -19,8 +19,8 @@ from pymongo.errors import PyMongoError
 from app.audit.log import AuditLog
 from app.errors import Unavailable
 from app.network.egress_policy import origin
-from app.records.versions import Event
 from app.runtime.mongo import Mongo
+from app.store.events import Event
 from app.subscriptions.channels import Outcome
 from app.subscriptions.ledger.ledger import Delivery, Ledger, Settlement, settle
 from app.subscriptions.ledger.sequence_numbers import Numbering
@@ -67,7 +67,9 @@ class Sender:
         attempts: Attempts,
         numbering: Numbering,
         rights: Rights,
+        audit: AuditLog | None,
     ) -> None:
+        """`audit` is where attempts are put on record before they are settled."""
         self._mongo = mongo
         self._rights = rights
         self._deliveries = mongo.collection("deliveries")
@@ -84,8 +86,7 @@ class Sender:
         self._settlements: list[Settlement] = []
         # Those of them that are not on record yet.
         self._unrecorded: list[Settlement] = []
-        # Where attempts are put on record.
-        self.audit: AuditLog | None = None
+        self._audit = audit
         self._recovered: set[str] = set()
         # Wakes the loop that settles.
         self.unsettled = asyncio.Event()
@@ -216,7 +217,7 @@ class Sender:
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
         self._settlements += settlements
-        if self.audit is not None:
+        if self._audit is not None:
             self._unrecorded += settlements
         self.unsettled.set()
 
@@ -261,11 +262,11 @@ class Sender:
 
     async def _record(self) -> None:
         """Put the attempts on record whose outcome is about to be settled."""
-        while self.audit is not None and (told := self._unrecorded):
+        while self._audit is not None and (told := self._unrecorded):
             self._unrecorded = []
             try:
                 if entries := await attempt_audit.entries(told, self._registry, self._rights):
-                    await self.audit.record(entries)
+                    await self._audit.record(entries)
             except (PyMongoError, Unavailable):
                 self._unrecorded = told + self._unrecorded
                 self.unsettled.set()

@@ -17,7 +17,6 @@ from app.authentication.current_caller import Clients, caller_now
 from app.authorization.access import Access, Accesses
 from app.authorization.restricted_store import View
 from app.consent import labels
-from app.consent.directives import Limit, Limits
 from app.consent.judgement import FULL, Judgement
 from app.consent.provisions import Question
 from app.consent.recipients import Recipient, resolve
@@ -33,6 +32,7 @@ from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.event_reader import alongside
 from app.subscriptions.recipient import recipient_of
 from app.subscriptions.sending.batching import Row
+from app.subscriptions.sending.release_limits import Limit, Limits
 from app.subscriptions.topics.topics import Topic
 from app.subscriptions.websocket.socket_tokens import Holder
 
@@ -59,11 +59,13 @@ def owner_document(caller: Caller) -> Document:
 class Rights:
     """Judges rows by what owners may see. `clients` is the registry; without it no client is known."""
 
-    def __init__(self, accesses: Accesses, store: Store, settings: Settings) -> None:
+    def __init__(
+        self, accesses: Accesses, store: Store, settings: Settings, clients: Clients | None
+    ) -> None:
         self._accesses = accesses
         self._store = store
         self._is_on = settings.auth == "smart"
-        self.clients: Clients | None = None
+        self._clients = clients
         self._owners: OrderedDict[tuple[str, int], Owner] = OrderedDict()
 
     async def limits(self, rows: Sequence[Row], registration: Registration) -> Limits:
@@ -119,9 +121,9 @@ class Rights:
         """Whether who holds a token is the client that it was given to, unchanged; with authorization off, anybody."""
         if not self._is_on:
             return True
-        if holder is None or self.clients is None:
+        if holder is None or self._clients is None:
             return False
-        client = await self.clients.get(holder.client_id)
+        client = await self._clients.get(holder.client_id)
         return client is not None and not client.disabled and client.version == holder.version
 
     async def is_of(self, client_id: str, subscription: str, version: int) -> bool:
@@ -187,16 +189,16 @@ class Rights:
         """The owner with what rights are left."""
         if not owner.is_client:
             return owner.caller
-        return await caller_now(self.clients, owner.caller.client_id, owner.caller.scopes)
+        return await caller_now(self._clients, owner.caller.client_id, owner.caller.scopes)
 
     async def whose(self, registration: Registration) -> Caller:
         """Whose a Subscription is, as it is put on record: a client though it is shut out by now; NOBODY for none."""
         if not self._is_on:
             return NOBODY
         owner = await self._owner(registration)
-        if not owner.is_client or self.clients is None:
+        if not owner.is_client or self._clients is None:
             return owner.caller
-        client = await self.clients.get(owner.caller.client_id)
+        client = await self._clients.get(owner.caller.client_id)
         if client is None:
             return owner.caller
         return Caller(owner.caller.client_id, client.organization, client.role)

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.attribution.derived import FACILITY, Derived, is_derived
+from app.records.reader import Reader
 from app.search.extract import extract
 from app.settings import Settings
-from app.store.store import Store
 from app.subscriptions.matching.criteria import Criteria, path_of
 
 # A notice that is sent sooner after its event than this is not judged again.
@@ -27,7 +27,7 @@ def asks_for_panel(criteria: Criteria) -> bool:
 
 
 async def still_concerns(
-    store: Store,
+    store: Reader,
     criteria: Criteria,
     focus: Mapping[str, Any],
     settings: Settings,
@@ -60,7 +60,7 @@ async def still_concerns(
     return False
 
 
-async def _fields(store: Store, focus: Mapping[str, Any]) -> Mapping[str, Any] | None:
+async def _fields(store: Reader, focus: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The search fields of the version that was told of; of one that was deleted, those of the version before."""
     for version in (focus["version"], focus["version"] - 1):
         stored = await store.vread(focus["type"], focus["id"], version)

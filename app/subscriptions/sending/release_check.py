@@ -3,10 +3,10 @@ by labels, by who is responsible now."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from app.consent.directives import NO_LIMITS, Gate, Limits
 from app.settings import Settings
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import Delivery, Settlement
@@ -19,6 +19,7 @@ from app.subscriptions.sending.recheck_recipient import (
     asks_for_panel,
     still_concerns,
 )
+from app.subscriptions.sending.release_limits import NO_LIMITS, Limits, ReleaseLimits
 
 WITHHELD = "Withheld: "
 
@@ -46,8 +47,16 @@ class Cleared:
 class Clearance:
     """Clears rows of one Subscription at a time."""
 
-    def __init__(self, gate: Gate, rights: Rights, store: Store, settings: Settings) -> None:
-        self._gate = gate
+    def __init__(
+        self,
+        limits: ReleaseLimits,
+        rights: Rights,
+        store: Store,
+        settings: Settings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._limits = limits
+        self._now = now
         self._rights = rights
         self._store = store
         self._settings = settings
@@ -56,7 +65,7 @@ class Clearance:
         """Raises PyMongoError where it cannot be judged; then nothing may be sent."""
         topic = registration.topic.url if registration.topic else None
         limits = stricter(
-            await self._gate.limits(rows, topic, registration.id, registration.version),
+            await self._limits.limits(rows, topic, registration.id, registration.version),
             await self._rights.limits(rows, registration),
         )
         refused = {
@@ -83,7 +92,7 @@ class Clearance:
 
     async def _concerns(self, delivery: Delivery, registration: Registration) -> bool:
         """Whether a row that is late is still for those that its Subscription was told of."""
-        now = self._gate.now()
+        now = self._now()
         if delivery.attempt <= 1 and now - delivery.focus["at"] <= FRESH:
             return True
         return await still_concerns(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from app.records.versions import Event
 from app.runtime.mongo import Mongo
+from app.store.events import Event
 from app.subscriptions.ledger.ledger import Ledger
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import Registry

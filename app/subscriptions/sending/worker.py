@@ -15,14 +15,15 @@ from functools import partial
 from pymongo.errors import PyMongoError
 
 from app.audit.log import AuditLog
+from app.authentication.current_caller import Clients
 from app.authorization.access import Accesses
-from app.consent.directives import Gate
+from app.consent.directives import ConsentDirectives
 from app.errors import Unavailable
 from app.network.egress_policy import Egress
-from app.records.versions import Event
 from app.runtime import background_tasks
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.channels import CHANNELS, Channel, Surroundings
 from app.subscriptions.ledger import ledger_queries
@@ -39,6 +40,7 @@ from app.subscriptions.sending.delivery import Sender
 from app.subscriptions.sending.lifecycle import Lifecycle
 from app.subscriptions.sending.owner_rights import Rights
 from app.subscriptions.sending.release_check import Clearance
+from app.subscriptions.sending.release_limits import ReleaseLimits
 from app.subscriptions.sending.retry import RetryPolicy
 from app.subscriptions.sending.subscription_changes import Succession
 from app.subscriptions.websocket.binding import Binder
@@ -65,20 +67,26 @@ class Worker:
         mongo: Mongo,
         store: Store,
         *,
+        accesses: Accesses,
+        directives: ConsentDirectives,
+        clients: Clients | None = None,
+        audit: AuditLog | None = None,
         policy: RetryPolicy | None = None,
         channels: Mapping[str, Channel] | None = None,
     ) -> None:
+        """`clients` says what rights owners of Subscriptions have left, `audit` is where attempts are put on record."""
         self._mongo = mongo
         self._store = store
+        self._accesses = accesses
+        self._directives = directives
         around = Surroundings(settings, Egress.from_settings(settings), mongo, store.owner)
         self._channels = channels or {name: kind.make(around) for name, kind in CHANNELS.items()}
         self.registry = registry = Registry(settings, mongo, store)
         self.ledger = ledger = Ledger(mongo, store.owner)
         self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.standing)
         self.composer = composer = Composer(settings, store, registry)
-        self.gate = gate = Gate(store, settings, mongo.now)
-        self.accesses = Accesses(store, gate, settings, lambda: gate.now())
-        self.rights = rights = Rights(self.accesses, store, settings)
+        self.limits = limits = ReleaseLimits(store, settings, directives, directives.now)
+        self.rights = rights = Rights(accesses, store, settings, clients)
         self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
         attempts = Attempts(
             mongo,
@@ -88,15 +96,17 @@ class Worker:
             policy or RetryPolicy(settings.delivery_window),
             self._channels,
             self._lifecycle.fail,
-            Clearance(gate, rights, store, settings),
+            Clearance(limits, rights, store, settings, directives.now),
         )
-        self._sender = sender = Sender(mongo, ledger, registry, attempts, outbox.numbering, rights)
+        self._sender = sender = Sender(
+            mongo, ledger, registry, attempts, outbox.numbering, rights, audit
+        )
         self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
         self._cluster = store.cluster
         self.retention = Retention(settings, mongo)
         self._chores = Chores()
-        self._intake = Intake(store, registry, outbox, composer, sender, backlog, gate)
+        self._intake = Intake(store, registry, outbox, composer, sender, backlog, limits)
         self._succession = Succession(registry, ledger, self._lifecycle, backlog, self._chores)
         self._loops: list[asyncio.Task[None]] = []
         self._looks: dict[int, asyncio.TimerHandle] = {}
@@ -110,9 +120,10 @@ class Worker:
         """Whether nothing that this process knows of waits to be sent or written down now."""
         return self._intake.empty and self._backlog.idle
 
-    def record_in(self, audit: AuditLog) -> None:
-        """From now on every attempt is on record before it is settled."""
-        self._sender.audit = audit
+    @property
+    def parts(self) -> list[object]:
+        """What requests ask for by its class."""
+        return [self.registry, self.outbox, self.limits, self.rights, self.binder, self.retention]
 
     async def start(self, *, loops: bool = True) -> None:
         """Make the collections ready, learn the Subscriptions, listen to the store and start the loops.
@@ -183,8 +194,8 @@ class Worker:
 
     def _committed(self, events: list[Event]) -> None:
         """The store's listener: what was committed in this process."""
-        self.gate.heard(events)
-        self.accesses.belonging.heard(events)
+        self._directives.on_events(events)
+        self._accesses.belonging.heard(events)
         for event in events:
             if event.type == "Subscription":
                 self._succession.learn(event)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from app.attribution.facility import facility_types
 from app.attribution.whereabouts import Facility, facility_of, without_places_left
 from app.fhir.json import Resource
+from app.records.reader import Reader
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
-from app.store.store import Store
 from app.subscriptions.topics.topics import Change
 
 _REMEMBERED = 2_000
@@ -19,7 +19,7 @@ _REMEMBERED = 2_000
 class Surroundings:
     """Looks up; `topics.Around`. One for all events of a process."""
 
-    def __init__(self, settings: Settings, mongo: Mongo, store: Store) -> None:
+    def __init__(self, settings: Settings, mongo: Mongo, store: Reader) -> None:
         self._settings = settings
         self._store = store
         self._deliveries = mongo.collection("deliveries")

@@ -1,0 +1,28 @@
+"""What an interaction returns, before anybody puts it on the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.errors import Issue
+from app.records.versions import Stored
+
+
+@dataclass(slots=True)
+class Answer:
+    """What an interaction returns: a status and one version, or a Bundle or outcome as JSON text."""
+
+    status: int
+    stored: Stored | None = None
+    text: str | bytes | None = None
+    issues: tuple[Issue, ...] = ()
+    location: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> str | bytes | None:
+        if self.text is not None:
+            return self.text
+        if self.stored is not None and not self.stored.deleted:
+            return self.stored.text
+        return None

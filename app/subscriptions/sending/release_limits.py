@@ -1,0 +1,232 @@
+"""How much of an event may be told to a Subscription now, by consent and labels: asked before each attempt.
+
+Who a Subscription tells is read only where a patient has any Consent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from app.consent import labels, recipients
+from app.consent.directives import ConsentDirectives, Standing
+from app.consent.judgement import Judgement, LabelledContent, decide
+from app.consent.labels import Labels
+from app.consent.provisions import Question
+from app.consent.recipients import Kind, Recipient
+from app.fhir.definitions import compartment
+from app.fhir.json import Resource
+from app.records.reader import Reader
+from app.runtime.batch_cache import Shared
+from app.runtime.mongo import Document
+from app.search.extract import extract
+from app.search.parameters import reference
+from app.search.search_parameters import parameters
+from app.settings import Settings
+from app.store.events import Event
+from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.recipient import kind_of, reference_of
+
+# For how long a recipient is taken to belong to what it belonged to, in seconds.
+_RECIPIENTS_LAST = 10.0
+_REMEMBERED = 1024
+_STRICTEST = ("full", "id-only", "withhold")
+
+Row = tuple[Delivery, Event | None]
+Version = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Whom a version is about, and how it is labelled."""
+
+    patients: tuple[str, ...]
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What keeps one event from being told whole; `standing` and `question` judge what would travel along.
+
+    `hidden` are references of which the recipient may not even know; what else travels along is read from `view`, the
+    store as the recipient may see it, where that is limited.
+    """
+
+    judgement: Judgement
+    standing: Standing
+    question: Question
+    topic: str | None
+    hidden: frozenset[str] = frozenset()
+    view: Reader | None = None
+
+    @property
+    def verdict(self) -> str:
+        return self.judgement.verdict
+
+    def carries(self, reference: str, resource: Resource) -> bool:
+        """Whether a resource may travel along whole with the event."""
+        asked = replace(self.question, focus=reference, labels=labels.of(resource))
+        return decide(self.standing, asked, self.topic).verdict == "full"
+
+
+Limits = Mapping[str, Limit]
+NO_LIMITS: Limits = {}
+
+
+def carries(limit: Limit | None, reference: str, resource: Resource) -> bool:
+    """Whether a resource may travel along whole; without a limit its labels alone decide."""
+    if limit is not None:
+        return limit.carries(reference, resource)
+    given = labels.of(resource)
+    return not (given and given & _CLOSED)
+
+
+_CLOSED = labels.SENSITIVE | {labels.RESTRICTED, labels.VERY_RESTRICTED}
+
+
+class ReleaseLimits:
+    """Judges rows."""
+
+    def __init__(
+        self,
+        store: Reader,
+        settings: Settings,
+        directives: ConsentDirectives,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._base_url = settings.base_url.rstrip("/")
+        self._labelled_content: LabelledContent = settings.labelled_content
+        self._directives = directives
+        self._now = now
+        self._named: Shared[tuple[str, int], tuple[str | None, Kind]] = Shared(
+            self._read_recipients, (None, "provider")
+        )
+        self._recipients: Shared[tuple[str | None, Kind], Recipient] = Shared(
+            self._resolve, Recipient(None), lasting=_RECIPIENTS_LAST
+        )
+        self._about: OrderedDict[Version, About] = OrderedDict()
+
+    def announce(self, event: Event, subscriptions: Sequence[tuple[str, int]]) -> None:
+        """Begin to read what will be asked about a fresh event, while its rows are written.
+
+        `subscriptions` are those it concerns, by id and version: who they tell is read at once as well, where the
+        patient has any Consent.
+        """
+
+        def read(standing: asyncio.Future[Standing]) -> None:
+            if not standing.cancelled() and not standing.exception() and standing.result():
+                for key in subscriptions:
+                    self._named.ask(key)
+
+        for patient in self._of_event(event).patients:
+            self._directives.ask(patient).add_done_callback(read)
+
+    async def limits(
+        self, rows: Sequence[Row], topic: str | None, subscription: str, version: int
+    ) -> dict[str, Limit]:
+        """Of rows of one Subscription those that may not be told whole, by their ids."""
+        found: dict[str, Limit] = {}
+        for delivery, event in rows:
+            about = await self._of_row(delivery, event)
+            standing = [each for p in about.patients if (each := await self._directives.of(p))]
+            if not standing and not about.labels:
+                continue
+            limit = await self._judge(delivery, about, standing, topic, (subscription, version))
+            if limit.verdict != "full" or standing:
+                found[delivery.id] = limit
+        return found
+
+    async def _judge(
+        self,
+        delivery: Delivery,
+        about: About,
+        standing: Sequence[Standing],
+        topic: str | None,
+        subscription: tuple[str, int],
+    ) -> Limit:
+        recipient = Recipient(None)
+        if standing:
+            recipient = await self._recipient(subscription, standing)
+        focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
+        question = Question(focus, about.labels, recipient, self._now())
+        # Several patients: who has consented to nothing at all is asked as well, for the labels.
+        asked = [*standing, *([()] if len(standing) < max(1, len(about.patients)) else [])]
+        limits = [
+            Limit(decide(each, question, topic, self._labelled_content), each, question, topic)
+            for each in asked
+        ]
+        strictest = max(limits, key=lambda each: _STRICTEST.index(each.verdict))
+        # What travels along has to suit all of them.
+        everyone = [directive for each in asked for directive in each]
+        return replace(strictest, standing=everyone) if len(asked) > 1 else strictest
+
+    async def _recipient(
+        self, subscription: tuple[str, int], standing: Sequence[Standing]
+    ) -> Recipient:
+        reference, kind = await self._named.get(subscription)
+        if any(directive.names_actors for each in standing for directive in each):
+            return await self._recipients.get((reference, kind))
+        return Recipient(reference, kind)
+
+    # Whom an event is about
+
+    async def _of_row(self, delivery: Delivery, event: Event | None) -> About:
+        focus = delivery.focus
+        known = self._about.get((focus["type"], focus["id"], focus["version"]))
+        if known is not None:
+            return known
+        if event is not None:
+            return self._of_event(event)
+        version = focus["version"] - (1 if focus["method"] == "delete" else 0)
+        stored = await self._store.vread(focus["type"], focus["id"], version)
+        resource = None if stored is None or stored.deleted else stored.resource()
+        fields = None if resource is None else extract(focus["type"], resource)
+        return self._keep((focus["type"], focus["id"], focus["version"]), resource, fields)
+
+    def _of_event(self, event: Event) -> About:
+        key = (event.type, event.resource_id, event.version)
+        known = self._about.get(key)
+        if known is not None:
+            return known
+        if event.resource is not None:
+            return self._keep(key, event.resource, event.fields)
+        return self._keep(key, event.previous, event.previous_fields)
+
+    def _keep(self, key: Version, resource: Resource | None, fields: Document | None) -> About:
+        type_, id_, _ = key
+        found: dict[str, None] = {f"Patient/{id_}": None} if type_ == "Patient" else {}
+        if fields is not None and type_ != "Patient":
+            known = parameters(type_)
+            for code in known.keys() & set(compartment("Patient").get(type_, ())):
+                targets = reference.targets(known[code], fields["terms"], self._base_url)
+                found.update((f"Patient/{id_}", None) for name, id_ in targets if name == "Patient")
+        about = self._about[key] = About(tuple(found), labels.of(resource))
+        if len(self._about) > _REMEMBERED:
+            self._about.popitem(last=False)
+        return about
+
+    # What is read
+
+    async def _read_recipients(
+        self, keys: list[tuple[str, int]]
+    ) -> Mapping[tuple[str, int], tuple[str | None, Kind]]:
+        stored = await self._store.read_many([("Subscription", id_) for id_, _ in keys])
+        found: dict[tuple[str, int], tuple[str | None, Kind]] = {}
+        for id_, version in keys:
+            subscription = stored.get(f"Subscription/{id_}")
+            if subscription is not None and not subscription.deleted:
+                resource = subscription.resource()
+                found[id_, version] = (
+                    reference_of(resource, self._base_url),
+                    kind_of(resource),
+                )
+        return found
+
+    async def _resolve(
+        self, keys: list[tuple[str | None, Kind]]
+    ) -> Mapping[tuple[str | None, Kind], Recipient]:
+        return {key: await recipients.resolve(self._store, *key) for key in keys}
