@@ -254,6 +254,72 @@ async def test_a_pcp_whose_period_ended_is_told_nothing(
     assert await who(practices, name) == (["Organization/at-org-b"], set())
 
 
+@pytest.mark.parametrize("source", ["care-team", "group"])
+@pytest.mark.parametrize("turned", [False, True], ids=["first-begins-first", "second-begins-first"])
+async def test_of_two_periods_what_they_have_in_common_counts(
+    practices: httpx.AsyncClient, source: str, turned: bool
+) -> None:
+    """A care team's and its participant's, a roster member's and the PCP's of the roster."""
+    first = {"start": "2026-01-01", "end": "2026-06-30"}
+    second = {"start": "2026-04-01", "end": "2026-12-31"}
+    if turned:
+        first, second = second, first
+    name = f"at-23-{source}-{turned}"
+    if source == "care-team":
+        told = care_team(name, name, "PractitionerRole/at-role-a")
+        told["period"] = first
+        told["participant"][0]["period"] = second
+    else:
+        told = panel(
+            name, "Organization/at-org-c", f"Patient/{name}", of="PractitionerRole/at-role-a"
+        )
+        told["member"][0]["period"] = first
+        told["characteristic"][0]["period"] = second
+    await put(practices, patient(name), told)
+
+    async def on(moment: str) -> tuple[list[str], set[str]]:
+        return await who(practices, name, at=moment)
+
+    assert (await on("2026-03-31T23:59:59Z"))[0] == []
+    assert await on("2026-04-01T00:00:00Z") == (["Organization/at-org-a"], set())
+    assert await on("2026-06-30T23:59:59Z") == (["Organization/at-org-a"], set())
+    assert await on("2026-07-01T00:00:00Z") == ([], {"pcp-period-ended"})
+    (found,), _ = await pcp(practices, name, at="2026-05-01T00:00:00Z")
+    assert found["since"] == "2026-04-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("period", "expected"),
+    [
+        pytest.param({"start": PAST}, ["Organization/at-org-a"], id="began"),
+        pytest.param({"end": TOMORROW}, ["Organization/at-org-a"], id="lasts"),
+        pytest.param({"start": TOMORROW}, [], id="future"),
+        pytest.param({"start": PAST, "end": YESTERDAY}, [], id="ended"),
+    ],
+)
+async def test_a_role_is_nobody_outside_its_period(
+    practices: httpx.AsyncClient, period: dict[str, str], expected: list[str]
+) -> None:
+    named = {**role("at-24", "at-24", "at-org-a"), "period": period}
+    await put(practices, named, patient("at-24", ref("PractitionerRole/at-24")))
+    problems = set() if expected else {"pcp-period-ended"}
+    assert await who(practices, "at-24") == (expected, problems)
+
+
+async def test_of_a_doctors_two_practices_the_one_whose_role_lasts_is_meant(
+    practices: httpx.AsyncClient,
+) -> None:
+    left = {
+        **role("at-25-a", "at-25", "at-org-a"),
+        "period": {"start": PAST, "end": "2026-03-31"},
+    }
+    joined = {**role("at-25-b", "at-25", "at-org-b"), "period": {"start": "2026-04-01"}}
+    await put(practices, left, joined, patient("at-25", ref("Practitioner/at-25")))
+    for moment, expected in (("2026-03-31", "at-org-a"), ("2026-04-01", "at-org-b")):
+        named = await who(practices, "at-25", at=f"{moment}T12:00:00Z")
+        assert named == ([f"Organization/{expected}"], set())
+
+
 async def test_a_role_that_is_not_active_is_over(practices: httpx.AsyncClient) -> None:
     await put(practices, patient("at-11", ref("PractitionerRole/at-role-old")))
     assert await who(practices, "at-11") == ([], {"pcp-period-ended"})

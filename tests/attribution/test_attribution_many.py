@@ -32,6 +32,12 @@ ROLE_A, ROLE_B = ref("PractitionerRole/role-a"), ref("PractitionerRole/role-b")
 async def server(mongod: str) -> AsyncIterator[Server]:
     async with running(make_settings(mongod)) as (server, client):
         merged = {"link": [{"type": "replaced-by", "other": ref("Patient/team")}]}
+        ended = {"period": {"start": PAST, "end": YESTERDAY}}
+        begins = {"period": {"start": TOMORROW}}
+        team_over = care_team("team-over", "team-over", "PractitionerRole/role-a") | ended
+        team_over["participant"][0] |= begins
+        left = panel("left", "Organization/a", "Patient/left")
+        left["member"][0] |= ended
         circle = {"link": [{"type": "replaced-by", "other": ref("Patient/circle")}]}
         await put(
             client,
@@ -40,6 +46,7 @@ async def server(mongod: str) -> AsyncIterator[Server]:
             *(role("role-a", "dr-a", "a"), role("role-b", "dr-b", "b")),
             *(role("role-ab-1", "dr-ab", "a"), role("role-ab-2", "dr-ab", "b")),
             role("role-over", "dr-b", "b", active=False),
+            role("role-ended", "dr-b", "b") | ended,
             patient("nobody"),
             patient("role", ROLE_A),
             patient("doctor", ref("Practitioner/dr-b")),
@@ -50,6 +57,11 @@ async def server(mongod: str) -> AsyncIterator[Server]:
             patient("changed", ROLE_A, dated("PractitionerRole/role-b", YESTERDAY)),
             patient("later", dated("PractitionerRole/role-b", TOMORROW)),
             patient("inactive", ref("PractitionerRole/role-over")),
+            patient("ended", ref("PractitionerRole/role-ended")),
+            patient("team-over"),
+            team_over,
+            patient("left"),
+            left,
             patient("team", ROLE_A),
             care_team("team", "team", "PractitionerRole/role-b"),
             patient("listed"),
@@ -73,6 +85,8 @@ async def test_all_together_are_as_each_alone(server: Server) -> None:
     assert {name: set(of) for name, of in together.items()} == alone
     assert alone["Patient/merged"] == {"Organization/b"}
     assert alone["Patient/listed"] == {"Organization/a"}
+    for over in ("over", "inactive", "ended", "team-over", "left"):
+        assert alone[f"Patient/{over}"] == set()
 
 
 async def test_those_of_one_practice_are_found_among_others(server: Server) -> None:

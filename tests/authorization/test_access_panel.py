@@ -7,6 +7,7 @@ would be refused as too costly.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ from tests.builders.practices import (
     patient,
     practitioner,
     ref,
+    role,
 )
 
 pytestmark = pytest.mark.mongo
@@ -79,9 +81,30 @@ async def world(mongod: str) -> AsyncIterator[World]:
             designated("z-list", "plan-a", "y-panel"),
             designated("z-state", "agency", "y-team"),
         )
+        await found.put("admin", *former())
         yield found
 
 
+def former() -> list[dict[str, Any]]:
+    """Patients who belonged to somebody once, or never did though a Coverage names who asks."""
+    ended = {"period": {"start": PAST, "end": YESTERDAY}}
+    roster = panel("f-panel", "Organization/north", "Patient/f-panel")
+    members = designated("f-plan", "plan-a", "f-plan"), designated("f-state", "agency", "f-state")
+    for each in (roster, *members):
+        each["member"][0] |= ended
+    team = care_team("f-team", "f-team", "PractitionerRole/role-n") | ended
+    team["participant"][0]["period"] = {"start": PAST, "end": TOMORROW}
+    return [
+        *(patient(f"f-{each}") for each in ("panel", "plan", "state", "team", "paid")),
+        *(roster, *members, team),
+        role("f-role", "dr-former", "north") | ended,
+        patient("f-role", ref("PractitionerRole/f-role")),
+        coverage("f-paid", "f-paid", "agency"),
+        *(encounter(f"f-{each}", f"f-{each}", "city") for each in FORMER),
+    ]
+
+
+FORMER = ("panel", "plan", "state", "team", "role", "paid")
 ATTRIBUTED = ("y-doctor", "y-practice", "y-team", "y-behalf", "y-panel", "y-merged")
 
 
@@ -119,6 +142,14 @@ async def test_members_are_found_by_coverage_and_by_group(
     world: World, who: str, expected: list[str]
 ) -> None:
     assert await world.found(who, "/Patient?_count=100") == expected
+
+
+@pytest.mark.parametrize("who", ["north", "plan-a", "agency"])
+async def test_who_was_ones_own_once_is_not_found_among_thousands(world: World, who: str) -> None:
+    """Nor is whom a Coverage names a state agency for: its patients are those of Groups alone."""
+    gone = {f"{type_}/f-{each}" for type_ in ("Patient", "Encounter") for each in FORMER}
+    for url in ("/Patient?_count=100", "/Encounter?status=in-progress&_count=100"):
+        assert not gone & set(await world.found(who, url)), url
 
 
 async def test_a_chain_finds_ones_own_among_thousands(world: World) -> None:

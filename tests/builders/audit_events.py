@@ -42,13 +42,13 @@ def codes(event: dict[str, Any]) -> list[str]:
 
 
 @asynccontextmanager
-async def refusing_rows(server: Server) -> AsyncIterator[None]:
-    """While it is open, the database takes no row of the audit."""
+async def refusing_rows(server: Server, taken: dict[str, Any] | None = None) -> AsyncIterator[None]:
+    """While it is open, the database takes no row of the audit but what the filter `taken` finds."""
 
     async def set_validator(rule: dict[str, Any]) -> None:
         await server.mongo.db.command({"collMod": "audit", "validator": rule})
 
-    await set_validator({"never": {"$exists": True}})
+    await set_validator(taken or {"never": {"$exists": True}})
     try:
         yield
     finally:

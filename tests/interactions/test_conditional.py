@@ -84,27 +84,41 @@ async def test_conditional_update_without_a_match_takes_the_bodys_id(
     assert_outcome(taken, 412, "conflict", "Patient.id")
 
 
+async def twenty_at_once(client: httpx.AsyncClient, method: str, value: str) -> list[int]:
+    """The statuses of twenty conditional writes with the same criteria, in order."""
+    if method == "create":
+        headers = {"if-none-exist": criteria(value)}
+        requests = [
+            client.post("/Patient", json=patient(value), headers=headers) for _ in range(20)
+        ]
+    else:
+        requests = [
+            client.put(f"/Patient?{criteria(value)}", json=patient(value, language=f"x-{n}"))
+            for n in range(20)
+        ]
+    return sorted(answer.status_code for answer in await asyncio.gather(*requests))
+
+
 @pytest.mark.parametrize("method", ["create", "update"])
 async def test_twenty_at_once_with_the_same_criteria_leave_one_resource(
     client: httpx.AsyncClient, method: str
 ) -> None:
     for _ in range(3):
         value = fresh()
-        if method == "create":
-            requests = [
-                client.post(
-                    "/Patient", json=patient(value), headers={"if-none-exist": criteria(value)}
-                )
-                for _ in range(20)
-            ]
-        else:
-            requests = [
-                client.put(f"/Patient?{criteria(value)}", json=patient(value, language=f"x-{n}"))
-                for n in range(20)
-            ]
-        answers = await asyncio.gather(*requests)
-        assert sorted(answer.status_code for answer in answers) == [200] * 19 + [201]
+        assert await twenty_at_once(client, method, value) == [200] * 19 + [201]
         assert len(await found(client, value)) == 1
+
+
+@pytest.mark.parametrize("method", ["create", "update"])
+async def test_criteria_that_served_before_leave_one_resource_again(
+    client: httpx.AsyncClient, method: str
+) -> None:
+    """What they once created is deleted: twenty at once find nothing, and still only one of them creates."""
+    value = fresh()
+    for _ in range(3):
+        assert await twenty_at_once(client, method, value) == [200] * 19 + [201]
+        (only,) = await found(client, value)
+        assert (await client.delete(f"/Patient/{only['id']}")).status_code == 204
 
 
 async def test_conditional_patch(client: httpx.AsyncClient) -> None:

@@ -53,6 +53,15 @@ PEOPLE: list[dict[str, Any]] = [
         "actual": True,
         "code": {"text": "Miller"},
     },
+    # Of another type under the id of a patient.
+    {
+        "resourceType": "Group",
+        "id": "p1",
+        "type": "person",
+        "actual": True,
+        "code": {"text": "Hands"},
+        "member": [{"entity": ref("Practitioner/p1")}, {"entity": ref("Patient/p2")}],
+    },
 ]
 EVENTS: list[dict[str, Any]] = [
     {"resourceType": "Encounter", "id": "e1", "subject": ref("Patient/p1"), "status": "finished"},
@@ -76,6 +85,7 @@ EVENTS: list[dict[str, Any]] = [
         "subject": ref("http://elsewhere.example/Patient/p1"),
         "status": "planned",
     },
+    {"resourceType": "Encounter", "id": "e7", "subject": ref("Group/p1"), "status": "cancelled"},
 ]
 FINDINGS: list[dict[str, Any]] = [
     {
@@ -90,6 +100,15 @@ FINDINGS: list[dict[str, Any]] = [
     for n, (code, patient, encounter) in enumerate(
         [("rare", "p1", "e1"), ("common", "p1", "e5"), ("common", "p2", "e2")]
     )
+]
+ORIGINS: list[dict[str, Any]] = [
+    {
+        "resourceType": "Provenance",
+        "id": "origin",
+        "target": [ref("Patient/p2"), ref("Group/p1")],
+        "recorded": "2026-11-14T07:42:00Z",
+        "agent": [{"who": ref("Practitioner/ann")}],
+    }
 ]
 
 
@@ -114,7 +133,7 @@ async def put(client: httpx.AsyncClient, resources: list[dict[str, Any]]) -> Non
 DIV = {"status": "empty", "div": '<div xmlns="http://www.w3.org/1999/xhtml">x</div>'}
 PREPARED = [
     {**each, "class": {"code": "AMB"}} if each["resourceType"] == "Encounter" else each
-    for each in [*PEOPLE, *EVENTS, *FINDINGS]
+    for each in [*PEOPLE, *EVENTS, *FINDINGS, *ORIGINS]
 ]
 
 
@@ -205,6 +224,31 @@ async def test_chain(world: httpx.AsyncClient, url: str, expected: str) -> None:
     assert bundle["total"] == len(expected.split())
     counted = await search(world, f"{url}&_summary=count")
     assert counted["total"] == len(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        pytest.param("Encounter?subject:Patient.gender=female,male", "e1 e2 e5", id="chain"),
+        pytest.param("Encounter?subject:Group.type=person", "e4 e7", id="chain-of-the-other"),
+        pytest.param(
+            "Encounter?subject:Patient.gender=female,male&status=cancelled",
+            "",
+            id="only-the-other-is-a-candidate",
+        ),
+        pytest.param("Patient?_has:Group:member:type=person", "p2", id="has-members"),
+        pytest.param(
+            "Patient?_has:Provenance:target:agent:Practitioner.name=arden,boyle",
+            "p2",
+            id="has-of-several",
+        ),
+    ],
+)
+async def test_an_id_that_two_types_share_is_not_mixed_up(
+    world: httpx.AsyncClient, url: str, expected: str
+) -> None:
+    """There are Patient/p1 and Group/p1, and each chain means one of them."""
+    assert ids(await search(world, url)) == set(expected.split())
 
 
 async def test_pages_of_a_chain_hold_every_row_once(world: httpx.AsyncClient) -> None:

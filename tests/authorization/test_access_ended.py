@@ -1,0 +1,228 @@
+"""Whose patient somebody is now: what has ended or not begun opens nothing, whoever wrote of the patient meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.fhir.ids import new_id
+from tests.builders.access_world import (
+    World,
+    condition,
+    coverage,
+    designated,
+    encounter,
+    world as a_world,
+)
+from tests.builders.practices import (
+    PAST,
+    TOMORROW,
+    YESTERDAY,
+    care_team,
+    panel,
+    patient,
+    practitioner,
+    ref,
+    role,
+)
+from tests.outcomes import assert_outcome
+
+pytestmark = pytest.mark.mongo
+
+LASTS = {"start": PAST, "end": TOMORROW}
+OVER = {"start": PAST, "end": YESTERDAY}
+TO_COME = {"start": TOMORROW}
+NORTH, SOUTH = ref("PractitionerRole/role-n"), ref("PractitionerRole/role-s")
+
+
+@pytest.fixture(scope="module")
+async def world(mongod: str) -> AsyncIterator[World]:
+    async with a_world(mongod) as found:
+        yield found
+
+
+async def sees(world: World, who: str, name: str) -> bool:
+    """Whether a patient and the Condition of the same id are read and found: all of it, or nothing."""
+    doors = [
+        (await world.get(who, f"/Patient/{name}")).status_code == 200,
+        (await world.get(who, f"/Condition/{name}")).status_code == 200,
+        bool(await world.found(who, f"/Patient?_id={name}")),
+        bool(await world.found(who, f"/Condition?patient={name}")),
+    ]
+    assert len(set(doors)) == 1, doors
+    return doors[0]
+
+
+def contract(id_: str, group: str, agency: str) -> dict[str, Any]:
+    return {
+        "resourceType": "Contract",
+        "id": id_,
+        "status": "executed",
+        "subject": [ref(f"Group/{group}")],
+        "authority": [ref(f"Organization/{agency}")],
+    }
+
+
+# Members of a roster
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param({"period": LASTS}, True, id="lasts"),
+        pytest.param({"period": OVER}, False, id="over"),
+        pytest.param({"period": TO_COME}, False, id="to-come"),
+        pytest.param({"inactive": True}, False, id="inactive"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("who", "manager"),
+    [
+        pytest.param("north", "north", id="practice"),
+        pytest.param("plan-a", "plan-a", id="plan"),
+        pytest.param("agency", "agency", id="state"),
+        pytest.param("agency", "plan-b", id="state-by-contract"),
+    ],
+)
+async def test_a_roster_opens_its_members_while_they_are_members(
+    world: World, who: str, manager: str, change: dict[str, Any], expected: bool
+) -> None:
+    name = new_id()
+    roster = designated(name, manager, name)
+    if who == "north":
+        roster = panel(name, "Organization/north", f"Patient/{name}")
+    await world.put("admin", patient(name), condition(name, name), roster)
+    if who != manager:
+        assert not await sees(world, who, name)
+        await world.put("admin", contract(name, name, who))
+    assert await sees(world, who, name)
+    roster["member"][0].update(change)
+    await world.put("admin", roster)
+    assert await sees(world, who, name) is expected
+
+
+# Roles and care teams
+
+
+@pytest.mark.parametrize(
+    ("period", "expected"),
+    [
+        pytest.param(LASTS, True, id="lasts"),
+        pytest.param(OVER, False, id="over"),
+        pytest.param(TO_COME, False, id="to-come"),
+    ],
+)
+@pytest.mark.parametrize("named", ["role", "practitioner", "participant"])
+async def test_a_role_opens_its_patients_to_the_practice_within_its_period(
+    world: World, named: str, period: dict[str, str], expected: bool
+) -> None:
+    """Whether the patient's record names the role, the doctor who has it, or a care team does."""
+    name = new_id()
+    works = role(name, name, "north")
+    of = {"role": [ref(f"PractitionerRole/{name}")], "practitioner": [ref(f"Practitioner/{name}")]}
+    await world.put(
+        "admin", practitioner(name), works, patient(name, *of.get(named, [])), condition(name, name)
+    )
+    if named == "participant":
+        await world.put("admin", care_team(name, name, f"PractitionerRole/{name}"))
+    assert await sees(world, "north", name)
+    await world.put("admin", {**works, "period": period})
+    assert await sees(world, "north", name) is expected
+
+
+@pytest.mark.parametrize(
+    ("team", "participation", "expected"),
+    [
+        pytest.param(LASTS, LASTS, True, id="both-last"),
+        pytest.param(OVER, LASTS, False, id="team-over"),
+        pytest.param(LASTS, OVER, False, id="participation-over"),
+        pytest.param(TO_COME, {"start": PAST}, False, id="team-to-come"),
+        pytest.param({"start": PAST}, TO_COME, False, id="participation-to-come"),
+        pytest.param(OVER, TO_COME, False, id="nothing-in-common"),
+    ],
+)
+async def test_a_care_team_opens_its_patient_while_team_and_participation_both_last(
+    world: World, team: dict[str, str], participation: dict[str, str], expected: bool
+) -> None:
+    name = new_id()
+    made = care_team(name, name, "PractitionerRole/role-n")
+    await world.put("admin", patient(name), condition(name, name), made)
+    assert await sees(world, "north", name)
+    made["period"] = team
+    made["participant"][0]["period"] = participation
+    await world.put("admin", made)
+    assert await sees(world, "north", name) is expected
+
+
+# A former practice
+
+
+async def test_the_record_that_a_former_practice_wrote_goes_with_the_patient(world: World) -> None:
+    name = new_id()
+    written = [patient(name, NORTH, active=True), condition(name, name), encounter(name, name)]
+    await world.put("admin", patient(name, NORTH))
+    await world.put("north", *written)
+    await world.put("admin", patient(name, SOUTH, active=True))
+    for each in written:
+        type_ = each["resourceType"]
+        for door in ("", "/_history", "/_history/1"):
+            url = f"/{type_}/{name}{door}"
+            assert (await world.get("north", url)).status_code == 404, url
+        assert await world.found("north", f"/{type_}?_id={name}") == []
+        assert_outcome(await world.ask("north", "PUT", f"/{type_}/{name}", each), 403, "forbidden")
+        assert await world.found("south", f"/{type_}?_id={name}") == [f"{type_}/{name}"]
+
+
+async def test_a_former_practice_keeps_its_papers_and_the_provenance_that_it_wrote(
+    world: World,
+) -> None:
+    name = new_id()
+    provenance = {
+        "resourceType": "Provenance",
+        "target": [ref(f"Patient/{name}")],
+        "recorded": "2026-11-14T07:42:00Z",
+        "agent": [{"who": ref("Organization/north")}],
+    }
+    papers = [
+        {"resourceType": "Bundle", "id": name, "type": "collection"},
+        {"resourceType": "Binary", "id": name, "contentType": "text/plain", "data": "eA=="},
+    ]
+    await world.put("admin", patient(name, NORTH))
+    own, others = [
+        f"Provenance/{(await world.ask(who, 'POST', '/Provenance', provenance)).json()['id']}"
+        for who in ("north", "admin")
+    ]
+    await world.put("north", *papers)
+    url = f"/Provenance?target=Patient/{name}"
+    assert await world.found("north", url) == sorted([own, others])
+    await world.put("admin", patient(name, SOUTH))
+    assert await world.found("north", url) == [own]
+    assert (await world.get("north", f"/{own}")).status_code == 200
+    assert (await world.get("north", f"/{others}")).status_code == 404
+    assert await world.found("south", url) == sorted([own, others])
+    for each in papers:
+        url = f"/{each['resourceType']}/{name}"
+        assert (await world.get("north", url)).status_code == 200, url
+        assert (await world.get("south", url)).status_code == 404, url
+    more = await world.ask("north", "POST", "/Provenance", provenance)
+    assert_outcome(more, 403, "forbidden")
+
+
+# State agencies
+
+
+async def test_a_coverage_opens_its_beneficiary_to_a_plan_and_to_no_state_agency(
+    world: World,
+) -> None:
+    name = new_id()
+    paid = coverage(name, name, "plan-a")
+    paid["payor"].append(ref("Organization/agency"))
+    await world.put("admin", patient(name), condition(name, name), paid)
+    assert await sees(world, "plan-a", name)
+    assert not await sees(world, "agency", name)
+    assert (await world.get("agency", f"/Coverage/{name}")).status_code == 404
+    await world.put("admin", designated(name, "agency", name))
+    assert await sees(world, "agency", name)
+    assert (await world.get("agency", f"/Coverage/{name}")).status_code == 200
