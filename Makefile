@@ -34,10 +34,11 @@ bench: $(STAMP) ## Compare the server's speed with a bare baseline's; writes bui
 bench-growth: $(STAMP) ## Ask a population 64 times as large what it costs; a quarter of an hour, writes build/growth.json
 	@$(BIN)/python -m benchmarks growth --scale 64 --output build/growth.json $(ARGS)
 
-check: $(STAMP) ## Check format, lint, types and the lock file
+check: $(STAMP) ## Check format, lint, types, the layers of the rooms and the lock file
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(UV) lock --check
 
 fmt: $(STAMP) ## Format the code and apply the safe fixes

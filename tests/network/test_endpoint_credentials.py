@@ -27,7 +27,7 @@ from app.network.egress_policy import Egress
 from app.network.endpoint_credentials import SIGNATURE_HEADER, EndpointsError
 from app.settings import Settings
 from app.subscriptions.channels import Notice
-from app.subscriptions.channels.rest_hook import RestHook
+from app.subscriptions.channels.http_sender import HttpSender
 from tests.builders.receiver import Receiver, receiving
 
 
@@ -37,10 +37,10 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-def hook(tmp_path: Path, terms: dict[str, Any]) -> RestHook:
+def hook(tmp_path: Path, terms: dict[str, Any]) -> HttpSender:
     file = tmp_path / f"endpoints-{len(list(tmp_path.iterdir()))}.json"
     file.write_text(json.dumps(terms))
-    return RestHook(
+    return HttpSender(
         Egress(loopback=True), terms=endpoint_credentials.of_settings(Settings(endpoints_file=file))
     )
 

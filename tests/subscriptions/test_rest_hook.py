@@ -11,15 +11,15 @@ import pytest
 
 from app.network.egress_policy import Egress
 from app.subscriptions.channels import Notice
+from app.subscriptions.channels.http_sender import HttpSender
 from app.subscriptions.channels.protocol import ANSWER_LIMIT, NOTICE_ID_HEADER
-from app.subscriptions.channels.rest_hook import RestHook
 from app.subscriptions.sending.retry import Verdict
 from tests.builders.receiver import Receiver, receiving
 
 
 @pytest.fixture
-async def hook() -> AsyncIterator[RestHook]:
-    hook = RestHook(Egress(loopback=True))
+async def hook() -> AsyncIterator[HttpSender]:
+    hook = HttpSender(Egress(loopback=True))
     yield hook
     await hook.close()
 
@@ -42,7 +42,7 @@ def notice(url: str, **more: Any) -> Notice:
     return Notice(**{**fields, **more})
 
 
-async def test_what_leaves_is_what_was_asked(hook: RestHook, receiver: Receiver) -> None:
+async def test_what_leaves_is_what_was_asked(hook: HttpSender, receiver: Receiver) -> None:
     outcome = await hook.send(notice(receiver.url + "/a?b=c"))
     assert (outcome.status, outcome.answer, outcome.verdict) == (200, "taken", Verdict.DELIVERED)
     (received,) = receiver.requests
@@ -52,14 +52,14 @@ async def test_what_leaves_is_what_was_asked(hook: RestHook, receiver: Receiver)
     assert received.headers[NOTICE_ID_HEADER.lower()] == "n1"
 
 
-async def test_an_empty_notice_has_no_body(hook: RestHook, receiver: Receiver) -> None:
+async def test_an_empty_notice_has_no_body(hook: HttpSender, receiver: Receiver) -> None:
     await hook.send(notice(receiver.url, body=b"", headers=()))
     (received,) = receiver.requests
     assert received.body == b""
     assert received.headers.get("content-length", "0") == "0"
 
 
-async def test_a_redirect_is_not_followed(hook: RestHook, receiver: Receiver) -> None:
+async def test_a_redirect_is_not_followed(hook: HttpSender, receiver: Receiver) -> None:
     async with receiving() as elsewhere:
         receiver.answer = lambda _: 302
         receiver.headers = {"Location": elsewhere.url}
@@ -68,20 +68,20 @@ async def test_a_redirect_is_not_followed(hook: RestHook, receiver: Receiver) ->
         assert not elsewhere.requests
 
 
-async def test_no_answer_in_time_is_a_timeout(hook: RestHook, receiver: Receiver) -> None:
+async def test_no_answer_in_time_is_a_timeout(hook: HttpSender, receiver: Receiver) -> None:
     receiver.answer = lambda _: None
     outcome = await hook.send(notice(receiver.url, timeout=0.2))
     assert (outcome.status, outcome.reason, outcome.verdict) == (None, "timeout", Verdict.RETRY)
 
 
-async def test_nobody_listening_is_no_connection(hook: RestHook) -> None:
+async def test_nobody_listening_is_no_connection(hook: HttpSender) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     outcome = await hook.send(notice(f"http://127.0.0.1:{port}/"))
     assert (outcome.status, outcome.reason) == (None, "no connection")
 
 
-async def test_a_broken_answer_is_no_delivery(hook: RestHook) -> None:
+async def test_a_broken_answer_is_no_delivery(hook: HttpSender) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.close()
@@ -93,14 +93,14 @@ async def test_a_broken_answer_is_no_delivery(hook: RestHook) -> None:
     assert outcome.verdict is Verdict.RETRY
 
 
-async def test_the_wait_that_is_asked_for_is_reported(hook: RestHook, receiver: Receiver) -> None:
+async def test_the_wait_that_is_asked_for_is_reported(hook: HttpSender, receiver: Receiver) -> None:
     receiver.answer = lambda _: 429
     receiver.headers = {"Retry-After": "17"}
     assert (await hook.send(notice(receiver.url))).retry_after == 17.0
 
 
 async def test_a_forbidden_address_is_never_called(receiver: Receiver) -> None:
-    hook = RestHook(Egress(loopback=False))
+    hook = HttpSender(Egress(loopback=False))
     for url in (receiver.url, receiver.url.replace("127.0.0.1", "localhost")):
         outcome = await hook.send(notice(url))
         assert (outcome.status, outcome.verdict) == (None, Verdict.STOP)
@@ -118,17 +118,19 @@ async def test_a_name_is_judged_where_the_connection_is_opened(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
-    hook = RestHook(Egress(loopback=False))
+    hook = HttpSender(Egress(loopback=False))
     outcome = await hook.send(notice(f"http://pcp.example:{port}/"))
     assert (outcome.status, outcome.verdict) == (None, Verdict.STOP)
     assert not receiver.requests
-    trusting = RestHook(Egress(hosts=frozenset({"pcp.example"})))
+    trusting = HttpSender(Egress(hosts=frozenset({"pcp.example"})))
     assert (await trusting.send(notice(f"http://pcp.example:{port}/"))).status == 200
     await hook.close()
     await trusting.close()
 
 
-async def test_only_the_beginning_of_an_answer_is_kept(hook: RestHook, receiver: Receiver) -> None:
+async def test_only_the_beginning_of_an_answer_is_kept(
+    hook: HttpSender, receiver: Receiver
+) -> None:
     receiver.answer = lambda _: 503
     receiver.text = "x" * 100_000
     outcome = await hook.send(notice(receiver.url))

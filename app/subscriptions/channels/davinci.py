@@ -12,7 +12,7 @@ from types import MappingProxyType
 from app.fhir.codes import CHANNEL_TYPE, DAVINCI_ALERTS
 from app.settings import Settings
 from app.subscriptions.channels import http_endpoint
-from app.subscriptions.channels.message import address
+from app.subscriptions.channels.http_sender import HttpSender
 from app.subscriptions.channels.protocol import (
     Asked,
     Channel,
@@ -22,7 +22,6 @@ from app.subscriptions.channels.protocol import (
     Outcome,
     Surroundings,
 )
-from app.subscriptions.channels.rest_hook import RestHook
 
 Coding = Mapping[str, str]
 
@@ -78,7 +77,7 @@ class Alerts:
 
 
 def _make(around: Surroundings) -> Alerts:
-    return Alerts(RestHook.within(around))
+    return Alerts(HttpSender.within(around))
 
 
 def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
@@ -98,7 +97,7 @@ def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
 DAVINCI = ChannelType(
     make=_make,
     check=check,
-    address=address,
+    address=http_endpoint.process_message,
     calls_out=True,
     proves=False,
     is_message=True,

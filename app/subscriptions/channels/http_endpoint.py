@@ -21,6 +21,8 @@ _RESERVED_HEADERS = frozenset(
 )  # fmt: skip
 _MAX_HEADERS, _MAX_HEADER_LENGTH = 20, 8192
 
+_PROCESS_MESSAGE = "/$process-message"
+
 
 def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
     """Everything that needs no name server; app.network.egress_policy judges where the endpoint leads to."""
@@ -80,3 +82,10 @@ def extend(endpoint: str, suffix: str) -> str:
     """The endpoint as a FHIR base: the path grows, the query stays."""
     path, mark, parameters = endpoint.partition("?")
     return path.rstrip("/") + suffix + mark + parameters
+
+
+def process_message(endpoint: str, carried: str | None) -> tuple[str, str]:
+    """Method and URL of a message to an endpoint: the destination's FHIR base, or its $process-message itself."""
+    if endpoint.partition("?")[0].rstrip("/").endswith(_PROCESS_MESSAGE):
+        return "POST", endpoint
+    return "POST", extend(endpoint, _PROCESS_MESSAGE)

@@ -12,22 +12,15 @@ from typing import Any
 from app.fhir.json import Resource
 from app.records.versions import instant
 from app.subscriptions.channels import http_endpoint
+from app.subscriptions.channels.http_sender import HttpSender
 from app.subscriptions.channels.protocol import ChannelType, Draft
-from app.subscriptions.channels.rest_hook import RestHook
 
-_OPERATION = "/$process-message"
 # What a message is about, said by what it carries: the guide and R4 define no event code for notices.
 NOTIFICATION_EVENT = (
     "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
     "backport-subscription-notification-r4"
 )
 CLASSIC_EVENT = "http://hl7.org/fhir/StructureDefinition/Subscription"
-
-
-def address(endpoint: str, carried: str | None) -> tuple[str, str]:
-    if endpoint.partition("?")[0].rstrip("/").endswith(_OPERATION):
-        return "POST", endpoint
-    return "POST", http_endpoint.extend(endpoint, _OPERATION)
 
 
 def message(draft: Draft) -> Resource:
@@ -59,9 +52,9 @@ def _id(draft: Draft, part: str) -> str:
 
 
 MESSAGE = ChannelType(
-    make=RestHook.within,
+    make=HttpSender.within,
     check=http_endpoint.check,
-    address=address,
+    address=http_endpoint.process_message,
     wrap=message,
     calls_out=True,
 )

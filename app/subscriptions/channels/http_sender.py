@@ -1,0 +1,152 @@
+"""Notices as HTTP requests to a subscriber's endpoint, for the channels that call one.
+
+Some endpoints ask for more: a signature, a client certificate, a token (app.network.endpoint_credentials says which).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from yarl import URL
+
+from app.network import endpoint_credentials
+from app.network.backend_services_client import BackendToken, TokenError
+from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError
+from app.network.endpoint_credentials import NO_TERMS, SIGNATURE_HEADER, EndpointTerms, Origin
+from app.subscriptions.channels.connections import Connections
+from app.subscriptions.channels.protocol import (
+    ANSWER_LIMIT,
+    NOTICE_ID_HEADER,
+    Notice,
+    Outcome,
+    Surroundings,
+)
+from app.subscriptions.sending.retry import retry_after_seconds
+
+# What may go wrong on the way; anything else is a defect of ours.
+_FAILURES = (
+    EgressRefusedError,
+    UnresolvableError,
+    TokenError,
+    httpx.HTTPError,
+    aiohttp.ClientError,
+    OSError,
+)
+
+
+class HttpSender:
+    """Sends notices over HTTP. `terms`: what single origins ask for."""
+
+    def __init__(self, egress: Egress, terms: Mapping[Origin, EndpointTerms] | None = None) -> None:
+        self._egress = egress
+        self._terms = terms or {}
+        self._connections = Connections(egress, self._own_tls)
+        self._tokens: dict[Origin, BackendToken] = {}
+        self._target = lru_cache(maxsize=4096)(self._judge)
+
+    @classmethod
+    def within(cls, around: Surroundings) -> HttpSender:
+        """As the settings want it."""
+        return cls(around.egress, terms=endpoint_credentials.of_settings(around.settings))
+
+    async def send(self, notice: Notice) -> Outcome:
+        """One attempt: no redirects, `notice.timeout` seconds for all of it, and no exception for what goes wrong."""
+        try:
+            async with asyncio.timeout(notice.timeout):
+                if not self._terms:
+                    return await self._exchange(notice, ())
+                return await self._on_terms(notice)
+        except TimeoutError:
+            return Outcome(None, "timeout")
+        except _FAILURES as error:
+            return _failure(error)
+
+    async def _on_terms(self, notice: Notice) -> Outcome:
+        """An exchange with whatever the endpoint asks for; a token that it refuses is replaced once."""
+        key = endpoint_credentials.origin_of(notice.url)
+        terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
+        more: list[tuple[str, str]] = []
+        if terms.signature_secret is not None:
+            signed = endpoint_credentials.signature(
+                terms.signature_secret, notice.id, int(time.time()), notice.body
+            )
+            more.append((SIGNATURE_HEADER, signed))
+        if key is None or terms.token is None:
+            return await self._exchange(notice, more)
+        token = self._tokens.setdefault(key, BackendToken(terms.token, self._post))
+        outcome = Outcome(None, "no token")
+        for _ in range(2):
+            value = await token.value()
+            outcome = await self._exchange(notice, [*more, ("Authorization", f"Bearer {value}")])
+            if outcome.status != 401:
+                break
+            token.refused(value)
+        return outcome
+
+    async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> Outcome:
+        url, origin = self._target(notice.url)
+        headers = [*notice.headers, *more, (NOTICE_ID_HEADER, notice.id)]
+        with await self._connections.to(origin) as pool:
+            async with pool.session.request(
+                notice.method, url, headers=headers, data=notice.body or None, allow_redirects=False
+            ) as response:
+                answer = await _beginning(response.content)
+                return Outcome(
+                    response.status,
+                    answer=answer.decode("utf-8", "replace"),
+                    retry_after=None
+                    if response.ok
+                    else retry_after_seconds(response.headers, datetime.now(UTC)),
+                )
+
+    async def _post(self, request: httpx.Request) -> httpx.Response:
+        """A request of our own, to an authorization server, under the same rules as a notice."""
+        _, origin = self._target(str(request.url))
+        with await self._connections.to(origin) as pool:
+            return await AiohttpTransport(client=pool.session).handle_async_request(request)
+
+    def _judge(self, url: str) -> tuple[URL, str]:
+        """The URL and its origin. Raises EgressRefusedError; the name's addresses are judged by the connector."""
+        parts = self._egress.check_url(url)
+        return URL(url, encoded=True), f"{parts.scheme}://{parts.netloc}"
+
+    def _own_tls(self, origin: str) -> ssl.SSLContext | None:
+        key = endpoint_credentials.origin_of(origin)
+        return self._terms.get(key, NO_TERMS).tls() if key else None
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
+    """The first bytes of an answer, as they came: nothing is unpacked, nothing beyond the limit is read."""
+    answer = b""
+    while len(answer) < ANSWER_LIMIT and not content.at_eof():
+        answer += await content.read(ANSWER_LIMIT - len(answer))
+    return answer
+
+
+def _failure(error: BaseException) -> Outcome:
+    """Our own words for what went wrong: the libraries' texts may repeat addresses and content.
+
+    The causes tell more than the outermost error: the transport calls every failure to connect a timeout.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EgressRefusedError):
+            return Outcome(None, str(cause), forbidden=True)
+        if isinstance(cause, UnresolvableError | TokenError):
+            return Outcome(None, str(cause))
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            error = cause
+        cause = cause.__cause__ or cause.__context__
+    connected = not isinstance(error, aiohttp.ClientConnectorError)
+    return Outcome(None, "broken connection" if connected else "no connection")
