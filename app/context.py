@@ -11,7 +11,7 @@ from app.audit.log import AuditLog
 from app.authentication.caller import Caller
 from app.authentication.scopes import Action
 from app.authorization.access import Access, Accesses
-from app.authorization.restricted_store import View
+from app.authorization.restricted_store import RestrictedStore
 from app.records.reader import ResourceStore
 from app.runtime.clock import Clock
 from app.runtime.mongo import Mongo
@@ -95,7 +95,7 @@ class Context:
         """The store as the caller may see it."""
         access = self.access
         store = self.services.store
-        return store if access is None else View(store, access)
+        return store if access is None else RestrictedStore(store, access)
 
     def require(self, resource_type: str, *actions: Action) -> None:
         """Raises Forbidden where the caller lacks one of the rights (c, r, u, d, s) to a type."""

@@ -22,7 +22,7 @@ from app.audit.log import AuditLog
 from app.authentication.access_tokens import Authority, base_url as own_base_url
 from app.authentication.caller import SERVER
 from app.authorization.access import Accesses
-from app.automation.engine import Hub
+from app.automation.engine import Engine
 from app.bulk.exports import Exports
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
@@ -86,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 clients=authority.clients if authority is not None else None,
                 audit=audit,
             )
-            engine = Hub(mongo, store, clock, reactions, TIMERS)
+            engine = Engine(mongo, store, clock, reactions, TIMERS)
             exports = Exports(mongo, store, clock, settings.export_hours)
             parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports]
             if authority is not None:

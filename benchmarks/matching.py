@@ -27,7 +27,7 @@ from app.settings import Settings
 from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topic_store import load
 from benchmarks import resources
 
@@ -80,7 +80,7 @@ def _patients(count: int, round_: int) -> Sequence[int]:
     return [(each * 7919 + round_ * 104_729) % count for each in range(EVENTS)]
 
 
-async def _cost(registry: Registry, encounters: Sequence[dict[str, Any]]) -> float:
+async def _cost(registry: SubscriptionRegistry, encounters: Sequence[dict[str, Any]]) -> float:
     """Microseconds of processor time per event; each has to concern exactly one Subscription."""
     now = datetime.now(UTC)
     matches = 0
@@ -94,25 +94,25 @@ async def _cost(registry: Registry, encounters: Sequence[dict[str, Any]]) -> flo
     return spent / len(encounters) * 1e6
 
 
-async def _registry(uri: str, count: int) -> tuple[Registry, float, float]:
+async def _registry(uri: str, count: int) -> tuple[SubscriptionRegistry, float, float]:
     """A registry that has read so many stored Subscriptions, the seconds that took and the bytes for each."""
     settings = Settings(mongodb_uri=uri, mongodb_database=f"match{count}")
     mongo = await Mongo.open(settings)
     store = Store(mongo)
     await store.prepare()
     await _fill(mongo, settings, count)
-    registry = Registry(settings, mongo, store)
+    registry = SubscriptionRegistry(settings, mongo, store)
     gc.collect()
     before = _resident()
     ready = [await _load(registry)]
     gc.collect()
     size = (_resident() - before) / count
-    ready += [await _load(Registry(settings, mongo, store)) for _ in range(2)]
+    ready += [await _load(SubscriptionRegistry(settings, mongo, store)) for _ in range(2)]
     assert len(registry) == count
     return registry, median(ready), size
 
 
-async def _load(registry: Registry) -> float:
+async def _load(registry: SubscriptionRegistry) -> float:
     """Seconds until all Subscriptions are known."""
     begin = time.perf_counter()
     await registry.load()

@@ -15,7 +15,7 @@ import pytest
 
 from app.audit.log import AuditLog
 from app.authentication.access_tokens import Authority
-from app.automation.engine import Hub
+from app.automation.engine import Engine
 from app.bulk.exports import Exports
 from app.context import Services
 from app.main import create_app
@@ -83,7 +83,7 @@ class Server:
         self.accesses = services.accesses
         self.worker = services.get(Worker)
         self.reindexing = services.get(Reindexing)
-        self.hub = services.get(Hub)
+        self.hub = services.get(Engine)
         self.exports = services.get(Exports)
 
     @property

@@ -27,7 +27,7 @@ from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document, Mongo
 from app.search import cursor
 from app.search.parameters import date
@@ -51,7 +51,7 @@ _BOUNDS: dict[str, Callable[[datetime, datetime], tuple[datetime, datetime]]] = 
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AuditQuestion:
     """One parameter: the rows that may have an answer, and which of their entries are one."""
 
     rows: Document
@@ -59,7 +59,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundEntry:
     """An entry by its place in its row, the first is 1."""
 
     row: Document
@@ -80,9 +80,9 @@ class Found:
 
 async def matches(
     mongo: Mongo,
-    asked: Sequence[Question],
+    asked: Sequence[AuditQuestion],
     after: tuple[datetime, str, int] | None = None,
-) -> AsyncIterator[Found]:
+) -> AsyncIterator[FoundEntry]:
     """The entries that answer all questions, what was recorded last first, from behind a place (at, row, number) on."""
     parts = [question.rows for question in asked if question.rows]
     if after is not None:
@@ -94,7 +94,7 @@ async def matches(
             last = after[2] - 1 if row["_id"] == after[1] else 0
         for number in range(last, 0, -1):
             if all(question.fits(row["each"][number - 1]) for question in asked):
-                yield Found(row, number)
+                yield FoundEntry(row, number)
 
 
 async def _in_order(rows: AsyncIterator[Document]) -> AsyncIterator[Document]:
@@ -110,22 +110,24 @@ async def _in_order(rows: AsyncIterator[Document]) -> AsyncIterator[Document]:
         yield each
 
 
-def handler(what: str, request: Request) -> Callable[[Request, Context], Awaitable[Answer]]:
+def handler(
+    what: str, request: Request
+) -> Callable[[Request, Context], Awaitable[InteractionResult]]:
     """Who answers an interaction with AuditEvent, which is no compartment, instead of the router's function."""
     return _refuse if "target" in request.path_params else _HANDLERS.get(what, _refuse)
 
 
-async def _read(request: Request, context: Context) -> Answer:
+async def _read(request: Request, context: Context) -> InteractionResult:
     _check(context, "r")
     row_id, _, number = request.path_params["id"].rpartition(".")
     row = await context.services.mongo.collection(COLLECTION).find_one({"_id": row_id})
     if row is None or not number.isdigit() or not 0 < int(number) <= len(row["each"]):
         raise NotFound("No such resource")
-    found = Found(row, int(number))
-    return Answer(200, text=fhir_json.encode(found.event(context.base_url)))
+    found = FoundEntry(row, int(number))
+    return InteractionResult(200, text=fhir_json.encode(found.event(context.base_url)))
 
 
-async def _search(request: Request, context: Context) -> Answer:
+async def _search(request: Request, context: Context) -> InteractionResult:
     _check(context, "s")
     posted = await exchange.read_form(request) if request.method == "POST" else []
     parameters = [*request.query_params.multi_items(), *posted]
@@ -138,15 +140,17 @@ async def _search(request: Request, context: Context) -> Answer:
         at, id_ = cursor.decode(token, cursor.fingerprint("AuditEvent", used), 2)
         row_id, _, number = id_.rpartition(".")
         after = (at, row_id, int(number))
-    found: list[Found] = []
+    found: list[FoundEntry] = []
     async for each in matches(context.services.mongo, asked, after):
         found.append(each)
         if len(found) > count:
             break
-    return Answer(200, text=_bundle(context, used, found[:count], more=len(found) > count))
+    return InteractionResult(
+        200, text=_bundle(context, used, found[:count], more=len(found) > count)
+    )
 
 
-async def _refuse(request: Request, context: Context) -> Answer:
+async def _refuse(request: Request, context: Context) -> InteractionResult:
     raise MethodNotAllowed(
         "The audit is read and searched; nobody writes it but the server",
         headers={"Allow": "GET, HEAD"},
@@ -166,9 +170,9 @@ def _check(context: Context, action: Action) -> None:
         raise Forbidden(f"This needs the scope system/AuditEvent.{action}")
 
 
-def questions(parameters: Parameters, base_url: str) -> list[Question]:
+def questions(parameters: Parameters, base_url: str) -> list[AuditQuestion]:
     """What a search asks. Raises BadRequest for a parameter that this search has not."""
-    asked: list[Question] = []
+    asked: list[AuditQuestion] = []
     for name, value in parameters:
         if name in (_COUNT, _CURSOR):
             continue
@@ -183,25 +187,25 @@ def questions(parameters: Parameters, base_url: str) -> list[Question]:
     return asked
 
 
-def _keys(keys: Iterable[str]) -> Question:
+def _keys(keys: Iterable[str]) -> AuditQuestion:
     wanted = frozenset(keys)
-    return Question(
+    return AuditQuestion(
         {"each.k": {"$in": sorted(wanted)}}, lambda entry: not wanted.isdisjoint(entry["k"])
     )
 
 
-def _patient(value: str, base_url: str) -> Question:
+def _patient(value: str, base_url: str) -> AuditQuestion:
     ids = [_local(each, base_url).removeprefix("Patient/") for each in value.split(",")]
     return _keys(f"p:{each}" for each in ids)
 
 
-def _agent(value: str, base_url: str) -> Question:
+def _agent(value: str, base_url: str) -> AuditQuestion:
     """A client by its id, or an organization by its reference."""
     names = [_local(each, base_url) for each in value.split(",")]
     return _keys(f"g:{n}" if n.startswith("Organization/") else f"c:{n}" for n in names)
 
 
-def _entity(value: str, base_url: str) -> Question:
+def _entity(value: str, base_url: str) -> AuditQuestion:
     """A resource by its reference, with a version or without."""
     wanted: list[tuple[frozenset[str], int | None]] = []
     for each in value.split(","):
@@ -219,10 +223,12 @@ def _entity(value: str, base_url: str) -> Question:
             for keys, version in wanted
         )
 
-    return Question({"each.k": {"$in": sorted(set().union(*(keys for keys, _ in wanted)))}}, fits)
+    return AuditQuestion(
+        {"each.k": {"$in": sorted(set().union(*(keys for keys, _ in wanted)))}}, fits
+    )
 
 
-def _named(value: str, base_url: str) -> Question:
+def _named(value: str, base_url: str) -> AuditQuestion:
     """An export by its id, or a file of one by that and its own name."""
     return _keys(f"x:{each}" for each in value.split(","))
 
@@ -230,7 +236,7 @@ def _named(value: str, base_url: str) -> Question:
 _NAMED_BY_ID = {"p": "Patient", "u": "Subscription"}
 
 
-def _date(value: str, base_url: str) -> Question:
+def _date(value: str, base_url: str) -> AuditQuestion:
     spans: list[tuple[datetime, datetime]] = []
     for each in value.split(","):
         prefix, text = split_prefix(each.replace(" ", "+"))
@@ -251,21 +257,23 @@ def _date(value: str, base_url: str) -> Question:
     rows: Document = {"at": {"$gte": first}}
     if last < date.END - _LATE:
         rows["at"]["$lte"] = last + _LATE
-    return Question(rows, lambda entry: any(low <= entry["at"] <= high for low, high in spans))
+    return AuditQuestion(rows, lambda entry: any(low <= entry["at"] <= high for low, high in spans))
 
 
-def _outcome(value: str, base_url: str) -> Question:
+def _outcome(value: str, base_url: str) -> AuditQuestion:
     wanted = {each.rpartition("|")[2] for each in value.split(",")}
     rows = {} if "0" in wanted else {"each.k": {"$in": sorted(f"o:{each}" for each in wanted)}}
-    return Question(rows, lambda entry: entry["o"] in wanted)
+    return AuditQuestion(rows, lambda entry: entry["o"] in wanted)
 
 
-def _kinds(fits: Callable[[str, str], bool]) -> Callable[[str, str], Question]:
+def _kinds(fits: Callable[[str, str], bool]) -> Callable[[str, str], AuditQuestion]:
     """A parameter that chooses among the kinds of entries; `fits(kind, token)`."""
 
-    def read(value: str, base_url: str) -> Question:
+    def read(value: str, base_url: str) -> AuditQuestion:
         kinds = {kind for kind in KINDS if any(fits(kind, token) for token in value.split(","))}
-        return Question({"each.what": {"$in": sorted(kinds)}}, lambda entry: entry["what"] in kinds)
+        return AuditQuestion(
+            {"each.what": {"$in": sorted(kinds)}}, lambda entry: entry["what"] in kinds
+        )
 
     return read
 
@@ -275,7 +283,7 @@ def _is(codings: Iterable[tuple[str, str, str]], token: str) -> bool:
     return any(code in ("", known[1]) and (not bar or system == known[0]) for known in codings)
 
 
-_PARAMETERS: dict[str, Callable[[str, str], Question]] = {
+_PARAMETERS: dict[str, Callable[[str, str], AuditQuestion]] = {
     "patient": _patient,
     "agent": _agent,
     "entity": _entity,
@@ -301,7 +309,7 @@ def _page_size(parameters: Parameters, context: Context) -> int:
     return min(int(text), context.settings.max_count)
 
 
-def _bundle(context: Context, used: Parameters, found: list[Found], *, more: bool) -> bytes:
+def _bundle(context: Context, used: Parameters, found: list[FoundEntry], *, more: bool) -> bytes:
     place = f"{context.base_url}/AuditEvent"
     links = [{"relation": "self", "url": _url(place, used)}]
     if more:

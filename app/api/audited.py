@@ -20,7 +20,7 @@ from app.audit.entry import (
     FAILED,
     OK,
     REFUSED,
-    Asked,
+    AuditedRequest,
     asked,
     asking,
     entry,
@@ -41,7 +41,7 @@ from app.audit.refusal_counter import LONGEST_LINE
 from app.authentication.caller import Caller
 from app.context import Context
 from app.errors import FhirError
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ async def bind(
     """
     if audit is None:
         return
-    with asking(Asked(caller or UNKNOWN, address, "", "")):
+    with asking(AuditedRequest(caller or UNKNOWN, address, "", "")):
         outcome = OK if refused is None else REFUSED
         row = entry("bind", audit.now(), outcome=outcome, status=refused)
         row["k"] += [f"u:{each}" for each in subscriptions]
@@ -168,7 +168,7 @@ def _told(
     request: Request,
     context: Context,
     result: object,
-    now: Asked,
+    now: AuditedRequest,
     focus: str | None,
 ) -> list[Document]:
     """The rows of an answer, with the patients that it tells of. How an export is doing tells of nobody."""
@@ -177,7 +177,7 @@ def _told(
         told = entry(what, audit.now(), outcome=outcome, status=result.status_code)
         told["k"].append(f"x:{request.path_params['export']}")
         return [told]
-    assert isinstance(result, Answer)  # noqa: S101 - nothing else is answered
+    assert isinstance(result, InteractionResult)  # noqa: S101 - nothing else is answered
     patients = patient_of(focus)
     version = None
     stored = result.stored
@@ -197,7 +197,7 @@ def _told(
     return with_patients(row, patients)
 
 
-def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked:
+def _asked(request: Request, what: str, caller: Caller, form: str = "") -> AuditedRequest:
     scope = request.scope
     line = ""
     if scope["query_string"] or form or what not in _SELF_EXPLAINING:
@@ -212,8 +212,8 @@ def _asked(request: Request, what: str, caller: Caller, form: str = "") -> Asked
     client = scope.get("client")
     outer = asked.get()
     if outer is not None:  # an entry of a Bundle
-        return Asked(caller, outer.address, outer.request_id, line)
-    return Asked(caller, client[0] if client else "", scope.get("request_id", ""), line)
+        return AuditedRequest(caller, outer.address, outer.request_id, line)
+    return AuditedRequest(caller, client[0] if client else "", scope.get("request_id", ""), line)
 
 
 def _focus(request: Request) -> str | None:
@@ -222,7 +222,7 @@ def _focus(request: Request) -> str | None:
     return f"{type_}/{id_}" if type_ and id_ and is_id(id_) else None
 
 
-def _asked_about(now: Asked) -> set[str]:
+def _asked_about(now: AuditedRequest) -> set[str]:
     """The ids of the patients that a search names."""
     values = (unquote(found[1]) for found in _ABOUT.finditer(now.line))
     ids = (each.rpartition("/")[2] for value in values for each in value.split(","))

@@ -15,14 +15,14 @@ from app.errors import BadRequest
 from app.fhir import formats, json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.patch.patch_formats import PATCH_FORMATS
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations import registry as operations
 from app.records.versions import instant
 from app.search import include
 from app.search.query import supported_parameters
 from app.subscriptions.channels import websocket
 from app.subscriptions.matching.channel_terms import BACKPORT
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 
 BACKPORT_SERVER = (
     "http://hl7.org/fhir/uv/subscriptions-backport/CapabilityStatement/"
@@ -64,14 +64,14 @@ _TRIAL_USE = frozenset(
 )
 
 
-async def metadata(context: Context, mode: str | None) -> Answer:
+async def metadata(context: Context, mode: str | None) -> InteractionResult:
     """`GET /metadata`: 200, or 400 for a mode that R4 does not know."""
     state = _MODES.get(mode or "full")
     if state is None:
         raise BadRequest(
             f"mode must be one of {', '.join(_MODES)}", code="not-supported", expression="http.mode"
         )
-    return Answer(200, text=fhir_json.encode(state(context)))
+    return InteractionResult(200, text=fhir_json.encode(state(context)))
 
 
 def statement(context: Context) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
 
 def _subscriptions(context: Context) -> dict[str, Any]:
     """What the Subscriptions R5 Backport guide has a server say: its profile, and one canonical for each topic."""
-    topics = sorted(context.services.get(Registry).catalogue.by_url)
+    topics = sorted(context.services.get(SubscriptionRegistry).catalogue.by_url)
     return {
         "supportedProfile": [BACKPORT + "backport-subscription"],
         "extension": [{"url": TOPIC_CANONICAL, "valueCanonical": url} for url in topics],

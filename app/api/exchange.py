@@ -27,8 +27,8 @@ from app.fhir.json import Resource
 from app.fhir.patch import patch_formats
 from app.fhir.patch.json_patch import Patch
 from app.interactions.preconditions import Prefer
-from app.interactions.result import Answer
-from app.records.versions import Stored
+from app.interactions.result import InteractionResult
+from app.records.versions import ResourceVersion
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_BYTES = 1024 * 1024
@@ -96,11 +96,13 @@ def http_date(at: datetime) -> str:
     return format_datetime(at, usegmt=True)
 
 
-def version_headers(stored: Stored) -> dict[str, str]:
+def version_headers(stored: ResourceVersion) -> dict[str, str]:
     return {"ETag": f'W/"{stored.version}"', "Last-Modified": http_date(stored.at)}
 
 
-def respond(answer: Answer, base_url: str, prefer: Prefer | None, form: Form) -> Response:
+def respond(
+    answer: InteractionResult, base_url: str, prefer: Prefer | None, form: Form
+) -> Response:
     """The HTTP response; `prefer` says what the client wants back of a version it wrote."""
     headers = dict(answer.headers)
     stored = answer.stored

@@ -18,7 +18,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope
 
 from app.errors import FhirError, RequestTimeout, TooManyRequests, Unavailable
-from app.network.rate_limit import Crowd, buckets, site
+from app.network.rate_limit import ConcurrencyLimit, buckets, site
 from app.settings import Settings
 
 TOKEN_PATHS = frozenset({"/auth/token", "/fhir/auth/token"})
@@ -28,7 +28,7 @@ _WATCHED = frozenset({"/healthz", "/readyz"})
 SLOWEST_BODY = 16 * 1024
 
 
-class Visit:
+class RequestBudget:
     """One request under way."""
 
     __slots__ = (
@@ -42,7 +42,9 @@ class Visit:
         "task",
     )
 
-    def __init__(self, limits: Limits, task: asyncio.Task[Any] | None, deadline: float) -> None:
+    def __init__(
+        self, limits: RequestLimits, task: asyncio.Task[Any] | None, deadline: float
+    ) -> None:
         self.limits = limits
         self.task = task
         self.deadline = deadline
@@ -92,7 +94,7 @@ class Visit:
         )
 
 
-class Limits:
+class RequestLimits:
     """All visits of this process."""
 
     def __init__(self, settings: Settings) -> None:
@@ -105,16 +107,16 @@ class Limits:
         most = settings.max_concurrent_requests
         if most is None:
             most = 256 if smart else 0
-        self._crowd = Crowd(most) if most else None
-        self._visits: set[Visit] = set()
+        self._crowd = ConcurrencyLimit(most) if most else None
+        self._visits: set[RequestBudget] = set()
         self._pace = min(1.0, self.request_seconds / 4, self.body_seconds / 4)
         self._watching = False
 
-    def begin(self, scope: Scope) -> Visit:
+    def begin(self, scope: Scope) -> RequestBudget:
         """Let a request in. Raises TooManyRequests."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        visit = Visit(self, asyncio.current_task(), now + self.request_seconds)
+        visit = RequestBudget(self, asyncio.current_task(), now + self.request_seconds)
         if self._rate is not None or self._crowd is not None or self._tokens is not None:
             self._admit(visit, scope, now)
         scope["visit"] = visit
@@ -124,7 +126,7 @@ class Limits:
             loop.call_later(self._pace, self._look_over)
         return visit
 
-    def end(self, visit: Visit) -> None:
+    def end(self, visit: RequestBudget) -> None:
         """Let it out; once is enough, twice does no harm."""
         if visit not in self._visits:
             return
@@ -136,7 +138,7 @@ class Limits:
             # Nobody we know: it counts for the address, so that guessing credentials is slow.
             self._rate.take(visit.address, asyncio.get_running_loop().time())
 
-    def _admit(self, visit: Visit, scope: Scope, now: float) -> None:
+    def _admit(self, visit: RequestBudget, scope: Scope, now: float) -> None:
         path = scope["path"]
         if path in _WATCHED:
             return
@@ -148,7 +150,7 @@ class Limits:
             visit.address = _address(scope)
             _refuse_after(self._rate.wait(visit.address, now))
 
-    def _charge(self, visit: Visit, key: str, now: float) -> None:
+    def _charge(self, visit: RequestBudget, key: str, now: float) -> None:
         if self._rate is not None:
             _refuse_after(self._rate.take(key, now))
         if self._crowd is not None and visit.crowd_key is None:
@@ -158,7 +160,7 @@ class Limits:
                 )
             visit.crowd_key = key
 
-    def identify(self, visit: Visit, client_id: str) -> None:
+    def identify(self, visit: RequestBudget, client_id: str) -> None:
         if visit.client is None:
             visit.client = client_id
             self._charge(visit, f"client {client_id}", asyncio.get_running_loop().time())

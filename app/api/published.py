@@ -18,7 +18,7 @@ from app.fhir.json import Resource
 from app.interactions.interactions import until_undisturbed
 from app.operations import registry
 from app.records.versions import Change, is_same_content
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics import topic_basic
 
 
@@ -32,7 +32,7 @@ async def store_definitions(context: Context) -> None:
 
 async def store_topics(context: Context) -> None:
     """Store a Basic for each topic that is missing or differs, and delete those of topics that are gone."""
-    shown = topic_basic.basics(context.services.get(Registry).catalogue.by_url.values())
+    shown = topic_basic.basics(context.services.get(SubscriptionRegistry).catalogue.by_url.values())
     await _store(context, list(shown.values()))
     ours = {
         "terms": f"code={topic_basic.CODE_SYSTEM}|{topic_basic.CODE}",

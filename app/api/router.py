@@ -25,12 +25,12 @@ from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavai
 from app.fhir import formats, json as fhir_json
 from app.interactions import bundle, interactions, plan
 from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations import registry as operations
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Request, Context], Awaitable[Answer]]
+Handler = Callable[[Request, Context], Awaitable[InteractionResult]]
 # What the audit calls an interaction, and who answers it. One without a name is not recorded: it tells of nobody.
 Route = tuple[str | None, Handler]
 DirectRoute = tuple[str, Callable[[Request, Context], Awaitable[Response]]]
@@ -42,7 +42,7 @@ _OPEN = frozenset({f"{PREFIX}/metadata"})
 _HOST = re.compile(r"([A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
-class Endpoint:
+class FhirEndpoint:
     """One URL: an interaction for each verb it knows; HEAD answers like GET without a body."""
 
     def __init__(self, **routes: Route) -> None:
@@ -57,7 +57,7 @@ class Endpoint:
             response.body = b""
         await response(scope, receive, send)
 
-    async def answer(self, request: Request, context: Context) -> Answer:
+    async def answer(self, request: Request, context: Context) -> InteractionResult:
         """Run the handler of the request's verb. Raises FhirError."""
         code, handler = self.routes.get(request.method) or _refusing(self.routes)
         return await audited.run(code, handler, request, context)
@@ -82,7 +82,7 @@ class Endpoint:
             return exchange.respond_error(unavailable, form)
 
 
-class Direct:
+class DirectEndpoint:
     """One URL whose handlers give the HTTP response itself: files, and what is no FHIR resource. No Bundle asks it."""
 
     def __init__(self, **routes: DirectRoute) -> None:
@@ -109,7 +109,7 @@ class Direct:
             response.body = b""
         await response(scope, receive, send)
 
-    async def answer(self, request: Request, context: Context) -> Answer:
+    async def answer(self, request: Request, context: Context) -> InteractionResult:
         raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
 
 
@@ -154,28 +154,28 @@ async def _body(request: Request, context: Context) -> fhir_json.Resource:
     return await exchange.read_resource(request, context.settings.max_resource_bytes)
 
 
-async def metadata(request: Request, context: Context) -> Answer:
+async def metadata(request: Request, context: Context) -> InteractionResult:
     return await capabilities.metadata(context, request.query_params.get("mode"))
 
 
-async def system_bundle(request: Request, context: Context) -> Answer:
+async def system_bundle(request: Request, context: Context) -> InteractionResult:
     resource = await exchange.read_resource(request, context.settings.max_bundle_bytes)
     prefer = read_prefer(request.headers.get("prefer"))
     return await bundle.process(context, resource, prefer, dispatch)
 
 
-async def read(request: Request, context: Context) -> Answer:
+async def read(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     preconditions = read_preconditions(request.headers)
     return await interactions.read(context, path["type"], path["id"], preconditions)
 
 
-async def vread(request: Request, context: Context) -> Answer:
+async def vread(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     return await interactions.vread(context, path["type"], path["id"], path["version"])
 
 
-async def create(request: Request, context: Context) -> Answer:
+async def create(request: Request, context: Context) -> InteractionResult:
     preconditions = read_preconditions(request.headers)
     resource_type = request.path_params["type"]
     plan.check_type(resource_type)
@@ -184,7 +184,7 @@ async def create(request: Request, context: Context) -> Answer:
     )
 
 
-async def update(request: Request, context: Context) -> Answer:
+async def update(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     preconditions = read_preconditions(request.headers)
     plan.check_type(path["type"])
@@ -193,7 +193,7 @@ async def update(request: Request, context: Context) -> Answer:
     )
 
 
-async def conditional_update(request: Request, context: Context) -> Answer:
+async def conditional_update(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
     preconditions = read_preconditions(request.headers)
     plan.check_type(resource_type)
@@ -203,14 +203,14 @@ async def conditional_update(request: Request, context: Context) -> Answer:
     )
 
 
-async def patch(request: Request, context: Context) -> Answer:
+async def patch(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     preconditions = read_preconditions(request.headers)
     apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
     return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
 
 
-async def conditional_patch(request: Request, context: Context) -> Answer:
+async def conditional_patch(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
     preconditions = read_preconditions(request.headers)
     apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
@@ -219,40 +219,40 @@ async def conditional_patch(request: Request, context: Context) -> Answer:
     )
 
 
-async def delete(request: Request, context: Context) -> Answer:
+async def delete(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     preconditions = read_preconditions(request.headers)
     return await interactions.delete(context, path["type"], path["id"], preconditions)
 
 
-async def conditional_delete(request: Request, context: Context) -> Answer:
+async def conditional_delete(request: Request, context: Context) -> InteractionResult:
     preconditions = read_preconditions(request.headers)
     return await interactions.conditional_delete(
         context, request.path_params["type"], request.url.query, preconditions
     )
 
 
-async def history(request: Request, context: Context) -> Answer:
+async def history(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     parameters = request.query_params.multi_items()
     return await interactions.history(context, parameters, path.get("type"), path.get("id"))
 
 
-async def search_type(request: Request, context: Context) -> Answer:
+async def search_type(request: Request, context: Context) -> InteractionResult:
     parameters = request.query_params.multi_items()
     return await interactions.search_type(context, request.path_params["type"], parameters)
 
 
-async def search_type_by_post(request: Request, context: Context) -> Answer:
+async def search_type_by_post(request: Request, context: Context) -> InteractionResult:
     parameters = await _search_parameters(request)
     return await interactions.search_type(context, request.path_params["type"], parameters)
 
 
-async def search_system(request: Request, context: Context) -> Answer:
+async def search_system(request: Request, context: Context) -> InteractionResult:
     return await interactions.search_system(context, await _search_parameters(request))
 
 
-async def search_compartment(request: Request, context: Context) -> Answer:
+async def search_compartment(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     parameters = await _search_parameters(request)
     return await interactions.search_compartment(
@@ -265,7 +265,7 @@ async def _search_parameters(request: Request) -> list[tuple[str, str]]:
     return [*request.query_params.multi_items(), *posted]
 
 
-async def operation(request: Request, context: Context) -> Answer:
+async def operation(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     place = (path.get("type"), path.get("id"))
     given = await exchange.read_parameters(request, context.settings.max_bundle_bytes)
@@ -277,22 +277,24 @@ _OPERATION = ("operation", operation)
 _SEARCH_SYSTEM = ("search-system", search_system)
 _SEARCH_COMPARTMENT = ("search-type", search_compartment)
 
-ENDPOINTS: list[tuple[str, Endpoint | Direct]] = [
-    ("", Endpoint(get=_SEARCH_SYSTEM, post=("transaction", system_bundle))),
-    ("/_search", Endpoint(post=_SEARCH_SYSTEM)),
-    ("/metadata", Endpoint(get=(None, metadata))),
-    ("/${operation}", Endpoint(get=_OPERATION, post=_OPERATION)),
+ENDPOINTS: list[tuple[str, FhirEndpoint | DirectEndpoint]] = [
+    ("", FhirEndpoint(get=_SEARCH_SYSTEM, post=("transaction", system_bundle))),
+    ("/_search", FhirEndpoint(post=_SEARCH_SYSTEM)),
+    ("/metadata", FhirEndpoint(get=(None, metadata))),
+    ("/${operation}", FhirEndpoint(get=_OPERATION, post=_OPERATION)),
     (
         f"/{PLACE}/{{export}}",
-        Direct(get=("export-status", exports.status), delete=("export-cancel", exports.cancel)),
+        DirectEndpoint(
+            get=("export-status", exports.status), delete=("export-cancel", exports.cancel)
+        ),
     ),
-    (f"/{PLACE}/{{export}}/{{file}}", Direct(get=("export", exports.file))),
-    ("/{type}/${operation}", Endpoint(get=_OPERATION, post=_OPERATION)),
-    ("/{type}/{id}/${operation}", Endpoint(get=_OPERATION, post=_OPERATION)),
-    ("/_history", Endpoint(get=("history-system", history))),
+    (f"/{PLACE}/{{export}}/{{file}}", DirectEndpoint(get=("export", exports.file))),
+    ("/{type}/${operation}", FhirEndpoint(get=_OPERATION, post=_OPERATION)),
+    ("/{type}/{id}/${operation}", FhirEndpoint(get=_OPERATION, post=_OPERATION)),
+    ("/_history", FhirEndpoint(get=("history-system", history))),
     (
         "/{type}",
-        Endpoint(
+        FhirEndpoint(
             get=("search-type", search_type),
             post=("create", create),
             put=("update", conditional_update),
@@ -300,21 +302,21 @@ ENDPOINTS: list[tuple[str, Endpoint | Direct]] = [
             delete=("delete", conditional_delete),
         ),
     ),
-    ("/{type}/_search", Endpoint(post=("search-type", search_type_by_post))),
-    ("/{type}/_history", Endpoint(get=("history-type", history))),
+    ("/{type}/_search", FhirEndpoint(post=("search-type", search_type_by_post))),
+    ("/{type}/_history", FhirEndpoint(get=("history-type", history))),
     (
         "/{type}/{id}",
-        Endpoint(
+        FhirEndpoint(
             get=("read", read),
             put=("update", update),
             patch=("patch", patch),
             delete=("delete", delete),
         ),
     ),
-    ("/{type}/{id}/_history", Endpoint(get=("history-instance", history))),
-    ("/{type}/{id}/_history/{version}", Endpoint(get=("vread", vread))),
-    ("/{type}/{id}/{target}", Endpoint(get=_SEARCH_COMPARTMENT)),
-    ("/{type}/{id}/{target}/_search", Endpoint(post=_SEARCH_COMPARTMENT)),
+    ("/{type}/{id}/_history", FhirEndpoint(get=("history-instance", history))),
+    ("/{type}/{id}/_history/{version}", FhirEndpoint(get=("vread", vread))),
+    ("/{type}/{id}/{target}", FhirEndpoint(get=_SEARCH_COMPARTMENT)),
+    ("/{type}/{id}/{target}/_search", FhirEndpoint(post=_SEARCH_COMPARTMENT)),
 ]
 
 
@@ -324,7 +326,7 @@ class Table:
     A shape has an item for each segment: a word that some path spells out, `$` for an operation, `*` for the rest.
     """
 
-    def __init__(self, endpoints: Sequence[tuple[str, Endpoint | Direct]]) -> None:
+    def __init__(self, endpoints: Sequence[tuple[str, FhirEndpoint | DirectEndpoint]]) -> None:
         templates = [(path.split("/")[1:], endpoint) for path, endpoint in endpoints]
         self._words = {s for segments, _ in templates for s in segments if s[:1] not in ("{", "$")}
         self._endpoints = {
@@ -338,7 +340,7 @@ class Table:
             for segments, endpoint in templates
         }
 
-    def find(self, path: str) -> tuple[Endpoint | Direct, dict[str, str]] | None:
+    def find(self, path: str) -> tuple[FhirEndpoint | DirectEndpoint, dict[str, str]] | None:
         """The endpoint of a path below the base, with or without a trailing slash, and its path parameters."""
         segments = path.removesuffix("/").split("/")[1:]
         found = self._endpoints.get(tuple([self._shape(segment) for segment in segments]))
@@ -383,7 +385,7 @@ class FhirRouter:
 
 async def dispatch(
     context: Context, method: str, path: str, query: str, body: fhir_json.Resource | None
-) -> Answer:
+) -> InteractionResult:
     """Answer one request out of a Bundle by the same handlers as if it had come alone."""
     content = fhir_json.encode(body) if body is not None else b""
     below = f"/{unquote(path)}"

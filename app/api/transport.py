@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import audited, exchange
-from app.api.limits import Limits, Visit
+from app.api.limits import RequestBudget, RequestLimits
 from app.api.security_headers import secured
 from app.errors import FhirError, Forbidden, UnsupportedMediaType, UriTooLong
 from app.fhir.ids import new_id
@@ -59,7 +59,7 @@ class Transport:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._max_url_bytes = settings.max_url_bytes
-        self._limits = Limits(settings)
+        self._limits = RequestLimits(settings)
         self._max_time_ms = math.ceil(settings.request_timeout * 1000)
         self._only_tls = exposure.needs_tls(settings) and not exposure.has_own_tls(settings)
 
@@ -107,7 +107,7 @@ class Transport:
             raise Forbidden("Only over TLS: call the address of the proxy")
 
     async def _run(
-        self, visit: Visit, scope: Scope, receive: Receive, sender: _Sender
+        self, visit: RequestBudget, scope: Scope, receive: Receive, sender: _Sender
     ) -> FhirError | None:
         """Run the application within its time; returns what to answer where it did not answer itself."""
         token = max_time_ms.set(self._max_time_ms)

@@ -14,7 +14,7 @@ import asyncio
 import math
 
 from app.errors import TooManyRequests
-from app.network.rate_limit import Buckets, Crowd, buckets, site
+from app.network.rate_limit import Buckets, ConcurrencyLimit, buckets, site
 from app.settings import Settings
 
 # Seconds for which a socket may stay without a binding.
@@ -28,7 +28,7 @@ class Place:
 
     __slots__ = ("_crowd", "_key", "_messages")
 
-    def __init__(self, crowd: Crowd | None, key: str, messages: Buckets | None) -> None:
+    def __init__(self, crowd: ConcurrencyLimit | None, key: str, messages: Buckets | None) -> None:
         self._crowd = crowd
         self._key = key
         self._messages = messages
@@ -65,7 +65,7 @@ class WebSocketLimits:
         most = settings.max_websockets
         if most is None:
             most = _MOST if smart else 0
-        self._crowd = Crowd(most) if most else None
+        self._crowd = ConcurrencyLimit(most) if most else None
 
     def enter(self, address: str) -> Place:
         """Let a handshake in; who entered must leave. Raises TooManyRequests."""

@@ -15,7 +15,7 @@ from app.fhir.codes import ATTRIBUTION_PERIOD, PCP_ROLES, SNOMED
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.search import group_members, spans
-from app.search.parameter import Scope
+from app.search.parameter import SearchScope
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.spans import Span
@@ -149,7 +149,7 @@ def relative(written: str | None, base_url: str) -> str | None:
 
 def terms_for(resource_type: str, code: str, reference_: str, base_url: str) -> tuple[str, ...]:
     """What a resource's terms hold that refers to `reference_` by a search parameter: one of these."""
-    scope = Scope(base_url, datetime.now(UTC))
+    scope = SearchScope(base_url, datetime.now(UTC))
     return reference.local(parameters(resource_type)[code], [reference_], scope).equal
 
 

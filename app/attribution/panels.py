@@ -33,7 +33,7 @@ _PRIMARY = frozenset(
 # Roles of one organization, and care teams of one member, that are looked at.
 _MOST = 1000
 
-Row = Any
+PanelRow = Any
 
 
 async def owners(
@@ -106,7 +106,7 @@ async def endpoints_to_tell(
     return [stored.resource() for stored in found.values()]
 
 
-async def is_primary(store: Reader, owner: str, row: Row, base_url: str) -> bool:
+async def is_primary(store: Reader, owner: str, row: PanelRow, base_url: str) -> bool:
     """Whether a role or organization is one of primary care by its codes, or anybody's PCP."""
     if not _PRIMARY.isdisjoint(row["terms"]):
         return True
@@ -147,7 +147,7 @@ async def _is_named(store: Reader, names: Sequence[str], base_url: str) -> bool:
 
 async def _referring(
     store: Reader, kind: str, code: str, reference: str, base_url: str
-) -> list[Row]:
+) -> list[PanelRow]:
     filter_ = {"terms": {"$in": list(terms_for(kind, code, reference, base_url))}}
     projection = {"terms": 1, "dates.date": 1}
     return await store.find(

@@ -27,7 +27,7 @@ _FIELDS = {"terms": 1, "dates.date": 1}
 # More roles of one practitioner say no more than two do.
 _MOST_ROLES = 100
 
-Row = Mapping[str, Any]
+DocumentFields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Resolved:
 class Roles:
     """The PractitionerRoles that claims may mean: by their own reference, and all of each practitioner."""
 
-    by_id: Mapping[str, Row]
-    by_practitioner: Mapping[str, Sequence[Row]]
+    by_id: Mapping[str, DocumentFields]
+    by_practitioner: Mapping[str, Sequence[DocumentFields]]
 
 
 async def resolve(
@@ -88,7 +88,7 @@ async def read_roles(store: Reader, references: Iterable[str], base_url: str) ->
         ),
         _roles_of(store, practitioners, base_url),
     )
-    by_practitioner: dict[str, list[Row]] = {}
+    by_practitioner: dict[str, list[DocumentFields]] = {}
     for row in rows:
         for named in named_by("PractitionerRole", row, "practitioner", base_url):
             by_practitioner.setdefault(named, []).append(row)
@@ -103,7 +103,7 @@ def resolve_by(
     ended = ambiguous = False
     for claim in claims:
         kind = claim.reference.partition("/")[0]
-        role: Row | None = None
+        role: DocumentFields | None = None
         if kind == "PractitionerRole":
             role = roles.by_id.get(claim.reference)
             if role is not None and not is_active(role, at):
@@ -166,7 +166,7 @@ async def usable_endpoints(store: Reader, endpoints: Iterable[str]) -> set[str]:
     return {f"Endpoint/{row['_id']}" for row in rows}
 
 
-def _provider(claim: Claim, role: Row | None, source: Source, base_url: str) -> Provider:
+def _provider(claim: Claim, role: DocumentFields | None, source: Source, base_url: str) -> Provider:
     kind = claim.reference.partition("/")[0]
     practitioner = claim.reference if kind == "Practitioner" else None
     practitioner_role = claim.reference if kind == "PractitionerRole" else None
@@ -179,12 +179,12 @@ def _provider(claim: Claim, role: Row | None, source: Source, base_url: str) -> 
     return Provider(practitioner, practitioner_role, organization, source, claim.span[0])
 
 
-def _organization(role: Row, base_url: str) -> str | None:
+def _organization(role: DocumentFields, base_url: str) -> str | None:
     found = named_by("PractitionerRole", role, "organization", base_url)
     return found[0] if found else None
 
 
-def is_active(role: Row, at: datetime) -> bool:
+def is_active(role: DocumentFields, at: datetime) -> bool:
     """In use, and within its period."""
     if "active=false" in role["terms"]:
         return False
@@ -192,7 +192,7 @@ def is_active(role: Row, at: datetime) -> bool:
     return not periods or any(each["lo"] <= at <= each["hi"] for each in periods)
 
 
-def named_by(resource_type: str, row: Row, code: str, base_url: str) -> list[str]:
+def named_by(resource_type: str, row: DocumentFields, code: str, base_url: str) -> list[str]:
     """The references (`Organization/o1`) that a search parameter finds in a row's terms."""
     parameter = parameters(resource_type)[code]
     found = reference.targets(parameter, row["terms"], base_url)
@@ -201,7 +201,7 @@ def named_by(resource_type: str, row: Row, code: str, base_url: str) -> list[str
 
 async def rows_by_reference(
     store: Reader, resource_type: str, references: Sequence[str]
-) -> dict[str, Row]:
+) -> dict[str, DocumentFields]:
     """The search fields of current resources by reference."""
     if not references:
         return {}
@@ -211,7 +211,9 @@ async def rows_by_reference(
     return {f"{resource_type}/{row['_id']}": row for row in rows}
 
 
-async def _roles_of(store: Reader, practitioners: Sequence[str], base_url: str) -> list[Row]:
+async def _roles_of(
+    store: Reader, practitioners: Sequence[str], base_url: str
+) -> list[DocumentFields]:
     if not practitioners:
         return []
     terms = [
@@ -220,7 +222,7 @@ async def _roles_of(store: Reader, practitioners: Sequence[str], base_url: str) 
         for term in terms_for("PractitionerRole", "practitioner", each, base_url)
     ]
     limit = _MOST_ROLES * len(practitioners)
-    found: list[Row] = list(
+    found: list[DocumentFields] = list(
         await store.find(
             "PractitionerRole", {"terms": {"$in": terms}}, limit=limit, projection=_FIELDS
         )

@@ -20,17 +20,17 @@ from typing import Any, Literal
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
-from app.audit.hash_chain import Chain, digest
+from app.audit.hash_chain import HashChain, digest
 from app.errors import Unavailable
 from app.runtime.mongo import Document, Mongo
 from app.runtime.secrets import Secrets
 
-Kind = Literal["begin", "checkpoint", "close", "retire"]
+ChainRowKind = Literal["begin", "checkpoint", "close", "retire"]
 COLLECTION = "audit_registry"
 _TRIES, _BACK_OFF = 100, 0.005
 
 
-class Registry:
+class ChainRegistry:
     """Appends to the line; `owner` names this process."""
 
     def __init__(self, mongo: Mongo, secrets: Secrets, owner: str) -> None:
@@ -45,7 +45,7 @@ class Registry:
             kind = IndexModel([("kind", ASCENDING), ("_id", DESCENDING)], name="kind")
             await self._rows.create_indexes([kind])
 
-    async def append(self, kind: Kind, heads: Sequence[Document], **more: Any) -> Document:
+    async def append(self, kind: ChainRowKind, heads: Sequence[Document], **more: Any) -> Document:
         """Write the next row, after whichever is the last; returns it.
 
         Raises Unavailable where others are always faster.
@@ -71,7 +71,7 @@ class Registry:
             return row
         raise Unavailable("The registry of the audit is contended; try again")
 
-    async def last(self, kind: Kind) -> Document | None:
+    async def last(self, kind: ChainRowKind) -> Document | None:
         """The newest row of a kind."""
         row: Document | None = await self._rows.find_one(
             {"kind": kind}, sort=[("kind", ASCENDING), ("_id", DESCENDING)]
@@ -100,6 +100,6 @@ class Registry:
         return found
 
 
-def head_of(chain: Chain) -> Document:
+def head_of(chain: HashChain) -> Document:
     """What the registry keeps of a chain: its last row."""
     return {"c": chain.id, "n": chain.number, "h": chain.head}

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Literal
 
 from app.authentication.caller import SERVER, Caller
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
 
 Outcome = Literal["0", "4", "8"]
@@ -36,7 +36,7 @@ _PATIENT = re.compile(r'Patient(?:/|","id":")([A-Za-z0-9.\-]{1,64})')
 
 
 @dataclass(slots=True)
-class Asked:
+class AuditedRequest:
     """The request that is being answered.
 
     `line` holds search values: it is kept in the audit and nowhere else; empty where the rest says it all.
@@ -52,11 +52,11 @@ class Asked:
 
 
 # The server's own work has none.
-asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
+asked: ContextVar[AuditedRequest | None] = ContextVar("asked", default=None)
 
 
 @contextmanager
-def asking(now: Asked) -> Iterator[None]:
+def asking(now: AuditedRequest) -> Iterator[None]:
     """While it is open, this is what is being asked."""
     token = asked.set(now)
     try:
@@ -112,7 +112,7 @@ def count(entries: Sequence[Document]) -> None:
         now.rows += len(entries)
 
 
-def of_change(method: str, stored: Stored, previous: str) -> list[Document]:
+def of_change(method: str, stored: ResourceVersion, previous: str) -> list[Document]:
     """A committed change; `previous` is the text that it replaced."""
     row = entry(method, stored.at, focus=stored.reference, version=stored.version)
     patients = patients_in(stored.text) | patients_in(previous)

@@ -54,7 +54,7 @@ def place(id_: str) -> int:
     return int(number) if len(number) == 12 and number.isascii() and number.isdigit() else 0
 
 
-class Chain:
+class HashChain:
     """A chain that this process extends: `number` rows are there, the last of them with the hash `head`."""
 
     __slots__ = ("anchored", "begun", "head", "id", "number")
@@ -97,7 +97,7 @@ class Links:
 
     __slots__ = ("chain", "in_doubt", "rows", "spoilt")
 
-    def __init__(self, chain: Chain, entries: Sequence[Document], at: datetime) -> None:
+    def __init__(self, chain: HashChain, entries: Sequence[Document], at: datetime) -> None:
         self.chain = chain
         self.rows = chain.link(entries, at)
         self.in_doubt = False

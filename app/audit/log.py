@@ -17,11 +17,11 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.audit import chain_registry
-from app.audit.chain_registry import Registry, head_of
-from app.audit.entry import Asked, asking, count, entry
-from app.audit.hash_chain import SORRY, Chain, Links, place
+from app.audit.chain_registry import ChainRegistry, head_of
+from app.audit.entry import AuditedRequest, asking, count, entry
+from app.audit.hash_chain import SORRY, HashChain, Links, place
 from app.audit.refusal_counter import Refusals
-from app.audit.write_batch import Together
+from app.audit.write_batch import WriteBatch
 from app.authentication.caller import Caller
 from app.errors import Unavailable
 from app.fhir.ids import new_id
@@ -46,15 +46,15 @@ class AuditLog:
         """Raises SecretsError where the secret key cannot be used."""
         self.required = settings.audit_mode == "required"
         self.lost = 0
-        self.registry = Registry(mongo, secrets.of_settings(settings), owner)
+        self.registry = ChainRegistry(mongo, secrets.of_settings(settings), owner)
         self._mongo = mongo
         self.rows = mongo.collection(COLLECTION)
         self._kept = timedelta(days=settings.audit_retention_days)
         # Open while somebody is on the way who is going to record something.
-        self.together = Together(self._write)
-        self._free: list[Chain] = []
-        self._all: set[Chain] = set()
-        self._ending: list[tuple[Chain, bool]] = []
+        self.together = WriteBatch(self._write)
+        self._free: list[HashChain] = []
+        self._all: set[HashChain] = set()
+        self._ending: list[tuple[HashChain, bool]] = []
         self._refusals = Refusals()
         # What stands for many of them and is not kept yet.
         self._owed: list[Document] = []
@@ -139,13 +139,13 @@ class AuditLog:
         async with self.links(entries) as links:
             await links.insert(self.rows)
 
-    async def _begin(self) -> Chain:
+    async def _begin(self) -> HashChain:
         id_ = new_id()
         try:
             row = await self.registry.append("begin", [{"c": id_, "n": 0, "h": b""}])
         except PyMongoError as error:
             raise Unavailable(SORRY) from error
-        chain = Chain(id_, row["hash"], row["at"])
+        chain = HashChain(id_, row["hash"], row["at"])
         self._all.add(chain)
         return chain
 
@@ -238,7 +238,7 @@ async def note(mongo: Mongo, settings: Settings, command: str) -> None:
     audit = AuditLog(settings, mongo, f"{os.getpid()}-command-line")
     await audit.start()
     try:
-        with asking(Asked(COMMAND_LINE, "", "", f"carerelay {command}")):
+        with asking(AuditedRequest(COMMAND_LINE, "", "", f"carerelay {command}")):
             await audit.record([entry("clients", audit.now())])
     finally:
         await audit.stop()

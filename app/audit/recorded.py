@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TypeVar
 
-from app.audit.entry import FAILED, REFUSED, Asked, Outcome, asked, entry
+from app.audit.entry import FAILED, REFUSED, AuditedRequest, Outcome, asked, entry
 from app.audit.log import AuditLog
 from app.authentication.caller import NOBODY, Caller
 from app.errors import FhirError
@@ -23,7 +23,7 @@ class Recorded:
 
     __slots__ = ("_audit", "_focus", "_now", "_outer", "_token", "_what")
 
-    def __init__(self, audit: AuditLog, what: str, now: Asked, focus: str | None) -> None:
+    def __init__(self, audit: AuditLog, what: str, now: AuditedRequest, focus: str | None) -> None:
         self._audit = audit
         self._what = what
         self._now = now
@@ -63,7 +63,7 @@ async def write(
     if audit is None or outer is None:
         return await act()
     what = {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(method, "delete")
-    now = Asked(caller, outer.address, outer.request_id, f"{method} {url}")
+    now = AuditedRequest(caller, outer.address, outer.request_id, f"{method} {url}")
     place = url.partition("?")[0].strip("/")
     focus = place if place.count("/") == 1 else None
     async with Recorded(audit, what, now, focus):

@@ -23,7 +23,7 @@ MOST_FINDINGS = 100
 
 
 @dataclass(slots=True)
-class Report:
+class VerificationReport:
     """`findings` are sentences for people; none means that all is as it was written.
 
     `unanchored` rows are linked, but younger than what the registry knows: a cut among them would not show.
@@ -59,12 +59,12 @@ class _Known:
 
 async def verify(
     mongo: Mongo, secrets: Secrets, *, since: datetime | None = None, expect: str | None = None
-) -> Report:
+) -> VerificationReport:
     """Walk the registry and the chains; with `since`, of the chains only those that were open then or began later.
 
     `expect`: a hash of the registry that was noted down before, and must still be in it.
     """
-    report = Report()
+    report = VerificationReport()
     chains, retired, hashes = await _registry(mongo, secrets, report)
     if expect is not None and expect not in hashes:
         report.add(f"registry: the row with the hash {expect} is not there any more")
@@ -83,7 +83,7 @@ async def verify(
 
 
 async def _registry(
-    mongo: Mongo, secrets: Secrets, report: Report
+    mongo: Mongo, secrets: Secrets, report: VerificationReport
 ) -> tuple[dict[str, _Known], set[str], set[str]]:
     chains: dict[str, _Known] = {}
     retired: set[str] = set()
@@ -131,7 +131,7 @@ def _learn(chains: dict[str, _Known], retired: set[str], row: Document, head: Do
         known.closed = head["n"]
 
 
-async def _chain(mongo: Mongo, chain: str, known: _Known, report: Report) -> None:
+async def _chain(mongo: Mongo, chain: str, known: _Known, report: VerificationReport) -> None:
     report.chains += 1
     number, previous = 0, known.begin
     async for row in mongo.collection(COLLECTION).find(within(chain)).sort("_id", ASCENDING):

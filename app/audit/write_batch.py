@@ -18,7 +18,7 @@ ENOUGH = 256
 Waiting = tuple[Sequence[Document], "asyncio.Future[None]"]
 
 
-class Together:
+class WriteBatch:
     """`write(entries)` keeps them all or none; one write is under way at a time.
 
     As a context manager, several times over if need be: while it is open, somebody is on the way.

@@ -21,7 +21,7 @@ from app.authentication.caller import Role
 from app.authentication.jwks import check_address
 from app.fhir.ids import new_id
 from app.network.egress_policy import Egress, EgressRefusedError
-from app.runtime.batch_cache import Shared
+from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document, Mongo
 
 COLLECTION = "clients"
@@ -70,7 +70,9 @@ class Clients:
     def __init__(self, mongo: Mongo, egress: Egress) -> None:
         self._mongo = mongo
         self._egress = egress
-        self._kept = Shared[str, Client | None](self._read, None, lasting=BELIEVED, most=_MAX_KEPT)
+        self._kept = BatchCache[str, Client | None](
+            self._read, None, lasting=BELIEVED, most=_MAX_KEPT
+        )
 
     @property
     def _rows(self) -> Any:

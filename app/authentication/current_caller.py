@@ -33,7 +33,9 @@ class Clients(Protocol):
     async def get(self, client_id: str) -> Client | None: ...
 
 
-async def caller_now(clients: Clients | None, client_id: str, scopes: tuple[str, ...]) -> Caller:
+async def current_caller(
+    clients: Clients | None, client_id: str, scopes: tuple[str, ...]
+) -> Caller:
     """The client with what rights are left of these scopes; NOBODY where it is unknown or disabled."""
     client = await clients.get(client_id) if clients is not None else None
     if client is None or client.disabled:

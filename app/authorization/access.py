@@ -16,14 +16,14 @@ from app.authentication.scopes import Action, Scopes
 from app.authorization import relations
 from app.authorization.disclosure import Disclosure
 from app.authorization.panel import Panel, Panels
-from app.authorization.relations import Facts, Traits
-from app.authorization.relationships import Belonging, Family
+from app.authorization.relations import DocumentRow, Traits
+from app.authorization.relationships import OrganizationTree, Relationships
 from app.authorization.rules import KNOWN_ALREADY, Relation, rule_of
 from app.authorization.scope_filters import Restrictions
 from app.consent import labels
 from app.consent.directives import ConsentDirectives
 from app.errors import Forbidden
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.runtime.snapshot import reading_at
 from app.search.extract import extract
 from app.search.parameter import Filter
@@ -58,7 +58,7 @@ class Accesses:
     ) -> None:
         self.store = store
         self.settings = settings
-        self.belonging = Belonging(store, settings, now)
+        self.belonging = Relationships(store, settings, now)
         self.disclosure = Disclosure(directives, self.belonging)
         self.panels = Panels(store, self.belonging, settings.base_url.rstrip("/"))
         self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
@@ -90,7 +90,7 @@ class Access:
         self._base_url = accesses.settings.base_url.rstrip("/")
         # By type and right. Scopes and role never change; what is seen may depend on the family, it is kept for one.
         self._allowed: dict[tuple[str, Action], bool] = {}
-        self._sights: dict[tuple[str, Action], tuple[Family | None, Sight]] = {}
+        self._sights: dict[tuple[str, Action], tuple[OrganizationTree | None, Sight]] = {}
 
     @property
     def is_administrator(self) -> bool:
@@ -132,7 +132,7 @@ class Access:
 
     # Reading
 
-    async def family(self) -> Family:
+    async def family(self) -> OrganizationTree:
         """The caller's organization with all that are part of it; empty where it has none."""
         if self.caller.organization is None:
             return frozenset()
@@ -149,7 +149,7 @@ class Access:
             return await self._sight(resource_type, action)
 
     async def _sight(self, resource_type: str, action: Action) -> Sight:
-        family: Family | None = None
+        family: OrganizationTree | None = None
         filters = list(self.restrictions.filters(resource_type, action))
         read = rule_of(self.caller.role, resource_type).read
         if not self.is_administrator:
@@ -169,7 +169,7 @@ class Access:
         self,
         resource_type: str,
         read: Sequence[Relation],
-        family: Family,
+        family: OrganizationTree,
         filters: list[Filter],
     ) -> Sight:
         found = [relations.filter_of(each, resource_type, family, self._base_url) for each in read]
@@ -201,7 +201,7 @@ class Access:
             return None
         return self._panels.filter(None if resource_type == "Patient" else about, panel)
 
-    async def seen(self, resource_type: str, rows: Sequence[Facts]) -> set[str]:
+    async def seen(self, resource_type: str, rows: Sequence[DocumentRow]) -> set[str]:
         """The ids of those that may be seen, scopes aside; a row has `_id` and all of its `terms`."""
         read = rule_of(self.caller.role, resource_type).read
         return await self.related(resource_type, rows, read)
@@ -209,7 +209,7 @@ class Access:
     async def related(
         self,
         resource_type: str,
-        rows: Sequence[Facts],
+        rows: Sequence[DocumentRow],
         by: Sequence[Relation],
         *,
         is_own_past: bool = False,
@@ -224,7 +224,7 @@ class Access:
     async def _related(
         self,
         resource_type: str,
-        rows: Sequence[Facts],
+        rows: Sequence[DocumentRow],
         by: Sequence[Relation],
         *,
         is_own_past: bool,
@@ -257,7 +257,10 @@ class Access:
         return passed
 
     async def _of_own_patients(
-        self, resource_type: str, rows: Mapping[str, tuple[Facts, Traits]], family: Family
+        self,
+        resource_type: str,
+        rows: Mapping[str, tuple[DocumentRow, Traits]],
+        family: OrganizationTree,
     ) -> set[str]:
         """The keys of those that are about the organization's patients alone, and may be disclosed."""
         about = {each for _, of in rows.values() for each in of.patients}
@@ -268,13 +271,15 @@ class Access:
         }
         return await self._disclosure.of(self.caller, resource_type, left) if left else set()
 
-    async def own_patients(self, patients: set[str], family: Family) -> set[str]:
+    async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
         """Those of the patients (`Patient/p1`) that are the organization's."""
         return await relations.own_patients(self.belonging, self.caller.role, patients, family)
 
-    async def seen_versions(self, versions: Sequence[Stored], action: Action) -> list[Stored]:
+    async def seen_versions(
+        self, versions: Sequence[ResourceVersion], action: Action
+    ) -> list[ResourceVersion]:
         """Those of the versions that may be seen: what they say, and what the resource says now, both must be."""
-        by_type: dict[str, list[Stored]] = {}
+        by_type: dict[str, list[ResourceVersion]] = {}
         for stored in versions:
             by_type.setdefault(stored.type, []).append(stored)
         shown: set[str] = set()
@@ -286,12 +291,12 @@ class Access:
         return [each for each in versions if f"{each.type}/{_key(each)}" in shown]
 
     async def _seen_of_type(
-        self, resource_type: str, versions: Sequence[Stored], action: Action
+        self, resource_type: str, versions: Sequence[ResourceVersion], action: Action
     ) -> set[str]:
         current = await self.current(resource_type, {each.id for each in versions})
         now = [row for row in current.values() if not row.get("deleted")]
         visible = await self.seen(resource_type, now)
-        rows: list[Facts] = []
+        rows: list[DocumentRow] = []
         for each in versions:
             row = current.get(each.id)
             if row is None or not (row.get("deleted") or each.id in visible):
@@ -301,7 +306,7 @@ class Access:
                 rows.append({**facts, "_id": _key(each), "id": each.id})
         return await self.seen(resource_type, rows)
 
-    async def current(self, resource_type: str, ids: set[str]) -> dict[str, Facts]:
+    async def current(self, resource_type: str, ids: set[str]) -> dict[str, DocumentRow]:
         """The terms and writers of what is stored under these ids."""
         rows = await self.store.find(
             resource_type,
@@ -310,7 +315,9 @@ class Access:
         )
         return {row["_id"]: row for row in rows}
 
-    async def _facts_of_version(self, stored: Stored, by: Sequence[str]) -> Facts | None:
+    async def _facts_of_version(
+        self, stored: ResourceVersion, by: Sequence[str]
+    ) -> DocumentRow | None:
         """What a version says; a deletion says what the version before it did."""
         if stored.deleted:
             before = await self.store.vread(stored.type, stored.id, stored.version - 1)
@@ -320,14 +327,16 @@ class Access:
         fields = extract(stored.type, stored.resource())
         return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
 
-    async def facts_of(self, resource_type: str, row: Facts) -> Facts | None:
+    async def facts_of(self, resource_type: str, row: DocumentRow) -> DocumentRow | None:
         """What is known of a current document, by its last version where it was deleted."""
         if not row.get("deleted"):
             return row
-        gone = Stored(resource_type, row["_id"], row["v"], self.belonging.now(), "", deleted=True)
+        gone = ResourceVersion(
+            resource_type, row["_id"], row["v"], self.belonging.now(), "", deleted=True
+        )
         return await self._facts_of_version(gone, row.get("by", ()))
 
 
-def _key(stored: Stored) -> str:
+def _key(stored: ResourceVersion) -> str:
     """What tells versions apart where their resource's id does not."""
     return f"{stored.id}/{stored.version}"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from app.authentication.caller import Caller
-from app.authorization.relations import Facts, Traits, id_of
-from app.authorization.relationships import Belonging
+from app.authorization.relations import DocumentRow, Traits, id_of
+from app.authorization.relationships import Relationships
 from app.authorization.rules import NO_PROVIDERS
 from app.consent.directives import ConsentDirectives, Standing
 from app.consent.judgement import decide
-from app.consent.provisions import Question
-from app.consent.recipients import Kind, Recipient
+from app.consent.provisions import ConsentQuestion
+from app.consent.recipients import Recipient, RecipientKind
 from app.fhir.codes import PCP_NOTIFICATION
 
 _OF_NOTICES = (PCP_NOTIFICATION,)
@@ -24,7 +24,7 @@ _OF_NOTICES = (PCP_NOTIFICATION,)
 class Disclosure:
     """Judges documents that are a caller's by its compartment."""
 
-    def __init__(self, directives: ConsentDirectives, belonging: Belonging) -> None:
+    def __init__(self, directives: ConsentDirectives, belonging: Relationships) -> None:
         self._directives = directives
         self._belonging = belonging
 
@@ -33,7 +33,7 @@ class Disclosure:
         self._directives.begin(patients)
 
     async def of(
-        self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[Facts, Traits]]
+        self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[DocumentRow, Traits]]
     ) -> set[str]:
         """The keys of those that may be disclosed whole."""
         found = await self._directives.for_patients(
@@ -56,13 +56,15 @@ class Disclosure:
     async def _is_told(
         self, caller: Caller, focus: str, of: Traits, standing: Mapping[str, Standing]
     ) -> bool:
-        question = Question(focus, of.labels, await self._recipient(caller), self._belonging.now())
+        question = ConsentQuestion(
+            focus, of.labels, await self._recipient(caller), self._belonging.now()
+        )
         # Who has consented to nothing at all is asked as well, for the labels.
         asked = [standing.get(each, ()) for each in of.patients]
         return all(decide(each, question, None).verdict == "full" for each in asked)
 
     async def _recipient(self, caller: Caller) -> Recipient:
-        kind: Kind = "authority" if caller.role in NO_PROVIDERS else "provider"
+        kind: RecipientKind = "authority" if caller.role in NO_PROVIDERS else "provider"
         if caller.organization is None:
             return Recipient(None, kind)
         return await self._belonging.recipient(caller.organization, kind)

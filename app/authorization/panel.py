@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from app.attribution import claims
 from app.attribution.practices import named_by
 from app.authentication.caller import Role
-from app.authorization.relationships import Belonging, Family
+from app.authorization.relationships import OrganizationTree, Relationships
 from app.authorization.rules import BY_COVERAGE, PATIENTS
 from app.fhir.codes import GROUP_KIND, PCP_PANEL
-from app.runtime.batch_cache import Shared
+from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search import group_members
 from app.search.group_members import acting_for
-from app.search.parameter import Filter, Parameter, Scope
+from app.search.parameter import Filter, Parameter, SearchScope
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import escape
@@ -32,19 +32,21 @@ _MOST_MERGES = 5
 _AT_ONCE = 1_000
 
 Panel = frozenset[str]
-Key = tuple[Role, Family]
+Key = tuple[Role, OrganizationTree]
 
 
 class Panels:
     """One for each process."""
 
-    def __init__(self, store: Store, belonging: Belonging, base_url: str) -> None:
+    def __init__(self, store: Store, belonging: Relationships, base_url: str) -> None:
         self._store = store
         self._belonging = belonging
         self._base_url = base_url
-        self._known: Shared[Key, Panel | None] = Shared(self._read, None, lasting=_STANDS, most=100)
+        self._known: BatchCache[Key, Panel | None] = BatchCache(
+            self._read, None, lasting=_STANDS, most=100
+        )
 
-    async def of(self, role: Role | None, family: Family) -> Panel | None:
+    async def of(self, role: Role | None, family: OrganizationTree) -> Panel | None:
         """The patients (`Patient/p1`) of a role's organizations; None where they are too many, or cannot be told."""
         if role is None or not family or PATIENTS.get(role) not in ("attributed", "member"):
             return None
@@ -54,20 +56,20 @@ class Panels:
         """What finds all that is about patients by a search parameter; Patients themselves where that is None."""
         if about is None:
             return {"_id": {"$in": sorted(each.partition("/")[2] for each in panel)}}
-        scope = Scope(self._base_url, datetime.now(UTC))
+        scope = SearchScope(self._base_url, datetime.now(UTC))
         return {"terms": {"$in": list(reference.local(about, sorted(panel), scope).equal)}}
 
     async def _read(self, keys: list[Key]) -> Mapping[Key, Panel | None]:
         return {key: await self._panel(*key) for key in keys}
 
-    async def _panel(self, role: Role, family: Family) -> Panel | None:
+    async def _panel(self, role: Role, family: OrganizationTree) -> Panel | None:
         if PATIENTS[role] == "attributed":
             found = await self._attributed(family)
         else:
             found = await self._members(family, by_coverage=role in BY_COVERAGE)
         return None if found is None else frozenset(found)
 
-    async def _attributed(self, family: Family) -> set[str] | None:
+    async def _attributed(self, family: OrganizationTree) -> set[str] | None:
         """Whom some source of attribution, of whatever time, gives to the organizations or to who works there."""
         names = await self._providers(family)
         found: set[str] = set()
@@ -84,7 +86,7 @@ class Panels:
         found |= await self._listed(await self._rosters(names))
         return await self._with_merged(found) if len(found) <= _MOST else None
 
-    async def _members(self, family: Family, *, by_coverage: bool) -> set[str] | None:
+    async def _members(self, family: OrganizationTree, *, by_coverage: bool) -> set[str] | None:
         found = await self._listed(await self._belonging.groups(family))
         if by_coverage and len(found) <= _MOST:
             payors = self._terms("Coverage", "payor", family)
@@ -93,7 +95,7 @@ class Panels:
             found |= self._patients("Coverage", "beneficiary", rows)
         return found if len(found) <= _MOST else None
 
-    async def _providers(self, family: Family) -> list[str]:
+    async def _providers(self, family: OrganizationTree) -> list[str]:
         """The organizations, the roles in them and who has these: what names any of them names the family."""
         organizations = self._terms("PractitionerRole", "organization", family)
         roles = await self._store.find(

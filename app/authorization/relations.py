@@ -12,7 +12,7 @@ from typing import Any
 
 from app.attribution import claims
 from app.authentication.caller import Caller, Role
-from app.authorization.relationships import Belonging, Family
+from app.authorization.relationships import OrganizationTree, Relationships
 from app.authorization.rules import BY_COVERAGE, OWNERS, PATIENTS, Relation
 from app.consent import labels
 from app.consent.labels import Labels
@@ -23,13 +23,13 @@ from app.search.search_parameters import parameters
 from app.search.terms import senders, unescape
 
 # What a document says: `_id` and `terms`. Of a version `_id` tells it from others, and `id` is the resource's.
-Facts = Mapping[str, Any]
+DocumentRow = Mapping[str, Any]
 _SECURITY = "_security="
 _TOPIC_ID = "topic-"
 _TOPIC = "code=http://hl7.org/fhir/fhir-types|SubscriptionTopic"
 
 
-def id_of(row: Facts) -> str:
+def id_of(row: DocumentRow) -> str:
     """The id of the resource."""
     own: str = row.get("id") or row["_id"]
     return own
@@ -51,7 +51,7 @@ class Traits:
     labels: Labels
 
 
-def traits_of(resource_type: str, row: Facts, base_url: str) -> Traits:
+def traits_of(resource_type: str, row: DocumentRow, base_url: str) -> Traits:
     """In one pass over the terms. A Patient is about itself."""
     patients, codings = set(), []
     starts = _starts(resource_type, base_url)
@@ -69,7 +69,7 @@ def traits_of(resource_type: str, row: Facts, base_url: str) -> Traits:
     return Traits(frozenset(patients), _labels(codings) if codings else labels.NONE)
 
 
-def patients_of(resource_type: str, row: Facts, base_url: str) -> frozenset[str]:
+def patients_of(resource_type: str, row: DocumentRow, base_url: str) -> frozenset[str]:
     """The patients that a resource is about."""
     return traits_of(resource_type, row, base_url).patients
 
@@ -100,12 +100,12 @@ def very_restricted() -> tuple[str, ...]:
     return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
 
 
-def _named(resource_type: str, code: str, row: Facts, base_url: str) -> set[str]:
+def _named(resource_type: str, code: str, row: DocumentRow, base_url: str) -> set[str]:
     parameter = parameters(resource_type)[code]
     return {f"{kind}/{id_}" for kind, id_ in reference.targets(parameter, row["terms"], base_url)}
 
 
-def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) -> Facts:
+def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) -> DocumentRow:
     """As much of a resource that is not stored yet as relations look at, at a tenth of the cost of all its terms."""
     codes = {
         "service-provider" if resource_type == "Encounter" else None,
@@ -130,8 +130,8 @@ def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) 
 def holds(
     relation: Relation,
     resource_type: str,
-    row: Facts,
-    family: Family,
+    row: DocumentRow,
+    family: OrganizationTree,
     caller: Caller,
     base_url: str,
 ) -> bool:
@@ -139,13 +139,17 @@ def holds(
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
 
 
-def names_only(code: str, resource_type: str, row: Facts, family: Family, base_url: str) -> bool:
+def names_only(
+    code: str, resource_type: str, row: DocumentRow, family: OrganizationTree, base_url: str
+) -> bool:
     """Whether the Organizations that an element names are all of the family; at least none is another's."""
     named = _named(resource_type, code, row, base_url)
     return all(each in family for each in named)
 
 
-def same(codes: Iterable[str], resource_type: str, row: Facts, other: Facts, base_url: str) -> bool:
+def same(
+    codes: Iterable[str], resource_type: str, row: DocumentRow, other: DocumentRow, base_url: str
+) -> bool:
     """Whether two versions name the same by some search parameters."""
     return all(
         _named(resource_type, code, row, base_url) == _named(resource_type, code, other, base_url)
@@ -153,17 +157,21 @@ def same(codes: Iterable[str], resource_type: str, row: Facts, other: Facts, bas
     )
 
 
-Holds = Callable[[str, Facts, Family, Caller, str], bool]
+Holds = Callable[[str, DocumentRow, OrganizationTree, Caller, str], bool]
 
 
-def _sent(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+def _sent(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
     return not family.isdisjoint(
         term.removeprefix("_sender=") for term in row["terms"] if term.startswith("_sender=")
     )
 
 
 def _by(code: str, only: str) -> Holds:
-    def holds_(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+    def holds_(
+        resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+    ) -> bool:
         return resource_type == only and not family.isdisjoint(
             _named(resource_type, code, row, base)
         )
@@ -171,18 +179,24 @@ def _by(code: str, only: str) -> Holds:
     return holds_
 
 
-def _owned(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+def _owned(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
     code = OWNERS.get(resource_type)
     return code is not None and not family.isdisjoint(_named(resource_type, code, row, base))
 
 
-def _itself(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+def _itself(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
     return caller.organization is not None and (
         f"{resource_type}/{id_of(row)}" == caller.organization
     )
 
 
-def _published(resource_type: str, row: Facts, family: Family, caller: Caller, base: str) -> bool:
+def _published(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
     # A client's own could bear the same code, but would be about somebody.
     return (
         id_of(row).startswith(_TOPIC_ID)
@@ -203,7 +217,7 @@ _HOLDS: Mapping[Relation, Holds] = {
 
 
 def filter_of(
-    relation: Relation, resource_type: str, family: Family, base_url: str
+    relation: Relation, resource_type: str, family: OrganizationTree, base_url: str
 ) -> Filter | None:
     """What finds all that stands in a relation and nothing else; None where no filter of MongoDB says it."""
     if relation == "sent":
@@ -217,7 +231,7 @@ def filter_of(
     return None
 
 
-def _naming(resource_type: str, code: str, family: Family, base_url: str) -> Filter:
+def _naming(resource_type: str, code: str, family: OrganizationTree, base_url: str) -> Filter:
     terms = [
         t for each in sorted(family) for t in claims.terms_for(resource_type, code, each, base_url)
     ]
@@ -225,7 +239,7 @@ def _naming(resource_type: str, code: str, family: Family, base_url: str) -> Fil
 
 
 async def own_patients(
-    belonging: Belonging, role: Role | None, patients: set[str], family: Family
+    belonging: Relationships, role: Role | None, patients: set[str], family: OrganizationTree
 ) -> set[str]:
     """Those of the patients that are an organization's by its role."""
     if role is None or not family or not patients:

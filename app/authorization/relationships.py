@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import TypeVar
 
 from app.attribution import claims, many
-from app.consent.recipients import Kind, Recipient, resolve
+from app.consent.recipients import Recipient, RecipientKind, resolve
 from app.fhir import json as fhir_json
-from app.runtime.batch_cache import Shared
+from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search import group_members, spans
 from app.search.parameters import reference
@@ -34,12 +34,12 @@ _MOST_STEPS, _MOST_ORGANIZATIONS = 5, 1_000
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-Family = frozenset[str]
+OrganizationTree = frozenset[str]
 # Organizations and a patient.
-Pair = tuple[Family, str]
+Pair = tuple[OrganizationTree, str]
 
 
-class Belonging:
+class Relationships:
     """One for each process. `now` is the clock that periods are judged by."""
 
     def __init__(self, store: Store, settings: Settings, now: Callable[[], datetime]) -> None:
@@ -47,18 +47,22 @@ class Belonging:
         self._settings = settings
         self._base_url = settings.base_url.rstrip("/")
         self.now = now
-        self._practices: Shared[str, frozenset[str]] = Shared(
+        self._practices: BatchCache[str, frozenset[str]] = BatchCache(
             self._read_practices, frozenset(), lasting=_STANDS
         )
         # The organizations that pairs were asked about.
-        self._asking: set[Family] = set()
-        self._treated: Shared[Pair, bool] = Shared(self._read_treated, False, lasting=_STANDS)
-        self._covered: Shared[Pair, bool] = Shared(self._read_covered, False, lasting=_STANDS)
-        self._listed: Shared[Pair, bool] = Shared(self._read_listed, False, lasting=_STANDS)
-        self._families: Shared[str, Family] = Shared(
+        self._asking: set[OrganizationTree] = set()
+        self._treated: BatchCache[Pair, bool] = BatchCache(
+            self._read_treated, False, lasting=_STANDS
+        )
+        self._covered: BatchCache[Pair, bool] = BatchCache(
+            self._read_covered, False, lasting=_STANDS
+        )
+        self._listed: BatchCache[Pair, bool] = BatchCache(self._read_listed, False, lasting=_STANDS)
+        self._families: BatchCache[str, OrganizationTree] = BatchCache(
             self._read_families, frozenset(), lasting=_ORGANIZATIONS_STAND
         )
-        self._recipients: Shared[tuple[str, Kind], Recipient] = Shared(
+        self._recipients: BatchCache[tuple[str, RecipientKind], Recipient] = BatchCache(
             self._read_recipients, Recipient(None), lasting=_ORGANIZATIONS_STAND
         )
 
@@ -97,28 +101,28 @@ class Belonging:
                 self._practices.forget(patients)
                 self._treated.forget(pairs)
 
-    async def family(self, organization: str) -> Family:
+    async def family(self, organization: str) -> OrganizationTree:
         """The organization with all that are part of it."""
         family = await self._families.get(organization)
         self._asking.add(family)
         return family
 
-    async def recipient(self, organization: str, kind: Kind) -> Recipient:
+    async def recipient(self, organization: str, kind: RecipientKind) -> Recipient:
         """The organization as Consents name it."""
         return await self._recipients.get((organization, kind))
 
-    async def attributed(self, patients: Collection[str], family: Family) -> set[str]:
+    async def attributed(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
         """Those of the patients (`Patient/p1`) whose primary care provider belongs to the family."""
         found = await self._all(self._practices, patients)
         return {patient for patient, of in found.items() if of & family}
 
-    async def treated(self, patients: Collection[str], family: Family) -> set[str]:
+    async def treated(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
         """Those whose record the family wrote, or who have a visit that it sent or provided."""
         found = await self._all(self._treated, [(family, each) for each in patients])
         return {patient for (_, patient), is_so in found.items() if is_so}
 
     async def members(
-        self, patients: Collection[str], family: Family, *, by_coverage: bool
+        self, patients: Collection[str], family: OrganizationTree, *, by_coverage: bool
     ) -> set[str]:
         """Those in a Group that the family manages or has a contract about, and under a Coverage that it pays.
 
@@ -132,7 +136,7 @@ class Belonging:
             found |= {patient for (_, patient), is_so in covered.items() if is_so}
         return found
 
-    async def _all(self, shared: Shared[K, V], keys: Iterable[K]) -> dict[K, V]:
+    async def _all(self, shared: BatchCache[K, V], keys: Iterable[K]) -> dict[K, V]:
         asked = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
         return {
             key: future.result() if future.done() else await asyncio.shield(future)
@@ -161,7 +165,7 @@ class Belonging:
             found |= dict.fromkeys(((family, each) for each in own), True)
         return found
 
-    async def _visiting(self, family: Family, patients: Sequence[str]) -> set[str]:
+    async def _visiting(self, family: OrganizationTree, patients: Sequence[str]) -> set[str]:
         """Those who have a visit that the family sent or provided."""
         by = [*senders(family), *self._terms("Encounter", "service-provider", family)]
 
@@ -217,7 +221,7 @@ class Belonging:
                             found[family, patient] = True
         return found
 
-    async def groups(self, family: Family) -> list[str]:
+    async def groups(self, family: OrganizationTree) -> list[str]:
         """The ids of Groups in use that a family manages, or that an executed Contract gives it to know of."""
         contracts = await self._store.find(
             "Contract",
@@ -244,10 +248,10 @@ class Belonging:
         )
         return [row["_id"] for row in rows]
 
-    async def _read_families(self, organizations: list[str]) -> Mapping[str, Family]:
+    async def _read_families(self, organizations: list[str]) -> Mapping[str, OrganizationTree]:
         return {each: await self._family(each) for each in organizations}
 
-    async def _family(self, organization: str) -> Family:
+    async def _family(self, organization: str) -> OrganizationTree:
         found, level = {organization}, [organization]
         for _ in range(_MOST_STEPS):
             rows = await self._store.find(
@@ -263,8 +267,8 @@ class Belonging:
         return frozenset(found)
 
     async def _read_recipients(
-        self, keys: list[tuple[str, Kind]]
-    ) -> Mapping[tuple[str, Kind], Recipient]:
+        self, keys: list[tuple[str, RecipientKind]]
+    ) -> Mapping[tuple[str, RecipientKind], Recipient]:
         return {key: await resolve(self._store, *key) for key in keys}
 
     def _terms(self, resource_type: str, code: str, references: Iterable[str]) -> list[str]:
@@ -284,8 +288,8 @@ def _some(patients: Sequence[str]) -> Iterable[Sequence[str]]:
     return (patients[at : at + _AT_ONCE] for at in range(0, len(patients), _AT_ONCE))
 
 
-def _by_family(pairs: Iterable[Pair]) -> Iterable[tuple[Family, Sequence[str]]]:
-    found: dict[Family, list[str]] = {}
+def _by_family(pairs: Iterable[Pair]) -> Iterable[tuple[OrganizationTree, Sequence[str]]]:
+    found: dict[OrganizationTree, list[str]] = {}
     for family, patient in pairs:
         found.setdefault(family, []).append(patient)
     for family, patients in found.items():

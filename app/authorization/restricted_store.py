@@ -26,7 +26,7 @@ from app.records.versions import (
     Change,
     Guard,
     HistoryRange,
-    Stored,
+    ResourceVersion,
     WriteAction,
     stored_current,
     stored_version,
@@ -45,7 +45,7 @@ _TERMS = {"terms": 1}
 _CHANGES: tuple[Action, ...] = ("u", "d")
 
 
-class View(ResourceStore):
+class RestrictedStore(ResourceStore):
     """The store as a caller sees it."""
 
     def __init__(self, store: Store, access: Access) -> None:
@@ -56,10 +56,12 @@ class View(ResourceStore):
 
     # Single resources
 
-    async def read(self, resource_type: str, resource_id: str) -> Stored | None:
+    async def read(self, resource_type: str, resource_id: str) -> ResourceVersion | None:
         return await self._current(resource_type, resource_id, "r")
 
-    async def _current(self, resource_type: str, resource_id: str, action: Action) -> Stored | None:
+    async def _current(
+        self, resource_type: str, resource_id: str, action: Action
+    ) -> ResourceVersion | None:
         """The current version, a deletion that may be known of included; None for what is hidden."""
         sight = await self._access.sight(resource_type, action)
         if sight is None:
@@ -82,15 +84,15 @@ class View(ResourceStore):
 
     async def previous(
         self, resource_type: str, resource_id: str, action: WriteAction
-    ) -> Stored | None:
+    ) -> ResourceVersion | None:
         found = await self.previous_many({(resource_type, resource_id): action})
         return found.get(f"{resource_type}/{resource_id}")
 
     async def previous_many(
         self, actions: Mapping[tuple[str, str], WriteAction]
-    ) -> dict[str, Stored]:
+    ) -> dict[str, ResourceVersion]:
         """What the caller may replace, or see where it is to be patched. The rest is hidden; `commit` refuses it."""
-        found: dict[str, Stored] = {}
+        found: dict[str, ResourceVersion] = {}
         for kind in {key[0] for key in actions}:
             if not self._access.allows(kind, "u") and not self._access.allows(kind, "d"):
                 continue
@@ -126,7 +128,9 @@ class View(ResourceStore):
                 )
         return rows
 
-    async def vread(self, resource_type: str, resource_id: str, version: int) -> Stored | None:
+    async def vread(
+        self, resource_type: str, resource_id: str, version: int
+    ) -> ResourceVersion | None:
         if not self._access.allows(resource_type, "r"):
             return None
         stored = await self._store.vread(resource_type, resource_id, version)
@@ -134,12 +138,12 @@ class View(ResourceStore):
             return None
         return stored
 
-    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, Stored]:
+    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, ResourceVersion]:
         """Without what was deleted: it has nothing to tell by which a caller could be entitled to know."""
         by_type: dict[str, list[str]] = {}
         for resource_type, resource_id in keys:
             by_type.setdefault(resource_type, []).append(resource_id)
-        found: dict[str, Stored] = {}
+        found: dict[str, ResourceVersion] = {}
         for resource_type, ids in by_type.items():
             where = {"_id": {"$in": ids}, "terms": EVERY}
             for row in await self._look(resource_type, where, "r", projection=CURRENT):
@@ -149,10 +153,10 @@ class View(ResourceStore):
 
     # Histories
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[Stored]:
+    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
         """Those of an instance by the right to read it, those of types by the right to search them."""
         action: Action = "r" if range_.id else "s"
-        found: list[Stored] = []
+        found: list[ResourceVersion] = []
         examined, size = 0, max(limit, 1)
         while len(found) < limit:
             batch = await self._store.history(range_, size)
@@ -337,7 +341,7 @@ class View(ResourceStore):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
-    ) -> list[Stored]:
+    ) -> list[ResourceVersion]:
         rows = await self.find(resource_type, filter_, sort=sort, limit=limit, projection=CURRENT)
         return [stored_current(resource_type, row) for row in rows]
 
@@ -432,7 +436,9 @@ class View(ResourceStore):
 
     # The write
 
-    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+    async def commit(
+        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+    ) -> list[ResourceVersion]:
         """As the store does, where the caller may make every change. Raises Forbidden."""
         await write_check.check(self._access, changes)
         sender = self._access.caller.organization

@@ -12,7 +12,7 @@ from typing import Any
 from app.authentication.scopes import Action
 from app.authorization import relations
 from app.authorization.access import Access
-from app.authorization.relations import Facts
+from app.authorization.relations import DocumentRow
 from app.authorization.rules import FIXED, SPEAKS_FOR, rule_of
 from app.errors import Forbidden
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, RECIPIENT_KIND
@@ -64,7 +64,7 @@ class _Writing:
         if not self._access.is_administrator:
             check_server_owned(change)
 
-    async def _before(self) -> Facts | None:
+    async def _before(self) -> DocumentRow | None:
         """What is there, as the caller may replace or delete it; None where nothing is."""
         change = self._change
         if change.previous is None and change.method == "create":
@@ -86,7 +86,7 @@ class _Writing:
                 raise refused()
         return facts
 
-    async def _check_new(self, before: Facts | None, resource: dict[str, Any]) -> None:
+    async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
         change, access = self._change, self._access
         if self._is_restricted:
             fields = extract(change.type, {**resource, "id": change.id})
@@ -112,7 +112,7 @@ class _Writing:
         if change.type == "Group":
             await self._check_members(resource)
 
-    async def _is_related(self, row: Facts) -> bool:
+    async def _is_related(self, row: DocumentRow) -> bool:
         """Whether the version that is to be stands in one of the relations that its rule asks for."""
         access, type_ = self._access, self._change.type
         family = await access.family()

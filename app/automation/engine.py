@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.automation.reactions import Reaction, Reactions
-from app.automation.review_tasks import Recently
+from app.automation.review_tasks import RecentlyChecked
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.runtime.clock import Clock
@@ -13,7 +13,7 @@ from app.runtime.mongo import Mongo
 from app.store.store import Store
 
 
-class Hub:
+class Engine:
     """What the server does of itself."""
 
     def __init__(
@@ -26,7 +26,7 @@ class Hub:
     ) -> None:
         self.timers = Timers(mongo, clock, timers)
         self.reactions = Reactions(mongo, store, reactions)
-        self.recently = Recently()
+        self.recently = RecentlyChecked()
         self._store = store
 
     @property

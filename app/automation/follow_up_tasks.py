@@ -19,7 +19,7 @@ from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import Preconditions
-from app.records.versions import Stored, instant
+from app.records.versions import ResourceVersion, instant
 
 OPEN = frozenset({"draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold"})
 DESCRIPTIONS = {
@@ -81,7 +81,7 @@ async def close(context: Context, task_id: str, closing: Closing) -> bool:
     )
 
 
-def is_closed_by_people(task: Stored) -> bool:
+def is_closed_by_people(task: ResourceVersion) -> bool:
     """Whether somebody other than the server has closed or deleted it."""
     if task.deleted:
         return True

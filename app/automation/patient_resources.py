@@ -8,7 +8,7 @@ from typing import Any
 
 from app.context import Context
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.search.parameters.date import span
 from app.search.terms import escape
 from app.store.events import Event
@@ -45,7 +45,7 @@ def patients_of(event: Event) -> set[str]:
 
 async def resources_of(
     context: Context, resource_type: str, patient: str, *terms: str
-) -> list[Stored]:
+) -> list[ResourceVersion]:
     """The patient's resources of a type that have all of these search terms, in the order of their ids."""
     wanted = [f"{_PATIENT[resource_type][0]}={patient}", *terms]
     return await context.store.search(
@@ -107,7 +107,7 @@ def over_at(last: date) -> datetime:
     return datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(hours=36)
 
 
-async def first_seen(context: Context, stored: Stored) -> datetime:
+async def first_seen(context: Context, stored: ResourceVersion) -> datetime:
     """When the resource first came here."""
     if stored.version == 1:
         return stored.at

@@ -88,7 +88,7 @@ _DECIDING = frozenset(
 )
 
 
-class Recently:
+class RecentlyChecked:
     """What this process has found in order; what others change is seen when the time is over."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from app.bulk.export_request import Asked
+from app.bulk.export_request import ExportRequest
 from app.bulk.history_at import as_of
 from app.errors import Gone
 from app.fhir import definitions, json as fhir_json
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.search import compartment, spans
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.parameters import reference
 from app.search.parameters.special import Ids
 from app.search.search_parameters import parameters
@@ -42,9 +42,9 @@ class Part:
 class Cohort:
     """The parts of an export. Where several patients' parts share a resource, it belongs to the first of them."""
 
-    asked: Asked
+    asked: ExportRequest
     parts: Sequence[Part]
-    scope: Scope
+    scope: SearchScope
     _part_of: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Cohort:
                     yield self._part_of[name]
 
 
-async def cohort(store: Reader, asked: Asked, at: datetime, scope: Scope) -> Cohort:
+async def cohort(store: Reader, asked: ExportRequest, at: datetime, scope: SearchScope) -> Cohort:
     """Whose resources these are at a time. Raises Gone where the Group is no more."""
     if asked.level == "group":
         parts = await _parts_of_group(store, asked, at, scope.base_url)
@@ -116,7 +116,7 @@ async def members_at(store: Reader, group: str, at: datetime, base_url: str) -> 
 
 
 async def _parts_of_group(
-    store: Reader, asked: Asked, at: datetime, base_url: str
+    store: Reader, asked: ExportRequest, at: datetime, base_url: str
 ) -> Sequence[Part]:
     members = await members_at(store, str(asked.group), at, base_url)
     if members is None:
@@ -152,7 +152,7 @@ def _leading(resource_type: str) -> Iterable[Parameter]:
     return [known[code] for code in codes if code in known]
 
 
-def _of_any_patient(resource_type: str, scope: Scope) -> Condition | None:
+def _of_any_patient(resource_type: str, scope: SearchScope) -> Condition | None:
     if resource_type == "Patient":
         return None
     if resource_type == "Group":

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from app.authentication.access_tokens import Authority
 from app.authentication.caller import UNLIMITED, Caller
-from app.authentication.current_caller import caller_now
+from app.authentication.current_caller import current_caller
 from app.authentication.scopes import Action, Scopes
-from app.bulk.export_request import Asked, types_at
+from app.bulk.export_request import ExportRequest, types_at
 from app.context import Services
 from app.errors import Forbidden
 from app.runtime.mongo import Document
@@ -49,7 +49,7 @@ async def check_now(services: Services, row: Document) -> None:
     authority = services.find(Authority)
     if then in UNLIMITED or authority is None:
         raise Forbidden("The export was asked for while authorization was off")
-    check(row, await caller_now(authority.clients, then.client_id, then.scopes))
+    check(row, await current_caller(authority.clients, then.client_id, then.scopes))
 
 
 def _types(row: Document) -> Sequence[str]:
@@ -57,5 +57,5 @@ def _types(row: Document) -> Sequence[str]:
     if "types" in row:
         types: list[str] = row["types"]
         return types
-    asked = Asked.of(row["asked"])
+    asked = ExportRequest.of(row["asked"])
     return asked.types or types_at(asked.level)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from bson import Binary, MaxKey
 from pymongo import ASCENDING, IndexModel, ReturnDocument
 
-from app.bulk.export_request import Asked
+from app.bulk.export_request import ExportRequest
 from app.context import Context
 from app.errors import TooManyRequests
 from app.fhir.ids import new_id
@@ -79,7 +79,7 @@ class Jobs:
         for name in ("export_files", "export_patients"):
             await self._mongo.create_collection(name)
 
-    async def request(self, context: Context, asked: Asked, request: str) -> str:
+    async def request(self, context: Context, asked: ExportRequest, request: str) -> str:
         """A new export's id. Raises TooManyRequests where too many are under way.
 
         The row comes first and is counted after that: of two that come at once, at most both are refused.

@@ -46,7 +46,7 @@ _NO_CRITERIA = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExportRequest:
     """`types` is empty for all that the level has, `patients` for all; `filters` are pairs of a type and a query."""
 
     level: Level
@@ -63,7 +63,7 @@ class Asked:
         return row
 
     @classmethod
-    def of(cls, row: Document) -> Asked:
+    def of(cls, row: Document) -> ExportRequest:
         return cls(
             row["level"],
             row["group"],

@@ -16,7 +16,7 @@ from pymongo.errors import PyMongoError
 
 from app.bulk import export_authorization
 from app.bulk.export_jobs import LEASE, Jobs, LostError
-from app.bulk.export_request import Asked, types_at
+from app.bulk.export_request import ExportRequest, types_at
 from app.bulk.work import Work
 from app.bulk.writing import Writer
 from app.context import Context, Services
@@ -60,7 +60,7 @@ class Exports:
         """Leave off; another process, or the next start, goes on."""
         await background_tasks.end(self._loops)
 
-    async def request(self, context: Context, asked: Asked, request: str) -> str:
+    async def request(self, context: Context, asked: ExportRequest, request: str) -> str:
         """Ask for an export; returns its id. Raises TooManyRequests."""
         export_id = await self.jobs.request(context, asked, request)
         self._asked_for.set()
@@ -109,7 +109,7 @@ class Exports:
 
     async def _begin(self, context: Context, row: Document) -> None:
         """Fix what the export shows: the moment, once all that was acknowledged before the kick-off is in it."""
-        asked = Asked.of(row["asked"])
+        asked = ExportRequest.of(row["asked"])
         at = await context.store.horizon()
         while at < row["requested"]:
             await asyncio.sleep(_HORIZON_POLL)

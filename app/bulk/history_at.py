@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 
 from app.records.reader import Reader
-from app.records.versions import HistoryRange, Stored, stored_version
+from app.records.versions import HistoryRange, ResourceVersion, stored_version
 from app.runtime.mongo import Document
 from app.search.extract import extract
 from app.search.parameter import Fields
@@ -19,13 +19,15 @@ from app.search.parameter import Fields
 _READ_AHEAD = 100
 
 
-async def as_of(store: Reader, resource_type: str, resource_id: str, at: datetime) -> Stored | None:
+async def as_of(
+    store: Reader, resource_type: str, resource_id: str, at: datetime
+) -> ResourceVersion | None:
     """The version that was current then, also where that is a deletion; None where there was none yet."""
     found = await store.history(HistoryRange(resource_type, resource_id, until=at), 1)
     return found[0] if found else None
 
 
-def fields_of(stored: Stored) -> Fields:
+def fields_of(stored: ResourceVersion) -> Fields:
     """What conditions are judged by in memory."""
     return {**extract(stored.type, stored.resource()), "_id": stored.id, "at": stored.at}
 
@@ -33,7 +35,7 @@ def fields_of(stored: Stored) -> Fields:
 @asynccontextmanager
 async def deletions(
     store: Reader, resource_type: str, since: datetime, until: datetime, after: str
-) -> AsyncIterator[AsyncIterator[tuple[str, Stored, Stored]]]:
+) -> AsyncIterator[AsyncIterator[tuple[str, ResourceVersion, ResourceVersion]]]:
     """What was deleted in between and still was at its end, oldest first: (place, deletion, last version before it).
 
     `after` is the place of the last one that was read, or empty.
@@ -54,7 +56,7 @@ async def deletions(
         read_ahead=_READ_AHEAD,
     ) as read:
 
-        async def each() -> AsyncIterator[tuple[str, Stored, Stored]]:
+        async def each() -> AsyncIterator[tuple[str, ResourceVersion, ResourceVersion]]:
             while rows := await read(_READ_AHEAD):
                 for row in rows:
                     deletion = stored_version(row)

@@ -16,7 +16,7 @@ from datetime import datetime
 from app.bulk.cohort import Cohort
 from app.bulk.history_at import as_of, fields_of
 from app.records.reader import Reader
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
 from app.search.parameter import Fields, Filter
 from app.search.query import Query
@@ -62,10 +62,10 @@ class Source:
 
     async def windows(
         self, number: int, after: str
-    ) -> AsyncGenerator[tuple[list[Stored], str], None]:
+    ) -> AsyncGenerator[tuple[list[ResourceVersion], str], None]:
         """The resources of a part after an id, with the id that the window reaches to; empty at its end."""
         async with self._unchanged(number, after) as batches:
-            window: list[Stored] = []
+            window: list[ResourceVersion] = []
             seen = after
             async for batch, last in batches:
                 window += batch
@@ -80,7 +80,7 @@ class Source:
     @asynccontextmanager
     async def _unchanged(
         self, number: int, after: str
-    ) -> AsyncIterator[AsyncIterator[tuple[list[Stored], str]]]:
+    ) -> AsyncIterator[AsyncIterator[tuple[list[ResourceVersion], str]]]:
         """Batches, each with the id that it reaches to."""
         projection = {"at": 1, "v": 1, "text": 1, **({"terms": 1} if number else {})}
         async with self.store.batches(
@@ -91,7 +91,7 @@ class Source:
             read_ahead=_AT_ONCE,
         ) as read:
 
-            async def each() -> AsyncGenerator[tuple[list[Stored], str], None]:
+            async def each() -> AsyncGenerator[tuple[list[ResourceVersion], str], None]:
                 begun = time.perf_counter()
                 while rows := await read(_AT_ONCE):
                     own = [self._stored(row) for row in rows if self._is_first(row, number)]
@@ -102,23 +102,23 @@ class Source:
             async with aclosing(each()) as batches:
                 yield batches
 
-    def _stored(self, row: Document) -> Stored:
-        return Stored(self.resource_type, row["_id"], row["v"], row["at"], row["text"])
+    def _stored(self, row: Document) -> ResourceVersion:
+        return ResourceVersion(self.resource_type, row["_id"], row["v"], row["at"], row["text"])
 
     def _is_first(self, fields: Fields, number: int) -> bool:
         """Whether no part before has it too."""
         return number == 0 or self.cohort.is_first(self.resource_type, fields["terms"], number)
 
     async def _changed(
-        self, number: int, bounds: tuple[str, str | None], window: Sequence[Stored]
-    ) -> list[Stored]:
+        self, number: int, bounds: tuple[str, str | None], window: Sequence[ResourceVersion]
+    ) -> list[ResourceVersion]:
         """What was changed since and is not in the window, as it was."""
         after, last = bounds
         between = {"$gt": after, **({"$lte": last} if last is not None else {})}
         moved = {"_id": between, "at": {"$gt": self.at}}
         rows = await self.store.find(self.resource_type, moved, projection={"_id": 1})
         there = {stored.id for stored in window}
-        found: list[Stored] = []
+        found: list[ResourceVersion] = []
         for row in rows:
             if row["_id"] not in there and self.changed.get(row["_id"], True):
                 stored = await as_of(self.store, self.resource_type, row["_id"], self.at)
@@ -126,7 +126,7 @@ class Source:
                     found.append(stored)
         return found
 
-    def _is_wanted(self, stored: Stored, number: int) -> bool:
+    def _is_wanted(self, stored: ResourceVersion, number: int) -> bool:
         is_in = False
         if not stored.deleted:
             fields = fields_of(stored)

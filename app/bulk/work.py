@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from app.audit.entry import patients_in
 from app.bulk import export_authorization
 from app.bulk.cohort import Cohort, cohort
-from app.bulk.export_request import Asked, query_of
+from app.bulk.export_request import ExportRequest, query_of
 from app.bulk.history_at import deletions, fields_of
 from app.bulk.reading import Source
 from app.bulk.writing import Place, Writer
 from app.context import Context
 from app.fhir import json as fhir_json, summary
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
-from app.search.parameter import Limits, Scope
+from app.search.parameter import SearchLimits, SearchScope
 from app.search.query import Query
 from app.search.resolution import resolve
 
@@ -36,13 +36,13 @@ class Work:
         self._context = context
         self._row = row
         self._writer = writer
-        self._asked = Asked.of(row["asked"])
+        self._asked = ExportRequest.of(row["asked"])
         self._at: datetime = row["at"]
 
     async def run(self) -> None:
         settings = self._context.settings
-        limits = Limits(settings.max_chain_found, settings.max_chain_examined, 0)
-        scope = Scope(self._context.base_url, datetime.now(UTC), limits)
+        limits = SearchLimits(settings.max_chain_found, settings.max_chain_examined, 0)
+        scope = SearchScope(self._context.base_url, datetime.now(UTC), limits)
         whose = await cohort(self._context.store, self._asked, self._at, scope)
         stage, first, part, after = self._row["place"]
         types = self._row["types"]
@@ -62,7 +62,7 @@ class Work:
         await export_authorization.check_now(self._context.services, self._row)
         await self._writer.write(kind, resource_type, place)
 
-    def _patients(self, stored: Sequence[Stored]) -> set[str]:
+    def _patients(self, stored: Sequence[ResourceVersion]) -> set[str]:
         """Whose data resources are, also where `_elements` leave nothing of that."""
         base_url = self._context.base_url
         return {each for one in stored for each in patients_in(one.text, base_url)}
@@ -92,7 +92,9 @@ class Work:
             after = ""
         await self._write("output", kind, ["output", number + 1, 0, ""])
 
-    async def _lines(self, resource_type: str, window: Sequence[Stored]) -> AsyncIterator[bytes]:
+    async def _lines(
+        self, resource_type: str, window: Sequence[ResourceVersion]
+    ) -> AsyncIterator[bytes]:
         """A line for each resource, cut down where that was asked for."""
         elements = self._asked.elements_of(resource_type)
         for number, stored in enumerate(window):

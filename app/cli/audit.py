@@ -20,7 +20,7 @@ from app.cli.clients import with_database
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.audit.verification import Report
+    from app.audit.verification import VerificationReport
     from app.runtime.mongo import Mongo
 
 Data = Annotated[Path | None, typer.Option(help="Directory of the embedded database.")]
@@ -47,7 +47,7 @@ def verify(
     Keep the hash that it prints somewhere else: given as --expect, it shows that nothing was cut off.
     """
 
-    async def work(mongo: Mongo, settings: Settings) -> Report:
+    async def work(mongo: Mongo, settings: Settings) -> VerificationReport:
         from app.audit.verification import verify as verify_all
         from app.runtime import secrets
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from app.consent.judgement import Directive, consents, directives, patient_of
 from app.fhir.json import Resource
 from app.records.reader import Reader
-from app.runtime.batch_cache import Shared
+from app.runtime.batch_cache import BatchCache
 from app.store.events import Event
 
 # For how long the Consents of a patient are taken for what they were, in seconds.
@@ -30,7 +30,9 @@ class ConsentDirectives:
         self._store = store
         self._base_url = base_url
         self.now = now
-        self._read_together: Shared[str, Standing] = Shared(self._read, (), lasting=_CONSENTS_LAST)
+        self._read_together: BatchCache[str, Standing] = BatchCache(
+            self._read, (), lasting=_CONSENTS_LAST
+        )
 
     def on_events(self, events: Sequence[Event]) -> None:
         """The store's listener: a Consent that was committed here counts at once."""

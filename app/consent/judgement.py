@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from app.consent import labels, provisions
 from app.consent.labels import Labels
-from app.consent.provisions import Effect, Question
+from app.consent.provisions import ConsentQuestion, Effect
 from app.consent.recipients import Recipient
 from app.fhir.codes import (
     CASE_MANAGEMENT,
@@ -90,7 +90,7 @@ def directives(consents: Iterable[Resource]) -> list[Directive]:
 
 def decide(
     standing: Sequence[Directive],
-    question: Question,
+    question: ConsentQuestion,
     topic: str | None,
     labelled_content: LabelledContent = "id-only",
 ) -> Judgement:
@@ -102,7 +102,9 @@ def decide(
     return sensitive if sensitive.verdict == "withhold" or refused is FULL else refused
 
 
-def _by_consent(standing: Sequence[Directive], question: Question, topic: str | None) -> Judgement:
+def _by_consent(
+    standing: Sequence[Directive], question: ConsentQuestion, topic: str | None
+) -> Judgement:
     answers: dict[Matter, tuple[Effect, Directive]] = {}
     settled: set[Matter] = set()
     for directive in standing:
@@ -127,7 +129,7 @@ def _by_consent(standing: Sequence[Directive], question: Question, topic: str | 
 
 
 def _by_labels(
-    standing: Sequence[Directive], question: Question, labelled_content: LabelledContent
+    standing: Sequence[Directive], question: ConsentQuestion, labelled_content: LabelledContent
 ) -> Judgement:
     given = question.labels
     if not given:
@@ -148,7 +150,7 @@ def _by_labels(
     return Judgement(labelled_content, f"label {' '.join(sorted(closed))}")
 
 
-def _is_permitted(standing: Sequence[Directive], question: Question, label: str) -> bool:
+def _is_permitted(standing: Sequence[Directive], question: ConsentQuestion, label: str) -> bool:
     """Whether a Consent lets what is labelled so be told whole: the newest that says anything of that label."""
     asked = replace(question, whole_of=label)
     part_2 = labels.covered(labels.PART_2, by_permission=True)
@@ -164,14 +166,14 @@ def _is_permitted(standing: Sequence[Directive], question: Question, label: str)
     return False
 
 
-def _answer(directive: Directive, question: Question) -> Effect:
+def _answer(directive: Directive, question: ConsentQuestion) -> Effect:
     if directive.matter[0] != _PRIVACY and not provisions.says_something(directive.resource):
         running = provisions.is_running(directive.resource, question.at)
         return Effect.UNSURE if running else Effect.NOTHING
     return provisions.answer(directive.resource, question)
 
 
-def _concerns(matter: Matter, question: Question, topic: str | None) -> bool:
+def _concerns(matter: Matter, question: ConsentQuestion, topic: str | None) -> bool:
     """Whether Consents about the matter can forbid what is asked."""
     if matter[0] == _PRIVACY:
         return True
@@ -241,5 +243,5 @@ async def judge(
 ) -> Judgement:
     """Whether something about a patient may be told now, read afresh; `gate` shares what is read."""
     found = await consents(store, [patient], settings.base_url) if patient else []
-    question = Question(focus, given, recipient, at)
+    question = ConsentQuestion(focus, given, recipient, at)
     return decide(directives(found), question, topic, settings.labelled_content)

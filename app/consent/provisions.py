@@ -41,7 +41,7 @@ _NEVER_ADDRESSED = ("Patient", "RelatedPerson", "Device")
 _ACTIONS = {"access": True, "disclose": True, "collect": False, "use": False, "correct": False}
 
 
-class Match(IntEnum):
+class ProvisionMatch(IntEnum):
     """Whether a condition holds of a question."""
 
     NO = 0
@@ -59,7 +59,7 @@ class Effect(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ConsentQuestion:
     """May this resource (`Encounter/e1` with its labels) be told to the recipient at that time?
 
     `whole_of` asks for one sensitivity instead: may what is labelled so be told whole?
@@ -76,7 +76,7 @@ class Question:
         return self.focus.partition("/")[0]
 
 
-def answer(consent: Resource, question: Question, *, names_label: bool = False) -> Effect:
+def answer(consent: Resource, question: ConsentQuestion, *, names_label: bool = False) -> Effect:
     """What a Consent says, its status and category aside. `names_label`: its category alone names labelled content."""
     if "modifierExtension" in consent:
         return Effect.UNSURE
@@ -140,14 +140,14 @@ def _base(consent: Resource) -> Effect:
     return Effect.PERMIT if said else Effect.NOTHING
 
 
-def _of_provision(provision: Provision, question: Question, names_label: bool) -> Effect:
+def _of_provision(provision: Provision, question: ConsentQuestion, names_label: bool) -> Effect:
     """The effect of a provision with its exceptions; NOTHING where it is not about the question."""
     if not _runs(provision, question.at):
         return Effect.NOTHING
     match = min(test(provision, question) for test in _TESTS)
     if "modifierExtension" in provision:
-        match = min(match, Match.MAYBE)
-    if match is Match.NO:
+        match = min(match, ProvisionMatch.MAYBE)
+    if match is ProvisionMatch.NO:
         return Effect.NOTHING
     names_label = names_label or "securityLabel" in provision
     nested = provision.get("provision", ())
@@ -160,19 +160,19 @@ def _of_provision(provision: Provision, question: Question, names_label: bool) -
         own = Effect.NOTHING
     if exception is Effect.NOTHING:
         return own
-    if match is Match.MAYBE:
+    if match is ProvisionMatch.MAYBE:
         # The exception may be none: whichever of both is stricter counts, a permission not at all.
         strictest = max(own, Effect.UNSURE if exception is Effect.DENY else exception)
         return Effect.NOTHING if strictest is Effect.PERMIT else strictest
     return max(own, exception) if exception is Effect.UNSURE else exception
 
 
-def _own(provision: Provision, match: Match) -> Effect:
+def _own(provision: Provision, match: ProvisionMatch) -> Effect:
     type_ = provision.get("type")
     if type_ == "permit":
-        return Effect.PERMIT if match is Match.YES else Effect.NOTHING
+        return Effect.PERMIT if match is ProvisionMatch.YES else Effect.NOTHING
     if type_ == "deny":
-        return Effect.DENY if match is Match.YES else Effect.UNSURE
+        return Effect.DENY if match is ProvisionMatch.YES else Effect.UNSURE
     # Without a type it is a frame for its exceptions, or a rule of which nobody knows what it says.
     is_frame = "provision" in provision or not _is_conditional(provision)
     return Effect.NOTHING if is_frame else Effect.UNSURE
@@ -181,34 +181,34 @@ def _own(provision: Provision, match: Match) -> Effect:
 # Conditions: each is a function of a provision and the question
 
 
-def _among(tests: Iterable[Match]) -> Match:
+def _among(tests: Iterable[ProvisionMatch]) -> ProvisionMatch:
     """Whether any of the values of one element matches; without values there is no condition."""
     found = list(tests)
-    return max(found) if found else Match.YES
+    return max(found) if found else ProvisionMatch.YES
 
 
-def _actor(provision: Provision, question: Question) -> Match:
+def _actor(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     permits = provision.get("type") == "permit"
     return _among(_is_actor(each, question, permits) for each in provision.get("actor", ()))
 
 
-def _is_actor(actor: Mapping[str, Any], question: Question, permits: bool) -> Match:
+def _is_actor(actor: Mapping[str, Any], question: ConsentQuestion, permits: bool) -> ProvisionMatch:
     roles = {coding.get("code") for coding in actor.get("role", {}).get("coding", ())}
     reference = actor.get("reference", {}).get("reference", "")
     if roles & _NOT_TOLD:
-        return Match.MAYBE
+        return ProvisionMatch.MAYBE
     type_, _, id_ = "/".join(reference.split("/_history/")[0].split("/")[-2:]).partition("/")
     if not id_ or type_ not in (*_ADDRESSABLE, *_NEVER_ADDRESSED):
-        return Match.MAYBE
+        return ProvisionMatch.MAYBE
     recipient = question.recipient
     if recipient.reference is None:
         # It may be the one who is refused; nobody can say that it is the one who is permitted.
         return _known(not permits and type_ in _ADDRESSABLE)
     known = recipient.itself if permits else recipient.around
-    return Match.YES if f"{type_}/{id_}" in known else Match.NO
+    return ProvisionMatch.YES if f"{type_}/{id_}" in known else ProvisionMatch.NO
 
 
-def _action(provision: Provision, question: Question) -> Match:
+def _action(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     return _among(
         _known(_ACTIONS.get(coding.get("code", "")))
         for action in provision.get("action", ())
@@ -216,37 +216,39 @@ def _action(provision: Provision, question: Question) -> Match:
     )
 
 
-def _purpose(provision: Provision, question: Question) -> Match:
+def _purpose(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     ours = _CARE | _ADMINISTRATION if question.recipient.kind == "authority" else _CARE
     others = (_FOREIGN | _ADMINISTRATION) - ours
     return _among(
-        Match.YES
+        ProvisionMatch.YES
         if coding.get("code") in ours
         else _known(False if coding.get("code") in others else None)
         for coding in provision.get("purpose", ())
     )
 
 
-def _class(provision: Provision, question: Question) -> Match:
+def _class(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     return _among(
         _known(coding.get("code") == question.focus_type)
         if coding.get("system") == RESOURCE_TYPES
-        else Match.MAYBE
+        else ProvisionMatch.MAYBE
         for coding in provision.get("class", ())
     )
 
 
-def _label(provision: Provision, question: Question) -> Match:
+def _label(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     permits = provision.get("type") == "permit"
     return _among(
         _is_labelled(coding, question, permits) for coding in provision.get("securityLabel", ())
     )
 
 
-def _is_labelled(coding: Mapping[str, Any], question: Question, permits: bool) -> Match:
+def _is_labelled(
+    coding: Mapping[str, Any], question: ConsentQuestion, permits: bool
+) -> ProvisionMatch:
     code = next(iter(labels.codes([coding])), None)
     if code is None:
-        return Match.MAYBE
+        return ProvisionMatch.MAYBE
     if code in labels.LEVELS:
         if question.whole_of is not None:
             return _known(permits and code == question.whole_of)
@@ -257,27 +259,37 @@ def _is_labelled(coding: Mapping[str, Any], question: Question, permits: bool) -
     return _known(bool(labels.covered(code, by_permission=permits) & about))
 
 
-def _data(provision: Provision, question: Question) -> Match:
+def _data(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     return _among(_is_data(each, question) for each in provision.get("data", ()))
 
 
-def _is_data(data: Mapping[str, Any], question: Question) -> Match:
+def _is_data(data: Mapping[str, Any], question: ConsentQuestion) -> ProvisionMatch:
     reference = data.get("reference", {}).get("reference", "")
     if reference == question.focus:
-        return Match.YES
+        return ProvisionMatch.YES
     return _known(False if data.get("meaning") == "instance" and reference else None)
 
 
-def _uncertain(provision: Provision, question: Question) -> Match:
+def _uncertain(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
     """Conditions on the content that are not looked into."""
-    return Match.MAYBE if "code" in provision or "dataPeriod" in provision else Match.YES
+    return (
+        ProvisionMatch.MAYBE
+        if "code" in provision or "dataPeriod" in provision
+        else ProvisionMatch.YES
+    )
 
 
-def _known(value: bool | None) -> Match:
-    return Match.MAYBE if value is None else Match.YES if value else Match.NO
+def _known(value: bool | None) -> ProvisionMatch:
+    return (
+        ProvisionMatch.MAYBE
+        if value is None
+        else ProvisionMatch.YES
+        if value
+        else ProvisionMatch.NO
+    )
 
 
-Test = Callable[[Provision, Question], Match]
+Test = Callable[[Provision, ConsentQuestion], ProvisionMatch]
 _TESTS: tuple[Test, ...] = (_actor, _action, _purpose, _class, _label, _data, _uncertain)
 _CONDITIONS = ("actor", "action", "purpose", "class", "securityLabel", "data", "code", "dataPeriod")
 
@@ -290,7 +302,7 @@ def _is_clear(provision: Provision) -> bool:
     """Whether no condition of a provision or its exceptions is uncertain by itself."""
     if "modifierExtension" in provision or "code" in provision or "dataPeriod" in provision:
         return False
-    nobody = Question("Basic/-", labels.NONE, Recipient("Organization/-"), date.END)
-    if Match.MAYBE in (test(provision, nobody) for test in _TESTS):
+    nobody = ConsentQuestion("Basic/-", labels.NONE, Recipient("Organization/-"), date.END)
+    if ProvisionMatch.MAYBE in (test(provision, nobody) for test in _TESTS):
         return False
     return all("type" in each and _is_clear(each) for each in provision.get("provision", ()))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from app.fhir.json import Resource
 from app.records.reader import Reader
 
-Kind = Literal["provider", "authority"]
+RecipientKind = Literal["provider", "authority"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Recipient:
     """
 
     reference: str | None
-    kind: Kind = "provider"
+    kind: RecipientKind = "provider"
     itself: frozenset[str] = frozenset()
     around: frozenset[str] = frozenset()
 
 
-async def resolve(store: Reader, reference: str | None, kind: Kind) -> Recipient:
+async def resolve(store: Reader, reference: str | None, kind: RecipientKind) -> Recipient:
     """The recipient with what it belongs to: roles, their practitioner and organization, organizations above them."""
     if reference is None:
         return Recipient(None, kind)

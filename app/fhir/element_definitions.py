@@ -11,7 +11,7 @@ from typing import Literal
 
 from app.fhir.definitions import SUPPORTED_TYPES, json_name, resolve, structure
 
-Kind = Literal["primitive", "complex", "resource"]
+StructureKind = Literal["primitive", "complex", "resource"]
 
 RESOURCE_TYPES = frozenset(SUPPORTED_TYPES)
 
@@ -29,7 +29,7 @@ class Field:
     type_name: str
     rank: int
     is_list: bool
-    kind: Kind
+    kind: StructureKind
     path: str
 
 
@@ -71,7 +71,7 @@ def is_attribute(of: Layout, key: str) -> bool:
     return (key == "id" and not of.is_resource) or (key == "url" and of.path == "Extension")
 
 
-def _kind(type_name: str) -> Kind:
+def _kind(type_name: str) -> StructureKind:
     if type_name == "Resource":
         return "resource"
     return "primitive" if structure(type_name).kind == "primitive-type" else "complex"

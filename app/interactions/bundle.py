@@ -24,13 +24,13 @@ from app.fhir.patch import json_patch
 from app.fhir.patch.fhirpath_patch import fhirpath_patch
 from app.fhir.patch.patch_formats import patch_of
 from app.interactions import bundle_references, interactions, plan as write
-from app.interactions.plan import Plan, Target
+from app.interactions.plan import Target, WritePlan
 from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
-from app.interactions.result import Answer
-from app.records.versions import Stored, WriteAction, instant
+from app.interactions.result import InteractionResult
+from app.records.versions import ResourceVersion, WriteAction, instant
 
 # How the router answers what is no plain write: method, path below the base, query and body.
-Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[Answer]]
+Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[InteractionResult]]
 
 _ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 _ACTIONS: dict[str, WriteAction] = {"PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -38,7 +38,7 @@ _SIDE_BY_SIDE = 16
 
 
 @dataclass(slots=True)
-class Entry:
+class BundleEntry:
     """One entry of a batch or transaction, its request taken apart."""
 
     index: int
@@ -59,7 +59,9 @@ class Entry:
         return [segment for segment in self.path.split("/") if segment]
 
 
-async def process(context: Context, bundle: Resource, prefer: Prefer, dispatch: Dispatch) -> Answer:
+async def process(
+    context: Context, bundle: Resource, prefer: Prefer, dispatch: Dispatch
+) -> InteractionResult:
     """Run a batch or transaction Bundle.
 
     200 with a response Bundle, entries in the order of the request. A failing transaction raises one FhirError and
@@ -94,7 +96,7 @@ async def process(context: Context, bundle: Resource, prefer: Prefer, dispatch: 
     text = head.decode()[:-1]
     if responses:
         text += ',"entry":[' + ",".join(responses) + "]"
-    return Answer(200, text=text + "}")
+    return InteractionResult(200, text=text + "}")
 
 
 async def _batch(
@@ -114,7 +116,7 @@ async def _batch(
     return list(await asyncio.gather(*(run(index, entry) for index, entry in enumerate(raw))))
 
 
-async def _run_alone(context: Context, entry: Entry, dispatch: Dispatch) -> Answer:
+async def _run_alone(context: Context, entry: BundleEntry, dispatch: Dispatch) -> InteractionResult:
     """One batch entry, as the single interaction that it names."""
     if entry.method in ("GET", "HEAD") or "$" in entry.path:
         return await dispatch(context, entry.method, entry.path, entry.query, entry.resource)
@@ -128,7 +130,7 @@ async def _run_alone(context: Context, entry: Entry, dispatch: Dispatch) -> Answ
     )
 
 
-async def _write_alone(context: Context, entry: Entry) -> Answer:
+async def _write_alone(context: Context, entry: BundleEntry) -> InteractionResult:
     conditions = entry.preconditions
     resource_type, resource_id = _address(entry)
     if entry.method == "POST":
@@ -155,7 +157,7 @@ async def _write_alone(context: Context, entry: Entry) -> Answer:
 
 
 async def _transaction(
-    context: Context, entries: list[Entry], prefer: Prefer, dispatch: Dispatch
+    context: Context, entries: list[BundleEntry], prefer: Prefer, dispatch: Dispatch
 ) -> list[str]:
     writes = sorted(
         (entry for entry in entries if entry.method not in ("GET", "HEAD")),
@@ -178,7 +180,7 @@ async def _transaction(
     return [_response(context, entry, answers[entry.index], prefer) for entry in entries]
 
 
-async def _rehearse(context: Context, reads: Sequence[Entry], dispatch: Dispatch) -> None:
+async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Dispatch) -> None:
     """Fail where a read is going to, while nothing is written; what the writes create can only be read after them."""
     for entry in reads:
         place = entry.segments[:2]
@@ -191,8 +193,8 @@ async def _rehearse(context: Context, reads: Sequence[Entry], dispatch: Dispatch
 
 
 async def _commit(
-    context: Context, writes: Sequence[Entry], rehearse: Callable[[Context], Awaitable[None]]
-) -> dict[int, Answer]:
+    context: Context, writes: Sequence[BundleEntry], rehearse: Callable[[Context], Awaitable[None]]
+) -> dict[int, InteractionResult]:
     """Plan all writes against what is stored now, rehearse the reads that follow, and commit the writes as one."""
     await _find_targets(context, writes)
     _refuse_double_targets(writes)
@@ -207,14 +209,14 @@ async def _commit(
     )
     rewritten = frozenset(entry.target.reference for entry in writes if entry.target)
     surroundings = replace(context, promised=promised, departing=deleted, rewritten=rewritten)
-    plans: list[Plan] = []
+    plans: list[WritePlan] = []
     for entry in writes:
         with _located(entry):
             plans.append(await _plan(surroundings, entry, bodies.get(entry.index)))
     await rehearse(surroundings)
     changes = [plan.change for plan in plans if plan.change]
     guards = {guard.key: guard for plan in plans for guard in plan.guards}
-    committed: dict[str, Stored] = {}
+    committed: dict[str, ResourceVersion] = {}
     if changes:
         for stored in await context.store.commit(changes, list(guards.values())):
             committed[stored.reference] = stored
@@ -224,7 +226,7 @@ async def _commit(
     }
 
 
-async def _find_targets(context: Context, writes: Sequence[Entry]) -> None:
+async def _find_targets(context: Context, writes: Sequence[BundleEntry]) -> None:
     """Decide for each write which resource it is about; the plain ones are read together."""
     plain = {}
     actions: dict[tuple[str, str], WriteAction] = {}
@@ -250,7 +252,7 @@ async def _find_targets(context: Context, writes: Sequence[Entry]) -> None:
                 entry.target = await _conditional_target(context, entry)
 
 
-async def _conditional_target(context: Context, entry: Entry) -> Target | None:
+async def _conditional_target(context: Context, entry: BundleEntry) -> Target | None:
     resource_type, _ = _address(entry)
     if entry.method == "POST":
         return await write.target_of_create(
@@ -269,8 +271,8 @@ async def _conditional_target(context: Context, entry: Entry) -> Target | None:
     return Target(resource_type, matches[0].id, matches[0], (guard,))
 
 
-def _refuse_double_targets(writes: Sequence[Entry]) -> None:
-    seen: dict[str, Entry] = {}
+def _refuse_double_targets(writes: Sequence[BundleEntry]) -> None:
+    seen: dict[str, BundleEntry] = {}
     for entry in writes:
         if entry.target is None:
             continue
@@ -288,9 +290,9 @@ def _refuse_double_targets(writes: Sequence[Entry]) -> None:
             )
 
 
-async def _plan(context: Context, entry: Entry, body: Resource | None) -> Plan:
+async def _plan(context: Context, entry: BundleEntry, body: Resource | None) -> WritePlan:
     if entry.target is None:
-        return Plan(204)
+        return WritePlan(204)
     if entry.method == "DELETE":
         return await write.plan_delete(context, entry.target, entry.preconditions)
     if entry.method == "PATCH":
@@ -303,7 +305,7 @@ async def _plan(context: Context, entry: Entry, body: Resource | None) -> Plan:
 # Reading the request's entries
 
 
-def _parse(context: Context, index: int, raw: Any) -> Entry:
+def _parse(context: Context, index: int, raw: Any) -> BundleEntry:
     request = raw.get("request") if isinstance(raw, dict) else None
     where = f"Bundle.entry[{index}].request"
     if not isinstance(request, dict):
@@ -329,7 +331,7 @@ def _parse(context: Context, index: int, raw: Any) -> Entry:
     full_url = raw.get("fullUrl")
     if not all(isinstance(text, str) for text in (full_url or "", *headers.values())):
         raise BadRequest("The entry has what must be a string", code="structure", expression=where)
-    return Entry(
+    return BundleEntry(
         index,
         method,
         path,
@@ -340,7 +342,7 @@ def _parse(context: Context, index: int, raw: Any) -> Entry:
     )
 
 
-def _address(entry: Entry) -> tuple[str, str | None]:
+def _address(entry: BundleEntry) -> tuple[str, str | None]:
     """Type and id that a write names. Raises BadRequest where the url is no place to write to."""
     match entry.segments:
         case [resource_type] if entry.method == "POST" or entry.query:
@@ -350,13 +352,13 @@ def _address(entry: Entry) -> tuple[str, str | None]:
     raise _invalid(entry, "request.url", f"{entry.method} is not possible at this url")
 
 
-def _body(entry: Entry) -> Resource:
+def _body(entry: BundleEntry) -> Resource:
     if not isinstance(entry.resource, dict):
         raise _invalid(entry, "resource", "The entry needs a resource")
     return entry.resource
 
 
-def _patch(entry: Entry) -> json_patch.Patch:
+def _patch(entry: BundleEntry) -> json_patch.Patch:
     """A PATCH in a Bundle: a Binary that holds a JSON or XML Patch, or the Parameters of a FHIRPath Patch."""
     body = _body(entry)
     if body.get("resourceType") == "Parameters":
@@ -370,12 +372,12 @@ def _patch(entry: Entry) -> json_patch.Patch:
     return patch_of(str(body.get("contentType", "")), data)
 
 
-def _invalid(entry: Entry, element: str, diagnostics: str) -> BadRequest:
+def _invalid(entry: BundleEntry, element: str, diagnostics: str) -> BadRequest:
     return BadRequest(diagnostics, expression=f"{entry.where}.{element}")
 
 
 @contextmanager
-def _located(entry: Entry) -> Iterator[None]:
+def _located(entry: BundleEntry) -> Iterator[None]:
     """Whatever fails inside is reported at this entry."""
     try:
         yield
@@ -384,7 +386,7 @@ def _located(entry: Entry) -> Iterator[None]:
         raise
 
 
-def _moved(issue: Issue, entry: Entry) -> Issue:
+def _moved(issue: Issue, entry: BundleEntry) -> Issue:
     if any(path.startswith("Bundle.entry") for path in issue.expression):
         return issue
     inside = tuple(
@@ -399,7 +401,9 @@ def _moved(issue: Issue, entry: Entry) -> Issue:
 # Writing the response's entries
 
 
-def _response(context: Context, entry: Entry, answer: Answer, prefer: Prefer) -> str:
+def _response(
+    context: Context, entry: BundleEntry, answer: InteractionResult, prefer: Prefer
+) -> str:
     returns = "representation" if entry.method in ("GET", "HEAD") else prefer.returns
     response: dict[str, Any] = {"status": str(answer.status)}
     stored = answer.stored

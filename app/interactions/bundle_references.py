@@ -20,7 +20,7 @@ from app.search import query, resolution
 from app.search.extract import extract
 
 if TYPE_CHECKING:
-    from app.interactions.bundle import Entry
+    from app.interactions.bundle import BundleEntry
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
@@ -28,7 +28,7 @@ _NARRATIVE_LINK = re.compile(r"""(\b(?:href|src)\s*=\s*["'])([^"'#]+)""")
 _LINK_TYPES = frozenset({"uri", "url", "oid", "uuid"})
 
 
-async def resolve(context: Context, writes: Sequence[Entry]) -> dict[int, Resource]:
+async def resolve(context: Context, writes: Sequence[BundleEntry]) -> dict[int, Resource]:
     """The entries' resources, by entry index, with references to entries and conditional references replaced.
 
     Raises PreconditionFailed where a conditional reference does not find exactly one resource.
@@ -44,7 +44,7 @@ async def resolve(context: Context, writes: Sequence[Entry]) -> dict[int, Resour
     return {index: rewrite(body, conditional, {}) for index, body in bodies.items()}
 
 
-def _links(context: Context, writes: Iterable[Entry]) -> dict[str, str]:
+def _links(context: Context, writes: Iterable[BundleEntry]) -> dict[str, str]:
     """What each fullUrl in the Bundle stands for; for creates also the id that the client made up."""
     links: dict[str, str] = {}
     for entry in writes:
@@ -68,7 +68,7 @@ def _conditional_references(bodies: Iterable[Resource]) -> list[str]:
 
 
 async def _find(
-    context: Context, criteria: str, writes: Sequence[Entry], bodies: Mapping[int, Resource]
+    context: Context, criteria: str, writes: Sequence[BundleEntry], bodies: Mapping[int, Resource]
 ) -> str:
     """The one resource that matches, among what is stored and what this transaction writes."""
     resource_type, _, text = criteria.partition("?")

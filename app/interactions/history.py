@@ -16,8 +16,8 @@ import msgspec
 
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
-from app.interactions.result import Answer
-from app.records.versions import HistoryRange, Stored, instant
+from app.interactions.result import InteractionResult
+from app.records.versions import HistoryRange, ResourceVersion, instant
 from app.search import cursor
 from app.search.parameters import date
 
@@ -71,8 +71,8 @@ def parse(
 
 
 def bundle(
-    query: HistoryQuery, page: Sequence[Stored], total: int | None, url: str, base_url: str
-) -> Answer:
+    query: HistoryQuery, page: Sequence[ResourceVersion], total: int | None, url: str, base_url: str
+) -> InteractionResult:
     """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages if known."""
     links = [{"relation": "self", "url": _url(url, query.used)}]
     shown = page[: query.count]
@@ -91,10 +91,10 @@ def bundle(
     text = fhir_json.encode(head).decode()[:-1]
     if shown:
         text += ',"entry":[' + ",".join(_entry(stored, base_url) for stored in shown) + "]"
-    return Answer(200, text=text + "}")
+    return InteractionResult(200, text=text + "}")
 
 
-def _entry(stored: Stored, base_url: str) -> str:
+def _entry(stored: ResourceVersion, base_url: str) -> str:
     status = _STATUS[stored.method]
     if stored.method == "PUT" and stored.version == 1:
         status = "201"

@@ -19,10 +19,10 @@ from app.errors import Conflict, NotFound
 from app.fhir.json import Resource
 from app.fhir.patch.json_patch import Patch
 from app.interactions import history as history_page, plan as write
-from app.interactions.plan import Plan, Target
+from app.interactions.plan import Target, WritePlan
 from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
-from app.interactions.result import Answer
-from app.records.versions import HistoryRange, Stored, VersionConflict
+from app.interactions.result import InteractionResult
+from app.records.versions import HistoryRange, ResourceVersion, VersionConflict
 from app.search import compartment, contained_search, page, query, system
 
 T = TypeVar("T")
@@ -39,31 +39,33 @@ async def read(
     resource_type: str,
     resource_id: str,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#read: 200, 304, 404 or 410."""
     write.check_type(resource_type)
     context.require(resource_type, "r")
     stored = write.existing(await context.store.read(resource_type, resource_id))
     if _not_modified(stored, preconditions):
-        return Answer(304, stored)
-    return Answer(200, stored)
+        return InteractionResult(304, stored)
+    return InteractionResult(200, stored)
 
 
-async def current(context: Context, resource_type: str, resource_id: str) -> Stored:
+async def current(context: Context, resource_type: str, resource_id: str) -> ResourceVersion:
     """The current version itself, for operations. Raises NotFound or Gone."""
     write.check_type(resource_type)
     context.require(resource_type, "r")
     return write.existing(await context.store.read(resource_type, resource_id))
 
 
-async def vread(context: Context, resource_type: str, resource_id: str, version_id: str) -> Answer:
+async def vread(
+    context: Context, resource_type: str, resource_id: str, version_id: str
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
     write.check_type(resource_type)
     context.require(resource_type, "r")
     if not version_id.isascii() or not version_id.isdigit() or len(version_id) > 9:
         raise NotFound("No such version")
     stored = await context.store.vread(resource_type, resource_id, int(version_id))
-    return Answer(200, write.existing(stored))
+    return InteractionResult(200, write.existing(stored))
 
 
 async def create(
@@ -71,10 +73,10 @@ async def create(
     resource_type: str,
     resource: Resource,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#create: 201; with If-None-Exist 200 where one matches, 412 for several."""
 
-    async def plan() -> Plan:
+    async def plan() -> WritePlan:
         target = await write.target_of_create(
             context, resource_type, preconditions.if_none_exist, resource
         )
@@ -89,11 +91,11 @@ async def update(
     resource_id: str,
     resource: Resource,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#update: 200; 201 where the id was free or its resource deleted; 412."""
     write.check_body_id(resource_type, resource_id, resource)
 
-    async def plan() -> Plan:
+    async def plan() -> WritePlan:
         target = await write.target_of_update(context, resource_type, resource_id)
         return await write.plan_write(context, target, resource, preconditions)
 
@@ -106,10 +108,10 @@ async def conditional_update(
     criteria: str,
     resource: Resource,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#cond-update: 200, 201, 400 for another id, 412 for several matches."""
 
-    async def plan() -> Plan:
+    async def plan() -> WritePlan:
         target = await write.target_of_conditional_update(
             context, resource_type, criteria, resource.get("id")
         )
@@ -124,10 +126,10 @@ async def patch(
     resource_id: str,
     apply: Patch,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#patch: 200; 404 or 410 where there is nothing to patch; 422."""
 
-    async def plan() -> Plan:
+    async def plan() -> WritePlan:
         target = await write.target_of_update(context, resource_type, resource_id, "patch")
         return await write.plan_patch(context, target, apply, preconditions)
 
@@ -140,10 +142,10 @@ async def conditional_patch(
     criteria: str,
     apply: Patch,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """A patch of the one resource that matches: 404 where none does, 412 where several do."""
 
-    async def plan() -> Plan:
+    async def plan() -> WritePlan:
         target = await write.target_of_patch(context, resource_type, criteria)
         return await write.plan_patch(context, target, apply, preconditions)
 
@@ -155,10 +157,10 @@ async def delete(
     resource_type: str,
     resource_id: str,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#delete: 204, also where there is nothing to delete."""
 
-    async def plan() -> Plan:
+    async def plan() -> WritePlan:
         target = await write.target_of_update(context, resource_type, resource_id, "delete")
         return await write.plan_delete(context, target, preconditions)
 
@@ -170,13 +172,13 @@ async def conditional_delete(
     resource_type: str,
     criteria: str,
     preconditions: Preconditions = NO_PRECONDITIONS,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#3.1.0.7.1: all that match, or 412 for several where only one may go."""
     write.check_type(resource_type)
     context.require(resource_type, "d")
     limit = 1 if context.settings.conditional_delete == "single" else MAX_CONDITIONAL_DELETES
 
-    async def attempt() -> Answer:
+    async def attempt() -> InteractionResult:
         _, matches = await write.find_matches(context, resource_type, criteria, limit)
         targets = [Target(match.type, match.id, match) for match in matches]
         surroundings = replace(context, rewritten=frozenset(each.reference for each in targets))
@@ -184,12 +186,14 @@ async def conditional_delete(
         changes = [plan.change for plan in plans if plan.change]
         if changes:
             await context.store.commit(changes)
-        return Answer(204)
+        return InteractionResult(204)
 
     return await until_undisturbed(attempt)
 
 
-async def search_type(context: Context, resource_type: str, parameters: Parameters) -> Answer:
+async def search_type(
+    context: Context, resource_type: str, parameters: Parameters
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
     write.check_type(resource_type)
     context.require(resource_type, "s")
@@ -199,14 +203,16 @@ async def search_type(context: Context, resource_type: str, parameters: Paramete
         found = contained_search.parse(
             resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
         )
-        return Answer(200, text=await system.search_types(context.store, found, base_url))
+        return InteractionResult(
+            200, text=await system.search_types(context.store, found, base_url)
+        )
     parsed = query.parse(
         resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
     )
-    return Answer(200, text=await page.search_type(context.store, parsed, base_url))
+    return InteractionResult(200, text=await page.search_type(context.store, parsed, base_url))
 
 
-async def search_system(context: Context, parameters: Parameters) -> Answer:
+async def search_system(context: Context, parameters: Parameters) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#search over several resource types."""
     parsed = system.parse(
         parameters,
@@ -214,12 +220,14 @@ async def search_system(context: Context, parameters: Parameters) -> Answer:
         settings=context.settings,
         base_url=context.base_url,
     )
-    return Answer(200, text=await system.search_types(context.store, parsed, context.base_url))
+    return InteractionResult(
+        200, text=await system.search_types(context.store, parsed, context.base_url)
+    )
 
 
 async def search_compartment(
     context: Context, owner: tuple[str, str], resource_type: str, parameters: Parameters
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#vsearch in the compartment of a resource: one type, or `*` for all."""
     lenient, settings = context.handling == "lenient", context.settings
     base_url = context.base_url
@@ -232,7 +240,9 @@ async def search_compartment(
             base_url=base_url,
             compartment=(*owner, types),
         )
-        return Answer(200, text=await system.search_types(context.store, found, base_url))
+        return InteractionResult(
+            200, text=await system.search_types(context.store, found, base_url)
+        )
     write.check_type(resource_type)
     context.require(resource_type, "s")
     parsed = query.parse(
@@ -240,7 +250,7 @@ async def search_compartment(
     )
     parsed.conditions.append(compartment.membership(*owner, resource_type, parsed.scope))
     parsed.place = f"{owner[0]}/{owner[1]}/{resource_type}"
-    return Answer(200, text=await page.search_type(context.store, parsed, base_url))
+    return InteractionResult(200, text=await page.search_type(context.store, parsed, base_url))
 
 
 async def history(
@@ -248,7 +258,7 @@ async def history(
     parameters: Parameters,
     resource_type: str | None = None,
     resource_id: str | None = None,
-) -> Answer:
+) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#history of one resource, a type or everything; 404 for an unused id."""
     url = context.base_url
     if resource_type is not None:
@@ -274,10 +284,12 @@ async def history(
     return history_page.bundle(asked, versions, total, f"{url}/_history", context.base_url)
 
 
-async def _commit(context: Context, make_plan: Callable[[], Awaitable[Plan]]) -> Answer:
+async def _commit(
+    context: Context, make_plan: Callable[[], Awaitable[WritePlan]]
+) -> InteractionResult:
     """Plan a write and commit it; plan again where another writer was faster."""
 
-    async def attempt() -> Answer:
+    async def attempt() -> InteractionResult:
         plan = await make_plan()
         if plan.change is None:
             return plan.answer(None)
@@ -287,7 +299,7 @@ async def _commit(context: Context, make_plan: Callable[[], Awaitable[Plan]]) ->
     return await until_undisturbed(attempt)
 
 
-def _not_modified(stored: Stored, preconditions: Preconditions) -> bool:
+def _not_modified(stored: ResourceVersion, preconditions: Preconditions) -> bool:
     if preconditions.if_none_match is not None:
         return preconditions.if_none_match in ("*", str(stored.version))
     since = preconditions.if_modified_since

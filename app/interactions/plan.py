@@ -20,8 +20,15 @@ from app.fhir.json import Resource
 from app.fhir.patch import json_patch
 from app.interactions import references
 from app.interactions.preconditions import Preconditions
-from app.interactions.result import Answer
-from app.records.versions import Change, Guard, Method, Stored, WriteAction, is_same_content
+from app.interactions.result import InteractionResult
+from app.records.versions import (
+    Change,
+    Guard,
+    Method,
+    ResourceVersion,
+    WriteAction,
+    is_same_content,
+)
 from app.resources import type_registry
 from app.resources.type_rules import Prepared
 from app.search import query
@@ -37,24 +44,24 @@ RIGHTS: Mapping[WriteAction, tuple[Action, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WritePlan:
     """One write, ready to commit. Without a `change` there is nothing to write and `existing` is the answer."""
 
     status: int
     change: Change | None = None
-    existing: Stored | None = None
+    existing: ResourceVersion | None = None
     prepared: Prepared | None = None
     guards: tuple[Guard, ...] = ()
     location: bool = False
 
-    def answer(self, committed: Stored | None) -> Answer:
+    def answer(self, committed: ResourceVersion | None) -> InteractionResult:
         """The answer once the change is committed as this version."""
         stored = committed or self.existing
         if self.prepared is None:
-            return Answer(self.status, stored, location=self.location)
+            return InteractionResult(self.status, stored, location=self.location)
         if committed is not None:
             stored = self.prepared.shown(committed)
-        return Answer(
+        return InteractionResult(
             self.status,
             stored,
             issues=self.prepared.issues,
@@ -80,10 +87,10 @@ class Target:
 
     type: str
     id: str
-    previous: Stored | None = None
+    previous: ResourceVersion | None = None
     guards: tuple[Guard, ...] = ()
     creates: bool = False
-    settled: Stored | None = None
+    settled: ResourceVersion | None = None
     found: bool = False
 
     @property
@@ -166,7 +173,7 @@ def check_body_id(resource_type: str, resource_id: str, resource: Resource) -> N
 
 async def plan_write(
     context: Context, target: Target, resource: Resource, preconditions: Preconditions
-) -> Plan:
+) -> WritePlan:
     """A create or update of the target with this content."""
     if resource.get("resourceType") != target.type:
         raise BadRequest(
@@ -174,13 +181,13 @@ async def plan_write(
             expression="resourceType",
         )
     if target.settled is not None:
-        return Plan(200, existing=target.settled, guards=target.guards, location=True)
+        return WritePlan(200, existing=target.settled, guards=target.guards, location=True)
     if target.creates:
         check_version(None, preconditions)
         body = {key: value for key, value in resource.items() if key != "id"}
         prepared = await _judge(context, body, None)
         change = Change("create", target.type, target.id, prepared.resource, None, prepared.private)
-        return Plan(201, change, None, prepared, target.guards, location=True)
+        return WritePlan(201, change, None, prepared, target.guards, location=True)
     check_version(target.previous, preconditions)
     if preconditions.if_match not in (None, "*"):
         context = replace(context, edits=True)
@@ -193,7 +200,7 @@ async def plan_write(
 
 async def plan_patch(
     context: Context, target: Target, apply: json_patch.Patch, preconditions: Preconditions
-) -> Plan:
+) -> WritePlan:
     """https://hl7.org/fhir/R4/http.html#patch: the patched resource is judged like any update."""
     previous = existing(target.previous)
     check_version(previous, preconditions)
@@ -203,19 +210,19 @@ async def plan_patch(
     return await _plan_change(replace(context, edits=True), target, resource, "patch", 200)
 
 
-async def plan_delete(context: Context, target: Target, preconditions: Preconditions) -> Plan:
+async def plan_delete(context: Context, target: Target, preconditions: Preconditions) -> WritePlan:
     """https://hl7.org/fhir/R4/http.html#delete: done already where there is nothing to delete."""
     previous = target.previous
     check_version(previous, preconditions)
     if previous is None or previous.deleted:
-        return Plan(204)
+        return WritePlan(204)
     await references.check_not_referred_to(context, previous)
-    return Plan(204, Change("delete", previous.type, previous.id, None, previous))
+    return WritePlan(204, Change("delete", previous.type, previous.id, None, previous))
 
 
 async def _plan_change(
     context: Context, target: Target, resource: Resource, method: Method, status: int
-) -> Plan:
+) -> WritePlan:
     """The new version of an existing or revived resource, unless it would change nothing."""
     previous = target.previous
     is_update = method == "update" and status == 200
@@ -228,7 +235,7 @@ async def _plan_change(
         and is_same_content(prepared.resource, previous)
     )
     if unchanged or prepared.repeats:
-        return Plan(200, existing=previous, prepared=prepared, guards=target.guards)
+        return WritePlan(200, existing=previous, prepared=prepared, guards=target.guards)
     change = Change(
         method,
         target.type,
@@ -238,10 +245,10 @@ async def _plan_change(
         prepared.private,
         prepared.late,
     )
-    return Plan(status, change, None, prepared, target.guards, location=status == 201)
+    return WritePlan(status, change, None, prepared, target.guards, location=status == 201)
 
 
-def existing(stored: Stored | None) -> Stored:
+def existing(stored: ResourceVersion | None) -> ResourceVersion:
     """The version, if there is one that was not deleted. Raises NotFound or Gone."""
     if stored is None:
         raise NotFound("No such resource")
@@ -252,7 +259,7 @@ def existing(stored: Stored | None) -> Stored:
 
 async def find_matches(
     context: Context, resource_type: str, criteria: str, limit: int = 1
-) -> tuple[Guard, Sequence[Stored]]:
+) -> tuple[Guard, Sequence[ResourceVersion]]:
     """The resources that match a conditional write's criteria, at most `limit`, and what guards the answer.
 
     Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
@@ -280,7 +287,7 @@ async def find_matches(
     return guard, found
 
 
-def check_version(previous: Stored | None, preconditions: Preconditions) -> None:
+def check_version(previous: ResourceVersion | None, preconditions: Preconditions) -> None:
     """If-Match and If-None-Match of a write, https://hl7.org/fhir/R4/http.html#concurrency."""
     exists = previous is not None and not previous.deleted
     expected = preconditions.if_match
@@ -293,7 +300,11 @@ def check_version(previous: Stored | None, preconditions: Preconditions) -> None
 
 
 async def _judge(
-    context: Context, resource: Resource, previous: Stored | None, *, keeps_labels: bool = False
+    context: Context,
+    resource: Resource,
+    previous: ResourceVersion | None,
+    *,
+    keeps_labels: bool = False,
 ) -> Prepared:
     """Judge a resource by the definitions, its references, then by the rules of its type."""
     validation.validate(resource)

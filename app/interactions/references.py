@@ -14,7 +14,7 @@ from app.context import Context
 from app.errors import Conflict, Issue, Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.search import group_members
 
 _TYPES = frozenset(SUPPORTED_TYPES)
@@ -78,7 +78,7 @@ async def _check_targets(context: Context, targets: set[tuple[str, str]]) -> Non
         )
 
 
-async def check_not_referred_to(context: Context, stored: Stored) -> None:
+async def check_not_referred_to(context: Context, stored: ResourceVersion) -> None:
     """Raises Conflict where the setting asks for integrity and a search parameter of another resource leads here.
 
     What the same commit writes does not count: deleted it refers to nothing, and its new content is judged by itself.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from app.errors import Issue
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 
 
 @dataclass(slots=True)
-class Answer:
+class InteractionResult:
     """What an interaction returns: a status and one version, or a Bundle or outcome as JSON text."""
 
     status: int
-    stored: Stored | None = None
+    stored: ResourceVersion | None = None
     text: str | bytes | None = None
     issues: tuple[Issue, ...] = ()
     location: bool = False

@@ -52,7 +52,7 @@ def buckets(rate: float | None, default: float, seconds: float) -> Buckets | Non
     return Buckets(used, used * seconds) if used else None
 
 
-class Crowd:
+class ConcurrencyLimit:
     """How many of each key are inside, at most `most`."""
 
     def __init__(self, most: int) -> None:

@@ -11,12 +11,12 @@ from app.coordination.care_plans.state import PlanState
 from app.errors import BadRequest, Gone
 from app.fhir import json as fhir_json
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.search.parameters.date import span
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters with the changes. Raises NotFound or Gone, BadRequest for a `_since` that is no time."""
     plan = await interactions.current(context, *invocation.instance)
     since = invocation.one("_since")
@@ -31,7 +31,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         {"name": "from", "valueReference": {"reference": _version(before)}},
         {"name": "to", "valueReference": {"reference": _version(after)}},
     ]
-    return Answer(200, text=fhir_json.encode(parameters(changes, head)))
+    return InteractionResult(200, text=fhir_json.encode(parameters(changes, head)))
 
 
 async def _compared_with(

@@ -17,11 +17,11 @@ from app.coordination.care_plans.document import Edition
 from app.errors import MethodNotAllowed
 from app.fhir import json as fhir_json
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """The document Bundle. Raises NotFound or Gone, MethodNotAllowed for `persist` without POST."""
     persist = bool(invocation.one("persist"))
     if persist and not invocation.posted:
@@ -34,5 +34,5 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     bundle = document.build(record, edition)
     if persist:
         answer = await interactions.update(context, "Bundle", edition.id, bundle)
-        return Answer(201, answer.stored, location=True)
-    return Answer(200, text=fhir_json.encode(bundle))
+        return InteractionResult(201, answer.stored, location=True)
+    return InteractionResult(200, text=fhir_json.encode(bundle))

@@ -12,16 +12,16 @@ from app.fhir import json as fhir_json
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
 from app.proof.notice import gather
 from app.proof.publisher import sender_of
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A searchset, the oldest notice first. Raises NotFound or Gone for the Encounter."""
     resource_type, resource_id = invocation.instance
     await interactions.current(context, resource_type, resource_id)
@@ -41,7 +41,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     bundle: Resource = {"resourceType": "Bundle", "type": "searchset", "total": len(resources)}
     if resources:
         bundle["entry"] = [_entry(context, each) for each in resources]
-    return Answer(200, text=fhir_json.encode(bundle))
+    return InteractionResult(200, text=fhir_json.encode(bundle))
 
 
 def _entry(context: Context, resource: Resource) -> Resource:
@@ -49,7 +49,7 @@ def _entry(context: Context, resource: Resource) -> Resource:
     return {"fullUrl": url, "resource": resource, "search": {"mode": "match"}}
 
 
-async def _published(context: Context, encounter: str) -> list[Stored]:
+async def _published(context: Context, encounter: str) -> list[ResourceVersion]:
     """The Communications of notices, also of those that the ledger no longer has."""
     kind = token("category", NOTICE_KIND, EVENT_NOTICE)
     wanted = {"terms": {"$all": [f"encounter={encounter}", kind]}}

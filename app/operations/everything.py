@@ -20,11 +20,11 @@ from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.interactions import interactions, references
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import CURSOR, Invocation
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.search import compartment, cursor, search_parameters
-from app.search.parameter import AnyOf, Filter, Not, Scope
+from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.parameters import date
 from app.search.resolution import settled
 
@@ -48,12 +48,12 @@ def _compartment_types() -> tuple[str, ...]:
     return ("Patient", *(name for name in compartment.types("Patient") if name != "Patient"))
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A searchset with the patient, the patient's resources and what they refer to."""
     if invocation.resource_id is not None:
         await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
     asked = _read(context, invocation)
-    page: list[tuple[str, Stored]] = []
+    page: list[tuple[str, ResourceVersion]] = []
     async for found in _matches(context, invocation.resource_id, asked):
         page.append(found)
         if len(page) > asked.count:
@@ -65,7 +65,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
     stored = [match for _, match in shown]
     included = await _referred_to(context, stored)
-    return Answer(200, text=_bundle(context, invocation, stored, included, following))
+    return InteractionResult(200, text=_bundle(context, invocation, stored, included, following))
 
 
 def _read(context: Context, invocation: Invocation) -> _Asked:
@@ -96,7 +96,7 @@ def _instant(text: str) -> datetime:
 
 async def _matches(
     context: Context, patient: str | None, asked: _Asked
-) -> AsyncIterator[tuple[str, Stored]]:
+) -> AsyncIterator[tuple[str, ResourceVersion]]:
     """The matches after `asked.after`, each with the patient it was found for."""
     begin = asked.after
     async for each in _patients(context, patient, begin[0] if begin else ""):
@@ -137,7 +137,7 @@ async def _patients(context: Context, patient: str | None, first: str) -> AsyncI
 
 async def _of_type(
     context: Context, patient: str, resource_type: str, asked: _Asked, last: str
-) -> AsyncIterator[Stored]:
+) -> AsyncIterator[ResourceVersion]:
     conditions = [await _in_compartment(context, patient, resource_type)]
     if asked.since is not None:
         conditions.append({"at": {"$gt": asked.since}})
@@ -159,7 +159,7 @@ async def _of_type(
 async def _in_compartment(context: Context, patient: str, resource_type: str) -> Filter:
     if resource_type == "Patient":
         return {"_id": patient, "terms": "*"}
-    scope = Scope(context.base_url, datetime.now(UTC))
+    scope = SearchScope(context.base_url, datetime.now(UTC))
     membership = compartment.membership("Patient", patient, resource_type, scope)
     return (await settled(context.store, membership)).filter()
 
@@ -173,7 +173,7 @@ def _in_care_dates(
     )
     if clinical is None or resource_type == "Patient":
         return []
-    scope = Scope(context.base_url, datetime.now(UTC))
+    scope = SearchScope(context.base_url, datetime.now(UTC))
     undated = Not(search_parameters.present(clinical))
     return [
         AnyOf(
@@ -184,7 +184,9 @@ def _in_care_dates(
     ]
 
 
-async def _referred_to(context: Context, matches: Sequence[Stored]) -> list[Stored]:
+async def _referred_to(
+    context: Context, matches: Sequence[ResourceVersion]
+) -> list[ResourceVersion]:
     """What the page refers to, as far as it belongs to no patient's compartment."""
     present = {stored.reference for stored in matches}
     targets = {
@@ -202,8 +204,8 @@ async def _referred_to(context: Context, matches: Sequence[Stored]) -> list[Stor
 def _bundle(
     context: Context,
     invocation: Invocation,
-    matches: Sequence[Stored],
-    included: Sequence[Stored],
+    matches: Sequence[ResourceVersion],
+    included: Sequence[ResourceVersion],
     following: str | None,
 ) -> str:
     place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
@@ -224,7 +226,7 @@ def _bundle(
     return text + (f',"entry":[{",".join(entries)}]' if entries else "") + "}"
 
 
-def _entry(context: Context, stored: Stored, mode: str) -> str:
+def _entry(context: Context, stored: ResourceVersion, mode: str) -> str:
     url = f"{context.base_url}/{stored.reference}"
     return f'{{"fullUrl":"{url}","resource":{stored.text},"search":{{"mode":"{mode}"}}}}'
 

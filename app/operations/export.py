@@ -11,7 +11,7 @@ from app.bulk.cohort import members_at
 from app.bulk.export_jobs import address
 from app.bulk.export_request import (
     FORMATS,
-    Asked,
+    ExportRequest,
     Level,
     read_elements,
     read_filters,
@@ -24,11 +24,11 @@ from app.bulk.exports import Exports
 from app.context import Context
 from app.errors import BadRequest
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """202, with the address of the status in Content-Location."""
     if not context.respond_async:
         raise BadRequest(
@@ -41,10 +41,10 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         context, asked, _url(context, invocation)
     )
     where = address(context.base_url, export_id)
-    return Answer(202, headers={"Content-Location": where})
+    return InteractionResult(202, headers={"Content-Location": where})
 
 
-async def _read(context: Context, invocation: Invocation) -> Asked:
+async def _read(context: Context, invocation: Invocation) -> ExportRequest:
     lenient = context.handling == "lenient"
     level: Level = "system"
     if invocation.resource_type is not None:
@@ -65,7 +65,7 @@ async def _read(context: Context, invocation: Invocation) -> Asked:
     since = invocation.one("_since")
     types = read_types(level, map(str, invocation.all("_type")), lenient=lenient)
     queries = map(str, invocation.all("_typeFilter"))
-    asked = Asked(
+    asked = ExportRequest(
         level,
         invocation.resource_id,
         types,
@@ -78,7 +78,7 @@ async def _read(context: Context, invocation: Invocation) -> Asked:
     return asked
 
 
-async def _check_there(context: Context, asked: Asked, *, lenient: bool) -> None:
+async def _check_there(context: Context, asked: ExportRequest, *, lenient: bool) -> None:
     """Raises NotFound or Gone for the Group, BadRequest for a patient that does not exist or is no member."""
     if asked.group is not None:
         await interactions.current(context, "Group", asked.group)

@@ -14,10 +14,10 @@ from app.errors import BadRequest, Unprocessable
 from app.fhir import json as fhir_json
 from app.fhir.codes import INPATIENT
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.proof.report import MEASURE_ID, as_csv, measure_report
-from app.proof.stays import Asked, happenings
+from app.proof.stays import StaysQuery, happenings
 from app.proof.timeliness import Timeliness, measure
 
 _PRACTICES = ("Organization", "Practitioner", "PractitionerRole")
@@ -25,7 +25,7 @@ _PRACTICES = ("Organization", "Practitioner", "PractitionerRole")
 _MOST_DAYS = 366
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """The MeasureReport. Only this one measure can be evaluated here, and only for the whole population."""
     await interactions.current(context, *invocation.instance)
     if invocation.resource_id != MEASURE_ID:
@@ -45,10 +45,12 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     )
     found = await evaluate(context, asked)
     report = measure_report(found, asked, context.services.clock.now())
-    return Answer(200, text=fhir_json.encode(report))
+    return InteractionResult(200, text=fhir_json.encode(report))
 
 
-def read(start: str | None, end: str | None, practice: str | None, classes: Sequence[str]) -> Asked:
+def read(
+    start: str | None, end: str | None, practice: str | None, classes: Sequence[str]
+) -> StaysQuery:
     """What is asked for. Raises BadRequest for periods that are missing, no dates, the wrong way round or too long."""
     first, last = _day("periodStart", start, last=False), _day("periodEnd", end, last=True)
     if last < first:
@@ -64,7 +66,7 @@ def read(start: str | None, end: str | None, practice: str | None, classes: Sequ
     wanted = [each for text in classes for each in text.split(",") if each]
     if any(not each.isalnum() for each in wanted):
         raise BadRequest("A class is a code of v3-ActCode", code="value", expression="class")
-    return Asked(first, last, practice, tuple(wanted) or INPATIENT)
+    return StaysQuery(first, last, practice, tuple(wanted) or INPATIENT)
 
 
 def _day(name: str, text: str | None, *, last: bool) -> date:
@@ -82,11 +84,11 @@ def _day(name: str, text: str | None, *, last: bool) -> date:
     raise BadRequest("Not a date", code="value", expression=name)
 
 
-async def evaluate(context: Context, asked: Asked) -> Timeliness:
+async def evaluate(context: Context, asked: StaysQuery) -> Timeliness:
     """The numbers."""
     return await measure(context, happenings(context, asked))
 
 
-async def csv_of(context: Context, asked: Asked) -> str:
+async def csv_of(context: Context, asked: StaysQuery) -> str:
     """The same numbers as CSV."""
     return as_csv(await evaluate(context, asked))

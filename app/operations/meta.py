@@ -15,12 +15,12 @@ from app.fhir import json as fhir_json, meta as labels
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.search.terms import unescape
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """The meta of one resource, or all profiles, tags and labels in use on a type or the server."""
     if invocation.resource_type is None or invocation.resource_id is None:
         types = SUPPORTED_TYPES if invocation.resource_type is None else [invocation.resource_type]
@@ -29,12 +29,12 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     return _answer(stored.resource()["meta"])
 
 
-async def run_add(context: Context, invocation: Invocation) -> Answer:
+async def run_add(context: Context, invocation: Invocation) -> InteractionResult:
     """Add labels; those already there stay single."""
     return await _change(context, invocation, labels.add)
 
 
-async def run_delete(context: Context, invocation: Invocation) -> Answer:
+async def run_delete(context: Context, invocation: Invocation) -> InteractionResult:
     """Delete labels; it is no error where one is not there."""
     return await _change(context, invocation, labels.remove)
 
@@ -43,7 +43,7 @@ async def _change(
     context: Context,
     invocation: Invocation,
     change: Callable[[labels.Meta, labels.Meta], labels.Meta],
-) -> Answer:
+) -> InteractionResult:
     given = invocation.one("meta")
 
     def apply(resource: Resource) -> Resource:
@@ -76,9 +76,9 @@ async def _in_use(context: Context, types: Iterable[str]) -> labels.Meta:
     return meta
 
 
-def _answer(meta: labels.Meta) -> Answer:
+def _answer(meta: labels.Meta) -> InteractionResult:
     parameters = {
         "resourceType": "Parameters",
         "parameter": [{"name": "return", "valueMeta": meta}],
     }
-    return Answer(200, text=fhir_json.encode(parameters))
+    return InteractionResult(200, text=fhir_json.encode(parameters))

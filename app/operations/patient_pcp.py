@@ -15,13 +15,13 @@ from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import instant
 from app.search.parameters import date
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters with a `pcp` for each provider who is told of the patient and a `problem` for each thing to put right.
 
     Raises NotFound or Gone for the patient.
@@ -41,7 +41,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     answer: Resource = {"resourceType": "Parameters"}
     if parameters:
         answer["parameter"] = parameters
-    return Answer(200, text=fhir_json.encode(answer))
+    return InteractionResult(200, text=fhir_json.encode(answer))
 
 
 def _moment(context: Context, text: str | None) -> datetime:

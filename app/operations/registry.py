@@ -20,7 +20,7 @@ from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir.definitions import PROFILES
 from app.fhir.json import Resource
 from app.interactions import plan
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations import (
     care_plan_changes,
     care_plan_summary,
@@ -41,7 +41,7 @@ from app.operations import (
 )
 from app.operations.arguments import Invocation, arguments_of, arguments_of_query
 
-Run = Callable[[Context, Invocation], Awaitable[Answer]]
+Run = Callable[[Context, Invocation], Awaitable[InteractionResult]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ async def invoke(
     given: Resource | Sequence[tuple[str, str]],
     *,
     posted: bool,
-) -> Answer:
+) -> InteractionResult:
     """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query."""
     resource_type, resource_id = place
     if resource_type is not None:

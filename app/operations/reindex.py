@@ -9,12 +9,12 @@ from app.context import Context
 from app.errors import BadRequest, NotFound
 from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.store.reindexing import Reindexing, ids_and_state
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters with one `job` for each reindexing."""
     reindexing = context.services.get(Reindexing)
     job_id, types = invocation.one("id"), [str(each) for each in invocation.all("type")]
@@ -37,4 +37,4 @@ async def run(context: Context, invocation: Invocation) -> Answer:
             raise NotFound("There is no reindexing with this id")
     parameters = {"resourceType": "Parameters"}
     body = parameters | {"parameter": [ids_and_state(job) for job in jobs]} if jobs else parameters
-    return Answer(202 if invocation.posted else 200, text=fhir_json.encode(body))
+    return InteractionResult(202 if invocation.posted else 200, text=fhir_json.encode(body))

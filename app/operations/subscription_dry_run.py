@@ -10,18 +10,18 @@ from typing import Any
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import HistoryRange, Stored, instant
+from app.records.versions import HistoryRange, ResourceVersion, instant
 from app.resources.subscription import check_rights
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 
 _DEFAULT_COUNT, _MOST = 100, 1000
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters: how many events were looked at, and those that match, the newest first.
 
     Raises Unprocessable for a Subscription that could not be stored either.
@@ -33,7 +33,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     count = _DEFAULT_COUNT if count is None else count
     if not 1 <= count <= _MOST:
         raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
-    registry = context.services.get(Registry)
+    registry = context.services.get(SubscriptionRegistry)
     read = registration.read(draft, registry.catalogue, context.settings)
     check_rights(context, read)
     versions = await _last(context, read, count)
@@ -51,19 +51,19 @@ async def run(context: Context, invocation: Invocation) -> Answer:
             *events,
         ],
     }
-    return Answer(200, text=fhir_json.encode(body))
+    return InteractionResult(200, text=fhir_json.encode(body))
 
 
-async def _last(context: Context, read: Registration, count: int) -> list[Stored]:
+async def _last(context: Context, read: Registration, count: int) -> list[ResourceVersion]:
     """The last versions of the types that the Subscription is about, the newest first."""
     types = read.topic.resource_types if read.topic else (read.criteria.scope,)
-    found: list[Stored] = []
+    found: list[ResourceVersion] = []
     for resource_type in types:
         found += await context.store.history(HistoryRange(type=resource_type), count)
     return sorted(found, key=lambda stored: stored.at, reverse=True)[:count]
 
 
-def _event(version: Stored, coding: Any) -> dict[str, Any]:
+def _event(version: ResourceVersion, coding: Any) -> dict[str, Any]:
     reference = f"{version.reference}/_history/{version.version}"
     part: list[dict[str, Any]] = [
         {"name": "focus", "valueReference": {"reference": reference}},

@@ -15,23 +15,23 @@ from app.context import Context
 from app.errors import BadRequest, Gone
 from app.fhir import json as fhir_json
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.operations.subscription_status import content_of, head_of
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import Span
 from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices import notification
-from app.subscriptions.notices.event_reader import Teller
-from app.subscriptions.sending.owner_rights import Rights, stricter
+from app.subscriptions.notices.event_reader import EventReader
+from app.subscriptions.sending.owner_rights import OwnerRights, stricter
 from app.subscriptions.sending.release_limits import ReleaseLimits
 
 _NUMBER = re.compile(r"^[0-9]{1,15}$")
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A history Bundle. 410 where an event that is asked for is no longer kept.
 
     At most as many events as a page of a search; a `next` link leads to the others.
@@ -47,8 +47,8 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     await _check_kept(context, subscription["id"], span, number)
     limit = context.settings.max_count
     rows = await ledger_queries.rows(services.mongo, subscription["id"], span, limit + 1)
-    topic = services.get(Registry).catalogue.find(subscription["criteria"])
-    teller = Teller(services.store, context.base_url)
+    topic = services.get(SubscriptionRegistry).catalogue.find(subscription["criteria"])
+    teller = EventReader(services.store, context.base_url)
     # Told now, so judged by what may be told now.
     limits = await services.get(ReleaseLimits).limits(
         [(row, None) for row in rows[:limit]],
@@ -57,7 +57,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         int(subscription["meta"]["versionId"]),
     )
     if context.access is not None:
-        own = await services.get(Rights).limits_of(context.access, rows[:limit], topic)
+        own = await services.get(OwnerRights).limits_of(context.access, rows[:limit], topic)
         limits = dict(stricter(limits, own))
     events = await asyncio.gather(
         *(
@@ -73,7 +73,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
             rest.append(("eventsUntilNumber", str(span.last)))
         url = f"{context.base_url}/Subscription/{subscription['id']}/$events?{urlencode(rest)}"
         bundle["link"] = [{"relation": "next", "url": url}]
-    return Answer(200, text=fhir_json.encode(bundle))
+    return InteractionResult(200, text=fhir_json.encode(bundle))
 
 
 def read_span(invocation: Invocation) -> Span:

@@ -14,25 +14,25 @@ from app.context import Context
 from app.errors import BadRequest, NotFound
 from app.fhir import json as fhir_json
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import Stored, instant
+from app.records.versions import ResourceVersion, instant
 from app.runtime.mongo import Document
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.explanation import Explanation, Judged
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import interaction
 
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?")
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters: the verdict, each trigger and filter with what came of it, the delivery where there is one."""
     subscription = await interactions.current(context, *invocation.instance)
     version = await _version(context, invocation)
     services = context.services
-    registry = services.get(Registry)
+    registry = services.get(SubscriptionRegistry)
     resource = subscription.resource()
     read = registration.read(resource, registry.catalogue, context.settings)
     event = await explanation.event_of(context.store, version)
@@ -57,10 +57,10 @@ async def run(context: Context, invocation: Invocation) -> Answer:
     if delivery is not None:
         parameters.append(_delivery(delivery))
     body = {"resourceType": "Parameters", "parameter": parameters}
-    return Answer(200, text=fhir_json.encode(body))
+    return InteractionResult(200, text=fhir_json.encode(body))
 
 
-async def _version(context: Context, invocation: Invocation) -> Stored:
+async def _version(context: Context, invocation: Invocation) -> ResourceVersion:
     """The version that was asked about: one that is named, or the current one."""
     match = _REFERENCE.fullmatch(invocation.one("reference") or "")
     if match is None:
@@ -81,7 +81,7 @@ async def _version(context: Context, invocation: Invocation) -> Stored:
 
 async def _reason(
     context: Context,
-    version: Stored,
+    version: ResourceVersion,
     read: Registration,
     found: Explanation,
     delivery: Document | None,

@@ -13,7 +13,7 @@ from app.context import Context
 from app.errors import BadRequest, Conflict, Issue, operation_outcome
 from app.fhir import json as fhir_json
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.operations.subscription_events import read_span
 from app.subscriptions.sending.worker import Worker
@@ -21,7 +21,7 @@ from app.subscriptions.sending.worker import Worker
 _BOUNDS = {"eventsSinceInstant": "$gte", "eventsUntilInstant": "$lte"}
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """202 with an OperationOutcome that says how many notices go out again. Without bounds: all that are kept."""
     stored = await interactions.current(context, *invocation.instance)
     status = stored.resource()["status"]
@@ -36,7 +36,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         condition["focus.at"] = moments
     count = await context.services.get(Worker).resend(stored.id, condition)
     issue = Issue("informational", f"{count} notices are sent again", severity="information")
-    return Answer(202, text=fhir_json.encode(operation_outcome([issue])))
+    return InteractionResult(202, text=fhir_json.encode(operation_outcome([issue])))
 
 
 def _instant(text: str, name: str) -> datetime:

@@ -18,9 +18,9 @@ from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import CURSOR, Invocation
-from app.records.versions import Stored, instant
+from app.records.versions import ResourceVersion, instant
 from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT, Content
 from app.subscriptions.notices import notification
@@ -29,7 +29,7 @@ from app.subscriptions.notices.notification import Head
 _STATUSES = ("requested", "active", "error", "off")
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A searchset of Parameters, one for each Subscription, in the order of their ids."""
     if invocation.resource_id is not None:
         return await _answer(context, [await interactions.current(context, *invocation.instance)])
@@ -61,7 +61,9 @@ def _listed(invocation: Invocation, name: str) -> list[str]:
     return [part for value in invocation.all(name) for part in str(value).split(",") if part]
 
 
-async def _answer(context: Context, found: Sequence[Stored], more: str | None = None) -> Answer:
+async def _answer(
+    context: Context, found: Sequence[ResourceVersion], more: str | None = None
+) -> InteractionResult:
     numbers = await context.services.get(Outbox).numbering.read([stored.id for stored in found])
     entries = []
     for stored in found:
@@ -87,7 +89,7 @@ async def _answer(context: Context, found: Sequence[Stored], more: str | None = 
         bundle["link"] = [{"relation": "next", "url": url}]
     if entries:
         bundle["entry"] = entries
-    return Answer(200, text=fhir_json.encode(bundle))
+    return InteractionResult(200, text=fhir_json.encode(bundle))
 
 
 def head_of(

@@ -12,18 +12,18 @@ from app.context import Context
 from app.errors import BadRequest, Forbidden, Unprocessable
 from app.fhir import json as fhir_json
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import Stored, instant
+from app.records.versions import ResourceVersion, instant
 from app.subscriptions.channels import websocket
-from app.subscriptions.sending.owner_rights import Rights
+from app.subscriptions.sending.owner_rights import OwnerRights
 from app.subscriptions.websocket import socket_tokens
 from app.subscriptions.websocket.socket_tokens import Holder
 
 _MOST = 1000
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters with the token, until when it may be used, what for, and where.
 
     Raises NotFound for a Subscription that the caller may not read, Forbidden for one that is another client's.
@@ -45,10 +45,12 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         {"name": "websocket-url", "valueUrl": websocket.address(context.base_url)},
     ]
     answer = {"resourceType": "Parameters", "parameter": parameters}
-    return Answer(200, text=fhir_json.encode(answer), headers={"Cache-Control": "no-store"})
+    return InteractionResult(
+        200, text=fhir_json.encode(answer), headers={"Cache-Control": "no-store"}
+    )
 
 
-async def _check(context: Context, subscription: Stored) -> None:
+async def _check(context: Context, subscription: ResourceVersion) -> None:
     if subscription.resource()["channel"]["type"] != "websocket":
         raise Unprocessable(
             "Only Subscriptions with a websocket channel are bound by token",
@@ -56,7 +58,7 @@ async def _check(context: Context, subscription: Stored) -> None:
             expression="Subscription.channel.type",
         )
     # Who listens takes notices away from whom they are for, and hears them by that one's rights.
-    rights, client = context.services.get(Rights), context.caller.client_id
+    rights, client = context.services.get(OwnerRights), context.caller.client_id
     if context.access is not None and not await rights.is_of(
         client, subscription.id, subscription.version
     ):

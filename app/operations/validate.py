@@ -14,13 +14,13 @@ from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.fhir.validation import check, models
 from app.interactions import interactions
-from app.interactions.result import Answer
+from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 
 _MODES = frozenset({"create", "update", "delete", "profile"})
 
 
-async def run(context: Context, invocation: Invocation) -> Answer:
+async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """200 with an OperationOutcome, whatever it says of the resource."""
     mode = invocation.one("mode")
     if mode is not None and mode not in _MODES:
@@ -40,7 +40,7 @@ async def run(context: Context, invocation: Invocation) -> Answer:
         )
     if not any(issue.severity in ("fatal", "error") for issue in issues):
         issues.append(Issue("informational", "No errors found", severity="information"))
-    return Answer(200, text=fhir_json.encode(operation_outcome(issues)))
+    return InteractionResult(200, text=fhir_json.encode(operation_outcome(issues)))
 
 
 async def _stored(context: Context, invocation: Invocation, mode: str | None) -> Resource:

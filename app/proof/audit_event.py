@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.fhir.json import Resource
-from app.proof.notice import Notice
+from app.proof.notice import NoticeRecord
 from app.records.versions import instant
 
 _DICOM = "http://dicom.nema.org/resources/ontology/DCM"
@@ -22,7 +22,7 @@ _URI = "5"
 _OUTCOME = {"delivered": "0", "suppressed": "4", "dead": "8"}
 
 
-def audit_event(notice: Notice, sender: Resource) -> Resource:
+def audit_event(notice: NoticeRecord, sender: Resource) -> Resource:
     """The AuditEvent of a notice; one for each state that was published, so that none is ever changed."""
     resource: Resource = {
         "resourceType": "AuditEvent",
@@ -55,7 +55,7 @@ def audit_event(notice: Notice, sender: Resource) -> Resource:
     return resource
 
 
-def _agents(notice: Notice, sender: Resource) -> list[dict[str, Any]]:
+def _agents(notice: NoticeRecord, sender: Resource) -> list[dict[str, Any]]:
     ours = {"type": _agent_type("110153", "Source Role ID"), "who": sender, "requestor": False}
     theirs: dict[str, Any] = {
         "type": _agent_type("110152", "Destination Role ID"),
@@ -78,7 +78,7 @@ def _agent_type(code: str, display: str) -> dict[str, Any]:
     return {"coding": [{"system": _DICOM, "code": code, "display": display}]}
 
 
-def _entities(notice: Notice) -> list[dict[str, Any]]:
+def _entities(notice: NoticeRecord) -> list[dict[str, Any]]:
     found = []
     if notice.patient is not None:
         found.append(_entity(notice.patient, "1", "1"))

@@ -22,7 +22,7 @@ from app.fhir.codes import (
     NOTICE_TO_PCP,
 )
 from app.fhir.json import Resource
-from app.proof.notice import Notice
+from app.proof.notice import NoticeRecord
 from app.records.versions import instant
 
 _NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
@@ -43,7 +43,7 @@ class Receipt:
     at: datetime | None
 
 
-def communication(notice: Notice, sender: Resource) -> Resource:
+def communication(notice: NoticeRecord, sender: Resource) -> Resource:
     """The Communication of a notice; its id is the row's. `sender` is how the server names itself."""
     resource: Resource = {
         "resourceType": "Communication",
@@ -93,7 +93,7 @@ def receipt(resource: Resource) -> Receipt:
     )
 
 
-def receipt_of(notice: Notice) -> Receipt:
+def receipt_of(notice: NoticeRecord) -> Receipt:
     """What a notice proves."""
     return Receipt(
         notice.id,
@@ -106,7 +106,7 @@ def receipt_of(notice: Notice) -> Receipt:
     )
 
 
-def _why(notice: Notice) -> Resource:
+def _why(notice: NoticeRecord) -> Resource:
     if notice.state == "dead":
         code = "system-error"
     elif notice.reason.startswith(_CONSENT):
@@ -118,7 +118,7 @@ def _why(notice: Notice) -> Resource:
     return {"coding": [{"system": _NOT_DONE, "code": code}], "text": notice.reason}
 
 
-def _extensions(notice: Notice) -> list[dict[str, Any]]:
+def _extensions(notice: NoticeRecord) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"url": EVENT_TIME, "valueInstant": instant(notice.event_time)},
         {"url": NOTICE_COMMITTED, "valueInstant": instant(notice.committed)},

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from app.fhir.json import Resource
 from app.proof.notice import local
 from app.records.reader import Reader
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.subscriptions.notices.required_names import is_treating, missing_names
 
 
@@ -42,7 +42,7 @@ def _references(encounters: Iterable[Resource], base_url: str) -> Iterator[str]:
                 yield place
 
 
-async def _read(store: Reader, references: Iterable[str]) -> dict[str, Stored]:
+async def _read(store: Reader, references: Iterable[str]) -> dict[str, ResourceVersion]:
     keys = {(type_, id_) for type_, _, id_ in (each.partition("/") for each in references)}
     found = await store.read_many(sorted(keys)) if keys else {}
     return {reference: stored for reference, stored in found.items() if not stored.deleted}

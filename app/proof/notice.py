@@ -24,7 +24,7 @@ _READ_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class NoticeRecord:
     """One row. References are relative; `recipients` are several only where one endpoint stands for several PCPs.
 
     `to_pcp`: the Subscription asks for the patients of a PCP. `sent` is the first attempt, `received` the first that
@@ -58,7 +58,7 @@ class Notice:
     resource: Resource = field(repr=False, compare=False)
 
 
-async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list[Notice]:
+async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list[NoticeRecord]:
     """The notices of rows, with what their Subscriptions say and the versions that they told of."""
     names = {row["subscription"] for row in rows if not row["subscription"].startswith(UNROUTED)}
     subscriptions = await _subscriptions(store, names)
@@ -73,7 +73,7 @@ async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list
 
 def of_row(
     row: Document, subscription: Resource | None, resource: Resource, base_url: str
-) -> Notice:
+) -> NoticeRecord:
     """Pure: the notice of a row. `resource` is the version it tells of, empty where that is gone."""
     focus, attempts = row["focus"], row["attempts"]
     taken = next((each for each in attempts if _is_success(each)), None)
@@ -83,7 +83,7 @@ def of_row(
     place = f"{focus['type']}/{focus['id']}"
     patient = patient_of(resource, base_url)
     received = None if taken is None else _end(taken)
-    return Notice(
+    return NoticeRecord(
         id=row["_id"],
         subscription=None if row["subscription"].startswith(UNROUTED) else row["subscription"],
         state=row["state"],

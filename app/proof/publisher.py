@@ -28,8 +28,8 @@ from app.interactions.interactions import until_undisturbed
 from app.proof import names
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
-from app.proof.notice import Notice, gather
-from app.records.versions import Change, Stored, is_same_content
+from app.proof.notice import NoticeRecord, gather
+from app.records.versions import Change, ResourceVersion, is_same_content
 from app.runtime.mongo import Collection, Document
 from app.settings import Settings
 from app.subscriptions.sending.worker import Worker
@@ -154,7 +154,7 @@ async def _take(context: Context, rows: Sequence[Document]) -> None:
         await _mark(context, notices, incomplete)
 
 
-async def _keep(context: Context, notices: Sequence[Notice]) -> None:
+async def _keep(context: Context, notices: Sequence[NoticeRecord]) -> None:
     sender = sender_of(context.settings)
     wanted = [
         resource
@@ -177,7 +177,7 @@ async def _keep(context: Context, notices: Sequence[Notice]) -> None:
     await until_undisturbed(attempt)
 
 
-async def _stays(context: Context, previous: Stored, resource: Resource) -> bool:
+async def _stays(context: Context, previous: ResourceVersion, resource: Resource) -> bool:
     """Whether what is there is left as it is: what is in the audit log, and proof that was deleted on purpose.
 
     Recipients know the ids of their notices: something else that was made and deleted under one is no such purpose.
@@ -190,7 +190,7 @@ async def _stays(context: Context, previous: Stored, resource: Resource) -> bool
     return last is None or last.deleted or is_proof(last.resource())
 
 
-async def _incomplete(context: Context, notices: Sequence[Notice]) -> dict[str, list[str]]:
+async def _incomplete(context: Context, notices: Sequence[NoticeRecord]) -> dict[str, list[str]]:
     """Of notices about stays that went out, the names that they lack, by the rows' ids; a person is asked."""
     base = context.settings.topic_base.rstrip("/") + "/encounter-"
     told = {
@@ -219,7 +219,7 @@ async def _is_there(context: Context, reference: str) -> bool:
 
 
 async def _mark(
-    context: Context, notices: Sequence[Notice], incomplete: Mapping[str, list[str]]
+    context: Context, notices: Sequence[NoticeRecord], incomplete: Mapping[str, list[str]]
 ) -> None:
     """Note what was done, unless a row was sent again meanwhile."""
     now = context.services.mongo.now()

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.fhir.codes import BASE
 from app.fhir.json import Resource
-from app.proof.stays import KINDS, Asked, EventKind
+from app.proof.stays import KINDS, EventKind, StaysQuery
 from app.proof.timeliness import STRATIFIERS, TOTAL, Tally, Timeliness
 from app.records.versions import instant
 
@@ -26,7 +26,7 @@ COLUMNS = (
 )
 
 
-def measure_report(found: Timeliness, asked: Asked, at: datetime) -> Resource:
+def measure_report(found: Timeliness, asked: StaysQuery, at: datetime) -> Resource:
     """The MeasureReport of a summary."""
     return {
         "resourceType": "MeasureReport",

@@ -20,7 +20,7 @@ from app.fhir.json import Resource
 from app.proof.communication import Receipt, receipt, receipt_of
 from app.proof.days import Zones, day_of, local_day
 from app.proof.notice import gather, local, patient_of
-from app.records.versions import CURRENT, Stored, stored_current
+from app.records.versions import CURRENT, ResourceVersion, stored_current
 from app.search import query
 from app.search.resolution import resolve
 
@@ -38,7 +38,7 @@ _BATCH, _AT_ONCE = 200, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StaysQuery:
     """What a report is about: local days from `start` to `end`, and the classes of stays.
 
     `practice` is who has to be responsible (`Organization/o1`, `Practitioner/p1`), None for everybody.
@@ -73,7 +73,7 @@ class _Stay:
     days: Mapping[EventKind, tuple[date, datetime]]
 
 
-async def happenings(context: Context, asked: Asked) -> AsyncIterator[Happening]:
+async def happenings(context: Context, asked: StaysQuery) -> AsyncIterator[Happening]:
     """All that count, in no particular order."""
     base_url = context.settings.base_url.rstrip("/")
     zones = Zones(context.store, base_url, context.settings.time_zone)
@@ -89,7 +89,7 @@ async def happenings(context: Context, asked: Asked) -> AsyncIterator[Happening]
                     yield happening
 
 
-async def _condition(context: Context, asked: Asked) -> dict[str, Any]:
+async def _condition(context: Context, asked: StaysQuery) -> dict[str, Any]:
     """Stays that may have begun or ended in the period, in whatever zone."""
     parsed = query.parse(
         "Encounter",
@@ -107,7 +107,9 @@ async def _condition(context: Context, asked: Asked) -> dict[str, Any]:
     return condition
 
 
-async def _stay(context: Context, stored: Stored, zones: Zones, asked: Asked) -> _Stay:
+async def _stay(
+    context: Context, stored: ResourceVersion, zones: Zones, asked: StaysQuery
+) -> _Stay:
     encounter = stored.resource()
     base_url = context.settings.base_url.rstrip("/")
     zone = await zones.of(encounter)
@@ -247,7 +249,7 @@ async def _receipts(
     return by_encounter
 
 
-async def _published(context: Context, encounters: Iterable[str]) -> list[Stored]:
+async def _published(context: Context, encounters: Iterable[str]) -> list[ResourceVersion]:
     terms = [f"encounter={each}" for each in encounters]
     return await context.store.search(
         "Communication",

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from bson import Timestamp
 
-from app.records.versions import Change, Guard, HistoryRange, Stored, WriteAction
+from app.records.versions import Change, Guard, HistoryRange, ResourceVersion, WriteAction
 from app.runtime.mongo import Document
 
 # Documents that a search that looks through candidates has sent at a time.
@@ -23,16 +23,18 @@ READ_AHEAD = 200
 class Reader(Protocol):
     """The reads of a store. Filters are MongoDB's, on current documents."""
 
-    async def read(self, resource_type: str, resource_id: str) -> Stored | None:
+    async def read(self, resource_type: str, resource_id: str) -> ResourceVersion | None:
         """The current version, also where that is a deletion; None where the id was never used."""
 
-    async def vread(self, resource_type: str, resource_id: str, version: int) -> Stored | None:
+    async def vread(
+        self, resource_type: str, resource_id: str, version: int
+    ) -> ResourceVersion | None:
         """That very version, or None."""
 
-    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, Stored]:
+    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, ResourceVersion]:
         """The current versions, deletions included, of these types and ids, by reference."""
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[Stored]:
+    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
         """Versions in the range, newest first, at most `limit`."""
 
     async def history_total(self, range_: HistoryRange) -> int | None:
@@ -73,7 +75,7 @@ class Reader(Protocol):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
-    ) -> list[Stored]:
+    ) -> list[ResourceVersion]:
         """Current versions that match, at most `limit`."""
 
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
@@ -114,18 +116,20 @@ class ResourceStore(Reader, Protocol):
 
     async def previous(
         self, resource_type: str, resource_id: str, action: WriteAction
-    ) -> Stored | None:
+    ) -> ResourceVersion | None:
         """The current version as what a write of this kind is about to change."""
 
     async def previous_many(
         self, actions: Mapping[tuple[str, str], WriteAction]
-    ) -> dict[str, Stored]:
+    ) -> dict[str, ResourceVersion]:
         """`previous` of several, by reference."""
 
     async def guard(self, key: str) -> Guard:
         """What a conditional write compares. Take it before the search that decides what to write."""
 
-    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+    async def commit(
+        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+    ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
         Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource

@@ -26,7 +26,7 @@ CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1, "by": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ResourceVersion:
     """One version of a resource as it lies in the database; `text` is its JSON, empty where it was deleted.
 
     `by` are the organizations that ever wrote a version of it, told of current versions alone.
@@ -51,7 +51,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Late:
+class LateMessage:
     """A message that came after newer ones: it raises an event of its own, for `topic`, with what it was as `trigger`.
 
     `content` is there where the current state has nothing of it: it then becomes a version, which that state follows
@@ -76,9 +76,9 @@ class Change:
     type: str
     id: str
     resource: Resource | None
-    previous: Stored | None = None
+    previous: ResourceVersion | None = None
     private: Document | None = None
-    late: Late | None = None
+    late: LateMessage | None = None
     silent: bool = False
     sender: str | None = None
 
@@ -154,7 +154,7 @@ def with_meta(resource: Resource, resource_id: str, version: int, at: datetime) 
     return {"resourceType": resource["resourceType"], "id": resource_id, "meta": meta, **rest}
 
 
-def is_same_content(resource: Resource, stored: Stored) -> bool:
+def is_same_content(resource: Resource, stored: ResourceVersion) -> bool:
     """Whether a write would change nothing but the server's own meta."""
     same = with_meta(resource, stored.id, stored.version, stored.at)
     return fhir_json.encode(same).decode() == stored.text
@@ -188,7 +188,7 @@ def current_since(
     ]
 
 
-def version_document(stored: Stored) -> Document:
+def version_document(stored: ResourceVersion) -> Document:
     document: Document = {
         "_id": {"t": stored.type, "i": stored.id, "v": stored.version},
         "at": stored.at,
@@ -199,8 +199,8 @@ def version_document(stored: Stored) -> Document:
     return document
 
 
-def stored_current(resource_type: str, document: Document) -> Stored:
-    return Stored(
+def stored_current(resource_type: str, document: Document) -> ResourceVersion:
+    return ResourceVersion(
         resource_type,
         document["_id"],
         document["v"],
@@ -211,9 +211,9 @@ def stored_current(resource_type: str, document: Document) -> Stored:
     )
 
 
-def stored_version(document: Document) -> Stored:
+def stored_version(document: Document) -> ResourceVersion:
     key = document["_id"]
-    return Stored(
+    return ResourceVersion(
         key["t"],
         key["i"],
         key["v"],

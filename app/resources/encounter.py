@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from app.errors import Issue
 from app.fhir.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE
 from app.fhir.json import Resource
-from app.records.versions import Late, Stored, VersionConflict, is_same_content
+from app.records.versions import LateMessage, ResourceVersion, VersionConflict, is_same_content
 from app.resources import event_time, visit_order
 from app.resources.event_time import Moment
 from app.resources.type_rules import Prepared
@@ -37,7 +37,9 @@ def is_message(resource: Resource) -> bool:
     )
 
 
-async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+async def prepare(
+    context: Context, resource: Resource, previous: ResourceVersion | None
+) -> Prepared:
     """Bring a message into the order of its visit; an edit, or what names no time, is taken as it is."""
     if previous is None or previous.deleted:
         return _told(Prepared(resource), "all") if is_message(resource) else Prepared(resource)
@@ -52,7 +54,7 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
 
 
 def _merged(
-    context: Context, previous: Stored, memory: Memory, message: Resource, when: Moment
+    context: Context, previous: ResourceVersion, memory: Memory, message: Resource, when: Moment
 ) -> Prepared:
     current = previous.resource()
     outcome = visit_order.merge(current, memory, message, when)
@@ -66,7 +68,7 @@ def _merged(
     if is_history and visit_order.digest(message) in memory.seen:
         return _told(Prepared(current, repeats=True), "repeated")
     trigger = {"system": ENCOUNTER_STATUS, "code": message["status"]}
-    late = Late(LATE_MESSAGE, trigger, message if is_history else None)
+    late = LateMessage(LATE_MESSAGE, trigger, message if is_history else None)
     return _told(Prepared(outcome.resource, prepared.private, late=late), outcome.applied)
 
 
@@ -76,7 +78,7 @@ def _told(prepared: Prepared, applied: str) -> Prepared:
     return replace(prepared, headers={APPLIED: applied}, issues=issues)
 
 
-async def _memory(context: Context, previous: Stored, current: Resource) -> Memory:
+async def _memory(context: Context, previous: ResourceVersion, current: Resource) -> Memory:
     """What lies beside that very version. Raises VersionConflict where it has been replaced meanwhile."""
     # Who may write it may have it kept in order, whatever else it may see.
     found = await context.services.store.find(

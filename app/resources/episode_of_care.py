@@ -21,12 +21,14 @@ from app.resources.type_rules import Prepared
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.records.versions import Stored
+    from app.records.versions import ResourceVersion
 
 _PATH = f"EpisodeOfCare.extension('{EPISODE_END_REASON_EXTENSION}')"
 
 
-async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+async def prepare(
+    context: Context, resource: Resource, previous: ResourceVersion | None
+) -> Prepared:
     """Judge the reason. Raises Unprocessable where there are several, or one that is not in the code list."""
     reasons = [
         each

@@ -15,10 +15,12 @@ from app.search.custom_check import standard_urls, why_not
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.records.versions import Stored
+    from app.records.versions import ResourceVersion
 
 
-async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+async def prepare(
+    context: Context, resource: Resource, previous: ResourceVersion | None
+) -> Prepared:
     """Judge a SearchParameter that a client wants stored. Raises Unprocessable with the reason.
 
     Those that are not active, and R4's own, are stored as documents: they change nothing.

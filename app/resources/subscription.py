@@ -17,17 +17,19 @@ from app.subscriptions.channels import CHANNELS
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import led_through
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.owner_rights import owner_document
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.records.versions import Stored
+    from app.records.versions import ResourceVersion
 
 MASK = "********"
 
 
-async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+async def prepare(
+    context: Context, resource: Resource, previous: ResourceVersion | None
+) -> Prepared:
     """Judge a Subscription that a client wants stored. Raises Unprocessable naming each element at fault.
 
     Stored is a copy whose header values are masked; the values themselves go into `private`, and back to the writer
@@ -37,7 +39,9 @@ async def prepare(context: Context, resource: Resource, previous: Stored | None)
     known = await _private(context, previous.id) if previous is not None else {}
     headers = _unmasked(context, resource, sent, previous, known)
     full = _with_headers(resource, headers)
-    read = registration.read(full, context.services.get(Registry).catalogue, context.settings)
+    read = registration.read(
+        full, context.services.get(SubscriptionRegistry).catalogue, context.settings
+    )
     check_rights(context, read)
     if read.end is not None and read.end <= context.services.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
@@ -109,7 +113,7 @@ def _unmasked(
     context: Context,
     resource: Resource,
     sent: list[Any],
-    previous: Stored | None,
+    previous: ResourceVersion | None,
     private: Document,
 ) -> list[Any]:
     """The headers with masks replaced by what they stand for, so that a client can send back what it has read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.context import Context
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.resources import encounter, episode_of_care, search_parameter, subscription
 from app.resources.type_rules import Prepared, Rule
 
@@ -16,7 +16,9 @@ RULES: dict[str, Rule] = {
 }
 
 
-async def prepare(context: Context, resource: Resource, previous: Stored | None) -> Prepared:
+async def prepare(
+    context: Context, resource: Resource, previous: ResourceVersion | None
+) -> Prepared:
     """Apply the rules of the resource's type. Raises FhirError where one is broken."""
     rule = RULES.get(resource["resourceType"])
     return Prepared(resource) if rule is None else await rule(context, resource, previous)

@@ -13,7 +13,7 @@ from app.runtime.mongo import Document
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.records.versions import Late, Stored
+    from app.records.versions import LateMessage, ResourceVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class Prepared:
     is_memory: bool = False
     # There is nothing to write, whatever the settings say of identical updates.
     repeats: bool = False
-    late: Late | None = None
+    late: LateMessage | None = None
     issues: tuple[Issue, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def shown(self, stored: Stored) -> Stored:
+    def shown(self, stored: ResourceVersion) -> ResourceVersion:
         """The stored version as its writer may see it."""
         if self.echo is None:
             return stored
@@ -43,4 +43,4 @@ class Prepared:
         return replace(stored, text=fhir_json.encode(shown).decode())
 
 
-Rule = Callable[["Context", Resource, "Stored | None"], Awaitable[Prepared]]
+Rule = Callable[["Context", Resource, "ResourceVersion | None"], Awaitable[Prepared]]

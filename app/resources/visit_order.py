@@ -57,7 +57,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class VisitOutcome:
     """The visit after a message. `history-only`: the message changed nothing that was known already."""
 
     resource: Resource
@@ -148,7 +148,7 @@ def remembered(current: Resource, arrival: datetime) -> Memory:
     return Memory(clocks).with_message(current)
 
 
-def merge(current: Resource, memory: Memory, message: Resource, when: Moment) -> Outcome:
+def merge(current: Resource, memory: Memory, message: Resource, when: Moment) -> VisitOutcome:
     """The visit after one more message about it.
 
     A message that is not older than all before it says how things are: one with a stated time keeps what it does not
@@ -161,7 +161,7 @@ def merge(current: Resource, memory: Memory, message: Resource, when: Moment) ->
         del said["status"]
     whole = "contained" in message or "contained" in current  # its parts cannot be told apart
     if is_late and whole:
-        return Outcome(current, known, "history-only")
+        return VisitOutcome(current, known, "history-only")
     if not is_late and (whole or not when.stated):
         said = {**dict.fromkeys(had.keys() - {"status"}), **said}
     clocks, parts = dict(memory.clocks), dict(had)
@@ -175,12 +175,12 @@ def merge(current: Resource, memory: Memory, message: Resource, when: Moment) ->
             parts[name] = members
     known = replace(known, clocks=clocks)
     if not is_late:
-        return Outcome(_assemble(message, parts), known, "all")
+        return VisitOutcome(_assemble(message, parts), known, "all")
     merged = _assemble(current, parts)
     labelled = meta.add(current.get("meta", {}), message.get("meta", {}))
     if labelled != current.get("meta", {}):
         merged = {**merged, "meta": labelled}
-    return Outcome(merged, known, "history-only" if merged == current else "filled")
+    return VisitOutcome(merged, known, "history-only" if merged == current else "filled")
 
 
 def _leaves_status_open(message: Resource, when: Moment) -> bool:

@@ -13,7 +13,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Shared(Generic[K, V]):
+class BatchCache(Generic[K, V]):
     """What `load` finds by key, remembered for `lasting` seconds from when it was asked for.
 
     Keys that are asked for in one round of the event loop are loaded by one call. `load` may leave out keys: they get

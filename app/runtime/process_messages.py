@@ -28,7 +28,7 @@ _PAUSE_AFTER_FAILURE = 0.5
 Answer = Callable[[Document], Awaitable[Document]]
 
 
-class Mailbox:
+class ProcessMessages:
     """This process's box. `answer` is called for each question that comes."""
 
     def __init__(self, mongo: Mongo, owner: str, answer: Answer) -> None:

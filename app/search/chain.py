@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from app.errors import BadRequest
 from app.fhir import definitions
 from app.search import contained, group_members
-from app.search.chain_step import Link, alive
-from app.search.deferred_condition import Document, Lookup, TooMany
-from app.search.parameter import Condition, Parameter, Scope, UnknownParameter
+from app.search.chain_step import ChainStep, alive
+from app.search.deferred_condition import DeferredCondition, Document, TooMany
+from app.search.parameter import Condition, Parameter, SearchScope, UnknownParameter
 from app.search.parameters import reference
 from app.search.parameters.special import Ids
 from app.search.search_parameters import parameters
@@ -43,7 +43,7 @@ def is_chain(name: str) -> bool:
     return "." in name or name.partition(":")[0] == HAS
 
 
-def parse(resource_type: str, name: str, text: str, scope: Scope, read: Read) -> Condition:
+def parse(resource_type: str, name: str, text: str, scope: SearchScope, read: Read) -> Condition:
     """The condition of a chain; `read` understands what comes after its first step. Raises BadRequest."""
     if name.count(".") + name.count(HAS) > _DEEPEST:
         raise _refused(name, f"A chain may have at most {_DEEPEST} steps", "too-costly")
@@ -57,24 +57,24 @@ def parse(resource_type: str, name: str, text: str, scope: Scope, read: Read) ->
             raise _refused(
                 name, f"'{code}' of {resource_type} does not refer to a '{modifier}'", "value"
             )
-        links = [Link(modifier, read(modifier, rest, text))]
+        links = [ChainStep(modifier, read(modifier, rest, text))]
     else:
         links = _untyped(parameter, rest, text, read, name)
     return Chain(parameter, tuple(links), scope)
 
 
-def _untyped(parameter: Parameter, rest: str, text: str, read: Read, name: str) -> list[Link]:
+def _untyped(parameter: Parameter, rest: str, text: str, read: Read, name: str) -> list[ChainStep]:
     """A link for every type that the reference may lead to and that has the rest of the chain."""
     types = _types(parameter)
     if len(types) > _MOST_TYPES:
         raise _refused(
             name, f"Name the type that '{parameter.code}' leads to: {parameter.code}:Type.{rest}"
         )
-    links: list[Link] = []
+    links: list[ChainStep] = []
     refusals: list[BadRequest] = []
     for each in types:
         try:
-            links.append(Link(each, read(each, rest, text)))
+            links.append(ChainStep(each, read(each, rest, text)))
         except BadRequest as refusal:
             refusals.append(refusal)
     if not links:
@@ -82,7 +82,7 @@ def _untyped(parameter: Parameter, rest: str, text: str, read: Read, name: str) 
     return links
 
 
-def _has(resource_type: str, name: str, text: str, scope: Scope, read: Read) -> Condition:
+def _has(resource_type: str, name: str, text: str, scope: SearchScope, read: Read) -> Condition:
     parts = name.split(":", 3)
     if len(parts) != 4 or not all(parts):
         raise _refused(name, "'_has' must look like _has:Type:reference:parameter", "value")
@@ -92,7 +92,7 @@ def _has(resource_type: str, name: str, text: str, scope: Scope, read: Read) -> 
     parameter = _reference(source, code, name)
     if resource_type not in _types(parameter):
         raise _refused(name, f"'{code}' of {source} does not refer to a '{resource_type}'", "value")
-    return Has(resource_type, parameter, Link(source, read(source, rest, text)), scope)
+    return Has(resource_type, parameter, ChainStep(source, read(source, rest, text)), scope)
 
 
 def _reference(resource_type: str, code: str, name: str) -> Parameter:
@@ -117,12 +117,12 @@ def _refused(name: str, diagnostics: str, code: str = "not-supported") -> BadReq
 
 
 @dataclass(frozen=True, slots=True)
-class Chain(Lookup):
+class Chain(DeferredCondition):
     """A reference leads to a resource that meets a condition."""
 
     parameter: Parameter
-    links: tuple[Link, ...]
-    scope: Scope
+    links: tuple[ChainStep, ...]
+    scope: SearchScope
 
     @property
     def needs(self) -> dict[str, int]:
@@ -141,7 +141,7 @@ class Chain(Lookup):
             raise TooMany
         condition = reference.local(self.parameter, found, self.scope)
         if self.parameter.aside:
-            return await group_members.Aside(self.parameter.aside, condition, limits).find(store)
+            return await group_members.SideRows(self.parameter.aside, condition, limits).find(store)
         return any_of([condition, *self._contained()])
 
     def _contained(self) -> list[Terms]:
@@ -169,13 +169,13 @@ class Chain(Lookup):
 
 
 @dataclass(frozen=True, slots=True)
-class Has(Lookup):
+class Has(DeferredCondition):
     """A resource that meets a condition refers to this one."""
 
     resource_type: str
     parameter: Parameter
-    link: Link
-    scope: Scope
+    link: ChainStep
+    scope: SearchScope
 
     @property
     def needs(self) -> dict[str, int]:
@@ -216,7 +216,7 @@ class Has(Lookup):
             found = await group_members.terms_among(
                 store, self.parameter.aside, self.link, terms, self.scope.limits
             )
-        elif isinstance(self.link.condition, Lookup):
+        elif isinstance(self.link.condition, DeferredCondition):
             found = await self._test_referring(store, self.link.condition, terms)
         else:
             where = {"$and": [{"terms": {"$in": terms}}, self.link.condition.filter()]}
@@ -224,7 +224,7 @@ class Has(Lookup):
         return set(self._ids(found))
 
     async def _test_referring(
-        self, store: Reader, condition: Lookup, terms: list[str]
+        self, store: Reader, condition: DeferredCondition, terms: list[str]
     ) -> list[str]:
         """The terms of all that refers to the candidates and passes a lookup in turn."""
         limit = self.scope.limits.examined

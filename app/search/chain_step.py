@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.search.deferred_condition import Lookup, TooMany
-from app.search.parameter import Condition, Filter, Limits
+from app.search.deferred_condition import DeferredCondition, TooMany
+from app.search.parameter import Condition, Filter, SearchLimits
 from app.search.resolution import is_resolved, settled
 from app.search.terms import EVERY, Terms
 
@@ -23,7 +23,7 @@ def alive(condition: Condition) -> Filter:
 
 
 @dataclass(slots=True)
-class Link:
+class ChainStep:
     """`condition` is replaced by what it resolves to; it stays a lookup where that leads to too much."""
 
     resource_type: str
@@ -35,12 +35,12 @@ class Link:
             try:
                 self.condition = await settled(store, self.condition)
             except TooMany:
-                if not isinstance(self.condition, Lookup):
+                if not isinstance(self.condition, DeferredCondition):
                     raise
                 return None
         return self.condition
 
-    async def ids(self, store: Reader, limits: Limits) -> list[str]:
+    async def ids(self, store: Reader, limits: SearchLimits) -> list[str]:
         """The ids of the resources. Raises TooMany."""
         condition = await self.settle(store)
         if condition is None:
@@ -57,7 +57,7 @@ class Link:
         if not ids:
             return set()
         those: Filter = {"_id": {"$in": list(ids)}}
-        if isinstance(self.condition, Lookup):
+        if isinstance(self.condition, DeferredCondition):
             rows = await store.find(
                 self.resource_type,
                 {"$and": [{"terms": EVERY}, those]},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from app.errors import NotFound
 from app.fhir import definitions
-from app.search.parameter import AnyOf, Condition, Scope
+from app.search.parameter import AnyOf, Condition, SearchScope
 from app.search.parameters.special import Ids
 from app.search.search_parameters import condition, parameters
 from app.search.terms import Terms, any_of
@@ -27,7 +27,7 @@ def types(compartment: str) -> list[str]:
     return [each for each in definitions.SUPPORTED_TYPES if each == compartment or found.get(each)]
 
 
-def membership(compartment: str, owner: str, resource_type: str, scope: Scope) -> Condition:
+def membership(compartment: str, owner: str, resource_type: str, scope: SearchScope) -> Condition:
     """The condition that resources of a type are in the compartment of `<compartment>/<owner>`.
 
     Raises NotFound where resources of the type never are.

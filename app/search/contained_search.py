@@ -18,7 +18,7 @@ from app.fhir import definitions, json as fhir_json
 from app.search import chain, include, page, query, system
 from app.search.contained import FIELD, Within
 from app.search.extract import extract
-from app.search.include import Row
+from app.search.include import IncludedRow
 from app.search.parameter import AllOf, AnyOf, Condition
 from app.search.query import Parameters, Query
 from app.search.search_parameters import parameters
@@ -102,10 +102,12 @@ def _in_type(own: Query, kind: str, wanted: Within, mode: str) -> Query:
     return replace(own, resource_type=kind, conditions=conditions)
 
 
-def _shown(own: Query | None, wanted: Within, kind: str, document: dict[str, Any]) -> list[Row]:
+def _shown(
+    own: Query | None, wanted: Within, kind: str, document: dict[str, Any]
+) -> list[IncludedRow]:
     """What a row stands for: the contained resources that were wanted, and itself where it is one of them."""
     container = fhir_json.decode_stored(document["text"])
-    found: list[Row] = []
+    found: list[IncludedRow] = []
     if own is not None and kind == own.resource_type and own.matches(extract(kind, container)):
         found.append(page.row_of(kind, document))
     for each in container.get(FIELD, ()):
@@ -113,5 +115,5 @@ def _shown(own: Query | None, wanted: Within, kind: str, document: dict[str, Any
             extract(wanted.resource_type, each)
         ):
             name = f"{document['_id']}#{each.get('id', '')}"
-            found.append(Row(kind, name, fhir_json.encode(each).decode()))
+            found.append(IncludedRow(kind, name, fhir_json.encode(each).decode()))
     return found

@@ -32,7 +32,7 @@ class TooMany(Unprocessable):
         )
 
 
-class Lookup(ABC):
+class DeferredCondition(ABC):
     """A condition on documents of one type that depends on others. Resolve a query before using its filter."""
 
     @property

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class QueryPlan:
     """One run of the database: its filter, the stages and indexes of the winning plan, and what it cost."""
 
     filter: Filter
@@ -31,12 +31,12 @@ class Plan:
     returned: int
 
 
-async def explain(store: Reader, query: Query, pieces: Sequence[Filter]) -> list[Plan]:
+async def explain(store: Reader, query: Query, pieces: Sequence[Filter]) -> list[QueryPlan]:
     """A plan for each piece of a resolved query's page, in the order in which they are run, until the page is full.
 
     The candidates that the query's probes read beyond that are not counted.
     """
-    plans: list[Plan] = []
+    plans: list[QueryPlan] = []
     wanted = query.count + 1
     for filter_ in pieces:
         sort = [(key.field, key.direction) for key in query.sort]
@@ -62,10 +62,10 @@ async def issues(store: Reader, query: Query, pieces: Sequence[Filter]) -> list[
     ]
 
 
-def _plan(filter_: Filter, explained: Mapping[str, Any]) -> Plan:
+def _plan(filter_: Filter, explained: Mapping[str, Any]) -> QueryPlan:
     stages = list(_stages(explained["queryPlanner"]["winningPlan"]))
     cost = explained["executionStats"]
-    return Plan(
+    return QueryPlan(
         filter_,
         tuple(stage["stage"] for stage in stages),
         tuple(dict.fromkeys(stage["indexName"] for stage in stages if "indexName" in stage)),

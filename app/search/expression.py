@@ -17,12 +17,12 @@ from app.fhir import definitions
 from app.fhir.definitions import Element
 from app.search.fhirpath import (
     Call,
+    FhirPathOperation,
     Index,
     Literal,
     Name,
     Node,
     NotCompilableError,
-    Operation,
     Root,
     parse,
 )
@@ -32,7 +32,7 @@ Step = Callable[[list[Any]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class AccessPath:
     """One way from a resource to values of one data type.
 
     `keys` are the JSON keys passed, for telling paths apart; `steps` do the work. `element` is the path without the
@@ -66,16 +66,16 @@ def follow(steps: tuple[Step, ...], value: Any) -> list[Any]:
 
 
 @cache
-def compiled(resource_type: str, expression: str) -> tuple[Path, ...]:
+def compiled(resource_type: str, expression: str) -> tuple[AccessPath, ...]:
     """The paths of an expression in a resource type; none where it does not concern the type.
 
     Raises NotCompilableError where the expression is beyond the supported subset or names an unknown element.
     """
-    root = Path((), (), resource_type, resource_type)
+    root = AccessPath((), (), resource_type, resource_type)
     return tuple(_Compiler(root).compile(parse(expression), [root]))
 
 
-def compiled_from(root: Path, start: Path, expression: str) -> tuple[Path, ...]:
+def compiled_from(root: AccessPath, start: AccessPath, expression: str) -> tuple[AccessPath, ...]:
     """The paths of a composite's component, which starts at the composite's element."""
     origin = replace(start, keys=(), steps=(), is_list=False)
     return tuple(_Compiler(root).compile(parse(expression), [origin]))
@@ -106,10 +106,10 @@ def _resource_types() -> frozenset[str]:
 
 
 class _Compiler:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: AccessPath) -> None:
         self._root = root
 
-    def compile(self, node: Node, focus: list[Path]) -> list[Path]:
+    def compile(self, node: Node, focus: list[AccessPath]) -> list[AccessPath]:
         match node:
             case Name(None, name) if name[0].isupper():
                 return self._start(name, focus)
@@ -119,23 +119,23 @@ class _Compiler:
                 return [_extended(path, _at(index)) for path in self.compile(base, focus)]
             case Root():
                 return [replace(self._root, is_rooted=True)]
-            case Operation("|", left, right):
+            case FhirPathOperation("|", left, right):
                 return self.compile(left, focus) + self.compile(right, focus)
-            case Operation("as", left, right):
+            case FhirPathOperation("as", left, right):
                 return _of_type(self.compile(left, focus), _type_name(right))
-            case Operation("and" | "=" | "!=", _, _) | Call(_, "exists", _):
+            case FhirPathOperation("and" | "=" | "!=", _, _) | Call(_, "exists", _):
                 test = self._test(node, focus)
                 steps: tuple[Step, ...] = (lambda values: [test(value) for value in values],)
-                return [Path((), steps, "boolean", self._root.type)] if focus else []
+                return [AccessPath((), steps, "boolean", self._root.type)] if focus else []
             case Call(base, function, arguments):
                 return self._call(self._base(base, focus), function, arguments)
             case _:
                 raise NotCompilableError(f"unsupported: {node}")
 
-    def _base(self, base: Node | None, focus: list[Path]) -> list[Path]:
+    def _base(self, base: Node | None, focus: list[AccessPath]) -> list[AccessPath]:
         return focus if base is None else self.compile(base, focus)
 
-    def _start(self, name: str, focus: list[Path]) -> list[Path]:
+    def _start(self, name: str, focus: list[AccessPath]) -> list[AccessPath]:
         """A type's name at the beginning: the focus if it is of that type, nothing otherwise."""
         if name in _ancestry(self._root.type):
             return focus
@@ -143,14 +143,16 @@ class _Compiler:
             return []
         raise NotCompilableError(f"unknown type {name}")
 
-    def _call(self, paths: list[Path], function: str, arguments: tuple[Node, ...]) -> list[Path]:
+    def _call(
+        self, paths: list[AccessPath], function: str, arguments: tuple[Node, ...]
+    ) -> list[AccessPath]:
         match function, arguments:
             case (("ofType" | "as"), (argument,)):
                 return _of_type(paths, _type_name(argument))
             case "where", (argument,):
                 return [found for path in paths if (found := self._where(path, argument))]
             case "extension", (Literal(str(url)),):
-                same = Operation("=", Name(None, "url"), Literal(url))
+                same = FhirPathOperation("=", Name(None, "url"), Literal(url))
                 return [
                     found
                     for path in _members(paths, "extension")
@@ -161,9 +163,9 @@ class _Compiler:
             case _:
                 raise NotCompilableError(f"unsupported function {function}()")
 
-    def _where(self, path: Path, criterion: Node) -> Path | None:
+    def _where(self, path: AccessPath, criterion: Node) -> AccessPath | None:
         match criterion:
-            case Operation("is", Call(None, "resolve", ()), Name(None, name)):
+            case FhirPathOperation("is", Call(None, "resolve", ()), Name(None, name)):
                 if path.type != "Reference":
                     return None
                 return replace(_extended(path, _referring_to(name)), only=name)
@@ -172,15 +174,15 @@ class _Compiler:
                 test = self._test(criterion, [origin])
                 return _extended(path, lambda values: [value for value in values if test(value)])
 
-    def _test(self, node: Node, focus: list[Path]) -> Callable[[Any], bool]:
+    def _test(self, node: Node, focus: list[AccessPath]) -> Callable[[Any], bool]:
         match node:
-            case Operation("and", left, right):
+            case FhirPathOperation("and", left, right):
                 first, second = self._test(left, focus), self._test(right, focus)
                 return lambda value: first(value) and second(value)
-            case Operation("=", left, Literal(wanted)):
+            case FhirPathOperation("=", left, Literal(wanted)):
                 paths = self.compile(left, focus)
                 return lambda value: any(wanted in path.read(value) for path in paths)
-            case Operation("!=", left, Literal(wanted)):
+            case FhirPathOperation("!=", left, Literal(wanted)):
                 paths = self.compile(left, focus)
                 return lambda value: any(
                     found != wanted for path in paths for found in path.read(value)
@@ -192,12 +194,12 @@ class _Compiler:
                 raise NotCompilableError(f"unsupported criterion: {node}")
 
 
-def _members(paths: list[Path], name: str) -> list[Path]:
+def _members(paths: list[AccessPath], name: str) -> list[AccessPath]:
     """One step down by an element's name; a choice element leads to one path for each of its types.
 
     Types of a choice that lack the element are left out; NotCompilableError where none has it.
     """
-    found: list[Path] = []
+    found: list[AccessPath] = []
     for path in paths:
         elements = path.elements if path.elements else definitions.structure(path.type).elements
         plain, element = _element(elements, name)
@@ -244,7 +246,7 @@ def _with_content(element: Element, content: Element) -> Element:
     return Element(content.types, element.min, element.max, elements=content.elements)
 
 
-def _of_type(paths: list[Path], name: str) -> list[Path]:
+def _of_type(paths: list[AccessPath], name: str) -> list[AccessPath]:
     # R4 writes DateTime for dateTime in one composite.
     return [path for path in paths if path.type.lower() == name.lower()]
 
@@ -266,7 +268,7 @@ def _ancestry(type_name: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _extended(path: Path, step: Step) -> Path:
+def _extended(path: AccessPath, step: Step) -> AccessPath:
     return replace(path, steps=(*path.steps, step))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from pymongo import ASCENDING, IndexModel
 
 from app.search import contained, custom, group_members, words
-from app.search.expression import Path, Step, follow
+from app.search.expression import AccessPath, Step, follow
 from app.search.parameter import Parameter
 from app.search.parameters import date, near
 from app.search.ranges import plain
@@ -140,7 +140,9 @@ def _plan(resource_type: str) -> _Plan:
 custom.on_change.append(_plan.cache_clear)
 
 
-def _rule(parameter: Parameter, path: Path, steps: tuple[Step, ...], *, is_sorted: bool) -> Rule:
+def _rule(
+    parameter: Parameter, path: AccessPath, steps: tuple[Step, ...], *, is_sorted: bool
+) -> Rule:
     values = VALUES[parameter.type][path.type]
     if parameter.type in GROUPS:
         group = GROUPS[parameter.type]

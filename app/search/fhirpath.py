@@ -36,7 +36,7 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class FhirPathOperation:
     """`|`, `=`, `!=`, `and`, `is` or `as`."""
 
     operator: str
@@ -54,7 +54,7 @@ class Root:
     """`%resource`."""
 
 
-Node = Name | Call | Index | Operation | Literal | Root
+Node = Name | Call | Index | FhirPathOperation | Literal | Root
 
 _WORD = re.compile(
     r"\s*(?:(?P<string>'(?:[^'\\]|\\.)*')|(?P<number>\d+)|(?P<name>[A-Za-z_$][A-Za-z0-9_]*|`[^`]+`)"
@@ -110,7 +110,7 @@ class _Parser:
             return self._path()
         node = self.operation(level + 1)
         while (word := self.word) is not None and word in _LEVELS[level]:
-            node = Operation(self._next(), node, self.operation(level + 1))
+            node = FhirPathOperation(self._next(), node, self.operation(level + 1))
         return node
 
     def _path(self) -> Node:

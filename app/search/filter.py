@@ -23,12 +23,12 @@ from app.search.parameter import (
     Filter,
     Not,
     Parameter,
-    Scope,
+    SearchScope,
     UnknownParameter,
     missing,
 )
 from app.search.parameters import date, string, token
-from app.search.parameters.composite import Together
+from app.search.parameters.composite import SameElement
 from app.search.ranges import Instant, Ranges, alternatives
 from app.search.search_parameters import condition as plain, parameters, present
 from app.search.terms import EVERY, Terms, escape, escape_pattern
@@ -52,7 +52,7 @@ _OPERATORS = {
 _MODIFIERS = {"ss": "below", "sb": "above", "in": "in", "ni": "not-in"}
 
 
-def condition(resource_type: str, text: str, scope: Scope) -> Condition:
+def condition(resource_type: str, text: str, scope: SearchScope) -> Condition:
     """What a filter asks of resources of a type. Raises BadRequest naming what it does not understand.
 
     Lenient handling forgives no part of it: without one test the rest of a filter means something else.
@@ -63,7 +63,7 @@ def condition(resource_type: str, text: str, scope: Scope) -> Condition:
         raise BadRequest(issues=unknown.issues) from None
 
 
-def _node(node: Node, resource_type: str, scope: Scope) -> Condition:
+def _node(node: Node, resource_type: str, scope: SearchScope) -> Condition:
     if isinstance(node, Negation):
         return Not(_node(node.node, resource_type, scope))
     if isinstance(node, Connection):
@@ -72,7 +72,9 @@ def _node(node: Node, resource_type: str, scope: Scope) -> Condition:
     return _path(resource_type, node.path, node, scope)
 
 
-def _path(resource_type: str, path: Sequence[Step], test: Assertion, scope: Scope) -> Condition:
+def _path(
+    resource_type: str, path: Sequence[Step], test: Assertion, scope: SearchScope
+) -> Condition:
     step, *rest = path
     if len(path) > _DEEPEST:
         raise _refused("The filter's path has too many steps", "too-costly")
@@ -109,7 +111,7 @@ def _linked(
     step: Step,
     rest: Sequence[Step],
     test: Assertion,
-    scope: Scope,
+    scope: SearchScope,
     target: str,
     _name: str,
     _value: str,
@@ -122,7 +124,7 @@ def _linked(
 
 
 def _within(
-    parameter: Parameter, step: Step, rest: Sequence[Step], test: Assertion, scope: Scope
+    parameter: Parameter, step: Step, rest: Sequence[Step], test: Assertion, scope: SearchScope
 ) -> Condition:
     """Components of a composite, all of the same element."""
     components = {component.code: component for component in parameter.components}
@@ -139,10 +141,10 @@ def _within(
 
     wanted = read(Assertion(tuple(rest), test.operator, test.value, test.quoted))
     criteria = () if step.criterion is None else (read(step.criterion),)
-    return Together(parameter.key, (*criteria, wanted))
+    return SameElement(parameter.key, (*criteria, wanted))
 
 
-def _compare(parameter: Parameter, test: Assertion, scope: Scope) -> Condition:
+def _compare(parameter: Parameter, test: Assertion, scope: SearchScope) -> Condition:
     operator = test.operator
     if operator == "pr":
         found = (
@@ -167,7 +169,9 @@ def _compare(parameter: Parameter, test: Assertion, scope: Scope) -> Condition:
     return _compare_terms(parameter, operator, value, scope)
 
 
-def _compare_terms(parameter: Parameter, operator: str, value: str, scope: Scope) -> Condition:
+def _compare_terms(
+    parameter: Parameter, operator: str, value: str, scope: SearchScope
+) -> Condition:
     match parameter.type, operator:
         case "string", "eq":
             return equal_text(parameter, value)

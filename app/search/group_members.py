@@ -19,9 +19,9 @@ from pymongo import ASCENDING, IndexModel
 
 from app.fhir.codes import GROUP_CHARACTERISTIC, GROUP_KIND, PCP, PCP_PANEL
 from app.search import spans
-from app.search.chain_step import Link
-from app.search.deferred_condition import Document, Lookup, TooMany
-from app.search.parameter import Condition, Fields, Filter, Limits
+from app.search.chain_step import ChainStep
+from app.search.deferred_condition import DeferredCondition, Document, TooMany
+from app.search.parameter import Condition, Fields, Filter, SearchLimits
 from app.search.parameters.reference import VALUES
 from app.search.parameters.special import Ids
 from app.search.spans import Span
@@ -219,7 +219,7 @@ async def holders(store: Reader, collection: str, terms: Sequence[str], limit: i
 
 
 async def terms_among(
-    store: Reader, collection: str, link: Link, terms: Sequence[str], limits: Limits
+    store: Reader, collection: str, link: ChainStep, terms: Sequence[str], limits: SearchLimits
 ) -> list[str]:
     """Those of the terms that stand in the rows of a resource of the link."""
     where: Filter = {"_id.m": {"$in": list(terms)}}
@@ -248,12 +248,12 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside(Lookup):
+class SideRows(DeferredCondition):
     """A condition on terms that are kept in rows. In memory they are the field `rows` of `extract`."""
 
     collection: str
     terms: Terms
-    limits: Limits
+    limits: SearchLimits
 
     @property
     def needs(self) -> dict[str, int]:

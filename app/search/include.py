@@ -21,7 +21,7 @@ import msgspec
 from app.errors import BadRequest
 from app.fhir import definitions
 from app.search import group_members
-from app.search.parameter import Parameter, Scope, UnknownParameter
+from app.search.parameter import Parameter, SearchScope, UnknownParameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
@@ -162,7 +162,7 @@ def _referring() -> Mapping[str, Sequence[str]]:
 _URL, _VERSION = "url=", "version="
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
+class IncludedRow(msgspec.Struct, frozen=True, gc=False):
     """A resource of a page as it is stored; `terms` only where something is to be included.
 
     A struct: a page makes hundreds, and a frozen dataclass costs five times as much.
@@ -179,8 +179,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 async def included(
-    store: Reader, includes: Sequence[Include], matches: Sequence[Row], scope: Scope
-) -> tuple[list[Row], bool]:
+    store: Reader, includes: Sequence[Include], matches: Sequence[IncludedRow], scope: SearchScope
+) -> tuple[list[IncludedRow], bool]:
     """The current resources that a page's matches bring along, none twice and no match; and whether these are all."""
     gathering = _Gathering(store, scope, {row.key for row in matches})
     frontier = matches
@@ -193,16 +193,18 @@ async def included(
 @dataclass(slots=True)
 class _Gathering:
     store: Reader
-    scope: Scope
+    scope: SearchScope
     seen: set[tuple[str, str]]
-    found: list[Row] = field(default_factory=list)
+    found: list[IncludedRow] = field(default_factory=list)
     is_complete: bool = True
 
     @property
     def _room(self) -> int:
         return self.scope.limits.included - len(self.found)
 
-    async def step(self, includes: Sequence[Include], rows: Sequence[Row]) -> list[Row]:
+    async def step(
+        self, includes: Sequence[Include], rows: Sequence[IncludedRow]
+    ) -> list[IncludedRow]:
         """What one round of inclusions brings that was not there before."""
         before = len(self.found)
         for include in includes:
@@ -212,7 +214,7 @@ class _Gathering:
                 await self._referred(include, rows)
         return self.found[before:]
 
-    async def _referred(self, include: Include, rows: Sequence[Row]) -> None:
+    async def _referred(self, include: Include, rows: Sequence[IncludedRow]) -> None:
         ids: dict[str, dict[str, None]] = {}
         canonicals: dict[str, set[str]] = {}
         for row in rows:
@@ -231,7 +233,7 @@ class _Gathering:
             if target in definitions.SUPPORTED_TYPES:
                 await self._add_canonical(target, canonicals[target])
 
-    async def _terms(self, row: Row, parameter: Parameter) -> Sequence[str]:
+    async def _terms(self, row: IncludedRow, parameter: Parameter) -> Sequence[str]:
         if parameter.aside is None:
             return row.terms
         beginning = parameter.key + "="
@@ -240,7 +242,7 @@ class _Gathering:
             self.store, parameter.aside, row.id, beginning, limit
         )
 
-    async def _referring(self, include: Include, rows: Sequence[Row]) -> None:
+    async def _referring(self, include: Include, rows: Sequence[IncludedRow]) -> None:
         sources = [include.source] if include.source else await self.store.types()
         for source in sources:
             terms: list[str] = []
@@ -278,7 +280,7 @@ class _Gathering:
             projection={"text": 1, "terms": 1},
         )
         for each in documents:
-            row = Row(resource_type, each["_id"], each["text"], each["terms"])
+            row = IncludedRow(resource_type, each["_id"], each["text"], each["terms"])
             if row.key in self.seen:
                 continue
             if self._room <= 0:
@@ -296,6 +298,6 @@ def _urls(parameter: Parameter, terms: Iterable[str]) -> set[str]:
     return {each for each in found - versioned if "://" in each or each.startswith("urn:")}
 
 
-def _own(row: Row) -> list[str]:
+def _own(row: IncludedRow) -> list[str]:
     """The resource's own canonical urls."""
     return [term.removeprefix(_URL) for term in row.terms if term.startswith(_URL)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.errors import BadRequest
-from app.search.deferred_condition import Document, Lookup, TooMany
-from app.search.parameter import Condition, Scope
+from app.search.deferred_condition import DeferredCondition, Document, TooMany
+from app.search.parameter import Condition, SearchScope
 from app.search.parameters.special import Ids
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed(Lookup):
+class Listed(DeferredCondition):
     """The resource is an entry of one of these Lists."""
 
     resource_type: str
     lists: tuple[str, ...]
-    scope: Scope
+    scope: SearchScope
 
     @property
     def needs(self) -> dict[str, int]:
@@ -60,7 +60,7 @@ class Listed(Lookup):
         return [each.partition("/_history/")[0] for each in ids]
 
 
-def condition(resource_type: str, modifier: str, text: str, scope: Scope) -> Condition:
+def condition(resource_type: str, modifier: str, text: str, scope: SearchScope) -> Condition:
     """The condition of a `_list` parameter. Raises BadRequest."""
     if modifier:
         raise _refused(f"Modifier ':{modifier}' is not supported on '{NAME}'", "not-supported")

@@ -19,7 +19,7 @@ from bson import Timestamp
 from app.errors import Issue, operation_outcome
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, sorting
-from app.search.include import Row, included
+from app.search.include import IncludedRow, included
 from app.search.parameter import Filter
 from app.search.query import Query
 from app.search.ranges import Instant
@@ -43,8 +43,8 @@ class Page:
     search: str
     place: str
     used: Sequence[tuple[str, str]]
-    matches: Sequence[Row] = ()
-    included: Sequence[Row] = ()
+    matches: Sequence[IncludedRow] = ()
+    included: Sequence[IncludedRow] = ()
     total: int | None = None
     following: tuple[Any, ...] | None = None
     snapshot: Timestamp | None = None
@@ -104,8 +104,8 @@ async def _fill(store: Reader, query: Query, page: Page) -> None:
     await include(store, query, page)
 
 
-def row_of(resource_type: str, document: dict[str, Any]) -> Row:
-    return Row(resource_type, document["_id"], document["text"], document.get("terms", ()))
+def row_of(resource_type: str, document: dict[str, Any]) -> IncludedRow:
+    return IncludedRow(resource_type, document["_id"], document["text"], document.get("terms", ()))
 
 
 async def include(store: Reader, query: Query, page: Page) -> None:
@@ -203,7 +203,7 @@ def render(page: Page, base_url: str) -> bytes:
     return "".join(parts).encode()
 
 
-def _add_entries(parts: list[str], base: str, rows: Sequence[Row], mode: str) -> None:
+def _add_entries(parts: list[str], base: str, rows: Sequence[IncludedRow], mode: str) -> None:
     """Add an entry for each row, a comma before it; the long texts are copied only once, when all is joined."""
     ending = f',"search":{{"mode":"{mode}"}}}}'
     for row in rows:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from app.errors import BadRequest
-from app.search.expression import Path
+from app.search.expression import AccessPath
 
 Filter = dict[str, Any]
 Fields = Mapping[str, Any]
@@ -31,7 +31,7 @@ class Parameter:
     code: str
     url: str
     type: str
-    paths: tuple[Path, ...] = ()
+    paths: tuple[AccessPath, ...] = ()
     targets: tuple[str, ...] = ()
     shared: str | None = None
     is_clinical: bool = False
@@ -71,7 +71,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SearchLimits:
     """`found` is how many resources a step of a chain may lead to before the search is driven from its other side;
     `examined` how many candidates a page may look at then; `included` how many resources it may include."""
 
@@ -81,12 +81,12 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class SearchScope:
     """What the reading of search values depends on: the server's own base without a trailing slash, and the time."""
 
     base_url: str
     now: datetime
-    limits: Limits = Limits()
+    limits: SearchLimits = SearchLimits()
 
 
 class Condition(Protocol):

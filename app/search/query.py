@@ -17,17 +17,17 @@ from bson import Timestamp
 from app.errors import BadRequest, Issue
 from app.search import chain, cursor, filter as filter_, include, lists, sorting, words
 from app.search.contained import Within
-from app.search.deferred_condition import Lookup
+from app.search.deferred_condition import DeferredCondition
 from app.search.escaping import split
 from app.search.include import Include
 from app.search.parameter import (
     Condition,
     Fields,
     Filter,
-    Limits,
     Not,
     Parameter,
-    Scope,
+    SearchLimits,
+    SearchScope,
     UnknownParameter,
     missing,
 )
@@ -72,8 +72,8 @@ class Query:
     used: list[tuple[str, str]] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     includes: list[Include] = field(default_factory=list)
-    probes: list[Lookup] = field(default_factory=list)
-    scope: Scope = field(default_factory=lambda: Scope("", datetime.now(UTC)))
+    probes: list[DeferredCondition] = field(default_factory=list)
+    scope: SearchScope = field(default_factory=lambda: SearchScope("", datetime.now(UTC)))
     place: str = ""
     is_snapshot: bool = False
     is_explained: bool = False
@@ -117,8 +117,10 @@ def parse(
 
     `base_url` is the server's own, for references that are written with it. Raises BadRequest naming the parameter.
     """
-    limits = Limits(settings.max_chain_found, settings.max_chain_examined, settings.max_included)
-    scope = Scope((base_url or settings.base_url).rstrip("/"), datetime.now(UTC), limits)
+    limits = SearchLimits(
+        settings.max_chain_found, settings.max_chain_examined, settings.max_included
+    )
+    scope = SearchScope((base_url or settings.base_url).rstrip("/"), datetime.now(UTC), limits)
     query = Query(
         resource_type,
         count=settings.default_count,
@@ -167,7 +169,7 @@ def _add(query: Query, name: str, text: str, *, lenient: bool) -> None:
         query.used.append((name, text))
 
 
-def _read(scope: Scope, resource_type: str, name: str, text: str) -> Condition:
+def _read(scope: SearchScope, resource_type: str, name: str, text: str) -> Condition:
     """The condition of one parameter of a type; chains come back here for what they end in."""
     code, _, modifier = name.partition(":")
     if code in _REFUSED:
@@ -192,7 +194,7 @@ def _read(scope: Scope, resource_type: str, name: str, text: str) -> Condition:
     return _condition(parameter, modifier, text, scope)
 
 
-def _condition(parameter: Parameter, modifier: str, text: str, scope: Scope) -> Condition:
+def _condition(parameter: Parameter, modifier: str, text: str, scope: SearchScope) -> Condition:
     if modifier == "missing":
         if parameter.code in ("_id", "_lastUpdated") or parameter.type == "special":
             raise parameter.unknown_modifier(modifier)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from app.errors import BadRequest
-from app.search.deferred_condition import Lookup, TooMany
+from app.search.deferred_condition import DeferredCondition, TooMany
 from app.search.parameter import AllOf, AnyOf, Condition, Fields, Filter, Not
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ async def resolve(store: Reader, query: Query, *, may_probe: bool = False) -> Qu
     if all(is_resolved(each) for each in query.conditions):
         return query
     conditions: list[Condition] = []
-    probes: list[Lookup] = []
+    probes: list[DeferredCondition] = []
     for each in query.conditions:
         try:
             conditions.append(await settled(store, each))
         except TooMany:
-            if not (may_probe and isinstance(each, Lookup)):
+            if not (may_probe and isinstance(each, DeferredCondition)):
                 raise
             probes.append(each)
     return replace(query, conditions=conditions, probes=probes)

@@ -14,9 +14,9 @@ from typing import Any
 from app.fhir import definitions
 from app.fhir.definitions import SearchParameter
 from app.search import custom, group_members, terminology
-from app.search.expression import Path, compiled, compiled_from
+from app.search.expression import AccessPath, compiled, compiled_from
 from app.search.fhirpath import NotCompilableError
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.parameters import (
     composite,
     date,
@@ -31,7 +31,7 @@ from app.search.parameters import (
 from app.search.ranges import Present
 from app.search.terms import Terms
 
-Read = Callable[[Parameter, str | None, Iterable[str], Scope], Condition]
+Read = Callable[[Parameter, str | None, Iterable[str], SearchScope], Condition]
 
 # What each kind of parameter stores, by data type.
 VALUES: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
@@ -136,7 +136,7 @@ def uncompiled(resource_type: str) -> Mapping[str, str]:
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: list[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: list[str], scope: SearchScope
 ) -> Condition:
     """What one request parameter asks for; its values are alternatives. Raises BadRequest."""
     if parameter.components:
@@ -146,7 +146,7 @@ def condition(
     kind = "special" if parameter.code == "_id" else parameter.type
     found = _READ[kind](parameter, modifier, texts, scope)
     if parameter.aside and isinstance(found, Terms):
-        return group_members.Aside(parameter.aside, found, scope.limits)
+        return group_members.SideRows(parameter.aside, found, scope.limits)
     return found
 
 
@@ -209,7 +209,7 @@ def _parameter(resource_type: str, definition: SearchParameter) -> Parameter:
     )
 
 
-def _targets(definition: SearchParameter, paths: tuple[Path, ...]) -> tuple[str, ...]:
+def _targets(definition: SearchParameter, paths: tuple[AccessPath, ...]) -> tuple[str, ...]:
     """The types a reference may point to by the parameter and by the elements; a shared parameter names too many."""
     allowed: set[str] = set()
     for path in paths:
@@ -223,7 +223,7 @@ def _targets(definition: SearchParameter, paths: tuple[Path, ...]) -> tuple[str,
     return tuple(sorted(wanted))
 
 
-def _searchable(kind: str, paths: Iterable[Path]) -> tuple[Path, ...]:
+def _searchable(kind: str, paths: Iterable[AccessPath]) -> tuple[AccessPath, ...]:
     """The paths whose data type the kind of parameter knows."""
     if kind == "special":
         return ()
@@ -234,9 +234,9 @@ def _searchable(kind: str, paths: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def _component(
-    resource_type: str, bases: Iterable[Path], definition: str, expression: str
+    resource_type: str, bases: Iterable[AccessPath], definition: str, expression: str
 ) -> Parameter:
-    root = Path((), (), resource_type, resource_type)
+    root = AccessPath((), (), resource_type, resource_type)
     paths = [path for base in bases for path in compiled_from(root, base, expression)]
     distinct = tuple({path.keys: path for path in paths}.values())
     whole = definitions.search_parameter(definition)

@@ -20,7 +20,7 @@ from app.fhir import definitions
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, include, page, query, sorting
 from app.search.compartment import membership
-from app.search.include import Row
+from app.search.include import IncludedRow
 from app.search.page import Page
 from app.search.parameter import Condition, Filter
 from app.search.query import Parameters, Query
@@ -35,7 +35,7 @@ _ORDER = (SortKey("at", -1), SortKey("_id", -1))
 _CURSOR = "_cursor"
 
 
-def _alone(resource_type: str, document: dict[str, Any]) -> list[Row]:
+def _alone(resource_type: str, document: dict[str, Any]) -> list[IncludedRow]:
     return [page.row_of(resource_type, document)]
 
 
@@ -52,7 +52,7 @@ class Search:
     after: tuple[Any, ...] | None = None
     snapshot: Timestamp | None = None
     issues: list[Issue] = field(default_factory=list)
-    show: Callable[[str, dict[str, Any]], list[Row]] = _alone
+    show: Callable[[str, dict[str, Any]], list[IncludedRow]] = _alone
 
 
 def parse(
@@ -195,9 +195,11 @@ async def _fill(store: Reader, search: Search, until: list[Condition], result: P
     await page.include(store, head, result)
 
 
-def _matches(search: Search, rows: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[Row], int]:
+def _matches(
+    search: Search, rows: Sequence[tuple[str, dict[str, Any]]]
+) -> tuple[list[IncludedRow], int]:
     """What the rows stand for, and how many of them fit on the page; the first always does."""
-    found: list[Row] = []
+    found: list[IncludedRow] = []
     for kept, (name, row) in enumerate(rows):
         shown = search.show(name, row)
         if kept and len(found) + len(shown) > search.queries[0].count:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from app.errors import BadRequest
 from app.search.escaping import split, unescape
-from app.search.parameter import Condition, Not, Parameter, Scope
+from app.search.parameter import Condition, Not, Parameter, SearchScope
 from app.search.parameters import token
 from app.search.resolution import NeedsStore
 from app.search.terms import Terms, any_of
@@ -37,7 +37,7 @@ _MOST_CODES = 10_000
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one token parameter ask for."""
     match modifier:
@@ -93,7 +93,7 @@ def _coded(parameter: Parameter, codes: Codes) -> Terms:
     return any_of(token.coded(parameter, system, code) for system, code in sorted(codes))
 
 
-def _value_sets(parameter: Parameter, texts: Iterable[str], scope: Scope) -> tuple[str, ...]:
+def _value_sets(parameter: Parameter, texts: Iterable[str], scope: SearchScope) -> tuple[str, ...]:
     """Canonicals, or `ValueSet/id` for those of this server."""
     found = tuple(unescape(text).removeprefix(f"{scope.base_url}/") for text in texts)
     if not all(":" in each or each.startswith("ValueSet/") for each in found):

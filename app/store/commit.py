@@ -28,8 +28,8 @@ from app.fhir.json import Resource
 from app.records.versions import (
     Change,
     Guard,
-    Late,
-    Stored,
+    LateMessage,
+    ResourceVersion,
     VersionConflict,
     version_document,
     with_meta,
@@ -53,14 +53,14 @@ _ROWS_AT_ONCE = 1_000
 
 
 @dataclass(slots=True)
-class _Unit:
+class CommitUnit:
     """What one `commit` call wants written, prepared: either all of it is written or nothing."""
 
     changes: Sequence[Change]
     guards: Sequence[Guard]
-    stored: list[Stored] = field(default_factory=list)
+    stored: list[ResourceVersion] = field(default_factory=list)
     # Messages that became versions without ever having been the current one.
-    passing: list[Stored] = field(default_factory=list)
+    passing: list[ResourceVersion] = field(default_factory=list)
     current: list[Document] = field(default_factory=list)
     rows: list[group_members.RowChange] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Commits:
         self._audit_rows = mongo.collection("audit")
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
-        self._group = GroupCommit[_Unit](self._write, hopeless=ConnectionFailure)
+        self._group = GroupCommit[CommitUnit](self._write, hopeless=ConnectionFailure)
         self.cluster = Cluster(mongo, owner, self._times_under_way)
 
     async def prepare(self) -> None:
@@ -129,7 +129,9 @@ class Commits:
             ],
         )
 
-    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+    async def commit(
+        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+    ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
         Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
@@ -141,7 +143,7 @@ class Commits:
                 if rows := group_members.collection_of(resource_type):
                     await self._ensure(rows, group_members.index_models())
         await self.cluster.be_heard()
-        unit = _Unit(changes, guards)
+        unit = CommitUnit(changes, guards)
         for change in changes:
             self._prepare_change(unit, change)
         if self._audit is not None:
@@ -150,7 +152,7 @@ class Commits:
         audit_entry.count(unit.entries)
         return unit.stored
 
-    def _prepare_entries(self, unit: _Unit) -> None:
+    def _prepare_entries(self, unit: CommitUnit) -> None:
         """What the audit says of each change: by whom, of which patients' data. Raises MethodNotAllowed for its own."""
         for change, stored in zip(unit.changes, unit.stored, strict=True):
             if change.type == "AuditEvent" and not change.silent:
@@ -158,7 +160,7 @@ class Commits:
             previous = change.previous.text if change.previous else ""
             unit.entries += audit_entry.of_change(change.method, stored, previous)
 
-    def _prepare_change(self, unit: _Unit, change: Change) -> None:
+    def _prepare_change(self, unit: CommitUnit, change: Change) -> None:
         previous = change.previous
         version = previous.version + 1 if previous else 1
         at = self.cluster.stamp()
@@ -190,13 +192,13 @@ class Commits:
         method = _HTTP_METHOD[change.method]
         unit.current.append(document)
         unit.stored.append(
-            Stored(change.type, change.id, version, at, text, resource is None, method)
+            ResourceVersion(change.type, change.id, version, at, text, resource is None, method)
         )
         if not change.silent and (change.late is None or change.late.content is None):
             unit.events.append(_event(change, version, at, resource, fields))
 
     def _take_late(
-        self, unit: _Unit, change: Change, late: Late, version: int, at: datetime
+        self, unit: CommitUnit, change: Change, late: LateMessage, version: int, at: datetime
     ) -> tuple[int, datetime]:
         """Add a late message's event, for those alone who listen for its topic, and its version if it gets one.
 
@@ -209,7 +211,9 @@ class Commits:
             return version, at
         method = _HTTP_METHOD[change.method]
         text = self._text(resource)
-        unit.passing.append(Stored(change.type, change.id, version, at, text, method=method))
+        unit.passing.append(
+            ResourceVersion(change.type, change.id, version, at, text, method=method)
+        )
         return version + 1, at + _MILLISECOND
 
     def _times_under_way(self) -> Iterator[datetime]:
@@ -224,7 +228,7 @@ class Commits:
             raise TooLarge(f"The resource is over the limit of {self._max_resource_bytes} bytes")
         return encoded.decode()
 
-    async def _write(self, units: Sequence[_Unit]) -> None:
+    async def _write(self, units: Sequence[CommitUnit]) -> None:
         """One transaction for all units; VersionConflict where any of them lost a race."""
         versions = [
             version_document(stored) for unit in units for stored in (*unit.passing, *unit.stored)
@@ -325,7 +329,7 @@ class Commits:
             raise VersionConflict
 
     async def raise_event(
-        self, about: Stored, topic: str, *, key: str, at: datetime, told: Document
+        self, about: ResourceVersion, topic: str, *, key: str, at: datetime, told: Document
     ) -> Document | None:
         """Put an event of one topic into the outbox that no write has made; the same key twice is one event.
 

@@ -46,7 +46,7 @@ from app.records.versions import (
     Change,
     Guard,
     HistoryRange,
-    Stored,
+    ResourceVersion,
     WriteAction,
     current_since,
     stored_current,
@@ -105,7 +105,7 @@ class Store(ResourceStore):
 
     # Reads
 
-    async def read(self, resource_type: str, resource_id: str) -> Stored | None:
+    async def read(self, resource_type: str, resource_id: str) -> ResourceVersion | None:
         """The current version, also where that is a deletion; None where the id was never used."""
         document = await self._mongo.collection(resource_type).find_one(
             {"_id": resource_id}, CURRENT
@@ -114,23 +114,25 @@ class Store(ResourceStore):
 
     async def previous(
         self, resource_type: str, resource_id: str, action: WriteAction
-    ) -> Stored | None:
+    ) -> ResourceVersion | None:
         """The current version as what a write of this kind is about to change; as `read` where nobody is limited."""
         return await self.read(resource_type, resource_id)
 
     async def previous_many(
         self, actions: Mapping[tuple[str, str], WriteAction]
-    ) -> dict[str, Stored]:
+    ) -> dict[str, ResourceVersion]:
         """`previous` of several, by reference."""
         return await self.read_many(actions.keys())
 
-    async def vread(self, resource_type: str, resource_id: str, version: int) -> Stored | None:
+    async def vread(
+        self, resource_type: str, resource_id: str, version: int
+    ) -> ResourceVersion | None:
         """That very version, or None."""
         key = {"t": resource_type, "i": resource_id, "v": version}
         document = await self._versions.find_one({"_id": key})
         return None if document is None else stored_version(document)
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[Stored]:
+    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
         """Versions in the range, newest first, at most `limit`."""
         sort = [("_id", DESCENDING)] if range_.id else [("at", DESCENDING), ("_id", DESCENDING)]
         filter_ = range_.filter(page=True)
@@ -295,19 +297,19 @@ class Store(ResourceStore):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
-    ) -> list[Stored]:
+    ) -> list[ResourceVersion]:
         """Current versions that match a MongoDB filter, at most `limit`."""
         documents = await self.find(
             resource_type, filter_, sort=sort, limit=limit, projection=CURRENT
         )
         return [stored_current(resource_type, document) for document in documents]
 
-    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, Stored]:
+    async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, ResourceVersion]:
         """The current versions, deletions included, of these types and ids, by reference."""
         by_type: dict[str, list[str]] = {}
         for resource_type, resource_id in keys:
             by_type.setdefault(resource_type, []).append(resource_id)
-        found: dict[str, Stored] = {}
+        found: dict[str, ResourceVersion] = {}
         for resource_type, ids in by_type.items():
             documents = await self.find(resource_type, {"_id": {"$in": ids}}, projection=CURRENT)
             for document in documents:
@@ -387,7 +389,9 @@ class Store(ResourceStore):
 
     # The write
 
-    async def commit(self, changes: Sequence[Change], guards: Sequence[Guard] = ()) -> list[Stored]:
+    async def commit(
+        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+    ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
         Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
@@ -410,7 +414,7 @@ class Store(ResourceStore):
         Who listens for the topic, and whose filters that version passes, is told of it. The same `key` twice is one
         event: then this returns False. `context` are relative references that travel along with the notices.
         """
-        about = Stored(*reference, at, "")
+        about = ResourceVersion(*reference, at, "")
         told: Document = {"context": list(context)}
         if trigger is not None:
             told["trigger"] = dict(trigger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.attribution.claims import relative
-from app.consent.recipients import Kind
+from app.consent.recipients import RecipientKind
 from app.fhir.codes import RECIPIENT_KIND, SUBSCRIPTION_RECIPIENT
 from app.fhir.json import Resource
 from app.subscriptions.matching.registration import FILTER_CRITERIA
@@ -27,7 +27,7 @@ def reference_of(subscription: Resource, base_url: str) -> str | None:
     return relative(recipient_of(subscription), base_url)
 
 
-def kind_of(subscription: Resource) -> Kind:
+def kind_of(subscription: Resource) -> RecipientKind:
     """What a Subscription says of its recipient."""
     said = {
         extension.get("valueCode")

@@ -27,11 +27,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from app.api import limits, uvicorn_http
-from app.api.limits import Limits
+from app.api.limits import RequestLimits
 from app.cli.serve import ServeError, _run_workers, check_exposure, options
 from app.errors import TooManyRequests
 from app.main import create_app
-from app.network.rate_limit import Buckets, Crowd, site
+from app.network.rate_limit import Buckets, ConcurrencyLimit, site
 from app.runtime.mongo import max_time_ms
 from app.settings import Settings
 from app.store.store import Store
@@ -236,7 +236,7 @@ def test_buckets_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_crowd_has_room_again_when_somebody_leaves() -> None:
-    crowd = Crowd(2)
+    crowd = ConcurrencyLimit(2)
     assert [crowd.enter("a"), crowd.enter("a"), crowd.enter("a"), crowd.enter("b")] == [
         True,
         True,
@@ -278,12 +278,14 @@ async def test_nobody_is_limited_without_authorization_unless_it_is_set(mongod: 
     assert {answer.status_code for answer in answers} == {404}
 
 
-def visited(limits: Limits, address: str, path: str = "/fhir/Patient/p1") -> limits.Visit:
+def visited(
+    limits: RequestLimits, address: str, path: str = "/fhir/Patient/p1"
+) -> limits.RequestBudget:
     return limits.begin({"type": "http", "path": path, "client": (address, 1)})
 
 
 async def test_with_authorization_clients_count_by_name_and_strangers_by_address() -> None:
-    them = Limits(Settings(auth="smart", rate_limit=0.001, rate_burst=2000))
+    them = RequestLimits(Settings(auth="smart", rate_limit=0.001, rate_burst=2000))
     for _ in range(3):  # two clients behind one address do not disturb each other
         for client in ("one", "two"):
             visit = visited(them, "203.0.113.1")
@@ -319,7 +321,7 @@ async def test_a_client_is_limited_by_its_token(mongod: str, tmp_path: Path) -> 
 
 
 async def test_tokens_are_given_more_slowly() -> None:
-    them = Limits(Settings(auth="smart", token_rate_limit=0.001, rate_limit=0))
+    them = RequestLimits(Settings(auth="smart", token_rate_limit=0.001, rate_limit=0))
     them._tokens = Buckets(0.001, 2)
     for _ in range(2):
         them.end(visited(them, "203.0.113.1", "/auth/token"))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from app.audit import log
 from app.audit.hash_chain import digest
 from app.audit.log import AuditLog
-from app.audit.verification import Report, verify
+from app.audit.verification import VerificationReport, verify
 from app.cli.commands import app as command_line
 from app.runtime import secrets
 from app.runtime.mongo import Mongo
@@ -49,7 +49,7 @@ async def put_patient(client: httpx.AsyncClient, id_: str) -> None:
     assert answer.status_code in (200, 201)
 
 
-async def check(server: Server, **options: Any) -> Report:
+async def check(server: Server, **options: Any) -> VerificationReport:
     """What `verify` says, once this process's chains are anchored."""
     assert server.audit is not None
     await server.audit.anchor()
@@ -669,7 +669,7 @@ class Written:
     mongo: Mongo
     content: dict[str, Rows]
 
-    async def verify(self) -> Report:
+    async def verify(self) -> VerificationReport:
         return await verify(self.mongo, secrets.of_settings(self.settings))
 
 

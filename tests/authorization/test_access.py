@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.authorization.restricted_store import View
+from app.authorization.restricted_store import RestrictedStore
 from app.fhir.ids import new_id
 from app.store.store import Store
 from tests.builders.access_world import (
@@ -634,11 +634,11 @@ def test_the_view_makes_every_method_of_the_store_its_own() -> None:
     public = {
         name for name, value in vars(Store).items() if not name.startswith("_") and callable(value)
     }
-    missing = public - vars(View).keys()
+    missing = public - vars(RestrictedStore).keys()
     assert missing == {"prepare", "reindex"}, "what no client ever does"
 
 
 async def test_the_store_of_a_caller_has_none_of_the_stores_own_parts(world: World) -> None:
-    view = View.__new__(View)
+    view = RestrictedStore.__new__(RestrictedStore)
     with pytest.raises(AttributeError):
         view.prepare()  # type: ignore[attr-defined]

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from app.search.extract import extract
 from app.store.store import Store
-from app.subscriptions.matching.match_context import Facts
-from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.matching.match_context import MatchContext
+from app.subscriptions.topics.compiled_conditions import CompiledConditions
 
 
 @dataclass
@@ -45,10 +45,12 @@ class Pair:
         return None if self.before is None else extract(self.type, self.before)
 
 
-async def found(question: Question, fields: dict[str, Any]) -> bool:
+async def found(question: CompiledConditions, fields: dict[str, Any]) -> bool:
     """Judge a question that needs nothing but the version itself."""
     return await facts(fields).answer(question)
 
 
-def facts(fields: dict[str, Any], resource_type: str = "Encounter", base_url: str = "") -> Facts:
-    return Facts(cast("Store", None), base_url, resource_type, fields)
+def facts(
+    fields: dict[str, Any], resource_type: str = "Encounter", base_url: str = ""
+) -> MatchContext:
+    return MatchContext(cast("Store", None), base_url, resource_type, fields)

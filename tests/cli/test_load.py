@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.load.load import LoadError, Report, find_files, load
+from app.cli.load.load import LoadError, LoadReport, find_files, load
 from app.cli.load.plan import plan, point, searches
 from tests.processes import carerelay, environment, started, wait_for
 
@@ -190,7 +190,7 @@ def write(directory: Path, name: str, *documents: Any) -> Path:
     return path
 
 
-async def loaded(base: str, *paths: Path) -> Report:
+async def loaded(base: str, *paths: Path) -> LoadReport:
     return await load(paths, base, lambda _: None)
 
 
@@ -275,7 +275,7 @@ async def test_unpacking_failure_is_a_refusal(base, tmp_path):
     assert "cannot be read" in report.refusals[0].reason
 
 
-async def answered(tmp_path: Path, *answers: httpx.Response | Exception) -> Report:
+async def answered(tmp_path: Path, *answers: httpx.Response | Exception) -> LoadReport:
     """Load one Patient into a server that gives these answers, one a request."""
     waiting = iter(answers)
 

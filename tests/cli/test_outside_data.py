@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.load.load import Report, load
+from app.cli.load.load import LoadReport, load
 from app.cli.load.plan import mend
 from app.fhir import json as fhir_json
 from tests.conftest import make_settings, running
@@ -23,7 +23,7 @@ def present(directory: Path) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not directory.is_dir(), reason=f"no outside data at {directory}")
 
 
-async def loaded(mongod: str, *paths: Path) -> tuple[Report, dict[str, Any]]:
+async def loaded(mongod: str, *paths: Path) -> tuple[LoadReport, dict[str, Any]]:
     """The report of a load into a server of its own, and what its care plan and messages look like there."""
     async with running(make_settings(mongod)) as (server, client):
         transport = client._transport

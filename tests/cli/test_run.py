@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.cli.demo import practices
-from app.cli.demo.practices import Notice, Practice
+from app.cli.demo.practices import Practice, ReceivedNotice
 from app.cli.demo.server import DemoError
 from tests.log_watch import WATCH
 from tests.processes import carerelay, children, environment, started, wait_until_gone
@@ -73,7 +73,7 @@ def test_a_practice_that_gets_other_than_the_story_says_fails_it(monkeypatch, ca
             take(practice, expected)
 
 
-def take(practice: Practice, expected: list[tuple[str, str]]) -> list[Notice]:
+def take(practice: Practice, expected: list[tuple[str, str]]) -> list[ReceivedNotice]:
     """Exactly these."""
     told = practice.next(expected)
     practice.expect_nothing_more()

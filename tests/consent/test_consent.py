@@ -10,7 +10,7 @@ import pytest
 
 from app.consent import labels, provisions
 from app.consent.judgement import Judgement, decide, directives
-from app.consent.provisions import Question
+from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient
 from app.fhir.codes import CONSENT_CATEGORY
 
@@ -81,7 +81,7 @@ def judged(
     topic: str | None = None,
     **more: Any,
 ) -> Judgement:
-    question = Question(focus, frozenset(labelled), recipient, NOW)
+    question = ConsentQuestion(focus, frozenset(labelled), recipient, NOW)
     return decide(directives(consents), question, topic, **more)
 
 

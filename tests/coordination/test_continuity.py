@@ -9,7 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.coordination.continuity.continuity_days import Enrolment, Plan, continuity, new_enrolments
+from app.coordination.continuity.continuity_days import (
+    EarlierPlan,
+    Enrolment,
+    continuity,
+    new_enrolments,
+)
 from tests.builders.members import Member, Resource, codes
 from tests.conftest import Server, make_settings, running
 
@@ -231,9 +236,9 @@ async def test_two_coverages_of_one_day_are_one_enrolment(member: Member) -> Non
 START = date(2026, 5, 1)
 
 
-def a_plan(name: str, began: date, status: str = "active", **more: Any) -> Plan:
+def a_plan(name: str, began: date, status: str = "active", **more: Any) -> EarlierPlan:
     given = {"ends": None, "replaces": frozenset(), "written": began, **more}
-    return Plan(f"CarePlan/{name}", status, began, **given)
+    return EarlierPlan(f"CarePlan/{name}", status, began, **given)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +290,7 @@ def a_plan(name: str, began: date, status: str = "active", **more: Any) -> Plan:
     ],
 )
 def test_how_long_earlier_plans_are_honoured(
-    plans: list[Plan], expected: tuple[date, str] | None
+    plans: list[EarlierPlan], expected: tuple[date, str] | None
 ) -> None:
     found = continuity(Enrolment(START, None), plans, 90)
     assert (found and (found.end, found.outcome)) == expected

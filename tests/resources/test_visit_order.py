@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from app.resources import visit_order
 from app.resources.event_time import ACTIVE, BEGINNING, PLANNED, moment
-from app.resources.visit_order import Memory, Outcome, merge, remembered
+from app.resources.visit_order import Memory, VisitOutcome, merge, remembered
 from tests.builders.visit_messages import EVENT_TIME, START, Message, deliveries, visits
 
 ARRIVAL = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -18,15 +18,15 @@ LATER = START + timedelta(days=9)
 DAY = "2026-11-20T"
 
 
-def deliver(messages: list[Message], arrival: datetime = ARRIVAL) -> list[Outcome]:
+def deliver(messages: list[Message], arrival: datetime = ARRIVAL) -> list[VisitOutcome]:
     """What became of each message, in the order of their arrival."""
     current, memory = messages[0], remembered(messages[0], arrival)
-    outcomes = [Outcome(current, memory, "all")]
+    outcomes = [VisitOutcome(current, memory, "all")]
     for message in messages[1:]:
         when = moment(message, arrival)
         if when is None:
             memory = visit_order.edited(current, memory, message, arrival)
-            outcomes.append(Outcome(message, memory, "all"))
+            outcomes.append(VisitOutcome(message, memory, "all"))
         else:
             outcomes.append(merge(current, memory, message, when))
         current, memory = outcomes[-1].resource, outcomes[-1].memory

@@ -20,7 +20,7 @@ from tests.subscriptions.test_delivery import create, make_due, rows, update, wo
 AT = datetime(2026, 11, 21, 15, tzinfo=UTC)
 
 
-def row(number: int, lane: str = "", subscription: str = "s") -> batching.Row:
+def row(number: int, lane: str = "", subscription: str = "s") -> batching.DeliveryWithEvent:
     name = f"{subscription}|{lane or number}"
     delivery = Delivery(
         f"{subscription}{number}", subscription, None, number, name, None, None, {}, AT, "sending",
@@ -45,7 +45,7 @@ def row(number: int, lane: str = "", subscription: str = "s") -> batching.Row:
     ],
 )  # fmt: skip
 def test_what_travels_together(
-    waiting: list[batching.Row], most: int, taken: list[list[str]]
+    waiting: list[batching.DeliveryWithEvent], most: int, taken: list[list[str]]
 ) -> None:
     queue = deque(waiting)
     found = []

@@ -11,7 +11,7 @@ from app.settings import Settings
 from app.subscriptions.matching import criteria
 from app.subscriptions.matching.criteria import Criteria
 from app.subscriptions.matching.criteria_index import CriteriaIndex
-from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.topics import topic_store
 from tests.builders.match_context import facts
 from tests.builders.subscriptions import ADMISSION, encounter
@@ -44,7 +44,7 @@ class Filed:
             self.index.remove(subscription, self.criteria.pop(subscription))
 
 
-def stay(**more: Any) -> Facts:
+def stay(**more: Any) -> MatchContext:
     return facts(extract("Encounter", encounter(**more)))
 
 

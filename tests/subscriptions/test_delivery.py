@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.fhir.ids import new_id
-from app.records.versions import Change, Stored
+from app.records.versions import Change, ResourceVersion
 from app.runtime.mongo import Mongo
 from app.settings import Settings
 from app.store.store import Store
@@ -49,7 +49,7 @@ async def working(
         await store.cluster.stop()
 
 
-async def create(store: Store, resource: dict[str, Any], id_: str | None = None) -> Stored:
+async def create(store: Store, resource: dict[str, Any], id_: str | None = None) -> ResourceVersion:
     """Commit a first version, as the interactions would."""
     private = None
     if resource["resourceType"] == "Subscription":
@@ -59,7 +59,7 @@ async def create(store: Store, resource: dict[str, Any], id_: str | None = None)
     return stored
 
 
-async def update(store: Store, previous: Stored, **changes: Any) -> Stored:
+async def update(store: Store, previous: ResourceVersion, **changes: Any) -> ResourceVersion:
     resource = {**previous.resource(), **changes}
     private: Any = {"headers": []} if previous.type == "Subscription" else None
     change = Change("update", previous.type, previous.id, resource, previous, private)

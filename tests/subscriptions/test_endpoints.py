@@ -18,7 +18,7 @@ from app.subscriptions.sending.circuit_breaker import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
     MOST_ATTEMPTS,
-    Endpoint,
+    EndpointState,
     blames_endpoint,
 )
 from tests.builders.receiver import Receiver, receiving
@@ -31,7 +31,7 @@ BAD, NOBODYS = ("b0", "b1", "b2"), ("n0", "n1", "n2")
 
 
 def test_an_endpoint_that_answers_gains_leave_and_one_that_fails_loses_it() -> None:
-    endpoint = Endpoint()
+    endpoint = EndpointState()
     assert endpoint.allowed == FIRST_ATTEMPTS
     for _ in range(100):
         assert not endpoint.answered()
@@ -41,7 +41,7 @@ def test_an_endpoint_that_answers_gains_leave_and_one_that_fails_loses_it() -> N
 
 
 def test_a_circuit_opens_after_failures_in_a_row_and_is_tried_within_half_a_minute() -> None:
-    endpoint, now = Endpoint(), 100.0
+    endpoint, now = EndpointState(), 100.0
     for _ in range(FAILURES_TO_OPEN - 1):
         assert not endpoint.failed(now)
     assert endpoint.failed(now)
@@ -60,14 +60,14 @@ def test_a_circuit_opens_after_failures_in_a_row_and_is_tried_within_half_a_minu
 
 
 def test_attempts_that_were_under_way_when_a_circuit_opened_do_not_lengthen_it() -> None:
-    endpoint = Endpoint()
+    endpoint = EndpointState()
     for _ in range(FAILURES_TO_OPEN + 20):
         endpoint.failed(10.0)
     assert endpoint.open_until == 10.0 + FIRST_PAUSE
 
 
 def test_an_endpoint_that_asks_for_a_wait_is_left_alone_at_once() -> None:
-    endpoint = Endpoint()
+    endpoint = EndpointState()
     assert endpoint.failed(10.0, wait=7.0)
     assert endpoint.open_until == 17.0
 

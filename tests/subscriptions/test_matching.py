@@ -15,7 +15,7 @@ from app.store.store import Store
 from app.subscriptions.matching import criteria as criteria_
 from app.subscriptions.matching.criteria import demanded
 from app.subscriptions.matching.criteria_index import CriteriaIndex
-from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.matching.match_context import MatchContext
 from tests.builders.subscriptions import encounter
 from tests.conftest import make_settings
 
@@ -78,9 +78,9 @@ async def filled(mongod: str) -> AsyncIterator[Store]:
     await mongo.close()
 
 
-def stay(store: Any, **more: Any) -> Facts:
+def stay(store: Any, **more: Any) -> MatchContext:
     resource = {"id": "e1", **encounter(**more)}
-    return Facts(store, BASE, "Encounter", extract("Encounter", resource))
+    return MatchContext(store, BASE, "Encounter", extract("Encounter", resource))
 
 
 @pytest.mark.parametrize(

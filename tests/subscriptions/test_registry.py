@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from app.fhir.ids import new_id
-from app.records.versions import Change, Stored
+from app.records.versions import Change, ResourceVersion
 from app.runtime.mongo import Mongo
 from app.search.extract import extract
 from app.settings import Settings
 from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.worker import Worker
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
@@ -69,8 +69,8 @@ async def process(mongo: Mongo, *, loops: bool = True) -> AsyncIterator[tuple[St
 
 
 async def write(
-    store: Store, resource: dict[str, Any], previous: Stored | None = None, **private: Any
-) -> Stored:
+    store: Store, resource: dict[str, Any], previous: ResourceVersion | None = None, **private: Any
+) -> ResourceVersion:
     method: Any = "create" if previous is None else "update"
     id_ = new_id() if previous is None else previous.id
     kept = {"headers": [], **private} if resource["resourceType"] == "Subscription" else None
@@ -96,12 +96,14 @@ def event(resource: dict[str, Any], type_: str = "Encounter") -> Event:
     return Event(None, type_, "e1", 1, "create", None, resource, fields)  # type: ignore[arg-type]
 
 
-async def concerned(registry: Registry, resource: dict[str, Any]) -> set[str]:
+async def concerned(registry: SubscriptionRegistry, resource: dict[str, Any]) -> set[str]:
     found = await registry.match(event(resource, resource["resourceType"]))
     return {match.registration.id for match in found}
 
 
-async def watched(store: Store, resource: dict[str, Any], registry: Registry) -> Stored:
+async def watched(
+    store: Store, resource: dict[str, Any], registry: SubscriptionRegistry
+) -> ResourceVersion:
     """Stored as the interactions would: with what the registry needs beside it."""
     read = registration.read(resource, registry.catalogue, SETTINGS)
     return await write(store, resource, watch=registration_cache.encode(read, SETTINGS))
@@ -111,7 +113,7 @@ async def test_what_lies_beside_a_subscription_registers_it_as_the_resource_woul
     one: Mongo,
 ) -> None:
     store = Store(one)
-    registry = Registry(SETTINGS, one, store)
+    registry = SubscriptionRegistry(SETTINGS, one, store)
     drafts = [
         topic_based("patient=p1", "class:not=EMER", heartbeat=60, timeout=5),
         topic_based("trigger=A01", content="full-resource"),
@@ -121,7 +123,10 @@ async def test_what_lies_beside_a_subscription_registers_it_as_the_resource_woul
     ]
     for draft in drafts:
         await watched(store, draft, registry)
-    brief, whole = Registry(SETTINGS, one, store), Registry(SETTINGS, one, store)
+    brief, whole = (
+        SubscriptionRegistry(SETTINGS, one, store),
+        SubscriptionRegistry(SETTINGS, one, store),
+    )
     await brief.load()
     ids = [row["_id"] for row in await store.find("Subscription", {}, projection={"_id": 1})]
     await whole.read(ids)
@@ -147,7 +152,7 @@ async def test_what_is_missing_or_stale_is_read_from_the_resource_and_kept(
     one: Mongo, beside: str | None
 ) -> None:
     store = Store(one)
-    registry = Registry(SETTINGS, one, store)
+    registry = SubscriptionRegistry(SETTINGS, one, store)
     draft = active(topic_based("patient=p1"))
     fresh = registration_cache.encode(
         registration.read(draft, registry.catalogue, SETTINGS), SETTINGS

@@ -37,20 +37,20 @@ from app.records.versions import instant
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import STATES, Wanted
 from app.subscriptions.ledger.retention import Retention
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.worker import Worker
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[int, Any]
-Handler = Callable[[Request, Services], Awaitable[Answer]]
+AdminAnswer = tuple[int, Any]
+Handler = Callable[[Request, Services], Awaitable[AdminAnswer]]
 
 _PARAMETERS = frozenset({"subscription", "state", "since", "until", "focus", "first", "last"})
 _PAGING = frozenset({"_count", "_cursor"})
 _DEFAULT_COUNT, _MOST = 50, 1000
 
 
-async def list_deliveries(request: Request, services: Services) -> Answer:
+async def list_deliveries(request: Request, services: Services) -> AdminAnswer:
     """The newest first; `next` is the address of the next page."""
     wanted = read_wanted(request.query_params, paging=True)
     count = _number(request.query_params, "_count") or _DEFAULT_COUNT
@@ -63,17 +63,17 @@ async def list_deliveries(request: Request, services: Services) -> Answer:
     return 200, body
 
 
-async def read_delivery(request: Request, services: Services) -> Answer:
+async def read_delivery(request: Request, services: Services) -> AdminAnswer:
     return 200, ledger_queries.shown(await _delivery(request, services))
 
 
-async def resend_one(request: Request, services: Services) -> Answer:
+async def resend_one(request: Request, services: Services) -> AdminAnswer:
     row = await _delivery(request, services)
     wanted = Wanted(subscription=row["subscription"], first=row["number"], last=row["number"])
     return await _resend(services, wanted)
 
 
-async def resend_many(request: Request, services: Services) -> Answer:
+async def resend_many(request: Request, services: Services) -> AdminAnswer:
     """`{resent, skipped}`. Without a parameter it would be all that was ever sent: that has to be said."""
     wanted = read_wanted(request.query_params, paging=False)
     if not wanted.condition():
@@ -81,25 +81,25 @@ async def resend_many(request: Request, services: Services) -> Answer:
     return await _resend(services, wanted)
 
 
-async def list_topics(request: Request, services: Services) -> Answer:
-    return 200, {"topics": await services.get(Registry).topics.list()}
+async def list_topics(request: Request, services: Services) -> AdminAnswer:
+    return 200, {"topics": await services.get(SubscriptionRegistry).topics.list()}
 
 
-async def read_topic(request: Request, services: Services) -> Answer:
-    return 200, await services.get(Registry).topics.read(request.path_params["name"])
+async def read_topic(request: Request, services: Services) -> AdminAnswer:
+    return 200, await services.get(SubscriptionRegistry).topics.read(request.path_params["name"])
 
 
-async def put_topic(request: Request, services: Services) -> Answer:
+async def put_topic(request: Request, services: Services) -> AdminAnswer:
     """Known here at once, as `Basic` too; to other processes within a second."""
     resource = await exchange.read_resource(request, services.settings.max_resource_bytes)
-    registry = services.get(Registry)
+    registry = services.get(SubscriptionRegistry)
     created = await registry.topics.put(request.path_params["name"], resource)
     await _publish(request, services)
     return 201 if created else 200, await registry.topics.read(request.path_params["name"])
 
 
-async def delete_topic(request: Request, services: Services) -> Answer:
-    await services.get(Registry).topics.delete(request.path_params["name"])
+async def delete_topic(request: Request, services: Services) -> AdminAnswer:
+    await services.get(SubscriptionRegistry).topics.delete(request.path_params["name"])
     await _publish(request, services)
     return 204, None
 
@@ -129,7 +129,7 @@ def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
     )
 
 
-async def advance_clock(request: Request, services: Services) -> Answer:
+async def advance_clock(request: Request, services: Services) -> AdminAnswer:
     if not services.settings.test_clock:
         raise Forbidden("The calendar is not to be moved: CARERELAY_TEST_CLOCK is off")
     body = fhir_json.decode(await request.body())
@@ -169,7 +169,7 @@ async def _delivery(request: Request, services: Services) -> dict[str, Any]:
     return await ledger_queries.read(services.mongo, request.path_params["id"], kept)
 
 
-async def _resend(services: Services, wanted: Wanted) -> Answer:
+async def _resend(services: Services, wanted: Wanted) -> AdminAnswer:
     worker = services.get(Worker)
 
     def active(subscription: str) -> bool:
@@ -180,7 +180,7 @@ async def _resend(services: Services, wanted: Wanted) -> Answer:
 
 async def _publish(request: Request, services: Services) -> None:
     """Take the topics over as they now are, here and as resources that clients read."""
-    await services.get(Registry).refresh_topics()
+    await services.get(SubscriptionRegistry).refresh_topics()
     base_url = services.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
     await published.store_topics(Context(services, SERVER, base_url))
 

@@ -18,7 +18,7 @@ from app.fhir.json import Resource
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class ReceivedNotice:
     """One event, as a practice was told of it."""
 
     topic: str
@@ -42,9 +42,9 @@ class Practice:
     url: str
     _came: queue.SimpleQueue[Received] = field(default_factory=queue.SimpleQueue)
 
-    def next(self, expected: Iterable[tuple[str, str]]) -> list[Notice]:
+    def next(self, expected: Iterable[tuple[str, str]]) -> list[ReceivedNotice]:
         """The notices of these topics and triggers. Raises DemoError where one is missing or another comes."""
-        missing, found = Counter(expected), list[Notice]()
+        missing, found = Counter(expected), list[ReceivedNotice]()
         give_up = time.monotonic() + PATIENCE_SECONDS
         while missing:
             try:
@@ -82,7 +82,7 @@ def practice() -> Iterator[Practice]:
         thread.join(STOP_SECONDS)
 
 
-def notices(came: Received) -> list[Notice]:
+def notices(came: Received) -> list[ReceivedNotice]:
     """The events of a notification Bundle with whole resources; a handshake has none."""
     entries = (came.resource or {})["entry"]
     carried = {entry["fullUrl"]: entry.get("resource", {}) for entry in entries}
@@ -101,7 +101,7 @@ def notices(came: Received) -> list[Notice]:
         event = {part["name"]: part for part in parts}
         focus = event["focus"]["valueReference"]["reference"]
         found.append(
-            Notice(
+            ReceivedNotice(
                 topic=topic.rpartition("/")[2],
                 trigger=event["trigger"]["valueCoding"]["code"],
                 focus="/".join(focus.split("/")[-2:]),

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from app.cli.load.plan import Entry, PlanError, mend, plan, point, searches
+from app.cli.load.plan import LoadEntry, PlanError, mend, plan, point, searches
 from app.errors import FhirError
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
@@ -78,7 +78,7 @@ class Loader:
     """One load into one server; `report` fills as it goes."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
-        self.report = Report()
+        self.report = LoadReport()
         self._client = client
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -127,13 +127,13 @@ class Loader:
                 continue
             await self._start(file, entry)
 
-    async def _point(self, entry: Entry, links: dict[str, str]) -> None:
+    async def _point(self, entry: LoadEntry, links: dict[str, str]) -> None:
         """Have its references lead to what is stored."""
         for search in set(searches(entry.resource)):
             links[search] = await self._only_match(search)
         point(entry.resource, links)
 
-    async def _settle(self, file: Path, entry: Entry, links: dict[str, str]) -> bool:
+    async def _settle(self, file: Path, entry: LoadEntry, links: dict[str, str]) -> bool:
         """Decide which id the entry has, and whether it is sent at all."""
         is_wanted = True
         if entry.condition:
@@ -177,7 +177,7 @@ class Loader:
             if entry.get("search", {}).get("mode", "match") == "match"
         ]
 
-    async def _start(self, file: Path, entry: Entry) -> None:
+    async def _start(self, file: Path, entry: LoadEntry) -> None:
         """Send it when a slot is free; versions of one resource go in their order."""
         if entry.id is not None and entry.reference in self._tasks:
             await self._tasks[entry.reference]
@@ -194,7 +194,7 @@ class Loader:
         if task is not None and task.done() and task.exception() is None:
             del self._tasks[key]
 
-    async def _send(self, file: Path, entry: Entry) -> None:
+    async def _send(self, file: Path, entry: LoadEntry) -> None:
         method, url = ("POST", entry.resource_type)
         if entry.id is not None:
             method, url = "PUT", f"{entry.resource_type}/{quote(str(entry.id), safe='')}"
@@ -227,7 +227,7 @@ class Loader:
             pause *= 2
         return response
 
-    def _refuse(self, file: Path, entry: Entry, reason: str) -> None:
+    def _refuse(self, file: Path, entry: LoadEntry, reason: str) -> None:
         name = entry.reference if entry.id is not None else entry.resource_type
         label = f"{entry.label}, {name}" if entry.label else name
         self.report.refuse(file, entry.resource_type, label, reason)
@@ -252,7 +252,7 @@ async def load(
     base: str,
     on_file: Callable[[Path], None],
     transport: httpx.AsyncBaseTransport | None = None,
-) -> Report:
+) -> LoadReport:
     """Load all of `paths` into the server at `base`; `on_file` is called as each file begins.
 
     Raises LoadError where nothing can be loaded at all.
@@ -278,7 +278,7 @@ async def load(
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class LoadRefusal:
     """One resource that was not stored, and why."""
 
     file: str
@@ -295,14 +295,14 @@ class Mended:
 
 
 @dataclass(slots=True)
-class Report:
+class LoadReport:
     """What became of each resource: counts per type, every refusal, and the files that were put right."""
 
     created: Counter[str] = field(default_factory=Counter)
     updated: Counter[str] = field(default_factory=Counter)
     existing: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: list[LoadRefusal] = field(default_factory=list)
     mended: list[Mended] = field(default_factory=list)
 
     @property
@@ -312,4 +312,4 @@ class Report:
 
     def refuse(self, file: Path, resource_type: str, name: str, reason: str) -> None:
         self.refused[resource_type] += 1
-        self.refusals.append(Refusal(str(file), name, reason))
+        self.refusals.append(LoadRefusal(str(file), name, reason))

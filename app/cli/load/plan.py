@@ -30,7 +30,7 @@ class PlanError(Exception):
 
 
 @dataclass(slots=True)
-class Entry:
+class LoadEntry:
     """One resource to store under `resource_type`/`id`; no id: the server chooses.
 
     `condition` is a search (`identifier=...`) that decides whether it exists already: with `update`
@@ -59,25 +59,25 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Plan:
+class LoadPlan:
     """The entries of one Bundle or resource, and those that cannot be loaded with their reasons."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LoadEntry] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
-def plan(document: Resource, taken: set[str]) -> Plan:
+def plan(document: Resource, taken: set[str]) -> LoadPlan:
     """The entries of a Bundle that is a parcel of resources, else the resource itself; of a message both.
 
     `taken` collects the references that this load has made of `urn:uuid:`; a second Bundle that
     uses the same one for something else gets an id of its own.
     """
-    result = Plan()
+    result = LoadPlan()
     kind = document.get("type") if document.get("resourceType") == "Bundle" else None
     raw_entries, kept = [{"resource": document}], None
     if kind == MESSAGE:
         raw_entries = document.get("entry", [])
-        kept = Entry(copy.deepcopy(document), label="the message", is_closed=True)
+        kept = LoadEntry(copy.deepcopy(document), label="the message", is_closed=True)
     elif kind in UNPACKED:
         raw_entries = document.get("entry", [])
     for number, raw in enumerate(raw_entries, 1):
@@ -92,7 +92,7 @@ def plan(document: Resource, taken: set[str]) -> Plan:
     return result
 
 
-def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
+def _entry(raw: Any, label: str, taken: set[str]) -> LoadEntry:
     request = raw.get("request", {})
     method, url = request.get("method"), request.get("url", "")
     if method not in {None, "POST", "PUT"}:
@@ -100,7 +100,7 @@ def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
     resource = raw.get("resource")
     if resource is None or not isinstance(resource.get("resourceType"), str):
         raise PlanError("has no resource with a resourceType")
-    entry = Entry(resource, raw.get("fullUrl", ""), label=label)
+    entry = LoadEntry(resource, raw.get("fullUrl", ""), label=label)
     if method == "PUT":
         path, _, entry.condition = url.partition("?")
         if not entry.condition:
@@ -119,7 +119,7 @@ def _entry(raw: Any, label: str, taken: set[str]) -> Entry:
     return entry
 
 
-def _new_id(entry: Entry, taken: set[str]) -> str:
+def _new_id(entry: LoadEntry, taken: set[str]) -> str:
     """The id that `urn:uuid:` spells, unless this load has given it to another resource."""
     try:
         made = str(uuid.UUID(entry.full_url.removeprefix(URN_UUID)))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.load.load import Report, find_files
+from app.cli.load.load import LoadReport, find_files
 
 
 class FileProgress:
@@ -49,7 +49,7 @@ class FileProgress:
         self._begun += 1
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: LoadReport, console: Console) -> None:
     """Counts per type, then what was put right, then every refusal: file, resource, reason."""
     columns = {
         "created": report.created,

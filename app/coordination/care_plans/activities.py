@@ -7,7 +7,7 @@ from typing import Any
 
 from app.coordination.care_plans import wording as words
 from app.coordination.care_plans.difference import (
-    Change,
+    PlanChange,
     content,
     elements,
     literal,
@@ -23,7 +23,7 @@ from app.fhir.json import Resource
 Activity = Mapping[str, Any]
 
 
-def activity_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[Change]:
+def activity_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[PlanChange]:
     old, new = _by_key(before), _by_key(after)
     for key in dict.fromkeys((*new, *old)):
         name = activity_title(after if key in new else before, new.get(key) or old[key], names)
@@ -31,9 +31,9 @@ def activity_changes(before: PlanState, after: PlanState, names: Names) -> Itera
         if key not in old:
             status = activity_status(after, new[key])
             text = f"Activity added: {name}{f' ({status})' if status else ''}."
-            yield Change("activity", "added", text, place, "", name)
+            yield PlanChange("activity", "added", text, place, "", name)
         elif key not in new:
-            yield Change("activity", "removed", f"Activity removed: {name}.", place, name)
+            yield PlanChange("activity", "removed", f"Activity removed: {name}.", place, name)
         else:
             yield from _activity_change((before, old[key]), (after, new[key]), name, place)
 
@@ -79,17 +79,17 @@ def activity_status(state: PlanState, activity: Activity) -> str:
 
 def _activity_change(
     was: tuple[PlanState, Activity], now: tuple[PlanState, Activity], name: str, place: str
-) -> Iterable[Change]:
+) -> Iterable[PlanChange]:
     statuses = activity_status(*was), activity_status(*now)
     if statuses[0] != statuses[1] and all(statuses):
         text = f"Activity {statuses[1]}: {name} (was {statuses[0]})."
-        yield Change("activity", "changed", text, place, *statuses)
+        yield PlanChange("activity", "changed", text, place, *statuses)
     elif normalised(was[1]) != normalised(now[1]) or _planned(*was) != _planned(*now):
         notes = [str(note.get("text", "")) for note in now[1].get("progress", ())]
         earlier = [str(note.get("text", "")) for note in was[1].get("progress", ())]
         news = words.listing(note for note in notes if note not in earlier)
         text = f"Activity changed: {name}{f' ({news})' if news else ''}."
-        yield Change("activity", "changed", text, place, statuses[0], news or statuses[1])
+        yield PlanChange("activity", "changed", text, place, statuses[0], news or statuses[1])
 
 
 def _planned(state: PlanState, activity: Activity) -> Any:
@@ -108,16 +108,16 @@ def goal_title(goal: Resource | None, reference: Mapping[str, Any] | None = None
     return (words.title(goal) if goal else "") or str((reference or {}).get("display") or "a goal")
 
 
-def goal_changes(before: PlanState, after: PlanState) -> Iterable[Change]:
+def goal_changes(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
     old, new = before.referred("goal"), after.referred("goal")
     for key in dict.fromkeys((*new, *old)):
         was, now = before.find(key) if key in old else None, after.find(key) if key in new else None
         name = goal_title(now or was, new.get(key) or old.get(key))
         if key not in new or (now is None and was is not None):
             text = f"Goal dropped: {name}."
-            yield Change("goal", "dropped", text, literal(key), name)
+            yield PlanChange("goal", "dropped", text, literal(key), name)
         elif key not in old or (was is None and now is not None):
-            yield Change(
+            yield PlanChange(
                 "goal", "added", f"Goal added: {_with_due(name, now)}.", literal(key), "", name
             )
         elif was is not None and now is not None and content(was) != content(now):
@@ -141,19 +141,19 @@ def _is_met(goal: Resource) -> bool:
     return achieved or goal.get("lifecycleStatus") == "completed"
 
 
-def _goal_change(key: str, name: str, was: Resource, now: Resource) -> Change:
+def _goal_change(key: str, name: str, was: Resource, now: Resource) -> PlanChange:
     standings = (goal_standing(was), goal_standing(now))
     if _is_met(now) and not _is_met(was):
-        return Change("goal", "met", f"Goal met: {name}.", literal(key), *standings)
+        return PlanChange("goal", "met", f"Goal met: {name}.", literal(key), *standings)
     ended = now.get("lifecycleStatus")
     if ended in _ENDED_GOAL and was.get("lifecycleStatus") not in _ENDED_GOAL:
         text = f"Goal dropped: {name} ({ended})."
-        return Change("goal", "dropped", text, literal(key), *standings)
+        return PlanChange("goal", "dropped", text, literal(key), *standings)
     if words.is_restricted(now):
-        return Change("goal", "changed", f"Goal changed: {name}.", literal(key))
+        return PlanChange("goal", "changed", f"Goal changed: {name}.", literal(key))
     found = elements(was, now, _goal_element)
     text = f"Goal changed: {name} ({'; '.join(told(*one) for one in found)})."
-    return Change("goal", "changed", text, literal(key), sides(found, 1), sides(found, 2))
+    return PlanChange("goal", "changed", text, literal(key), sides(found, 1), sides(found, 2))
 
 
 def _goal_element(name: str, value: Any) -> str:

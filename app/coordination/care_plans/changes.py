@@ -13,8 +13,8 @@ from app.coordination.care_plans.activities import activity_changes, goal_change
 from app.coordination.care_plans.difference import (
     SPACED,
     UNTOLD,
-    Change,
-    Kind,
+    PlanChange,
+    PlanChangeKind,
     What,
     content,
     literal,
@@ -31,26 +31,26 @@ from app.fhir.json import Resource
 _JUDGED = UNTOLD | {"contained", "goal", "activity", "careTeam", "addresses", "period", "status"}
 
 
-def diff(before: PlanState, after: PlanState, names: Names) -> list[Change]:
+def diff(before: PlanState, after: PlanState, names: Names) -> list[PlanChange]:
     """The changes from one state to the other, the most telling ones first."""
     return [
         *_status(before, after),
         *_risk_tier(before, after),
         *goal_changes(before, after),
         *activity_changes(before, after, names),
-        *(Change("care-team", *found) for found in team_changes(before, after, names)),
+        *(PlanChange("care-team", *found) for found in team_changes(before, after, names)),
         *_period(before, after),
         *_listed(before, after, "addresses", "addresses", names),
         *_others(before, after, names),
     ]
 
 
-def text_of(changes: Sequence[Change]) -> str:
+def text_of(changes: Sequence[PlanChange]) -> str:
     """The changes as sentences, one a line."""
     return "\n".join(change.sentence for change in changes) or "Nothing has changed."
 
 
-def parameters(changes: Sequence[Change], head: Sequence[Mapping[str, Any]] = ()) -> Resource:
+def parameters(changes: Sequence[PlanChange], head: Sequence[Mapping[str, Any]] = ()) -> Resource:
     """The changes as Parameters: `head`, the text, and one `change` for each."""
     return {
         "resourceType": "Parameters",
@@ -62,7 +62,7 @@ def parameters(changes: Sequence[Change], head: Sequence[Mapping[str, Any]] = ()
     }
 
 
-def _parts(change: Change) -> list[dict[str, Any]]:
+def _parts(change: PlanChange) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [
         {"name": "kind", "valueCode": change.kind},
         {"name": "what", "valueCode": change.what},
@@ -79,18 +79,18 @@ def _parts(change: Change) -> list[dict[str, Any]]:
     return parts
 
 
-def _status(before: PlanState, after: PlanState) -> Iterable[Change]:
+def _status(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
     old, new = (str(state.plan.get("status", "")) for state in (before, after))
     if old != new:
-        yield Change("status", "changed", f"The care plan is {new} (was {old}).", "", old, new)
+        yield PlanChange("status", "changed", f"The care plan is {new} (was {old}).", "", old, new)
 
 
-def _period(before: PlanState, after: PlanState) -> Iterable[Change]:
+def _period(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
     old, new = (state.plan.get("period") for state in (before, after))
     if normalised(old) != normalised(new):
         sides = (words.period(old), words.period(new))
         text = f"The care plan's period is {sides[1]} (was {sides[0]})."
-        yield Change("period", "changed", text, "", *sides)
+        yield PlanChange("period", "changed", text, "", *sides)
 
 
 def tier(state: PlanState) -> str:
@@ -106,30 +106,30 @@ def tier(state: PlanState) -> str:
     return words.listing(sorted({text for text in found if text}))
 
 
-def _risk_tier(before: PlanState, after: PlanState) -> Iterable[Change]:
+def _risk_tier(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
     old, new = tier(before), tier(after)
     if old != new:
         what: What = "added" if not old else "removed" if not new else "changed"
         text = f"The risk tier is {new or 'no longer stated'} (was {old or 'not stated'})."
-        yield Change("risk-tier", what, text, "", old, new)
+        yield PlanChange("risk-tier", what, text, "", old, new)
 
 
 def _listed(
-    before: PlanState, after: PlanState, element: str, kind: Kind, names: Names
-) -> Iterable[Change]:
+    before: PlanState, after: PlanState, element: str, kind: PlanChangeKind, names: Names
+) -> Iterable[PlanChange]:
     """References that came or went, each by its name."""
     old, new = before.referred(element), after.referred(element)
     called = {"addresses": "Condition addressed", "supportingInfo": "Supporting information"}
     label = called.get(element, f"Care plan's {SPACED.get(element, element)}")
     for key in [key for key in new if key not in old]:
         name = words.reference(new[key], names)
-        yield Change(kind, "added", f"{label}, added: {name}.", literal(key), "", name)
+        yield PlanChange(kind, "added", f"{label}, added: {name}.", literal(key), "", name)
     for key in [key for key in old if key not in new]:
         name = words.reference(old[key], names)
-        yield Change(kind, "removed", f"{label}, removed: {name}.", literal(key), name)
+        yield PlanChange(kind, "removed", f"{label}, removed: {name}.", literal(key), name)
 
 
-def _others(before: PlanState, after: PlanState, names: Names) -> Iterable[Change]:
+def _others(before: PlanState, after: PlanState, names: Names) -> Iterable[PlanChange]:
     """Everything else of the plan: title, description, author, notes and so on."""
     left, right = content(before.plan), content(after.plan)
     for name in sorted((left.keys() | right.keys()) - _JUDGED):
@@ -140,4 +140,4 @@ def _others(before: PlanState, after: PlanState, names: Names) -> Iterable[Chang
             continue
         old, new = (plain(state.plan.get(name), names) for state in (before, after))
         text = f"The care plan's {told(SPACED.get(name, name), old, new)}."
-        yield Change("plan", "changed", text, "", old, new)
+        yield PlanChange("plan", "changed", text, "", old, new)

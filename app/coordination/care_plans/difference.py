@@ -10,7 +10,7 @@ from app.coordination.care_plans import wording as words
 from app.coordination.care_plans.wording import Names, each
 from app.fhir.json import Resource
 
-Kind = Literal[
+PlanChangeKind = Literal[
     "goal", "activity", "care-team", "period", "status", "addresses", "risk-tier", "plan"
 ]
 What = Literal["added", "met", "dropped", "removed", "changed"]
@@ -38,10 +38,10 @@ _QUOTED_ENDS = (".”.", "!”.", "?”.", '.".', '!".', '?".')
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PlanChange:
     """One change; `before` and `after` are words, empty where there was or is nothing to say."""
 
-    kind: Kind
+    kind: PlanChangeKind
     what: What
     text: str
     reference: str = ""
@@ -74,10 +74,10 @@ def literal(key: str) -> str:
     return key if "/" in key and "|" not in key and " " not in key else ""
 
 
-Told = tuple[str, str, str]
+ToldChange = tuple[str, str, str]
 
 
-def elements(was: Resource, now: Resource, render: Callable[[str, Any], str]) -> list[Told]:
+def elements(was: Resource, now: Resource, render: Callable[[str, Any], str]) -> list[ToldChange]:
     """The elements that differ: what each is called, and its value before and after."""
     left, right = content(was), content(now)
     names = sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
@@ -93,7 +93,7 @@ def told(name: str, old: str, new: str) -> str:
     return f"{name}: {new or 'none'}, was {old or 'none'}"
 
 
-def sides(told: Sequence[Told], side: int) -> str:
+def sides(told: Sequence[ToldChange], side: int) -> str:
     return "; ".join(f"{one[0]}: {one[side]}" for one in told if one[side])
 
 

@@ -25,7 +25,7 @@ from app.coordination.care_plans.record import PlanRecord, Section
 from app.coordination.care_plans.wording import Names, key_of
 from app.fhir.codes import CARE_PLAN_SECTION, CHANGES_SINCE
 from app.fhir.json import Resource
-from app.records.versions import Stored, instant
+from app.records.versions import ResourceVersion, instant
 
 LOINC = "http://loinc.org"
 PLAN_OF_CARE = {"system": LOINC, "code": "18776-5", "display": "Plan of care note"}
@@ -74,7 +74,9 @@ def build(record: PlanRecord, edition: Edition) -> Resource:
     return _labelled(bundle, record)
 
 
-def reference_to(record: PlanRecord, bundle: Stored, edition: Edition, own_id: str) -> Resource:
+def reference_to(
+    record: PlanRecord, bundle: ResourceVersion, edition: Edition, own_id: str
+) -> Resource:
     """The DocumentReference that indexes a stored document."""
     body = bundle.text.encode()
     title = _title(record.state.plan)

@@ -26,7 +26,7 @@ from app.coordination.care_plans import (
     state as care_plan_state,
 )
 from app.coordination.care_plans.changes import parameters, text_of
-from app.coordination.care_plans.difference import Change
+from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.document import Edition
 from app.coordination.care_plans.state import PlanState, subject_of
 from app.errors import PreconditionFailed
@@ -95,7 +95,9 @@ async def state_told(
     return await care_plan_state.pinned(context.store, row["_id"], dict(row[what]))
 
 
-async def changes_between(context: Context, before: PlanState, after: PlanState) -> list[Change]:
+async def changes_between(
+    context: Context, before: PlanState, after: PlanState
+) -> list[PlanChange]:
     """What changed, with the names of everybody concerned."""
     resources = [before.plan, after.plan, *before.others.values(), *after.others.values()]
     names = await care_plan_state.names_of(context.store, resources)
@@ -121,7 +123,7 @@ async def _carry_out(context: Context, row: Document) -> None:
     )
 
 
-async def _notice(context: Context, row: Document) -> Notice | None:
+async def _notice(context: Context, row: Document) -> PlanNotice | None:
     """The notice that was put down; None where its versions are no longer stored."""
     pending = row["pending"]
     state = await care_plan_state.pinned(context.store, row["_id"], dict(pending["versions"]))
@@ -130,15 +132,15 @@ async def _notice(context: Context, row: Document) -> Notice | None:
     kind = pending["kind"]
     before = await state_told(context, row, "shown" if kind == "yearly" else "versions")
     if kind == "deleted":
-        changes = [Change("status", "removed", "The care plan was deleted.")]
+        changes = [PlanChange("status", "removed", "The care plan was deleted.")]
     elif before is None:
         changes = []
     else:
         changes = await changes_between(context, before, state)
-    return Notice(row["_id"], kind, pending["number"], pending["at"], state, changes)
+    return PlanNotice(row["_id"], kind, pending["number"], pending["at"], state, changes)
 
 
-async def _send(context: Context, notice: Notice, row: Document) -> Document:
+async def _send(context: Context, notice: PlanNotice, row: Document) -> Document:
     """Store what the notice carries and raise its event; returns what the record remembers of it."""
     known: Document = {}
     carried: list[str] = []
@@ -162,7 +164,7 @@ async def _send(context: Context, notice: Notice, row: Document) -> Document:
     return known
 
 
-async def _store_document(context: Context, notice: Notice, earlier: str | None) -> list[str]:
+async def _store_document(context: Context, notice: PlanNotice, earlier: str | None) -> list[str]:
     """The document and its DocumentReference; the earlier one is superseded. Returns the reference's."""
     own_id = notice.id("document-reference")
     changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
@@ -228,7 +230,7 @@ _CODE_OF = {
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class PlanNotice:
     """One notice about a plan: what kind, which one, when, of which state, compared with which."""
 
     plan: str
@@ -236,14 +238,14 @@ class Notice:
     number: int
     at: datetime
     state: PlanState
-    changes: Sequence[Change]
+    changes: Sequence[PlanChange]
 
     def id(self, what: str) -> str:
         """The id of something that this notice stores."""
         return stable_id(f"care-plan-{what}", self.plan, str(self.number))
 
 
-def coding(notice: Notice) -> dict[str, str]:
+def coding(notice: PlanNotice) -> dict[str, str]:
     """What has happened: the trigger of the notice and the category of its Communication."""
     if notice.kind == "yearly":
         return _coding(CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS, "yearly")
@@ -259,7 +261,7 @@ def _coding(system: str, displays: dict[str, str], code: str) -> dict[str, str]:
     return {"system": system, "code": code, "display": displays[code]}
 
 
-def communication(notice: Notice, carried: Sequence[str]) -> Resource:
+def communication(notice: PlanNotice, carried: Sequence[str]) -> Resource:
     """What is told, in words and as contained Parameters; of a first copy, where the document is."""
     plan = {"reference": f"CarePlan/{notice.plan}"}
     patient = subject_of(notice.state.plan)
@@ -286,7 +288,7 @@ def communication(notice: Notice, carried: Sequence[str]) -> Resource:
     return found
 
 
-def told(notice: Notice) -> str:
+def told(notice: PlanNotice) -> str:
     """The notice as text."""
     if notice.kind == "created":
         return "The care plan is new; its document is attached."

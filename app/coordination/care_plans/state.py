@@ -14,7 +14,7 @@ from app.coordination.care_plans.wording import codes, key_of, title
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader
-from app.records.versions import HistoryRange, Stored
+from app.records.versions import HistoryRange, ResourceVersion
 
 RISK_TIER = "risk-tier"
 # One patient has a few of each; more would be a mistake in the data.
@@ -70,7 +70,7 @@ def subject_of(plan: Resource) -> str | None:
     return key if key.startswith("Patient/") and split(key) else None
 
 
-async def current(store: Reader, plan: Stored) -> PlanState:
+async def current(store: Reader, plan: ResourceVersion) -> PlanState:
     """The plan in this version with everything else as it is now."""
     resource = plan.resource()
     keys = [target for key in followed(resource) if (target := split(key))]
@@ -134,7 +134,9 @@ def _references(value: Any) -> Iterable[str]:
             yield from _references(child)
 
 
-def _state(plan: Stored, resource: Resource, stored: Iterable[Stored]) -> PlanState:
+def _state(
+    plan: ResourceVersion, resource: Resource, stored: Iterable[ResourceVersion]
+) -> PlanState:
     live = [each for each in stored if not each.deleted]
     versions = {each.reference: each.version for each in live}
     return PlanState(
@@ -144,7 +146,7 @@ def _state(plan: Stored, resource: Resource, stored: Iterable[Stored]) -> PlanSt
     )
 
 
-async def _version(store: Reader, key: str, versions: Mapping[str, int]) -> Stored | None:
+async def _version(store: Reader, key: str, versions: Mapping[str, int]) -> ResourceVersion | None:
     resource_type, _, resource_id = key.partition("/")
     stored = await store.vread(resource_type, resource_id, versions.get(key, 0))
     return None if stored is None or stored.deleted else stored
@@ -152,14 +154,16 @@ async def _version(store: Reader, key: str, versions: Mapping[str, int]) -> Stor
 
 async def _as_of(
     store: Reader, resource_type: str, resource_id: str, moment: datetime
-) -> Stored | None:
+) -> ResourceVersion | None:
     """The version that was current at a moment; None where there was none yet or it was deleted."""
     range_ = HistoryRange(resource_type, resource_id, until=moment)
     found = await store.history(range_, 1)
     return found[0] if found and not found[0].deleted else None
 
 
-async def _flags(store: Reader, patient: str | None, *, ended: bool = False) -> list[Stored]:
+async def _flags(
+    store: Reader, patient: str | None, *, ended: bool = False
+) -> list[ResourceVersion]:
     """The flags that state a patient's risk tier; with `ended` also those that no longer hold."""
     if patient is None:
         return []

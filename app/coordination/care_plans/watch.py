@@ -27,7 +27,7 @@ from app.coordination.care_plans.plan_notices import (
 )
 from app.coordination.care_plans.state import PlanState, followed, is_tier
 from app.coordination.care_plans.wording import key_of
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.store.events import Event
 
 QUIET_TIMER = "care-plan-quiet"
@@ -77,7 +77,7 @@ async def _watch(context: Context, event: Event) -> None:
             await timers.set(QUIET_TIMER, plan.id, now)
 
 
-async def _plans(context: Context, event: Event) -> list[Stored]:
+async def _plans(context: Context, event: Event) -> list[ResourceVersion]:
     """The plans that a changed resource concerns; a deleted plan too."""
     store, key = context.store, f"{event.type}/{event.resource_id}"
     if event.type == "CarePlan":
@@ -96,7 +96,7 @@ async def _plans(context: Context, event: Event) -> list[Stored]:
     return [plan for plan in plans if key in followed(plan.resource())]
 
 
-async def _is_told_of(context: Context, plan: Stored, event: Event) -> bool:
+async def _is_told_of(context: Context, plan: ResourceVersion, event: Event) -> bool:
     """Whether anybody hears of this plan: from when it is first active."""
     resource = event.resource if event.type == "CarePlan" else plan.resource()
     if resource is not None and resource.get("status") == "active":

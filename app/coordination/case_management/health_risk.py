@@ -33,7 +33,7 @@ from app.coordination.case_management.case_management import (
 )
 from app.fhir.codes import ASSESSMENT_KIND, HEALTH_RISK_ASSESSMENT, TASK_CODE
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.store.events import Event
 
 TYPES = frozenset({"EpisodeOfCare", "QuestionnaireResponse", "Task"})
@@ -204,7 +204,7 @@ async def _assessments(context: Context, patient: str) -> list[Assessment]:
     return sorted(found, key=lambda each: (each.made, each.reference))
 
 
-async def _made(context: Context, stored: Stored, response: Resource) -> date:
+async def _made(context: Context, stored: ResourceVersion, response: Resource) -> date:
     return day(response.get("authored")) or (await first_seen(context, stored)).date()
 
 

@@ -16,7 +16,7 @@ from app.automation.patient_resources import patient_of
 from app.automation.reactions import Reaction, stable_id
 from app.consent import labels
 from app.consent.judgement import Directive, consents, directives, judge
-from app.consent.provisions import Effect, Question, answer
+from app.consent.provisions import ConsentQuestion, Effect, answer
 from app.consent.recipients import Recipient, resolve
 from app.context import Context
 from app.coordination.case_management.case_management import is_case_management
@@ -91,7 +91,7 @@ def _opt_in(context: Context, consent: Resource) -> Directive | None:
 def _effect(context: Context, directive: Directive) -> Effect:
     member = Recipient(patient_of(directive.resource) or "")
     now = context.services.clock.now()
-    return answer(directive.resource, Question("EpisodeOfCare/-", labels.NONE, member, now))
+    return answer(directive.resource, ConsentQuestion("EpisodeOfCare/-", labels.NONE, member, now))
 
 
 def _permits(context: Context, directive: Directive) -> bool:

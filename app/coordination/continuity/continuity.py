@@ -22,10 +22,15 @@ from app.automation.patient_resources import (
 from app.automation.reactions import Reaction, stable_id
 from app.automation.timers import Timer, Timers
 from app.context import Context
-from app.coordination.continuity.continuity_days import Continuity, Plan, continuity, new_enrolments
+from app.coordination.continuity.continuity_days import (
+    Continuity,
+    EarlierPlan,
+    continuity,
+    new_enrolments,
+)
 from app.fhir.codes import CONTINUITY_OF_CARE, FLAG_CATEGORY
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.store.events import Event
 
 TYPES = frozenset({"CarePlan", "Coverage"})
@@ -121,7 +126,7 @@ async def _set_timer(context: Context, patient: str, wanted: list[Continuity]) -
         await timers.cancel(KIND, patient)
 
 
-async def _plans(context: Context, patient: str) -> list[Plan]:
+async def _plans(context: Context, patient: str) -> list[EarlierPlan]:
     """The patient's plans of care; orders and proposals are none."""
     found = []
     for stored in await resources_of(context, "CarePlan", patient, "intent=plan"):
@@ -129,7 +134,7 @@ async def _plans(context: Context, patient: str) -> list[Plan]:
         period = resource.get("period", {})
         began = day(period.get("start")) or day(resource.get("created"))
         found.append(
-            Plan(
+            EarlierPlan(
                 stored.reference,
                 resource["status"],
                 began or (await first_seen(context, stored)).date(),
@@ -176,7 +181,7 @@ def _follow_up(flag_id: str, patient: str, found: Continuity, now: datetime) -> 
 
 
 async def _withdraw(
-    context: Context, flag: Stored, patient: str, coverages: list[Resource]
+    context: Context, flag: ResourceVersion, patient: str, coverages: list[Resource]
 ) -> bool:
     """There is no such enrolment any more: a Coverage that was cancelled ends the Flag, else it was an error."""
     cancelled = {

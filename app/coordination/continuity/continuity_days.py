@@ -29,7 +29,7 @@ class Enrolment:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EarlierPlan:
     """A CarePlan: when it began, its planned last day, which plans it replaces, when it was last written."""
 
     reference: str
@@ -76,7 +76,7 @@ def new_enrolments(coverages: Sequence[Resource], payors: frozenset[str]) -> lis
     return [found[start] for start in sorted(found)]
 
 
-def continuity(enrolment: Enrolment, plans: Sequence[Plan], days: int) -> Continuity | None:
+def continuity(enrolment: Enrolment, plans: Sequence[EarlierPlan], days: int) -> Continuity | None:
     """The days of continuity that an enrolment brings; None where no earlier plan was in force when it began."""
     start = enrolment.start
     successors = _successors(plans)
@@ -123,7 +123,7 @@ def _last_day(coverage: Resource, same: Iterable[Resource]) -> date | None:
     return None if goes_on else end
 
 
-def _successors(plans: Sequence[Plan]) -> dict[str, Plan]:
+def _successors(plans: Sequence[EarlierPlan]) -> dict[str, EarlierPlan]:
     """By reference of a plan, the first of those that replace it."""
     return {
         earlier: plan
@@ -133,7 +133,7 @@ def _successors(plans: Sequence[Plan]) -> dict[str, Plan]:
     }
 
 
-def _was_in_force(plan: Plan, start: date, successors: Mapping[str, Plan]) -> bool:
+def _was_in_force(plan: EarlierPlan, start: date, successors: Mapping[str, EarlierPlan]) -> bool:
     """Whether a plan began before a day and neither its end nor a successor came before it."""
     if plan.status not in _WAS_IN_FORCE or plan.began >= start:
         return False
@@ -144,7 +144,7 @@ def _was_in_force(plan: Plan, start: date, successors: Mapping[str, Plan]) -> bo
     return plan.status in _IN_FORCE or plan.written >= start
 
 
-def _end(plan: Plan, successors: Mapping[str, Plan]) -> date:
+def _end(plan: EarlierPlan, successors: Mapping[str, EarlierPlan]) -> date:
     """The last day of a plan that has a successor or was ended."""
     successor = successors.get(plan.reference)
     end = plan.written if successor is None else successor.began

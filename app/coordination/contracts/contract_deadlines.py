@@ -17,7 +17,7 @@ from typing import Any
 from app.automation import review_tasks
 from app.automation.timers import Timer, Timers
 from app.context import Context
-from app.proof.notice import Notice, gather
+from app.proof.notice import NoticeRecord, gather
 from app.runtime.mongo import Collection, Document
 from app.subscriptions.sending.recheck_recipient import REASSIGNED
 from app.subscriptions.sending.release_check import WITHHELD
@@ -124,7 +124,7 @@ async def _judge(
     return due
 
 
-async def _alert(context: Context, contract: Document, notice: Notice, reason: str) -> None:
+async def _alert(context: Context, contract: Document, notice: NoticeRecord, reason: str) -> None:
     log.warning(
         "contract deadline",
         extra={"action": reason, "contract": contract["_id"], "delivery": notice.id},

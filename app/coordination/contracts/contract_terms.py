@@ -28,7 +28,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Channel(_Model):
+class ContractChannel(_Model):
     """How notices travel, as in Subscription.channel. Header values are secrets."""
 
     type: Literal["rest-hook", "message", "email"] = "rest-hook"
@@ -49,7 +49,7 @@ class ContractTerms(_Model):
     deadline: float = Field(gt=0, le=24 * 366)
     alert_before: float = Field(0, ge=0)
     payload: Literal["empty", "id-only", "full-resource"] = "id-only"
-    channel: Channel
+    channel: ContractChannel
 
     def model_post_init(self, _: Any) -> None:
         if self.alert_before >= self.deadline:

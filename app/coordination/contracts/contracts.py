@@ -35,7 +35,7 @@ from app.runtime import secrets
 from app.runtime.mongo import Collection, Document
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic
 
 Origin = Literal["file", "admin"]
@@ -130,7 +130,7 @@ async def _switch_off(context: Context, subscription: str) -> None:
 
 def _topics(context: Context, terms: ContractTerms) -> list[Topic]:
     """The topics by name under the topic base, or by canonical. Raises Unprocessable for one that is unknown."""
-    catalogue = context.services.get(Registry).catalogue
+    catalogue = context.services.get(SubscriptionRegistry).catalogue
     base = context.settings.topic_base.rstrip("/")
     found, issues = [], []
     for index, name in enumerate(terms.topics):

@@ -11,13 +11,13 @@ from typing import Any
 from app.automation import review_tasks
 from app.automation.patient_resources import patient_of, token
 from app.automation.reactions import Reaction
-from app.automation.review_tasks import Recently
+from app.automation.review_tasks import RecentlyChecked
 from app.consent.judgement import directives
 from app.context import Context
 from app.fhir.codes import LATE_MESSAGE
 from app.fhir.json import Resource
 from app.interactions.references import split
-from app.records.versions import HistoryRange, Stored
+from app.records.versions import HistoryRange, ResourceVersion
 from app.resources.event_time import ACTIVE, CANCELLED, moment, time_of
 from app.store.events import Event
 
@@ -63,7 +63,7 @@ async def _review_subject(context: Context, event: Event, encounter: Resource) -
     subject = encounter.get("subject")
     if event.previous is not None and event.previous.get("subject") == subject:
         return
-    if subject and context.services.get(Recently).knows(subject.get("reference", "")):
+    if subject and context.services.get(RecentlyChecked).knows(subject.get("reference", "")):
         return
     if not subject:
         await _ask(context, event, encounter, "no-subject")
@@ -75,7 +75,7 @@ async def _review_subject(context: Context, event: Event, encounter: Resource) -
             await _ask(context, event, encounter, "merged-patient")
 
 
-async def _patient(context: Context, subject: dict[str, Any]) -> Stored | None:
+async def _patient(context: Context, subject: dict[str, Any]) -> ResourceVersion | None:
     """The Patient that a reference leads to, by address or by identifier; of several records one."""
     place = split(subject.get("reference", ""))
     if place is not None:

@@ -26,14 +26,14 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.resources.subscription import mask
 from app.settings import Settings
 from app.store.events import Event
 from app.subscriptions.channels import davinci
 from app.subscriptions.matching.channel_terms import CHANNEL_TYPE, PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
     endpoints = await panels.endpoints_to_tell(
         context.store, owner, context.settings.base_url.rstrip("/"), context.services.mongo.now()
     )
-    catalogue = context.services.get(Registry).catalogue
+    catalogue = context.services.get(SubscriptionRegistry).catalogue
     for endpoint in endpoints:
         for topic in urls(context):
             if topic in catalogue.by_url:
@@ -82,7 +82,7 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
             await _write(context, owner, {**resource, "status": "off"})
 
 
-async def _existing(context: Context, owner: str) -> Sequence[Stored]:
+async def _existing(context: Context, owner: str) -> Sequence[ResourceVersion]:
     tag = f"_tag={SUBSCRIPTION_OWNER}|{owner}"
     return await context.store.search("Subscription", {"terms": tag}, 0)
 

@@ -16,14 +16,14 @@ from app.attribution.attribution import Attribution
 from app.attribution.derived import PCP, patient_of
 from app.automation import review_tasks
 from app.automation.reactions import Reaction
-from app.automation.review_tasks import Recently
+from app.automation.review_tasks import RecentlyChecked
 from app.context import Context
 from app.coordination.practices.encounter_review import is_record
 from app.fhir.codes import REVIEW_REASONS
 from app.store.events import Event
 from app.subscriptions.ledger.delivery_rows import row_of
-from app.subscriptions.matching.match_context import Facts
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.match_context import MatchContext
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic, Trigger
 
 _TYPES = frozenset({"Encounter", "CarePlan"})
@@ -39,12 +39,12 @@ async def run(context: Context, event: Event) -> None:
     if event.type == "Encounter" and is_record(event):
         return
     patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
-    facts = context.services.get(Registry).facts_of(event)
+    facts = context.services.get(SubscriptionRegistry).facts_of(event)
     fired = None if facts is None else await _fired(context, event, facts)
     if fired is None:
         return
     found = await _attribution(context, patient, event.at)
-    index = context.services.get(Registry).index
+    index = context.services.get(SubscriptionRegistry).index
     if not index.routes_by(PCP) and {"no-subject", "unknown-patient"} & set(found.problems):
         return  # nobody here is told of panels, and the visit's own review speaks of the rest
     for problem in found.problems:
@@ -62,7 +62,10 @@ async def run(context: Context, event: Event) -> None:
 
 async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
     """Those about patients with whose practices something may be amiss; the others are known to be in order."""
-    recently, base_url = context.services.get(Recently), context.settings.base_url.rstrip("/")
+    recently, base_url = (
+        context.services.get(RecentlyChecked),
+        context.settings.base_url.rstrip("/"),
+    )
     about = {
         event.id: patient_of(event.type, event.fields, base_url)
         for event in events
@@ -85,7 +88,7 @@ REACTION = Reaction(
 
 def listening(context: Context) -> attribution.Listening:
     """Whether a Subscription of this moment names a provider as its filter."""
-    index = context.services.get(Registry).index
+    index = context.services.get(SubscriptionRegistry).index
     return lambda reference: index.asks_for(f"{PCP}={reference}")
 
 
@@ -97,9 +100,11 @@ async def _attribution(context: Context, patient: str | None, at: datetime) -> A
     )
 
 
-async def _fired(context: Context, event: Event, facts: Facts) -> tuple[Topic, Trigger] | None:
+async def _fired(
+    context: Context, event: Event, facts: MatchContext
+) -> tuple[Topic, Trigger] | None:
     """The first of the care-coordination topics that the event fires."""
-    registry = context.services.get(Registry)
+    registry = context.services.get(SubscriptionRegistry)
     wanted = set(urls(context))
     for topic in registry.catalogue.watching(event.type):
         if topic.url in wanted:

@@ -15,7 +15,7 @@ from app.fhir.json import MAX_DEPTH, Resource, decode, encode
 from app.fhir.patch import path as element_path
 from app.fhir.patch.elements import Node, root, single
 from app.fhir.patch.json_patch import Patch
-from app.fhir.patch.path import Path
+from app.fhir.patch.path import PatchPath
 from app.fhir.patch.path_steps import MismatchError
 from app.fhir.validation import check
 
@@ -32,11 +32,11 @@ _INTEGERS = ("valueInteger", "valueUnsignedInt", "valuePositiveInt")
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class PatchOperation:
     """One operation; what its type does not need is left at its default. `value` is the part that holds it."""
 
     apply: Apply
-    path: Path
+    path: PatchPath
     name: str
     value: Resource
     index: int
@@ -44,7 +44,7 @@ class Operation:
     destination: int
 
 
-Apply = Callable[[Operation, Node], None]
+Apply = Callable[[PatchOperation, Node], None]
 
 
 def fhirpath_patch(parameters: Resource) -> Patch:
@@ -83,7 +83,7 @@ def fhirpath_patch(parameters: Resource) -> Patch:
 # --- reading the operations
 
 
-def _operation(parameter: Resource, where: str) -> Operation:
+def _operation(parameter: Resource, where: str) -> PatchOperation:
     if parameter.get("name") != "operation":
         raise _malformed("its name must be operation", where)
     parts = _parts(parameter, where)
@@ -100,7 +100,7 @@ def _operation(parameter: Resource, where: str) -> Operation:
     except element_path.PathError as error:
         raise _malformed(f"the path {error}", parts["path"][1]) from None
     numbers = {name: _number(parts, name) if name in needed else 0 for name in _NUMBERS}
-    return Operation(
+    return PatchOperation(
         _OPERATIONS[kind],
         path,
         _text(parts, "name", where) if "name" in needed else "",
@@ -145,19 +145,19 @@ def _malformed(reason: str, where: str) -> BadRequest:
 # --- applying them
 
 
-def _unfit(operation: Operation, reason: str) -> FhirError:
+def _unfit(operation: PatchOperation, reason: str) -> FhirError:
     path = operation.path.text
     return Unprocessable(f"{path}: {reason}", expression=path)
 
 
-def _one(operation: Operation, top: Node) -> Node:
+def _one(operation: PatchOperation, top: Node) -> Node:
     found = operation.path.locate(top)
     if len(found) != 1:
         raise _unfit(operation, f"matches {len(found) or 'no'} elements, not one")
     return found[0]
 
 
-def _list(operation: Operation, top: Node) -> tuple[Node, str]:
+def _list(operation: PatchOperation, top: Node) -> tuple[Node, str]:
     """The element that has the list, and the list's name; the list itself may still be empty."""
     collection = operation.path.collection(top)
     if collection is None:
@@ -171,13 +171,13 @@ def _list(operation: Operation, top: Node) -> tuple[Node, str]:
     return parent, name
 
 
-def _parent(operation: Operation, node: Node) -> Node:
+def _parent(operation: PatchOperation, node: Node) -> Node:
     if node.parent is None:
         raise _unfit(operation, "is the resource itself")
     return node.parent
 
 
-def _add(operation: Operation, top: Node) -> None:
+def _add(operation: PatchOperation, top: Node) -> None:
     target = _one(operation, top)
     inside = target.layout
     fields = inside.names.get(operation.name)
@@ -192,7 +192,7 @@ def _add(operation: Operation, top: Node) -> None:
     target.insert(build(operation.value, fields), len(existing))
 
 
-def _insert(operation: Operation, top: Node) -> None:
+def _insert(operation: PatchOperation, top: Node) -> None:
     parent, name = _list(operation, top)
     count = len(parent.named(name))
     if operation.index > count:
@@ -200,7 +200,7 @@ def _insert(operation: Operation, top: Node) -> None:
     parent.insert(build(operation.value, parent.layout.names[name]), operation.index)
 
 
-def _delete(operation: Operation, top: Node) -> None:
+def _delete(operation: PatchOperation, top: Node) -> None:
     found = operation.path.locate(top)
     if not found:
         return
@@ -213,13 +213,13 @@ def _delete(operation: Operation, top: Node) -> None:
         parent.remove(node)
 
 
-def _replace(operation: Operation, top: Node) -> None:
+def _replace(operation: PatchOperation, top: Node) -> None:
     node = _one(operation, top)
     parent = _parent(operation, node)
     parent.replace(node, build(operation.value, parent.layout.names[node.name]))
 
 
-def _move(operation: Operation, top: Node) -> None:
+def _move(operation: PatchOperation, top: Node) -> None:
     parent, name = _list(operation, top)
     nodes = parent.named(name)
     for part in (operation.source, operation.destination):

@@ -31,7 +31,7 @@ class PathError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class PatchPath:
     """A path that has been read; `text` is how it was written."""
 
     text: str
@@ -54,14 +54,14 @@ class Path:
         return parents, name
 
 
-def parse(text: str) -> Path:
+def parse(text: str) -> PatchPath:
     """Raises PathError."""
     if len(text) > MAX_LENGTH:
         raise PathError(f"is longer than {MAX_LENGTH} characters")
     parser = _Parser(text)
     steps = parser.path()
     parser.expect_end()
-    return Path(text, steps)
+    return PatchPath(text, steps)
 
 
 class _Parser:

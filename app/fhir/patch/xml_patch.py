@@ -32,11 +32,11 @@ _TOKEN = re.compile(
 )
 _ATTRIBUTE = re.compile(rf"@({_NAME})")
 
-Apply = Callable[["Operation", etree._Element], None]
+Apply = Callable[["XmlPatchOperation", etree._Element], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class XmlPatchOperation:
     """One operation of the diff: what it selects, and what it puts there."""
 
     apply: Apply
@@ -77,7 +77,7 @@ def _root_of(document: etree._Element) -> etree._Element:
 # --- reading the diff
 
 
-def _operation(node: etree._Element) -> Operation:
+def _operation(node: etree._Element) -> XmlPatchOperation:
     name = etree.QName(node).localname
     if name not in _OPERATIONS:
         raise _malformed(f"{name[:64]} is not an operation: add, replace or remove", node)
@@ -98,7 +98,7 @@ def _operation(node: etree._Element) -> Operation:
         raise _malformed("remove has no content", node)
     if name == "add" and bool(elements) is (attribute is not None):
         raise _malformed("add needs elements, or with a type the text of an attribute", node)
-    return Operation(
+    return XmlPatchOperation(
         _OPERATIONS[name],
         selector,
         _compile(selector, node),
@@ -158,7 +158,7 @@ def _malformed(reason: str, node: etree._Element | None = None) -> BadRequest:
 # --- applying it
 
 
-def _select(operation: Operation, document: etree._Element) -> Any:
+def _select(operation: XmlPatchOperation, document: etree._Element) -> Any:
     try:
         found: Any = operation.select(document)
     except etree.XPathError:
@@ -170,12 +170,12 @@ def _select(operation: Operation, document: etree._Element) -> Any:
     return found[0]
 
 
-def _unfit(operation: Operation, reason: str) -> FhirError:
+def _unfit(operation: XmlPatchOperation, reason: str) -> FhirError:
     # No expression: that would have to be FHIRPath.
     return Unprocessable(f"{operation.selector}: {reason}")
 
 
-def _add(operation: Operation, document: etree._Element) -> None:
+def _add(operation: XmlPatchOperation, document: etree._Element) -> None:
     target = _select(operation, document)
     if not isinstance(target, etree._Element):
         raise _unfit(operation, "is not an element that something can be added to")
@@ -196,7 +196,7 @@ def _add(operation: Operation, document: etree._Element) -> None:
     target.extend(_copies(operation))
 
 
-def _add_beside(operation: Operation, target: etree._Element) -> None:
+def _add_beside(operation: XmlPatchOperation, target: etree._Element) -> None:
     parent = target.getparent()
     if parent is None or parent.getparent() is None:
         raise _unfit(operation, "is the resource: nothing can stand beside it")
@@ -209,7 +209,7 @@ def _add_beside(operation: Operation, target: etree._Element) -> None:
     parent[index:index] = copies
 
 
-def _replace(operation: Operation, document: etree._Element) -> None:
+def _replace(operation: XmlPatchOperation, document: etree._Element) -> None:
     target = _select(operation, document)
     if isinstance(target, etree._Element):
         if len(operation.elements) != 1:
@@ -223,7 +223,7 @@ def _replace(operation: Operation, document: etree._Element) -> None:
         _set_text(target, operation.text)
 
 
-def _remove(operation: Operation, document: etree._Element) -> None:
+def _remove(operation: XmlPatchOperation, document: etree._Element) -> None:
     target = _select(operation, document)
     if not isinstance(target, etree._Element):
         _set_text(target, None)
@@ -254,7 +254,7 @@ def _set_text(target: Any, text: str | None) -> None:
         parent.text = text
 
 
-def _copies(operation: Operation) -> list[etree._Element]:
+def _copies(operation: XmlPatchOperation) -> list[etree._Element]:
     """The content anew each time: a patch may be applied more than once."""
     copies = [deepcopy(element) for element in operation.elements]
     for copy in copies:

@@ -40,7 +40,7 @@ _SUPPORTED = frozenset(SUPPORTED_TYPES)
 _UNSERVED = frozenset(UNSERVED_TYPES)
 
 
-class Plan:
+class StructurePlan:
     """The tables of one type, or of one backbone element by its path (`Encounter.participant`).
 
     `tests` are for single primitives, `rules` for every other key. `choices` gives the element of each key
@@ -167,14 +167,14 @@ def object_check(path: str) -> Check:
     """The check of a type, or of a backbone element by its path."""
     check = _checks.get(path)
     if check is None:
-        plan = Plan(path)
+        plan = StructurePlan(path)
         # Registered before its tables are filled, because types contain one another.
         check = _checks[path] = _compiled(plan)
         plan.fill()
     return check
 
 
-def _compiled(plan: Plan) -> Check:
+def _compiled(plan: StructurePlan) -> Check:
     tests, rules, required = plan.tests, plan.rules, plan.required
     choices, whole, is_element = plan.choices, plan.whole, plan.is_element
 

@@ -18,7 +18,7 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class SameElement:
     """One stored element meets all conditions. `lifted` hold of the whole resource too and can use the index."""
 
     key: str
@@ -49,7 +49,7 @@ def condition(
     return found[0] if len(found) == 1 else AnyOf(tuple(found))
 
 
-def _one(parameter: Parameter, text: str, read: Reader) -> Together:
+def _one(parameter: Parameter, text: str, read: Reader) -> SameElement:
     parts = split(text, "$")
     if len(parts) != len(parameter.components) or not all(parts):
         codes = "$".join(component.code for component in parameter.components)
@@ -62,4 +62,4 @@ def _one(parameter: Parameter, text: str, read: Reader) -> Together:
         for component, each in zip(parameter.components, conditions, strict=True)
         if component.is_lifted and isinstance(each, Terms)
     )
-    return Together(parameter.key, conditions, lifted)
+    return SameElement(parameter.key, conditions, lifted)

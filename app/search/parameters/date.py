@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.search.escaping import unescape
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.ranges import Alternatives, Instant, Ranges, alternatives, split_prefix
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
@@ -93,7 +93,7 @@ VALUES: Mapping[str, Callable[[Any], list[dict[str, Any]]]] = {
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if modifier is not None:
@@ -118,7 +118,7 @@ def precise(parameter: Parameter, text: str) -> Span:
         ) from None
 
 
-def _one(parameter: Parameter, text: str, scope: Scope) -> Alternatives:
+def _one(parameter: Parameter, text: str, scope: SearchScope) -> Alternatives:
     prefix, text = split_prefix(text.replace(" ", "+"))
     low, high = precise(parameter, text)
     if prefix == "ap":

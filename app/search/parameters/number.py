@@ -12,7 +12,7 @@ from decimal import Context, Decimal
 from typing import Any
 
 from app.search.escaping import unescape
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.ranges import Alternatives, Ranges, alternatives, split_prefix, stored_decimal
 
 _NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?")
@@ -55,7 +55,7 @@ VALUES: Mapping[str, Callable[[Any], list[dict[str, Any]]]] = {
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if modifier is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from bson.decimal128 import Decimal128
 
 from app.search.escaping import split, unescape
-from app.search.parameter import AnyOf, Condition, Parameter, Scope
+from app.search.parameter import AnyOf, Condition, Parameter, SearchScope
 from app.search.parameters import number
 from app.search.ranges import Alternatives, Ranges, stored_decimal
 from app.search.units import UCUM, Unit, unit
@@ -98,7 +98,7 @@ VALUES: Mapping[str, Callable[[Any], list[dict[str, Any]]]] = {
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if modifier is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.fhir import definitions
 from app.search.escaping import split, unescape
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.parameters import token, uri
 from app.search.terms import Terms, any_of, escape, shorten
 
@@ -50,7 +50,7 @@ VALUES: Mapping[str, Callable[[Any], Sequence[str]]] = {
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if modifier == "identifier":
@@ -64,14 +64,14 @@ def condition(
     raise parameter.unknown_modifier(modifier)
 
 
-def _typed(parameter: Parameter, resource_type: str, text: str, scope: Scope) -> Terms:
+def _typed(parameter: Parameter, resource_type: str, text: str, scope: SearchScope) -> Terms:
     text = text.removeprefix(resource_type + "/")
     if not _ID.fullmatch(text):
         raise parameter.malformed(f"an id of a {resource_type}")
     return local(parameter, [f"{resource_type}/{text}"], scope)
 
 
-def _one(parameter: Parameter, text: str, scope: Scope) -> Terms:
+def _one(parameter: Parameter, text: str, scope: SearchScope) -> Terms:
     if "canonical" in parameter.types and len(split(text, "|")) == 2:
         url, version = (unescape(part) for part in split(text, "|"))
         return Terms(equal=(parameter.key + uri.canonical(f"{url}|{version}")[-1],))
@@ -88,7 +88,7 @@ def _one(parameter: Parameter, text: str, scope: Scope) -> Terms:
     raise parameter.malformed("an id, Type/id or a URL")
 
 
-def local(parameter: Parameter, references: Sequence[str], scope: Scope) -> Terms:
+def local(parameter: Parameter, references: Sequence[str], scope: SearchScope) -> Terms:
     """References on this server (`Type/id`), which resources may hold relative or under the server's own base."""
     found = [_term(parameter, reference) for reference in references]
     if scope.base_url:

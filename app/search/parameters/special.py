@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.search.escaping import unescape
-from app.search.parameter import Condition, Fields, Filter, Parameter, Scope
+from app.search.parameter import Condition, Fields, Filter, Parameter, SearchScope
 from app.search.parameters import near
 
 VALUES: Mapping[str, Callable[[Any], Any]] = {}
@@ -32,7 +32,7 @@ class Ids:
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if parameter.code == "near":

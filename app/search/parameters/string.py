@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app.search.escaping import unescape
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.terms import Terms, any_of, digest
 
 # Longer texts are searchable by this much of their beginning.
@@ -69,7 +69,7 @@ def starts_with(beginning: str, text: str) -> Terms:
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if modifier not in (None, "exact", "contains"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from app.fhir import definitions
 from app.search.escaping import split, unescape
-from app.search.parameter import Condition, Not, Parameter, Scope
+from app.search.parameter import Condition, Not, Parameter, SearchScope
 from app.search.parameters import string
 from app.search.terms import Terms, any_of, escape, shorten
 
@@ -99,7 +99,7 @@ VALUES: Mapping[str, Callable[[Any], Sequence[str]]] = {
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     match modifier:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app.search.escaping import unescape
-from app.search.parameter import Condition, Parameter, Scope
+from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.terms import Terms, any_of, escape, shorten
 
 
@@ -33,7 +33,7 @@ VALUES: Mapping[str, Callable[[Any], Sequence[str]]] = {
 
 
 def condition(
-    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: Scope
+    parameter: Parameter, modifier: str | None, texts: Iterable[str], scope: SearchScope
 ) -> Condition:
     """What any of the values of one request parameter ask for."""
     if modifier not in (None, "below", "above"):

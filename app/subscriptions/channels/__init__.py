@@ -14,13 +14,13 @@ from app.subscriptions.channels.davinci import ASKED_BY, DAVINCI
 from app.subscriptions.channels.email import EMAIL
 from app.subscriptions.channels.message import MESSAGE
 from app.subscriptions.channels.protocol import (
-    Asked,
+    AttemptOutcome,
     Channel,
+    ChannelDependencies,
+    ChannelRequest,
     ChannelType,
     Draft,
     Notice,
-    Outcome,
-    Surroundings,
 )
 from app.subscriptions.channels.rest_hook import REST_HOOK
 from app.subscriptions.channels.websocket import WEBSOCKET
@@ -28,12 +28,12 @@ from app.subscriptions.channels.websocket import WEBSOCKET
 __all__ = [
     "ADDITIONAL",
     "CHANNELS",
-    "Asked",
+    "AttemptOutcome",
     "Channel",
+    "ChannelDependencies",
+    "ChannelRequest",
     "Draft",
     "Notice",
-    "Outcome",
-    "Surroundings",
 ]
 
 CHANNELS: Mapping[str, ChannelType] = MappingProxyType(

@@ -14,13 +14,13 @@ from app.settings import Settings
 from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.http_sender import HttpSender
 from app.subscriptions.channels.protocol import (
-    Asked,
+    AttemptOutcome,
     Channel,
+    ChannelDependencies,
+    ChannelRequest,
     ChannelType,
     Complaint,
     Notice,
-    Outcome,
-    Surroundings,
 )
 
 Coding = Mapping[str, str]
@@ -63,7 +63,7 @@ class Alerts:
     def __init__(self, way: Channel) -> None:
         self._way = way
 
-    async def send(self, notice: Notice) -> Outcome:
+    async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt."""
         outcome = await self._way.send(notice)
         if outcome.status in _OF_NO_USE:
@@ -76,11 +76,11 @@ class Alerts:
         await self._way.close()
 
 
-def _make(around: Surroundings) -> Alerts:
+def _make(around: ChannelDependencies) -> Alerts:
     return Alerts(HttpSender.within(around))
 
 
-def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
     """As for any endpoint that is called, and what only whole messages of known events can give."""
     yield from http_endpoint.check(asked, settings)
     if event_of(asked.topic, settings) is None:

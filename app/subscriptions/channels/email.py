@@ -25,12 +25,12 @@ from app.subscriptions.channels import http_endpoint, payload
 from app.subscriptions.channels.protocol import (
     ANSWER_LIMIT,
     NOTICE_ID_HEADER,
-    Asked,
+    AttemptOutcome,
+    ChannelRequest,
     ChannelType,
     Complaint,
     Draft,
     Notice,
-    Outcome,
 )
 
 _ADDRESS = re.compile(r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}$")
@@ -49,7 +49,7 @@ class Email:
         # Not the loop's own threads: names are resolved there, and a mail server that hangs must not stop that.
         self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="smtp")
 
-    async def send(self, notice: Notice) -> Outcome:
+    async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt. 4xx answers are tried again, 5xx answers are final."""
         try:
             async with asyncio.timeout(notice.timeout + 1):  # the thread's own timeout comes first
@@ -61,13 +61,13 @@ class Email:
         except smtplib.SMTPResponseException as error:
             return _answered(error.smtp_code, error.smtp_error)
         except TimeoutError:
-            return Outcome(None, "timeout")
+            return AttemptOutcome(None, "timeout")
         except (smtplib.SMTPException, ssl.SSLError) as error:
             silent = isinstance(error.__context__, TimeoutError)
-            return Outcome(None, "timeout" if silent else "broken connection")
+            return AttemptOutcome(None, "timeout" if silent else "broken connection")
         except OSError:
-            return Outcome(None, "no connection")
-        return Outcome(250, accepted=True)
+            return AttemptOutcome(None, "no connection")
+        return AttemptOutcome(250, accepted=True)
 
     def _transmit(self, notice: Notice) -> None:
         settings = self._settings
@@ -95,7 +95,7 @@ class Email:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
     if not settings.smtp_host:
         yield "type", "not-supported", "This server sends no mail: it knows no SMTP server"
     if not asked.endpoint:
@@ -113,7 +113,7 @@ def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
             )
 
 
-def _check_payload(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+def _check_payload(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
     if asked.payload is None:
         return
     name, parameters = payload.split(asked.payload)
@@ -192,9 +192,9 @@ def _address(endpoint: str) -> str:
     return unquote(endpoint.removeprefix("mailto:"))
 
 
-def _answered(code: int, text: bytes | str) -> Outcome:
+def _answered(code: int, text: bytes | str) -> AttemptOutcome:
     shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return Outcome(code, answer=shown[:ANSWER_LIMIT], forbidden=500 <= code < 600)
+    return AttemptOutcome(code, answer=shown[:ANSWER_LIMIT], forbidden=500 <= code < 600)
 
 
 EMAIL = ChannelType(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from app.network.egress_policy import is_loopback_host
 from app.settings import Settings
 from app.subscriptions.channels import payload
-from app.subscriptions.channels.protocol import Asked, Complaint
+from app.subscriptions.channels.protocol import ChannelRequest, Complaint
 
 _HEADER = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]?([\x20-\x7e\t]*)$")
 # Set by the connection or by the payload; a second opinion on them is how requests get smuggled.
@@ -24,14 +24,14 @@ _MAX_HEADERS, _MAX_HEADER_LENGTH = 20, 8192
 _PROCESS_MESSAGE = "/$process-message"
 
 
-def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
     """Everything that needs no name server; app.network.egress_policy judges where the endpoint leads to."""
     yield from check_payload(asked)
     yield from check_endpoint(asked)
     yield from check_headers(asked.headers)
 
 
-def check_payload(asked: Asked) -> Iterator[Complaint]:
+def check_payload(asked: ChannelRequest) -> Iterator[Complaint]:
     if asked.payload is not None and payload.format_of(asked.payload) is None:
         yield (
             "payload",
@@ -40,7 +40,7 @@ def check_payload(asked: Asked) -> Iterator[Complaint]:
         )
 
 
-def check_endpoint(asked: Asked) -> Iterator[Complaint]:
+def check_endpoint(asked: ChannelRequest) -> Iterator[Complaint]:
     if not asked.endpoint:
         yield "endpoint", "required", "The channel needs an endpoint"
         return

@@ -25,9 +25,9 @@ from app.subscriptions.channels.connections import Connections
 from app.subscriptions.channels.protocol import (
     ANSWER_LIMIT,
     NOTICE_ID_HEADER,
+    AttemptOutcome,
+    ChannelDependencies,
     Notice,
-    Outcome,
-    Surroundings,
 )
 from app.subscriptions.sending.retry import retry_after_seconds
 
@@ -53,11 +53,11 @@ class HttpSender:
         self._target = lru_cache(maxsize=4096)(self._judge)
 
     @classmethod
-    def within(cls, around: Surroundings) -> HttpSender:
+    def within(cls, around: ChannelDependencies) -> HttpSender:
         """As the settings want it."""
         return cls(around.egress, terms=endpoint_credentials.of_settings(around.settings))
 
-    async def send(self, notice: Notice) -> Outcome:
+    async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt: no redirects, `notice.timeout` seconds for all of it, and no exception for what goes wrong."""
         try:
             async with asyncio.timeout(notice.timeout):
@@ -65,11 +65,11 @@ class HttpSender:
                     return await self._exchange(notice, ())
                 return await self._on_terms(notice)
         except TimeoutError:
-            return Outcome(None, "timeout")
+            return AttemptOutcome(None, "timeout")
         except _FAILURES as error:
             return _failure(error)
 
-    async def _on_terms(self, notice: Notice) -> Outcome:
+    async def _on_terms(self, notice: Notice) -> AttemptOutcome:
         """An exchange with whatever the endpoint asks for; a token that it refuses is replaced once."""
         key = endpoint_credentials.origin_of(notice.url)
         terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
@@ -82,7 +82,7 @@ class HttpSender:
         if key is None or terms.token is None:
             return await self._exchange(notice, more)
         token = self._tokens.setdefault(key, BackendToken(terms.token, self._post))
-        outcome = Outcome(None, "no token")
+        outcome = AttemptOutcome(None, "no token")
         for _ in range(2):
             value = await token.value()
             outcome = await self._exchange(notice, [*more, ("Authorization", f"Bearer {value}")])
@@ -91,7 +91,7 @@ class HttpSender:
             token.refused(value)
         return outcome
 
-    async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> Outcome:
+    async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> AttemptOutcome:
         url, origin = self._target(notice.url)
         headers = [*notice.headers, *more, (NOTICE_ID_HEADER, notice.id)]
         with await self._connections.to(origin) as pool:
@@ -99,7 +99,7 @@ class HttpSender:
                 notice.method, url, headers=headers, data=notice.body or None, allow_redirects=False
             ) as response:
                 answer = await _beginning(response.content)
-                return Outcome(
+                return AttemptOutcome(
                     response.status,
                     answer=answer.decode("utf-8", "replace"),
                     retry_after=None
@@ -134,7 +134,7 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
     return answer
 
 
-def _failure(error: BaseException) -> Outcome:
+def _failure(error: BaseException) -> AttemptOutcome:
     """Our own words for what went wrong: the libraries' texts may repeat addresses and content.
 
     The causes tell more than the outermost error: the transport calls every failure to connect a timeout.
@@ -142,11 +142,11 @@ def _failure(error: BaseException) -> Outcome:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EgressRefusedError):
-            return Outcome(None, str(cause), forbidden=True)
+            return AttemptOutcome(None, str(cause), forbidden=True)
         if isinstance(cause, UnresolvableError | TokenError):
-            return Outcome(None, str(cause))
+            return AttemptOutcome(None, str(cause))
         if isinstance(cause, aiohttp.ClientConnectorError):
             error = cause
         cause = cause.__cause__ or cause.__context__
     connected = not isinstance(error, aiohttp.ClientConnectorError)
-    return Outcome(None, "broken connection" if connected else "no connection")
+    return AttemptOutcome(None, "broken connection" if connected else "no connection")

@@ -41,7 +41,7 @@ class Notice(NamedTuple):
     subscription: str = ""
 
 
-class Outcome(NamedTuple):
+class AttemptOutcome(NamedTuple):
     """What came of an attempt. `status` is None where nothing answered; `reason` then says why, in a word.
 
     `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: trying again is of no use;
@@ -69,13 +69,13 @@ class Outcome(NamedTuple):
 class Channel(Protocol):
     """A way out. `send` never raises for what the far side does; it raises only for defects of our own."""
 
-    async def send(self, notice: Notice) -> Outcome: ...
+    async def send(self, notice: Notice) -> AttemptOutcome: ...
 
     async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ChannelDependencies:
     """What a channel may need of the server. `owner` names this process."""
 
     settings: Settings
@@ -85,7 +85,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChannelRequest:
     """What a Subscription asks of its channel. `content` is None for a classic Subscription, and so is the `topic`."""
 
     endpoint: str | None
@@ -130,8 +130,8 @@ class ChannelType:
     the Subscription, so there are neither heartbeats nor several events in one, and what may not be told is withheld.
     """
 
-    make: Callable[[Surroundings], Channel]
-    check: Callable[[Asked, Settings], Iterator[Complaint]]
+    make: Callable[[ChannelDependencies], Channel]
+    check: Callable[[ChannelRequest, Settings], Iterator[Complaint]]
     address: Callable[[str, str | None], tuple[str, str]]
     calls_out: bool
     wrap: Callable[[Draft], Resource | bytes | None] | None = None

@@ -26,17 +26,17 @@ from pymongo.errors import PyMongoError
 from app.fhir.json import Resource
 from app.network.egress_policy import is_loopback_host
 from app.runtime.mongo import Document
-from app.runtime.process_messages import Mailbox
+from app.runtime.process_messages import ProcessMessages
 from app.settings import Settings
 from app.subscriptions.channels import payload
 from app.subscriptions.channels.protocol import (
-    Asked,
+    AttemptOutcome,
+    ChannelDependencies,
+    ChannelRequest,
     ChannelType,
     Complaint,
     Draft,
     Notice,
-    Outcome,
-    Surroundings,
 )
 
 log = logging.getLogger(__name__)
@@ -53,15 +53,15 @@ _RENEW_EVERY = 10.0
 class Websocket:
     """The connections of this process, and the way to those of the others."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: ChannelDependencies) -> None:
         self._mongo = around.mongo
         self._owner = around.owner
         self._bindings = around.mongo.collection("websocket_bindings")
-        self._mailbox = Mailbox(around.mongo, around.owner, self._from_elsewhere)
+        self._mailbox = ProcessMessages(around.mongo, around.owner, self._from_elsewhere)
         self._listeners: dict[str, dict[str, Listener]] = {}
         self._renewal: asyncio.Task[None] | None = None
 
-    async def send(self, notice: Notice) -> Outcome:
+    async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt: every connection that is bound is told; it counts where at least one took it."""
         text = notice.body.decode()
         try:
@@ -73,11 +73,15 @@ class Websocket:
                     *(self._mailbox.ask(owner, message) for owner in elsewhere)
                 )
         except TimeoutError:
-            return Outcome(None, "timeout")
+            return AttemptOutcome(None, "timeout")
         except PyMongoError:
-            return Outcome(None, "the process that holds the connection cannot be reached")
+            return AttemptOutcome(None, "the process that holds the connection cannot be reached")
         taken += sum(answer["taken"] for answer in answers)
-        return Outcome(None, accepted=True) if taken else Outcome(None, "nobody is connected")
+        return (
+            AttemptOutcome(None, accepted=True)
+            if taken
+            else AttemptOutcome(None, "nobody is connected")
+        )
 
     async def bind(self, subscription: str, listener: Listener) -> str:
         """From now on `listener` is told; returns what unbinds it."""
@@ -163,7 +167,7 @@ def address(base_url: str) -> str:
     return "ws" + base_url.removeprefix("http") + PATH
 
 
-def check(asked: Asked, settings: Settings) -> Iterator[Complaint]:
+def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
     if asked.endpoint:
         yield "endpoint", "not-supported", "The client of a websocket connects to the server"
     if asked.headers:

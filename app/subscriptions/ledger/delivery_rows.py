@@ -13,7 +13,7 @@ from app.store.events import Event
 from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK
 from app.subscriptions.ledger.sequence_numbers import Known
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Match
+from app.subscriptions.matching.registry import SubscriptionMatch
 from app.subscriptions.topics.topics import Coding, references
 
 
@@ -22,11 +22,11 @@ class Pair:
     """An event and a Subscription that it concerns, with the lane of their notice."""
 
     event: Event
-    match: Match
+    match: SubscriptionMatch
     lane: str
 
     @classmethod
-    def of(cls, event: Event, match: Match, subject: str) -> Pair:
+    def of(cls, event: Event, match: SubscriptionMatch, subject: str) -> Pair:
         return cls(event, match, f"{match.registration.id}|{subject}")
 
 

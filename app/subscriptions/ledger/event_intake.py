@@ -15,7 +15,7 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 from app.store.events import Event, load_event
 from app.store.store import Store
 from app.subscriptions.ledger.outbox import Outbox, Planned
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.background import warn
 from app.subscriptions.sending.backlog import Backlog
@@ -28,13 +28,13 @@ _BATCH = 256
 _REMEMBERED = 50_000
 
 
-class Intake:
+class EventIntake:
     """The queue of committed events, and what records them; what was recorded for an idle lane goes to the sender."""
 
     def __init__(
         self,
         store: Store,
-        registry: Registry,
+        registry: SubscriptionRegistry,
         outbox: Outbox,
         composer: Composer,
         sender: Sender,

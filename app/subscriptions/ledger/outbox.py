@@ -27,9 +27,9 @@ from app.store.events import Event
 from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger
-from app.subscriptions.ledger.sequence_numbers import Numbering
+from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Match
+from app.subscriptions.matching.registry import SubscriptionMatch
 
 # An event whose evaluation fails this often is left alone, for people to look at.
 _MAX_ATTEMPTS = 20
@@ -47,7 +47,7 @@ class Planned:
     """An event with the Subscriptions it concerns."""
 
     event: Event
-    matches: Sequence[Match]
+    matches: Sequence[SubscriptionMatch]
 
 
 class Outbox:
@@ -62,7 +62,7 @@ class Outbox:
         self._standing = standing
         self._events = mongo.collection("events")
         self._states = mongo.collection("subscription_state")
-        self.numbering = Numbering(mongo)
+        self.numbering = SequenceNumbers(mongo)
         self._done: list[Any] = []
         self._moved: dict[str, tuple[int, datetime | None]] = {}
         self._flushing = asyncio.Lock()

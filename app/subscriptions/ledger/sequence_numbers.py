@@ -36,7 +36,7 @@ class Known:
         return self.crowded or lane in self.busy
 
 
-class Numbering:
+class SequenceNumbers:
     """The memory over the collections `deliveries` and `subscription_state`."""
 
     def __init__(self, mongo: Mongo, clock: Callable[[], float] = time.monotonic) -> None:

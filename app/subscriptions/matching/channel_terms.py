@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from app.errors import FhirError, Issue
 from app.settings import Settings
-from app.subscriptions.channels import ADDITIONAL, CHANNELS, Asked
+from app.subscriptions.channels import ADDITIONAL, CHANNELS, ChannelRequest
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
 PAYLOAD_CONTENT = BACKPORT + "backport-payload-content"
@@ -93,7 +93,9 @@ def read(
     if type_ in CHANNELS:
         # Where the content level itself is wrong, the least is assumed: one complaint is enough.
         level = content or ("empty" if topical else None)
-        asked = Asked(channel.get("endpoint"), payload, level, channel.get("header", []), topic)
+        asked = ChannelRequest(
+            channel.get("endpoint"), payload, level, channel.get("header", []), topic
+        )
         for element, code, diagnostics in CHANNELS[type_].check(asked, settings):
             issues.refuse(f"channel.{element}", diagnostics, code)
         if CHANNELS[type_].is_message:

@@ -14,8 +14,8 @@ from app.attribution.derived import is_derived
 from app.settings import Settings
 from app.subscriptions.matching import criteria as criteria_
 from app.subscriptions.matching.criteria import STEP, Clause, Criteria, has_token, path_of
-from app.subscriptions.matching.match_context import Facts
-from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.matching.match_context import MatchContext
+from app.subscriptions.topics.compiled_conditions import CompiledConditions
 from app.subscriptions.topics.topics import Coding
 
 _REMEMBERED = 10_000
@@ -87,8 +87,10 @@ class CriteriaIndex:
         self._routed: dict[str, set[str]] = {}
 
         @lru_cache(maxsize=_REMEMBERED)
-        def question(resource_type: str, name: str, value: str) -> Question:
-            return Question.of([criteria_.condition(resource_type, (name, value), settings)])
+        def question(resource_type: str, name: str, value: str) -> CompiledConditions:
+            return CompiledConditions.of(
+                [criteria_.condition(resource_type, (name, value), settings)]
+            )
 
         self._question = question
 
@@ -139,7 +141,7 @@ class CriteriaIndex:
         filed = self._scopes.get(scope)
         return filed is not None and bool(filed.by_term or filed.without_term)
 
-    async def candidates(self, scope: str, facts: Facts) -> set[str]:
+    async def candidates(self, scope: str, facts: MatchContext) -> set[str]:
         """The Subscriptions of a scope whose term is among the version's, and those that ask for none."""
         filed = self._scopes.get(scope)
         if filed is None:
@@ -150,7 +152,7 @@ class CriteriaIndex:
             filed.find(await facts.along(path), found)
         return found
 
-    async def matching(self, scope: str, facts: Facts, trigger: Coding | None) -> list[str]:
+    async def matching(self, scope: str, facts: MatchContext, trigger: Coding | None) -> list[str]:
         """The Subscriptions of a scope whose criteria hold of a version, and of the coding of what fired."""
         found = []
         for subscription in await self.candidates(scope, facts):
@@ -159,14 +161,16 @@ class CriteriaIndex:
                 found.append(subscription)
         return found
 
-    async def holds(self, criteria: Criteria, facts: Facts, trigger: Coding | None) -> bool:
+    async def holds(self, criteria: Criteria, facts: MatchContext, trigger: Coding | None) -> bool:
         """Whether one of the clauses holds."""
         for clause in criteria.clauses:
             if await self._clause_holds(clause, facts, trigger):
                 return True
         return False
 
-    async def _clause_holds(self, clause: Clause, facts: Facts, trigger: Coding | None) -> bool:
+    async def _clause_holds(
+        self, clause: Clause, facts: MatchContext, trigger: Coding | None
+    ) -> bool:
         if clause.resource_type not in ("", facts.resource_type):
             return False
         if any(not has_token(tokens, trigger) for tokens in clause.triggers):
@@ -187,7 +191,7 @@ def _routed(clause: Clause) -> list[str]:
     return [term for terms in clause.terms if is_derived(terms[0]) for term in terms]
 
 
-async def _is_along(alternatives: Sequence[str], facts: Facts) -> bool:
+async def _is_along(alternatives: Sequence[str], facts: MatchContext) -> bool:
     for term in alternatives:
         if term in await facts.along(path_of(term)):
             return True

@@ -9,15 +9,15 @@ from bson import ObjectId
 
 from app.fhir.json import Resource
 from app.records.reader import Reader
-from app.records.versions import Method, Stored
+from app.records.versions import Method, ResourceVersion
 from app.search.extract import extract
 from app.settings import Settings
 from app.store.events import Event
 from app.subscriptions.matching import criteria as criteria_
 from app.subscriptions.matching.criteria import Criteria
-from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.matching.registration import FILTER_CRITERIA, Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic, Trigger, interaction
 
 _METHODS: dict[str, Method] = {
@@ -47,7 +47,7 @@ class Explanation:
     fired: Trigger | None = None
 
 
-async def event_of(store: Reader, stored: Stored) -> Event:
+async def event_of(store: Reader, stored: ResourceVersion) -> Event:
     """A stored version as the event that it was."""
     before = None
     if stored.version > 1:
@@ -67,7 +67,7 @@ async def event_of(store: Reader, stored: Stored) -> Event:
 
 
 async def matches(
-    registry: Registry, event: Event, found: Registration
+    registry: SubscriptionRegistry, event: Event, found: Registration
 ) -> tuple[bool, Trigger | None]:
     """Whether an event concerns a Subscription, filed or not; the trigger that fired where there is a topic."""
     facts = registry.facts_of(event)
@@ -85,7 +85,11 @@ async def matches(
 
 
 async def explain(
-    registry: Registry, settings: Settings, event: Event, subscription: Resource, read: Registration
+    registry: SubscriptionRegistry,
+    settings: Settings,
+    event: Event,
+    subscription: Resource,
+    read: Registration,
 ) -> Explanation:
     """Everything that decides about one event. Criteria are those of the Subscription as it is now."""
     facts = registry.facts_of(event)
@@ -107,7 +111,7 @@ async def explain(
 
 
 async def _judged_trigger(
-    registry: Registry, event: Event, facts: Facts, trigger: Trigger
+    registry: SubscriptionRegistry, event: Event, facts: MatchContext, trigger: Trigger
 ) -> Judged:
     text = trigger.description or f"a change of a {trigger.resource_type}"
     kind = interaction(event)

@@ -15,21 +15,21 @@ from app.attribution.derived import Derived, is_derived
 from app.records.reader import Reader
 from app.runtime.mongo import Document
 from app.search.chain import Chain, Has
-from app.search.chain_step import Link
+from app.search.chain_step import ChainStep
 from app.search.parameter import AllOf, AnyOf, Condition, Not
 from app.search.parameters import reference
 from app.search.resolution import is_resolved, settled
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
 from app.subscriptions.matching.criteria import ID, STEP, near
-from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.topics.compiled_conditions import CompiledConditions
 
 _WITHOUT = {"text": 0, "private": 0}
 # Resources on one step of a chain; a Group of thousands is asked through `_has` instead.
 _MOST = 1000
 
 
-class Facts:
+class MatchContext:
     """Whether conditions hold of one version. `fields` are `extract`'s, `derived` what routing knows of it."""
 
     def __init__(
@@ -79,7 +79,7 @@ class Facts:
             )
         return self._along[path]
 
-    async def answer(self, question: Question) -> bool:
+    async def answer(self, question: CompiledConditions) -> bool:
         """Whether all conditions hold. Raises FhirError where one cannot be settled."""
         if question.is_plain:
             return all(condition.matches(self.fields) for condition in question.conditions)
@@ -110,7 +110,7 @@ class Facts:
         return (await settled(self._store, condition)).matches(fields)
 
     async def _leads_to(
-        self, code: str, links: Iterable[Link], resource_type: str, fields: Mapping[str, Any]
+        self, code: str, links: Iterable[ChainStep], resource_type: str, fields: Mapping[str, Any]
     ) -> bool:
         for link in links:
             for row in await self._next(resource_type, fields, code, link.resource_type):
@@ -118,11 +118,11 @@ class Facts:
                     return True
         return False
 
-    async def _is_referred_to(self, has: Has, link: Link, fields: Mapping[str, Any]) -> bool:
+    async def _is_referred_to(self, has: Has, link: ChainStep, fields: Mapping[str, Any]) -> bool:
         condition = link.condition
         if not isinstance(condition, Chain | Has):
             condition = await settled(self._store, condition)
-        fresh = replace(has, link=Link(link.resource_type, condition))
+        fresh = replace(has, link=ChainStep(link.resource_type, condition))
         row = {"_id": fields.get("_id", ""), "terms": fields["terms"]}
         return row["_id"] in await fresh.test(self._store, [row])
 

@@ -23,13 +23,13 @@ from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import Criteria
 from app.subscriptions.matching.criteria_index import CriteriaIndex
-from app.subscriptions.matching.match_context import Facts
+from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.matching.registration import Registration, Status
 from app.subscriptions.matching.registration_cache import Shelf
-from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.topics.compiled_conditions import CompiledConditions
 from app.subscriptions.topics.topic_store import TopicStore
 from app.subscriptions.topics.topics import Coding, Found
-from app.subscriptions.topics.trigger_context import Surroundings
+from app.subscriptions.topics.trigger_context import TriggerContext
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,14 @@ _STANDING: dict[str, Standing] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class SubscriptionMatch:
     """A Subscription that an event concerns, and the coding of what fired."""
 
     registration: Registration
     trigger: Coding | None
 
 
-class Registry:
+class SubscriptionRegistry:
     """Registrations by id, and the index over those that count events: requested, active and in error."""
 
     def __init__(self, settings: Settings, mongo: Mongo, store: Store) -> None:
@@ -68,7 +68,7 @@ class Registry:
         self._mongo = mongo
         self._store = store
         self.topics = TopicStore(settings, mongo)
-        self.surroundings = Surroundings(settings, mongo, store)
+        self.surroundings = TriggerContext(settings, mongo, store)
         self.catalogue = self.topics.of_files
         self._shelf = Shelf(settings, lambda: self.catalogue)
         self.index = CriteriaIndex(settings, self._shelf.criteria)
@@ -274,12 +274,12 @@ class Registry:
     def _all(self, ids: Collection[str]) -> Iterator[Registration]:
         return (found for each in ids if (found := self.get(each)) is not None)
 
-    def facts(self, resource_type: str, fields: Document) -> Facts:
+    def facts(self, resource_type: str, fields: Document) -> MatchContext:
         """A version as criteria see it; whose patient it is about is judged for now."""
         derived = Derived(self._store, self._settings, resource_type, fields, self._mongo.now())
-        return Facts(self._store, self._settings.base_url, resource_type, fields, derived)
+        return MatchContext(self._store, self._settings.base_url, resource_type, fields, derived)
 
-    def facts_of(self, event: Event) -> Facts | None:
+    def facts_of(self, event: Event) -> MatchContext | None:
         """What an event is judged by: its version, or the one that went; None where neither is there any more."""
         gone = event.fields is None
         fields = event.previous_fields if gone else event.fields
@@ -287,9 +287,9 @@ class Registry:
             return None
         resource = event.previous if gone else event.resource
         derived = Derived(self._store, self._settings, event.type, fields, event.at, resource)
-        return Facts(self._store, self._settings.base_url, event.type, fields, derived)
+        return MatchContext(self._store, self._settings.base_url, event.type, fields, derived)
 
-    async def match(self, event: Event) -> list[Match]:
+    async def match(self, event: Event) -> list[SubscriptionMatch]:
         """The Subscriptions that an event concerns, each once.
 
         Topics may be about deletions, which are judged by the version that went; classic Subscriptions never are.
@@ -297,7 +297,7 @@ class Registry:
         facts = self.facts_of(event)
         if event.type == "Subscription" or facts is None:
             return []
-        found: list[Match] = []
+        found: list[SubscriptionMatch] = []
         asked = self.asking(facts)
         if event.topic is not None:
             await self._collect(event.topic, facts, event.trigger, found)
@@ -313,16 +313,16 @@ class Registry:
             await self._collect(event.type, facts, None, found)
         return found
 
-    def _told_under(self, found: Iterable[Match]) -> Iterator[str]:
+    def _told_under(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
         for match in found:
             registered = match.registration
             if registered.topic and self.standing(registered.id) in ("deliver", "hold"):
                 yield registered.topic.url
 
-    def asking(self, facts: Facts) -> Found:
+    def asking(self, facts: MatchContext) -> Found:
         """How topics ask about the versions of a change, of which `facts` is one."""
 
-        async def ask(question: Question, fields: Document) -> bool:
+        async def ask(question: CompiledConditions, fields: Document) -> bool:
             if fields is facts.fields:
                 return await facts.answer(question)
             return await self.facts(facts.resource_type, fields).answer(question)
@@ -330,12 +330,12 @@ class Registry:
         return ask
 
     async def _collect(
-        self, scope: str, facts: Facts, coding: Coding | None, found: list[Match]
+        self, scope: str, facts: MatchContext, coding: Coding | None, found: list[SubscriptionMatch]
     ) -> None:
         for subscription in await self.index.matching(scope, facts, coding):
             known = self.get(subscription)
             if known is not None and not self._is_over(known):
-                found.append(Match(known, coding))
+                found.append(SubscriptionMatch(known, coding))
 
     def _is_over(self, candidate: Registration) -> bool:
         return candidate.end is not None and candidate.end <= self._mongo.now()

@@ -17,12 +17,12 @@ from app.subscriptions.channels.davinci import event_of
 from app.subscriptions.channels.payload import body as payload_body
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices import notification
 from app.subscriptions.notices.davinci_message import Alert, Messages
 from app.subscriptions.notices.envelope import Envelope, Template
-from app.subscriptions.notices.event_reader import Teller, WithheldError
-from app.subscriptions.notices.notification import Head, Kind
+from app.subscriptions.notices.event_reader import EventReader, WithheldError
+from app.subscriptions.notices.notification import Head, NotificationKind
 from app.subscriptions.sending.release_limits import NO_LIMITS, Limits
 
 _ENVELOPES, _TEMPLATES = 10_000, 256
@@ -31,9 +31,9 @@ _ENVELOPES, _TEMPLATES = 10_000, 256
 class Composer:
     """Builds notices. Secrets are read from beside the Subscription and remembered for as long as its version lasts."""
 
-    def __init__(self, settings: Settings, store: Store, registry: Registry) -> None:
+    def __init__(self, settings: Settings, store: Store, registry: SubscriptionRegistry) -> None:
         self._settings = settings
-        self._teller = Teller(store, settings.base_url.rstrip("/"))
+        self._teller = EventReader(store, settings.base_url.rstrip("/"))
         self._messages = Messages(store)
         self._registry = registry
         self._envelopes: OrderedDict[str, Envelope] = OrderedDict()
@@ -168,7 +168,7 @@ class Composer:
         return found
 
     async def status_notice(
-        self, registration: Registration, kind: Kind, number: int, at: datetime
+        self, registration: Registration, kind: NotificationKind, number: int, at: datetime
     ) -> Notice:
         """A handshake or heartbeat."""
         notice_id = str(uuid.uuid4())

@@ -14,7 +14,7 @@ from app.runtime.mongo import Document
 from app.search import include
 from app.search.extract import extract
 from app.search.include import Include
-from app.search.parameter import Limits, Scope
+from app.search.parameter import SearchLimits, SearchScope
 from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
@@ -42,7 +42,7 @@ class _Pinned:
     context: dict[tuple[str, tuple[str, ...]], list[str]] = field(default_factory=dict)
 
 
-class Teller:
+class EventReader:
     """Reads what notices carry. Versions never change, so the latest ones told are remembered."""
 
     def __init__(self, store: Reader, base_url: str = "") -> None:
@@ -183,8 +183,8 @@ async def alongside(store: Reader, topic: Topic, focus: str, fields: Document) -
         rows, complete = await include.included(
             store,
             [Include(type_, code, resource_type, is_reverse=True) for type_, code in reverse],
-            [include.Row(resource_type, resource_id, "")],
-            Scope("", datetime.now(UTC), Limits(included=MOST_REFERRING)),
+            [include.IncludedRow(resource_type, resource_id, "")],
+            SearchScope("", datetime.now(UTC), SearchLimits(included=MOST_REFERRING)),
         )
         if not complete:
             log.warning(

@@ -16,7 +16,9 @@ from app.fhir.json import Resource
 from app.subscriptions.matching.channel_terms import BACKPORT, Content
 from app.subscriptions.topics.topics import Coding
 
-Kind = Literal["handshake", "heartbeat", "event-notification", "query-status", "query-event"]
+NotificationKind = Literal[
+    "handshake", "heartbeat", "event-notification", "query-status", "query-event"
+]
 
 _ERRORS = "http://terminology.hl7.org/CodeSystem/subscription-error"
 
@@ -77,7 +79,7 @@ class Told:
     content: Content | None = None
 
 
-def status_only(head: Head, kind: Kind) -> Resource:
+def status_only(head: Head, kind: NotificationKind) -> Resource:
     """A handshake or heartbeat: no events, and the count unchanged."""
     return _bundle(head, kind, [], [])
 
@@ -100,7 +102,7 @@ def event_notification(
     return events_notification(head, "event-notification", [Told(head.number, focus, context)])
 
 
-def events_notification(head: Head, kind: Kind, events: Sequence[Told]) -> Resource:
+def events_notification(head: Head, kind: NotificationKind, events: Sequence[Told]) -> Resource:
     """The notice of several events, in the order of their numbers.
 
     `empty` tells neither topic, focus nor context; `id-only` tells references; `full-resource` holds the resources.
@@ -142,7 +144,7 @@ def _level(head: Head, event: Told) -> Content:
 
 def _bundle(
     head: Head,
-    kind: Kind,
+    kind: NotificationKind,
     events: Sequence[list[dict[str, Any]]],
     entries: Sequence[dict[str, Any]],
 ) -> Resource:
@@ -156,7 +158,9 @@ def _bundle(
     }
 
 
-def _status_entry(head: Head, kind: Kind, events: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+def _status_entry(
+    head: Head, kind: NotificationKind, events: Sequence[list[dict[str, Any]]]
+) -> dict[str, Any]:
     own_id = status_id(head.id)
     subscription = f"Subscription/{head.subscription}"
     parameter: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pymongo.errors import PyMongoError
 
 from app.runtime.mongo import Document, Mongo
-from app.subscriptions.channels import Channel, Outcome
+from app.subscriptions.channels import AttemptOutcome, Channel
 from app.subscriptions.ledger.ledger import (
     LEASE_MARGIN,
     SECOND_LOOK,
@@ -20,12 +20,12 @@ from app.subscriptions.ledger.ledger import (
     State,
 )
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.notices.event_reader import VersionGoneError, WithheldError
 from app.subscriptions.sending import batching
-from app.subscriptions.sending.batching import Row
-from app.subscriptions.sending.release_check import Clearance, Cleared
+from app.subscriptions.sending.batching import DeliveryWithEvent
+from app.subscriptions.sending.release_check import ReleaseCheck, Released
 from app.subscriptions.sending.retry import RetryPolicy, Verdict
 
 OVER = "The Subscription takes no notices"
@@ -41,12 +41,12 @@ class Attempts:
         self,
         mongo: Mongo,
         ledger: Ledger,
-        registry: Registry,
+        registry: SubscriptionRegistry,
         composer: Composer,
         policy: RetryPolicy,
         channels: Mapping[str, Channel],
         on_failure: OnFailure,
-        clearance: Clearance,
+        clearance: ReleaseCheck,
     ) -> None:
         self._mongo = mongo
         self._ledger = ledger
@@ -58,7 +58,7 @@ class Attempts:
         self._clearance = clearance
 
     async def make(
-        self, batch: Sequence[Row], learn: Callable[[Outcome], None]
+        self, batch: Sequence[DeliveryWithEvent], learn: Callable[[AttemptOutcome], None]
     ) -> list[Settlement]:
         """One attempt on rows of one Subscription; a row that is no longer this process's is left out.
 
@@ -93,7 +93,7 @@ class Attempts:
         return [*cleared.settlements, *told]
 
     async def _tell(
-        self, cleared: Cleared, registration: Registration, learn: Callable[[Outcome], None]
+        self, cleared: Released, registration: Registration, learn: Callable[[AttemptOutcome], None]
     ) -> list[Settlement]:
         """Send what may be sent."""
         batch, now = cleared.rows, self._mongo.now()
@@ -119,7 +119,11 @@ class Attempts:
         return await self._judge(batch, registration, outcome, record)
 
     async def _judge(
-        self, batch: Sequence[Row], registration: Registration, outcome: Outcome, record: Document
+        self,
+        batch: Sequence[DeliveryWithEvent],
+        registration: Registration,
+        outcome: AttemptOutcome,
+        record: Document,
     ) -> list[Settlement]:
         verdict = outcome.verdict
         if verdict is Verdict.DELIVERED:

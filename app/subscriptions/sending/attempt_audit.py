@@ -14,12 +14,12 @@ from app.authentication.caller import NOBODY, Caller
 from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import Settlement
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
-from app.subscriptions.sending.owner_rights import Rights
+from app.subscriptions.matching.registry import SubscriptionRegistry
+from app.subscriptions.sending.owner_rights import OwnerRights
 
 
 async def entries(
-    settlements: Sequence[Settlement], registry: Registry, rights: Rights
+    settlements: Sequence[Settlement], registry: SubscriptionRegistry, rights: OwnerRights
 ) -> list[Document]:
     """The audit's rows of those that come from an attempt. Raises PyMongoError."""
     told = [(each, each.attempt) for each in settlements if each.attempt is not None]

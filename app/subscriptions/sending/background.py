@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _PAUSE_AFTER_FAILURE = 0.5
 
 
-class Chores:
+class BackgroundTasks:
     """Tasks that nobody waits for. One that fails is logged; the sweep makes good for it."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Chores:
             warn("chore", error)
 
 
-async def again_after_failure(action: str, step: Callable[[], Awaitable[object]]) -> None:
+async def retry_loop(action: str, step: Callable[[], Awaitable[object]]) -> None:
     """Run a loop's step; a failure is logged and followed by a pause, the loop goes on."""
     try:
         await step()

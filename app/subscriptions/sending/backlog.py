@@ -13,9 +13,9 @@ from pymongo.errors import PyMongoError
 
 from app.runtime.mongo import Mongo
 from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK, Delivery, Ledger
-from app.subscriptions.ledger.sequence_numbers import Numbering
+from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending import batching
 from app.subscriptions.sending.attempt import OVER
 from app.subscriptions.sending.delivery import Sender
@@ -28,9 +28,9 @@ class Backlog:
         self,
         mongo: Mongo,
         ledger: Ledger,
-        registry: Registry,
+        registry: SubscriptionRegistry,
         sender: Sender,
-        numbering: Numbering,
+        numbering: SequenceNumbers,
     ) -> None:
         self._mongo = mongo
         self._ledger = ledger

@@ -13,10 +13,10 @@ from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 
 # A row in hand; the event where it is still at hand.
-Row = tuple[Delivery, Event | None]
+DeliveryWithEvent = tuple[Delivery, Event | None]
 
 
-def take(waiting: deque[Row], most: int) -> list[Row]:
+def take(waiting: deque[DeliveryWithEvent], most: int) -> list[DeliveryWithEvent]:
     """Take the first row out of a queue, with those that travel with it: at most `most`, in the order of numbers.
 
     Rows of the first one's lane that follow it are always among them.
@@ -29,7 +29,7 @@ def take(waiting: deque[Row], most: int) -> list[Row]:
         key=lambda row: row[0].number,
     )
     begin = next(index for index, row in enumerate(mine) if row[0].id == first.id)
-    batch: list[Row] = []
+    batch: list[DeliveryWithEvent] = []
     for unit in _units(mine[begin:]):
         follows = not batch or unit[0][0].number == batch[-1][0].number + 1
         if not follows or (batch and len(batch) + len(unit) > most):
@@ -42,9 +42,9 @@ def take(waiting: deque[Row], most: int) -> list[Row]:
     return batch
 
 
-def _units(rows: Sequence[Row]) -> list[list[Row]]:
+def _units(rows: Sequence[DeliveryWithEvent]) -> list[list[DeliveryWithEvent]]:
     """The rows in runs of consecutive numbers in one lane."""
-    units: list[list[Row]] = []
+    units: list[list[DeliveryWithEvent]] = []
     for row in rows:
         before = units[-1][-1][0] if units else None
         if before is not None and follows(before, row[0]):
@@ -72,7 +72,7 @@ def followers(head: Delivery, queued: Sequence[Delivery], most: int) -> list[Del
     return found
 
 
-def first_of_lanes(batch: Sequence[Row]) -> set[str]:
+def first_of_lanes(batch: Sequence[DeliveryWithEvent]) -> set[str]:
     """The ids of the rows that are the first of their lane in a batch."""
     firsts: dict[str, str] = {}
     for delivery, _ in batch:

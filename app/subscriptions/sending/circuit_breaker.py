@@ -25,7 +25,7 @@ _REMEMBERED = 10_000
 
 
 @dataclass(slots=True, eq=False)
-class Endpoint:
+class EndpointState:
     """One destination. `held`: the Subscriptions whose rows wait for the circuit; times are of the clock given."""
 
     waiting: deque[tuple[Delivery, Event | None]] = field(default_factory=deque)
@@ -76,19 +76,19 @@ class Endpoint:
         return self.open_until - now if now < self.open_until else self.pause
 
 
-class Endpoints:
+class EndpointStates:
     """All destinations that rows are in hand for, or that are failing."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self._endpoints: dict[Hashable, Endpoint] = {}
+        self._endpoints: dict[Hashable, EndpointState] = {}
 
-    def at(self, key: Hashable) -> Endpoint:
+    def at(self, key: Hashable) -> EndpointState:
         endpoint = self._endpoints.get(key)
         if endpoint is None:
             if len(self._endpoints) >= _REMEMBERED:
                 self._endpoints = {k: e for k, e in self._endpoints.items() if not e.is_idle}
-            endpoint = self._endpoints[key] = Endpoint()
+            endpoint = self._endpoints[key] = EndpointState()
         return endpoint
 
 

@@ -21,21 +21,21 @@ from app.errors import Unavailable
 from app.network.egress_policy import origin
 from app.runtime.mongo import Mongo
 from app.store.events import Event
-from app.subscriptions.channels import Outcome
+from app.subscriptions.channels import AttemptOutcome
 from app.subscriptions.ledger.ledger import Delivery, Ledger, Settlement, settle
-from app.subscriptions.ledger.sequence_numbers import Numbering
+from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending import attempt_audit, batching
 from app.subscriptions.sending.attempt import Attempts
-from app.subscriptions.sending.batching import Row
+from app.subscriptions.sending.batching import DeliveryWithEvent
 from app.subscriptions.sending.circuit_breaker import (
     MOST_IN_HAND_OF_ALL,
-    Endpoint,
-    Endpoints,
+    EndpointState,
+    EndpointStates,
     blames_endpoint,
 )
-from app.subscriptions.sending.owner_rights import Rights
+from app.subscriptions.sending.owner_rights import OwnerRights
 from app.subscriptions.sending.retry import Verdict
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,10 @@ class Sender:
         self,
         mongo: Mongo,
         ledger: Ledger,
-        registry: Registry,
+        registry: SubscriptionRegistry,
         attempts: Attempts,
-        numbering: Numbering,
-        rights: Rights,
+        numbering: SequenceNumbers,
+        rights: OwnerRights,
         audit: AuditLog | None,
     ) -> None:
         """`audit` is where attempts are put on record before they are settled."""
@@ -77,12 +77,12 @@ class Sender:
         self._registry = registry
         self._numbering = numbering
         self._attempts = attempts
-        self._endpoints = Endpoints()
-        self._starved: deque[Endpoint] = deque()
+        self._endpoints = EndpointStates()
+        self._starved: deque[EndpointState] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         # Attempts that are not settled yet, waiting ones included.
         self._in_hand: set[tuple[str, int]] = set()
-        self._crowded: set[Endpoint] = set()
+        self._crowded: set[EndpointState] = set()
         self._settlements: list[Settlement] = []
         # Those of them that are not on record yet.
         self._unrecorded: list[Settlement] = []
@@ -128,7 +128,7 @@ class Sender:
 
         return admit
 
-    def endpoint(self, registration: Registration) -> Endpoint:
+    def endpoint(self, registration: Registration) -> EndpointState:
         """What its notices share with others: the origin that is called, else nothing."""
         where = _origin(registration.channel.endpoint)
         return self._endpoints.at(where if where and where[1] else registration.id)
@@ -139,11 +139,11 @@ class Sender:
             return
         self._in_hand.add(_hold(delivery))
         registration = self._registry.get(delivery.subscription)
-        endpoint = self.endpoint(registration) if registration else Endpoint()
+        endpoint = self.endpoint(registration) if registration else EndpointState()
         endpoint.waiting.append((delivery, event))
         self._run(endpoint)
 
-    def _run(self, endpoint: Endpoint) -> None:
+    def _run(self, endpoint: EndpointState) -> None:
         """Let one more attempt run beside the others, as far as there is leave."""
         if not endpoint.waiting or endpoint.under_way >= endpoint.allowed:
             return
@@ -155,7 +155,7 @@ class Sender:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    async def _work(self, endpoint: Endpoint) -> None:
+    async def _work(self, endpoint: EndpointState) -> None:
         """Attempt after attempt, until the endpoint's queue is empty or its leave is taken back."""
         try:
             while endpoint.waiting and endpoint.under_way <= endpoint.allowed:
@@ -170,11 +170,11 @@ class Sender:
         if self._starved:
             self._run(self._starved.popleft())
 
-    def _next_batch(self, endpoint: Endpoint) -> list[Row]:
+    def _next_batch(self, endpoint: EndpointState) -> list[DeliveryWithEvent]:
         """What the next notice tells: one event, or several where the Subscription takes them."""
         return batching.take(endpoint.waiting, self.max_count(endpoint.waiting[0][0]))
 
-    async def _attempt(self, endpoint: Endpoint, batch: list[Row]) -> None:
+    async def _attempt(self, endpoint: EndpointState, batch: list[DeliveryWithEvent]) -> None:
         try:
             settlements = await self._attempts.make(batch, partial(self._learn, endpoint))
         except asyncio.CancelledError:
@@ -190,7 +190,7 @@ class Sender:
             self._in_hand |= {_hold(settlement.delivery) for settlement in settlements}
         self._settle(settlements)
 
-    def _learn(self, endpoint: Endpoint, outcome: Outcome) -> None:
+    def _learn(self, endpoint: EndpointState, outcome: AttemptOutcome) -> None:
         """What an outcome says of the endpoint as a whole."""
         if outcome.verdict is not Verdict.RETRY or not blames_endpoint(outcome.status):
             if endpoint.answered():
@@ -203,7 +203,7 @@ class Sender:
         if endpoint.failed(now, wait):
             self._put_back(endpoint, timedelta(seconds=endpoint.open_until - now))
 
-    def _put_back(self, endpoint: Endpoint, pause: timedelta) -> None:
+    def _put_back(self, endpoint: EndpointState, pause: timedelta) -> None:
         """Its circuit is open: what waits for it goes back, as if it had never been taken."""
         due = self._mongo.now() + max(pause, timedelta())
         while endpoint.waiting:

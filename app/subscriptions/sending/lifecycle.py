@@ -22,11 +22,11 @@ from app.fhir.json import Resource
 from app.records.versions import Change, VersionConflict, stored_current
 from app.runtime.mongo import Document, Mongo
 from app.store.store import Store
-from app.subscriptions.channels import Channel, Outcome
+from app.subscriptions.channels import AttemptOutcome, Channel
 from app.subscriptions.ledger.ledger import LEASE_MARGIN
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.composer import Composer
-from app.subscriptions.notices.notification import Kind
+from app.subscriptions.notices.notification import NotificationKind
 from app.subscriptions.sending.retry import Verdict
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,9 @@ class Lifecycle:
                 upsert=True,
             )
 
-    async def _send(self, registration: Registration, kind: Kind, number: int) -> Outcome | None:
+    async def _send(
+        self, registration: Registration, kind: NotificationKind, number: int
+    ) -> AttemptOutcome | None:
         current = await self._composer.registration(registration.id)
         if current is None or current.version != registration.version:
             return None

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.authentication.caller import NOBODY, Caller, Role
-from app.authentication.current_caller import Clients, caller_now
+from app.authentication.current_caller import Clients, current_caller
 from app.authorization.access import Access, Accesses
-from app.authorization.restricted_store import View
+from app.authorization.restricted_store import RestrictedStore
 from app.consent import labels
 from app.consent.judgement import FULL, Judgement
-from app.consent.provisions import Question
+from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient, resolve
 from app.fhir.codes import SUBSCRIPTION_ORIGIN
 from app.fhir.json import Resource
-from app.records.versions import Stored
+from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
 from app.search.extract import extract
 from app.settings import Settings
@@ -31,7 +31,7 @@ from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.event_reader import alongside
 from app.subscriptions.recipient import recipient_of
-from app.subscriptions.sending.batching import Row
+from app.subscriptions.sending.batching import DeliveryWithEvent
 from app.subscriptions.sending.release_limits import Limit, Limits
 from app.subscriptions.topics.topics import Topic
 from app.subscriptions.websocket.socket_tokens import Holder
@@ -56,7 +56,7 @@ def owner_document(caller: Caller) -> Document:
     return {"client_id": caller.client_id, "scopes": list(caller.scopes)}
 
 
-class Rights:
+class OwnerRights:
     """Judges rows by what owners may see. `clients` is the registry; without it no client is known."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Rights:
         self._clients = clients
         self._owners: OrderedDict[tuple[str, int], Owner] = OrderedDict()
 
-    async def limits(self, rows: Sequence[Row], registration: Registration) -> Limits:
+    async def limits(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Limits:
         """Of rows of one Subscription those that its owner may not see, or not with all that travels along.
 
         Raises PyMongoError where it cannot be judged.
@@ -87,11 +87,11 @@ class Rights:
     ) -> dict[str, Limit]:
         """The same for whoever it is; each row has a limit, through whose `view` what travels along is to be read."""
         found: dict[str, Limit] = {}
-        view = View(self._store, access)
+        view = RestrictedStore(self._store, access)
         for delivery in deliveries:
             focus = delivery.focus
             reference = f"{focus['type']}/{focus['id']}"
-            question = Question(
+            question = ConsentQuestion(
                 reference, labels.NONE, Recipient(None), self._accesses.belonging.now()
             )
             version = await self._store.vread(focus["type"], focus["id"], focus["version"])
@@ -103,7 +103,11 @@ class Rights:
         return found
 
     async def _hidden(
-        self, view: View, version: Stored, delivery: Delivery, topic: Topic | None
+        self,
+        view: RestrictedStore,
+        version: ResourceVersion,
+        delivery: Delivery,
+        topic: Topic | None,
     ) -> frozenset[str]:
         """What would travel along that the owner may not see."""
         if topic is None or version.deleted:
@@ -165,7 +169,7 @@ class Rights:
             return Owner(Caller(private["client_id"], scopes=scopes), is_client=True)
         if not rows or "text" not in rows[0]:
             return Owner(NOBODY, is_client=False)
-        resource = Stored(
+        resource = ResourceVersion(
             "Subscription", subscription, rows[0]["v"], rows[0]["at"], rows[0]["text"]
         ).resource()
         return Owner(await self._kept(resource), is_client=False)
@@ -189,7 +193,7 @@ class Rights:
         """The owner with what rights are left."""
         if not owner.is_client:
             return owner.caller
-        return await caller_now(self._clients, owner.caller.client_id, owner.caller.scopes)
+        return await current_caller(self._clients, owner.caller.client_id, owner.caller.scopes)
 
     async def whose(self, registration: Registration) -> Caller:
         """Whose a Subscription is, as it is put on record: a client though it is shut out by now; NOBODY for none."""

@@ -11,8 +11,8 @@ from app.settings import Settings
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import Delivery, Settlement
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.sending.batching import Row
-from app.subscriptions.sending.owner_rights import Rights, stricter
+from app.subscriptions.sending.batching import DeliveryWithEvent
+from app.subscriptions.sending.owner_rights import OwnerRights, stricter
 from app.subscriptions.sending.recheck_recipient import (
     FRESH,
     REASSIGNED,
@@ -25,10 +25,10 @@ WITHHELD = "Withheld: "
 
 
 @dataclass(frozen=True, slots=True)
-class Cleared:
+class Released:
     """`rows` may be sent as far as `limits` allow; the others are settled."""
 
-    rows: Sequence[Row]
+    rows: Sequence[DeliveryWithEvent]
     limits: Limits
     settlements: Sequence[Settlement]
 
@@ -44,13 +44,13 @@ class Cleared:
         return "; ".join(sorted(reasons))
 
 
-class Clearance:
+class ReleaseCheck:
     """Clears rows of one Subscription at a time."""
 
     def __init__(
         self,
         limits: ReleaseLimits,
-        rights: Rights,
+        rights: OwnerRights,
         store: Store,
         settings: Settings,
         now: Callable[[], datetime],
@@ -61,7 +61,7 @@ class Clearance:
         self._store = store
         self._settings = settings
 
-    async def of(self, rows: Sequence[Row], registration: Registration) -> Cleared:
+    async def of(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Released:
         """Raises PyMongoError where it cannot be judged; then nothing may be sent."""
         topic = registration.topic.url if registration.topic else None
         limits = stricter(
@@ -79,8 +79,8 @@ class Clearance:
                 if delivery.id not in refused and not await self._concerns(delivery, registration):
                     refused[delivery.id] = REASSIGNED
         if not refused:
-            return Cleared(rows, limits or NO_LIMITS, ())
-        return Cleared(
+            return Released(rows, limits or NO_LIMITS, ())
+        return Released(
             [row for row in rows if row[0].id not in refused],
             limits,
             [

@@ -15,12 +15,12 @@ from app.consent import labels, recipients
 from app.consent.directives import ConsentDirectives, Standing
 from app.consent.judgement import Judgement, LabelledContent, decide
 from app.consent.labels import Labels
-from app.consent.provisions import Question
-from app.consent.recipients import Kind, Recipient
+from app.consent.provisions import ConsentQuestion
+from app.consent.recipients import Recipient, RecipientKind
 from app.fhir.definitions import compartment
 from app.fhir.json import Resource
 from app.records.reader import Reader
-from app.runtime.batch_cache import Shared
+from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search.extract import extract
 from app.search.parameters import reference
@@ -35,7 +35,7 @@ _RECIPIENTS_LAST = 10.0
 _REMEMBERED = 1024
 _STRICTEST = ("full", "id-only", "withhold")
 
-Row = tuple[Delivery, Event | None]
+DeliveryWithEvent = tuple[Delivery, Event | None]
 Version = tuple[str, str, int]
 
 
@@ -57,7 +57,7 @@ class Limit:
 
     judgement: Judgement
     standing: Standing
-    question: Question
+    question: ConsentQuestion
     topic: str | None
     hidden: frozenset[str] = frozenset()
     view: Reader | None = None
@@ -102,10 +102,10 @@ class ReleaseLimits:
         self._labelled_content: LabelledContent = settings.labelled_content
         self._directives = directives
         self._now = now
-        self._named: Shared[tuple[str, int], tuple[str | None, Kind]] = Shared(
+        self._named: BatchCache[tuple[str, int], tuple[str | None, RecipientKind]] = BatchCache(
             self._read_recipients, (None, "provider")
         )
-        self._recipients: Shared[tuple[str | None, Kind], Recipient] = Shared(
+        self._recipients: BatchCache[tuple[str | None, RecipientKind], Recipient] = BatchCache(
             self._resolve, Recipient(None), lasting=_RECIPIENTS_LAST
         )
         self._about: OrderedDict[Version, About] = OrderedDict()
@@ -126,7 +126,7 @@ class ReleaseLimits:
             self._directives.ask(patient).add_done_callback(read)
 
     async def limits(
-        self, rows: Sequence[Row], topic: str | None, subscription: str, version: int
+        self, rows: Sequence[DeliveryWithEvent], topic: str | None, subscription: str, version: int
     ) -> dict[str, Limit]:
         """Of rows of one Subscription those that may not be told whole, by their ids."""
         found: dict[str, Limit] = {}
@@ -152,7 +152,7 @@ class ReleaseLimits:
         if standing:
             recipient = await self._recipient(subscription, standing)
         focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
-        question = Question(focus, about.labels, recipient, self._now())
+        question = ConsentQuestion(focus, about.labels, recipient, self._now())
         # Several patients: who has consented to nothing at all is asked as well, for the labels.
         asked = [*standing, *([()] if len(standing) < max(1, len(about.patients)) else [])]
         limits = [
@@ -213,9 +213,9 @@ class ReleaseLimits:
 
     async def _read_recipients(
         self, keys: list[tuple[str, int]]
-    ) -> Mapping[tuple[str, int], tuple[str | None, Kind]]:
+    ) -> Mapping[tuple[str, int], tuple[str | None, RecipientKind]]:
         stored = await self._store.read_many([("Subscription", id_) for id_, _ in keys])
-        found: dict[tuple[str, int], tuple[str | None, Kind]] = {}
+        found: dict[tuple[str, int], tuple[str | None, RecipientKind]] = {}
         for id_, version in keys:
             subscription = stored.get(f"Subscription/{id_}")
             if subscription is not None and not subscription.deleted:
@@ -227,6 +227,6 @@ class ReleaseLimits:
         return found
 
     async def _resolve(
-        self, keys: list[tuple[str | None, Kind]]
-    ) -> Mapping[tuple[str | None, Kind], Recipient]:
+        self, keys: list[tuple[str | None, RecipientKind]]
+    ) -> Mapping[tuple[str | None, RecipientKind], Recipient]:
         return {key: await recipients.resolve(self._store, *key) for key in keys}

@@ -11,22 +11,22 @@ from app.runtime.mongo import Mongo
 from app.store.events import Event
 from app.subscriptions.ledger.ledger import Ledger
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import Registry
-from app.subscriptions.sending.background import Chores
+from app.subscriptions.matching.registry import SubscriptionRegistry
+from app.subscriptions.sending.background import BackgroundTasks
 from app.subscriptions.sending.backlog import Backlog
 from app.subscriptions.sending.lifecycle import Lifecycle
 
 
-class Succession:
+class SubscriptionChanges:
     """Tells the registry of new versions, and sees to what follows."""
 
     def __init__(
         self,
-        registry: Registry,
+        registry: SubscriptionRegistry,
         ledger: Ledger,
         lifecycle: Lifecycle,
         backlog: Backlog,
-        chores: Chores,
+        chores: BackgroundTasks,
     ) -> None:
         self._registry = registry
         self._ledger = ledger

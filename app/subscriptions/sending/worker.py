@@ -25,24 +25,24 @@ from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 from app.store.events import Event
 from app.store.store import Store
-from app.subscriptions.channels import CHANNELS, Channel, Surroundings
+from app.subscriptions.channels import CHANNELS, Channel, ChannelDependencies
 from app.subscriptions.ledger import ledger_queries
-from app.subscriptions.ledger.event_intake import Intake
+from app.subscriptions.ledger.event_intake import EventIntake
 from app.subscriptions.ledger.ledger import Ledger
 from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.ledger.retention import Retention
-from app.subscriptions.matching.registry import Registry
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.attempt import Attempts
-from app.subscriptions.sending.background import Chores, again_after_failure, warn
+from app.subscriptions.sending.background import BackgroundTasks, retry_loop, warn
 from app.subscriptions.sending.backlog import Backlog
 from app.subscriptions.sending.delivery import Sender
 from app.subscriptions.sending.lifecycle import Lifecycle
-from app.subscriptions.sending.owner_rights import Rights
-from app.subscriptions.sending.release_check import Clearance
+from app.subscriptions.sending.owner_rights import OwnerRights
+from app.subscriptions.sending.release_check import ReleaseCheck
 from app.subscriptions.sending.release_limits import ReleaseLimits
 from app.subscriptions.sending.retry import RetryPolicy
-from app.subscriptions.sending.subscription_changes import Succession
+from app.subscriptions.sending.subscription_changes import SubscriptionChanges
 from app.subscriptions.websocket.binding import Binder
 
 log = logging.getLogger(__name__)
@@ -79,14 +79,14 @@ class Worker:
         self._store = store
         self._accesses = accesses
         self._directives = directives
-        around = Surroundings(settings, Egress.from_settings(settings), mongo, store.owner)
+        around = ChannelDependencies(settings, Egress.from_settings(settings), mongo, store.owner)
         self._channels = channels or {name: kind.make(around) for name, kind in CHANNELS.items()}
-        self.registry = registry = Registry(settings, mongo, store)
+        self.registry = registry = SubscriptionRegistry(settings, mongo, store)
         self.ledger = ledger = Ledger(mongo, store.owner)
         self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.standing)
         self.composer = composer = Composer(settings, store, registry)
         self.limits = limits = ReleaseLimits(store, settings, directives, directives.now)
-        self.rights = rights = Rights(accesses, store, settings, clients)
+        self.rights = rights = OwnerRights(accesses, store, settings, clients)
         self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
         attempts = Attempts(
             mongo,
@@ -96,7 +96,7 @@ class Worker:
             policy or RetryPolicy(settings.delivery_window),
             self._channels,
             self._lifecycle.fail,
-            Clearance(limits, rights, store, settings, directives.now),
+            ReleaseCheck(limits, rights, store, settings, directives.now),
         )
         self._sender = sender = Sender(
             mongo, ledger, registry, attempts, outbox.numbering, rights, audit
@@ -105,9 +105,11 @@ class Worker:
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
         self._cluster = store.cluster
         self.retention = Retention(settings, mongo)
-        self._chores = Chores()
-        self._intake = Intake(store, registry, outbox, composer, sender, backlog, limits)
-        self._succession = Succession(registry, ledger, self._lifecycle, backlog, self._chores)
+        self._chores = BackgroundTasks()
+        self._intake = EventIntake(store, registry, outbox, composer, sender, backlog, limits)
+        self._succession = SubscriptionChanges(
+            registry, ledger, self._lifecycle, backlog, self._chores
+        )
         self._loops: list[asyncio.Task[None]] = []
         self._looks: dict[int, asyncio.TimerHandle] = {}
 
@@ -205,7 +207,7 @@ class Worker:
         while True:
             await self._intake.arrived.wait()
             self._intake.arrived.clear()
-            await again_after_failure("intake", self._intake.take_in)
+            await retry_loop("intake", self._intake.take_in)
             if not self._intake.empty:
                 self._intake.arrived.set()
 
@@ -215,7 +217,7 @@ class Worker:
             await self._sender.unsettled.wait()
             await asyncio.sleep(_SETTLE_APART)
             self._sender.unsettled.clear()
-            await again_after_failure("settle", self._settle)
+            await retry_loop("settle", self._settle)
             if self.outbox.behind:
                 self._sender.unsettled.set()
 
@@ -247,7 +249,7 @@ class Worker:
         """Take over what silent processes held, whatever else this one is busy with."""
         take_over = partial(self._cluster.take_over_silent, self._take_over)
         while True:
-            await again_after_failure("take-over", take_over)
+            await retry_loop("take-over", take_over)
             await asyncio.sleep(_TAKE_OVER_EVERY)
 
     async def _take_over(self, owner: str, at: datetime) -> None:
@@ -258,7 +260,7 @@ class Worker:
 
     async def _sweep_loop(self) -> None:
         while True:
-            await again_after_failure("sweep", self._sweep)
+            await retry_loop("sweep", self._sweep)
             await asyncio.sleep(SWEEP_EVERY)
 
     async def _sweep(self) -> None:
@@ -275,11 +277,11 @@ class Worker:
         while True:
             await self._succession.poked.wait()
             self._succession.poked.clear()
-            await again_after_failure("refresh", self._succession.read_heard)
+            await retry_loop("refresh", self._succession.read_heard)
             await asyncio.sleep(_REFRESH_APART)
 
     async def _watch_loop(self) -> None:
         """Look sooner when another process has written a Subscription."""
         watch = partial(self._succession.watch, self._mongo, self._store.owner)
         while True:
-            await again_after_failure("watch", watch)
+            await retry_loop("watch", watch)

@@ -10,13 +10,13 @@ from app.search.resolution import is_resolved
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CompiledConditions:
     """All of the conditions; a plain one speaks of the version's own fields only."""
 
     conditions: tuple[Condition, ...]
     is_plain: bool
 
     @classmethod
-    def of(cls, conditions: Iterable[Condition]) -> Question:
+    def of(cls, conditions: Iterable[Condition]) -> CompiledConditions:
         found = tuple(conditions)
         return cls(found, all(is_resolved(each) for each in found))

@@ -19,7 +19,7 @@ from app.fhir.json import Resource
 from app.search import query
 from app.settings import Settings
 from app.subscriptions.topics import trigger_functions
-from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.topics.compiled_conditions import CompiledConditions
 from app.subscriptions.topics.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
 from app.subscriptions.topics.topic_shapes import FiltersAndShapes
 from app.subscriptions.topics.topics import Test, Topic, Trigger, query_parameters
@@ -121,13 +121,13 @@ class _Reader(FiltersAndShapes):
         ):
             self.refuse(f"{path}.resultForCreate", "Say what a create is to `previous`", "required")
 
-    def _query(self, resource_type: str, text: str | None, path: str) -> Question | None:
+    def _query(self, resource_type: str, text: str | None, path: str) -> CompiledConditions | None:
         if text is None or not resource_type:
             return None
         try:
             given = query_parameters(text.removeprefix(f"{resource_type}?"))
             read = query.parse(resource_type, given, lenient=False, settings=self._settings)
-            return Question.of(read.conditions)
+            return CompiledConditions.of(read.conditions)
         except (FhirError, ValueError) as error:
             self.refuse(path, str(error) or "Not a query", "value")
             return None

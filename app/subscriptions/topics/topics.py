@@ -15,7 +15,7 @@ from app.attribution.whereabouts import Facility
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
 from app.search.search_parameters import parameters
-from app.subscriptions.topics.compiled_conditions import Question
+from app.subscriptions.topics.compiled_conditions import CompiledConditions
 
 # A filter on the notice's trigger part: the one filter that is no search parameter of the resource.
 TRIGGER_FILTER = "trigger"
@@ -25,7 +25,7 @@ Coding = Mapping[str, str]
 Interaction = Literal["create", "update", "delete"]
 
 
-class Change(Protocol):
+class ResourceChange(Protocol):
     """The part of a committed event that topics and criteria look at."""
 
     @property
@@ -46,7 +46,7 @@ class Change(Protocol):
     def previous_fields(self) -> Document | None: ...
 
 
-def interaction(change: Change) -> Interaction:
+def interaction(change: ResourceChange) -> Interaction:
     """What a change is to a topic: a revival creates, whatever its verb."""
     if change.fields is None:
         return "delete"
@@ -54,15 +54,15 @@ def interaction(change: Change) -> Interaction:
 
 
 # Whether a version, given its search fields, passes a query; other resources may have to be read for it.
-Found = Callable[[Question, Document], Awaitable[bool]]
+Found = Callable[[CompiledConditions, Document], Awaitable[bool]]
 # A condition on a change that search cannot express, and one for which other things have to be looked up.
-Test = Callable[[Change], bool]
+Test = Callable[[ResourceChange], bool]
 
 
 class Around(Protocol):
     """What there is to look up around a change of a stay."""
 
-    async def told(self, change: Change) -> Sequence[str]:
+    async def told(self, change: ResourceChange) -> Sequence[str]:
         """The server's own topics, by the end of their URL, that told anybody of earlier versions; oldest first."""
 
     async def facility(self, stay: Resource) -> Facility:
@@ -72,7 +72,7 @@ class Around(Protocol):
         """Whether the facility of a version is a skilled nursing or nursing facility."""
 
 
-Inquiry = Callable[[Change, Around], Awaitable[bool]]
+Inquiry = Callable[[ResourceChange, Around], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class Trigger:
 
     resource_type: str
     interactions: frozenset[Interaction]
-    previous: Question | None = None
-    current: Question | None = None
+    previous: CompiledConditions | None = None
+    current: CompiledConditions | None = None
     on_create: bool = True
     on_delete: bool = False
     either: bool = False
@@ -97,13 +97,15 @@ class Trigger:
     coding: Coding | None = None
     description: str = ""
 
-    async def fires(self, change: Change, found: Found, around: Around | None = None) -> bool:
+    async def fires(
+        self, change: ResourceChange, found: Found, around: Around | None = None
+    ) -> bool:
         """Whether the change is one of those that this trigger is about."""
         if change.type != self.resource_type or interaction(change) not in self.interactions:
             return False
         return await self.queries_hold(change, found) and await self.functions_hold(change, around)
 
-    async def queries_hold(self, change: Change, found: Found) -> bool:
+    async def queries_hold(self, change: ResourceChange, found: Found) -> bool:
         """What queryCriteria say."""
         queries = (
             (self.current, change.fields, self.on_delete),
@@ -118,7 +120,7 @@ class Trigger:
                 return self.either
         return not (asked and self.either)
 
-    async def functions_hold(self, change: Change, around: Around | None) -> bool:
+    async def functions_hold(self, change: ResourceChange, around: Around | None) -> bool:
         """What functions and fhirPathCriteria say. Raises ValueError where one needs to look around and cannot."""
         if not all(test(change) for test in self.tests):
             return False
@@ -181,7 +183,7 @@ class Topic:
         return tuple(dict.fromkeys(trigger.resource_type for trigger in self.triggers))
 
     async def fired(
-        self, change: Change, found: Found, around: Around | None = None
+        self, change: ResourceChange, found: Found, around: Around | None = None
     ) -> Trigger | None:
         """The first trigger that the change fires, if any."""
         for trigger in self.triggers:

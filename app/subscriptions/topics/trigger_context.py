@@ -11,12 +11,12 @@ from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
-from app.subscriptions.topics.topics import Change
+from app.subscriptions.topics.topics import ResourceChange
 
 _REMEMBERED = 2_000
 
 
-class Surroundings:
+class TriggerContext:
     """Looks up; `topics.Around`. One for all events of a process."""
 
     def __init__(self, settings: Settings, mongo: Mongo, store: Reader) -> None:
@@ -27,7 +27,7 @@ class Surroundings:
         # Who has been matched a moment ago may not be in the ledger yet: the events of a batch are recorded together.
         self._matched: OrderedDict[tuple[str, str], set[tuple[int, str]]] = OrderedDict()
 
-    def note(self, change: Change, topics: Iterable[str]) -> None:
+    def note(self, change: ResourceChange, topics: Iterable[str]) -> None:
         """Remember that a change is about to be told under these topics."""
         own = {(change.version, url) for url in topics if url.startswith(self._base)}
         if own:
@@ -37,7 +37,7 @@ class Surroundings:
             if len(self._matched) > _REMEMBERED:
                 self._matched.popitem(last=False)
 
-    async def told(self, change: Change) -> Sequence[str]:
+    async def told(self, change: ResourceChange) -> Sequence[str]:
         """Notices that wait for their turn count, those that were suppressed do not."""
         rows = self._deliveries.find(
             {

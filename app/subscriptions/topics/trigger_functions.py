@@ -11,7 +11,7 @@ from typing import Any
 
 from app.attribution.whereabouts import current_locations
 from app.fhir.json import Resource
-from app.subscriptions.topics.topics import Around, Change, Inquiry, Test
+from app.subscriptions.topics.topics import Around, Inquiry, ResourceChange, Test
 
 RAISED = "raised"
 _ASIDE = frozenset({"meta", "text"})
@@ -21,42 +21,42 @@ _STAYS = "encounter-"
 _DISCHARGE, _CANCELLED = "encounter-discharge", "encounter-cancelled"
 
 
-def content_changed(change: Change) -> bool:
+def content_changed(change: ResourceChange) -> bool:
     """More has changed than meta and the narrative."""
     versions = (change.resource or {}, change.previous or {})
     now, before = ({k: v for k, v in each.items() if k not in _ASIDE} for each in versions)
     return now != before
 
 
-def status_changed(change: Change) -> bool:
+def status_changed(change: ResourceChange) -> bool:
     """The status is another than before; a resource that begins has changed its status."""
     now, before = change.resource, change.previous
     return now is not None and (before is None or now.get("status") != before.get("status"))
 
 
-def not_ended(change: Change) -> bool:
+def not_ended(change: ResourceChange) -> bool:
     """The stay has no recorded end."""
     return change.resource is not None and not _end(change.resource)
 
 
-def about_a_request(change: Change) -> bool:
+def about_a_request(change: ResourceChange) -> bool:
     """The Task is about a ServiceRequest."""
     task = change.resource or {}
     references = [task.get("focus", {}), *task.get("basedOn", ())]
     return any("ServiceRequest/" in each.get("reference", "") for each in references)
 
 
-def participant_added(change: Change) -> bool:
+def participant_added(change: ResourceChange) -> bool:
     """The team has somebody, or somebody in a role, that it had not before."""
     return bool(_seats(change.resource).keys() - _seats(change.previous).keys())
 
 
-def participant_removed(change: Change) -> bool:
+def participant_removed(change: ResourceChange) -> bool:
     """Somebody has left the team, or a role in it; the team's own end is the end of all."""
     return bool(_seats(change.previous).keys() - _seats(change.resource).keys())
 
 
-def participant_ended(change: Change) -> bool:
+def participant_ended(change: ResourceChange) -> bool:
     """The period of somebody in the team has been given an end, or another one."""
     before = _seats(change.previous)
     return any(
@@ -65,12 +65,12 @@ def participant_ended(change: Change) -> bool:
     )
 
 
-def never(change: Change) -> bool:
+def never(change: ResourceChange) -> bool:
     """Not fired by a change."""
     return False
 
 
-async def discharged(change: Change, around: Around) -> bool:
+async def discharged(change: ResourceChange, around: Around) -> bool:
     """The stay is over, by its status or because its end is recorded for the first time; told once."""
     now, before = change.resource, change.previous or {}
     if now is None or before.get("status") == "finished":
@@ -84,12 +84,12 @@ async def discharged(change: Change, around: Around) -> bool:
     return not told or told[-1] != _DISCHARGE
 
 
-async def told_before(change: Change, around: Around) -> bool:
+async def told_before(change: ResourceChange, around: Around) -> bool:
     """A notice of an earlier version of this stay went out, or is on its way, to anybody."""
     return any(slug.startswith(_STAYS) and slug != _CANCELLED for slug in await around.told(change))
 
 
-def reopened(change: Change) -> bool:
+def reopened(change: ResourceChange) -> bool:
     """A discharge is taken back: a finished stay is active again, or the end of an active one is gone."""
     now, before = change.resource, change.previous
     if now is None or before is None or now.get("status") not in _ACTIVE:
@@ -99,7 +99,7 @@ def reopened(change: Change) -> bool:
     return before.get("status") in _ACTIVE and bool(_end(before)) and not _end(now)
 
 
-async def facility_changed(change: Change, around: Around) -> bool:
+async def facility_changed(change: ResourceChange, around: Around) -> bool:
     """The stay goes on in another facility; a move inside one is none."""
     now, before = change.resource, change.previous
     if now is None or before is None or _places(now) == _places(before):
@@ -107,13 +107,13 @@ async def facility_changed(change: Change, around: Around) -> bool:
     return (await around.facility(before)).differs(await around.facility(now))
 
 
-async def in_nursing_facility(change: Change, around: Around) -> bool:
+async def in_nursing_facility(change: ResourceChange, around: Around) -> bool:
     """The stay is in a skilled nursing or nursing facility."""
     now, fields = change.resource, change.fields
     return now is not None and fields is not None and await around.is_nursing_facility(now, fields)
 
 
-async def was_elsewhere(change: Change, around: Around) -> bool:
+async def was_elsewhere(change: ResourceChange, around: Around) -> bool:
     """The version before was not in such a facility, as far as it said."""
     before, fields = change.previous, change.previous_fields
     if before is None or fields is None:
@@ -192,7 +192,7 @@ def compiled(expression: str) -> Test:
     except Exception as error:  # the engine raises plain Exceptions
         raise ValueError(f"Not a FHIRPath expression: {str(error)[:200]}") from None
 
-    def test(change: Change) -> bool:
+    def test(change: ResourceChange) -> bool:
         versions: dict[str, Any] = {
             "previous": change.previous if change.previous is not None else [],
             "current": change.resource if change.resource is not None else [],

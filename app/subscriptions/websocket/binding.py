@@ -12,7 +12,7 @@ from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.backlog import Backlog
-from app.subscriptions.sending.owner_rights import Rights
+from app.subscriptions.sending.owner_rights import OwnerRights
 from app.subscriptions.websocket.socket_tokens import Holder
 
 WEBSOCKET = "websocket"
@@ -32,7 +32,7 @@ class Binder:
         outbox: Outbox,
         backlog: Backlog,
         channels: Mapping[str, Channel],
-        rights: Rights,
+        rights: OwnerRights,
     ) -> None:
         self._rights = rights
         self._mongo = mongo
