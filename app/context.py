@@ -65,6 +65,24 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteScope:
+    """What the commit that a write belongs to is about to do.
+
+    `creating` are the resources that it creates or updates as (type, id), `deleting` and `writing` those that it
+    deletes and that it writes at all, as references. `saw_current`: the writer has seen the version that it changes, by
+    a patch or by naming it.
+    """
+
+    creating: frozenset[tuple[str, str]] = frozenset()
+    deleting: frozenset[str] = frozenset()
+    writing: frozenset[str] = frozenset()
+    saw_current: bool = False
+
+
+NO_WRITES = WriteScope()
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """One request's surroundings. `base_url` is the FHIR base as the client sees it, without a trailing slash."""
 
@@ -72,12 +90,7 @@ class Context:
     caller: Caller
     base_url: str
     handling: Literal["strict", "lenient"] = "strict"
-    # What the same commit is about to create or update as (type, id), to delete, and to write at all, as references.
-    promised: frozenset[tuple[str, str]] = frozenset()
-    departing: frozenset[str] = frozenset()
-    rewritten: frozenset[str] = frozenset()
-    # The writer has seen the version that it changes: by a patch, or by naming it.
-    edits: bool = False
+    write_scope: WriteScope = NO_WRITES
     # The caller waits for no result (Prefer: respond-async).
     respond_async: bool = False
 

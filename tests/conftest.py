@@ -83,7 +83,7 @@ class Server:
         self.accesses = services.accesses
         self.worker = services.get(Worker)
         self.reindexing = services.get(Reindexing)
-        self.hub = services.get(Engine)
+        self.engine = services.get(Engine)
         self.exports = services.get(Exports)
 
     @property

@@ -92,7 +92,7 @@ async def run(what: str | None, handler: Handler[T], request: Request, context: 
         async with Recorded(audit, what, now, focus):
             result = await handler(request, context)
             # Rehearsed reads of a transaction are told to nobody.
-            if not now.rows and not context.rewritten:
+            if not now.rows and not context.write_scope.writing:
                 await audit.record(_told(audit, what, request, context, result, now, focus))
     return result
 

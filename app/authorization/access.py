@@ -58,9 +58,9 @@ class Accesses:
     ) -> None:
         self.store = store
         self.settings = settings
-        self.belonging = Relationships(store, settings, now)
-        self.disclosure = Disclosure(directives, self.belonging)
-        self.panels = Panels(store, self.belonging, settings.base_url.rstrip("/"))
+        self.relationships = Relationships(store, settings, now)
+        self.disclosure = Disclosure(directives, self.relationships)
+        self.panels = Panels(store, self.relationships, settings.base_url.rstrip("/"))
         self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
 
     def of(self, caller: Caller) -> Access | None:
@@ -82,7 +82,7 @@ class Access:
         self.caller = caller
         self.settings = accesses.settings
         self.store = accesses.store
-        self.belonging = accesses.belonging
+        self.relationships = accesses.relationships
         self.scopes = Scopes.of(caller.scopes)
         self.restrictions = Restrictions(self.scopes, accesses.settings)
         self._disclosure = accesses.disclosure
@@ -136,7 +136,7 @@ class Access:
         """The caller's organization with all that are part of it; empty where it has none."""
         if self.caller.organization is None:
             return frozenset()
-        return await self.belonging.family(self.caller.organization)
+        return await self.relationships.family(self.caller.organization)
 
     async def sight(self, resource_type: str, action: Action) -> Sight | None:
         """What may be seen of a type; None where nothing may."""
@@ -273,7 +273,7 @@ class Access:
 
     async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
         """Those of the patients (`Patient/p1`) that are the organization's."""
-        return await relations.own_patients(self.belonging, self.caller.role, patients, family)
+        return await relations.own_patients(self.relationships, self.caller.role, patients, family)
 
     async def seen_versions(
         self, versions: Sequence[ResourceVersion], action: Action
@@ -332,7 +332,7 @@ class Access:
         if not row.get("deleted"):
             return row
         gone = ResourceVersion(
-            resource_type, row["_id"], row["v"], self.belonging.now(), "", deleted=True
+            resource_type, row["_id"], row["v"], self.relationships.now(), "", deleted=True
         )
         return await self._facts_of_version(gone, row.get("by", ()))
 

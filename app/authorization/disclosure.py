@@ -24,9 +24,9 @@ _OF_NOTICES = (PCP_NOTIFICATION,)
 class Disclosure:
     """Judges documents that are a caller's by its compartment."""
 
-    def __init__(self, directives: ConsentDirectives, belonging: Relationships) -> None:
+    def __init__(self, directives: ConsentDirectives, relationships: Relationships) -> None:
         self._directives = directives
-        self._belonging = belonging
+        self._belonging = relationships
 
     def begin(self, patients: Iterable[str]) -> None:
         """Begin to read what `of` will ask."""

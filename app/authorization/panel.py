@@ -38,9 +38,9 @@ Key = tuple[Role, OrganizationTree]
 class Panels:
     """One for each process."""
 
-    def __init__(self, store: Store, belonging: Relationships, base_url: str) -> None:
+    def __init__(self, store: Store, relationships: Relationships, base_url: str) -> None:
         self._store = store
-        self._belonging = belonging
+        self._belonging = relationships
         self._base_url = base_url
         self._known: BatchCache[Key, Panel | None] = BatchCache(
             self._read, None, lasting=_STANDS, most=100

@@ -239,17 +239,17 @@ def _naming(resource_type: str, code: str, family: OrganizationTree, base_url: s
 
 
 async def own_patients(
-    belonging: Relationships, role: Role | None, patients: set[str], family: OrganizationTree
+    relationships: Relationships, role: Role | None, patients: set[str], family: OrganizationTree
 ) -> set[str]:
     """Those of the patients that are an organization's by its role."""
     if role is None or not family or not patients:
         return set()
     match PATIENTS.get(role):
         case "attributed":
-            return await belonging.attributed(patients, family)
+            return await relationships.attributed(patients, family)
         case "treated":
-            return await belonging.treated(patients, family)
+            return await relationships.treated(patients, family)
         case "member":
             by_coverage = role in BY_COVERAGE
-            return await belonging.members(patients, family, by_coverage=by_coverage)
+            return await relationships.members(patients, family, by_coverage=by_coverage)
     return set()

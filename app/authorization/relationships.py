@@ -66,7 +66,7 @@ class Relationships:
             self._read_recipients, Recipient(None), lasting=_ORGANIZATIONS_STAND
         )
 
-    def heard(self, events: Sequence[Event]) -> None:
+    def on_events(self, events: Sequence[Event]) -> None:
         """The store's listener: what changes who belongs where counts at once."""
         for event in events:
             if event.type in ("Patient", "CareTeam", "Encounter", "Coverage"):

@@ -37,7 +37,7 @@ class Engine:
     async def start(self, context: Context) -> None:
         """`context` is the server's own; what is written in it is written by the server."""
         self.context = context
-        self._store.listeners.append(self.recently.heard)
+        self._store.listeners.append(self.recently.on_events)
         await self.reactions.start(context)
         await self.timers.start(context)
 

@@ -105,7 +105,7 @@ class RecentlyChecked:
     def knows(self, patient: str) -> bool:
         return self._in_order.get(patient, 0.0) > self._clock()
 
-    def heard(self, events: Iterable[Event]) -> None:
+    def on_events(self, events: Iterable[Event]) -> None:
         """The store's listener: forget everything where what it was found by may have changed."""
         if self._in_order and any(event.type in _DECIDING for event in events):
             self._in_order.clear()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.audit import recorded
-from app.context import Context
+from app.context import Context, WriteScope
 from app.errors import BadRequest, FhirError, Gone, Issue, Unprocessable, operation_outcome
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
@@ -184,10 +184,10 @@ async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Di
     """Fail where a read is going to, while nothing is written; what the writes create can only be read after them."""
     for entry in reads:
         place = entry.segments[:2]
-        if tuple(place) in context.promised:
+        if tuple(place) in context.write_scope.creating:
             continue
         with _located(entry):
-            if "/".join(place) in context.departing:
+            if "/".join(place) in context.write_scope.deleting:
                 raise Gone("This transaction deletes the resource")
             await dispatch(context, entry.method, entry.path, entry.query, None)
 
@@ -199,16 +199,16 @@ async def _commit(
     await _find_targets(context, writes)
     _refuse_double_targets(writes)
     bodies = await bundle_references.resolve(context, writes)
-    deleted = frozenset(
+    deleting = frozenset(
         entry.target.reference for entry in writes if entry.target and entry.method == "DELETE"
     )
-    promised = frozenset(
+    creating = frozenset(
         (entry.target.type, entry.target.id)
         for entry in writes
         if entry.target and entry.method in ("POST", "PUT")
     )
-    rewritten = frozenset(entry.target.reference for entry in writes if entry.target)
-    surroundings = replace(context, promised=promised, departing=deleted, rewritten=rewritten)
+    writing = frozenset(entry.target.reference for entry in writes if entry.target)
+    surroundings = replace(context, write_scope=WriteScope(creating, deleting, writing))
     plans: list[WritePlan] = []
     for entry in writes:
         with _located(entry):

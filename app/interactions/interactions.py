@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from app.context import Context
+from app.context import Context, WriteScope
 from app.errors import Conflict, NotFound
 from app.fhir.json import Resource
 from app.fhir.patch.json_patch import Patch
@@ -181,7 +181,8 @@ async def conditional_delete(
     async def attempt() -> InteractionResult:
         _, matches = await write.find_matches(context, resource_type, criteria, limit)
         targets = [Target(match.type, match.id, match) for match in matches]
-        surroundings = replace(context, rewritten=frozenset(each.reference for each in targets))
+        writing = WriteScope(writing=frozenset(each.reference for each in targets))
+        surroundings = replace(context, write_scope=writing)
         plans = [await write.plan_delete(surroundings, target, preconditions) for target in targets]
         changes = [plan.change for plan in plans if plan.change]
         if changes:

@@ -190,7 +190,7 @@ async def plan_write(
         return WritePlan(201, change, None, prepared, target.guards, location=True)
     check_version(target.previous, preconditions)
     if preconditions.if_match not in (None, "*"):
-        context = replace(context, edits=True)
+        context = _having_seen_current(context)
     resource = {**resource, "id": target.id}
     if target.previous is None or target.previous.deleted:
         return await _plan_change(context, target, resource, "update", 201)
@@ -207,7 +207,7 @@ async def plan_patch(
     resource = apply(previous.resource())
     if resource.get("resourceType") != previous.type or resource.get("id") != previous.id:
         raise Unprocessable("A patch must not change the resource's type or id", code="value")
-    return await _plan_change(replace(context, edits=True), target, resource, "patch", 200)
+    return await _plan_change(_having_seen_current(context), target, resource, "patch", 200)
 
 
 async def plan_delete(context: Context, target: Target, preconditions: Preconditions) -> WritePlan:
@@ -312,3 +312,7 @@ async def _judge(
         resource = meta.carry_over(resource, previous.resource())
     resource = await references.settle(context, resource)
     return await type_registry.prepare(context, resource, previous)
+
+
+def _having_seen_current(context: Context) -> Context:
+    return replace(context, write_scope=replace(context.write_scope, saw_current=True))

@@ -63,12 +63,12 @@ async def settle(context: Context, resource: Resource) -> Resource:
 
 
 async def _check_targets(context: Context, targets: set[tuple[str, str]]) -> None:
-    ordered = sorted(targets - context.promised)
+    ordered = sorted(targets - context.write_scope.creating)
     found = await asyncio.gather(*(context.store.read(*target) for target in ordered))
     missing = [
         "/".join(target)
         for target, stored in zip(ordered, found, strict=True)
-        if stored is None or stored.deleted or stored.reference in context.departing
+        if stored is None or stored.deleted or stored.reference in context.write_scope.deleting
     ]
     if missing:
         raise Unprocessable(
@@ -85,7 +85,7 @@ async def check_not_referred_to(context: Context, stored: ResourceVersion) -> No
     """
     if context.settings.referential_integrity != "checked":
         return
-    written = context.rewritten | {stored.reference}
+    written = context.write_scope.writing | {stored.reference}
     for resource_type in SUPPORTED_TYPES:
         terms = [
             f"{parameter.code}={stored.reference}"

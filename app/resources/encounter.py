@@ -47,7 +47,7 @@ async def prepare(
     when = event_time.moment(resource, arrival)
     current = previous.resource()
     memory = await _memory(context, previous, current)
-    if when is None or context.edits:
+    if when is None or context.write_scope.saw_current:
         known = visit_order.edited(current, memory, resource, arrival)
         return Prepared(resource, _private(known), is_memory=True)
     return _merged(context, previous, memory, resource, when)

@@ -359,7 +359,7 @@ async def test_an_admission_that_reaches_no_practice_is_in_the_ledger_and_the_re
     server, client = hub
     await put(client, organization("silent"), *resources)
     await admit(hub, f"un-{reason}", "un")
-    await server.hub.drain()
+    await server.engine.drain()
     (row,) = await rows(server, f"un-{reason}")
     assert row["state"] == "suppressed"
     assert row["topic"].endswith("/encounter-admission")
@@ -373,7 +373,7 @@ async def test_two_practices_are_told_and_a_person_is_asked(hub: Pair, receiver:
     await subscribe(hub, receiver, "general-practitioner=Organization/a")
     await subscribe(hub, receiver, "general-practitioner=Organization/b")
     await admit(hub, "tw-1", "tw")
-    await server.hub.drain()
+    await server.engine.drain()
     assert await told(hub, receiver) == ["tw-1", "tw-1"]
     assert await rows(server, "tw-1") == []
     assert await reviews(client, "Encounter/tw-1") == {"several-pcps"}
@@ -386,10 +386,10 @@ async def test_an_admission_of_a_routed_patient_needs_no_review(
     await put(client, patient("ok", ref("PractitionerRole/role-a")))
     await subscribe(hub, receiver, "general-practitioner=Organization/a")
     await admit(hub, "ok-1", "ok")
-    await server.hub.drain()
+    await server.engine.drain()
     assert await rows(server, "ok-1") == []
     assert await reviews(client, "Encounter/ok-1") == set()
-    assert server.hub.recently.knows("Patient/ok")
+    assert server.engine.recently.knows("Patient/ok")
 
 
 async def test_what_was_in_order_is_looked_at_again_once_it_has_changed(
@@ -399,11 +399,11 @@ async def test_what_was_in_order_is_looked_at_again_once_it_has_changed(
     await put(client, patient("ch", ref("PractitionerRole/role-a")))
     await subscribe(hub, receiver, "general-practitioner=Organization/a")
     await admit(hub, "ch-1", "ch")
-    await server.hub.drain()
+    await server.engine.drain()
     assert await reviews(client, "Encounter/ch-1") == set()
     await put(client, patient("ch"))
     await admit(hub, "ch-2", "ch")
-    await server.hub.drain()
+    await server.engine.drain()
     assert len(await rows(server, "ch-2")) == 1
     assert await reviews(client, "Encounter/ch-2") == {"no-pcp"}
 
@@ -424,7 +424,7 @@ async def keeping(mongod: str) -> AsyncIterator[Pair]:
 
 
 async def settled(pair: Pair) -> None:
-    await pair[0].hub.drain()
+    await pair[0].engine.drain()
     await pair[0].worker.drain()
 
 

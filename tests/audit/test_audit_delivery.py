@@ -125,7 +125,7 @@ async def test_one_that_the_server_keeps_names_for_whom(mongod: str, receiver: R
     async with a_world(mongod, endpoint_subscriptions=True) as world:
         hook = endpoint("north-hook", receiver.url)
         await world.put("admin", hook, role("role-n", "dr-n", "north", "north-hook"))
-        await world.server.hub.drain()
+        await world.server.engine.drain()
         await world.server.worker.drain()
         told = await tell(world)
         (event,) = await deliveries(world, entity=told)

@@ -360,7 +360,7 @@ async def told(world: World, receiver: Receiver) -> tuple[str, str]:
 
 async def publish(world: World) -> None:
     world.server.clock.advance(timedelta(hours=2))
-    await world.server.hub.drain()
+    await world.server.engine.drain()
 
 
 async def test_the_server_goes_on_to_write_its_proof(world: World, receiver: Receiver) -> None:
@@ -379,7 +379,7 @@ async def test_no_recipient_keeps_a_notice_from_being_proved(
 ) -> None:
     """It knows the notice's id as soon as it is told, and what was deleted is not published again."""
     later = world.server.clock.now() + timedelta(hours=1)
-    await world.server.hub.timers.set("publish-notices", "all", later)  # not while it is at it
+    await world.server.engine.timers.set("publish-notices", "all", later)  # not while it is at it
     _, notice = await told(world, receiver)
     await world.put("north", _communication(notice))
     place = f"/Communication/{notice}"

@@ -56,7 +56,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 @pytest.fixture
 async def pair(mongod: str, recorder: Recorder) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     async with running(make_settings(mongod, test_clock=True)) as pair:
-        await pair[0].hub.drain()
+        await pair[0].engine.drain()
         recorder.seen.clear()
         yield pair
 
@@ -71,7 +71,7 @@ async def test_every_version_is_reacted_to_in_order(
     await client.put("/Basic/b1", json=BASIC)
     await client.put("/Basic/b1", json={**BASIC, "code": {"text": "else"}})
     await client.delete("/Basic/b1")
-    await server.hub.drain()
+    await server.engine.drain()
     assert recorder.seen == [("update", "b1", 1), ("update", "b1", 2), ("delete", "b1", 3)]
     events = server.mongo.collection("events")
     assert await events.count_documents({"react_until": {"$exists": True}}) == 0
@@ -83,30 +83,30 @@ async def test_a_reaction_that_failed_is_tried_again(
     server, client = pair
     recorder.failures = 1
     await client.put("/Basic/b1", json=BASIC)
-    await server.hub.drain()
+    await server.engine.drain()
     assert recorder.seen == []
     await server.mongo.collection("events").update_many(
         {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
     )
-    await server.hub.reactions.sweep()
-    await server.hub.drain()
+    await server.engine.reactions.sweep()
+    await server.engine.drain()
     assert recorder.seen == [("update", "b1", 1)]
 
 
 async def test_another_process_reacts_for_one_that_died(mongod: str, recorder: Recorder) -> None:
     settings = make_settings(mongod)
     async with running(settings) as (server, client):
-        await server.hub.drain()
+        await server.engine.drain()
         recorder.seen.clear()
-        await server.hub.reactions.stop()  # as if it had died after the commit
+        await server.engine.reactions.stop()  # as if it had died after the commit
         await client.put("/Basic/b1", json=BASIC)
         assert recorder.seen == []
         await server.mongo.collection("events").update_many(
             {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
         )
     async with running(settings) as (server, _):
-        await server.hub.reactions.sweep()
-        await server.hub.drain()
+        await server.engine.reactions.sweep()
+        await server.engine.drain()
         assert ("update", "b1", 1) in recorder.seen
 
 
@@ -115,19 +115,19 @@ async def test_a_timer_rings_when_its_time_has_come_and_once(
 ) -> None:
     server, client = pair
     due = server.clock.now() + timedelta(days=90)
-    await server.hub.timers.set("ring", "a", due, {"of": "quarter"})
-    await server.hub.timers.set("ring", "b", due + timedelta(days=1), {"of": "later"})
-    await server.hub.drain()
+    await server.engine.timers.set("ring", "a", due, {"of": "quarter"})
+    await server.engine.timers.set("ring", "b", due + timedelta(days=1), {"of": "later"})
+    await server.engine.drain()
     assert recorder.rung == []
     answer = await client.post(
         "http://carerelay.test/admin/clock", json={"advance": 90 * 24 * 3600}
     )
     assert answer.status_code == 200
     assert answer.json()["now"] > due.isoformat()[:19]
-    await server.hub.drain()
+    await server.engine.drain()
     assert recorder.rung == ["a quarter"]
-    assert await server.hub.timers.due_of("ring", "a") is None
-    assert await server.hub.timers.due_of("ring", "b") == due + timedelta(days=1)
+    assert await server.engine.timers.due_of("ring", "a") is None
+    assert await server.engine.timers.due_of("ring", "b") == due + timedelta(days=1)
 
 
 async def test_a_timer_set_anew_or_cancelled_does_not_ring(
@@ -135,15 +135,15 @@ async def test_a_timer_set_anew_or_cancelled_does_not_ring(
 ) -> None:
     server, _ = pair
     now = server.clock.now()
-    await server.hub.timers.set("ring", "a", now + timedelta(hours=1), {"of": "first"})
-    await server.hub.timers.set("ring", "a", now + timedelta(hours=3), {"of": "second"})
-    await server.hub.timers.set("ring", "b", now + timedelta(hours=1), {"of": "cancelled"})
-    await server.hub.timers.cancel("ring", "b")
+    await server.engine.timers.set("ring", "a", now + timedelta(hours=1), {"of": "first"})
+    await server.engine.timers.set("ring", "a", now + timedelta(hours=3), {"of": "second"})
+    await server.engine.timers.set("ring", "b", now + timedelta(hours=1), {"of": "cancelled"})
+    await server.engine.timers.cancel("ring", "b")
     server.clock.advance(timedelta(hours=2))
-    await server.hub.drain()
+    await server.engine.drain()
     assert recorder.rung == []
     server.clock.advance(timedelta(hours=2))
-    await server.hub.drain()
+    await server.engine.drain()
     assert recorder.rung == ["a second"]
 
 
@@ -152,11 +152,11 @@ async def test_a_timer_that_failed_rings_again(
 ) -> None:
     server, _ = pair
     recorder.failures = 1
-    await server.hub.timers.set("ring", "a", server.clock.now(), {"of": "x"})
-    await server.hub.drain()
-    assert await server.hub.timers.due_of("ring", "a") is not None
+    await server.engine.timers.set("ring", "a", server.clock.now(), {"of": "x"})
+    await server.engine.drain()
+    assert await server.engine.timers.due_of("ring", "a") is not None
     await server.mongo.collection("timers").update_many({}, {"$unset": {"taken_until": ""}})
-    await server.hub.drain()
+    await server.engine.drain()
     assert recorder.rung == ["a x"]
 
 
@@ -216,7 +216,7 @@ async def test_a_matter_comes_into_the_review_queue_once(
     pair: tuple[Server, httpx.AsyncClient],
 ) -> None:
     server, client = pair
-    context = server.hub.context
+    context = server.engine.context
     await review_tasks.ask(context, "no-pcp", "Encounter/e9", patient="Patient/p9")
     task_id = stable_id("review", "no-pcp", "Encounter/e9", "")
     task = (await client.get(f"/Task/{task_id}")).json()

@@ -132,13 +132,13 @@ class Desk:
 
     async def settle(self) -> list[Received]:
         """Everything that is due has happened; returns all notices received so far."""
-        await self.server.hub.drain()
+        await self.server.engine.drain()
         await self.server.worker.drain()
         return self.receiver.events
 
     async def after(self, **span: float) -> list[Received]:
         """The same once this time has passed."""
-        await self.server.hub.drain()
+        await self.server.engine.drain()
         self.server.clock.advance(timedelta(**span))
         return await self.settle()
 
@@ -172,7 +172,7 @@ class Desk:
         """Nothing more happens to this member, however far later tests move the calendar."""
         for topic in (CHANGE, REVIEW):
             await self.client.delete(f"Subscription/{topic.rpartition('/')[2]}-{self.member}")
-        await self.server.hub.drain()
+        await self.server.engine.drain()
         timers = self.server.mongo.collection("timers")
         await timers.delete_many({"key": self.ref("plan")})
 

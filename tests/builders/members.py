@@ -59,18 +59,18 @@ class Member:
         body = {**resource, "id": resource_id}
         response = await self.client.put(f"/{body['resourceType']}/{resource_id}", json=body)
         assert response.status_code in (200, 201), response.text
-        await self.server.hub.drain()
+        await self.server.engine.drain()
         stored: Resource = response.json()
         return stored
 
     async def delete(self, resource: Resource) -> None:
         response = await self.client.delete(f"/{resource['resourceType']}/{resource['id']}")
         assert response.status_code == 204, response.text
-        await self.server.hub.drain()
+        await self.server.engine.drain()
 
     async def days_pass(self, days: int) -> None:
         self.server.clock.advance(timedelta(days=days))
-        await self.server.hub.drain()
+        await self.server.engine.drain()
 
     async def found(self, resource_type: str, **query: str) -> list[Resource]:
         parameters = {"patient" if resource_type != "Flag" else "subject": f"Patient/{self.id}"}

@@ -85,9 +85,9 @@ class Stage:
 
     async def settle(self) -> None:
         """Everything that follows from what was written has happened, deliveries included."""
-        await self.server.hub.drain()
+        await self.server.engine.drain()
         await self.server.worker.drain()
-        await self.server.hub.drain()
+        await self.server.engine.drain()
 
     async def _step(self, step: Any) -> None:
         if "resourceType" in step:

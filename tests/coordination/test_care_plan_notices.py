@@ -240,7 +240,7 @@ async def test_a_repeated_reaction_makes_nothing_twice(told: Desk) -> None:
     for row in await told.server.mongo.collection("events").find({}).to_list(None):
         past = {"react_until": told.server.mongo.now()}
         await told.server.mongo.collection("events").update_one({"_id": row["_id"]}, {"$set": past})
-    await told.server.hub.reactions.sweep()
+    await told.server.engine.reactions.sweep()
     assert len(await told.after(seconds=2000)) == 1
     assert (
         await told.get(
@@ -373,7 +373,7 @@ class TestAnniversary:
         earlier = reference(f"Communication/{entry['resource']['id']}")
         task = {"resourceType": "Task", "id": "answer", "status": "completed", "intent": "order"}
         await reviewed.put(task | {"focus": earlier})
-        due = await reviewed.server.hub.timers.due_of("care-plan-review", reviewed.ref("plan"))
+        due = await reviewed.server.engine.timers.due_of("care-plan-review", reviewed.ref("plan"))
         assert due is not None
         ahead = (due - reviewed.server.clock.now()).total_seconds()
         await reviewed.after(seconds=ahead - 300)

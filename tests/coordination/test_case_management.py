@@ -192,7 +192,7 @@ async def test_an_end_without_a_reason_is_accepted_with_a_warning_and_a_question
     assert response.status_code == 201
     (issue,) = response.json()["issue"]
     assert (issue["severity"], issue["expression"]) == ("warning", [END_REASON])
-    await member.server.hub.drain()
+    await member.server.engine.drain()
     (task,) = await member.found("Task", code="no-end-reason")
     assert response.headers["location"].split("/_history")[0].endswith(focus([task])[0])
 
@@ -296,7 +296,7 @@ async def test_many_causes_at_once_ask_once(member: Member) -> None:
             for n in range(10)
         )
     )
-    await member.server.hub.drain()
+    await member.server.engine.drain()
     assert len(await member.reviews()) == 1
 
 

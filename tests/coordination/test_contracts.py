@@ -94,7 +94,7 @@ def told(receiver: Receiver) -> list[str]:
 
 async def reviews(pair: Pair, **search: str) -> list[tuple[str, str]]:
     """Reason and focus of what people are asked."""
-    await pair[0].hub.drain()
+    await pair[0].engine.drain()
     found = await pair[1].get("/Task", params={"code": f"{REVIEW_REASON}|", **search})
     tasks = [entry["resource"] for entry in found.json().get("entry", ())]
     return sorted(

@@ -163,7 +163,7 @@ async def test_what_people_close_stays_closed_and_is_asked_again_next_year(membe
     refused = {**task, "status": "rejected", "statusReason": {"text": "Does not want to"}}
     response = await member.client.put(f"/Task/{task['id']}", json=refused)
     assert response.status_code == 200
-    await member.server.hub.drain()
+    await member.server.engine.drain()
     first, second = await due(member)
     assert (first["status"], first["statusReason"]) == ("rejected", {"text": "Does not want to"})
     assert (second["status"], until(second)) == (
@@ -225,8 +225,8 @@ async def test_a_failure_on_the_way_is_made_good_later(
     await server.mongo.collection("events").update_many(
         {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
     )
-    await server.hub.reactions.sweep()
-    await server.hub.drain()
+    await server.engine.reactions.sweep()
+    await server.engine.drain()
     assert [task["status"] for task in await due(member)] == ["requested"]
 
 

@@ -67,7 +67,7 @@ def enrolment(patient: str, status: str = "active", **more: Any) -> dict[str, An
 
 async def letters(server: Server, client: httpx.AsyncClient, patient: str) -> dict[str, Any]:
     """The letters about a member by kind; two of one kind are a mistake."""
-    await server.hub.drain()
+    await server.engine.drain()
     found = await client.get(
         "/Communication", params={"subject": f"Patient/{patient}", "category": f"{LETTER_KIND}|"}
     )
@@ -220,8 +220,8 @@ async def test_a_consent_that_cannot_be_understood_is_looked_at_by_a_person(
     patient = await member(client)
     unclear = consent(patient, provision={"type": "deny", "dataPeriod": {"start": "2020"}})
     await put(client, unclear)
-    await server.hub.drain()
+    await server.engine.drain()
     assert await reviews(client, patient) == ["unsuitable-consent"]
     await put(client, {**unclear, "dateTime": "2026-01-03"})
-    await server.hub.drain()
+    await server.engine.drain()
     assert await reviews(client, patient) == ["unsuitable-consent"]

@@ -324,7 +324,7 @@ async def test_real_notices_count_by_the_day_they_were_first_received(hub: Pair)
         ]
         # Now from what was published, once the ledger has forgotten.
         server.clock.advance(timedelta(minutes=1))
-        await server.hub.drain()
+        await server.engine.drain()
         await server.mongo.collection("deliveries").delete_many({})
 
 

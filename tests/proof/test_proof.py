@@ -90,13 +90,13 @@ def stay(of: str = "member", **more: Any) -> dict[str, Any]:
 async def admit(pair: Pair, resource: dict[str, Any]) -> None:
     await put(pair[1], resource)
     await pair[0].worker.drain()
-    await pair[0].hub.drain()
+    await pair[0].engine.drain()
 
 
 async def publish(pair: Pair) -> None:
     """Let the publisher's next round come."""
     pair[0].clock.advance(timedelta(minutes=1))
-    await pair[0].hub.drain()
+    await pair[0].engine.drain()
 
 
 async def notices(pair: Pair, name: str = "stay") -> list[tuple[Any, Any]]:
@@ -318,7 +318,7 @@ async def test_a_notice_that_gets_through_later_is_published_then(
     await admit(hub, stay())
     await publish(hub)
     receiver.answers([])
-    await server.worker.ledger.hasten(subscription)
+    await server.worker.ledger.expedite(subscription)
     await server.worker.run_once()
     server.clock.advance(timedelta(hours=1))
     await publish(hub)

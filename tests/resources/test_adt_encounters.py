@@ -123,7 +123,7 @@ REASONS = {
 
 async def reviews(pair: Pair, encounter: str) -> list[str]:
     """The reasons of the review Tasks about an Encounter."""
-    await pair[0].hub.drain()
+    await pair[0].engine.drain()
     found = (await pair[1].get("/Task", params={"focus": f"Encounter/{encounter}"})).json()
     tasks = [entry["resource"] for entry in found.get("entry", ())]
     return sorted(REASONS.intersection(task["code"]["coding"][0]["code"] for task in tasks))
@@ -543,13 +543,13 @@ async def test_a_late_admission_is_looked_at_though_its_process_died(mongod: str
     shared = make_settings(mongod)
     async with running(shared) as (server, client):
         await put(client, "died", told("died", "A03", 9, period={"start": "2026-11-01"}))
-        await server.hub.drain()
-        await server.hub.reactions.stop()  # as if it had died after the commit
+        await server.engine.drain()
+        await server.engine.reactions.stop()  # as if it had died after the commit
         answer = await put(client, "died", told("died", "A01", 1))
         assert answer.headers[APPLIED] == "history-only"
         await server.mongo.collection("events").update_many(
             {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
         )
     async with running(shared) as (server, client):
-        await server.hub.reactions.sweep()
+        await server.engine.reactions.sweep()
         assert "late-admission" in await reviews((server, client), "died")

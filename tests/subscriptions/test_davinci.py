@@ -428,7 +428,7 @@ async def test_a_practice_with_an_endpoint_for_messages_needs_no_subscription(
         address = receiver.url + "/fhir"
         await put(pair, endpoint("e", address, connection="hl7-fhir-msg"), practice)
         await put(pair, *hospital.directory)
-        await pair[0].hub.drain()
+        await pair[0].engine.drain()
         await pair[0].worker.drain()
         found = (await pair[1].get("/Subscription")).json()["entry"]
         channels = {e["resource"]["criteria"]: e["resource"]["channel"] for e in found}

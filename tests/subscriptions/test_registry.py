@@ -173,7 +173,7 @@ async def test_changes_are_known_to_other_processes_within_a_second(one: Mongo) 
         await asyncio.sleep(0)
         registry = other.registry
         stored = await write(store, active(classic("Encounter?class=IMP")))
-        assert await soon(lambda: registry.standing(stored.id) == "deliver") < WITHIN
+        assert await soon(lambda: registry.delivery_mode(stored.id) == "active") < WITHIN
         assert await concerned(registry, encounter()) == {stored.id}
 
         changed = active(classic("Encounter?class=EMER"))
@@ -183,11 +183,11 @@ async def test_changes_are_known_to_other_processes_within_a_second(one: Mongo) 
         assert await concerned(registry, encounter(class_="EMER")) == {stored.id}
 
         stored = await write(store, {**changed, "status": "off"}, stored)
-        assert await soon(lambda: registry.standing(stored.id) == "gone") < WITHIN
+        assert await soon(lambda: registry.delivery_mode(stored.id) == "ended") < WITHIN
         assert await concerned(registry, encounter(class_="EMER")) == set()
 
         again = await write(store, active(classic("Encounter?class=EMER")))
-        await soon(lambda: registry.standing(again.id) == "deliver")
+        await soon(lambda: registry.delivery_mode(again.id) == "active")
         await store.commit([Change("delete", "Subscription", again.id, None, again)])
         assert await soon(lambda: registry.get(again.id) is None) < WITHIN
         assert await concerned(registry, encounter(class_="EMER")) == set()
@@ -209,7 +209,7 @@ async def test_one_whose_end_comes_stops_by_itself(one: Mongo) -> None:
         end = one.now() + timedelta(seconds=0.4)
         stored = await write(store, active(classic("Encounter?class=IMP"), end=end.isoformat()))
         assert await concerned(worker.registry, encounter()) == {stored.id}
-        assert await soon(lambda: worker.registry.standing(stored.id) == "gone") < WITHIN
+        assert await soon(lambda: worker.registry.delivery_mode(stored.id) == "ended") < WITHIN
         assert await concerned(worker.registry, encounter()) == set()
         found = worker.registry.get
         await soon(lambda: found(stored.id).status == "off")  # type: ignore[union-attr]
@@ -268,7 +268,7 @@ async def test_a_topic_that_is_put_reaches_the_subscriptions_of_other_processes(
         await one.collection("topics").delete_many({})
         await soon(lambda: other.registry.get(stored.id) is None)
         assert await concerned(other.registry, {**PLAN, "status": "revoked"}) == set()
-        assert other.registry.standing(stored.id) == "gone"
+        assert other.registry.delivery_mode(stored.id) == "ended"
 
 
 async def test_a_subscription_without_its_topic_waits_for_it(one: Mongo) -> None:

@@ -173,7 +173,7 @@ async def _resend(services: Services, wanted: Wanted) -> AdminAnswer:
     worker = services.get(Worker)
 
     def active(subscription: str) -> bool:
-        return worker.registry.standing(subscription) == "deliver"
+        return worker.registry.delivery_mode(subscription) == "active"
 
     return 202, await ledger_queries.resend(services.mongo, wanted, worker.resend, active)
 

@@ -32,11 +32,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What decides a new row's state: `standing` of its Subscription, room at its endpoint, and whose it would be."""
+    """What decides a new row's state: its Subscription's `delivery_mode`, room at its endpoint, whose it would be."""
 
     owner: str
     now: datetime
-    standing: Callable[[str], str]
+    delivery_mode: Callable[[str], str]
     admit: Callable[[Registration], bool]
 
     def row(self, pair: Pair, number: int, known: Known, *, behind: bool) -> Document:
@@ -46,13 +46,13 @@ class Birth:
         """
         registration = pair.match.registration
         document = _row(pair, number, self.now)
-        standing = self.standing(registration.id)
-        if standing in ("suppress", "gone"):
+        delivery_mode = self.delivery_mode(registration.id)
+        if delivery_mode in ("errored", "ended"):
             document["state"] = "suppressed"
             document["reason"] = f"Subscription is {registration.status}"
             return document
         document["open"] = True
-        if standing == "hold" or behind or known.is_busy(pair.lane):
+        if delivery_mode == "waiting" or behind or known.is_busy(pair.lane):
             document["state"], document["next_at"] = "queued", self.now + SECOND_LOOK
         elif self.admit(registration):
             document["state"], document["owner"], document["attempt"] = "sending", self.owner, 1

@@ -232,7 +232,7 @@ class Ledger:
         lanes: list[str] = await self._deliveries.distinct("lane", {"lane": lane, "open": True})
         return lanes
 
-    async def put_off(self, subscriptions: Collection[str], until: datetime) -> None:
+    async def postpone_subscriptions(self, subscriptions: Collection[str], until: datetime) -> None:
         """Let rows of Subscriptions that are due wait, for an endpoint that is not to be called before."""
         await self._deliveries.update_many(
             {
@@ -244,7 +244,7 @@ class Ledger:
             {"$set": {"next_at": until}},
         )
 
-    async def recall(self, subscriptions: Collection[str]) -> None:
+    async def resume(self, subscriptions: Collection[str]) -> None:
         """Make what waits for an endpoint due: it answers again. Retries keep their own time."""
         await self._deliveries.update_many(
             {
@@ -256,7 +256,7 @@ class Ledger:
             {"$set": {"next_at": self._mongo.now()}},
         )
 
-    async def hasten(self, subscription: str) -> None:
+    async def expedite(self, subscription: str) -> None:
         """Make all that waits of a Subscription due, retries too."""
         now = self._mongo.now()
         await self._deliveries.update_many(

@@ -51,15 +51,15 @@ class Planned:
 
 
 class Outbox:
-    """The events' and counters' collections. `standing` says what is to be done for a Subscription."""
+    """The events' and counters' collections. `delivery_mode` says what is to be done for a Subscription."""
 
     def __init__(
-        self, mongo: Mongo, ledger: Ledger, owner: str, standing: Callable[[str], str]
+        self, mongo: Mongo, ledger: Ledger, owner: str, delivery_mode: Callable[[str], str]
     ) -> None:
         self._mongo = mongo
         self._ledger = ledger
         self._owner = owner
-        self._standing = standing
+        self._delivery_mode = delivery_mode
         self._events = mongo.collection("events")
         self._states = mongo.collection("subscription_state")
         self.numbering = SequenceNumbers(mongo)
@@ -189,7 +189,7 @@ class Outbox:
     ) -> list[Document]:
         known = await self.numbering.learn(pair.match.registration.id for pair in pairs)
         numbers = {subscription: each.number for subscription, each in known.items()}
-        birth = Birth(self._owner, self._mongo.now(), self._standing, admit)
+        birth = Birth(self._owner, self._mongo.now(), self._delivery_mode, admit)
         taken: set[str] = set()
         documents = []
         for pair in pairs:

@@ -42,13 +42,13 @@ _FIELDS = {"v": 1, "text": 1, "deleted": 1, "private": 1}
 _BRIEF = {"v": 1, "status": "$sorts.status.lo", "watch": "$private.watch"}
 _AT_ONCE = 2000
 
-Standing = Literal["deliver", "hold", "suppress", "gone"]
+DeliveryMode = Literal["active", "waiting", "errored", "ended"]
 _STATUSES: dict[str, Status] = {status: status for status in get_args(Status)}
-_STANDING: dict[str, Standing] = {
-    "active": "deliver",
-    "requested": "hold",
-    "error": "suppress",
-    "off": "gone",
+_STANDING: dict[str, DeliveryMode] = {
+    "active": "active",
+    "requested": "waiting",
+    "error": "errored",
+    "off": "ended",
 }
 
 
@@ -251,11 +251,11 @@ class SubscriptionRegistry:
     def get(self, subscription: str) -> Registration | None:
         return self._shelf.get(subscription)
 
-    def standing(self, subscription: str) -> Standing:
+    def delivery_mode(self, subscription: str) -> DeliveryMode:
         """What is to be done with a Subscription's notices now."""
         found = self.get(subscription)
         if found is None or self._is_over(found):
-            return "gone"
+            return "ended"
         return _STANDING[found.status]
 
     def requested(self) -> list[Registration]:
@@ -316,7 +316,7 @@ class SubscriptionRegistry:
     def _told_under(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
         for match in found:
             registered = match.registration
-            if registered.topic and self.standing(registered.id) in ("deliver", "hold"):
+            if registered.topic and self.delivery_mode(registered.id) in ("active", "waiting"):
                 yield registered.topic.url
 
     def asking(self, facts: MatchContext) -> Found:

@@ -66,7 +66,10 @@ class Attempts:
         """
         subscription = batch[0][0].subscription
         registration = await self._composer.registration(subscription)
-        if registration is None or self._registry.standing(subscription) in ("suppress", "gone"):
+        if registration is None or self._registry.delivery_mode(subscription) in (
+            "errored",
+            "ended",
+        ):
             return [Settlement(each, _ended_state(each), reason=OVER) for each, _ in batch]
         now = self._mongo.now()
         if registration.status == "requested":

@@ -90,7 +90,7 @@ class Backlog:
     async def resume(self, registration: Registration) -> None:
         """The far side has come by itself: send what waits for it now."""
         self._sender.endpoint(registration).answered()
-        await self._ledger.hasten(registration.id)
+        await self._ledger.expedite(registration.id)
         await self.sweep()
 
     async def take(self, candidates: Sequence[Delivery]) -> set[str]:
@@ -104,11 +104,11 @@ class Backlog:
         over: set[str] = set()
         refused: dict[str, Registration] = {}
         for candidate in candidates:
-            standing = self._registry.standing(candidate.subscription)
+            delivery_mode = self._registry.delivery_mode(candidate.subscription)
             registration = self._registry.get(candidate.subscription)
-            if registration is None or standing in ("suppress", "gone"):
+            if registration is None or delivery_mode in ("errored", "ended"):
                 over.add(candidate.subscription)
-            elif standing == "hold":
+            elif delivery_mode == "waiting":
                 held.append(candidate.id)
             elif admit(registration):
                 wanted.append(candidate)
@@ -131,7 +131,7 @@ class Backlog:
                 paused.setdefault(pause, []).append(subscription)
         for seconds, subscriptions in paused.items():
             due = self._mongo.now() + timedelta(seconds=seconds)
-            await self._ledger.put_off(subscriptions, due)
+            await self._ledger.postpone_subscriptions(subscriptions, due)
 
     async def _claim(self, wanted: Sequence[Delivery]) -> None:
         if not wanted:

@@ -242,7 +242,7 @@ class Sender:
                 # Some were no longer this process's: what it remembers of their lanes may be wrong.
                 self._numbering.forget({entry.delivery.subscription for entry in batch})
             if recovered:
-                await self._ledger.recall(recovered)
+                await self._ledger.resume(recovered)
         except PyMongoError:
             # Settling twice changes nothing: a settled row is no longer held.
             self._settlements = batch + self._settlements

@@ -92,7 +92,7 @@ class OwnerRights:
             focus = delivery.focus
             reference = f"{focus['type']}/{focus['id']}"
             question = ConsentQuestion(
-                reference, labels.NONE, Recipient(None), self._accesses.belonging.now()
+                reference, labels.NONE, Recipient(None), self._accesses.relationships.now()
             )
             version = await self._store.vread(focus["type"], focus["id"], focus["version"])
             if version is None or not await access.seen_versions([version], "r"):

@@ -83,7 +83,7 @@ class Worker:
         self._channels = channels or {name: kind.make(around) for name, kind in CHANNELS.items()}
         self.registry = registry = SubscriptionRegistry(settings, mongo, store)
         self.ledger = ledger = Ledger(mongo, store.owner)
-        self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.standing)
+        self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.delivery_mode)
         self.composer = composer = Composer(settings, store, registry)
         self.limits = limits = ReleaseLimits(store, settings, directives, directives.now)
         self.rights = rights = OwnerRights(accesses, store, settings, clients)
@@ -197,7 +197,7 @@ class Worker:
     def _committed(self, events: list[Event]) -> None:
         """The store's listener: what was committed in this process."""
         self._directives.on_events(events)
-        self._accesses.belonging.heard(events)
+        self._accesses.relationships.on_events(events)
         for event in events:
             if event.type == "Subscription":
                 self._succession.learn(event)
