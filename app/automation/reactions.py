@@ -26,7 +26,7 @@ from app.context import Context
 from app.runtime import background_tasks
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
-from app.store.events import Event, load_event
+from app.store.events import Event, event_rows, load_event
 from app.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Reactions:
         self._mongo = mongo
         self._store = store
         self._reactions = reactions
-        self._events = mongo.collection("events")
+        self._events = event_rows(mongo)
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()

@@ -19,6 +19,7 @@ from app.proof.communication import communication
 from app.proof.notice import gather
 from app.proof.publisher import sender_of
 from app.records.versions import ResourceVersion
+from app.subscriptions.ledger.ledger import delivery_rows
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
@@ -26,7 +27,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     resource_type, resource_id = invocation.instance
     await interactions.current(context, resource_type, resource_id)
     rows = (
-        await context.services.mongo.collection("deliveries")
+        await delivery_rows(context.services.mongo)
         .find({"focus.id": resource_id, "focus.type": resource_type, "topic": {"$ne": None}})
         .to_list(None)
     )

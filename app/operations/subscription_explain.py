@@ -18,6 +18,7 @@ from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion, instant
 from app.runtime.mongo import Document
+from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.explanation import Explanation, Judged
 from app.subscriptions.matching.registration import Registration
@@ -37,7 +38,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     read = registration.read(resource, registry.catalogue, context.settings)
     event = await explanation.event_of(context.store, version)
     found = await explanation.explain(registry, context.settings, event, resource, read)
-    delivery = await services.mongo.collection("deliveries").find_one(
+    delivery = await delivery_rows(services.mongo).find_one(
         {
             "subscription": subscription.id,
             "focus.type": version.type,

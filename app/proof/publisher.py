@@ -32,6 +32,8 @@ from app.proof.notice import NoticeRecord, gather
 from app.records.versions import Change, ResourceVersion, is_same_content
 from app.runtime.mongo import Collection, Document
 from app.settings import Settings
+from app.store.shared_settings import shared_settings
+from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.sending.worker import Worker
 
 _KIND, _KEY = "publish-notices", "all"
@@ -101,7 +103,7 @@ async def _round(context: Context, limit: int) -> bool:
     others = [row["_id"] for row in again if not _concerns(row, base)]
     if others:
         await _rows(context).update_many({"_id": {"$in": others}}, {"$unset": {"publish": ""}})
-    marks = context.services.mongo.collection("settings")
+    marks = shared_settings(context.services.mongo)
     mark = await marks.find_one({"_id": "published-notices"})
     up_to = mark["up_to"] if mark else ""
     fresh: list[Document] = (
@@ -249,4 +251,4 @@ def sender_of(settings: Settings) -> Resource:
 
 
 def _rows(context: Context) -> Collection:
-    return context.services.mongo.collection("deliveries")
+    return delivery_rows(context.services.mongo)

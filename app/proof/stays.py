@@ -23,6 +23,7 @@ from app.proof.notice import gather, local, patient_of
 from app.records.versions import CURRENT, ResourceVersion, stored_current
 from app.search import query
 from app.search.resolution import resolve
+from app.subscriptions.ledger.ledger import delivery_rows
 
 EventKind = Literal["admission", "discharge"]
 KINDS: tuple[EventKind, ...] = ("admission", "discharge")
@@ -235,7 +236,7 @@ async def _receipts(
     urls = [f"{base}/{name}" for names in _TOPICS.values() for name in names]
     ids = [each.partition("/")[2] for each in encounters]
     rows = (
-        await context.services.mongo.collection("deliveries")
+        await delivery_rows(context.services.mongo)
         .find({"focus.id": {"$in": ids}, "focus.type": "Encounter", "topic": {"$in": urls}})
         .to_list(None)
     )

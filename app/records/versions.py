@@ -17,6 +17,9 @@ from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
 
+# Where every version of every resource lies.
+COLLECTION = "versions"
+
 Method = Literal["create", "update", "patch", "delete"]
 # What is about to happen to a version: updated, patched, deleted.
 WriteAction = Literal["update", "patch", "delete"]
@@ -176,7 +179,7 @@ def current_since(
         {"$set": {"next": successor}},
         {
             "$lookup": {
-                "from": "versions",
+                "from": COLLECTION,
                 "localField": "next",
                 "foreignField": "_id",
                 "as": "next",

@@ -19,12 +19,13 @@ from pymongo.errors import (
     OperationFailure,
 )
 
-from app.audit import entry as audit_entry
+from app.audit import entry as audit_entry, log as audit_log
 from app.audit.hash_chain import Links
 from app.audit.log import AuditLog
 from app.errors import MethodNotAllowed, TooLarge
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
+from app.records import versions
 from app.records.versions import (
     Change,
     Guard,
@@ -36,11 +37,11 @@ from app.records.versions import (
 )
 from app.runtime.cluster import Cluster
 from app.runtime.group_commit import GroupCommit
-from app.runtime.mongo import Document, Mongo, Session
+from app.runtime.mongo import Collection as MongoCollection, Document, Mongo, Session
 from app.search import group_members
 from app.search.extract import extract, index_models
 from app.search.terms import senders
-from app.store.events import Event
+from app.store.events import Event, event_rows
 
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
@@ -76,6 +77,11 @@ class CommitUnit:
         return len(self.changes)
 
 
+def guard_rows(mongo: Mongo) -> MongoCollection:
+    """The rows that conditional writes compare, `guards`."""
+    return mongo.collection("guards")
+
+
 class Commits:
     """Writes units. `listeners` hear each committed batch of events in this process, at once."""
 
@@ -94,10 +100,10 @@ class Commits:
         self.listeners: list[Callable[[list[Event]], None]] = []
         self._reacting = frozenset(reacting)
         self._audit = audit
-        self._versions = mongo.collection("versions")
-        self._events = mongo.collection("events")
-        self._guards = mongo.collection("guards")
-        self._audit_rows = mongo.collection("audit")
+        self._versions = mongo.collection(versions.COLLECTION)
+        self._events = event_rows(mongo)
+        self._guards = guard_rows(mongo)
+        self._audit_rows = mongo.collection(audit_log.COLLECTION)
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[CommitUnit](self._write, hopeless=ConnectionFailure)

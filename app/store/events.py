@@ -12,8 +12,13 @@ from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.records.versions import Method
-from app.runtime.mongo import Document
+from app.runtime.mongo import Collection, Document, Mongo
 from app.search.extract import extract
+
+
+def event_rows(mongo: Mongo) -> Collection:
+    """The rows of events that are still to be told or reacted to, `events`."""
+    return mongo.collection("events")
 
 
 @dataclass(slots=True)

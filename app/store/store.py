@@ -40,6 +40,7 @@ from app.audit.log import AuditLog
 from app.fhir import json as fhir_json
 from app.fhir.element_definitions import RESOURCE_TYPES
 from app.fhir.json import Resource
+from app.records import versions
 from app.records.reader import READ_AHEAD, ResourceStore
 from app.records.versions import (
     CURRENT,
@@ -59,8 +60,9 @@ from app.search import group_members
 from app.search.cursor import trust
 from app.search.extract import extract
 from app.search.terms import senders
-from app.store.commit import Commits
+from app.store.commit import Commits, guard_rows
 from app.store.events import load_event
+from app.store.shared_settings import shared_settings
 
 # Beyond this the search fields would not fit into MongoDB's 16 MiB with the text.
 MAX_RESOURCE_BYTES = 15 * 1024 * 1024
@@ -86,15 +88,15 @@ class Store(ResourceStore):
         """
         self._mongo = mongo
         self.owner = owner or new_owner()
-        self._versions = mongo.collection("versions")
-        self._guards = mongo.collection("guards")
+        self._versions = mongo.collection(versions.COLLECTION)
+        self._guards = guard_rows(mongo)
         self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting)
         self.cluster = self._commits.cluster
         self.listeners = self._commits.listeners
 
     async def prepare(self) -> None:
         """Make the collections that every write needs, where they are missing, and read the key of page links."""
-        key = await self._mongo.collection("settings").find_one_and_update(
+        key = await shared_settings(self._mongo).find_one_and_update(
             {"_id": "page-links"},
             {"$setOnInsert": {"key": os.urandom(32)}},
             upsert=True,

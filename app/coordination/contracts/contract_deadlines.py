@@ -17,8 +17,10 @@ from typing import Any
 from app.automation import review_tasks
 from app.automation.timers import Timer, Timers
 from app.context import Context
+from app.coordination.contracts.contract_terms import contract_rows
 from app.proof.notice import NoticeRecord, gather
 from app.runtime.mongo import Collection, Document
+from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.sending.recheck_recipient import REASSIGNED
 from app.subscriptions.sending.release_check import WITHHELD
 
@@ -39,7 +41,7 @@ async def watch(context: Context, contract: str) -> None:
 
 async def resume(context: Context) -> None:
     """Look at those of all contracts: the server may have been down at a deadline."""
-    async for row in context.services.mongo.collection("contracts").find({}, {"_id": 1}):
+    async for row in contract_rows(context).find({}, {"_id": 1}):
         await watch(context, row["_id"])
 
 
@@ -50,7 +52,7 @@ async def forget(context: Context, contract: str) -> None:
 
 async def run(context: Context, contract: str, data: Mapping[str, Any]) -> None:
     """Look at the rows that may be late, and come back when the next one is."""
-    row = await context.services.mongo.collection("contracts").find_one({"_id": contract})
+    row = await contract_rows(context).find_one({"_id": contract})
     if row is None:
         return
     now = context.services.clock.now()
@@ -138,4 +140,4 @@ async def _alert(context: Context, contract: Document, notice: NoticeRecord, rea
 
 
 def _rows(context: Context) -> Collection:
-    return context.services.mongo.collection("deliveries")
+    return delivery_rows(context.services.mongo)

@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.context import Context
 from app.errors import Issue, Unprocessable
 from app.fhir.codes import ADMISSION, INPATIENT, SNF_ADMISSION
 from app.resources.subscription import mask
+from app.runtime.mongo import Collection
 
 _ID = r"[A-Za-z0-9\-.]{1,64}"
 _Code = Annotated[str, Field(pattern=r"^[^\s,|&]+$")]
@@ -110,3 +112,8 @@ def dumped(terms: ContractTerms) -> dict[str, Any]:
     shown = terms.model_dump(mode="json")
     shown["channel"]["headers"] = [mask(header) for header in terms.channel.headers]
     return shown
+
+
+def contract_rows(context: Context) -> Collection:
+    """The rows of contracts, `contracts`: what an operator has put, and what the server keeps for it."""
+    return context.services.mongo.collection("contracts")

@@ -16,7 +16,13 @@ from typing import Any, Literal
 from app.automation.reactions import stable_id
 from app.context import Context
 from app.coordination.contracts import contract_deadlines
-from app.coordination.contracts.contract_terms import ContractTerms, dumped, read, read_files
+from app.coordination.contracts.contract_terms import (
+    ContractTerms,
+    contract_rows,
+    dumped,
+    read,
+    read_files,
+)
 from app.errors import FhirError, Issue, NotFound, Unprocessable
 from app.fhir.codes import (
     CONTRACT_ALERT,
@@ -32,7 +38,7 @@ from app.fhir.json import Resource
 from app.interactions import interactions
 from app.resources.subscription import MASK, mask
 from app.runtime import secrets
-from app.runtime.mongo import Collection, Document
+from app.runtime.mongo import Document
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
 from app.subscriptions.matching.registry import SubscriptionRegistry
@@ -58,7 +64,7 @@ async def load(context: Context) -> None:
             words = "; ".join(issue.diagnostics for issue in error.issues)
             raise ValueError(f"{place}: contract {terms.id}: {words}") from None
     names = [terms.id for terms in wanted]
-    async for row in _contracts(context).find({"origin": "file", "_id": {"$nin": names}}):
+    async for row in contract_rows(context).find({"origin": "file", "_id": {"$nin": names}}):
         await _end(context, row)
     await contract_deadlines.resume(context)
 
@@ -68,26 +74,26 @@ async def put(context: Context, contract: str, given: Any) -> bool:
     terms = read(given)
     if terms.id != contract:
         raise Unprocessable("The id must be the one in the address", code="value", expression="id")
-    before = await _contracts(context).find_one({"_id": contract})
+    before = await contract_rows(context).find_one({"_id": contract})
     await _keep(context, await _unmasked(context, terms, before), "admin")
     return before is None
 
 
 async def get(context: Context, contract: str) -> Document:
     """What an operator wrote, with where it came from and what is kept for it. Raises NotFound."""
-    row: Document | None = await _contracts(context).find_one({"_id": contract})
+    row: Document | None = await contract_rows(context).find_one({"_id": contract})
     if row is None:
         raise NotFound("There is no such contract")
     return _shown(row)
 
 
 async def list_all(context: Context) -> list[Document]:
-    return [_shown(row) async for row in _contracts(context).find().sort("_id", 1)]
+    return [_shown(row) async for row in contract_rows(context).find().sort("_id", 1)]
 
 
 async def delete(context: Context, contract: str) -> None:
     """End a contract: its Subscriptions are off, its Contract is terminated, what was sent stays in the ledger."""
-    row = await _contracts(context).find_one({"_id": contract})
+    row = await contract_rows(context).find_one({"_id": contract})
     if row is None:
         raise NotFound("There is no such contract")
     await _end(context, row)
@@ -96,7 +102,7 @@ async def delete(context: Context, contract: str) -> None:
 async def _keep(context: Context, terms: ContractTerms, origin: Origin) -> None:
     topics = _topics(context, terms)
     subscriptions = [_subscription(terms, topic) for topic in topics]
-    before = await _contracts(context).find_one({"_id": terms.id})
+    before = await contract_rows(context).find_one({"_id": terms.id})
     for wanted in subscriptions:
         if await _differs(context, wanted):
             await interactions.update(context, "Subscription", wanted["id"], wanted)
@@ -106,7 +112,7 @@ async def _keep(context: Context, terms: ContractTerms, origin: Origin) -> None:
     resource = _contract(terms, topics)
     await interactions.update(context, "Contract", terms.id, resource)
     row = {"terms": dumped(terms), "origin": origin, "subscriptions": kept}
-    await _contracts(context).update_one({"_id": terms.id}, {"$set": row}, upsert=True)
+    await contract_rows(context).update_one({"_id": terms.id}, {"$set": row}, upsert=True)
     await contract_deadlines.watch(context, terms.id)
 
 
@@ -118,7 +124,7 @@ async def _end(context: Context, row: Document) -> None:
         resource = {**stored.resource(), "status": "terminated"}
         await interactions.update(context, "Contract", row["_id"], resource)
     await contract_deadlines.forget(context, row["_id"])
-    await _contracts(context).delete_one({"_id": row["_id"]})
+    await contract_rows(context).delete_one({"_id": row["_id"]})
 
 
 async def _switch_off(context: Context, subscription: str) -> None:
@@ -275,7 +281,3 @@ def _shown(row: Document) -> Document:
             *(f"Subscription/{each}" for each in row["subscriptions"]),
         ],
     }
-
-
-def _contracts(context: Context) -> Collection:
-    return context.services.mongo.collection("contracts")

@@ -22,6 +22,7 @@ from app.coordination.practices.encounter_review import is_record
 from app.fhir.codes import REVIEW_REASONS
 from app.store.events import Event
 from app.subscriptions.ledger.delivery_rows import row_of
+from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic, Trigger
@@ -130,6 +131,6 @@ async def _record(
     row = row_of(event, name, 0, f"{name}|", (topic.url, trigger.coding), now)
     row |= {"state": "suppressed", "reason": reason}
     try:
-        await context.services.mongo.collection("deliveries").insert_one(row)
+        await delivery_rows(context.services.mongo).insert_one(row)
     except DuplicateKeyError:
         return  # the reaction has run before

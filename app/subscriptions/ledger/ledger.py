@@ -94,13 +94,18 @@ class Refusal:
     recorded: bool
 
 
+def delivery_rows(mongo: Mongo) -> MongoCollection:
+    """The rows of the ledger, `deliveries`."""
+    return mongo.collection("deliveries")
+
+
 class Ledger:
     """The deliveries' collection. `owner` names this process."""
 
     def __init__(self, mongo: Mongo, owner: str) -> None:
         self._mongo = mongo
         self.owner = owner
-        self._deliveries = mongo.collection("deliveries")
+        self._deliveries = delivery_rows(mongo)
 
     async def prepare(self) -> None:
         """Create the indexes that are missing."""

@@ -12,7 +12,7 @@ from pymongo import ASCENDING, DESCENDING
 from app.errors import BadRequest, Gone, NotFound
 from app.fhir.ids import first_id, time_of
 from app.runtime.mongo import Document, Mongo
-from app.subscriptions.ledger.ledger import Delivery, State
+from app.subscriptions.ledger.ledger import Delivery, State, delivery_rows
 
 STATES: tuple[State, ...] = get_args(State)
 # Ids are made by a process's own clock, times are the database's.
@@ -70,7 +70,7 @@ async def search(
     condition = wanted.condition()
     if cursor is not None:
         condition = {"$and": [condition, {key: {"$lt": _position(key, cursor)}}]}
-    found = mongo.collection("deliveries").find(condition).sort(key, DESCENDING)
+    found = delivery_rows(mongo).find(condition).sort(key, DESCENDING)
     rows: list[Document] = await found.limit(count + 1).to_list(None)
     more = str(rows[count - 1][key]) if len(rows) > count else None
     return rows[:count], more
@@ -86,7 +86,7 @@ def _position(key: str, cursor: str) -> Any:
 
 async def read(mongo: Mongo, delivery: str, kept: timedelta) -> Document:
     """One row. Raises Gone where it is older than rows are kept, else NotFound where there is none."""
-    row: Document | None = await mongo.collection("deliveries").find_one({"_id": delivery})
+    row: Document | None = await delivery_rows(mongo).find_one({"_id": delivery})
     if row is not None:
         return row
     made = time_of(delivery)
@@ -104,7 +104,7 @@ async def resend(
     """
     condition = wanted.condition()
     condition["open"] = {"$exists": False}
-    deliveries = mongo.collection("deliveries")
+    deliveries = delivery_rows(mongo)
     subscriptions = [wanted.subscription] if wanted.subscription else None
     if subscriptions is None:
         subscriptions = await deliveries.distinct("subscription", condition)
@@ -169,14 +169,14 @@ class Span:
 
 async def first_kept(mongo: Mongo, subscription: str, count: int) -> int:
     """The number of the first event that is still kept; `count` + 1 where none is."""
-    cursor = mongo.collection("deliveries").find({"subscription": subscription}, {"number": 1})
+    cursor = delivery_rows(mongo).find({"subscription": subscription}, {"number": 1})
     rows = await cursor.sort("number", ASCENDING).limit(1).to_list(None)
     return int(rows[0]["number"]) if rows else count + 1
 
 
 async def rows(mongo: Mongo, subscription: str, span: Span, limit: int) -> list[Delivery]:
     """The rows of a span in the order of their numbers, at most `limit`."""
-    cursor = mongo.collection("deliveries").find(
+    cursor = delivery_rows(mongo).find(
         {"subscription": subscription, **span.condition()}, {"attempts": 0}
     )
     documents = await cursor.sort("number", ASCENDING).limit(limit).to_list(None)
@@ -194,7 +194,7 @@ async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
     (app/proof).
     """
     now = mongo.now()
-    result = await mongo.collection("deliveries").update_many(
+    result = await delivery_rows(mongo).update_many(
         {**condition, "subscription": subscription, "open": {"$exists": False}},
         {
             "$set": {

@@ -23,11 +23,11 @@ from pymongo.errors import PyMongoError
 
 from app.runtime.mongo import Document, Mongo
 from app.store.commit import EVENT_LEASE
-from app.store.events import Event
+from app.store.events import Event, event_rows
 from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger
-from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
+from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECTION, SequenceNumbers
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionMatch
 
@@ -60,8 +60,8 @@ class Outbox:
         self._ledger = ledger
         self._owner = owner
         self._delivery_mode = delivery_mode
-        self._events = mongo.collection("events")
-        self._states = mongo.collection("subscription_state")
+        self._events = event_rows(mongo)
+        self._states = mongo.collection(SUBSCRIPTION_STATE_COLLECTION)
         self.numbering = SequenceNumbers(mongo)
         self._done: list[Any] = []
         self._moved: dict[str, tuple[int, datetime | None]] = {}

@@ -14,6 +14,8 @@ from bson import ObjectId
 from app.fhir.ids import first_id
 from app.runtime.mongo import Mongo
 from app.settings import Settings
+from app.store.events import event_rows
+from app.subscriptions.ledger.ledger import delivery_rows
 
 EVERY = timedelta(hours=1)
 
@@ -36,14 +38,14 @@ class Retention:
 
     async def clear(self, now: datetime) -> tuple[int, int]:
         """Delete what is older than it is kept, seen from `now`; returns how many events and deliveries."""
-        events = await self._mongo.collection("events").delete_many(
+        events = await event_rows(self._mongo).delete_many(
             {
                 "_id": {"$lt": ObjectId.from_datetime(now - self.events)},
                 "state": "done",
                 "react_until": {"$exists": False},
             }
         )
-        deliveries = await self._mongo.collection("deliveries").delete_many(
+        deliveries = await delivery_rows(self._mongo).delete_many(
             {"_id": {"$lt": first_id(now - self.deliveries)}, "open": {"$exists": False}}
         )
         return events.deleted_count, deliveries.deleted_count

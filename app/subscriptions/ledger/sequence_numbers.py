@@ -15,6 +15,10 @@ from datetime import datetime
 from pymongo import UpdateOne
 
 from app.runtime.mongo import Collection as MongoCollection, Document, Mongo
+from app.subscriptions.ledger.ledger import delivery_rows
+
+# What is kept of a Subscription beside its rows: the number of its last event, its next heartbeat, its handshake.
+SUBSCRIPTION_STATE_COLLECTION = "subscription_state"
 
 # After another process has given out a number, ours are read anew for this many seconds instead of remembered.
 _SHARED_FOR = 10.0
@@ -42,7 +46,7 @@ class SequenceNumbers:
     def __init__(self, mongo: Mongo, clock: Callable[[], float] = time.monotonic) -> None:
         self._mongo = mongo
         self._clock = clock
-        self._deliveries = mongo.collection("deliveries")
+        self._deliveries = delivery_rows(mongo)
         self._known: dict[str, Known] = {}
         self._shared_until = 0.0
 
@@ -143,7 +147,7 @@ def _numbers(ids: list[str]) -> list[Document]:
         {"$match": {"subscription": {"$in": ids}}},
         {"$sort": {"subscription": -1, "number": -1}},
         {"$group": {"_id": "$subscription", "number": {"$first": "$number"}}},
-        {"$unionWith": {"coll": "subscription_state", "pipeline": counters}},
+        {"$unionWith": {"coll": SUBSCRIPTION_STATE_COLLECTION, "pipeline": counters}},
     ]
 
 

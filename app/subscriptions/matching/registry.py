@@ -18,7 +18,7 @@ from app.fhir.json import Resource
 from app.runtime.mongo import Document, Mongo
 from app.search.terms import EVERY
 from app.settings import Settings
-from app.store.events import Event
+from app.store.events import Event, event_rows
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
 from app.subscriptions.matching.criteria import Criteria
@@ -106,7 +106,7 @@ class SubscriptionRegistry:
         else:
             since = since - _OVERLAP
         self._polled_at = now
-        events = self._mongo.collection("events").find(
+        events = event_rows(self._mongo).find(
             {"type": "Subscription", "at": {"$gte": since}}, {"_id": 0, "id": 1, "version": 1}
         )
         behind = {

@@ -22,7 +22,7 @@ from app.network.egress_policy import origin
 from app.runtime.mongo import Mongo
 from app.store.events import Event
 from app.subscriptions.channels import AttemptOutcome
-from app.subscriptions.ledger.ledger import Delivery, Ledger, Settlement, settle
+from app.subscriptions.ledger.ledger import Delivery, Ledger, Settlement, delivery_rows, settle
 from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
@@ -72,7 +72,7 @@ class Sender:
         """`audit` is where attempts are put on record before they are settled."""
         self._mongo = mongo
         self._rights = rights
-        self._deliveries = mongo.collection("deliveries")
+        self._deliveries = delivery_rows(mongo)
         self._ledger = ledger
         self._registry = registry
         self._numbering = numbering

@@ -24,6 +24,7 @@ from app.runtime.mongo import Document, Mongo
 from app.store.store import Store
 from app.subscriptions.channels import AttemptOutcome, Channel
 from app.subscriptions.ledger.ledger import LEASE_MARGIN
+from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECTION
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.notices.notification import NotificationKind
@@ -45,7 +46,7 @@ class Lifecycle:
         self._store = store
         self._composer = composer
         self._channels = channels
-        self._states = mongo.collection("subscription_state")
+        self._states = mongo.collection(SUBSCRIPTION_STATE_COLLECTION)
         self._beating = asyncio.Lock()
         self._activating: set[tuple[str, int]] = set()
 

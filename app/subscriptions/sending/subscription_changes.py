@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from app.runtime.mongo import Mongo
-from app.store.events import Event
+from app.store.events import Event, event_rows
 from app.subscriptions.ledger.ledger import Ledger
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
@@ -46,7 +46,7 @@ class SubscriptionChanges:
         """Listen to the change stream for what other processes write; `poked` tells that there is something to read."""
         foreign = {"fullDocument.type": "Subscription", "fullDocument.owner": {"$ne": owner}}
         pipeline = [{"$match": {"operationType": "insert", **foreign}}]
-        async with mongo.watch(mongo.collection("events"), pipeline) as stream:
+        async with mongo.watch(event_rows(mongo), pipeline) as stream:
             async for change in stream:
                 self._heard.add(change["fullDocument"]["id"])
                 self.poked.set()

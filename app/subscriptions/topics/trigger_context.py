@@ -11,6 +11,7 @@ from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
+from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.topics.topics import ResourceChange
 
 _REMEMBERED = 2_000
@@ -22,7 +23,7 @@ class TriggerContext:
     def __init__(self, settings: Settings, mongo: Mongo, store: Reader) -> None:
         self._settings = settings
         self._store = store
-        self._deliveries = mongo.collection("deliveries")
+        self._deliveries = delivery_rows(mongo)
         self._base = settings.topic_base.rstrip("/") + "/"
         # Who has been matched a moment ago may not be in the ledger yet: the events of a batch are recorded together.
         self._matched: OrderedDict[tuple[str, str], set[tuple[int, str]]] = OrderedDict()
