@@ -104,7 +104,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await published.store_topics(own)
             await contracts.load(own)
             await publisher.start(own)
-            # What start-up made stays for good: out of the collector's sight, reads gain a fifth (design decision 13).
+            # What start-up made stays for good: out of the collector's sight, reads gain a fifth
+            # (docs/decisions/0016-request-path.md).
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)

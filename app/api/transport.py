@@ -1,6 +1,7 @@
 """What every exchange has around it: a request id, limits, security headers, compression, and an answer in any event.
 
-Pure ASGI: `BaseHTTPMiddleware` would cost a third of the throughput (design decision 13).
+Pure ASGI: `BaseHTTPMiddleware` would cost a third of the throughput
+(docs/decisions/0016-request-path.md).
 """
 
 from __future__ import annotations
