@@ -1,12 +1,13 @@
-"""Who hears of a patient: whose patient it is at a moment, and what Subscriptions can ask about that.
+"""Attribution: who is responsible for a patient at a moment, and what Subscriptions can filter by that.
 
-    claims       what care teams, the patient's record and rosters say
-    practices    a practitioner, role or organization as a whole practice with its endpoints
-    attribution  who the PCP is, by the order of the sources
-    facility     what kind of facility a stay is in
-    derived      all of that as search terms, for the filters of topics
-    standing     whether a notice that is late still concerns whom it was for
-    recipient    to whom a Subscription's notices go
+attribution    finds a patient's PCP, source by source
+claims         reads what care teams, the patient's record and rosters say about the PCP
+practices      resolves a practitioner, role or organization to a whole practice with its Endpoints
+many           finds the PCPs of many patients in the same number of reads
+panels         says which roles and organizations are primary care providers, and which Endpoints are theirs
+facility       says what kind of facility a stay is in
+whereabouts    tells one facility of a stay from another
+derived        gives all of this as search terms, for the filters of topics
 
 docs/routing.md
 """

@@ -1,1 +1,15 @@
-"""Who may do what: the caller of every interaction, and where the server may call."""
+"""Authorization: what a caller may see and write, judged in one place.
+
+rules               are the tables: which role may do what, to which types, by which relation
+access              holds scopes, rules, consent and labels against resources
+relations           says how a resource stands to an organization
+relationships       says whose patients people are, now
+panel               finds the patients of an organization, to narrow a search
+disclosure          asks consent and labels about reads
+scope_filters       makes filters of the queries that restrict scopes
+candidates          pages through what a filter finds and keeps what may be seen
+restricted_store    is the store as a caller may see it
+write_check         judges the changes of one commit before they are written
+
+docs/access.md, docs/decisions/0010-access.md
+"""

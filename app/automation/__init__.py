@@ -1,0 +1,11 @@
+"""Automation: what the server does of itself, after a commit or when a time has come. No feature is named here.
+
+engine               starts and stops reactions and timers
+reactions            hands each committed event to the reactions of its type, at least once
+timers               keeps what is to happen later as rows with a time, and runs what is due
+review_tasks         puts a Task into the review queue, once for each matter
+follow_up_tasks      keeps Tasks with a day by which something has to be done
+patient_resources    reads what is known of one patient, by type and code
+
+app/features.py lists the reactions and timers there are.
+"""

@@ -1,10 +1,10 @@
-"""Whether a notice may be told, judged when it is sent: what patients have consented to, and how content is labelled.
+"""Consent: whether something may be told to a recipient, whole, as references, or not at all.
 
-    labels       what meta.security says of a resource
-    provisions   what one Consent answers to one question
-    recipients   who a Subscription's notices go to
-    judgement    what all Consents and labels come to
-    gate         asked by the sender: reads Consents once for all notices of a moment
+labels        reads the security labels of a resource
+provisions    answers one question by one Consent
+recipients    says who is told, as Consents name them
+judgement     weighs all Consents and labels of a patient
+directives    reads patients' active Consents, once for all who ask at a moment
 
 docs/consent.md lists the encodings that count.
 """

@@ -1,13 +1,10 @@
-"""What the hub does of itself: after commits, and when a time has come.
+"""The features of care coordination: each folder is one, holds its reactions and timers, and knows no other.
 
-    codes        our own code systems, extensions and codes
-    clock        what time it is; tests may move it
-    reactions    what follows a commit: claimed, repeated after failures, never in the way of a notice
-    timers       what is to happen later
-    registry     which reactions and timers there are
-    hub          all of this with its life
-    recently     of whom nothing is amiss
-    review       the queue of what a person has to look at
+care_plans/         tells the practice of care plans: copies, changes, the yearly review
+case_management/    asks about enrolments, health risk assessments and letters
+continuity/         honours a new member's earlier plan of care
+contracts/          keeps what is owed to states and plans, with deadlines
+practices/          keeps Subscriptions for practices' Endpoints, and asks people what is wrong with a visit
 
-Every other file is about one subject and holds its reactions and timers.
+A new feature is a folder here and a line in app/features.py.
 """

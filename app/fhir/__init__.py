@@ -1,0 +1,15 @@
+"""FHIR R4 as facts and formats, without a database or a network.
+
+definitions            reads R4's structures, search parameters, required codes and compartments from profiles/
+element_definitions    lists how a type's elements are written, for XML and patches
+codes                  names our own extensions, code systems and codes
+code_lists             publishes our own code lists
+ids                    makes UUIDv7 ids
+json                   decodes and encodes FHIR's JSON without losing a digit
+formats                negotiates JSON and XML, and cuts answers down
+summary                cuts a resource down to `_summary` and `_elements`
+meta                   carries profiles, tags and labels over from version to version
+validation/            judges a resource by R4's definitions
+xml/                   decodes and encodes FHIR's XML
+patch/                 applies JSON, XML and FHIRPath patches
+"""

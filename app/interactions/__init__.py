@@ -1,0 +1,13 @@
+"""The FHIR interactions on resources, alone and in Bundles.
+
+interactions         has one short function for each interaction
+plan                 judges a write and says what it will do, before anything is committed
+preconditions        reads conditional headers and the Prefer header
+references           makes references relative and checks them
+result               is what an interaction returns
+history              reads history parameters and builds history Bundles
+bundle               runs batches and transactions
+bundle_references    resolves references between the entries of a transaction
+
+https://hl7.org/fhir/R4/http.html
+"""

@@ -1,14 +1,14 @@
-"""Who was told what, and when: the ledger's rows as proof that lasts, and what the proof adds up to.
+"""Proof: who was told what and when, as resources that outlast the ledger, and what they add up to.
 
-    notice         one row of the ledger with all that it proves
-    communication  the same as a Communication, and read back from one
-    audit_event    the same as an AuditEvent
-    names          the three names that a hospital's notice must have
-    publisher      keeps these resources, in the background
-    days           calendar days where the facility is
-    stays          admissions and discharges of a period, with what practices received
-    timeliness     how many were received in time, by practice, hospital and month
-    report         the same as a MeasureReport and as CSV
+notice           reads a delivery row with all that it proves
+communication    shows it as a Communication, and reads one back
+audit_event      shows it as an AuditEvent
+publisher        stores both for settled notices, in the background
+names            finds which of the three required names notices have lacked
+days             finds the calendar days where a facility is
+stays            lists admissions and discharges of a period with what practices received
+timeliness       counts how many were received in time
+report           shows the count as a MeasureReport and as CSV
 
 docs/proof.md
 """

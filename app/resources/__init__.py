@@ -1,1 +1,11 @@
-"""Rules of single resource types, one file each; `registry` knows them all."""
+"""Rules of single resource types that no definition says, one file each.
+
+type_registry       maps a type to its rule
+type_rules          says what a rule is given and gives back
+encounter           brings messages about a visit into order
+visit_order         computes that order, element by element
+event_time          finds when what a message tells of happened
+episode_of_care     checks the reason for which case management ended
+search_parameter    refuses an active SearchParameter that cannot be searched by
+subscription        refuses what cannot be served, masks secrets and sets the status
+"""

@@ -1,1 +1,15 @@
-"""The process itself and its place among others: what every room above may lean on, without FHIR."""
+"""The process and its place among others: what every room above leans on, without FHIR.
+
+mongo               is the MongoDB client and the seam between its two drivers
+cluster             keeps this process's row, finds silent processes and gives the commit horizon
+process_messages    carries questions from one process to another
+group_commit        lets writes of the same moment share a transaction
+batch_cache         lets reads of the same moment share a query
+snapshot            reads at one cluster time
+clock               is the calendar, which tests may move
+background_tasks    ends tasks for certain
+child_process       starts children that end with their parent
+embedded_mongod     runs a MongoDB for development
+secrets             seals secrets at rest
+logs                writes exceptions without their texts
+"""

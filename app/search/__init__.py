@@ -1,26 +1,46 @@
-"""FHIR search: what is stored beside a resource, and the MongoDB filter a query becomes.
+"""FHIR search: what is stored beside a resource, and the MongoDB filter that a query becomes.
 
 https://hl7.org/fhir/R4/search.html
 
-    fhirpath        the grammar of SearchParameter expressions
-    expression      compiles them into plain accessors
-    parameter       one compiled search parameter
-    registry        all parameters of a type, and what could not be compiled
-    token reference string uri      stored as terms (terms.py)
-    date number quantity            stored as ranges (ranges.py)
-    composite special               made of others, or of the document itself
-    near lists                      a Location's distance, the entries of a List
-    chain link      chained parameters and _has, step by step
-    cohort          the members of a Group, kept in rows of their own
-    lookup probe    conditions on other documents, and searches driven from the candidates' side
-    extract         resource -> stored fields
-    query           request parameters -> Query
-    sorting cursor  the order of a result, and where a page begins
-    include gather  _include and _revinclude, read and carried out
-    page            Query -> searchset Bundle
-    system compartment      searches over several types
+From the resource to what is stored:
+    fhirpath              parses the expressions of SearchParameters
+    expression            compiles them into plain accessors
+    parameter             is one compiled search parameter, and what a Condition is
+    search_parameters     has all parameters of a type, and why some cannot be compiled
+    custom                adds the parameters that clients defined
+    custom_check          says whether a client's parameter can be searched by
+    parameters/           has one file for each type of parameter
+    units                 makes UCUM quantities comparable
+    words                 makes terms of text, for `_text` and `_content`
+    contained             gives the fields of contained resources
+    group_members         keeps the members of Groups in rows of their own
+    extract               gives the stored fields of a resource, and the indexes on them
 
-Each kind of parameter is one file with the same few pure functions: `VALUES` and `values` give what is stored for an
-element, `condition` reads a search value into a Condition, and a Condition knows its MongoDB `filter()` and whether it
-`matches(fields)` in memory.
+What is stored:
+    terms                 are strings under the one multikey index
+    ranges                are dates, numbers and quantities
+    spans                 are Periods as pairs of instants
+
+From the request to the answer:
+    query                 reads request parameters into a Query
+    escaping              splits search values at unescaped separators
+    filter                reads `_filter`
+    filter_grammar        parses it
+    lists                 reads `_list`
+    terminology           reads `:in`, `:below` and the like, by stored ValueSets and CodeSystems
+    chain                 reads chained parameters and `_has`
+    chain_step            is one step of them, asked from either side
+    deferred_condition    is a condition whose answer lies in other documents
+    resolution            replaces deferred conditions by conditions on the document itself
+    candidate_scan        tests candidates where a deferred condition leads to too much
+    sorting               orders a result
+    cursor                signs and reads page links
+    include               reads `_include` and `_revinclude` and carries them out
+    page                  joins the stored texts into a searchset
+    explain               tells how MongoDB answered
+    system                searches several types
+    compartment           searches a compartment
+    contained_search      searches contained resources
+
+docs/decisions/0003-stored-shape-and-search-terms.md, docs/decisions/0006-chains-and-cohorts.md
 """

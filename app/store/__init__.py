@@ -1,0 +1,10 @@
+"""The store: the one write path, and the reads of resources.
+
+store              reads current versions, versions and terms; `Store.commit` is the only write
+commit             writes changes, versions, events and audit rows in one transaction
+events             are committed changes, and the rows that tell of them
+reindexing         extracts stored resources anew, and learns clients' search parameters
+shared_settings    has the rows that all processes share
+
+docs/decisions/0002-one-write-path.md
+"""

@@ -1,0 +1,9 @@
+"""Case management: who may need it again, what falls due, and who is written to.
+
+case_management             asks a person whether a member should be enrolled again
+case_management_triggers    recognizes transitions of care, risks that have risen, and referrals
+health_risk                 keeps the Tasks of health risk assessments that fall due
+letters                     writes the letters of an opt-in to member and practice
+
+docs/case-management.md
+"""

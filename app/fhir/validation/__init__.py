@@ -1,4 +1,12 @@
-"""Judges a resource before it is stored: structure, primitive formats, required codes.
+"""Validation: judges a resource before it is stored, by structure, primitive formats and required codes.
+
+structure          compiles R4's StructureDefinitions into one check for each type
+shapes             checks how JSON arranges an element
+primitives         checks the primitive types
+data_type_rules    checks rules that hold wherever a data type is used
+narrative          checks the XHTML of a narrative
+findings           collects issues with their locations
+models             is the second judge, fhir.resources' R4B models, for `$validate` and tests
 
 https://hl7.org/fhir/R4/validation.html
 What passes is stored as it came, so this check is strict where models that read JSON may be mild.

@@ -1,4 +1,7 @@
-"""FHIR's XML, in and out: the same resource that `fhir_json` knows, driven by R4's definitions.
+"""FHIR's XML: the same resource that app/fhir/json.py knows, driven by R4's definitions.
+
+decoding    reads XML into a resource
+encoding    writes a resource as XML
 
 https://hl7.org/fhir/R4/xml.html
 """

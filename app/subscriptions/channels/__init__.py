@@ -1,8 +1,15 @@
-"""Channels: how a notice leaves the server. One file per channel type, one entry in `CHANNELS`.
+"""Channels: how a notice leaves the server. One file for each channel type, one entry in `CHANNELS`.
 
-protocol        what a channel is given and gives back, and what a channel type says of itself
-payload         the formats that `channel.payload` may name
-http_endpoint   what is demanded of an endpoint that is called by HTTP
+protocol         is what every channel is given and gives back, and what a channel type says of itself
+rest_hook        sends HTTP requests
+websocket        tells bound clients
+email            sends mail
+message          sends FHIR messages
+davinci          sends Da Vinci Unsolicited Notifications
+http_sender      sends over HTTP for the channels that call an endpoint: signature, certificate, token
+http_endpoint    checks endpoint, headers and payload type of these
+connections      keeps a small pool for each origin, with addresses judged as they are opened
+payload          reads the payload types that `channel.payload` may name
 """
 
 from __future__ import annotations

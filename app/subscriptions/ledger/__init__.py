@@ -1,0 +1,10 @@
+"""The ledger: committed events, numbered deliveries, and all that was attempted.
+
+event_intake        queues committed events, has them matched and records them in order
+outbox              records a batch: numbers, rows, then counters and events
+sequence_numbers    remembers each Subscription's last number and its busy lanes
+delivery_rows       says what a new row looks like, and which lane it belongs to
+ledger              claims, renews, settles and closes rows of `deliveries`
+ledger_queries      searches rows for operators and `$events`, and reopens them for `$resend`
+retention           deletes what is older than it is kept
+"""

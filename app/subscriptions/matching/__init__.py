@@ -1,0 +1,11 @@
+"""Matching: what Subscriptions ask for, and which of them an event concerns.
+
+registration          reads a Subscription, classic or topic-based
+channel_terms         reads what it asks of its channel
+criteria              compiles what it listens for
+criteria_index        files criteria by their most selective term
+registration_cache    keeps registrations by the hundred thousand, one short string each
+registry              has the Subscriptions of this moment, and matches events
+match_context         is a version as criteria see it, references followed
+explanation           says why a version is told or not
+"""

@@ -1,0 +1,18 @@
+"""Sending: what is attempted when, what may be told, and what becomes of it.
+
+worker                  owns all of this in one process, and runs its loops
+subscription_changes    learns new versions of Subscriptions and does what they ask for
+lifecycle               proves endpoints, sets statuses and sends heartbeats
+backlog                 claims due rows, the first of each lane
+delivery                runs attempts side by side, endpoint by endpoint, and settles in bulk
+batching                says which events travel in one notice
+attempt                 makes one attempt
+release_check           says what may be sent now, and settles the rest
+release_limits          asks consent and labels
+owner_rights            asks what the Subscription's owner may see
+recheck_recipient       asks whether the patient still is the recipient's
+attempt_audit           puts attempts on record
+retry                   says when to try again
+circuit_breaker         says how much an endpoint is trusted with
+background              runs tasks that nobody waits for, and loops that survive failures
+"""
