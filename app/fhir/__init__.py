@@ -1,4 +1,4 @@
-"""FHIR R4 as facts and formats, without a database or a network.
+"""FHIR R4 itself: its definitions and its formats, without a database or a network.
 
 definitions            reads R4's structures, search parameters, required codes and compartments from profiles/
 element_definitions    lists how a type's elements are written, for XML and patches

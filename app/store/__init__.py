@@ -1,4 +1,4 @@
-"""The store: the one write path, and the reads of resources.
+"""The store: resources in MongoDB, and the single way to write them.
 
 store              reads current versions, versions and terms; `Store.commit` is the only write
 commit             writes changes, versions, events and audit rows in one transaction
