@@ -52,7 +52,7 @@ def test_every_room_of_the_contract_is_in_the_tree_and_has_a_line() -> None:
 
 def test_the_picture_has_the_arrows_of_the_contract() -> None:
     picture = PAGE.partition("```mermaid\n")[2].partition("```")[0]
-    drawn = set()
+    drawn: set[tuple[str, ...]] = set()
     for line in picture.splitlines():
         chain = [each.strip() for each in line.split("-->")]
         drawn.update(itertools.pairwise(chain))
