@@ -13,6 +13,7 @@ https://hl7.org/fhir/R4/search.html
     chain link      chained parameters and _has, step by step
     cohort          the members of a Group, kept in rows of their own
     lookup probe    conditions on other documents, and searches driven from the candidates' side
+    state           what it depends on in one app
     extract         resource -> stored fields
     query           request parameters -> Query
     sorting cursor  the order of a result, and where a page begins
