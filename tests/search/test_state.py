@@ -13,6 +13,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.api.transport import Transport
+from app.authorization.relations import about
 from app.records.versions import Change
 from app.runtime.mongo import Mongo
 from app.search import custom
@@ -287,3 +288,18 @@ def test_digests_do_not_depend_on_the_order_of_learning() -> None:
     digests = {custom.digest(each.custom) for each in states}
     assert len(digests) == 1
     assert digests != {custom.digest(())}
+
+
+def test_no_client_decides_what_a_resource_is_about() -> None:
+    """Access hangs on it: a parameter named `patient` or `subject` changes nothing."""
+    definition = custom.read(
+        parameter(
+            "patient", base=["Organization"], type="reference", expression="Organization.partOf"
+        )
+    )
+    state = SearchState()
+    state.learn([Custom("sp", definition, is_searchable=True)])
+    with state.applied():
+        assert "patient" in parameters("Organization")
+        assert about("Organization") is None
+    assert about("Encounter") is not None
