@@ -33,7 +33,7 @@ from app.proof import publisher
 from app.runtime.clock import Clock
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Mongo
-from app.search.state import SearchState
+from app.search.search_state import SearchState
 from app.settings import Settings
 from app.store.reindexing import Reindexing
 from app.store.store import Store

@@ -26,7 +26,7 @@ from app.fhir.ids import new_id
 from app.network import exposure
 from app.runtime.logs import places
 from app.runtime.mongo import max_time_ms
-from app.search.state import SearchState, in_force
+from app.search.search_state import SearchState, in_force
 from app.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from bson import Timestamp
 from bson.decimal128 import Decimal128
 
 from app.errors import BadRequest, Gone
-from app.search.state import current
+from app.search.search_state import current
 
 Values = tuple[Any, ...]
 LIFETIME = timedelta(hours=24)

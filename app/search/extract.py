@@ -28,7 +28,7 @@ from app.search.parameter import Parameter
 from app.search.parameters import date, near
 from app.search.ranges import plain
 from app.search.search_parameters import GROUPS, OF_THE_DOCUMENT, VALUES, extracted, is_sortable
-from app.search.state import kept
+from app.search.search_state import kept
 from app.search.terms import EVERY
 
 # Adds what it finds in a value of the resource to the fields.

@@ -23,7 +23,7 @@ from app.search import group_members
 from app.search.parameter import Parameter, SearchScope, UnknownParameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
-from app.search.state import kept
+from app.search.search_state import kept
 from app.search.terms import EVERY
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from app.search.parameters import (
     uri,
 )
 from app.search.ranges import Present
-from app.search.state import current, kept
+from app.search.search_state import current, kept
 from app.search.terms import Terms
 
 Read = Callable[[Parameter, str | None, Iterable[str], SearchScope], Condition]

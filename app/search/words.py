@@ -22,7 +22,7 @@ from app.fhir.definitions import Element
 from app.search.escaping import split, unescape
 from app.search.parameter import AllOf, AnyOf, Condition
 from app.search.parameters.string import normalise
-from app.search.state import current
+from app.search.search_state import current
 from app.search.terms import Terms
 
 NAMES = frozenset({"_text", "_content"})

@@ -58,7 +58,7 @@ from app.runtime.cluster import new_owner
 from app.runtime.mongo import Document, Mongo, max_time_ms
 from app.search import group_members
 from app.search.extract import extract
-from app.search.state import SearchState
+from app.search.search_state import SearchState
 from app.search.terms import senders
 from app.store.commit import Commits, guard_rows
 from app.store.events import load_event

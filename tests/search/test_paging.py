@@ -20,7 +20,7 @@ from app.records.versions import Change
 from app.runtime.mongo import Mongo, Session
 from app.search import cursor, page, system
 from app.search.query import parse
-from app.search.state import SearchState
+from app.search.search_state import SearchState
 from app.settings import Settings
 from app.store.store import Store
 from tests.conftest import BASE, Server, make_settings

@@ -13,7 +13,7 @@ from app.runtime.mongo import Mongo
 from app.search import words
 from app.search.extract import extract
 from app.search.query import Query, parse
-from app.search.state import SearchState
+from app.search.search_state import SearchState
 from app.settings import Settings
 from app.store.store import Store
 from tests.conftest import make_settings

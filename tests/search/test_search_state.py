@@ -20,7 +20,7 @@ from app.search import custom
 from app.search.custom import Custom
 from app.search.extract import extract
 from app.search.search_parameters import parameters
-from app.search.state import SearchState, current
+from app.search.search_state import SearchState, current
 from app.settings import Settings
 from app.store.store import Store
 from tests.conftest import Server, make_settings, running
