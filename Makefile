@@ -9,7 +9,7 @@ UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos cov bench bench-growth check fmt sbom audit lock clean
+.PHONY: help install run test chaos mutants cov bench bench-growth check fmt sbom audit lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a pa
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
 	@$(BIN)/pytest -m chaos tests/subscriptions/test_chaos.py tests/subscriptions/test_endpoints.py $(ARGS)
+
+mutants: $(STAMP) ## Put 200 faults into copies of the code, see whether tests notice; an hour (ARGS="--sample 20 --seed 3 --room search")
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 cov: $(STAMP) ## Run the tests and show which lines and branches they miss
 	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -33,7 +33,7 @@ from app.proof import publisher
 from app.runtime.clock import Clock
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Mongo
-from app.search import words
+from app.search.search_state import SearchState
 from app.settings import Settings
 from app.store.reindexing import Reindexing
 from app.store.store import Store
@@ -43,11 +43,11 @@ from app.subscriptions.sending.worker import Worker
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The server as an ASGI application; opening its lifespan connects to MongoDB and starts the worker."""
     settings = settings or Settings()
+    search_state = SearchState(has_words=settings.search_words)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def parts(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as running:  # stopped in the reverse order
-            words.switch(on=settings.search_words)
             mongo = await Mongo.open(settings)
             running.push_async_callback(mongo.close)
             clock = Clock(mongo)
@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 owner=owner,
                 audit=audit,
                 reacting={type_ for each in reactions for type_ in each.types},
+                search_state=search_state,
             )
             await store.prepare()
             await store.cluster.start()
@@ -111,6 +112,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             gc.set_threshold(50_000, 20, 50)
             yield
 
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as opened:
+            with search_state.applied():  # the tasks of the parts inherit it
+                await opened.enter_async_context(parts(app))
+            # Not in force meanwhile: whoever opened this may open another app, and may close them in any order.
+            yield
+            with search_state.applied():
+                await opened.aclose()
+
     app = FastAPI(
         title="CareRelay",
         version=__version__,
@@ -124,7 +135,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(router.FhirRouter)
     if settings.auth == "smart":
         app.add_middleware(Smart)
-    app.add_middleware(Transport, settings=settings)
+    app.add_middleware(Transport, settings=settings, search_state=search_state)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -27,6 +27,7 @@ from app.fhir.ids import new_id
 from app.network import exposure
 from app.runtime.logs import places
 from app.runtime.mongo import max_time_ms
+from app.search.search_state import SearchState, in_force
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -57,17 +58,26 @@ _ENCODINGS: dict[str, Callable[[bytes], bytes]] = {"zstd": _zstd, "gzip": _gzip}
 class Transport:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, search_state: SearchState) -> None:
         self._app = app
+        self._search_state = search_state
         self._max_url_bytes = settings.max_url_bytes
         self._limits = RequestLimits(settings)
         self._max_time_ms = math.ceil(settings.request_timeout * 1000)
         self._only_tls = exposure.needs_tls(settings) and not exposure.has_own_tls(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        # A server's task for a request or a websocket inherits nothing from the app.
+        token = in_force.set(self._search_state)
+        try:
+            if scope["type"] == "http":
+                await self._exchange(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        finally:
+            in_force.reset(token)
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         given, accepted, has_body = b"", b"", False
         for name, value in scope["headers"]:
             if name == REQUEST_ID:

@@ -19,7 +19,7 @@ from app.consent.labels import Labels
 from app.search.expression import follow
 from app.search.parameter import Filter, Parameter
 from app.search.parameters import reference
-from app.search.search_parameters import parameters
+from app.search.search_parameters import parameters, standard
 from app.search.terms import senders, unescape
 
 # What a document says: `_id` and `terms`. Of a version `_id` tells it from others, and `id` is the resource's.
@@ -38,7 +38,7 @@ def id_of(row: DocumentRow) -> str:
 @cache
 def about(resource_type: str) -> Parameter | None:
     """The search parameter that says which patients a resource is about."""
-    known = parameters(resource_type)
+    known = standard(resource_type)
     found = known.get("patient") or known.get("subject")
     return found if found is not None and found.type == "reference" else None
 

@@ -52,7 +52,6 @@ class RestrictedStore(ResourceStore):
         self._store = store
         self._access = access
         self._most = access.settings.max_chain_examined
-        self.owner = store.owner
 
     # Single resources
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,9 +28,12 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+log = logging.getLogger(__name__)
+
 BACKLOG = 2048
 WEBSOCKET_BYTES = 64 * 1024  # the longest message that a client may send
 GRACE_SECONDS = 10  # for requests under way when the server is asked to stop
+STOP_SECONDS = 15.0  # for all that is stopped after them
 
 Say = Callable[[str], None]
 
@@ -169,9 +174,14 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         return
     from app.main import create_app  # only now: other commands start without the whole server
 
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), **options(settings)))
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
+    app = create_app(settings)
+    stopped = leave_when_overdue(app)
+    server = uvicorn.Server(uvicorn.Config(app, **options(settings)))
+    try:
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    finally:
+        stopped.set()
     if not server.started:
         raise ServeError("The server did not start; the lines above say why.")
 
@@ -202,4 +212,36 @@ def worker_app() -> FastAPI:
     supervisor = multiprocessing.parent_process()
     if supervisor is not None and supervisor.pid is not None:
         child_process.end_with(supervisor.pid)
-    return create_app(Settings())
+    app = create_app(Settings())
+    leave_when_overdue(app)
+    return app
+
+
+def leave_when_overdue(app: FastAPI) -> threading.Event:
+    """End the process where the application does not stop in time; set the event once it has.
+
+    A database that is reached but does not answer keeps its driver waiting for most of a minute. Nothing is lost: what
+    this process had in hand is taken over by others, or at the next start, as if it had been killed.
+    """
+    stopped = threading.Event()
+    opened = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with opened(app) as state:
+            yield state
+            watching = (stopped, asyncio.get_running_loop())
+            threading.Thread(target=_leave_unless, args=watching, daemon=True).start()
+
+    app.router.lifespan_context = lifespan
+    return stopped
+
+
+def _leave_unless(stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
+    if stopped.wait(STOP_SECONDS):
+        return
+    with suppress(RuntimeError):  # the loop runs on, and its tasks come and go
+        coroutines = [task.get_coro() for task in asyncio.all_tasks(loop)]
+        waiting = sorted(getattr(each, "__qualname__", "") for each in coroutines)
+        log.error("did not stop in time, left: %s", ", ".join(waiting), extra={"action": "stop"})
+    os._exit(1)

@@ -7,6 +7,7 @@ references           makes references relative and checks them
 result               is what an interaction returns
 history              reads history parameters and builds history Bundles
 bundle               runs batches and transactions
+bundle_entries       takes one entry's request apart and puts its response together
 bundle_references    resolves references between the entries of a transaction
 
 https://hl7.org/fhir/R4/http.html

@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 from app.context import Context
 from app.errors import PreconditionFailed
 from app.fhir.definitions import SUPPORTED_TYPES, Element, json_name, structure
 from app.fhir.json import Resource
+from app.interactions.bundle_entries import BundleEntry
 from app.interactions.references import references_in
 from app.search import query, resolution
 from app.search.extract import extract
-
-if TYPE_CHECKING:
-    from app.interactions.bundle import BundleEntry
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)

@@ -112,8 +112,6 @@ class Reader(Protocol):
 class ResourceStore(Reader, Protocol):
     """A store that is also written to."""
 
-    owner: str
-
     async def previous(
         self, resource_type: str, resource_id: str, action: WriteAction
     ) -> ResourceVersion | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from app.errors import Issue, Unprocessable
 from app.fhir.json import Resource
 from app.resources.type_rules import Prepared
-from app.search import custom
 from app.search.custom_check import standard_urls, why_not
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ async def prepare(
 
 def _taken(context: Context, resource: Resource) -> tuple[str, str] | None:
     """Whether another client's parameter has the code already, for one of the types."""
-    for each in custom.known(context.store.owner):
+    for each in context.services.store.search_state.custom:
         is_other = each.id != resource.get("id")
         shared = set(each.definition.base) & set(resource["base"])
         if is_other and each.definition.code == resource["code"] and shared:

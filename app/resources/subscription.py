@@ -12,6 +12,7 @@ from app.fhir.json import Resource
 from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError, origin
 from app.resources.type_rules import Prepared
 from app.runtime import secrets
+from app.runtime.masking import MASK, mask
 from app.runtime.mongo import Document
 from app.subscriptions.channels import CHANNELS
 from app.subscriptions.matching import registration, registration_cache
@@ -23,8 +24,6 @@ from app.subscriptions.sending.owner_rights import owner_document
 if TYPE_CHECKING:
     from app.context import Context
     from app.records.versions import ResourceVersion
-
-MASK = "********"
 
 
 async def prepare(
@@ -88,11 +87,6 @@ def _owner(context: Context, known: Document) -> Document:
     if context.access.is_administrator and "owner" in known:
         return {"owner": known["owner"]}
     return {"owner": owner_document(context.caller)}
-
-
-def mask(header: str) -> str:
-    """`Authorization: Bearer x` as everybody but its writer sees it."""
-    return f"{header.partition(':')[0]}: {MASK}"
 
 
 def masked(resource: Resource) -> Resource:

@@ -11,5 +11,6 @@ background_tasks    ends tasks for certain
 child_process       starts children that end with their parent
 embedded_mongod     runs a MongoDB for development
 secrets             seals secrets at rest
+masking             shows secrets in headers as everybody but their writer sees them
 logs                writes exceptions without their texts
 """

@@ -18,6 +18,7 @@ from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
+from app.runtime import background_tasks
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,8 @@ class ProcessMessages:
             del self._waiting[question_id]
 
     async def close(self) -> None:
-        tasks = [*self._answering, *([self._reading] if self._reading else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        reading = [] if self._reading is None else [self._reading]
+        await background_tasks.end([*self._answering, *reading])
 
     async def _post(self, to: str, row: Document) -> None:
         await self._rows.insert_one(

@@ -12,6 +12,7 @@ From the resource to what is stored:
     parameters/           has one file for each type of parameter
     units                 makes UCUM quantities comparable
     words                 makes terms of text, for `_text` and `_content`
+    search_state          is what all of this depends on in one app: words, clients' parameters, the key of page links
     contained             gives the fields of contained resources
     group_members         keeps the members of Groups in rows of their own
     extract               gives the stored fields of a resource, and the indexes on them

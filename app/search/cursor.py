@@ -10,7 +10,6 @@ import base64
 import binascii
 import hmac
 import json
-import os
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,14 +22,13 @@ from bson import Timestamp
 from bson.decimal128 import Decimal128
 
 from app.errors import BadRequest, Gone
+from app.search.search_state import current
 
 Values = tuple[Any, ...]
 LIFETIME = timedelta(hours=24)
 _WITHOUT_EFFECT = frozenset({"_cursor", "_count", "_total", "_summary", "_elements", "_explain"})
 _MAC = 16
 _json = msgspec.json.Encoder()
-# The last is signed with; a process that has no database yet has a key of its own.
-_keys: list[bytes] = [os.urandom(32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +37,6 @@ class Cursor:
 
     values: Values
     snapshot: Timestamp | None = None
-
-
-def trust(key: bytes) -> None:
-    """Sign with this key from now on, and take what it signed."""
-    if key in _keys:
-        _keys.remove(key)
-    _keys.append(key)
 
 
 def fingerprint(resource_type: str, used: list[tuple[str, str]]) -> str:
@@ -59,7 +50,7 @@ def encode(values: Values, search: str, snapshot: Timestamp | None = None) -> st
     at = [snapshot.time, snapshot.inc] if snapshot is not None else None
     content = [search, [_plain(value) for value in values], int(time.time()), at]
     body = _json.encode(content)
-    token = body + _sign(_keys[-1], body)
+    token = body + _sign(body)
     return base64.urlsafe_b64encode(token).decode().rstrip("=")
 
 
@@ -69,7 +60,7 @@ def read(token: str, search: str, length: int, lifetime: timedelta = LIFETIME) -
         padded = token + "=" * (-len(token) % 4)
         whole = base64.b64decode(padded, altchars=b"-_", validate=True)
         body, mac = whole[:-_MAC], whole[-_MAC:]
-        if not any(hmac.compare_digest(mac, _sign(key, body)) for key in _keys):
+        if not hmac.compare_digest(mac, _sign(body)):
             raise _invalid()
         made_for, values, made, at = json.loads(body)
         found = tuple(_value(each) for each in values)
@@ -96,8 +87,8 @@ def expired() -> Gone:
     )
 
 
-def _sign(key: bytes, body: bytes) -> bytes:
-    return hmac.digest(key, body, "sha256")[:_MAC]
+def _sign(body: bytes) -> bytes:
+    return hmac.digest(current().page_key, body, "sha256")[:_MAC]
 
 
 def _invalid() -> BadRequest:

@@ -1,14 +1,13 @@
 """Search parameters that clients defined, beside those of R4 and US Core. https://hl7.org/fhir/R4/searchparameter.html
 
 An active SearchParameter resource is extracted from the next write on; it can be searched once `$reindex` has extracted
-it from everything stored before, otherwise a search would find half. What is known here is the union of what the stores
-of this process hold: extraction belongs to the process.
+it from everything stored before, otherwise a search would find half. Which there are, the app's state knows (state.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -35,11 +34,6 @@ class Custom(msgspec.Struct, frozen=True):
         return sha256(msgspec.json.encode(self.definition)).hexdigest()[:16]
 
 
-# Called after the known parameters have changed, to forget what was compiled from the old ones.
-on_change: list[Callable[[], None]] = []
-_by_owner: dict[str, tuple[Custom, ...]] = {}
-
-
 def read(resource: Resource) -> SearchParameter:
     """The facts of a SearchParameter resource that search uses."""
     found = msgspec.convert(resource, SearchParameter)
@@ -47,41 +41,18 @@ def read(resource: Resource) -> SearchParameter:
     return msgspec.structs.replace(found, modifier=())
 
 
-def publish(owner: str, parameters: Iterable[Custom]) -> bool:
-    """Make these the parameters of a store; True where that changed anything."""
-    found = tuple(sorted(parameters, key=lambda each: each.id))
-    if _by_owner.get(owner, ()) == found:
-        return False
-    _by_owner[owner] = found
-    for forget in on_change:
-        forget()
-    return True
-
-
-def withdraw(owner: str) -> None:
-    """Forget the parameters of a store that is closed."""
-    publish(owner, ())
-    _by_owner.pop(owner, None)
-
-
-def of(resource_type: str) -> Mapping[str, Custom]:
-    """The parameters of a type by code; where two stores define one, it is searchable if it is for both."""
+def of(parameters: Iterable[Custom], resource_type: str) -> Mapping[str, Custom]:
+    """Those of a type by code; where two define one, as two processes may at once, it is searchable if both are."""
     found: dict[str, Custom] = {}
-    for parameters in _by_owner.values():
-        for each in parameters:
-            if resource_type in each.definition.base:
-                known = found.get(each.definition.code)
-                if known is None or not each.is_searchable:
-                    found[each.definition.code] = each
+    for each in parameters:
+        if resource_type in each.definition.base:
+            known = found.get(each.definition.code)
+            if known is None or not each.is_searchable:
+                found[each.definition.code] = each
     return found
 
 
-def known(owner: str) -> tuple[Custom, ...]:
-    """The parameters of one store."""
-    return _by_owner.get(owner, ())
-
-
-def digest(owner: str) -> str:
-    """Says which parameters a store's process extracts, whatever order it learned them in."""
-    parts = [f"{each.id} {each.digest}" for each in known(owner)]
+def digest(parameters: Iterable[Custom]) -> str:
+    """Says which parameters a process extracts, to compare with what others do."""
+    parts = [f"{each.id} {each.digest}" for each in parameters]
     return sha256("\n".join(parts).encode()).hexdigest()[:16]

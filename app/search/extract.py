@@ -18,17 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from app.search import contained, custom, group_members, words
+from app.search import contained, group_members, words
 from app.search.expression import AccessPath, Step, follow
 from app.search.parameter import Parameter
 from app.search.parameters import date, near
 from app.search.ranges import plain
 from app.search.search_parameters import GROUPS, OF_THE_DOCUMENT, VALUES, extracted, is_sortable
+from app.search.search_state import kept
 from app.search.terms import EVERY
 
 # Adds what it finds in a value of the resource to the fields.
@@ -108,7 +108,7 @@ def index_models(resource_type: str) -> list[IndexModel]:
     return [*models, near.index_model()] if resource_type == "Location" else models
 
 
-@cache
+@kept
 def _plan(resource_type: str) -> _Plan:
     by_key: dict[str, list[Rule]] = {}
     always: list[Rule] = []
@@ -135,9 +135,6 @@ def _plan(resource_type: str) -> _Plan:
     if resource_type == "CareTeam":
         by_key["participant"].append(group_members.add)
     return _Plan({key: tuple(rules) for key, rules in by_key.items()}, tuple(always), clinical)
-
-
-custom.on_change.append(_plan.cache_clear)
 
 
 def _rule(

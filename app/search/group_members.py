@@ -11,7 +11,7 @@ questions need of a Group is its field `roster`, so that nobody has to read 10,0
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,10 @@ from app.search.parameter import Condition, Fields, Filter, SearchLimits
 from app.search.parameters.reference import VALUES
 from app.search.parameters.special import Ids
 from app.search.spans import Span
-from app.search.terms import Terms, successor
+from app.search.terms import Terms, escape, shorten, successor
 
 if TYPE_CHECKING:
     from app.records.reader import Reader
-from collections.abc import Iterable
-
-from app.search.terms import escape, shorten
 
 # Search parameters whose terms are kept in a collection of rows, by type and code.
 ROWS: Mapping[tuple[str, str], str] = {("Group", "member"): "group_members"}

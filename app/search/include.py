@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,6 +23,7 @@ from app.search import group_members
 from app.search.parameter import Parameter, SearchScope, UnknownParameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
+from app.search.search_state import kept
 from app.search.terms import EVERY
 
 if TYPE_CHECKING:
@@ -133,20 +133,20 @@ def _refused(name: str, diagnostics: str, code: str = "not-supported") -> BadReq
     return BadRequest(diagnostics, code=code, expression=f"http.{name}")
 
 
-@cache
+@kept
 def included_by(resource_type: str) -> tuple[str, ...]:
     """What `_include` takes in a search on a type."""
     codes = [each.code for each in parameters(resource_type).values() if is_reference(each)]
     return (EVERYTHING, *(f"{resource_type}:{code}" for code in sorted(codes)))
 
 
-@cache
+@kept
 def including(resource_type: str) -> tuple[str, ...]:
     """What `_revinclude` takes in a search on a type."""
     return (EVERYTHING, *sorted(_referring().get(resource_type, ())))
 
 
-@cache
+@kept
 def _referring() -> Mapping[str, Sequence[str]]:
     found: dict[str, list[str]] = {}
     for source in definitions.SUPPORTED_TYPES:

@@ -29,6 +29,7 @@ from app.search.parameters import (
     uri,
 )
 from app.search.ranges import Present
+from app.search.search_state import current, kept
 from app.search.terms import Terms
 
 Read = Callable[[Parameter, str | None, Iterable[str], SearchScope], Condition]
@@ -83,10 +84,10 @@ _CLINICAL = (
 )
 
 
-@cache
+@kept
 def parameters(resource_type: str) -> Mapping[str, Parameter]:
     """The type's compiled search parameters by code: R4's, US Core's, and those of clients that are indexed."""
-    added = custom.of(resource_type)
+    added = custom.of(current().custom, resource_type)
     searchable = {
         code: parameter
         for code, parameter in extracted(resource_type).items()
@@ -95,18 +96,23 @@ def parameters(resource_type: str) -> Mapping[str, Parameter]:
     return MappingProxyType(searchable)
 
 
-@cache
+@kept
 def extracted(resource_type: str) -> Mapping[str, Parameter]:
     """All parameters whose values are stored, those of clients included that are not indexed yet."""
-    found = dict(_compile(resource_type)[0])
-    for code, each in custom.of(resource_type).items():
+    found = dict(standard(resource_type))
+    for code, each in custom.of(current().custom, resource_type).items():
         found.setdefault(code, compile_custom(resource_type, each.definition))
     return MappingProxyType(found)
 
 
+def standard(resource_type: str) -> Mapping[str, Parameter]:
+    """Those of R4 and US Core alone, the same in every app whatever its clients define."""
+    return _compile(resource_type)[0]
+
+
 def compile_custom(resource_type: str, definition: SearchParameter) -> Parameter:
     """A client's parameter for one of its types. Raises NotCompilableError with the reason."""
-    standard = _compile(resource_type)[0]
+    others = standard(resource_type)
     if not definition.expression:
         raise NotCompilableError("it has no expression")
     if definition.type not in {*VALUES, "composite"} - {"special"}:
@@ -117,16 +123,8 @@ def compile_custom(resource_type: str, definition: SearchParameter) -> Parameter
         raise NotCompilableError(f"its component {unknown} is no known parameter") from None
     if not found.paths:
         raise NotCompilableError(f"its expression leads to nothing in {resource_type}")
-    found = replace(found, shared=_shared(found, standard))
-    return replace(found, components=_lifted(found, standard))
-
-
-def _forget_custom() -> None:
-    parameters.cache_clear()
-    extracted.cache_clear()
-
-
-custom.on_change.append(_forget_custom)
+    found = replace(found, shared=_shared(found, others))
+    return replace(found, components=_lifted(found, others))
 
 
 @cache

@@ -9,29 +9,21 @@ say, a code system that is not stored or a filter on a property, is refused: gue
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.errors import BadRequest
+from app.fhir import definitions
 from app.search.escaping import split, unescape
 from app.search.parameter import Condition, Not, Parameter, SearchScope
 from app.search.parameters import token
 from app.search.resolution import NeedsStore
-from app.search.terms import Terms, any_of
-
-if TYPE_CHECKING:
-    from app.records.reader import Reader
-from collections.abc import Mapping
-from dataclasses import field
-from typing import TYPE_CHECKING, Any
-
-from app.search.terms import escape, shorten
+from app.search.terms import Terms, any_of, escape, shorten
 
 if TYPE_CHECKING:
     from app.fhir.json import Resource
     from app.records.reader import Reader
-from app.fhir import definitions
 
 _MOST_CODES = 10_000
 

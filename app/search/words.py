@@ -22,6 +22,7 @@ from app.fhir.definitions import Element
 from app.search.escaping import split, unescape
 from app.search.parameter import AllOf, AnyOf, Condition
 from app.search.parameters.string import normalise
+from app.search.search_state import current
 from app.search.terms import Terms
 
 NAMES = frozenset({"_text", "_content"})
@@ -34,18 +35,9 @@ _TEXT = frozenset({"string", "markdown"})
 _PASSED = frozenset({"meta", "text", "div"})
 
 
-class _State:
-    is_on = True
-
-
-def switch(*, on: bool) -> None:
-    """Whether this process stores and searches words (settings.search_words)."""
-    _State.is_on = on
-
-
 def terms(resource_type: str, resource: Mapping[str, Any]) -> list[str]:
     """The terms of a resource's words."""
-    if not _State.is_on:
+    if not current().has_words:
         return []
     narrative = resource.get("text")
     found: dict[str, None] = {}
@@ -57,7 +49,7 @@ def terms(resource_type: str, resource: Mapping[str, Any]) -> list[str]:
 
 def condition(resource_type: str, name: str, text: str) -> Condition:
     """What any of the values asks for. Raises BadRequest."""
-    if not _State.is_on:
+    if not current().has_words:
         raise _refused(name, f"'{name}' is switched off on this server", "not-supported")
     if name not in definitions.search_parameters(resource_type):
         raise _refused(name, f"'{name}' does not apply to {resource_type}", "not-supported")

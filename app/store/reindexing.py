@@ -45,6 +45,7 @@ class Reindexing:
 
     def __init__(self, mongo: Mongo, store: Store) -> None:
         self._store = store
+        self._state = store.search_state
         self._mongo = mongo
         self._jobs = mongo.collection("reindex")
         self._indexed = mongo.collection("search_parameters")
@@ -63,7 +64,7 @@ class Reindexing:
         self._store.listeners.remove(self._hear)
         if self._task is not None:
             await background_tasks.end([self._task])
-        custom.withdraw(self._store.owner)
+        self._state.learn(())
 
     # Clients' parameters
 
@@ -80,8 +81,8 @@ class Reindexing:
             definition = custom.read(resource)
             each = Custom(row["_id"], definition)
             found.append(Custom(row["_id"], definition, indexed.get(row["_id"]) == each.digest))
-        custom.publish(self._store.owner, found)
-        self._store.cluster.parameters = custom.digest(self._store.owner)
+        self._state.learn(found)
+        self._store.cluster.parameters = custom.digest(self._state.custom)
 
     async def _learn_what_changed(self) -> None:
         newest = await self._store.find(
@@ -104,7 +105,7 @@ class Reindexing:
         """Ask for a reindexing of these types; without any, of those with parameters that wait for it, else of all."""
         await self.learn()
         if not types:
-            known = custom.known(self._store.owner)
+            known = self._state.custom
             waiting = {t for p in known if not p.is_searchable for t in p.definition.base}
             types = sorted(waiting) or await self._store.types()
         job: Document = {
@@ -141,8 +142,7 @@ class Reindexing:
             if not await self._store.cluster.agree_on(self._store.cluster.parameters):
                 await self._settle(job, {"lease_until": self._mongo.now() + timedelta(seconds=1)})
                 return False
-            known = custom.known(self._store.owner)
-            job["parameters"] = {each.id: each.digest for each in known}
+            job["parameters"] = {each.id: each.digest for each in self._state.custom}
             await self._settle(job, {"state": "running", "parameters": job["parameters"]})
         try:
             while job["type"] is not None:
@@ -183,7 +183,7 @@ class Reindexing:
 
     async def _finish(self, job: Document) -> None:
         """Make searchable what was extracted everywhere, by the definition that it was extracted by."""
-        for each in custom.known(self._store.owner):
+        for each in self._state.custom:
             is_whole = set(each.definition.base) <= set(job["types"])
             if is_whole and job["parameters"].get(each.id) == each.digest:
                 row = {"_id": each.id, "digest": each.digest}

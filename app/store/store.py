@@ -57,8 +57,8 @@ from app.runtime import snapshot
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Document, Mongo, max_time_ms
 from app.search import group_members
-from app.search.cursor import trust
 from app.search.extract import extract
+from app.search.search_state import SearchState
 from app.search.terms import senders
 from app.store.commit import Commits, guard_rows
 from app.store.events import load_event
@@ -81,13 +81,16 @@ class Store(ResourceStore):
         owner: str | None = None,
         audit: AuditLog | None = None,
         reacting: Collection[str] = (),
+        search_state: SearchState | None = None,
     ) -> None:
         """`owner` names the process, `audit` is where its writes are put on record.
 
-        The events of the types in `reacting` wait for somebody who reacts to them.
+        The events of the types in `reacting` wait for somebody who reacts to them. `search_state` says what is
+        extracted from all that is written.
         """
         self._mongo = mongo
         self.owner = owner or new_owner()
+        self.search_state = search_state or SearchState()
         self._versions = mongo.collection(versions.COLLECTION)
         self._guards = guard_rows(mongo)
         self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting)
@@ -102,7 +105,7 @@ class Store(ResourceStore):
             upsert=True,
             return_document=ReturnDocument.AFTER,
         )
-        trust(bytes(key["key"]))
+        self.search_state.page_key = bytes(key["key"])
         await self._commits.prepare()
 
     # Reads
@@ -348,7 +351,10 @@ class Store(ResourceStore):
         updates: list[UpdateOne] = []
         for document in documents:
             if "text" in document:
-                fields = _search_fields(resource_type, fhir_json.decode_stored(document["text"]))
+                with self.search_state.applied():
+                    fields = _search_fields(
+                        resource_type, fhir_json.decode_stored(document["text"])
+                    )
                 fields["terms"] += senders(document.get("by", ()))
                 gone = document.keys() - fields.keys() - _NOT_SEARCHED
                 new = {name: value for name, value in fields.items() if document.get(name) != value}
@@ -399,7 +405,8 @@ class Store(ResourceStore):
         Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
         over the limit.
         """
-        return await self._commits.commit(changes, guards)
+        with self.search_state.applied():
+            return await self._commits.commit(changes, guards)
 
     async def raise_event(
         self,
@@ -423,9 +430,10 @@ class Store(ResourceStore):
         row = await self._commits.raise_event(about, topic, key=key, at=at, told=told)
         if row is None:
             return False
-        event = await load_event(self, row)
-        for listener in self.listeners:
-            listener([event])
+        with self.search_state.applied():
+            event = await load_event(self, row)
+            for listener in self.listeners:
+                listener([event])
         return True
 
 

@@ -11,7 +11,7 @@ import ssl
 import time
 import uuid
 import zlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -470,27 +470,36 @@ async def connected(mongod: str, **settings: Any):
         yield connect, client
 
 
-async def test_a_body_that_drips_is_given_up(mongod: str) -> None:
-    async with connected(mongod, body_timeout=0.3) as (connect, client):
-        reader, writer = await connect()
-        writer.write(
-            b"POST /fhir/Patient HTTP/1.1\r\nhost: x\r\ncontent-type: application/fhir+json\r\n"
-            b"content-length: 1000\r\n\r\n{"
-        )
+POST = b"POST /fhir/Patient HTTP/1.1\r\nhost: x\r\ncontent-type: application/fhir+json\r\n"
 
-        async def drip() -> None:
+
+@asynccontextmanager
+async def dripping(writer: asyncio.StreamWriter):
+    """A client that sends a little more again and again, whatever it is told."""
+
+    async def drip() -> None:
+        with suppress(ConnectionError):
             while True:
                 writer.write(b" ")
                 await writer.drain()
-                await asyncio.sleep(0.05)  # slower than allowed is what it is about
+                await asyncio.sleep(0.01)  # slower than allowed is what it is about
 
-        dripping = asyncio.create_task(drip())
-        async with asyncio.timeout(5):
+    task = asyncio.create_task(drip())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        writer.close()
+
+
+async def test_a_body_that_drips_is_given_up(mongod: str) -> None:
+    async with connected(mongod, body_timeout=0.3) as (connect, client):
+        reader, writer = await connect()
+        writer.write(POST + b"content-length: 1000\r\n\r\n{")
+        async with dripping(writer), asyncio.timeout(5):
             head = await reader.readuntil(b"\r\n\r\n")
             rest = await reader.read()  # and the connection is closed
-        dripping.cancel()
-        await asyncio.gather(dripping, return_exceptions=True)
-        writer.close()
         assert b" 408 " in head
         assert b'"code":"timeout"' in rest
         assert (await client.get("/metadata")).status_code == 200
@@ -499,35 +508,94 @@ async def test_a_body_that_drips_is_given_up(mongod: str) -> None:
 async def test_headers_that_drip_are_given_up(mongod: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn_http, "HEADER_SECONDS", 0.3)
     async with connected(mongod) as (connect, client):
-        for beginning in (
-            b"",
-            b"GET /fhir/metadata HTTP/1.1\r\nhost: x\r\n",
-            b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+        for beginning, told in (
+            (b"", b""),  # nobody has asked anything
+            (b"GET /fhir/metadata HTTP/1.1\r\nhost: x\r\nx-a: ", b"HTTP/1.1 408 "),
+            (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", b"HTTP/1.1 408 "),
         ):
             reader, writer = await connect()
             writer.write(beginning)
             if beginning.endswith(b"\r\n\r\n"):  # the second request of the connection drips
                 await reader.readuntil(b"}")
-                writer.write(b"GET /healthz HTTP/1.1\r\n")
-            async with asyncio.timeout(3):
-                assert await reader.read() == b""
+                writer.write(b"GET /healthz HTTP/1.1\r\nx-a: ")
+            async with dripping(writer) if beginning else nullcontext(), asyncio.timeout(3):
+                answer = await reader.read()
+            assert answer[:13] == told
             writer.close()
         assert (await client.get("/metadata")).status_code == 200
 
 
-async def test_headers_without_end_are_refused(mongod: str) -> None:
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        pytest.param(POST + b"x-a: " + b"b" * 2**20, 431, id="headers"),
+        pytest.param(b"BREW \0\0\0" + b" " * 2**20, 400, id="no-http"),
+        pytest.param(
+            POST + b"transfer-encoding: chunked\r\n\r\nx" + b" " * 2**20, 400, id="no-chunk"
+        ),
+    ],
+)
+async def test_a_refusal_is_not_overtaken_by_a_reset(
+    mongod: str, request_: bytes, status: int
+) -> None:
+    """What comes after the refusal is on its way already; unread, it would reset the connection."""
     async with connected(mongod) as (connect, client):
         reader, writer = await connect()
-        writer.write(b"GET /fhir/metadata HTTP/1.1\r\nhost: x\r\n")
-        for _ in range(
-            9
-        ):  # just over the limit: what comes after the refusal would reset the connection
-            writer.write(b"x-a: " + b"b" * 8000 + b"\r\n")
+        for at in range(0, len(request_), 8000):
+            writer.write(request_[at : at + 8000])
             await writer.drain()
         async with asyncio.timeout(10):
             answer = await reader.read()
         writer.close()
-        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert (await client.get("/metadata")).status_code == 200
+
+
+TOO_LARGE = 2**20
+LARGE_BODIES = [
+    pytest.param(b"content-length: %d\r\n\r\n" % TOO_LARGE, b"", id="length-told"),
+    pytest.param(
+        b"transfer-encoding: chunked\r\n\r\n%x\r\n" % TOO_LARGE, b"\r\n0\r\n\r\n", id="chunked"
+    ),
+]
+
+
+@pytest.mark.parametrize(("head", "tail"), LARGE_BODIES)
+async def test_who_sends_too_much_hears_of_it_and_may_go_on(
+    mongod: str, head: bytes, tail: bytes
+) -> None:
+    async with connected(mongod, max_resource_bytes=2**16) as (connect, _):
+        reader, writer = await connect()
+        writer.write(POST + head)
+        for _ in range(0, TOO_LARGE, 2**16):
+            writer.write(b" " * 2**16)
+            await writer.drain()
+        writer.write(tail + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in (await reader.readuntil(b'"ok"}')).rpartition(b"HTTP/1.1")[2]
+        writer.close()
+
+
+@pytest.mark.parametrize(("limit", "most"), [("LINGER_SECONDS", 0.3), ("LINGER_BYTES", 20)])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(POST + b"content-length: %d\r\n\r\n" % TOO_LARGE, id="may-go-on"),
+        pytest.param(POST + b"x-a: " + b"b" * 70_000, id="is-to-go"),
+    ],
+)
+async def test_who_never_ends_what_is_answered_is_cut_off(
+    mongod: str, monkeypatch: pytest.MonkeyPatch, request_: bytes, limit: str, most: float
+) -> None:
+    async with connected(mongod, max_resource_bytes=2**16) as (connect, client):
+        monkeypatch.setattr(uvicorn_http, limit, most)
+        reader, writer = await connect()
+        writer.write(request_)
+        async with asyncio.timeout(5):
+            assert b" 4" in await reader.readuntil(b"\r\n\r\n")
+            async with dripping(writer) as task:
+                await task  # what is sent is refused
         assert (await client.get("/metadata")).status_code == 200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import uuid
 from pathlib import Path
 
@@ -85,6 +86,29 @@ def test_stops_in_order_and_keeps_its_data(tmp_path):
             assert process.wait(40) == 0
         log = (tmp_path / "mongodb" / "mongod.log").read_text()
         assert '"msg":"Shutting down","attr":{"exitCode":0}' in log
+
+
+NEVER_STOPS = """
+import asyncio
+from app.cli import main, serve
+from app.runtime.cluster import Cluster
+serve.STOP_SECONDS = 0.2
+Cluster.stop = lambda self: asyncio.Event().wait()
+main()
+"""
+
+
+def test_ends_in_time_where_something_does_not_stop(tmp_path):
+    command = (sys.executable, "-c", NEVER_STOPS)
+    arguments = ("serve", "--port", "0", "--data", tmp_path)
+    with started("FHIR base: ", *arguments, command=command) as (process, base):
+        assert wait_for(f"{base}/metadata").status_code == 200
+        [mongod] = children(process.pid)
+        process.terminate()
+        assert process.wait(20) == 1
+        assert process.stdout is not None
+        assert "did not stop in time" in process.stdout.read()
+    wait_until_gone(mongod)
 
 
 def test_workers_share_the_port_and_end_with_their_supervisor(mongod):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from app.coordination.care_plans import watch
 from app.coordination.care_plans.plan_notices import anniversary
 from app.search.parameters.date import span
 from tests.builders.care_plans import (
@@ -397,3 +400,32 @@ class TestAnniversary:
 )
 def test_the_anniversary_is_a_calendar_year_later(day: str, expected: str) -> None:
     assert anniversary(span(day)[0]) == span(expected)[0]
+
+
+async def test_an_app_does_not_wait_for_another_with_a_plan_of_the_same_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def app(name: str) -> Any:
+        return SimpleNamespace(services=SimpleNamespace(store=SimpleNamespace(owner=name)))
+
+    slow, fast = app("slow"), app("fast")
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def finish(context: Any, plan_id: str) -> None:
+        if context is slow:
+            reached.set()
+            await go_on.wait()
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(watch, "finish", finish)
+    monkeypatch.setattr(watch, "state_told", nothing)
+    monkeypatch.setattr(watch, "_now", nothing)
+    held = asyncio.create_task(watch.tell_of(slow, "plan"))
+    await reached.wait()
+    again = asyncio.create_task(watch.tell_of(slow, "plan"))
+    await asyncio.wait_for(watch.tell_of(fast, "plan"), 5)
+    assert not again.done(), "one notice of a plan at a time"
+    go_on.set()
+    await asyncio.gather(held, again)

@@ -13,6 +13,7 @@ from app.runtime.mongo import Mongo
 from app.search import words
 from app.search.extract import extract
 from app.search.query import Query, parse
+from app.search.search_state import SearchState
 from app.settings import Settings
 from app.store.store import Store
 from tests.conftest import make_settings
@@ -101,10 +102,7 @@ def test_refusals(resource_type: str, name: str, text: str, code: str) -> None:
 
 
 def test_switched_off() -> None:
-    words.switch(on=False)
-    try:
+    with SearchState(has_words=False).applied():
         assert not [t for t in extract("CarePlan", CARE_PLAN)["terms"] if t.startswith("_")]
         with pytest.raises(BadRequest, match="switched off"):
             read("_content", "salt")
-    finally:
-        words.switch(on=True)

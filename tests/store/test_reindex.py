@@ -13,7 +13,6 @@ import pytest
 
 from app.records.versions import Change
 from app.runtime.mongo import Mongo
-from app.search import custom
 from app.store.reindexing import Reindexing
 from app.store.store import Store
 from tests.conftest import Server, make_settings, running
@@ -175,13 +174,12 @@ async def test_other_processes_learn_of_it(
         await own[0].reindexing.run_once()
         assert job_of(await http.get("/$reindex", params={"id": job["id"]}))["state"] == "queued"
         await other.learn()
-        assert "shared" in {each.definition.code for each in custom.known(store.owner)}
+        assert "shared" in {each.definition.code for each in store.search_state.custom}
         await store.cluster.beat()
         while job["state"] != "done":
             await asyncio.sleep(0.02)
             job = job_of(await http.get("/$reindex", params={"id": job["id"]}))
     finally:
-        custom.withdraw(store.owner)
         await store.cluster.stop()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -42,6 +43,8 @@ PANEL = EXAMPLES / "panel"
 DIRECTORY = "0*.json"
 MEMBERS = "[1-9]*.json"
 LAST_LOADED = "Group/state-high-risk"
+# Seconds between two looks whether the server has ended.
+_LOOK_EVERY = 0.1
 KEPT = "http://carerelay.example/CodeSystem/subscription-origin|endpoint"
 
 
@@ -181,5 +184,7 @@ def _keep_serving(process: subprocess.Popen[bytes], base: str, stage: Stage) -> 
             f"        curl {stage.told.url}/received\n"
             "Ctrl-C stops everything."
         )
-        process.wait()
+        # A Ctrl-C that comes in the moment before `process.wait()` blocks would be heard of when that returns.
+        while process.poll() is None:
+            time.sleep(_LOOK_EVERY)
         raise DemoError("The server ended by itself.")

@@ -54,8 +54,8 @@ _TYPES = frozenset({"CarePlan", "Flag", "RiskAssessment", *_PARAMETERS})
 # A resource that more plans refer to than this is no part of any one of them.
 _MOST_PLANS = 200
 
-# One notice of a plan at a time in this process; between processes the record decides.
-_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+# One notice of a plan at a time in an app, by the app's name and the plan's id; between processes the record decides.
+_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
 
 async def _watch(context: Context, event: Event) -> None:
@@ -106,7 +106,7 @@ async def _is_told_of(context: Context, plan: ResourceVersion, event: Event) -> 
 
 async def tell_of(context: Context, plan_id: str, event: Event | None = None) -> None:
     """Tell what differs from what was told last; with an `event`, what that alone made different."""
-    lock = _locks.setdefault(plan_id, asyncio.Lock())
+    lock = _locks.setdefault((context.services.store.owner, plan_id), asyncio.Lock())
     async with lock:
         while True:
             row = await finish(context, plan_id)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.context import Context
 from app.errors import Issue, Unprocessable
 from app.fhir.codes import ADMISSION, INPATIENT, SNF_ADMISSION
-from app.resources.subscription import mask
+from app.runtime.masking import mask
 from app.runtime.mongo import Collection
 
 _ID = r"[A-Za-z0-9\-.]{1,64}"

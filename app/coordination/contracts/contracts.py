@@ -36,8 +36,8 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.resources.subscription import MASK, mask
 from app.runtime import secrets
+from app.runtime.masking import MASK, mask
 from app.runtime.mongo import Document
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA

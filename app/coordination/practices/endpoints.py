@@ -27,7 +27,7 @@ from app.fhir.codes import (
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.records.versions import ResourceVersion
-from app.resources.subscription import mask
+from app.runtime.masking import mask
 from app.settings import Settings
 from app.store.events import Event
 from app.subscriptions.channels import davinci

@@ -25,6 +25,7 @@ from pymongo.errors import PyMongoError
 
 from app.fhir.json import Resource
 from app.network.egress_policy import is_loopback_host
+from app.runtime import background_tasks
 from app.runtime.mongo import Document
 from app.runtime.process_messages import ProcessMessages
 from app.settings import Settings
@@ -110,8 +111,7 @@ class Websocket:
         if self._renewal is None:
             await self._mailbox.close()
             return
-        self._renewal.cancel()
-        await asyncio.gather(self._renewal, return_exceptions=True)
+        await background_tasks.end([self._renewal])
         await self._mailbox.close()
         with contextlib.suppress(PyMongoError):
             await self._bindings.delete_many({"owner": self._owner})

@@ -1,0 +1,181 @@
+"""One entry of a batch or transaction: its request taken apart, its response put together.
+
+https://hl7.org/fhir/R4/http.html#transaction
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from app.context import Context
+from app.errors import BadRequest, FhirError, Issue, operation_outcome
+from app.fhir import json as fhir_json
+from app.fhir.json import Resource
+from app.fhir.patch import json_patch
+from app.fhir.patch.fhirpath_patch import fhirpath_patch
+from app.fhir.patch.patch_formats import patch_of
+from app.interactions.plan import Target
+from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
+from app.interactions.result import InteractionResult
+from app.records.versions import instant
+
+# The order in which a transaction carries out its entries.
+ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
+
+
+@dataclass(slots=True)
+class BundleEntry:
+    """One entry of a batch or transaction, its request taken apart."""
+
+    index: int
+    method: str
+    path: str
+    query: str
+    full_url: str | None
+    resource: Resource | None
+    preconditions: Preconditions
+    target: Target | None = field(default=None)
+
+    @property
+    def where(self) -> str:
+        return f"Bundle.entry[{self.index}]"
+
+    @property
+    def segments(self) -> list[str]:
+        return [segment for segment in self.path.split("/") if segment]
+
+
+# Reading the request's entries
+
+
+def parse(context: Context, index: int, raw: Any) -> BundleEntry:
+    request = raw.get("request") if isinstance(raw, dict) else None
+    where = f"Bundle.entry[{index}].request"
+    if not isinstance(request, dict):
+        raise BadRequest("The entry needs a request", code="required", expression=where)
+    method, url = request.get("method"), request.get("url")
+    if not isinstance(method, str) or method not in ORDER:
+        raise BadRequest(
+            "The method must be GET, HEAD, POST, PUT, PATCH or DELETE", expression=f"{where}.method"
+        )
+    if not isinstance(url, str):
+        raise BadRequest("The request needs a url", code="required", expression=f"{where}.url")
+    url = url.removeprefix(context.base_url).lstrip("/")
+    path, _, query = url.partition("?")
+    headers = {
+        header: request[name]
+        for name, header in (
+            ("ifMatch", "if-match"),
+            ("ifNoneMatch", "if-none-match"),
+            ("ifNoneExist", "if-none-exist"),
+        )
+        if name in request
+    }
+    full_url = raw.get("fullUrl")
+    if not all(isinstance(text, str) for text in (full_url or "", *headers.values())):
+        raise BadRequest("The entry has what must be a string", code="structure", expression=where)
+    return BundleEntry(
+        index,
+        method,
+        path,
+        query,
+        full_url,
+        raw.get("resource"),
+        read_preconditions(headers),
+    )
+
+
+def address_of(entry: BundleEntry) -> tuple[str, str | None]:
+    """Type and id that a write names. Raises BadRequest where the url is no place to write to."""
+    match entry.segments:
+        case [resource_type] if entry.method == "POST" or entry.query:
+            return resource_type, None
+        case [resource_type, resource_id] if entry.method != "POST" and not entry.query:
+            return resource_type, resource_id
+    raise invalid(entry, "request.url", f"{entry.method} is not possible at this url")
+
+
+def body_of(entry: BundleEntry) -> Resource:
+    if not isinstance(entry.resource, dict):
+        raise invalid(entry, "resource", "The entry needs a resource")
+    return entry.resource
+
+
+def patch_in(entry: BundleEntry) -> json_patch.Patch:
+    """A PATCH in a Bundle: a Binary that holds a JSON or XML Patch, or the Parameters of a FHIRPath Patch."""
+    body = body_of(entry)
+    if body.get("resourceType") == "Parameters":
+        return fhirpath_patch(body)
+    if body.get("resourceType") != "Binary" or not isinstance(body.get("data"), str):
+        raise invalid(entry, "resource", "A PATCH needs a Binary or Parameters")
+    try:
+        data = base64.b64decode(body["data"], validate=True)
+    except ValueError:
+        raise invalid(entry, "resource.data", "Not base64") from None
+    return patch_of(str(body.get("contentType", "")), data)
+
+
+def invalid(entry: BundleEntry, element: str, diagnostics: str) -> BadRequest:
+    return BadRequest(diagnostics, expression=f"{entry.where}.{element}")
+
+
+@contextmanager
+def located(entry: BundleEntry) -> Iterator[None]:
+    """Whatever fails inside is reported at this entry."""
+    try:
+        yield
+    except FhirError as error:
+        error.issues = tuple(_moved(issue, entry) for issue in error.issues)
+        raise
+
+
+def _moved(issue: Issue, entry: BundleEntry) -> Issue:
+    if any(path.startswith("Bundle.entry") for path in issue.expression):
+        return issue
+    inside = tuple(
+        f"{entry.where}.request.url"
+        if path.startswith("http.")  # a parameter of a query
+        else f"{entry.where}.resource.{path.partition('.')[2] or path}"
+        for path in issue.expression
+    )
+    return replace(issue, expression=inside or (entry.where,))
+
+
+# Writing the response's entries
+
+
+def response(
+    context: Context, entry: BundleEntry, answer: InteractionResult, prefer: Prefer
+) -> str:
+    returns = "representation" if entry.method in ("GET", "HEAD") else prefer.returns
+    response: dict[str, Any] = {"status": str(answer.status)}
+    stored = answer.stored
+    if stored is not None:
+        if answer.location:
+            response["location"] = (
+                f"{context.base_url}/{stored.reference}/_history/{stored.version}"
+            )
+        response["etag"] = f'W/"{stored.version}"'
+        response["lastModified"] = instant(stored.at)
+    if returns == "OperationOutcome" or answer.issues:
+        done = Issue("informational", "Done", severity="information")
+        response["outcome"] = operation_outcome(answer.issues or (done,))
+    head: dict[str, Any] = {}
+    if stored is not None:
+        head["fullUrl"] = f"{context.base_url}/{stored.reference}"
+    head["response"] = response
+    text = fhir_json.encode(head).decode()
+    body = answer.body
+    if body is None or returns != "representation":
+        return text
+    resource = body if isinstance(body, str) else body.decode()
+    return f'{text[:-1]},"resource":{resource}}}'
+
+
+def failure(error: FhirError) -> str:
+    response = {"status": str(error.status), "outcome": error.outcome}
+    return fhir_json.encode({"response": response}).decode()
