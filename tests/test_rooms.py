@@ -31,15 +31,23 @@ def test_no_two_modules_have_one_name() -> None:
 
 def collections_named(tree: ast.Module) -> Iterator[str]:
     """The names of collections that a module spells out, where it asks for one or keeps its name."""
+    constants = {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    yield from (str(name) for key, name in constants.items() if key.endswith("COLLECTION"))
     for node in ast.walk(tree):
         match node:
             case ast.Call(
-                func=ast.Attribute(attr="collection"), args=[ast.Constant(value=str(name)), *_]
+                func=ast.Attribute(attr="collection"), args=[ast.Constant(value=name), *_]
             ):
-                yield name
-            case ast.Assign(targets=[ast.Name(id=constant)], value=ast.Constant(value=str(name))):
-                if constant.endswith("COLLECTION"):
-                    yield name
+                yield str(name)
+            case ast.Call(func=ast.Attribute(attr="collection"), args=[ast.Name(id=key), *_]):
+                if key in constants:
+                    yield str(constants[key])
 
 
 def test_a_collection_is_named_in_one_module_its_owner() -> None:

@@ -91,7 +91,8 @@ KINDS |= {code: (_REST, _rest(code), action) for code, action in _ACTIONS.items(
 
 def audit_event(id_: str, row: Document, base_url: str) -> Resource:
     """The AuditEvent of an entry; `base_url` names this server."""
-    type_, subtypes, action = KINDS[row["what"]]
+    # A newer server may have recorded what this one does not know.
+    type_, subtypes, action = KINDS.get(row["what"], KINDS["request"])
     resource: Resource = {
         "resourceType": "AuditEvent",
         "id": id_,

@@ -18,6 +18,7 @@ from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 from typer.testing import CliRunner
 
 from app.audit import log
+from app.audit.entry import entry
 from app.audit.hash_chain import digest
 from app.audit.log import AuditLog
 from app.audit.verification import VerificationReport, verify
@@ -445,6 +446,15 @@ async def test_tokens_given_and_refused_are_on_record(mongod: str, tmp_path: Pat
             for event in (entry["resource"] for entry in answer.json()["entry"])
         ]
         assert found == [("unknown", "4"), (who, "0")]
+
+
+async def test_what_a_newer_server_has_recorded_is_shown_as_a_request(mongod: str) -> None:
+    """While servers are upgraded one after another, the audit stays readable by all."""
+    async with running(make_settings(mongod, audit="required")) as (server, client):
+        await server.audit.record([entry("of-tomorrow", server.mongo.now())])
+        answer = await client.get(f"{BASE}/AuditEvent")
+        assert answer.status_code == 200, answer.text
+        assert "rest" in {each["resource"]["type"]["code"] for each in answer.json()["entry"]}
 
 
 # Writing together
