@@ -200,6 +200,20 @@ BAD: list[Any] = [
     ),
     pytest.param(
         ENCOUNTER,
+        {"period": {"start": "2026-01-01T10:00:00+05:75"}},
+        "Encounter.period.start",
+        "value",
+        id="zone-of-75-minutes",
+    ),
+    pytest.param(
+        ENCOUNTER,
+        {"period": {"start": "2026-01-01T24:00:00Z"}},
+        "Encounter.period.start",
+        "value",
+        id="hour-24",
+    ),
+    pytest.param(
+        ENCOUNTER,
         {"period": {"start": "2026-02-30T10:00:00Z"}},
         "Encounter.period.start",
         "value",

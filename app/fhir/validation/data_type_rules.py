@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/datatypes.html, https://hl7.org/fhir/R4/extensibility.ht
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import date, datetime
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from app.fhir.definitions import (
     required_codes,
     structure,
 )
+from app.fhir.instants import moment
 from app.fhir.validation.findings import Findings, Where
 
 Rule = Callable[[dict[str, Any], Where, Findings], None]
@@ -51,15 +52,13 @@ def _is_after(start: str, end: str) -> bool:
         return False
     try:
         if len(start) > 10 and len(end) > 10:
-            return datetime.fromisoformat(start) > datetime.fromisoformat(end)
+            is_leap = "60" in (start[17:19], end[17:19])
+            return not is_leap and moment(start) > moment(end)
         if len(start) > 10 or len(end) > 10:
             # A moment against a day that has no zone: only what more than a day lies between is certain.
             gap = date.fromisoformat(start[:10]) - date.fromisoformat(end[:10])
             return gap.days > 1
-    except (
-        ValueError,
-        TypeError,
-    ):  # refused elsewhere, the 60th second, or a year against a moment
+    except ValueError:  # refused elsewhere, or a year against a moment
         return False
     precision = min(len(start), len(end))
     return start[:precision] > end[:precision]
