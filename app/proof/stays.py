@@ -15,6 +15,7 @@ from app.attribution.attribution import Attribution, attributed
 from app.attribution.practices import Provider
 from app.automation.patient_resources import token
 from app.context import Context
+from app.fhir import instants
 from app.fhir.codes import ADMISSION, EVENT_NOTICE, INPATIENT, NOTICE_KIND, SNF_ADMISSION
 from app.fhir.json import Resource
 from app.proof.communication import Receipt, receipt, receipt_of
@@ -36,6 +37,8 @@ _COUNTED = "arrived,triaged,in-progress,onleave,finished"
 # The trigger of an emergency's or observation's registration, which is no notice of an inpatient admission.
 _REGISTRATION, _REGISTERED = "A04", frozenset({"EMER", "OBSENC"})
 _BATCH, _AT_ONCE = 200, 8
+# So far may a local day lie from that of UTC, and one more, for what begins on the day is not after it.
+_ZONES = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,13 @@ async def happenings(context: Context, asked: StaysQuery) -> AsyncIterator[Happe
 
 async def _condition(context: Context, asked: StaysQuery) -> dict[str, Any]:
     """Stays that may have begun or ended in the period, in whatever zone."""
+    after = max(asked.start, date.min + _ZONES) - _ZONES
+    before = min(asked.end, date.max - _ZONES) + _ZONES
     parsed = query.parse(
         "Encounter",
         [
-            ("date", f"gt{asked.start - timedelta(days=2)}"),
-            ("date", f"lt{asked.end + timedelta(days=2)}"),
+            ("date", f"gt{after}"),
+            ("date", f"lt{before}"),
             ("status", _COUNTED),
             ("class", ",".join(f"{_ACT_CODE}|{each}" for each in asked.classes)),
         ],
@@ -151,8 +156,7 @@ def _when(kind: EventKind, encounter: Resource, classes: Sequence[str]) -> str |
 def _order(text: str) -> datetime:
     day = day_of(text, UTC)
     if len(text) > 10 and day is not None:
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return instants.moment(text)
     return datetime.combine(day or date.min, time(), UTC)
 
 

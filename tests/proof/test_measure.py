@@ -148,6 +148,7 @@ async def lines(pair: Pair, **parameters: Any) -> list[dict[str, str]]:
         ),
         pytest.param("2026-05-04", "2026-05-07T03:59:59Z", True, id="a-date-is-the-local-day"),
         pytest.param("2026-05-04", "2026-05-07T04:00:00Z", False, id="three-days-after-a-date"),
+        pytest.param("2026-06-30T23:59:60Z", "2026-07-03T03:59:59Z", True, id="in-a-leap-second"),
     ],
 )
 async def test_days_are_calendar_days_where_the_facility_is(
