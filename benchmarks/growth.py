@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 from urllib.parse import quote
 
-from app.records.versions import instant
+from app.fhir.instants import instant
 from app.runtime.embedded_mongod import EmbeddedMongo
 from benchmarks import processes
 from benchmarks.population import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
@@ -26,6 +26,7 @@ from app.authentication.scopes import Action, Scopes
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir import json as fhir_json
+from app.fhir.instants import END, Span
 from app.fhir.json import Resource
 from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document, Mongo
@@ -39,15 +40,6 @@ _FORM = frozenset({"_format", "_pretty"})
 _COUNT, _CURSOR = "_count", "_cursor"
 # Attempts to tell are on record when they have ended, which may take as long as their timeout.
 _LATE = timedelta(hours=1)
-_MILLISECOND = timedelta(milliseconds=1)
-# The span that a prefix means, by the first and last millisecond of the value.
-_BOUNDS: dict[str, Callable[[datetime, datetime], tuple[datetime, datetime]]] = {
-    "eq": lambda low, high: (low, high),
-    "ge": lambda low, high: (low, date.END),
-    "gt": lambda low, high: (high + _MILLISECOND, date.END),
-    "le": lambda low, high: (date.BEGINNING, high),
-    "lt": lambda low, high: (date.BEGINNING, low - _MILLISECOND),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,25 +229,21 @@ _NAMED_BY_ID = {"p": "Patient", "u": "Subscription"}
 
 
 def _date(value: str, base_url: str) -> AuditQuestion:
-    spans: list[tuple[datetime, datetime]] = []
+    spans: list[Span] = []
     for each in value.split(","):
         prefix, text = split_prefix(each.replace(" ", "+"))
-        bounds = _BOUNDS.get(prefix)
         try:
-            low, high = date.span(text)
-        except (ValueError, OverflowError):
-            bounds = None
-        if bounds is None:
+            spans.append(date.within(prefix, date.read(text)))
+        except ValueError:
             raise BadRequest(
                 "The value of 'date' must be a date such as 2026-05 or ge2026-05-14T10:00:00Z",
                 code="value",
                 expression="http.date",
-            )
-        spans.append(bounds(low.astimezone(UTC), high.astimezone(UTC)))
+            ) from None
     first, last = min(low for low, _ in spans), max(high for _, high in spans)
     # A row is written after what it tells of, soon where anybody waits for it.
     rows: Document = {"at": {"$gte": first}}
-    if last < date.END - _LATE:
+    if last < END - _LATE:
         rows["at"]["$lte"] = last + _LATE
     return AuditQuestion(rows, lambda entry: any(low <= entry["at"] <= high for low, high in spans))
 

@@ -14,10 +14,10 @@ from app.context import Context
 from app.errors import BadRequest
 from app.fhir import formats, json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.instants import instant
 from app.fhir.patch.patch_formats import PATCH_FORMATS
 from app.interactions.result import InteractionResult
 from app.operations import registry as operations
-from app.records.versions import instant
 from app.search import include
 from app.search.query import supported_parameters
 from app.subscriptions.channels import websocket

@@ -24,7 +24,7 @@ from app.bulk.writing import gzipped, unpacked
 from app.context import Context
 from app.errors import NotFound, TooManyRequests
 from app.fhir import json as fhir_json
-from app.records.versions import instant
+from app.fhir.instants import instant
 from app.runtime.mongo import Document
 
 NDJSON = "application/fhir+ndjson"

@@ -13,7 +13,7 @@ from pymongo import ASCENDING
 
 from app.audit.entry import OK, values
 from app.audit.log import COLLECTION
-from app.records.versions import instant
+from app.fhir.instants import instant
 from app.runtime.mongo import Document, Mongo
 
 COLUMNS = (

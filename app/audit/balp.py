@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.audit.entry import values
+from app.fhir.instants import instant
 from app.fhir.json import Resource
-from app.records.versions import instant
 from app.runtime.mongo import Document
 
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"

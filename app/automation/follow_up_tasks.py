@@ -16,10 +16,11 @@ from app.automation.patient_resources import codes_in, over_at
 from app.context import Context
 from app.errors import PreconditionFailed
 from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import Preconditions
-from app.records.versions import ResourceVersion, instant
+from app.records.versions import ResourceVersion
 
 OPEN = frozenset({"draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold"})
 DESCRIPTIONS = {

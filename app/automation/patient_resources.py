@@ -7,9 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from app.context import Context
+from app.fhir.instants import span
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
-from app.search.parameters.date import span
 from app.search.terms import escape
 from app.store.events import Event
 
@@ -75,7 +75,7 @@ def moment(text: str | None) -> datetime | None:
         return None
     try:
         return span(text)[0]
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
 
 
@@ -96,8 +96,8 @@ def _day(text: str | None, side: int) -> date | None:
     if text is None:
         return None
     try:
-        found = date.fromisoformat(text[:10]) if len(text) >= 10 else span(text)[side].date()
-    except (ValueError, OverflowError):
+        found = span(text[:10])[side].date()
+    except ValueError:
         return None
     return found if found.year < 9000 else None
 

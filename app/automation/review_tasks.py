@@ -11,9 +11,9 @@ from app.automation.patient_resources import resources_of, token
 from app.automation.reactions import stable_id
 from app.context import Context
 from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.records.versions import instant
 from app.store.events import Event
 
 

@@ -96,17 +96,6 @@ def read_types(level: Level, texts: Iterable[str], *, lenient: bool) -> tuple[st
     return tuple(kept)
 
 
-def read_since(text: str) -> datetime:
-    """An instant; a plus sign that nobody encoded arrives as a space. Raises BadRequest."""
-    try:
-        moment = datetime.fromisoformat(text.replace(" ", "+"))
-        if "T" in text and moment.tzinfo is not None:
-            return moment
-    except ValueError:
-        pass
-    raise BadRequest("_since must be an instant", code="value", expression="_since")
-
-
 def read_elements(texts: Iterable[str]) -> tuple[str, ...]:
     """Names of elements, `status` or `Encounter.status`. Raises BadRequest for what no type served here has."""
     names = [each for text in texts for each in text.split(",")]

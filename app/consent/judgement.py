@@ -21,10 +21,10 @@ from app.fhir.codes import (
     PCP_NOTIFICATION,
     PROVIDER_ACCESS,
 )
+from app.fhir.instants import BEGINNING, span
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.records.versions import CURRENT, stored_current
-from app.search.parameters import date
 from app.settings import Settings
 
 Verdict = Literal["full", "id-only", "withhold"]
@@ -209,10 +209,10 @@ def _since(consent: Mapping[str, Any]) -> datetime:
     for text in (consent.get("dateTime"), consent.get("meta", {}).get("lastUpdated")):
         if text:
             try:
-                return date.span(text)[0]
-            except (ValueError, OverflowError):
+                return span(text)[0]
+            except ValueError:
                 continue
-    return date.BEGINNING
+    return BEGINNING
 
 
 def patient_of(consent: Resource, base_url: str = "") -> str:

@@ -15,9 +15,9 @@ from typing import Any
 from app.consent import labels
 from app.consent.labels import Labels
 from app.consent.recipients import Recipient
+from app.fhir.instants import END
 from app.fhir.json import Resource
 from app.search import spans
-from app.search.parameters import date
 
 Provision = Mapping[str, Any]
 
@@ -302,7 +302,7 @@ def _is_clear(provision: Provision) -> bool:
     """Whether no condition of a provision or its exceptions is uncertain by itself."""
     if "modifierExtension" in provision or "code" in provision or "dataPeriod" in provision:
         return False
-    nobody = ConsentQuestion("Basic/-", labels.NONE, Recipient("Organization/-"), date.END)
+    nobody = ConsentQuestion("Basic/-", labels.NONE, Recipient("Organization/-"), END)
     if ProvisionMatch.MAYBE in (test(provision, nobody) for test in _TESTS):
         return False
     return all("type" in each and _is_clear(each) for each in provision.get("provision", ()))

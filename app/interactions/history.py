@@ -5,10 +5,8 @@ https://hl7.org/fhir/R4/http.html#history
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,10 +14,12 @@ import msgspec
 
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
+from app.fhir.instants import Span, instant, instant_in, range_in
 from app.interactions.result import InteractionResult
-from app.records.versions import HistoryRange, ResourceVersion, instant
+from app.records.versions import HistoryRange, ResourceVersion
 from app.search import cursor
 from app.search.parameters import date
+from app.search.ranges import split_prefix
 
 Parameters = Sequence[tuple[str, str]]
 
@@ -27,10 +27,6 @@ _FINGERPRINT = "history"
 _IGNORED = frozenset({"_format", "_pretty"})
 # How the answer is cut down is no matter of which versions it holds, but its links must keep it.
 _CUTS = frozenset({"_summary", "_elements"})
-_TIME = re.compile(
-    r"(eq|ge|gt|le|lt)?(\d{4}(?:-\d\d(?:-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d))?)?)?)"
-)
-_MILLISECOND = timedelta(milliseconds=1)
 _STATUS = {"POST": "201", "PUT": "200", "PATCH": "200", "DELETE": "204"}
 
 
@@ -56,7 +52,7 @@ def parse(
         elif name in _CUTS:
             count = 0 if (name, value) == ("_summary", "count") else count
         elif name == "_since":
-            range_ = msgspec.structs.replace(range_, since=_instant(value))
+            range_ = msgspec.structs.replace(range_, since=instant_in(value, "http._since"))
         elif name == "_at":
             range_ = msgspec.structs.replace(range_, period=_period(value))
         elif name == "_cursor":
@@ -118,38 +114,17 @@ def _count(value: str, max_count: int) -> int:
     return min(int(value), max_count)
 
 
-def _instant(value: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(value.replace(" ", "+"))
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise BadRequest(
-        "_since must be an instant with a time zone", code="value", expression="http._since"
-    )
-
-
-def _period(value: str) -> tuple[datetime, datetime]:
+def _period(value: str) -> Span:
     """The first and the last millisecond of `_at`, a date(Time) of any precision with or without a prefix."""
-    match = _TIME.fullmatch(value.replace(" ", "+"))
+    prefix, text = split_prefix(value)
+    span = range_in(text, "http._at")
     try:
-        if match is None:
-            raise ValueError
-        low, high = date.span(match[2])
-        match match[1]:
-            case "ge":
-                return low, date.END
-            case "gt":
-                return high + _MILLISECOND, date.END
-            case "le":
-                return date.BEGINNING, high
-            case "lt":
-                return date.BEGINNING, low - _MILLISECOND
-        return low, high
-    except (ValueError, OverflowError):
+        return date.within(prefix, span)
+    except ValueError:
         raise BadRequest(
-            "_at must be a date or dateTime", code="value", expression="http._at"
+            "_at has one of the prefixes eq, ge, gt, le and lt, and leads to a time in the calendar",
+            code="value",
+            expression="http._at",
         ) from None
 
 

@@ -8,19 +8,19 @@ from app.context import Context
 from app.coordination.care_plans import plan_notices, state as care_plan_state
 from app.coordination.care_plans.changes import parameters
 from app.coordination.care_plans.state import PlanState
-from app.errors import BadRequest, Gone
+from app.errors import Gone
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant_in
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.search.parameters.date import span
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """Parameters with the changes. Raises NotFound or Gone, BadRequest for a `_since` that is no time."""
     plan = await interactions.current(context, *invocation.instance)
     since = invocation.one("_since")
-    moment = None if since is None else _instant(str(since))
+    moment = None if since is None else instant_in(since, "_since")
     before = await _compared_with(context, plan.id, moment)
     if before is None:
         raise Gone("The version to compare with is no longer stored")
@@ -52,10 +52,3 @@ async def _compared_with(
 
 def _version(state: PlanState) -> str:
     return f"CarePlan/{state.plan['id']}/_history/{state.plan['meta']['versionId']}"
-
-
-def _instant(text: str) -> datetime:
-    try:
-        return span(text)[0]
-    except (ValueError, OverflowError):
-        raise BadRequest("_since must be an instant", code="value", expression="_since") from None

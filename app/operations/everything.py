@@ -19,13 +19,13 @@ from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.instants import days_in, instant_in
 from app.interactions import interactions, references
 from app.interactions.result import InteractionResult
 from app.operations.arguments import CURSOR, Invocation
 from app.records.versions import ResourceVersion
 from app.search import compartment, cursor, search_parameters
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
-from app.search.parameters import date
 from app.search.resolution import settled
 
 _FINGERPRINT = "everything"
@@ -75,23 +75,19 @@ def _read(context: Context, invocation: Invocation) -> _Asked:
             raise BadRequest("_type names a type that is not served", expression="_type")
     count = invocation.one("_count")
     since, start, end = (invocation.one(name) for name in ("_since", "start", "end"))
+    for name, bound in (("start", start), ("end", end)):
+        if bound is not None:
+            days_in(bound, name)
     token = invocation.one(CURSOR)
     after = cursor.decode(token, _FINGERPRINT, 3) if token is not None else None
     maximum = context.settings.max_count
     return _Asked(
         types or _compartment_types(),
         maximum if count is None else max(1, min(int(count), maximum)),
-        _instant(since) if since is not None else None,
+        instant_in(since, "_since") if since is not None else None,
         (start, end),
         (str(after[0]), str(after[1]), str(after[2])) if after else None,
     )
-
-
-def _instant(text: str) -> datetime:
-    try:
-        return date.span(text)[0]
-    except (ValueError, OverflowError):
-        raise BadRequest("_since must be an instant", code="value", expression="_since") from None
 
 
 async def _matches(

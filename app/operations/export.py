@@ -16,13 +16,13 @@ from app.bulk.export_request import (
     read_elements,
     read_filters,
     read_patients,
-    read_since,
     read_types,
     types_at,
 )
 from app.bulk.exports import Exports
 from app.context import Context
 from app.errors import BadRequest
+from app.fhir.instants import instant_in
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
@@ -69,7 +69,7 @@ async def _read(context: Context, invocation: Invocation) -> ExportRequest:
         level,
         invocation.resource_id,
         types,
-        read_since(str(since)) if since is not None else None,
+        instant_in(since, "_since") if since is not None else None,
         read_elements(map(str, invocation.all("_elements"))),
         read_filters(context, queries, types or types_at(level), lenient=lenient),
         read_patients(invocation.all("patient"), context.base_url),

@@ -5,7 +5,6 @@ http://carerelay.example/OperationDefinition/Measure-evaluate-measure; docs/proo
 
 from __future__ import annotations
 
-from calendar import monthrange
 from collections.abc import Sequence
 from datetime import date
 
@@ -13,6 +12,7 @@ from app.context import Context
 from app.errors import BadRequest, Unprocessable
 from app.fhir import json as fhir_json
 from app.fhir.codes import INPATIENT
+from app.fhir.instants import days_in
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
@@ -52,7 +52,7 @@ def read(
     start: str | None, end: str | None, practice: str | None, classes: Sequence[str]
 ) -> StaysQuery:
     """What is asked for. Raises BadRequest for periods that are missing, no dates, the wrong way round or too long."""
-    first, last = _day("periodStart", start, last=False), _day("periodEnd", end, last=True)
+    first, last = _days("periodStart", start)[0], _days("periodEnd", end)[1]
     if last < first:
         raise BadRequest("The period ends before it begins", code="value", expression="periodEnd")
     if (last - first).days >= _MOST_DAYS:
@@ -69,19 +69,11 @@ def read(
     return StaysQuery(first, last, practice, tuple(wanted) or INPATIENT)
 
 
-def _day(name: str, text: str | None, *, last: bool) -> date:
-    """A day; of a month or a year the first, or the `last`."""
+def _days(name: str, text: str | None) -> tuple[date, date]:
+    """The first and the last day of a day, a month or a year."""
     if not text:
         raise BadRequest(f"The parameter {name} is missing", code="required", expression=name)
-    try:
-        year, month = int(text[:4]), int(text[5:7] or (12 if last else 1))
-        if len(text) in (4, 7):
-            return date(year, month, monthrange(year, month)[1] if last else 1)
-        if len(text) == 10:
-            return date.fromisoformat(text)
-    except (ValueError, IndexError):
-        pass
-    raise BadRequest("Not a date", code="value", expression=name)
+    return days_in(text, name)
 
 
 async def evaluate(context: Context, asked: StaysQuery) -> Timeliness:

@@ -11,14 +11,12 @@ from app.attribution import attribution
 from app.attribution.practices import Provider
 from app.context import Context
 from app.coordination.practices import no_recipient
-from app.errors import BadRequest
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant, range_in
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import instant
-from app.search.parameters import date
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
@@ -48,10 +46,7 @@ def _moment(context: Context, text: str | None) -> datetime:
     """The first instant that `at` may mean; now by default."""
     if text is None:
         return context.services.clock.now()
-    try:
-        return date.span(text)[0]
-    except (ValueError, OverflowError):
-        raise BadRequest("at must be a date or dateTime", code="value", expression="at") from None
+    return range_in(text, "at")[0]
 
 
 def _parts(provider: Provider) -> list[Resource]:

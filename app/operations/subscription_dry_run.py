@@ -10,9 +10,10 @@ from typing import Any
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import HistoryRange, ResourceVersion, instant
+from app.records.versions import HistoryRange, ResourceVersion
 from app.resources.subscription import check_rights
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.registration import Registration

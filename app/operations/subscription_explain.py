@@ -13,10 +13,11 @@ from typing import Any
 from app.context import Context
 from app.errors import BadRequest, NotFound
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import ResourceVersion, instant
+from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.matching import explanation, registration

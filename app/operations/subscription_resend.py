@@ -6,12 +6,12 @@ Of 1.2.0-ballot of the Subscriptions R5 Backport guide; 1.1 does not have it.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from app.context import Context
-from app.errors import BadRequest, Conflict, Issue, operation_outcome
+from app.errors import Conflict, Issue, operation_outcome
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant_in
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
@@ -31,19 +31,9 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     moments: dict[str, Any] = {}
     for name, operator in _BOUNDS.items():
         if (text := invocation.one(name)) is not None:
-            moments[operator] = _instant(text, name)
+            moments[operator] = instant_in(text, name)
     if moments:
         condition["focus.at"] = moments
     count = await context.services.get(Worker).resend(stored.id, condition)
     issue = Issue("informational", f"{count} notices are sent again", severity="information")
     return InteractionResult(202, text=fhir_json.encode(operation_outcome([issue])))
-
-
-def _instant(text: str, name: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise BadRequest("Not an instant", code="value", expression=name)
-    return moment

@@ -16,11 +16,12 @@ from pymongo import ASCENDING
 from app.context import Context
 from app.errors import BadRequest
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import CURSOR, Invocation
-from app.records.versions import ResourceVersion, instant
+from app.records.versions import ResourceVersion
 from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT, Content
 from app.subscriptions.notices import notification

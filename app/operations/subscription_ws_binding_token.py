@@ -11,10 +11,11 @@ from app.authentication.access_tokens import Authority
 from app.context import Context
 from app.errors import BadRequest, Forbidden, Unprocessable
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.records.versions import ResourceVersion, instant
+from app.records.versions import ResourceVersion
 from app.subscriptions.channels import websocket
 from app.subscriptions.sending.owner_rights import OwnerRights
 from app.subscriptions.websocket import socket_tokens

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.proof.notice import NoticeRecord
-from app.records.versions import instant
 
 _DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 _ENTITY_TYPE = "http://terminology.hl7.org/CodeSystem/audit-entity-type"

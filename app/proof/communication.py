@@ -21,9 +21,9 @@ from app.fhir.codes import (
     NOTICE_SUBSCRIPTION,
     NOTICE_TO_PCP,
 )
+from app.fhir.instants import instant, moment
 from app.fhir.json import Resource
 from app.proof.notice import NoticeRecord
-from app.records.versions import instant
 
 _NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
 _STATUS = {"delivered": "completed", "dead": "stopped", "suppressed": "not-done"}
@@ -89,7 +89,7 @@ def receipt(resource: Resource) -> Receipt:
         codings[0].get("code"),
         tuple(each.get("reference", "") for each in resource.get("recipient", ())),
         flags.get(NOTICE_TO_PCP, {}).get("valueBoolean") is True,
-        datetime.fromisoformat(received) if received else None,
+        moment(received) if received else None,
     )
 
 

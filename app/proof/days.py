@@ -7,10 +7,11 @@ written with, else CARERELAY_TIME_ZONE. A time in Z says nothing of any place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, tzinfo
+from datetime import date, datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from app.fhir import instants
 from app.fhir.json import Resource
 from app.proof.notice import local
 from app.records.reader import Reader
@@ -75,21 +76,17 @@ def zone_of(place: Mapping[str, Any]) -> ZoneInfo | None:
 
 def day_of(text: str, zone: tzinfo) -> date | None:
     """The local day of a date or dateTime; a date is the day itself. None for less than a day."""
+    if len(text) < 10:
+        return None
     try:
-        if len(text) == 10:
-            return date.fromisoformat(text)
-        if len(text) < 10:
-            return None
-        if text[17:19] == "60":  # a leap second is its minute's last
-            text = f"{text[:17]}59{text[19:]}"
-        return local_day(datetime.fromisoformat(text), zone)
+        return local_day(instants.span(text, zone)[0], zone)
     except (ValueError, OverflowError):
         return None
 
 
 def local_day(moment: datetime, zone: tzinfo) -> date:
-    """The calendar day of a moment; one without a zone is in UTC."""
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(zone).date()
+    """The calendar day of a moment."""
+    return moment.astimezone(zone).date()
 
 
 def _places(encounter: Resource, base_url: str) -> Iterator[str]:
@@ -109,7 +106,7 @@ def _offset(encounter: Resource) -> tzinfo | None:
     for text in (period.get("start"), period.get("end")):
         if isinstance(text, str) and len(text) > 19 and not text.endswith("Z"):
             try:
-                return datetime.fromisoformat(text).tzinfo
+                return instants.moment(text).tzinfo
             except ValueError:
                 continue
     return None

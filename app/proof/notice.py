@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app.attribution.claims import relative
+from app.fhir import instants
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.resources import event_time
@@ -117,7 +118,7 @@ def happened(resource: Resource, committed: datetime) -> datetime:
     if resource.get("resourceType") == "Encounter":
         moment = event_time.moment(resource, committed)
         if moment is not None and moment.time not in (event_time.BEGINNING, event_time.PLANNED):
-            return datetime.fromisoformat(moment.time)
+            return instants.moment(moment.time)
     return committed
 
 

@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from app.fhir.codes import BASE
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.proof.stays import KINDS, EventKind, StaysQuery
 from app.proof.timeliness import STRATIFIERS, TOTAL, Tally, Timeliness
-from app.records.versions import instant
 
 MEASURE_ID = "carerelay-notice-timeliness"
 MEASURE = f"{BASE}Measure/{MEASURE_ID}"

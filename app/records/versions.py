@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 from bson import MaxKey
 
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
 
@@ -161,11 +162,6 @@ def is_same_content(resource: Resource, stored: ResourceVersion) -> bool:
     """Whether a write would change nothing but the server's own meta."""
     same = with_meta(resource, stored.id, stored.version, stored.at)
     return fhir_json.encode(same).decode() == stored.text
-
-
-def instant(at: datetime) -> str:
-    """A FHIR instant in UTC with milliseconds."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def current_since(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from app.fhir import instants
 from app.fhir.codes import EVENT_TIME
 from app.fhir.json import Resource
-from app.search.parameters import date
 
 Time = str
 
@@ -91,15 +91,11 @@ def _times(*texts: Any, end: bool = False) -> Iterator[Time]:
     for text in texts:
         if isinstance(text, str):
             try:
-                whole = _exact(text) if len(text) > 18 else date.span(text)[1 if end else 0]
+                is_time = len(text) > 10
+                whole = instants.moment(text) if is_time else instants.span(text)[1 if end else 0]
                 yield time_of(whole)
             except (ValueError, OverflowError):
                 continue
-
-
-def _exact(text: str) -> datetime:
-    """To the microsecond; a leap second is its minute's last."""
-    return datetime.fromisoformat(f"{text[:17]}59{text[19:]}" if text[17:19] == "60" else text)
 
 
 def _objects(resource: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:

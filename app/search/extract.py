@@ -22,10 +22,11 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
+from app.fhir.instants import span
 from app.search import contained, group_members, words
 from app.search.expression import AccessPath, Step, follow
 from app.search.parameter import Parameter
-from app.search.parameters import date, near
+from app.search.parameters import near
 from app.search.ranges import plain
 from app.search.search_parameters import GROUPS, OF_THE_DOCUMENT, VALUES, extracted, is_sortable
 from app.search.search_state import kept
@@ -96,7 +97,7 @@ def _add_own(resource: Mapping[str, Any], plan: _Plan, fields: dict[str, Any]) -
         fields["_id"] = resource["id"]
     updated = resource.get("meta", {}).get("lastUpdated")
     if updated:
-        fields["at"] = date.span(updated)[0]
+        fields["at"] = span(updated)[0]
 
 
 def index_models(resource_type: str) -> list[IndexModel]:

@@ -17,6 +17,7 @@ import msgspec
 from bson import Timestamp
 
 from app.errors import Issue, operation_outcome
+from app.fhir.instants import instant
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, sorting
 from app.search.include import IncludedRow, included
@@ -183,8 +184,7 @@ def render(page: Page, base_url: str) -> bytes:
         )
     parts = ['{"resourceType":"Bundle"']
     if page.horizon is not None:
-        until = page.horizon.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        parts.append(f',"meta":{{"lastUpdated":"{until}"}}')
+        parts.append(f',"meta":{{"lastUpdated":"{instant(page.horizon)}"}}')
     parts.append(',"type":"searchset"')
     if page.total is not None:
         parts.append(f',"total":{page.total}')

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from app.search.parameters.date import BEGINNING, END, span
+from app.fhir.instants import BEGINNING, END, span
 
 # First and last instant; None where that end is open.
 Span = tuple[datetime | None, datetime | None]
@@ -29,7 +29,7 @@ def of(period: Mapping[str, Any] | None) -> Span:
 def _between(start: str | None, end: str | None) -> Span:
     try:
         return (span(start)[0] if start else None, span(end)[1] if end else None)
-    except (ValueError, OverflowError):
+    except ValueError:
         return _NEVER
 
 

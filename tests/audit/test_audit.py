@@ -324,11 +324,25 @@ async def test_nobody_writes_audit_events_through_bundles(recorded: Pair) -> Non
 
 @pytest.mark.parametrize(
     "query",
-    ["source=x", "patient:missing=true", "_sort=date", "date=yesterday", "date=sa2026", "_count=0"],
+    [
+        *("source=x", "patient:missing=true", "_sort=date", "date=yesterday", "_count=0"),
+        *("date=sa2026", "date=ne2026", "date=", "date=20260514", "date=20260514T100000Z"),
+        *("date=2026-W20-4", "date=2026-134", "date=2026-05-14T10:00:00,5Z", "date=0000"),
+        *("date=gt9999", "date=lt0001-01-01", "date=2026-02-29"),
+    ],
 )
 async def test_a_search_that_is_not_understood_is_refused(recorded: Pair, query: str) -> None:
     _, client = recorded
     assert (await client.get(f"{BASE}/AuditEvent?{query}")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026", "ge2026-05", "le2026-05-14", "gt2026-05-14T10:00Z", "lt2026-05-14T10:00:00 02:00"],
+)
+async def test_the_audit_is_searched_by_dates_as_everything_is(recorded: Pair, text: str) -> None:
+    _, client = recorded
+    assert (await client.get(f"{BASE}/AuditEvent?date={text}")).status_code == 200
 
 
 async def test_searches_combine_and_page(recorded: Pair) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from app.coordination.care_plans import watch
 from app.coordination.care_plans.plan_notices import anniversary
-from app.search.parameters.date import span
+from app.fhir.instants import span
 from tests.builders.care_plans import (
     REVIEW,
     Desk,

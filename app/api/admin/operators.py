@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -33,7 +33,7 @@ from app.authentication.caller import EVERYBODY, SERVER, Caller
 from app.context import Context, Services
 from app.errors import BadRequest, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
-from app.records.versions import instant
+from app.fhir.instants import instant, range_in
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import STATES, Wanted
 from app.subscriptions.ledger.retention import Retention
@@ -121,8 +121,8 @@ def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
     return Wanted(
         subscription=query.get("subscription"),
         state=state,
-        since=_moment(query, "since"),
-        until=_moment(query, "until"),
+        since=range_in(query["since"], "since")[0] if "since" in query else None,
+        until=range_in(query["until"], "until")[1] if "until" in query else None,
         focus=focus,
         first=first,
         last=last,
@@ -150,18 +150,6 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text)):
         raise BadRequest("Not a number from 1 on", code="value", expression=name)
     return int(text)
-
-
-def _moment(query: Mapping[str, str], name: str) -> datetime | None:
-    """An instant or a date; without a zone UTC."""
-    text = query.get(name)
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text.replace(" ", "+"))  # a plus that nobody encoded
-    except ValueError:
-        raise BadRequest("Not a date or instant", code="value", expression=name) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 async def _delivery(request: Request, services: Services) -> dict[str, Any]:

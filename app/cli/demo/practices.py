@@ -14,6 +14,7 @@ from datetime import datetime
 from app.cli.demo.server import HOST, PATIENCE_SECONDS, STOP_SECONDS, DemoError
 from app.cli.receiver import Received, Receiver, receiver_server
 from app.cli.serve import address, bind
+from app.fhir import instants
 from app.fhir.json import Resource
 
 
@@ -114,5 +115,5 @@ def notices(came: Received) -> list[ReceivedNotice]:
 
 def _milliseconds(focus: Resource, received_at: datetime) -> float:
     """From the version's lastUpdated, which is set as it is committed, to the receipt."""
-    committed = datetime.fromisoformat(focus["meta"]["lastUpdated"])
+    committed = instants.moment(focus["meta"]["lastUpdated"])
     return (received_at - committed).total_seconds() * 1000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
 from typing import Any
 
 import httpx
@@ -14,6 +13,7 @@ from rich.markup import escape
 from app.cli.demo.practices import Practice
 from app.cli.demo.server import DemoError, deliveries, exists, send, wait_until
 from app.fhir.definitions import EXAMPLES
+from app.fhir.instants import moment
 from app.fhir.json import Resource
 
 # States of deliveries that may still become notices.
@@ -44,7 +44,7 @@ class Story:
         self._refuse(self.told["refusal"])
 
     def _put(self, step: Json, resource: Resource) -> None:
-        when = datetime.fromisoformat(step["at"]).strftime("%d %b %H:%M")
+        when = moment(step["at"]).strftime("%d %b %H:%M")
         self._console.print(f"{when}  [bold]{step['title']}[/]. {escape(step['what'])}")
         send(self._client, "PUT", f"{resource['resourceType']}/{resource['id']}", resource)
 

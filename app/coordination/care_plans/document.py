@@ -24,8 +24,9 @@ from app.coordination.care_plans import (
 from app.coordination.care_plans.record import PlanRecord, Section
 from app.coordination.care_plans.wording import Names, key_of
 from app.fhir.codes import CARE_PLAN_SECTION, CHANGES_SINCE
+from app.fhir.instants import instant
 from app.fhir.json import Resource
-from app.records.versions import ResourceVersion, instant
+from app.records.versions import ResourceVersion
 
 LOINC = "http://loinc.org"
 PLAN_OF_CARE = {"system": LOINC, "code": "18776-5", "display": "Plan of care note"}

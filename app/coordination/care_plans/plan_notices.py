@@ -31,10 +31,10 @@ from app.coordination.care_plans.document import Edition
 from app.coordination.care_plans.state import PlanState, subject_of
 from app.errors import PreconditionFailed
 from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import Preconditions
-from app.records.versions import instant
 from app.runtime.mongo import Document
 
 NOTICES = "plan_notices"

@@ -10,10 +10,10 @@ from typing import Any
 from app.coordination.care_plans import wording as words
 from app.coordination.care_plans.state import PlanState, names_of, subject_of
 from app.coordination.care_plans.wording import Names, codes, key_of
+from app.fhir.instants import span
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader
-from app.search.parameters.date import span
 
 # The newest of a type that are looked at, and that a section of observations shows.
 _MOST, _MOST_OBSERVATIONS = 500, 20
@@ -171,7 +171,7 @@ def _is_recent_stay(encounter: Resource, now: datetime) -> bool:
     latest = period.get("end") or period.get("start")
     try:
         return latest is None or span(latest)[1] >= now - _YEAR
-    except (ValueError, OverflowError):
+    except ValueError:
         return True
 
 

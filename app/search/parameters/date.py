@@ -7,58 +7,24 @@ reaches to the end of time. A Timing counts by its outer limits.
 from __future__ import annotations
 
 import re
-from calendar import monthrange
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from app.fhir.instants import BEGINNING, END, Span, span
 from app.search.escaping import unescape
 from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.ranges import Alternatives, Instant, Ranges, alternatives, split_prefix
 
-BEGINNING = datetime.min.replace(tzinfo=UTC)
-END = datetime.max.replace(microsecond=999_000, tzinfo=UTC)
-_DAY = timedelta(days=1) - timedelta(milliseconds=1)
+_MILLISECOND = timedelta(milliseconds=1)
+# A search may leave out a time's seconds and its zone; what else is wrong with it `span` refuses.
 _DATE_TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?)?)?")
-
-Span = tuple[datetime, datetime]
-
-
-def span(text: str) -> Span:
-    """The first and the last millisecond that a FHIR date, dateTime or instant may mean. Raises ValueError."""
-    if len(text) > 10:
-        return _time_span(text)
-    if len(text) == 10:
-        low = datetime.fromisoformat(text).replace(tzinfo=UTC)
-        return low, low + _DAY
-    year = int(text[:4])
-    first, last = (int(text[5:]), int(text[5:])) if len(text) > 4 else (1, 12)
-    days = monthrange(year, last)[1]
-    return (
-        datetime(year, first, 1, tzinfo=UTC),
-        datetime(year, last, days, 23, 59, 59, 999_000, UTC),
-    )
-
-
-def _time_span(text: str) -> Span:
-    if text[17:19] == "60":  # a leap second is its minute's last
-        text = f"{text[:17]}59{text[19:]}"
-    low = datetime.fromisoformat(text)
-    # At the very ends of the calendar a zone would lead beyond it.
-    far = low.year in (1, 9999) or low.tzinfo is None
-    low = low.replace(tzinfo=UTC) if far else low.astimezone(UTC)
-    low = low.replace(microsecond=low.microsecond // 1000 * 1000)
-    if text[19:20] == ".":
-        digits = len(re.match(r"\d*", text[20:]).group())  # type: ignore[union-attr]
-        return low, low + timedelta(milliseconds=10 ** max(0, 3 - digits) - 1)
-    open_seconds = 1 if text[16:17] == ":" else 60
-    return low, low + timedelta(milliseconds=open_seconds * 1000 - 1)
 
 
 def _date(element: str) -> list[dict[str, Any]]:
     try:
         low, high = span(element)
-    except (ValueError, OverflowError):
+    except ValueError:
         return []
     return [{"lo": low, "hi": high}]
 
@@ -68,7 +34,7 @@ def _period(element: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
         low = span(start)[0] if start else BEGINNING
         high = span(end)[1] if end else END
-    except (ValueError, OverflowError):
+    except ValueError:
         return []
     return [{"lo": low, "hi": high}] if start or end else []
 
@@ -106,13 +72,38 @@ def condition(
     return Ranges("dates", parameter.key, found, start=_start(parameter, found))
 
 
-def precise(parameter: Parameter, text: str) -> Span:
-    """The first and the last millisecond of a search value without a prefix. Raises BadRequest."""
+def read(text: str) -> Span:
+    """The first and the last millisecond of a search value without a prefix. Raises ValueError."""
+    if not _DATE_TIME.fullmatch(text):
+        raise ValueError
+    return span(text)
+
+
+def within(prefix: str, value: Span) -> Span:
+    """The span that a prefix and a value mean for what happens at one moment. Raises ValueError where there is none."""
+    low, high = value
     try:
-        if not _DATE_TIME.fullmatch(text):
-            raise ValueError
-        return span(text)
-    except (ValueError, OverflowError):
+        match prefix:
+            case "eq":
+                return low, high
+            case "ge":
+                return low, END
+            case "gt":
+                return high + _MILLISECOND, END
+            case "le":
+                return BEGINNING, high
+            case "lt":
+                return BEGINNING, low - _MILLISECOND
+    except OverflowError:
+        pass
+    raise ValueError
+
+
+def precise(parameter: Parameter, text: str) -> Span:
+    """The same of a search parameter's value. Raises BadRequest."""
+    try:
+        return read(text)
+    except ValueError:
         raise parameter.malformed(
             "a date such as 2026, 2026-05, ge2026-05-14 or 2026-05-14T10:00:00Z"
         ) from None

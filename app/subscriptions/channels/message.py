@@ -9,8 +9,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from app.fhir.instants import instant
 from app.fhir.json import Resource
-from app.records.versions import instant
 from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.http_sender import HttpSender
 from app.subscriptions.channels.protocol import ChannelType, Draft

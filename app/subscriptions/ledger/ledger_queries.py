@@ -11,6 +11,7 @@ from pymongo import ASCENDING, DESCENDING
 
 from app.errors import BadRequest, Gone, NotFound
 from app.fhir.ids import first_id, time_of
+from app.fhir.instants import BEGINNING, END, instant
 from app.runtime.mongo import Document, Mongo
 from app.subscriptions.ledger.ledger import Delivery, State, delivery_rows
 
@@ -45,8 +46,8 @@ class Wanted:
             found["focus.type"], _, found["focus.id"] = self.focus.partition("/")
         _add_bounds(found, "created_at", self.since, self.until)
         # The same bounds on the ids, which are in order of time, so that an index serves.
-        since = first_id(self.since - _SKEW) if self.since else None
-        until = first_id(self.until + _SKEW) if self.until else None
+        since = first_id(max(self.since, BEGINNING + _SKEW) - _SKEW) if self.since else None
+        until = first_id(min(self.until, END - _SKEW) + _SKEW) if self.until else None
         _add_bounds(found, "_id", since, until)
         _add_bounds(found, "number", self.first, self.last)
         return found
@@ -147,7 +148,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return instant(value)
     return value
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from app.errors import Unprocessable
+from app.fhir import instants
 from app.fhir.json import Resource
 from app.settings import Settings
 from app.subscriptions.matching import channel_terms, criteria as criteria_
@@ -99,10 +100,9 @@ def _read_instant(value: str | None) -> datetime | None:
     if value is None:
         return None
     try:
-        moment = datetime.fromisoformat(value)
+        return instants.parse(value)
     except ValueError:
         raise Unprocessable("Not an instant", code="value") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _modifier_extensions(value: Any, path: str) -> Iterator[str]:

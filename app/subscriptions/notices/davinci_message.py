@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.records.reader import Reader
-from app.records.versions import instant
 from app.subscriptions.channels.davinci import Coding
 from app.subscriptions.notices.davinci_stay import (
     Closure,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.subscriptions.matching.channel_terms import BACKPORT, Content
 from app.subscriptions.topics.topics import Coding
@@ -124,7 +125,7 @@ def _event(head: Head, event: Told) -> list[dict[str, Any]]:
     focus = event.focus
     part: list[dict[str, Any]] = [
         {"name": "event-number", "valueString": str(event.number)},
-        {"name": "timestamp", "valueInstant": _instant(focus.at)},
+        {"name": "timestamp", "valueInstant": instant(focus.at)},
     ]
     if _level(head, event) == "empty":
         return part
@@ -153,7 +154,7 @@ def _bundle(
         "id": head.id,
         "meta": {"profile": [NOTIFICATION_PROFILE]},
         "type": "history",
-        "timestamp": _instant(head.at),
+        "timestamp": instant(head.at),
         "entry": [_status_entry(head, kind, events), *entries],
     }
 
@@ -220,7 +221,7 @@ def _focus_entry(head: Head, focus: Focus) -> dict[str, Any]:
     entry["response"] = {
         "status": "201" if created else "200",
         "etag": etag,
-        "lastModified": _instant(focus.at),
+        "lastModified": instant(focus.at),
     }
     return entry
 
@@ -236,7 +237,3 @@ def _context_entry(head: Head, reference: str, resource: Resource | None) -> dic
 
 def _url(head: Head, reference: str) -> str:
     return f"{head.base_url}/{reference}"
-
-
-def _instant(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
