@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import Any
-from urllib.parse import urlencode
 
 from pymongo import DESCENDING
 from starlette.requests import Request
@@ -31,13 +29,15 @@ from app.fhir.json import Resource
 from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document, Mongo
 from app.search import cursor
+from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search.include import IncludedRow
 from app.search.parameters import date
 from app.search.ranges import split_prefix
 
 Parameters = list[tuple[str, str]]
 
 _FORM = frozenset({"_format", "_pretty"})
-_COUNT, _CURSOR = "_count", "_cursor"
+_COUNT = "_count"
 # Attempts to tell are on record when they have ended, which may take as long as their timeout.
 _LATE = timedelta(hours=1)
 
@@ -126,7 +126,7 @@ async def _search(request: Request, context: Context) -> InteractionResult:
     used = [pair for pair in parameters if pair[0] not in _FORM]
     asked = questions(used, context.base_url)
     count = _page_size(used, context)
-    token = next((value for name, value in used if name == _CURSOR), None)
+    token = next((value for name, value in used if name == CURSOR), None)
     after = None
     if token is not None:
         at, id_ = cursor.decode(token, cursor.fingerprint("AuditEvent", used), 2)
@@ -166,7 +166,7 @@ def questions(parameters: Parameters, base_url: str) -> list[AuditQuestion]:
     """What a search asks. Raises BadRequest for a parameter that this search has not."""
     asked: list[AuditQuestion] = []
     for name, value in parameters:
-        if name in (_COUNT, _CURSOR):
+        if name in (_COUNT, CURSOR):
             continue
         read = _PARAMETERS.get(name)
         if read is None:
@@ -298,26 +298,14 @@ def _page_size(parameters: Parameters, context: Context) -> int:
 
 
 def _bundle(context: Context, used: Parameters, found: list[FoundEntry], *, more: bool) -> bytes:
-    place = f"{context.base_url}/AuditEvent"
-    links = [{"relation": "self", "url": _url(place, used)}]
+    token = None
     if more:
-        asked = [pair for pair in used if pair[0] != _CURSOR]
         last = found[-1]
         search = cursor.fingerprint("AuditEvent", used)
         token = cursor.encode((last.row["at"], last.id), search)
-        links.append({"relation": "next", "url": _url(place, [*asked, (_CURSOR, token)])})
-    bundle: dict[str, Any] = {"resourceType": "Bundle", "type": "searchset", "link": links}
-    if found:
-        bundle["entry"] = [
-            {
-                "fullUrl": f"{place}/{each.id}",
-                "resource": each.event(context.base_url),
-                "search": {"mode": "match"},
-            }
-            for each in found
-        ]
-    return fhir_json.encode(bundle)
-
-
-def _url(place: str, parameters: Parameters) -> str:
-    return f"{place}?{urlencode(parameters)}" if parameters else place
+    events = [
+        IncludedRow("AuditEvent", each.id, fhir_json.encode(each.event(context.base_url)).decode())
+        for each in found
+    ]
+    shown = page_links(f"{context.base_url}/AuditEvent", used, token)
+    return write_bundle({"type": "searchset"}, shown, found_entries(context.base_url, events))

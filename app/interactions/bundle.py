@@ -36,6 +36,7 @@ from app.interactions.plan import Target, WritePlan
 from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion, WriteAction
+from app.search.bundle_writer import write_bundle, written_entries
 
 # How the router answers what is no plain write: method, path below the base, query and body.
 Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[InteractionResult]]
@@ -77,11 +78,8 @@ async def process(
                     expression=entry.where,
                 )
         responses = await _transaction(context, entries, prefer, dispatch)
-    head = fhir_json.encode({"resourceType": "Bundle", "type": f"{bundle['type']}-response"})
-    text = head.decode()[:-1]
-    if responses:
-        text += ',"entry":[' + ",".join(responses) + "]"
-    return InteractionResult(200, text=text + "}")
+    head = {"type": f"{bundle['type']}-response"}
+    return InteractionResult(200, text=write_bundle(head, (), written_entries(responses)))
 
 
 async def _batch(

@@ -5,10 +5,9 @@ https://hl7.org/fhir/R4/http.html#history
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 import msgspec
 
@@ -18,6 +17,7 @@ from app.fhir.instants import Span, instant, instant_in, range_in
 from app.interactions.result import InteractionResult
 from app.records.versions import HistoryRange, ResourceVersion
 from app.search import cursor
+from app.search.bundle_writer import CURSOR, page_links, write_bundle
 from app.search.parameters import date
 from app.search.ranges import split_prefix
 
@@ -55,7 +55,7 @@ def parse(
             range_ = msgspec.structs.replace(range_, since=instant_in(value, "http._since"))
         elif name == "_at":
             range_ = msgspec.structs.replace(range_, period=_period(value))
-        elif name == "_cursor":
+        elif name == CURSOR:
             at, resource_type, version, resource_id = cursor.decode(value, _FINGERPRINT, 4)
             before = (at, resource_type, resource_id, int(version))
             range_ = msgspec.structs.replace(range_, before=before)
@@ -70,27 +70,24 @@ def bundle(
     query: HistoryQuery, page: Sequence[ResourceVersion], total: int | None, url: str, base_url: str
 ) -> InteractionResult:
     """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages if known."""
-    links = [{"relation": "self", "url": _url(url, query.used)}]
     shown = page[: query.count]
+    token = None
     if len(page) > query.count and shown:
         last = shown[-1]
         token = cursor.encode((last.at, last.type, str(last.version), last.id), _FINGERPRINT)
-        following = (*query.used, ("_cursor", token))
-        links.append({"relation": "next", "url": _url(url, following)})
-    head: dict[str, Any] = {"resourceType": "Bundle", "type": "history"}
+    head: dict[str, Any] = {"type": "history"}
     if query.range.until is not None and query.range.before is None:
         # Complete up to here (app/runtime/cluster.py): the next `_since` may begin at this time.
         head["meta"] = {"lastUpdated": instant(query.range.until)}
     if total is not None:
         head["total"] = total
-    head["link"] = links
-    text = fhir_json.encode(head).decode()[:-1]
-    if shown:
-        text += ',"entry":[' + ",".join(_entry(stored, base_url) for stored in shown) + "]"
-    return InteractionResult(200, text=text + "}")
+    entries = [piece for stored in shown for piece in _entry(stored, base_url)]
+    return InteractionResult(
+        200, text=write_bundle(head, page_links(url, query.used, token), entries)
+    )
 
 
-def _entry(stored: ResourceVersion, base_url: str) -> str:
+def _entry(stored: ResourceVersion, base_url: str) -> Iterator[str]:
     status = _STATUS[stored.method]
     if stored.method == "PUT" and stored.version == 1:
         status = "201"
@@ -105,7 +102,10 @@ def _entry(stored: ResourceVersion, base_url: str) -> str:
         },
     }
     text = fhir_json.encode(entry).decode()
-    return text if stored.deleted else f'{text[:-1]},"resource":{stored.text}}}'
+    if stored.deleted:
+        yield f",{text}"
+    else:
+        yield from (f',{text[:-1]},"resource":', stored.text, "}")
 
 
 def _count(value: str, max_count: int) -> int:
@@ -126,7 +126,3 @@ def _period(value: str) -> Span:
             code="value",
             expression="http._at",
         ) from None
-
-
-def _url(url: str, parameters: Parameters) -> str:
-    return f"{url}?{urlencode(list(parameters))}" if parameters else url

@@ -15,13 +15,12 @@ from app.errors import BadRequest
 from app.fhir import validation
 from app.fhir.definitions import json_name
 from app.fhir.json import Resource
+from app.search.bundle_writer import CURSOR
 
 Arguments = dict[str, list[Any]]
 
 # They steer the answer's form, not the operation.
 _GENERAL = frozenset({"_format", "_pretty", "_summary", "_elements"})
-# Where a page of the answer begins: ours, from a `next` link.
-CURSOR = "_cursor"
 _INTEGER = re.compile(r"^[+-]?[0-9]{1,10}$")
 _TEXT_TYPES = frozenset(
     {"string", "code", "uri", "url", "canonical", "id", "instant", "date", "dateTime", "token"}

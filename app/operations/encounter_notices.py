@@ -20,6 +20,8 @@ from app.proof.notice import gather
 from app.proof.publisher import sender_of
 from app.records.versions import ResourceVersion
 from app.subscriptions.ledger.ledger import delivery_rows
+from app.search.bundle_writer import found_entries, write_bundle
+from app.search.include import IncludedRow
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
@@ -39,15 +41,14 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         if stored.id not in found:
             found[stored.id] = [stored.resource(), *await _audited(context, stored.id)]
     resources = [each for notice in sorted(found) for each in found[notice]]
-    bundle: Resource = {"resourceType": "Bundle", "type": "searchset", "total": len(resources)}
-    if resources:
-        bundle["entry"] = [_entry(context, each) for each in resources]
-    return InteractionResult(200, text=fhir_json.encode(bundle))
-
-
-def _entry(context: Context, resource: Resource) -> Resource:
-    url = f"{context.base_url}/{resource['resourceType']}/{resource['id']}"
-    return {"fullUrl": url, "resource": resource, "search": {"mode": "match"}}
+    shown = [
+        IncludedRow(each["resourceType"], each["id"], fhir_json.encode(each).decode())
+        for each in resources
+    ]
+    head = {"type": "searchset", "total": len(resources)}
+    return InteractionResult(
+        200, text=write_bundle(head, (), found_entries(context.base_url, shown))
+    )
 
 
 async def _published(context: Context, encounter: str) -> list[ResourceVersion]:

@@ -12,19 +12,17 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
-from urllib.parse import quote, urlencode
 
 from app.context import Context
 from app.errors import BadRequest
-from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.instants import days_in, instant_in
 from app.interactions import interactions, references
 from app.interactions.result import InteractionResult
-from app.operations.arguments import CURSOR, Invocation
+from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
 from app.search import compartment, cursor, search_parameters
+from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.resolution import settled
 
@@ -200,10 +198,10 @@ async def _referred_to(
 def _bundle(
     context: Context,
     invocation: Invocation,
-    matches: Sequence[ResourceVersion],
+    found: Sequence[ResourceVersion],
     included: Sequence[ResourceVersion],
     following: str | None,
-) -> str:
+) -> bytes:
     place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
     url = f"{context.base_url}/{place}/$everything"
     used = [
@@ -212,20 +210,6 @@ def _bundle(
         for value in values
         if name != CURSOR
     ]
-    links = [{"relation": "self", "url": _url(url, used)}]
-    if following is not None:
-        links.append({"relation": "next", "url": _url(url, [*used, (CURSOR, following)])})
-    head: dict[str, Any] = {"resourceType": "Bundle", "type": "searchset", "link": links}
-    text = fhir_json.encode(head).decode()[:-1]
-    entries = [_entry(context, stored, "match") for stored in matches]
-    entries += [_entry(context, stored, "include") for stored in included]
-    return text + (f',"entry":[{",".join(entries)}]' if entries else "") + "}"
-
-
-def _entry(context: Context, stored: ResourceVersion, mode: str) -> str:
-    url = f"{context.base_url}/{stored.reference}"
-    return f'{{"fullUrl":"{url}","resource":{stored.text},"search":{{"mode":"{mode}"}}}}'
-
-
-def _url(url: str, parameters: Sequence[tuple[str, str]]) -> str:
-    return f"{url}?{urlencode(parameters, quote_via=quote)}" if parameters else url
+    entries = found_entries(context.base_url, found)
+    entries += found_entries(context.base_url, included, "include")
+    return write_bundle({"type": "searchset"}, page_links(url, used, following), entries)

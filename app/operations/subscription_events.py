@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from urllib.parse import urlencode
 
 from app.context import Context
 from app.errors import BadRequest, Gone
@@ -18,6 +17,7 @@ from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.operations.subscription_status import content_of, head_of
+from app.search.bundle_writer import next_link
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import Span
 from app.subscriptions.ledger.outbox import Outbox
@@ -71,8 +71,8 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         rest = [("eventsSinceNumber", str(rows[limit].number)), ("content", content)]
         if span.last is not None:
             rest.append(("eventsUntilNumber", str(span.last)))
-        url = f"{context.base_url}/Subscription/{subscription['id']}/$events?{urlencode(rest)}"
-        bundle["link"] = [{"relation": "next", "url": url}]
+        url = f"{context.base_url}/Subscription/{subscription['id']}/$events"
+        bundle["link"] = [next_link(url, rest)]
     return InteractionResult(200, text=fhir_json.encode(bundle))
 
 

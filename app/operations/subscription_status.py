@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlencode
 
 from pymongo import ASCENDING
 
@@ -20,8 +19,9 @@ from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
-from app.operations.arguments import CURSOR, Invocation
+from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
+from app.search.bundle_writer import CURSOR, Link, next_link, write_bundle, written_entries
 from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT, Content
 from app.subscriptions.notices import notification
@@ -53,7 +53,8 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     more = None
     if len(found) > limit:
         given = [("id", each) for each in ids] + [("status", each) for each in statuses]
-        more = urlencode([*given, (CURSOR, found[limit - 1].id)])
+        url = f"{context.base_url}/Subscription/$status"
+        more = next_link(url, [*given, (CURSOR, found[limit - 1].id)])
     return await _answer(context, found[:limit], more)
 
 
@@ -63,34 +64,29 @@ def _listed(invocation: Invocation, name: str) -> list[str]:
 
 
 async def _answer(
-    context: Context, found: Sequence[ResourceVersion], more: str | None = None
+    context: Context, found: Sequence[ResourceVersion], more: Link | None = None
 ) -> InteractionResult:
     numbers = await context.services.get(Outbox).numbering.read([stored.id for stored in found])
     entries = []
     for stored in found:
         head = head_of(context, stored.resource(), numbers[stored.id])
         parameters = notification.status_parameters(head)
-        entries.append(
-            {
-                "fullUrl": f"urn:uuid:{parameters['id']}",
-                "resource": parameters,
-                "search": {"mode": "match"},
-            }
-        )
+        entry = {
+            "fullUrl": f"urn:uuid:{parameters['id']}",
+            "resource": parameters,
+            "search": {"mode": "match"},
+        }
+        entries.append(fhir_json.encode(entry).decode())
     bundle: Resource = {
-        "resourceType": "Bundle",
         "id": str(uuid.uuid4()),
         "type": "searchset",
         "timestamp": instant(context.services.mongo.now()),
     }
     if more is None:
         bundle["total"] = len(entries)
-    else:
-        url = f"{context.base_url}/Subscription/$status?{more}"
-        bundle["link"] = [{"relation": "next", "url": url}]
-    if entries:
-        bundle["entry"] = entries
-    return InteractionResult(200, text=fhir_json.encode(bundle))
+    return InteractionResult(
+        200, text=write_bundle(bundle, [more] if more else [], written_entries(entries))
+    )
 
 
 def head_of(

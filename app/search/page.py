@@ -6,12 +6,10 @@ exactly once whatever others write meanwhile, and the last page costs what the f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
 
 import msgspec
 from bson import Timestamp
@@ -20,6 +18,7 @@ from app.errors import Issue, operation_outcome
 from app.fhir.instants import instant
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, sorting
+from app.search.bundle_writer import CURSOR, SEARCH, found_entries, page_links, write_bundle
 from app.search.include import IncludedRow, included
 from app.search.parameter import Filter
 from app.search.query import Query
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from app.records.reader import Reader
 
 _json = msgspec.json.Encoder()
-_PLAIN = re.compile(r"[A-Za-z0-9_.~:/,|$\-]*")
 
 
 @dataclass(slots=True)
@@ -170,48 +168,22 @@ async def _total(
 
 def render(page: Page, base_url: str) -> bytes:
     """The Bundle as JSON."""
-    url = f"{base_url}/{page.place}" if page.place else base_url
-    used = _encoded(page.used)
-    links = [{"relation": "self", "url": f"{url}?{used}" if used else url}]
+    token = None
     if page.following is not None:
-        others = [pair for pair in page.used if pair[0] != "_cursor"]
+        others = [pair for pair in page.used if pair[0] != CURSOR]
         token = cursor.encode(
             page.following, cursor.fingerprint(page.search, others), page.snapshot
         )
-        rest = used if len(others) == len(page.used) else _encoded(others)
-        links.append(
-            {"relation": "next", "url": f"{url}?{rest}{'&' if rest else ''}_cursor={token}"}
-        )
-    parts = ['{"resourceType":"Bundle"']
+    head: dict[str, Any] = {}
     if page.horizon is not None:
-        parts.append(f',"meta":{{"lastUpdated":"{instant(page.horizon)}"}}')
-    parts.append(',"type":"searchset"')
+        head["meta"] = {"lastUpdated": instant(page.horizon)}
+    head["type"] = "searchset"
     if page.total is not None:
-        parts.append(f',"total":{page.total}')
-    parts.append(f',"link":{_json.encode(links).decode()}')
-    base = _json.encode(base_url).decode()[:-1]
-    opening = len(parts)
-    _add_entries(parts, base, page.matches, "match")
-    _add_entries(parts, base, page.included, "include")
+        head["total"] = page.total
+    entries = found_entries(base_url, page.matches)
+    entries += found_entries(base_url, page.included, "include")
     if page.issues:
         outcome = _json.encode(operation_outcome(page.issues)).decode()
-        parts.append(f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
-    if len(parts) > opening:
-        parts[opening] = f',"entry":[{parts[opening][1:]}'
-        parts.append("]")
-    parts.append("}")
-    return "".join(parts).encode()
-
-
-def _add_entries(parts: list[str], base: str, rows: Sequence[IncludedRow], mode: str) -> None:
-    """Add an entry for each row, a comma before it; the long texts are copied only once, when all is joined."""
-    ending = f',"search":{{"mode":"{mode}"}}}}'
-    for row in rows:
-        parts += (f',{{"fullUrl":{base}/{row.type}/{row.id}","resource":', row.text, ending)
-
-
-def _encoded(used: Sequence[tuple[str, str]]) -> str:
-    # Most need no quoting, and urlencode takes ten times as long to find out.
-    if _PLAIN.fullmatch("".join([name + value for name, value in used])):
-        return "&".join([f"{name}={value}" for name, value in used])
-    return urlencode(used, quote_via=quote, safe=":/,|$")
+        entries.append(f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
+    url = f"{base_url}/{page.place}" if page.place else base_url
+    return write_bundle(head, page_links(url, page.used, token, SEARCH), entries)
