@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import msgspec
+from cachetools import FIFOCache
 from joserfc import jws
 
 from app.authentication import jwt
@@ -62,7 +62,7 @@ class Authority:
         self.outside = (
             Outside(settings, self.documents, time.time) if settings.oidc_issuer else None
         )
-        self._kept: OrderedDict[str, _Judged] = OrderedDict()
+        self._kept: FIFOCache[str, _Judged] = FIFOCache(_MAX_KEPT)
 
     @classmethod
     async def open(cls, settings: Settings, mongo: Mongo) -> Authority:
@@ -101,14 +101,18 @@ class Authority:
         Signature and claims are checked once for each token; the client each time, as of a second ago.
         """
         token = _bearer(header)
-        judged = self._kept.get(token)
+        judged: _Judged | None
+        try:
+            judged = self._kept[token]
+        except KeyError:
+            judged = None
         if judged is None or judged.until <= time.time():
             try:
                 judged = await self._judge(token)
             except TokenRefused as refused:
                 self._kept.pop(token, None)
                 raise _invalid(str(refused)) from None
-            self._keep(token, judged)
+            self._kept[token] = judged
         client = await self.clients.get(judged.client_id)
         if client is None or client.disabled:
             raise _invalid("The token's client is not admitted")
@@ -118,11 +122,6 @@ class Authority:
             judged.caller = _caller(client, judged.scopes)
             judged.caller_version = client.version
         return judged.caller
-
-    def _keep(self, token: str, judged: _Judged) -> None:
-        self._kept[token] = judged
-        if len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
 
     async def _judge(self, token: str) -> _Judged:
         parts = jwt.read(token)

@@ -12,13 +12,13 @@ import logging
 import re
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
+from cachetools import TLRUCache
 from yarl import URL
 
 from app.authentication import jwt
@@ -61,7 +61,9 @@ class Documents:
     def __init__(self, egress: Egress, clock: Callable[[], float] = time.monotonic) -> None:
         self._egress = egress
         self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: TLRUCache[str, _Kept] = TLRUCache(
+            _MAX_DOCUMENTS, lambda url, kept, now: kept.until, lambda: self._clock()
+        )
         self._locks: dict[str, asyncio.Lock] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -83,10 +85,10 @@ class Documents:
         return kept.content
 
     def _fresh(self, url: str, renew: bool) -> _Kept | None:
-        kept, now = self._kept.get(url), self._clock()
-        if kept is None or now >= kept.until:
-            return None
-        return None if renew and kept.content is not None and now - kept.fetched > RENEWED else kept
+        kept = self._kept.get(url)
+        if kept is None or not renew or kept.content is None:
+            return kept
+        return None if self._clock() - kept.fetched > RENEWED else kept
 
     async def _renewed(self, url: str) -> _Kept:
         begun = self._clock()
@@ -98,9 +100,6 @@ class Documents:
             log.warning("no document", extra={"action": "fetch", "host": host})
             kept = _Kept(None, begun, self._clock() + FAILED, str(error))
         self._kept[url] = kept
-        self._kept.move_to_end(url)
-        while len(self._kept) > _MAX_DOCUMENTS:
-            self._kept.popitem(last=False)
         return kept
 
     async def _fetch(self, url: str) -> tuple[dict[str, Any], float]:

@@ -6,10 +6,11 @@ docs/access.md
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+from cachetools import FIFOCache
 
 from app.authentication.caller import UNLIMITED, Caller
 from app.authentication.scopes import Action, Scopes
@@ -61,7 +62,7 @@ class Accesses:
         self.relationships = Relationships(store, settings, now)
         self.disclosure = Disclosure(directives, self.relationships)
         self.panels = Panels(store, self.relationships, settings.base_url.rstrip("/"))
-        self._kept: OrderedDict[Caller, Access | None] = OrderedDict()
+        self._kept: FIFOCache[Caller, Access | None] = FIFOCache(_MOST_KEPT)
 
     def of(self, caller: Caller) -> Access | None:
         """What limits a caller; None for whom nothing does."""
@@ -70,8 +71,6 @@ class Accesses:
         except KeyError:
             access = None if caller in UNLIMITED else Access(caller, self)
             self._kept[caller] = access
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
             return access
 
 

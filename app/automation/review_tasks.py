@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
+
+from cachetools import TTLCache
 
 from app.automation.follow_up_tasks import OPEN
 from app.automation.patient_resources import resources_of, token
@@ -92,20 +93,16 @@ class RecentlyChecked:
     """What this process has found in order; what others change is seen when the time is over."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._in_order: OrderedDict[str, float] = OrderedDict()
+        self._in_order: TTLCache[str, None] = TTLCache(_REMEMBERED, SECONDS, clock)
 
     def note(self, patient: str) -> None:
         """The patient (`Patient/p1`) is known here, and so is a practice that can be told."""
-        self._in_order[patient] = self._clock() + SECONDS
-        self._in_order.move_to_end(patient)
-        if len(self._in_order) > _REMEMBERED:
-            self._in_order.popitem(last=False)
+        self._in_order[patient] = None
 
     def knows(self, patient: str) -> bool:
-        return self._in_order.get(patient, 0.0) > self._clock()
+        return patient in self._in_order
 
     def on_events(self, events: Iterable[Event]) -> None:
         """The store's listener: forget everything where what it was found by may have changed."""
-        if self._in_order and any(event.type in _DECIDING for event in events):
+        if any(event.type in _DECIDING for event in events):
             self._in_order.clear()

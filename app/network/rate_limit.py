@@ -20,7 +20,8 @@ class Buckets:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = max(burst, 1.0)
-        self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, at
+        # Tokens, at. Not a cachetools cache: each request writes here, and that takes three times as long.
+        self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, key: str, now: float) -> float:
         """Take a token; returns 0, or the seconds until there is one and takes none."""

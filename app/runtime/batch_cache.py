@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
+
+from cachetools import FIFOCache
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -31,8 +32,8 @@ class BatchCache(Generic[K, V]):
         self._load = load
         self._default = default
         self._lasting = lasting
-        self._most = most
-        self._known: OrderedDict[K, tuple[float, asyncio.Future[V]]] = OrderedDict()
+        # Not TTLCache: that takes ten times as long to find what it has, and every request asks here.
+        self._known: FIFOCache[K, tuple[float, asyncio.Future[V]]] = FIFOCache(most)
         self._wanted: dict[K, asyncio.Future[V]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -46,9 +47,13 @@ class BatchCache(Generic[K, V]):
     def ask(self, key: K) -> asyncio.Future[V]:
         """Begin to load it, where it is not known; whoever needs it later finds it on its way."""
         now = time.monotonic()
-        known = self._known.get(key)
-        if known is not None and known[0] > now:
-            return known[1]
+        try:
+            until, found = self._known[key]
+        except KeyError:
+            pass
+        else:
+            if until > now:
+                return found
         loop = asyncio.get_running_loop()
         if not self._wanted:
             loop.call_soon(self._start)
@@ -56,9 +61,6 @@ class BatchCache(Generic[K, V]):
         if future is None:
             future = self._wanted[key] = loop.create_future()
         self._known[key] = (now + self._lasting, future)
-        self._known.move_to_end(key)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
         return future
 
     def forget(self, keys: Iterable[K]) -> None:

@@ -86,7 +86,10 @@ class Connections:
         )
 
     async def _close_idle(self, but: Pool) -> None:
-        """Keep the number of open pools bounded: the one unused for longest goes first."""
+        """Keep the number of open pools bounded: the one unused for longest goes first, and none that is in use.
+
+        A cachetools cache would drop pools that are in use, and could not wait until one is closed.
+        """
         while len(self._pools) > _MAX_ORIGINS:
             idle = (o for o, pool in self._pools.items() if not pool.in_use and pool is not but)
             origin = next(idle, None)

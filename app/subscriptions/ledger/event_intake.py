@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 
+from cachetools import FIFOCache
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from app.store.events import Event, load_event
@@ -51,7 +52,7 @@ class EventIntake:
         self._queue: deque[Event] = deque()
         self._recording = asyncio.Lock()
         # The newest version of each resource that this process has recorded.
-        self._recorded: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._recorded: FIFOCache[tuple[str, str], int] = FIFOCache(_REMEMBERED)
         self.arrived = asyncio.Event()
 
     @property
@@ -147,5 +148,3 @@ class EventIntake:
     def _remember(self, planned: Sequence[Planned]) -> None:
         for plan in planned:
             self._recorded[plan.event.type, plan.event.resource_id] = plan.event.version
-        while len(self._recorded) > _REMEMBERED:
-            self._recorded.popitem(last=False)

@@ -27,6 +27,7 @@ class Shelf:
         self._settings = settings
         self._catalogue = catalogue
         self._kept: dict[str, int | tuple[int, Status, str]] = {}
+        # Not a cachetools cache: an event asks for each Subscription it concerns, and that takes twice as long.
         self._open: OrderedDict[str, Registration] = OrderedDict()
 
     def __len__(self) -> int:

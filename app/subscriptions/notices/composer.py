@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
 from datetime import datetime
+
+from cachetools import FIFOCache
 
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
@@ -36,8 +37,8 @@ class Composer:
         self._teller = EventReader(store, settings.base_url.rstrip("/"))
         self._messages = Messages(store)
         self._registry = registry
-        self._envelopes: OrderedDict[str, Envelope] = OrderedDict()
-        self._templates: OrderedDict[Hashable, Template] = OrderedDict()
+        self._envelopes: FIFOCache[str, Envelope] = FIFOCache(_ENVELOPES)
+        self._templates: FIFOCache[Hashable, Template] = FIFOCache(_TEMPLATES)
 
     async def registration(self, subscription: str) -> Registration | None:
         """The Subscription with its secrets at hand, both of one version; None where it is gone."""
@@ -61,8 +62,6 @@ class Composer:
 
     def _keep(self, current: Registration, private: Document) -> None:
         self._envelopes[current.id] = Envelope.of(current, private, self._settings)
-        if len(self._envelopes) > _ENVELOPES:
-            self._envelopes.popitem(last=False)
 
     async def notice(
         self,
@@ -157,14 +156,14 @@ class Composer:
             registration.channel.content,
             envelope.base_url,
         )
-        found = self._templates.get(key)
-        if found is None:
-            content = registration.channel.content or "empty"
-            told = await self._teller.told(delivery, topic, content, event)
-            head = _head(registration, envelope, delivery.id, delivery.number, delivery.created_at)
-            found = self._templates[key] = Template(head, told)
-            if len(self._templates) > _TEMPLATES:
-                self._templates.popitem(last=False)
+        try:
+            return self._templates[key]
+        except KeyError:
+            pass
+        content = registration.channel.content or "empty"
+        told = await self._teller.told(delivery, topic, content, event)
+        head = _head(registration, envelope, delivery.id, delivery.number, delivery.created_at)
+        found = self._templates[key] = Template(head, told)
         return found
 
     async def status_notice(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+
+from cachetools import FIFOCache
 
 from app.fhir.json import Resource
 from app.records.reader import Reader
@@ -48,7 +49,7 @@ class EventReader:
     def __init__(self, store: Reader, base_url: str = "") -> None:
         self._store = store
         self._base_url = base_url
-        self._pinned: OrderedDict[tuple[str, str, int], _Pinned] = OrderedDict()
+        self._pinned: FIFOCache[tuple[str, str, int], _Pinned] = FIFOCache(_REMEMBERED)
 
     async def told(
         self,
@@ -103,9 +104,10 @@ class EventReader:
     async def _version(self, delivery: Delivery, event: Event | None) -> _Pinned:
         focus = delivery.focus
         key = (focus["type"], focus["id"], focus["version"])
-        found = self._pinned.get(key)
-        if found is not None:
-            return found
+        try:
+            return self._pinned[key]
+        except KeyError:
+            pass
         if event is not None and event.resource is not None and event.fields is not None:
             found = _Pinned(event.resource, event.fields)
         else:
@@ -115,8 +117,6 @@ class EventReader:
             resource = stored.resource()
             found = _Pinned(resource, extract(stored.type, resource))
         self._pinned[key] = found
-        if len(self._pinned) > _REMEMBERED:
-            self._pinned.popitem(last=False)
         return found
 
     async def _context(self, version: _Pinned, topic: Topic, delivery: Delivery) -> list[str]:

@@ -7,10 +7,11 @@ the server keeps itself (for Endpoints and contracts) is judged as its recipient
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from cachetools import FIFOCache
 
 from app.authentication.caller import NOBODY, Caller, Role
 from app.authentication.current_caller import Clients, current_caller
@@ -66,7 +67,7 @@ class OwnerRights:
         self._store = store
         self._is_on = settings.auth == "smart"
         self._clients = clients
-        self._owners: OrderedDict[tuple[str, int], Owner] = OrderedDict()
+        self._owners: FIFOCache[tuple[str, int], Owner] = FIFOCache(_REMEMBERED)
 
     async def limits(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Limits:
         """Of rows of one Subscription those that its owner may not see, or not with all that travels along.
@@ -153,8 +154,6 @@ class OwnerRights:
         known = self._owners.get(key)
         if known is None:
             known = self._owners[key] = await self._read(subscription)
-            if len(self._owners) > _REMEMBERED:
-                self._owners.popitem(last=False)
         return known
 
     async def _read(self, subscription: str) -> Owner:

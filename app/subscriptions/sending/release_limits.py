@@ -6,10 +6,11 @@ Who a Subscription tells is read only where a patient has any Consent.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+
+from cachetools import FIFOCache
 
 from app.consent import labels, recipients
 from app.consent.directives import ConsentDirectives, Standing
@@ -108,7 +109,7 @@ class ReleaseLimits:
         self._recipients: BatchCache[tuple[str | None, RecipientKind], Recipient] = BatchCache(
             self._resolve, Recipient(None), lasting=_RECIPIENTS_LAST
         )
-        self._about: OrderedDict[Version, About] = OrderedDict()
+        self._about: FIFOCache[Version, About] = FIFOCache(_REMEMBERED)
 
     def announce(self, event: Event, subscriptions: Sequence[tuple[str, int]]) -> None:
         """Begin to read what will be asked about a fresh event, while its rows are written.
@@ -176,9 +177,10 @@ class ReleaseLimits:
 
     async def _of_row(self, delivery: Delivery, event: Event | None) -> About:
         focus = delivery.focus
-        known = self._about.get((focus["type"], focus["id"], focus["version"]))
-        if known is not None:
-            return known
+        try:
+            return self._about[focus["type"], focus["id"], focus["version"]]
+        except KeyError:
+            pass
         if event is not None:
             return self._of_event(event)
         version = focus["version"] - (1 if focus["method"] == "delete" else 0)
@@ -205,8 +207,6 @@ class ReleaseLimits:
                 targets = reference.targets(known[code], fields["terms"], self._base_url)
                 found.update((f"Patient/{id_}", None) for name, id_ in targets if name == "Patient")
         about = self._about[key] = About(tuple(found), labels.of(resource))
-        if len(self._about) > _REMEMBERED:
-            self._about.popitem(last=False)
         return about
 
     # What is read

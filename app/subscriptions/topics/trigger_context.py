@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+
+from cachetools import LRUCache
 
 from app.attribution.facility import facility_types
 from app.attribution.whereabouts import Facility, facility_of, without_places_left
@@ -26,17 +27,13 @@ class TriggerContext:
         self._deliveries = delivery_rows(mongo)
         self._base = settings.topic_base.rstrip("/") + "/"
         # Who has been matched a moment ago may not be in the ledger yet: the events of a batch are recorded together.
-        self._matched: OrderedDict[tuple[str, str], set[tuple[int, str]]] = OrderedDict()
+        self._matched: LRUCache[tuple[str, str], set[tuple[int, str]]] = LRUCache(_REMEMBERED)
 
     def note(self, change: ResourceChange, topics: Iterable[str]) -> None:
         """Remember that a change is about to be told under these topics."""
         own = {(change.version, url) for url in topics if url.startswith(self._base)}
         if own:
-            key = (change.type, change.resource_id)
-            self._matched.setdefault(key, set()).update(own)
-            self._matched.move_to_end(key)
-            if len(self._matched) > _REMEMBERED:
-                self._matched.popitem(last=False)
+            self._matched.setdefault((change.type, change.resource_id), set()).update(own)
 
     async def told(self, change: ResourceChange) -> Sequence[str]:
         """Notices that wait for their turn count, those that were suppressed do not."""

@@ -1,0 +1,54 @@
+"""What a process remembers of patients of whom nothing is amiss."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.automation import review_tasks
+from app.automation.review_tasks import SECONDS, RecentlyChecked
+
+
+class Hand:
+    """A clock that tests move."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_it_lasts_by_the_clock_it_was_given() -> None:
+    clock = Hand()
+    recently = RecentlyChecked(clock)
+    recently.note("Patient/p1")
+    clock.now += SECONDS - 1
+    assert recently.knows("Patient/p1")
+    recently.note("Patient/p1")
+    clock.now += SECONDS - 1
+    assert recently.knows("Patient/p1")
+    clock.now += 1
+    assert not recently.knows("Patient/p1")
+    assert not recently.knows("Patient/p2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"), [("Encounter", True), ("CareTeam", False), ("Patient", False)]
+)
+def test_what_decides_has_everything_forgotten(kind: str, known: bool) -> None:
+    recently = RecentlyChecked(Hand())
+    recently.note("Patient/p1")
+    event: Any = SimpleNamespace(type=kind)
+    recently.heard([event])
+    assert recently.knows("Patient/p1") is known
+
+
+def test_it_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(review_tasks, "_REMEMBERED", 10)
+    recently = RecentlyChecked(Hand())
+    for number in range(100):
+        recently.note(f"Patient/p{number}")
+    known = [number for number in range(100) if recently.knows(f"Patient/p{number}")]
+    assert known == list(range(90, 100))
