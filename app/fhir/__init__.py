@@ -5,6 +5,7 @@ element_definitions    lists how a type's elements are written, for XML and patc
 codes                  names our own extensions, code systems and codes
 code_lists             publishes our own code lists
 ids                    makes UUIDv7 ids
+instants               reads and writes dates, dateTimes and instants by R4's grammar
 json                   decodes and encodes FHIR's JSON without losing a digit
 formats                negotiates JSON and XML, and cuts answers down
 summary                cuts a resource down to `_summary` and `_elements`

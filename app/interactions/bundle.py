@@ -16,8 +16,6 @@ from typing import Any
 from app.audit import recorded
 from app.context import Context, WriteScope
 from app.errors import BadRequest, FhirError, Gone, Unprocessable
-from app.fhir import json as fhir_json
-from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import bundle_references, interactions, plan as write
 from app.interactions.bundle_entries import (

@@ -14,6 +14,7 @@ from typing import Any
 from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, operation_outcome
 from app.fhir import json as fhir_json
+from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.fhir.patch import json_patch
 from app.fhir.patch.fhirpath_patch import fhirpath_patch
@@ -21,7 +22,6 @@ from app.fhir.patch.patch_formats import patch_of
 from app.interactions.plan import Target
 from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
 from app.interactions.result import InteractionResult
-from app.records.versions import instant
 
 # The order in which a transaction carries out its entries.
 ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}

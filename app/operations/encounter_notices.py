@@ -19,9 +19,9 @@ from app.proof.communication import communication
 from app.proof.notice import gather
 from app.proof.publisher import sender_of
 from app.records.versions import ResourceVersion
-from app.subscriptions.ledger.ledger import delivery_rows
 from app.search.bundle_writer import found_entries, write_bundle
 from app.search.include import IncludedRow
+from app.subscriptions.ledger.ledger import delivery_rows
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:

@@ -37,7 +37,8 @@ From the request to the answer:
     sorting               orders a result
     cursor                signs and reads page links
     include               reads `_include` and `_revinclude` and carries them out
-    page                  joins the stored texts into a searchset
+    bundle_writer         joins stored texts into Bundles and builds the links between their pages
+    page                  fills a page of a searchset
     explain               tells how MongoDB answered
     system                searches several types
     compartment           searches a compartment

@@ -41,7 +41,7 @@ def test_what_decides_has_everything_forgotten(kind: str, known: bool) -> None:
     recently = RecentlyChecked(Hand())
     recently.note("Patient/p1")
     event: Any = SimpleNamespace(type=kind)
-    recently.heard([event])
+    recently.on_events([event])
     assert recently.knows("Patient/p1") is known
 
 
