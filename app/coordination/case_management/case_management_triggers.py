@@ -1,6 +1,6 @@
-"""What re-opens the question of case management: a transition of care, a risk that has risen, a referral.
+"""The events that call for a review of case management: a transition of care, a risk that has risen, a referral.
 
-Each function returns when it happened, or None where a change is no such thing.
+Each function returns when its event happened, or None where a change is no such event.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def _risen(
 ) -> datetime | None:
     """When the level rose with this change: over the same resource's before, else over the patient's latest other one.
 
-    None where it did not, where nothing was known before, and for what is older than another one.
+    None where it did not, where no earlier level is known, and where the latest other one is newer.
     """
     now, when = level(resource), _when(resource) or context.services.clock.now()
     if now < 0:
