@@ -104,7 +104,7 @@ def by_rosters(
 async def groups(
     store: Reader, memberships: Mapping[str, Sequence[Span]], at: datetime
 ) -> list[str]:
-    """The live Groups (`Group/g1`) of those among the memberships that hold at a moment."""
+    """The Groups (`Group/g1`) of the memberships that hold at a moment, if actual persons' and active (`roster`)."""
     current = [group for group, of in memberships.items() if any(spans.holds(s, at) for s in of)]
     found = await rosters(store, current)
     return [f"Group/{group}" for group, roster in found.items() if roster["live"]]

@@ -4,14 +4,14 @@ What no row allows is refused. docs/access.md shows these tables; access.py acts
 
 A relation is a claim about a resource and the caller's organization, or one that is part of it:
 
-    everyone   no claim at all
+    everyone   holds for every resource
     patients   every patient that the resource is about is the organization's (PATIENTS says what that means)
     sent       the organization wrote a version of it
     provided   an Encounter whose serviceProvider the organization is
     managed    a Group whose managingEntity the organization is
     owned      a directory entry that belongs to the organization (OWNERS)
     itself     the organization's own Organization
-    published  what the server says of itself: its topics, as Basic
+    published  one of the server's topics, as Basic
 """
 
 from __future__ import annotations
@@ -125,23 +125,23 @@ BY_COVERAGE: frozenset[Role] = frozenset({"plan"})
 # Roles that a patient's general refusal of access for providers is not about (docs/consent.md, "authority").
 NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
 
-# Read past consent and labels: the organization knows it already. What is labelled V nobody reads but administrators.
+# Read past consent and labels: the organization knows it already. Only administrators read what is labelled V.
 KNOWN_ALREADY: frozenset[Relation] = frozenset({"sent", "provided"})
 
-# Elements by which a role's writing could speak for somebody else: they must name the organization, or nobody.
+# Elements by which a role's writing could speak for another organization: they must name its own, or none.
 SPEAKS_FOR: Mapping[tuple[Role, str], str] = {
     ("hospital", "Encounter"): "service-provider",
     ("plan", "Coverage"): "payor",
 }
 
-# Whose a directory entry is, by search parameter. Others belong to nobody and are the administrator's to write.
+# The search parameter that names a directory entry's owner. Entries of other types have none but `itself`.
 OWNERS: Mapping[str, str] = {
     "Endpoint": "organization",
     "HealthcareService": "organization",
     "Location": "organization",
     "PractitionerRole": "organization",
 }
-# Who works where decides whose patients are whose: the owner may change the rest of the entry, and make none.
+# Roles decide whose patient somebody is: the owner may change the other elements of an entry, and create none.
 FIXED: Mapping[str, tuple[str, ...]] = {"PractitionerRole": ("organization", "practitioner")}
 
 _DIRECTORY_TYPES = (
@@ -153,7 +153,7 @@ _DIRECTORY_TYPES = (
     "Practitioner",
     "PractitionerRole",
 )
-# Definitions and lists that say nothing of anybody.
+# Definitions and lists that are about no person.
 _REFERENCE_TYPES = (
     "ActivityDefinition",
     "CapabilityStatement",
@@ -193,7 +193,7 @@ _ALONE: Mapping[str, Room] = {
     "Bundle": "paper",
     "Provenance": "provenance",
     "AuditEvent": "audit",
-    # They may join what different people must not see together.
+    # They may link records that no one person must see together.
     "Person": "closed",
     "Schedule": "closed",
     "Basic": "basic",
