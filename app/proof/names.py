@@ -1,4 +1,4 @@
-"""Which of the three required names (subscriptions/notices/required_names.py) notices have lacked, many at once."""
+"""The required names (subscriptions/notices/required_names.py) that notices lack, for many of them at once."""
 
 from __future__ import annotations
 
