@@ -15,7 +15,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """What an attempt's result means."""
+    """The meaning of an attempt's result."""
 
     DELIVERED = "delivered"
     RETRY = "retry"
@@ -23,12 +23,12 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-# The receiver says that it will never take this: asking again is of no use to anybody.
+# The receiver refuses for good: no retry can succeed.
 _HOPELESS_STATUSES = frozenset({401, 403, 404, 410})
 
 
 def judge(status: int | None) -> Verdict:
-    """The verdict on an HTTP status; None stands for no answer at all."""
+    """The verdict on an HTTP status; None for no response."""
     if status is not None and 200 <= status < 300:
         return Verdict.DELIVERED
     if status in _HOPELESS_STATUSES:
@@ -43,7 +43,7 @@ class RetryPolicy:
     window: float
     jitter: Callable[[], float] = random.random
 
-    # With the time until somebody looks, the first retry is there within a second.
+    # With the time until the next sweep, the first retry is made within a second.
     FIRST = 0.8
     EARLY = 600.0
     EARLY_CAP = 30.0
