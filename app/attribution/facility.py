@@ -1,4 +1,4 @@
-"""What kind of facility a stay is in: hospital, snf, psychiatric, cah or other.
+"""The kind of facility that a stay is in: hospital, snf, psychiatric, cah or other.
 
 A skilled nursing facility is one by any of these, in this order: the type of a Location or the taxonomy of the
 organization or of a role, the Encounter's class NONAC, the operator's table of identifiers. The kind of another

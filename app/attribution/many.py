@@ -30,7 +30,7 @@ _MOST_MERGES = 5
 async def attributed(
     store: Reader, patients: Collection[str], organization: str, at: datetime, settings: Settings
 ) -> set[str]:
-    """Those of the patients (`Patient/p1`) whose primary care is an organization's (`Organization/o1`) at a moment."""
+    """The patients (`Patient/p1`) whose primary care is an organization's (`Organization/o1`) at a moment."""
     found = await organizations(store, patients, at, settings)
     return {patient for patient, of in found.items() if organization in of}
 
@@ -53,7 +53,7 @@ async def in_order(
     settings: Settings,
     listening: Listening,
 ) -> list[str]:
-    """Those of the patients for whom `attribution.primary_care` finds no problem."""
+    """The patients for whom `attribution.primary_care` finds no problem."""
     found = await _primary_care(store, patients, at, settings)
     clear = {
         patient: each.providers

@@ -1,4 +1,4 @@
-"""Which roles and organizations are primary care providers', and which Endpoints are theirs."""
+"""The roles and organizations that are primary care providers, and their Endpoints."""
 
 from __future__ import annotations
 

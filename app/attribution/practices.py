@@ -49,7 +49,7 @@ class Provider:
 
     @property
     def practice(self) -> str:
-        """What makes two providers one practice: their organization, else the role or practitioner."""
+        """The key by which two providers are one practice: their organization, else the role or practitioner."""
         return self.organization or self.practitioner_role or self.practitioner or ""
 
 
@@ -151,7 +151,7 @@ async def with_endpoints(
 
 
 async def usable_endpoints(store: Reader, endpoints: Iterable[str]) -> set[str]:
-    """Those of the Endpoints that are active and speak FHIR."""
+    """The Endpoints that are active and have a FHIR connection type."""
     ids = [each.partition("/")[2] for each in endpoints]
     if not ids:
         return set()

@@ -29,7 +29,7 @@ OK: Outcome = "0"
 REFUSED: Outcome = "4"
 FAILED: Outcome = "8"
 
-# So many patients are named by one entry; what concerns more makes several.
+# The most patients that one entry names; for more there are several entries.
 PATIENTS_AT_ONCE = 200
 # `"Patient/1` and `"Patient","id":"1`; without the quote in front, which is everywhere, it is found four times as fast.
 _PATIENT = re.compile(r'Patient(?:/|","id":")([A-Za-z0-9.\-]{1,64})')

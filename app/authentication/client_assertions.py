@@ -69,7 +69,7 @@ class Assertions:
         return client
 
     def _check_time(self, parts: Parts) -> float:
-        """When the assertion ends, in seconds since 1970."""
+        """The expiry of the assertion in seconds since 1970. Raises TokenRefused."""
         now = self._now()
         expires = parts.moment("exp")
         if expires is None or expires <= now:

@@ -159,7 +159,7 @@ def check_address(egress: Egress, url: str) -> None:
 
 
 def lifetime(control: str) -> float:
-    """How many seconds a document is kept, by its Cache-Control header."""
+    """The seconds for which a document is kept, by its Cache-Control header."""
     directives = control.lower()
     if "no-store" in directives or "no-cache" in directives:
         return FLOOR

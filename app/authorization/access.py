@@ -1,4 +1,4 @@
-"""What one caller may see and write: scopes, compartments, consent and labels, judged in this one place.
+"""The rights of one caller: scopes, compartments, consent and labels, judged in this one place.
 
 The rules are data (rules.py); here they are applied to resources. What no rule allows is refused.
 docs/access.md
@@ -36,7 +36,7 @@ _MOST_KEPT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a caller sees of a type: all that matches the `filters` and, unless `is_exact`, passes `Access.seen`."""
+    """The visible part of a type: all that matches the `filters` and, unless `is_exact`, passes `Access.seen`."""
 
     filters: tuple[Filter, ...]
     is_exact: bool
@@ -76,7 +76,7 @@ class Accesses:
 
 
 class Access:
-    """What one caller may see and write."""
+    """The rights of one caller to see and write."""
 
     def __init__(self, caller: Caller, accesses: Accesses) -> None:
         self.caller = caller
@@ -272,7 +272,7 @@ class Access:
         return await self._disclosure.of(self.caller, resource_type, left) if left else set()
 
     async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
-        """Those of the patients (`Patient/p1`) that are the organization's."""
+        """The patients (`Patient/p1`) that are the organization's."""
         return await relations.own_patients(self.relationships, self.caller.role, patients, family)
 
     async def seen_versions(

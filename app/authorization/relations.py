@@ -241,7 +241,7 @@ def _naming(resource_type: str, code: str, family: OrganizationTree, base_url: s
 async def own_patients(
     relationships: Relationships, role: Role | None, patients: set[str], family: OrganizationTree
 ) -> set[str]:
-    """Those of the patients that are an organization's by its role (PATIENTS)."""
+    """The patients that are an organization's by its role (PATIENTS)."""
     if role is None or not family or not patients:
         return set()
     match PATIENTS.get(role):

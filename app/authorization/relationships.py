@@ -114,19 +114,19 @@ class Relationships:
         return await self._recipients.get((organization, kind))
 
     async def attributed(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
-        """Those of the patients (`Patient/p1`) whose primary care provider belongs to the family."""
+        """The patients (`Patient/p1`) whose primary care provider belongs to the family."""
         found = await self._all(self._practices, patients)
         return {patient for patient, of in found.items() if of & family}
 
     async def treated(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
-        """Those whose record the family wrote, or who have a visit that it sent or provided."""
+        """The patients whose record the family wrote, or who have a visit that it sent or provided."""
         found = await self._all(self._treated, [(family, each) for each in patients])
         return {patient for (_, patient), is_so in found.items() if is_so}
 
     async def members(
         self, patients: Collection[str], family: OrganizationTree, *, by_coverage: bool
     ) -> set[str]:
-        """Those in a Group of the family (`groups`) and, with `by_coverage`, those under a Coverage that it pays."""
+        """The patients in a Group of the family (`groups`) and, with `by_coverage`, under a Coverage that it pays."""
         pairs = [(family, each) for each in patients]
         found = {p for (_, p), is_so in (await self._all(self._listed, pairs)).items() if is_so}
         if by_coverage:
@@ -142,7 +142,7 @@ class Relationships:
             for key, future in reads
         }
 
-    # What is read
+    # Reads of the caches
 
     async def _read_practices(self, patients: list[str]) -> Mapping[str, frozenset[str]]:
         found: dict[str, frozenset[str]] = {}
@@ -165,7 +165,7 @@ class Relationships:
         return found
 
     async def _visiting(self, family: OrganizationTree, patients: Sequence[str]) -> set[str]:
-        """Those who have a visit that the family sent or provided."""
+        """The patients with a visit that the family sent or provided."""
         by = [*senders(family), *self._terms("Encounter", "service-provider", family)]
 
         def of(some: Sequence[str]) -> Document:

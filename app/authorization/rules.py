@@ -1,4 +1,4 @@
-"""Who may see and write what, as data: rooms of resource types, and for each role what it may do in each room.
+"""The access rules as data: rooms of resource types, and for each role its rights in each room.
 
 What no row allows is refused. docs/access.md shows these tables; access.py acts on them and has no rules of its own.
 
@@ -39,13 +39,13 @@ Room = Literal[
 Relation = Literal[
     "everyone", "patients", "sent", "provided", "managed", "owned", "itself", "published"
 ]
-# What makes a patient the organization's.
+# The ways in which a patient is an organization's.
 Belonging = Literal["attributed", "treated", "member"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a role may do in a room: any one relation of a list is enough.
+    """The rights of a role in a room: any one relation of a list is enough.
 
     `read` holds for every kind of reading. A change needs one of `old` for the version that is there and one of `new`
     for the version that is to be; a deletion the first alone, and a create the second, or nothing where `fresh`.
@@ -112,7 +112,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     },
 }
 
-# What makes a patient a role's: the primary care provider's now, treated there, or a member of a plan or Group now.
+# The way in which a patient is a role's: in its primary care now, treated there, or a member of a plan or Group now.
 PATIENTS: Mapping[Role, Belonging] = {
     "practice": "attributed",
     "hospital": "treated",
@@ -214,7 +214,7 @@ def room_of(resource_type: str) -> Room:
 
 
 def rule_of(role: Role | None, resource_type: str) -> Rule:
-    """What a role may do with resources of a type; nothing where no table says so."""
+    """The rights of a role to resources of a type; NOTHING where no table has any."""
     if role is None:
         return NOTHING
     if role == "administrator":

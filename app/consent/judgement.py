@@ -205,7 +205,7 @@ def _name(directive: Directive) -> str:
 
 
 def _since(consent: Mapping[str, Any]) -> datetime:
-    """When it was given, else when it was stored."""
+    """The time at which a Consent was given, else stored."""
     for text in (consent.get("dateTime"), consent.get("meta", {}).get("lastUpdated")):
         if text:
             try:

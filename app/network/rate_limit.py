@@ -34,7 +34,7 @@ class Buckets:
         return 0.0
 
     def wait(self, key: str, now: float) -> float:
-        """What `take` would return, taking nothing."""
+        """The seconds that `take` would return; takes no token."""
         tokens = self._tokens(key, now)
         return 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
 

@@ -112,7 +112,7 @@ def of_row(
 
 
 def happened(resource: Resource, committed: datetime) -> datetime:
-    """When the event of a version happened; where it does not say, when it was committed."""
+    """The time at which the event of a version happened; its commit where the version does not state it."""
     if resource.get("resourceType") == "Encounter":
         moment = event_time.moment(resource, committed)
         if moment is not None and moment.time not in (event_time.BEGINNING, event_time.PLANNED):
@@ -173,7 +173,7 @@ def _is_success(attempt: Document) -> bool:
 
 
 def _first_attempt(row: Document) -> datetime | None:
-    """When the first attempt began; None for a row that was claimed and then not sent."""
+    """The time of the first attempt; None for a row that was claimed and then not sent."""
     found: datetime | None = row["first_at"] if row["state"] == "sending" else None
     return row["attempts"][0]["at"] if row["attempts"] else found
 

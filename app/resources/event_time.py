@@ -28,7 +28,7 @@ _AHEAD = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a message's event happened; `stated` by EVENT_TIME and not only inferred from its periods."""
+    """The time of a message's event; `stated` by EVENT_TIME and not only inferred from its periods."""
 
     time: Time
     stated: bool
@@ -39,7 +39,7 @@ def time_of(at: datetime) -> Time:
 
 
 def moment(message: Resource, arrival: datetime) -> Moment | None:
-    """When the event of a message happened; None where the message has no time at all.
+    """The time of a message's event; None where the message has no time at all.
 
     The arrival counts for times further ahead than an hour, and for the end of a visit that does not state it.
     """

@@ -1,4 +1,4 @@
-"""What changed between two states of a care plan: as data, as Parameters and as sentences.
+"""The changes between two states of a care plan: as data, as Parameters and as sentences.
 
 Meta, narrative, and displays beside codes and references are left out: they carry no information of their own.
 """

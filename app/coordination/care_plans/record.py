@@ -60,7 +60,7 @@ class PlanRecord:
     names: Names
 
     def find(self, key: str) -> Resource | None:
-        """What a reference leads to inside the document, contained resources of the plan included."""
+        """The resource of the document that a reference leads to, contained resources of the plan included."""
         return self.state.find(key) if key.startswith("#") else self.entries.get(key)
 
 

@@ -178,7 +178,7 @@ async def _ask(context: Context, patient: str, cause: str) -> None:
 #
 # https://hl7.org/fhir/R4/episodeofcare.html
 
-# The statuses of those who are enrolled, and of those who are about to be besides.
+# The statuses of a current enrolment, and of a current or coming one.
 ENROLLED = frozenset({"active", "onhold"})
 STANDING = ENROLLED | {"planned", "waitlist"}
 

@@ -118,7 +118,7 @@ async def _cycle(
     start: date,
     made: Sequence[Assessment],
 ) -> list[Due]:
-    """What was due since the enrolment, ending with what is due now; reads which Tasks people have closed."""
+    """The assessments due since the enrolment, the current one last; reads which Tasks people have closed."""
     refused: set[str] = set()
     while True:
         found = due_since(
@@ -136,7 +136,7 @@ async def _cycle(
 def due_since(
     enrolment: str, start: date, made: Sequence[Assessment], refused: Collection[str]
 ) -> list[Due]:
-    """What was due since an enrolment began; the last one is due now.
+    """The assessments due since an enrolment began, the current one last.
 
     Each assessment, in order, fulfils what was due; the next is due a year after it. A Task that people have closed
     without one (`refused`: ids) is followed a year after it was due.

@@ -32,7 +32,7 @@ from app.interactions import interactions
 from app.store.events import Event
 
 _NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
-# Plain words without anything clinical: letters lie in letter boxes.
+# Plain words without anything clinical: others may see the letters.
 _WORDS = {
     LETTER_TO_MEMBER: (
         "You are now part of our case management programme. A case manager will be in touch with you. You may leave "
@@ -99,7 +99,7 @@ def _permits(context: Context, directive: Directive) -> bool:
 
 
 def _answers(context: Context, known: list[Directive]) -> list[Directive]:
-    """Those that answer the question today, an unclear answer included."""
+    """The directives that answer the question today, an unclear answer included."""
     return [each for each in known if _effect(context, each) is not Effect.NOTHING]
 
 

@@ -1,4 +1,4 @@
-"""How long an earlier plan of care is honoured, computed from Coverages and CarePlans.
+"""The days for which earlier plans of care are honoured, computed from Coverages and CarePlans.
 
 A new member has an active Coverage that no other one of the same payor precedes without a gap. An earlier plan is a
 CarePlan that began before the Coverage's first day and was in force on it. It is honoured for so many days, no longer
@@ -124,7 +124,7 @@ def _last_day(coverage: Resource, same: Iterable[Resource]) -> date | None:
 
 
 def _successors(plans: Sequence[EarlierPlan]) -> dict[str, EarlierPlan]:
-    """By reference of a plan, the first of those that replace it."""
+    """The first of the plans that replace a plan, by its reference."""
     return {
         earlier: plan
         for plan in sorted(plans, key=lambda each: each.began, reverse=True)
@@ -152,5 +152,5 @@ def _end(plan: EarlierPlan, successors: Mapping[str, EarlierPlan]) -> date:
 
 
 def _payor(coverage: Resource) -> frozenset[str]:
-    """Who pays, by reference or else by name."""
+    """The payors of a Coverage, by reference or else by display."""
     return frozenset(each.get("reference") or each.get("display", "") for each in coverage["payor"])

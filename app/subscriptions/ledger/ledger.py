@@ -287,7 +287,7 @@ class Ledger:
         return int(result.modified_count)
 
     async def open_count(self) -> int:
-        """How many rows are not settled for good."""
+        """The number of rows that are not settled for good."""
         count: int = await self._deliveries.count_documents({"open": True})
         return count
 

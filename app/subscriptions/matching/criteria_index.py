@@ -31,7 +31,7 @@ class _Scope:
         self.without_term: set[str] = set()
         self.paths: Counter[str] = Counter()
 
-    def crowd(self, terms: Iterable[str]) -> int:
+    def size(self, terms: Iterable[str]) -> int:
         found = (self.by_term.get(term, ()) for term in terms)
         return sum(1 if isinstance(members, str) else len(members) for members in found)
 
@@ -210,6 +210,6 @@ def _most_selective(scope: _Scope, clause: Clause) -> Sequence[str]:
 
     def cost(terms: Sequence[str]) -> tuple[int, bool, bool]:
         is_far = terms[0].startswith(STEP)
-        return scope.crowd(terms), is_far, not any("/" in term for term in terms)
+        return scope.size(terms), is_far, not any("/" in term for term in terms)
 
     return min(clause.terms, key=cost)

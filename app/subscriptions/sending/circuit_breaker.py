@@ -45,7 +45,7 @@ class EndpointState:
         return not (self.in_hand or self.held or self.failures)
 
     def room(self, now: float) -> int:
-        """How many more rows may be taken in hand."""
+        """The number of rows that may be taken in hand besides those there."""
         if self.pause:
             return 1 - self.in_hand if now >= self.open_until else 0
         return _MOST_IN_HAND - self.in_hand

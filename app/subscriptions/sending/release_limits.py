@@ -209,7 +209,7 @@ class ReleaseLimits:
             self._about.popitem(last=False)
         return about
 
-    # What is read
+    # Reads of the caches
 
     async def _read_recipients(
         self, keys: list[tuple[str, int]]

@@ -1,4 +1,4 @@
-"""When a delivery is tried again: a pure policy over times and an injected jitter.
+"""The retry policy of deliveries: pure functions of times and an injected jitter.
 
 The first retry comes within a second, the waits double, stay under 30 s during the first ten minutes and under 15
 minutes after that, until the window is over. `Retry-After` is honoured (RFC 9110, 10.2.3).
@@ -52,7 +52,7 @@ class RetryPolicy:
     def next_attempt(
         self, attempts: int, first_at: datetime, now: datetime, retry_after: float | None = None
     ) -> datetime | None:
-        """When attempt number `attempts` + 1 is due; None once the window is over.
+        """The time at which attempt number `attempts` + 1 is due; None once the window is over.
 
         `attempts` failed so far (at least one), the first at `first_at`. The last attempt falls on the window's end.
         """

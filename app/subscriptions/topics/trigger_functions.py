@@ -48,20 +48,20 @@ def about_a_request(change: ResourceChange) -> bool:
 
 def participant_added(change: ResourceChange) -> bool:
     """Whether the team has a member, or a member in a role, that it had not before."""
-    return bool(_seats(change.resource).keys() - _seats(change.previous).keys())
+    return bool(_memberships(change.resource).keys() - _memberships(change.previous).keys())
 
 
 def participant_removed(change: ResourceChange) -> bool:
     """Whether a member has left the team, or a role in it; an inactive team has no members."""
-    return bool(_seats(change.previous).keys() - _seats(change.resource).keys())
+    return bool(_memberships(change.previous).keys() - _memberships(change.resource).keys())
 
 
 def participant_ended(change: ResourceChange) -> bool:
     """Whether the period of a member has been given an end, or another one."""
-    before = _seats(change.previous)
+    before = _memberships(change.previous)
     return any(
-        end and seat in before and end != before[seat]
-        for seat, end in _seats(change.resource).items()
+        end and membership in before and end != before[membership]
+        for membership, end in _memberships(change.resource).items()
     )
 
 
@@ -149,7 +149,7 @@ def _end(element: Mapping[str, Any]) -> str:
     return str(element.get("period", {}).get("end", ""))
 
 
-def _seats(team: Resource | None) -> dict[tuple[str, str], str]:
+def _memberships(team: Resource | None) -> dict[tuple[str, str], str]:
     """The end of each membership in a team, by member and role; empty for a team that is inactive."""
     if team is None or team.get("status") in _NO_TEAM:
         return {}
