@@ -1,4 +1,4 @@
-"""What every interaction is given: the caller it acts for, and the services of the process it runs in."""
+"""The context of an interaction: the caller it acts for, and the services of the process it runs in."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ P = TypeVar("P")
 class Services:
     """The parts that live as long as the process; main.py makes all of them, and nothing changes afterwards.
 
-    What every room may lean on is an attribute. The parts of rooms above this one are found by their class, which who
-    needs one imports from its room: so this module need not know them.
+    Parts that every room may use are attributes. Those of rooms above this one are found by their class, so that this
+    module need not import them.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Services:
         audit: AuditLog | None,
         parts: Iterable[object],
     ) -> None:
-        """`audit` is None where nothing is put on record."""
+        """`audit` is None where no audit log is kept."""
         self.settings = settings
         self.mongo = mongo
         self.store = store
@@ -66,7 +66,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class WriteScope:
-    """What the commit that a write belongs to is about to do.
+    """The other writes of the commit that a write belongs to.
 
     `creating` are the resources that it creates or updates as (type, id), `deleting` and `writing` those that it
     deletes and that it writes at all, as references. `saw_current`: the writer has seen the version that it changes, by
@@ -84,7 +84,7 @@ NO_WRITES = WriteScope()
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One request's surroundings. `base_url` is the FHIR base as the client sees it, without a trailing slash."""
+    """The context of one request. `base_url` is the FHIR base as the client sees it, without a trailing slash."""
 
     services: Services
     caller: Caller
@@ -100,7 +100,7 @@ class Context:
 
     @property
     def access(self) -> Access | None:
-        """What limits the caller; None where nothing does."""
+        """The access rules of the caller; None for one without limits."""
         return self.services.accesses.of(self.caller)
 
     @property

@@ -1,8 +1,8 @@
-"""Who a patient's primary care provider is at a moment.
+"""The primary care providers of a patient at a moment.
 
-The sources are asked in the order of CARERELAY_ATTRIBUTION, and the first that names anybody wins (docs/routing.md).
-Resources count as they are now, their periods at the moment asked for; nothing is remembered from one event to the
-next, because a PCP of yesterday is told what is no longer theirs to know.
+The sources are tried in the order of CARERELAY_ATTRIBUTION, and the first that names a provider wins (docs/routing.md).
+Resources count as they are now, their periods at the requested moment; nothing is cached from one event to the next,
+because yesterday's PCP would receive what is no longer theirs to know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """The providers who are told of a patient, latest first, and what a person should put right (review reasons).
+    """The providers who receive a patient's notices, latest first, and the problems found (review reasons).
 
     `patient` is a reference, after merges were followed.
     """
@@ -43,9 +43,9 @@ async def primary_care(
     *,
     listening: Listening | None = None,
 ) -> Attribution:
-    """The PCPs of a patient (`Patient/p1`) with their endpoints: four rounds of reading, each side by side.
+    """The PCPs of a patient (`Patient/p1`) with their endpoints, in four rounds of concurrent reads.
 
-    Who has neither an Endpoint nor a Subscription, as far as `listening` knows, is a problem.
+    A provider with neither an Endpoint nor a Subscription, as far as `listening` knows, is a problem.
     """
     found = await attributed(store, patient, at, settings)
     providers = await with_endpoints(store, found.providers, _base(settings))
@@ -56,7 +56,7 @@ async def primary_care(
 
 
 def is_heard(provider: Provider, listening: Listening | None) -> bool:
-    """Whether there is a way to tell a provider: an Endpoint, or a Subscription that names it."""
+    """Whether a provider can be reached: by an Endpoint, or by a Subscription that names it."""
     named = listening is not None and any(listening(each) for each in provider.references)
     return bool(provider.endpoints) or named
 
@@ -81,9 +81,9 @@ async def judged(store: Reader, record: Record, at: datetime, settings: Settings
         resolved = await resolve(store, current, source, at, _base(settings))
         over = over or resolved.ended
         if resolved.providers:
-            told, several = told_of(resolved)
+            providers, several = told_of(resolved)
             problems += ["several-pcps"] if several else []
-            return Attribution(record.patient, told, tuple(problems))
+            return Attribution(record.patient, providers, tuple(problems))
     problems.append("pcp-period-ended" if ended or over else "no-pcp")
     return Attribution(record.patient, (), tuple(problems))
 
@@ -107,9 +107,9 @@ async def _claims(
 
 
 def standing(claims: Sequence[Claim], ended: set[str], at: datetime) -> list[Claim]:
-    """The claims of one source that hold at a moment. `ended` are those whom it or a better source has seen off."""
+    """The claims of one source that hold at a moment. `ended` collects the references whose claims have ended."""
     current = [claim for claim in claims if spans.holds(claim.span, at)]
-    # An undated word of a lesser source does not bring back whom a better one has seen off.
+    # An undated claim of a lesser source does not restore a provider whose claim in a better source has ended.
     current = [c for c in current if c.span != spans.ALWAYS or c.reference not in ended]
     held = {claim.reference for claim in current}
     ended |= {c.reference for c in claims if spans.has_ended(c.span, at)} - held
@@ -117,10 +117,10 @@ def standing(claims: Sequence[Claim], ended: set[str], at: datetime) -> list[Cla
 
 
 def told_of(resolved: Resolved) -> tuple[tuple[Provider, ...], bool]:
-    """Who is told, latest first, and whether a person should choose.
+    """The providers who receive notices, latest first, and whether a person should choose among them.
 
-    Of several practices the one that took over last is told; where dates do not tell, all are: a notice too many can be
-    put right, one too few cannot.
+    Of several practices only the one that took over last counts; where the dates do not decide, all do: a notice too
+    many can be put right, one too few cannot.
     """
     ordered = sorted(resolved.providers, key=_since, reverse=True)
     practices = {provider.practice for provider in ordered}

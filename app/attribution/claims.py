@@ -1,4 +1,4 @@
-"""What is written about a patient's PCP: care teams, Patient.generalPractitioner and rosters, each with its time.
+"""The claims about a patient's PCP in care teams, Patient.generalPractitioner and rosters, each with its period.
 
 https://hl7.org/fhir/R4/careteam.html, https://hl7.org/fhir/R4/patient.html, https://hl7.org/fhir/R4/group.html
 """
@@ -30,7 +30,7 @@ _PROVIDERS = frozenset({"Practitioner", "PractitionerRole", "Organization"})
 
 
 class Claim(NamedTuple):
-    """One source's word that `reference` is the patient's PCP in a span; `behalf` is the organization acted for."""
+    """One source's claim that `reference` is the patient's PCP in a span; `behalf` is the organization acted for."""
 
     reference: str
     span: Span
@@ -39,10 +39,9 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the patient's own record says, and the rosters that name the patient.
+    """The claims of a patient's own record, and the patient's memberships in Groups.
 
-    `patient` is the one whose record it is in the end: a merged patient's survivor; `known` is False where there is
-    none.
+    `patient` is the survivor where the patient was merged; `known` is False where that Patient is not stored.
     """
 
     patient: str
@@ -85,14 +84,14 @@ async def read(store: Reader, patient: str, base_url: str) -> Record:
 async def of_rosters(
     store: Reader, memberships: Mapping[str, Sequence[Span]], base_url: str
 ) -> list[Claim]:
-    """What the panels among these Groups say of a member."""
+    """The claims of the panels among these Groups about a member."""
     return by_rosters(await rosters(store, memberships), memberships, base_url)
 
 
 def by_rosters(
     found: Mapping[str, Any], memberships: Mapping[str, Sequence[Span]], base_url: str
 ) -> list[Claim]:
-    """`of_rosters` with the rosters at hand, by the id of their Group."""
+    """`of_rosters` from rosters that have been read, by the id of their Group."""
     return [
         Claim(named, spans.within(span, (low, high)))
         for group, of in memberships.items()
@@ -105,7 +104,7 @@ def by_rosters(
 async def groups(
     store: Reader, memberships: Mapping[str, Sequence[Span]], at: datetime
 ) -> list[str]:
-    """The Groups of real persons in use (`Group/g1`) that these are memberships of at a moment."""
+    """The Groups (`Group/g1`) of the memberships that hold at a moment, if actual persons' and active (`roster`)."""
     current = [group for group, of in memberships.items() if any(spans.holds(s, at) for s in of)]
     found = await rosters(store, current)
     return [f"Group/{group}" for group, roster in found.items() if roster["live"]]
@@ -148,7 +147,7 @@ def relative(written: str | None, base_url: str) -> str | None:
 
 
 def terms_for(resource_type: str, code: str, reference_: str, base_url: str) -> tuple[str, ...]:
-    """What a resource's terms hold that refers to `reference_` by a search parameter: one of these."""
+    """The search terms of which a resource has one if it refers to `reference_` by a search parameter."""
     scope = SearchScope(base_url, datetime.now(UTC))
     return reference.local(parameters(resource_type)[code], [reference_], scope).equal
 
@@ -160,7 +159,7 @@ def teams_of(patients: Collection[str], base_url: str) -> dict[str, Any]:
 
 
 async def rosters(store: Reader, ids: Collection[str]) -> dict[str, Any]:
-    """What Groups are to those who route by their members (group_members.py), by id."""
+    """The `roster` fields of Groups (group_members.py), by id."""
     if not ids:
         return {}
     rows = await store.find("Group", {"_id": {"$in": list(ids)}}, projection={"roster": 1})

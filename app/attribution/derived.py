@@ -1,8 +1,8 @@
-"""Whose patient, which Groups, what facility: worked out for an event and looked up as search terms are.
+"""Derived terms of an event: its patient's PCP and Groups, and its kind of facility, matched as search terms are.
 
 Topics name such filters by `$general-practitioner`, `$group` and `$facility-type` (extension topic-filter-search).
-Criteria ask for terms that bear a way of their own, `>$pcp>=Practitioner/p1`, as those at the end of a chain do: a
-practice's one Subscription is found by one look-up, whether it has three patients or three thousand.
+Criteria have terms with a path of their own, `>$pcp>=Practitioner/p1`, as those at the end of a chain do: one look-up
+finds a practice's one Subscription, whether it has three patients or three thousand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from app.search.search_parameters import parameters
 from app.settings import Settings
 
 PCP, GROUP, FACILITY = ">$pcp>", ">$group>", ">$facility>"
-# What a topic calls each.
+# The path of each filter that a topic may name.
 PATHS: Mapping[str, str] = {
     "$general-practitioner": PCP,
     "$group": GROUP,
@@ -35,12 +35,12 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 def is_derived(term: str) -> bool:
-    """Whether a criteria's term is one of those that are worked out here."""
+    """Whether a criteria's term is a derived one."""
     return term.startswith(">$")
 
 
 def check(search: str, resource_type: str) -> None:
-    """Raises Unprocessable where a topic cannot let its Subscriptions filter this type so."""
+    """Raises Unprocessable where a topic cannot offer this filter for the type."""
     if search not in PATHS:
         raise Unprocessable(f"Known are {', '.join(PATHS)}", code="not-supported")
     if PATHS[search] == FACILITY and resource_type != "Encounter":
@@ -50,7 +50,7 @@ def check(search: str, resource_type: str) -> None:
 
 
 def terms(search: str, value: str, base_url: str) -> tuple[str, ...]:
-    """The terms one of which a filter asks for; its values are alternatives. Raises Unprocessable."""
+    """The terms of a filter's values, of which an event has to have one. Raises Unprocessable."""
     path = PATHS[search]
     found: list[str] = []
     for each in value.split(","):
@@ -87,9 +87,9 @@ def _has_patient(resource_type: str) -> bool:
 
 
 class Derived:
-    """The derived terms of one version, each kind worked out once. `at` is the moment they are judged for.
+    """The derived terms of one version, each kind computed once, as of the moment `at`.
 
-    Without `resource` the places that a stay has left count too.
+    Without `resource` the Locations that the patient has left count too.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Derived:
         self._record: Record | None = None
 
     async def along(self, path: str) -> frozenset[str]:
-        """The terms of one of the three ways."""
+        """The terms of one path: PCP, GROUP or FACILITY."""
         if path not in self._found:
             values = await self._values(path)
             self._found[path] = frozenset(f"{path}={each}" for each in values)

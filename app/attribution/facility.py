@@ -1,4 +1,4 @@
-"""What kind of facility a stay is in: hospital, snf, psychiatric, cah or other.
+"""The kind of facility that a stay is in: hospital, snf, psychiatric, cah or other.
 
 A skilled nursing facility is one by any of these, in this order: the type of a Location or the taxonomy of the
 organization or of a role, the Encounter's class NONAC, the operator's table of identifiers. The kind of another
@@ -37,14 +37,14 @@ _CODES: Mapping[str, str] = {
     f"{_ROLE_CODE}|GACH": "hospital",
     f"{_TAXONOMY}|282N00000X": "hospital",
 }
-# Where a kind's codes stand among the terms of each type.
+# The search parameters of each type that have the codes of a kind.
 _CODED = {
     "Location": ("type",),
     "Organization": ("type",),
     "PractitionerRole": ("role", "specialty"),
 }
 _HOSPITAL_CLASSES = ("EMER", "IMP", "ACUTE", "OBSENC", "SS")
-# The resources of an Encounter that tell where it is, and what these belong to.
+# The search parameters of an Encounter that lead to its place, and those that lead from there to its owners.
 _PLACES = {
     "Location": "location",
     "Organization": "service-provider",
@@ -100,7 +100,7 @@ def _coded(rows: Rows) -> set[str]:
             code, _, value = term.partition("=")
             if code in _CODED[kind] and value in _CODES:
                 known = _CODES[value]
-                # A role's taxonomy tells where somebody works, which need not be where the patient lies.
+                # A role's taxonomy is that of a workplace, which need not be where the patient lies.
                 if kind != "PractitionerRole" or known == "snf":
                     found.add(known)
     return found
@@ -118,17 +118,17 @@ def _listed(rows: Rows, table: Mapping[str, str]) -> set[str]:
 
 
 async def _read(store: Reader, wanted: Mapping[str, Iterable[str]]) -> Rows:
-    asked = [(kind, list(ids)) for kind, ids in wanted.items()]
-    asked = [(kind, ids) for kind, ids in asked if ids]
+    listed = [(kind, list(ids)) for kind, ids in wanted.items()]
+    listed = [(kind, ids) for kind, ids in listed if ids]
     found = await asyncio.gather(
         *(
             store.find(
                 kind, {"_id": {"$in": ids}, "terms": EVERY}, projection={"_id": 0, "terms": 1}
             )
-            for kind, ids in asked
+            for kind, ids in listed
         )
     )
-    return [(kind, row) for (kind, _), rows in zip(asked, found, strict=True) for row in rows]
+    return [(kind, row) for (kind, _), rows in zip(listed, found, strict=True) for row in rows]
 
 
 def _targets(

@@ -1,7 +1,7 @@
-"""Whose patients many people are at once: `attribution` for a batch, in the same reads as for one.
+"""`attribution` for many patients at once, in the same number of reads as for one.
 
-Who may read a record is asked for every page of a search, and of whom something is amiss for every batch of events;
-what exactly a person should put right is told by `attribution` alone.
+Access rules need it for every page of a search, reactions for every batch of events; only `attribution` says which
+problem a person should correct.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST_MERGES = 5
 async def attributed(
     store: Reader, patients: Collection[str], organization: str, at: datetime, settings: Settings
 ) -> set[str]:
-    """Those of the patients (`Patient/p1`) whose primary care is an organization's (`Organization/o1`) at a moment."""
+    """The patients (`Patient/p1`) whose primary care is an organization's (`Organization/o1`) at a moment."""
     found = await organizations(store, patients, at, settings)
     return {patient for patient, of in found.items() if organization in of}
 
@@ -39,10 +39,10 @@ async def organizations(
     store: Reader, patients: Collection[str], at: datetime, settings: Settings
 ) -> dict[str, frozenset[str]]:
     """The organizations that have the primary care of each patient at a moment; merges are followed."""
-    found = await _standings(store, patients, at, settings)
+    found = await _primary_care(store, patients, at, settings)
     return {
-        patient: frozenset(each.organization for each in standing.told if each.organization)
-        for patient, standing in found.items()
+        patient: frozenset(each.organization for each in care.providers if each.organization)
+        for patient, care in found.items()
     }
 
 
@@ -53,22 +53,26 @@ async def in_order(
     settings: Settings,
     listening: Listening,
 ) -> list[str]:
-    """Those of the patients with whose primary care nothing is amiss: `attribution.primary_care` finds no problem."""
-    found = await _standings(store, patients, at, settings)
-    clear = {patient: each.told for patient, each in found.items() if each.told and each.is_clear}
-    told = list(dict.fromkeys(provider for each in clear.values() for provider in each))
-    reached = await with_endpoints(store, told, settings.base_url.rstrip("/"))
-    heard = {
+    """The patients for whom `attribution.primary_care` finds no problem."""
+    found = await _primary_care(store, patients, at, settings)
+    clear = {
+        patient: each.providers
+        for patient, each in found.items()
+        if each.providers and each.is_clear
+    }
+    providers = list(dict.fromkeys(provider for each in clear.values() for provider in each))
+    completed = await with_endpoints(store, providers, settings.base_url.rstrip("/"))
+    reached = {
         provider
-        for provider, known in zip(told, reached, strict=True)
+        for provider, known in zip(providers, completed, strict=True)
         if is_heard(known, listening)
     }
-    return [patient for patient, of in clear.items() if heard.issuperset(of)]
+    return [patient for patient, of in clear.items() if reached.issuperset(of)]
 
 
-async def _standings(
+async def _primary_care(
     store: Reader, patients: Collection[str], at: datetime, settings: Settings
-) -> dict[str, _Standing]:
+) -> dict[str, _PrimaryCare]:
     base_url = settings.base_url.rstrip("/")
     wanted = list(dict.fromkeys(patients))
     records = await _read(store, wanted, base_url)
@@ -90,23 +94,23 @@ async def _standings(
     found = {}
     for patient in wanted:
         own = claims[survivors[patient]]
-        told, several = _judged([(each, own[each]) for each in order], roles, at, base_url)
+        providers, several = _judged([(each, own[each]) for each in order], roles, at, base_url)
         is_itself = records[patient].known and survivors[patient] == patient
-        found[patient] = _Standing(told, is_itself and not several)
+        found[patient] = _PrimaryCare(providers, is_itself and not several)
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
-    """Who is told of a patient; `is_clear` where the patient is known, not merged, and no person need choose."""
+class _PrimaryCare:
+    """The providers who receive notices; `is_clear` where the patient is known, not merged, and nobody need choose."""
 
-    told: tuple[Provider, ...]
+    providers: tuple[Provider, ...]
     is_clear: bool
 
 
 @dataclass(slots=True)
 class _Record:
-    """What is written about one patient's primary care."""
+    """One patient's claims by source; `survivor` is the patient that it was merged into."""
 
     known: bool = False
     survivor: str | None = None
@@ -118,7 +122,7 @@ class _Record:
 def _judged(
     claims: Sequence[tuple[Source, Sequence[Claim]]], roles: Roles, at: datetime, base_url: str
 ) -> tuple[tuple[Provider, ...], bool]:
-    """Who is told, and whether a person should choose."""
+    """The providers who receive notices, and whether a person should choose among them."""
     ended: set[str] = set()
     for source, each in claims:
         current = standing(each, ended, at)
@@ -186,7 +190,7 @@ def _subject(team: Resource, base_url: str) -> str:
 
 
 def _followed(records: Mapping[str, _Record], patients: Sequence[str]) -> dict[str, str]:
-    """Whose record counts for each patient: the one at the end of its merges."""
+    """The patient whose record counts for each patient: the one at the end of its merges."""
     found: dict[str, str] = {}
     for patient in patients:
         seen, at = {patient}, patient

@@ -1,4 +1,4 @@
-"""Which roles and organizations are primary care providers', and which Endpoints are theirs."""
+"""The roles and organizations that are primary care providers, and their Endpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PRIMARY = frozenset(
         )
     }
 )
-# Roles of one organization, and care teams of one member, that are looked at.
+# How many roles of one organization, and care teams of one member, are read.
 _MOST = 1000
 
 PanelRow = Any
@@ -70,7 +70,7 @@ async def owners(
 
 
 def _named(resource: Resource, base_url: str) -> Iterator[str]:
-    """Whom a Patient, CareTeam or Group names as PCP, at whatever time."""
+    """The providers that a Patient, CareTeam or Group names as PCP, at any time."""
     match resource["resourceType"]:
         case "Patient":
             yield from (claim.reference for claim in claims.of_patient(resource, base_url))
@@ -89,7 +89,7 @@ async def endpoints_to_tell(
 ) -> list[Resource]:
     """The active FHIR Endpoints of a primary care role or organization; none for one that is not active or no PCP.
 
-    What a role shares with its organization is the organization's, so that nothing is told twice.
+    Those that a role shares with its organization are the organization's, so that nothing is sent twice.
     """
     kind = owner.partition("/")[0]
     row = (await rows_by_reference(store, kind, [owner])).get(owner)
@@ -107,7 +107,7 @@ async def endpoints_to_tell(
 
 
 async def is_primary(store: Reader, owner: str, row: PanelRow, base_url: str) -> bool:
-    """Whether a role or organization is one of primary care by its codes, or anybody's PCP."""
+    """Whether a role or organization is one of primary care by its codes, or is named as some patient's PCP."""
     if not _PRIMARY.isdisjoint(row["terms"]):
         return True
     names = [owner]

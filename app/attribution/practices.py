@@ -1,4 +1,4 @@
-"""From a reference to a practice: PractitionerRole, Practitioner and Organization with the Endpoints to tell them at.
+"""The practices behind references: PractitionerRole, Practitioner and Organization with their Endpoints for notices.
 
 https://hl7.org/fhir/R4/practitionerrole.html, https://hl7.org/fhir/R4/endpoint.html
 
@@ -19,7 +19,7 @@ from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
 
-# What an Endpoint must speak to be told anything.
+# The connection types of Endpoints that notices can be sent to.
 REST, MESSAGE = "hl7-fhir-rest", "hl7-fhir-msg"
 _CONNECTION = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
 CONNECTION_TERMS = tuple(f"connection-type={_CONNECTION}|{code}" for code in (REST, MESSAGE))
@@ -32,7 +32,7 @@ DocumentFields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who is responsible for a patient; all but `source` and `since` are references (`Organization/o1`)."""
+    """One PCP of a patient; all but `source` and `since` are references (`Organization/o1`)."""
 
     practitioner: str | None
     practitioner_role: str | None
@@ -43,13 +43,13 @@ class Provider:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Everything that a filter may name to mean this provider."""
+        """The references by which a filter may name this provider."""
         all_ = (self.practitioner, self.practitioner_role, self.organization)
         return tuple(each for each in all_ if each is not None)
 
     @property
     def practice(self) -> str:
-        """What makes two providers one practice: their organization, else the role or practitioner."""
+        """The key by which two providers are one practice: their organization, else the role or practitioner."""
         return self.organization or self.practitioner_role or self.practitioner or ""
 
 
@@ -73,13 +73,13 @@ class Roles:
 async def resolve(
     store: Reader, claims: Sequence[Claim], source: Source, at: datetime, base_url: str
 ) -> Resolved:
-    """Whom claims name. A role that is not active at the moment is nobody; one that is not stored is still itself."""
+    """The providers that claims name; without roles that are not active at the moment, with those not stored."""
     names = [claim.reference for claim in claims]
     return resolve_by(await read_roles(store, names, base_url), claims, source, at, base_url)
 
 
 async def read_roles(store: Reader, references: Iterable[str], base_url: str) -> Roles:
-    """The roles behind references to providers: two reads, side by side."""
+    """The roles behind references to providers, in two concurrent reads."""
     names = list(dict.fromkeys(references))
     practitioners = [n for n in names if n.startswith("Practitioner/")]
     by_id, rows = await asyncio.gather(
@@ -98,7 +98,7 @@ async def read_roles(store: Reader, references: Iterable[str], base_url: str) ->
 def resolve_by(
     roles: Roles, claims: Sequence[Claim], source: Source, at: datetime, base_url: str
 ) -> Resolved:
-    """`resolve` with the roles at hand."""
+    """`resolve` from roles that have been read."""
     found: dict[Provider, None] = {}
     ended = ambiguous = False
     for claim in claims:
@@ -151,7 +151,7 @@ async def with_endpoints(
 
 
 async def usable_endpoints(store: Reader, endpoints: Iterable[str]) -> set[str]:
-    """Those of the Endpoints that are active and speak FHIR."""
+    """The Endpoints that are active and have a FHIR connection type."""
     ids = [each.partition("/")[2] for each in endpoints]
     if not ids:
         return set()
@@ -185,7 +185,7 @@ def _organization(role: DocumentFields, base_url: str) -> str | None:
 
 
 def is_active(role: DocumentFields, at: datetime) -> bool:
-    """In use, and within its period."""
+    """Whether a role or organization is not marked inactive, and is within its period where it has one."""
     if "active=false" in role["terms"]:
         return False
     periods = role.get("dates", {}).get("date", ())

@@ -1,7 +1,7 @@
-"""Which facility a stay is in: enough to tell another facility from another bed.
+"""The facility of a stay, as far as needed to distinguish another facility from another bed.
 
-A move inside one facility must never look like a transfer, so what is not known is never different. Three things may be
-known of a facility, and like is compared with like:
+A move inside one facility must never look like a transfer, so an unknown property never differs. A facility has up to
+three properties, and each is compared with its like:
 
     provider    Encounter.serviceProvider, departments and teams counted as what they are part of
     site        the Location of physical type `si` that the current place is part of
@@ -26,7 +26,7 @@ _MOST = 12
 
 @dataclass(frozen=True, slots=True)
 class Facility:
-    """What is known of it. A provider or owner is given with all that it is part of, itself first."""
+    """A facility's properties. A provider or owner comes with all that it is part of, itself first."""
 
     provider: tuple[str, ...] = ()
     site: str = ""
@@ -59,7 +59,7 @@ async def facility_of(store: Reader, stay: Resource, base_url: str = "") -> Faci
 
 
 def current_locations(stay: Resource) -> list[str]:
-    """The references of where the patient is, by this version: active places, else those without status and end."""
+    """The references to the patient's current Locations: the active ones, else those without status and end."""
     locations = stay.get("location", ())
     active = [each for each in locations if each.get("status") == "active"]
     unsaid = [
@@ -73,7 +73,7 @@ def current_locations(stay: Resource) -> list[str]:
 
 
 def without_places_left(stay: Resource | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The search fields of an Encounter but for the Locations where the patient is no longer."""
+    """The search fields of an Encounter without the Locations that the patient has left."""
     current = current_locations(stay) if stay is not None else []
     if not current:
         return fields
@@ -88,7 +88,7 @@ class _Reader:
         self._base_url = base_url
 
     async def organization(self, reference: Mapping[str, Any] | None) -> tuple[str, ...]:
-        """An organization and all that it is part of, beginning where it is no mere department."""
+        """An organization and all that it is part of, without departments and teams at the beginning."""
         if reference is None:
             return ()
         chain = await self.chain("Organization", reference)

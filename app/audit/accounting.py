@@ -1,7 +1,7 @@
-"""Whom a patient's data were shown or sent to: the accounting of disclosures of 45 CFR 164.528.
+"""The accounting of disclosures of a patient's data, 45 CFR 164.528.
 
-Everything that went out is listed, files of exports too, with the role of who got it; what the rule excepts
-(treatment, payment, operations) is for the privacy office to leave out.
+Every disclosure is listed, files of exports too, with the recipient's role; the privacy office leaves out those that
+the rule excepts (treatment, payment, operations).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLUMNS = (
     "request",
     "id",
 )
-# What shows or sends data; a write tells the writer what the writer said.
+# The interactions that show or send data; the response to a write repeats what the writer sent.
 _DISCLOSING = frozenset(
     {
         "read",
@@ -55,7 +55,7 @@ async def disclosures(
         filter_["at"] = {"$gte": since}
     async for row in mongo.collection(COLLECTION).find(filter_).sort("at", ASCENDING):
         for number, entry in enumerate(row["each"], 1):
-            if _tells(entry, key, files) and entry["o"] == OK and entry["what"] in _DISCLOSING:
+            if _is_about(entry, key, files) and entry["o"] == OK and entry["what"] in _DISCLOSING:
                 yield _line(f"{row['_id']}.{number}", entry)
 
 
@@ -70,15 +70,15 @@ async def _files_about(mongo: Mongo, key: str) -> set[str]:
     return found
 
 
-def _tells(entry: Document, key: str, files: set[str]) -> bool:
-    """Whether an entry is about the patient: it names her, or nobody but a file that she was named with before."""
+def _is_about(entry: Document, key: str, files: set[str]) -> bool:
+    """Whether an entry is about the patient: it names the patient, or no patient but one of these files."""
     return key in entry["k"] or (not files.isdisjoint(entry["k"]) and not values(entry, "p"))
 
 
 def _line(id_: str, entry: Document) -> dict[str, str]:
-    told = next(iter(values(entry, "e")), "")
-    if told and "v" in entry:
-        told = f"{told}/_history/{entry['v']}"
+    resource = next(iter(values(entry, "e")), "")
+    if resource and "v" in entry:
+        resource = f"{resource}/_history/{entry['v']}"
     is_sent = entry["what"] == "delivery"
     recipient = entry.get("ip", "") if is_sent else next(iter(values(entry, "c")), "")
     return {
@@ -87,7 +87,7 @@ def _line(id_: str, entry: Document) -> dict[str, str]:
         "recipient": recipient,
         "organization": next(iter(values(entry, "g")), ""),
         "role": entry.get("r", ""),
-        "resource": told or entry.get("t", ""),
+        "resource": resource or entry.get("t", ""),
         "query": entry.get("q", ""),
         "request": entry.get("rq", "") or next(iter(values(entry, "u")), ""),
         "id": id_,

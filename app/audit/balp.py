@@ -28,7 +28,7 @@ _IP, _URI = "2", "5"
 _CLOSE_CODES = 1000
 
 Coding = tuple[str, str, str]
-# What happened: the type, the subtypes and the action (create, read, update, delete, execute).
+# For each `what` the type, the subtypes and the action (create, read, update, delete, execute).
 _REST: Coding = (TYPE, "rest", "RESTful Operation")
 _OPERATION: Coding = (REST, "operation", "operation")
 KINDS: dict[str, tuple[Coding, tuple[Coding, ...], str]] = {
@@ -77,7 +77,7 @@ _ACTIONS = {
     "operation": "E",
     "transaction": "E",
 }
-# The parent that BALP's queries ask for, beside the exact code.
+# The parent code that BALP's queries search for, beside the exact code.
 _SEARCH: Coding = (REST, "search", "search")
 
 
@@ -131,9 +131,9 @@ def _server(base_url: str) -> dict[str, Any]:
 
 
 def _agents(row: Document, base_url: str) -> list[dict[str, Any]]:
-    """The client, this server, and the organization in whose name it happened.
+    """The client, this server, and the organization that the client acts for.
 
-    What is told goes the other way, to an endpoint; the client that asked to be told is another agent then.
+    A delivery goes the other way, to an endpoint; the Subscription's client is another agent then.
     """
     ours: dict[str, Any] = {"who": _server(base_url), "requestor": False}
     theirs: dict[str, Any] = {"requestor": False}
@@ -170,8 +170,8 @@ def _entities(row: Document) -> list[dict[str, Any]]:
     found = [_entity(f"Patient/{each}", "1", "1") for each in values(row, "p")]
     for place in values(row, "e"):
         if not (place.startswith("Patient/") and f"p:{place[8:]}" in row["k"]) or "v" in row:
-            told = f"{place}/_history/{row['v']}" if "v" in row else place
-            found.append(_entity(told, "2", "4"))
+            versioned = f"{place}/_history/{row['v']}" if "v" in row else place
+            found.append(_entity(versioned, "2", "4"))
     found += [_entity(f"Subscription/{each}", "2", "9") for each in values(row, "u")]
     found += [_export(each) for each in values(row, "x")]
     if row.get("q"):

@@ -2,12 +2,12 @@
 
 _id    1, 2, 3 ...
 kind   begin       a chain begins; its first row holds this row's hash
-       checkpoint  rows of chains that are there now: cutting off a chain's end before them is shown
-       close       a chain ends; `sure` is false where rows may follow whose writer lost sight of them
+       checkpoint  the last rows of chains now: a chain that is cut off before its row is detected
+       close       a chain ends; `sure` is false where the result of its last insert is unknown: rows may follow
        retire      all chains begun before `before` are past their time and deleted; `heads` are their last rows
 heads  [{c: chain, n: number, h: hash}]
 prev, hash   as in a chain
-seal   the hash, sealed: who lacks the key can neither add nor rewrite rows here, and so not a chain either
+seal   the hash, sealed: without the key nobody can add or rewrite rows here, and so not a chain either
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class ChainRegistry:
             await self._rows.create_indexes([kind])
 
     async def append(self, kind: ChainRowKind, heads: Sequence[Document], **more: Any) -> Document:
-        """Write the next row, after whichever is the last; returns it.
+        """Append a row to the line; returns it.
 
-        Raises Unavailable where others are always faster.
+        Raises Unavailable after _TRIES lost races with other processes.
         """
         for attempt in range(_TRIES):
             last = await self._rows.find_one({}, sort=[("_id", DESCENDING)])
@@ -101,5 +101,5 @@ class ChainRegistry:
 
 
 def head_of(chain: HashChain) -> Document:
-    """What the registry keeps of a chain: its last row."""
+    """A chain's head as the registry stores it: its last row."""
     return {"c": chain.id, "n": chain.number, "h": chain.head}

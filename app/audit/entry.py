@@ -1,13 +1,13 @@
-"""What one entry of the audit tells, before it is linked into a chain: small documents, cheap to make.
+"""The fields of an audit entry before it is linked into a chain: a small document, cheap to make.
 
 at    when                       what  read, search-type, create ... login, bind, delivery, administration
 o     outcome 0, 4 or 8          s     HTTP status or close code, where there was one
 k     who and what, for searches:  c:<client>  g:<organization>  p:<patient id>  e:<Type/id>  u:<Subscription id>
           x:<export id>  x:<export id>/<file>.ndjson  o:<outcome>, where it is no success
 v     version of what `e` names  t     resource type, where no resource is named
-r     role of the caller         ip    address of the caller, or the endpoint that was told
-rq    X-Request-Id               q     request line with what is asked   m  what happened, in words without data
-n     how many alike this one stands for, the first of them at `since`   (refusal_counter.py)
+r     role of the caller         ip    address of the caller, or of the endpoint of a delivery
+rq    X-Request-Id               q     request line with search values   m  what happened, in words without data
+n     how many similar refusals this one sums up, the first of them at `since`   (refusal_counter.py)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OK: Outcome = "0"
 REFUSED: Outcome = "4"
 FAILED: Outcome = "8"
 
-# So many patients are named by one entry; what concerns more makes several.
+# The most patients that one entry names; for more there are several entries.
 PATIENTS_AT_ONCE = 200
 # `"Patient/1` and `"Patient","id":"1`; without the quote in front, which is everywhere, it is found four times as fast.
 _PATIENT = re.compile(r'Patient(?:/|","id":")([A-Za-z0-9.\-]{1,64})')
@@ -39,9 +39,9 @@ _PATIENT = re.compile(r'Patient(?:/|","id":")([A-Za-z0-9.\-]{1,64})')
 class AuditedRequest:
     """The request that is being answered.
 
-    `line` holds search values: it is kept in the audit and nowhere else; empty where the rest says it all.
+    `line` holds search values: it is kept in the audit and nowhere else; empty where the other fields suffice.
 
-    `rows` counts what was recorded for it so far, so that nothing is recorded twice.
+    `rows` counts the entries recorded for it so far, so that nothing is recorded twice.
     """
 
     caller: Caller
@@ -57,7 +57,7 @@ asked: ContextVar[AuditedRequest | None] = ContextVar("asked", default=None)
 
 @contextmanager
 def asking(now: AuditedRequest) -> Iterator[None]:
-    """While it is open, this is what is being asked."""
+    """Make this the current request while the context is open."""
     token = asked.set(now)
     try:
         yield
@@ -74,7 +74,7 @@ def entry(
     focus: str | None = None,
     version: int | None = None,
 ) -> Document:
-    """What happened, by whoever is asking now, or by the server itself."""
+    """A new entry for the current request, or for the server itself."""
     now = asked.get()
     caller = now.caller if now is not None else SERVER
     keys = of_caller(caller)
@@ -107,13 +107,13 @@ def of_caller(caller: Caller) -> list[str]:
 
 
 def count(entries: Sequence[Document]) -> None:
-    """Note that these were recorded for whoever is asking now."""
+    """Count these entries as recorded for the current request."""
     if (now := asked.get()) is not None:
         now.rows += len(entries)
 
 
 def of_change(method: str, stored: ResourceVersion, previous: str) -> list[Document]:
-    """A committed change; `previous` is the text that it replaced."""
+    """The entries of a committed change; `previous` is the text that it replaced."""
     row = entry(method, stored.at, focus=stored.reference, version=stored.version)
     patients = patients_in(stored.text) | patients_in(previous)
     if stored.type == "Patient":
@@ -122,7 +122,7 @@ def of_change(method: str, stored: ResourceVersion, previous: str) -> list[Docum
 
 
 def with_patients(row: Document, patients: Iterable[str]) -> list[Document]:
-    """The row with the patients it is about, as often as it takes to name them all."""
+    """The row with the patients it is about; several rows for more than PATIENTS_AT_ONCE."""
     ids = sorted(patients)
     if len(ids) <= PATIENTS_AT_ONCE:
         row["k"] += [f"p:{each}" for each in ids]
@@ -136,7 +136,7 @@ def with_patients(row: Document, patients: Iterable[str]) -> list[Document]:
 def patients_in(text: str, base_url: str = "") -> set[str]:
     """The ids of the patients of this server that a stored JSON text refers to, or that are in it.
 
-    Looking through a page of fifty Encounters costs a twentieth of decoding it.
+    Searching the text of a page of fifty Encounters costs a twentieth of decoding it.
     """
     found = set()
     for match in _PATIENT.finditer(text):
@@ -152,5 +152,5 @@ def is_id(text: str) -> bool:
 
 
 def values(row: Document, kind: str) -> Sequence[str]:
-    """Those of a row's keys that are of one kind, without it."""
+    """The values of a row's keys of one kind, without the prefix of the kind."""
     return [key[2:] for key in row["k"] if key[0] == kind]

@@ -1,4 +1,4 @@
-"""A chain of rows: each holds the hash of the one before it, so none can be changed, moved or taken away unseen.
+"""A chain of rows: each holds the hash of the one before it, so changing, moving or removing one is detected.
 
     _id   <chain>.<number>   the chain's id is a UUIDv7, the number has twelve digits and begins with 1
     at    when it was written
@@ -6,7 +6,7 @@
     prev  hash of the row before; of the first row, of the registry's row that began the chain
     hash  SHA-256 over the BSON of the row without this field
 
-One writer at a time extends a chain. A process has a few, so that writes side by side wait for nobody.
+One writer at a time extends a chain. A process has several chains, so that concurrent writes do not wait.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SORRY = "This cannot be put on record now, so it is not done"
 
 
 def digest(row: Document) -> bytes:
-    """The hash of a row that has none yet."""
+    """The SHA-256 hash of a row that has no `hash` yet."""
     return sha256(bson.encode(row)).digest()
 
 
 def _with_hash(encoded: bytes, digest_: bytes) -> RawBSONDocument:
-    """A row and its hash as it is stored: what was hashed is not encoded again. https://bsonspec.org/spec.html"""
+    """A row with its hash as it is stored, without encoding it again. https://bsonspec.org/spec.html"""
     last = b"\x05hash\x00" + len(digest_).to_bytes(4, "little") + b"\x00" + digest_ + b"\x00"
     size = len(encoded) - 1 + len(last)
     return RawBSONDocument(size.to_bytes(4, "little") + encoded[4:-1] + last)
@@ -49,13 +49,13 @@ def row_id(chain: str, number: int) -> str:
 
 
 def place(id_: str) -> int:
-    """The number of a row in its chain; 0 for what no chain has."""
+    """The number of a row in its chain; 0 for an id that no chain has."""
     number = id_.rpartition(".")[2]
     return int(number) if len(number) == 12 and number.isascii() and number.isdigit() else 0
 
 
 class HashChain:
-    """A chain that this process extends: `number` rows are there, the last of them with the hash `head`."""
+    """A chain that this process extends: it has `number` rows, the last of them with the hash `head`."""
 
     __slots__ = ("anchored", "begun", "head", "id", "number")
 
@@ -64,11 +64,11 @@ class HashChain:
         self.begun = begun
         self.number = 0
         self.head = head
-        # How many of its rows the registry knows of.
+        # The number of its last row in the registry.
         self.anchored = 0
 
     def link(self, entries: Sequence[Document], at: datetime) -> list[RawBSONDocument]:
-        """The entries in the next rows; nothing is extended yet."""
+        """The entries as the chain's next rows; the chain is not extended yet."""
         head, rows = self.head, []
         for number, start in enumerate(range(0, len(entries), ENTRIES_A_ROW), self.number + 1):
             row: Document = {
@@ -83,16 +83,16 @@ class HashChain:
         return rows
 
     def extend(self, rows: Sequence[RawBSONDocument]) -> None:
-        """These rows are in the database now."""
+        """Advance the chain past these rows, which are stored now."""
         if rows:
             self.number += len(rows)
             self.head = rows[-1]["hash"]
 
 
 class Links:
-    """Rows on their way into the database as the next ones of a chain.
+    """Rows that are being written as the next ones of a chain.
 
-    `in_doubt`: they may be there or not. `spoilt`: somebody else has written where only this process writes.
+    `in_doubt`: they may be stored or not. `spoilt`: another writer has added a row to this process's chain.
     """
 
     __slots__ = ("chain", "in_doubt", "rows", "spoilt")
@@ -104,9 +104,9 @@ class Links:
         self.spoilt = False
 
     async def insert(self, audit: Collection, session: Session | None = None) -> None:
-        """Write them, in a transaction or at once. Raises Unavailable where that fails.
+        """Insert the rows, in a transaction or without one. Raises Unavailable where that fails.
 
-        A failure that the transaction is to be repeated after comes through as it is.
+        A TransientTransactionError is raised as it is, so that the transaction can be repeated.
         """
         self.in_doubt = session is None
         for number, row in enumerate(self.rows):
@@ -116,7 +116,7 @@ class Links:
                 if error.has_error_label("TransientTransactionError"):
                     raise
                 raise Unavailable(SORRY) from error
-            if refused is not None:  # the database has said what it took
+            if refused is not None:  # the database has reported which rows it stored
                 self.in_doubt = False
                 if session is None:
                     self.chain.extend(self.rows[:number])
@@ -128,9 +128,9 @@ class Links:
 async def _insert(audit: Collection, row: RawBSONDocument, session: Session | None) -> int | None:
     """Insert a row; returns the code of the error with which the database refuses it. Raises PyMongoError.
 
-    By the bare command: `insert_many` costs a third more of the driver's time, `insert_one` a tenth, and what they do
-    for it the row's id does as well. So where a connection breaks outside of a transaction it is sent once more; where
-    none can be had it is not.
+    By the bare command: `insert_many` costs a third more of the driver's time, `insert_one` a tenth. The row's id makes
+    it as safe to repeat: where a connection breaks outside of a transaction it is sent once more; where no server can
+    be reached it is not.
     """
     command: Document = {"insert": audit.name, "documents": [row]}
     if session is not None:
@@ -150,7 +150,7 @@ async def _insert(audit: Collection, row: RawBSONDocument, session: Session | No
 
 
 def _code(reply: Document) -> int | None:
-    """The error that an insert was answered with. Raises WriteConcernError where it may be lost again."""
+    """The error code of an insert's reply, None without one. Raises WriteConcernError where the row may be lost."""
     if failure := reply.get("writeConcernError"):
         raise WriteConcernError(failure.get("errmsg", ""), failure.get("code"))
     errors = reply.get("writeErrors")

@@ -1,7 +1,7 @@
-"""The audit of one process: rows in, linked into chains, anchored in the registry, kept as long as they must be.
+"""The audit of one process: its rows are linked into chains, anchored in the registry, and deleted after retention.
 
 Rows that wait at the same time are written together (write_batch.py); those of a change are written in its own
-transaction (app/store/commit.py), so that nothing is changed without record and nothing recorded that was not changed.
+transaction (app/store/commit.py), so that no change is without a record and no record without a change.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 COLLECTION = "audit"
 ANCHOR_EVERY = 60.0
-# A chain is a segment: what is past its time goes by whole chains.
+# The time that one chain covers: rows past their retention are deleted by whole chains.
 _SEGMENT = timedelta(days=1)
 _SLACK = timedelta(days=1)
 _RETIRE_EVERY = timedelta(hours=1)
 
 
 class AuditLog:
-    """Writes the audit. `lost` counts entries that could not be written where that fails nobody's request."""
+    """Writes the audit. `lost` counts the entries that could not be written."""
 
     def __init__(self, settings: Settings, mongo: Mongo, owner: str) -> None:
         """Raises SecretsError where the secret key cannot be used."""
@@ -50,19 +50,19 @@ class AuditLog:
         self._mongo = mongo
         self.rows = mongo.collection(COLLECTION)
         self._kept = timedelta(days=settings.audit_retention_days)
-        # Open while somebody is on the way who is going to record something.
+        # Entered by each request that is going to record something.
         self.together = WriteBatch(self._write)
         self._free: list[HashChain] = []
         self._all: set[HashChain] = set()
         self._ending: list[tuple[HashChain, bool]] = []
         self._refusals = Refusals()
-        # What stands for many of them and is not kept yet.
+        # Entries that sum up refusals and are not written yet.
         self._owed: list[Document] = []
         self._retire_at: datetime | None = None
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make the collections ready, anchor what dead processes left, and keep anchoring from now on."""
+        """Create the indexes, anchor the chains of dead processes, and start the loop that anchors."""
         present = await self.rows.index_information()
         models = [
             IndexModel([("each.k", ASCENDING), ("at", DESCENDING)], name="k"),
@@ -80,7 +80,7 @@ class AuditLog:
         if self._loop is not None:
             await background_tasks.end([self._loop])
             self._loop = None
-        with suppress(PyMongoError, Unavailable):  # nobody was told anything
+        with suppress(PyMongoError, Unavailable):  # no response waits for these entries
             await self.sum_up()
         self._ending += [(chain, True) for chain in self._free]
         self._free = []
@@ -91,7 +91,7 @@ class AuditLog:
         return self._mongo.now()
 
     async def record(self, entries: Sequence[Document]) -> bool:
-        """Return once the entries are kept, or that they are not. Raises Unavailable where they must be."""
+        """Write the entries; False where that fails. Raises Unavailable instead where the audit is required."""
         try:
             await self.together.keep(entries)
             count(entries)
@@ -105,12 +105,12 @@ class AuditLog:
             return False
 
     async def refuse(self, entry: Document, *, client: str | None, address: str) -> None:
-        """Record a refusal of a client, or of a stranger, by itself or with others like it. Raises as `record`."""
+        """Record a refusal of a client, or of a stranger, or count it with similar ones. Raises as `record`."""
         if self._refusals.take(entry, client=client, address=address):
             await self.record([entry])
 
     async def sum_up(self) -> None:
-        """Record the refusals that were only counted. Raises as `record`; then they are tried again next time."""
+        """Record the refusals that were only counted. Raises as `record`; the next call then tries them again."""
         self._owed = self._owed or self._refusals.due()
         if self._owed:
             await self.record(self._owed)
@@ -118,7 +118,7 @@ class AuditLog:
 
     @asynccontextmanager
     async def links(self, entries: Sequence[Document]) -> AsyncIterator[Links]:
-        """Entries as rows that whoever asked inserts inside; a chain belongs to one writer at a time.
+        """Entries as the next rows of a chain, to be inserted inside the context; a chain has one writer at a time.
 
         Raises Unavailable where a chain has to be begun and cannot be.
         """
@@ -150,7 +150,7 @@ class AuditLog:
         return chain
 
     async def anchor(self) -> None:
-        """Let the registry know how far this process's chains have come, and which have ended."""
+        """Write to the registry which chains of this process have ended, and the heads of those that have grown."""
         old = self._mongo.now() - _SEGMENT
         for chain in [chain for chain in self._free if chain.begun < old]:
             self._free.remove(chain)
@@ -165,11 +165,11 @@ class AuditLog:
             row = await self.registry.append("checkpoint", [head for head, _ in moved])
             for head, chain in moved:
                 chain.anchored = head["n"]
-            # Kept where the logs go, it shows that the registry itself was cut off.
+            # With the hash in the logs, `verify` detects that the registry itself was cut off.
             log.info("audit anchored", extra={"action": "audit", "hash": row["hash"].hex()})
 
     async def _anchor_found(self) -> None:
-        """Anchor open chains as they lie there: a process that died has not said how far it came."""
+        """Anchor open chains at their last stored row: a process that died has not anchored them."""
         found = []
         for chain in await self.registry.open_chains():
             last = await self._last_of(chain)
@@ -185,9 +185,9 @@ class AuditLog:
         return {"c": chain, "n": place(row["_id"]), "h": row["hash"]}
 
     async def retire(self, now: datetime) -> int:
-        """Delete chains that are past their time, seen from `now`; the registry keeps their last hashes.
+        """Delete chains that are past their retention at `now`; the registry keeps their last hashes.
 
-        Returns how many rows went. A process that dies in between leaves the rest to the next call.
+        Returns the number of rows deleted. A process that dies in between leaves the rest to the next call.
         """
         begun = [chain.begun for chain in self._all]
         before = min([now - self._kept - _SEGMENT - _SLACK, *begun])
@@ -223,7 +223,7 @@ def within(chain: str) -> Document:
     return {"_id": {"$gt": f"{chain}.", "$lt": f"{chain}/"}}  # `/` is the character after `.`
 
 
-# What an operator does on the command line, put on record where the database has an audit.
+# Commands of an operator, recorded where the database has an audit.
 
 COMMAND_LINE = Caller("command-line")
 

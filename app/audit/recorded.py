@@ -1,4 +1,4 @@
-"""What is being asked, put on record when it ends: by an answer, a refusal or a failure."""
+"""The audit of a request: its refusal or failure, and each write of a batch, recorded when it ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from app.network.rate_limit import site
 from app.runtime.mongo import Document
 
 T = TypeVar("T")
-# Who nobody knows.
+# The caller of a request that is not authenticated.
 UNKNOWN = Caller("unknown")
 
 
 class Recorded:
-    """While it is open, this is what is being asked; a failure inside is put on record."""
+    """Makes a request the current one while it is open, and records a failure inside."""
 
     __slots__ = ("_audit", "_focus", "_now", "_outer", "_token", "_what")
 
@@ -58,7 +58,7 @@ class Recorded:
 async def write(
     audit: AuditLog | None, caller: Caller, method: str, url: str, act: Callable[[], Awaitable[T]]
 ) -> T:
-    """Run one write out of a batch and put it on record."""
+    """Run one write of a batch and record it."""
     outer = asked.get()
     if audit is None or outer is None:
         return await act()
@@ -74,9 +74,9 @@ async def write(
 
 
 async def refuse(audit: AuditLog, row: Document) -> None:
-    """Record a refusal of who is asking now; what anybody could cause without end not one by one."""
+    """Record a refusal of the current request; those that anybody could cause without end may only be counted."""
     now = asked.get()
-    assert now is not None  # noqa: S101 - set by whoever refuses
+    assert now is not None  # noqa: S101 - every caller sets it
     if is_stranger(now.caller):
         await audit.refuse(row, client=None, address=site(now.address))
     elif row["s"] == 429:
@@ -86,12 +86,12 @@ async def refuse(audit: AuditLog, row: Document) -> None:
 
 
 def is_stranger(caller: Caller) -> bool:
-    """Whether nobody known is behind it."""
+    """Whether the caller is not authenticated."""
     return caller is UNKNOWN or caller is NOBODY
 
 
 def patient_of(focus: str | None) -> set[str]:
-    """The id of the patient that is asked for, if it is one."""
+    """The id of the Patient that the request names; empty for any other resource."""
     return {focus.removeprefix("Patient/")} if focus and focus.startswith("Patient/") else set()
 
 

@@ -1,9 +1,9 @@
-"""Refusals that anybody can cause as often as they like, in a bounded number of records.
+"""A bounded number of records for refusals that anybody can cause without limit.
 
-Who shows no token, or comes too often, is refused before anything is known or done, and could fill the audit that way.
-So of what is alike (by whom, as what, with which status) the first of a minute are recorded one by one; the others are
-counted, and one entry for all of them follows when the minute is over. Strangers are told apart by address, as rates
-are; of more addresses than that the others are counted together.
+A request without a token, or beyond a rate limit, is refused before anything is read, and could fill the audit. So of
+similar refusals (same client or address, same kind, same status) the first of a minute are recorded one by one; the
+others are counted, and one entry for all of them follows when the minute is over. Strangers are distinguished by
+address, as for rate limits; those beyond MOST_ADDRESSES are counted together.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from datetime import datetime
 
 from app.runtime.mongo import Document
 
-# How many of a minute that are alike are recorded one by one, and how many of strangers altogether.
+# How many similar refusals of a minute are recorded one by one, and how many of strangers altogether.
 ALONE = 10
 MOST_ALONE = 500
-# How many addresses are told apart.
+# How many addresses are distinguished.
 MOST_ADDRESSES = 200
-# Of an entry what all that are alike have in common.
+# The fields that the entries of similar refusals share.
 _COMMON = ("what", "o", "s", "r")
-# What a stranger's request line is cut to.
+# The length that a stranger's request line is cut to.
 LONGEST_LINE = 1000
 
-# What it was, the status, and the client or the address.
+# The kind (`what`), the status, and the client or the address.
 Key = tuple[str, int, str]
 
 
@@ -36,7 +36,7 @@ class _Alike:
 
 
 class Refusals:
-    """Those of this minute, in this process."""
+    """The refusals of this minute in this process."""
 
     def __init__(self) -> None:
         self._alike: dict[Key, _Alike] = {}
@@ -44,7 +44,7 @@ class Refusals:
         self._strangers_alone = 0
 
     def take(self, entry: Document, *, client: str | None, address: str) -> bool:
-        """Whether this one is to be recorded by itself; if not, it is counted. `client` is None for a stranger."""
+        """Whether this refusal is to be recorded by itself; else it is counted. `client` is None for a stranger."""
         most = ALONE
         if client is None and address not in self._addresses:
             if len(self._addresses) < MOST_ADDRESSES:
@@ -65,7 +65,7 @@ class Refusals:
         return False
 
     def due(self) -> list[Document]:
-        """An entry for all that were counted of each kind. A new minute begins."""
+        """One entry for each group of similar refusals that were counted. A new minute begins."""
         entries = [_entry(each) for each in self._alike.values() if each.more]
         self._alike, self._addresses, self._strangers_alone = {}, set(), 0
         return entries

@@ -1,7 +1,7 @@
-"""`verify`: whether the audit is as it was written, and where it is not.
+"""`verify`: the check that the audit is as it was written, with a finding for each row that is not.
 
-First the registry, whose rows are sealed; then each chain against what the registry knows of it. Changing, moving,
-adding and taking away rows breaks a link; cutting off a chain's end leaves it shorter than the registry says.
+It checks the registry, whose rows are sealed, then each chain against the registry. Changing, moving, adding and
+removing rows breaks a link; cutting off a chain's end leaves it shorter than its heads in the registry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_FINDINGS = 100
 class VerificationReport:
     """`findings` are sentences for people; none means that all is as it was written.
 
-    `unanchored` rows are linked, but younger than what the registry knows: a cut among them would not show.
+    `unanchored` rows are linked, but newer than their chain's last head in the registry: a cut there is not detected.
     `head` is the hash of the registry's last row.
     """
 
@@ -48,11 +48,11 @@ class VerificationReport:
 
 @dataclass(slots=True)
 class _Known:
-    """What the registry says of a chain."""
+    """The registry's rows about a chain."""
 
     begin: bytes
     anchors: dict[int, bytes] = field(default_factory=dict)
-    # Number of the last row, and when that was said; rows may follow while None, or where it was not sure.
+    # Number of the last row, None while rows may follow; and when the registry last named the chain.
     closed: int | None = None
     said: datetime | None = None
 
@@ -162,7 +162,7 @@ async def _chain(mongo: Mongo, chain: str, known: _Known, report: VerificationRe
 
 
 async def _chains_there(mongo: Mongo) -> AsyncIterator[str]:
-    """The chains that have rows, by leaps from one to the next."""
+    """The chains that have rows, with one read for each."""
     audit = mongo.collection(COLLECTION)
     beyond = ""
     while True:

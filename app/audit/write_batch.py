@@ -1,4 +1,4 @@
-"""Who records at the same time shares one write: an insert costs more than a read does, and reads are many."""
+"""A shared write for entries recorded at the same time: an insert costs more than a read does, and reads are many."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from types import TracebackType
 from app.runtime.group_commit import settle
 from app.runtime.mongo import Document
 
-# How long after a write the next one begins, at the earliest, while more are on their way than wait. While one half is
-# written the other is answered: waiting for all would leave the server idle meanwhile.
+# How long after a write the next one begins, at the earliest, while fewer than half of the open requests wait for one.
+# While one half is written the other is served: to wait for all would leave the server idle meanwhile.
 APART_SECONDS = 0.01
 # No more is added to a write that has so many entries.
 ENOUGH = 256
@@ -21,19 +21,19 @@ Waiting = tuple[Sequence[Document], "asyncio.Future[None]"]
 class WriteBatch:
     """`write(entries)` keeps them all or none; one write is under way at a time.
 
-    As a context manager, several times over if need be: while it is open, somebody is on the way.
+    As a context manager, which any number may enter at once, it counts the requests that may still call `keep`.
     """
 
     def __init__(self, write: Callable[[Sequence[Document]], Awaitable[None]]) -> None:
         self._write = write
-        self._on_the_way = 0
+        self._open = 0
         self._waiting: list[Waiting] = []
         self._writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._not_before = 0.0
 
     def __enter__(self) -> None:
-        self._on_the_way += 1
+        self._open += 1
 
     def __exit__(
         self,
@@ -41,20 +41,20 @@ class WriteBatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._on_the_way -= 1
+        self._open -= 1
 
     async def keep(self, entries: Sequence[Document]) -> None:
-        """Return once they are written. Raises what the write raised."""
+        """Return once the entries are written. Raises what the write raised."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((entries, future))
         self._consider()
         await future
 
     def _consider(self) -> None:
-        """Write now, or see again when it is time: who comes alone writes at once."""
+        """Begin a write now, or set a timer for it; a single open request's entries are written at once."""
         if self._writing is not None or not self._waiting:
             return
-        if 2 * len(self._waiting) >= self._on_the_way:
+        if 2 * len(self._waiting) >= self._open:
             self._begin()
         elif self._timer is None:
             loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The server's own access tokens, and whom the token of a request stands for.
+"""The server's own access tokens, and the caller that the token of a request identifies.
 
 https://hl7.org/fhir/smart-app-launch/backend-services.html and RFC 9068
 """
@@ -29,7 +29,7 @@ from app.runtime import secrets
 from app.runtime.mongo import Mongo
 from app.settings import Settings
 
-# How long an access token is good.
+# The lifetime of an access token.
 SECONDS = 300
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - a media type
 _MAX_KEPT = 10_000
@@ -38,7 +38,7 @@ _CHALLENGE = 'Bearer realm="CareRelay"'
 
 @dataclass(slots=True)
 class _Judged:
-    """A token whose signature and claims were found good, and the caller it made of one version of its client."""
+    """A token whose signature and claims are valid, and the caller made from it and one version of its client."""
 
     client_id: str
     scopes: tuple[str, ...]
@@ -49,7 +49,7 @@ class _Judged:
 
 
 class Authority:
-    """All that authorization needs in a process; `base_url` is the FHIR base that tokens are made for."""
+    """The parts of authentication in a process; `base_url` is the FHIR base that tokens are made for."""
 
     def __init__(self, settings: Settings, mongo: Mongo) -> None:
         egress = Egress.from_settings(settings)
@@ -66,7 +66,7 @@ class Authority:
 
     @classmethod
     async def open(cls, settings: Settings, mongo: Mongo) -> Authority:
-        """Ready to judge. Raises secrets.SecretsError where the signing key cannot be opened."""
+        """An authority with its keys and indexes ready. Raises secrets.SecretsError for a sealed key it cannot open."""
         authority = cls(settings, mongo)
         await authority.keys.prepare()
         await authority.assertions.prepare()
@@ -76,7 +76,7 @@ class Authority:
         await self.documents.close()
 
     async def issue(self, client: Client, scopes: tuple[str, ...]) -> str:
-        """An access token for these scopes, good for SECONDS and bound to the client as it now is."""
+        """An access token for these scopes, valid for SECONDS and bound to the client's current version."""
         key, now = await self.keys.signing(), int(time.time())
         claims = {
             "iss": self.base_url,
@@ -96,9 +96,9 @@ class Authority:
         return jws.serialize_compact(header, payload, key.private, algorithms=[ALGORITHM])
 
     async def caller(self, header: str | None) -> Caller:
-        """Whom an Authorization header stands for. Raises Unauthorized.
+        """The caller that an Authorization header identifies. Raises Unauthorized.
 
-        Signature and claims are checked once for each token; the client each time, as of a second ago.
+        Signature and claims are checked once for each token; the client each time, as of a second ago at most.
         """
         token = _bearer(header)
         judged: _Judged | None
@@ -128,7 +128,7 @@ class Authority:
         if self.outside is not None and parts.claims.get("iss") == self.outside.issuer:
             claims = await self.outside.judge(parts)
             client = await self._client(claims.client_id)
-            # Judged again after a while, so that a key that the provider takes back ends its tokens.
+            # Judged again after SECONDS at most, so that a key that the provider withdraws ends its tokens.
             until = min(claims.expires, time.time() + SECONDS)
             caller = _caller(client, claims.scopes)
             return _Judged(client.client_id, claims.scopes, until, None, caller, client.version)
@@ -170,7 +170,7 @@ async def authenticate(authority: Authority | None, authorization: str | None) -
 def base_url(settings: Settings) -> str:
     """The FHIR base that tokens are made for.
 
-    Never from a request's Host header: whoever chooses that could pass on an assertion that was made for him.
+    Never from a request's Host header: with a chosen one, another server could pass on assertions made for itself.
     """
     return settings.base_url.rstrip("/") or f"{exposure.address(settings)}/fhir"
 

@@ -1,4 +1,4 @@
-"""The caller of an interaction: who asks, for which organisation, with which scopes.
+"""The caller of an interaction: the client, its organisation, role and scopes.
 
 It travels from the router into every interaction, search, operation and delivery, so that scopes, compartments,
 consent and audit have one place to act. With `--auth off` everybody is `EVERYBODY`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# What an organization is to the patients that it asks about; docs/access.md says what each may see and write.
+# An organization's role towards its patients; docs/access.md says what each may see and write.
 Role = Literal["practice", "hospital", "plan", "state", "administrator", "everybody", "server"]
 
 
@@ -29,7 +29,7 @@ class Caller:
 EVERYBODY = Caller("anonymous", role="everybody", scopes=("system/*.cruds",))
 # The server's own work: loading topics, settling deliveries, timers.
 SERVER = Caller("carerelay", role="server", scopes=("system/*.cruds",))
-# Who shows no token where one is asked for: no role, no scopes, nothing.
+# The caller of a request without a token, or of work whose client is gone: no role, no scopes.
 NOBODY = Caller("anonymous")
-# Who is not judged at all. Nobody who shows a token is ever one of them.
+# Callers without limits. No token ever makes one of them.
 UNLIMITED = (EVERYBODY, SERVER)

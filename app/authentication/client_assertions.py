@@ -1,4 +1,4 @@
-"""A client's assertion, judged: who asks for a token, proven by a signature that is good for once.
+"""The judgement of client assertions: signed JWTs, each valid once, by which a client requests a token.
 
 https://hl7.org/fhir/smart-app-launch/client-confidential-asymmetric.html and RFC 7523
 """
@@ -19,10 +19,10 @@ from app.runtime.mongo import Mongo
 
 COLLECTION = "assertions"
 MOST_SECONDS = 300
-# Clocks differ: an assertion may seem to be valid for so much longer, or from so much later on.
+# Clocks differ: an assertion may seem to be valid for so many seconds longer, or from so many later on.
 LEEWAY = 2.0
 _MAX_JTI = 256
-# MongoDB removes what is remembered by its own clock, which may be ahead of ours.
+# MongoDB removes used ids by its own clock, which may be ahead of ours.
 _KEPT_LONGER = timedelta(minutes=5)
 # Header fields by which a token brings its own key along.
 _OWN_KEYS = ("jwk", "x5c", "x5u")
@@ -30,7 +30,7 @@ _STRANGER = "The client is unknown or disabled, or has no such key"
 
 
 class Assertions:
-    """Judges assertions. `now` are the seconds since 1970."""
+    """Judges assertions. `now` returns seconds since 1970."""
 
     def __init__(
         self, mongo: Mongo, clients: Clients, documents: Documents, now: Callable[[], float]
@@ -46,8 +46,8 @@ class Assertions:
     async def judge(self, assertion: str, token_url: str) -> Client:
         """The client who made an assertion for this token endpoint. Raises TokenRefused.
 
-        Nothing is fetched but from the address that the client is registered with, and an id counts as used only when
-        everything else was right: strangers cannot use up those of others.
+        Keys are fetched only from the client's registered address, and a `jti` counts as used only after all other
+        checks: strangers cannot use up those of a client.
         """
         parts = jwt.read(assertion)
         kid = jwt.check_header(parts, ALGORITHMS, ("jwt",))
@@ -69,7 +69,7 @@ class Assertions:
         return client
 
     def _check_time(self, parts: Parts) -> float:
-        """When the assertion ends, in seconds since 1970."""
+        """The expiry of the assertion in seconds since 1970. Raises TokenRefused."""
         now = self._now()
         expires = parts.moment("exp")
         if expires is None or expires <= now:

@@ -1,8 +1,8 @@
-"""The registry of clients: who may ask for tokens, for which organisation, in which role, with which scopes and keys.
+"""The registry of clients that may request tokens: their organisations, roles, scopes and keys.
 
 Collection `clients`: {_id: client id, version, name, organization, role, scopes, jwks | jwks_uri, disabled, at}. Every
-change counts the version up. A process believes what it read for at most a second, so that a client who is disabled
-or changed is refused everywhere within that time.
+change counts the version up. A process caches a row for at most a second, so that a client who is disabled or changed
+is refused everywhere within that time.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document, Mongo
 
 COLLECTION = "clients"
-# What clients sign their assertions with.
+# The algorithms that clients may sign assertions with.
 ALGORITHMS = ("RS384", "ES384")
 ROLES = ("practice", "hospital", "plan", "state", "administrator")
-# Seconds for which a row that was read is believed.
+# Seconds for which a row is cached.
 BELIEVED = 1.0
 _MAX_KEPT = 10_000
 _MAX_KEYS = 20
@@ -37,12 +37,12 @@ _ORGANIZATION = re.compile(r"Organization/[A-Za-z0-9.\-]{1,64}")
 
 
 class RegistryError(Exception):
-    """A client cannot be registered or changed so; the text is for the administrator."""
+    """A client cannot be registered or changed; the text is for the administrator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client. With neither `jwks` nor `jwks_uri` it can come with tokens of an outside provider only."""
+    """One client. With neither `jwks` nor `jwks_uri` it can use tokens of an outside provider only."""
 
     client_id: str
     name: str
@@ -65,7 +65,7 @@ class Client:
 
 
 class Clients:
-    """The registry as this process knows it."""
+    """The registry, with a cache of this process."""
 
     def __init__(self, mongo: Mongo, egress: Egress) -> None:
         self._mongo = mongo
@@ -79,7 +79,7 @@ class Clients:
         return self._mongo.collection(COLLECTION)
 
     async def get(self, client_id: str) -> Client | None:
-        """The client as it is now, or was a second ago; None for an unknown one. A disabled one is returned."""
+        """The client as of a second ago at most; None for an unknown one. A disabled one is returned."""
         return await self._kept.get(client_id) if _CLIENT_ID.fullmatch(client_id) else None
 
     async def _read(self, client_ids: list[str]) -> dict[str, Client | None]:
@@ -98,7 +98,7 @@ class Clients:
             "_id": _client_id(wanted.get("client_id")),
             "version": 1,
             "name": _name(wanted.get("name")),
-            **_standing(wanted),
+            **_rights(wanted),
             **self._keys(wanted.get("jwks"), wanted.get("jwks_uri")),
             "disabled": False,
             "at": self._mongo.now(),
@@ -110,7 +110,7 @@ class Clients:
         return self._changed(row)
 
     async def rotate(self, client_id: str, *, jwks: Any = None, jwks_uri: Any = None) -> Client:
-        """Replace a client's keys; tokens that it holds end with them. Raises RegistryError."""
+        """Replace a client's keys, which ends the tokens that it holds. Raises RegistryError."""
         keys = self._keys(jwks, jwks_uri)
         if not keys:
             raise RegistryError("Name the new keys: a JWK Set or its URL")
@@ -118,11 +118,11 @@ class Clients:
         return await self._change(client_id, {"$set": keys, "$unset": dict.fromkeys(gone, "")})
 
     async def set_scopes(self, client_id: str, scopes: Any) -> Client:
-        """Replace a client's scopes, one text or a list; tokens that it holds end. Raises RegistryError."""
+        """Replace a client's scopes, one text or a list, which ends the tokens that it holds. Raises RegistryError."""
         return await self._change(client_id, {"$set": {"scopes": _scopes(scopes)}})
 
     async def disable(self, client_id: str, *, disabled: bool = True) -> Client:
-        """Shut a client out, or let it in again. Raises RegistryError."""
+        """Disable a client or, with `disabled=False`, enable it again. Raises RegistryError."""
         return await self._change(client_id, {"$set": {"disabled": disabled}})
 
     async def _change(self, client_id: str, change: dict[str, Any]) -> Client:
@@ -174,8 +174,8 @@ def _key_set(jwks: Any) -> list[dict[str, Any]]:
     return kept
 
 
-def _standing(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Role, organisation and scopes of a row."""
+def _rights(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Role, organisation and scopes of a row. Raises RegistryError."""
     role, organization = wanted.get("role"), wanted.get("organization")
     if role not in ROLES:
         raise RegistryError(f"A role is one of {', '.join(ROLES)}")

@@ -1,7 +1,7 @@
-"""What is left of a caller's rights when something goes on without its requests: a Subscription, an export.
+"""The current rights of a client for work that goes on without its requests: a Subscription, an export.
 
-What is kept with it are the client's id and the scopes of the token. Role and organization are the client's of now, and
-scopes count as far as it is still registered with them.
+The client's id and the scopes of its token are stored with the work. Role and organization are the client's current
+ones, and scopes count as far as it is still registered with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from app.authentication.scopes import intersect
 
 
 class Client(Protocol):
-    """A registered client, as far as it matters here."""
+    """The fields of a registered client that are read here."""
 
     @property
     def organization(self) -> str | None: ...
@@ -36,7 +36,7 @@ class Clients(Protocol):
 async def current_caller(
     clients: Clients | None, client_id: str, scopes: tuple[str, ...]
 ) -> Caller:
-    """The client with what rights are left of these scopes; NOBODY where it is unknown or disabled."""
+    """The client with those of the scopes that it still has; NOBODY where it is unknown or disabled."""
     client = await clients.get(client_id) if clients is not None else None
     if client is None or client.disabled:
         return NOBODY

@@ -1,8 +1,8 @@
-"""JSON documents that others publish for us: the key sets of clients, the discovery document of a provider.
+"""A cache of JSON documents of other servers: the key sets of clients, the discovery document of a provider.
 
-Kept as long as Cache-Control says, within a floor and a ceiling; fetched under the egress rules, with limits on size
-and time, without following redirects. A failure is remembered for a while too. What has become too old is not used: a
-key that its owner took back must not go on working because the owner's server cannot be reached.
+They are kept as long as Cache-Control says, within a floor and a ceiling, and fetched under the egress rules, with
+limits on size and time, without following redirects. A failure is cached too. An expired document is never used: a key
+that its owner withdrew must not stay valid because the owner's server cannot be reached.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 LIMIT = 64 * 1024
 SECONDS = 5.0
 FLOOR, CEILING, UNSTATED = 60.0, 3600.0, 300.0
-# A failure is remembered for so long, and an unknown key id renews a document no more often than this.
+# Seconds for which a failure is cached, and between two fetches of a document because of unknown key ids.
 FAILED, RENEWED = 30.0, 10.0
 _MAX_DOCUMENTS = 1024
 _MAX_KEYS = 100
@@ -44,7 +44,7 @@ _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?([0-9]{1,9})")
 
 
 class DocumentError(Exception):
-    """A document is not to be had; the text is our own."""
+    """A document cannot be fetched; the text is our own."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class _Kept:
 
 
 class Documents:
-    """Documents by URL, for all who need them in this process. `clock` counts seconds."""
+    """The documents of this process by URL. `clock` counts seconds."""
 
     def __init__(self, egress: Egress, clock: Callable[[], float] = time.monotonic) -> None:
         self._egress = egress
@@ -68,9 +68,9 @@ class Documents:
         self._session: aiohttp.ClientSession | None = None
 
     async def get(self, url: str, *, renew: bool = False) -> dict[str, Any]:
-        """The document; with `renew` one that is fetched anew, if the last was not fetched just now.
+        """The document; with `renew` fetched anew, unless the last fetch is RENEWED seconds old or less.
 
-        Raises DocumentError. Those who ask at the same time wait for one answer.
+        Raises DocumentError. Concurrent callers share one fetch.
         """
         kept = self._fresh(url, renew)
         if kept is None:
@@ -151,14 +151,14 @@ class Documents:
 
 
 def check_address(egress: Egress, url: str) -> None:
-    """Documents come over TLS, but for those on loopback. Raises EgressRefusedError."""
+    """Raises EgressRefusedError for a forbidden address, or one without TLS other than loopback."""
     parts = egress.check_url(url)
     if parts.scheme != "https" and not is_loopback_host(parts.hostname or ""):
         raise EgressRefusedError("Keys are fetched over https only")
 
 
 def lifetime(control: str) -> float:
-    """How many seconds a document is kept, by its Cache-Control header."""
+    """The seconds for which a document is kept, by its Cache-Control header."""
     directives = control.lower()
     if "no-store" in directives or "no-cache" in directives:
         return FLOOR
@@ -169,7 +169,7 @@ def lifetime(control: str) -> float:
 async def key_of(documents: Documents, url: str, kid: str, algorithm: str) -> Any:
     """The single key of the set at `url` for a token's header; a key id that is unknown has the set fetched once more.
 
-    Raises jose.TokenRefused.
+    Raises jwt.TokenRefused.
     """
     try:
         found = jwt.matching(_keys(await documents.get(url)), kid, algorithm)
@@ -186,7 +186,7 @@ def _keys(document: dict[str, Any]) -> list[Any]:
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:
-    """The whole body. Raises ValueError beyond the limit, of which nothing more is read."""
+    """The whole body. Raises ValueError beyond the limit, without reading on."""
     body = b""
     while not content.at_eof():
         body += await content.read(LIMIT + 1 - len(body))

@@ -1,4 +1,4 @@
-"""JSON Web Tokens and Keys as they come in from others: bounded, taken apart, and judged before anything is believed.
+"""JSON Web Tokens and Keys of others: limited in size, parsed, and verified before their claims are used.
 
 https://www.rfc-editor.org/rfc/rfc7515, rfc7517 and rfc8725. The signatures are verified by joserfc.
 """
@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey, RSAKey
 MAX_TOKEN = 8 * 1024
 _MAX_HEADER = 2 * 1024
 _MAX_KID = 256
-# The kind of key, and for EC the curve, that an algorithm signs with. HS* and `none` have no place here.
+# The kind of key, and for EC the curve, that an algorithm signs with. HS* and `none` are refused.
 _KINDS = {
     "RS256": ("RSA", None),
     "RS384": ("RSA", None),
@@ -43,12 +43,12 @@ class TokenRefused(Exception):
 
 
 class UnusableKeyError(Exception):
-    """A JSON Web Key cannot serve; the text says why and is fit for an operator."""
+    """A JSON Web Key cannot be used; the text says why and is for an operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A token taken apart; nothing of it is believed before `verify`."""
+    """A parsed token; none of its claims holds before `verify`."""
 
     text: str
     header: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Parts:
 
 
 def read(token: str) -> Parts:
-    """Take a compact token apart. Raises TokenRefused for what is too long or no JWT."""
+    """Parse a compact token. Raises TokenRefused for one that is too long or no JWT."""
     if len(token) > MAX_TOKEN:
         raise TokenRefused("The token is too long")
     segments = token.split(".")
@@ -95,7 +95,7 @@ def _object(segment: str) -> dict[str, Any]:
 
 
 def check_header(parts: Parts, algorithms: Collection[str], types: Collection[str]) -> str:
-    """The key id of a header that says nothing strange. `types` in lower case, "" for none. Raises TokenRefused."""
+    """The key id of a header with allowed fields only. `types` in lower case, "" for none. Raises TokenRefused."""
     header = parts.header
     if parts.algorithm not in algorithms:
         raise TokenRefused(f"The token's 'alg' is none of {', '.join(algorithms)}")
@@ -126,7 +126,7 @@ class _Registry(jws.JWSRegistry):
 
 
 def matching(keys: Iterable[Any], kid: str, algorithm: str) -> list[dict[str, Any]]:
-    """The keys of a set with this key id and the kind that the algorithm needs; exactly one is what one hopes for."""
+    """The keys of a set with this key id and the kind that the algorithm needs; `the_key` requires exactly one."""
     kind, _ = _KINDS[algorithm]
     return [
         key
@@ -136,7 +136,7 @@ def matching(keys: Iterable[Any], kid: str, algorithm: str) -> list[dict[str, An
 
 
 def the_key(found: list[dict[str, Any]], algorithm: str) -> RSAKey | ECKey:
-    """The one key that was found. Raises TokenRefused for none, several, or one that cannot serve."""
+    """The one key that was found. Raises TokenRefused for none, several, or one that cannot be used."""
     if len(found) != 1:
         raise TokenRefused("No single key of the client has this 'kid' and kind")
     try:
@@ -166,7 +166,7 @@ def public_key(jwk: Any, algorithms: Collection[str]) -> dict[str, Any]:
 
 
 def imported(jwk: dict[str, Any]) -> RSAKey | ECKey:
-    """The key itself. Raises UnusableKeyError for numbers that make no key, or one that is too weak or too large."""
+    """The imported key. Raises UnusableKeyError for numbers that make no key, or one that is too weak or too large."""
     sizes = {"e": _MAX_EXPONENT, "x": _MAX_COORDINATE, "y": _MAX_COORDINATE}
     if any(len(str(jwk.get(name, ""))) > size for name, size in sizes.items()):
         raise UnusableKeyError("a key's numbers are too long")

@@ -1,7 +1,7 @@
 """Access tokens of an outside OpenID provider, for organisations that have one.
 
 https://openid.net/specs/openid-connect-discovery-1_0.html and RFC 9068
-The provider says who asks and with which scopes; what the client is here, its organisation and role, the registry says.
+The provider's token names the client and its scopes; the client's organisation and role are those of the registry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DISCOVERY = "/.well-known/openid-configuration"
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token says: who, with which scopes, until when in seconds since 1970."""
+    """The client and scopes of a token, and its end with LEEWAY in seconds since 1970."""
 
     client_id: str
     scopes: tuple[str, ...]
@@ -31,7 +31,7 @@ class Claims:
 
 
 class Outside:
-    """Judges the tokens of one issuer. `now` are the seconds since 1970."""
+    """Judges the tokens of one issuer. `now` returns seconds since 1970."""
 
     def __init__(self, settings: Settings, documents: Documents, now: Callable[[], float]) -> None:
         self.issuer = settings.oidc_issuer
@@ -42,7 +42,7 @@ class Outside:
         self._now = now
 
     async def judge(self, parts: Parts) -> Claims:
-        """What a token of the provider says. Raises TokenRefused."""
+        """The claims of a token of the provider. Raises TokenRefused."""
         kid = jwt.check_header(parts, ALGORITHMS, _TYPES)
         if parts.claims.get("iss") != self.issuer:
             raise TokenRefused("The token is of another issuer")

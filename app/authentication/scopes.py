@@ -1,12 +1,12 @@
-"""SMART scopes: read, asked, and intersected.
+"""SMART scopes: parsed, tested and intersected.
 
 http://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html
 
     system/Encounter.rs                  v2: any of c r u d s, in this order
-    system/Encounter.rs?patient=Patient/1    restricted to what a search would find
+    system/Encounter.rs?patient=Patient/1    restricted to the resources that match the query
     system/*.read                        v1: read is rs, write is cud, * is cruds
 
-Only `system/` scopes are given: no person stands behind a backend service. What cannot be read grants nothing.
+Only `system/` scopes are granted: a backend service acts for no user. A scope that cannot be parsed grants nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LONGEST = 500
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One right. `restriction` is a search query that what it is about must be found by; empty for none."""
+    """One scope. `restriction` is a search query that a resource must match; empty for none."""
 
     resource_type: str
     actions: str
@@ -39,7 +39,7 @@ class Scope:
         return f"system/{self.resource_type}.{self.actions}{query}"
 
     def covers(self, other: Scope) -> bool:
-        """Whether it grants all that the other does."""
+        """Whether it grants every right of the other."""
         return (
             self.resource_type in (EVERY_TYPE, other.resource_type)
             and set(other.actions) <= set(self.actions)
@@ -48,7 +48,7 @@ class Scope:
 
 
 def parse(text: str) -> Scope:
-    """One scope. Raises ValueError for what this server does not grant, or cannot read."""
+    """One scope. Raises ValueError for one that this server does not grant or cannot parse."""
     match = _SCOPE.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise ValueError("A scope must look like system/Type.rs or system/Type.read")
@@ -71,7 +71,7 @@ class Scopes:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Scopes:
-        """The scopes among these texts that can be read; the others grant nothing."""
+        """The scopes among these texts that can be parsed; the others grant nothing."""
         found: list[Scope] = []
         for text in texts:
             try:
@@ -81,11 +81,11 @@ class Scopes:
         return cls(tuple(found))
 
     def allows(self, resource_type: str, action: Action) -> bool:
-        """Whether any resource of the type may be met so at all."""
+        """Whether the scopes allow the action on any resource of the type."""
         return self.restrictions(resource_type, action) is not None
 
     def restrictions(self, resource_type: str, action: Action) -> tuple[str, ...] | None:
-        """The queries one of which must find what is met; none of them where all may be; None where nothing may."""
+        """The queries of which a resource must match one; empty where all are granted, None where nothing is."""
         found = [
             scope.restriction
             for scope in self.each
@@ -96,7 +96,7 @@ class Scopes:
         return () if "" in found else tuple(dict.fromkeys(found))
 
     def reach(self, others: Scopes, resource_type: str, action: Action) -> bool:
-        """Whether all of a type that others let be met so is met by these as well."""
+        """Whether these scopes allow the action on all resources of the type on which the others allow it."""
         theirs, ours = (each.restrictions(resource_type, action) for each in (others, self))
         if theirs is None or ours == ():
             return True
@@ -108,9 +108,9 @@ class Scopes:
 
 
 def intersect(requested: Sequence[str], registered: Sequence[str]) -> tuple[str, ...]:
-    """What of the scopes asked for is granted: as far as registered ones cover them.
+    """The part of the requested scopes that registered ones cover.
 
-    One that is covered whole is returned as it was written. One that is not understood is left out.
+    One that is covered whole is returned as it was written. One that cannot be parsed is left out.
     """
     allowed = Scopes.of(registered).each
     granted: dict[str, None] = {}

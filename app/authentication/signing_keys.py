@@ -1,8 +1,8 @@
-"""The keys that this server signs its access tokens with: ES384, one after another, all processes alike.
+"""The ES384 keys that this server signs its access tokens with, shared by all processes.
 
 Collection `signing_keys`: {_id: generation, kid, public: JWK, private: sealed JWK, at, expires?}. The newest signs;
-those before it still verify until what they signed is over, then MongoDB removes them. Generations count up, so two
-processes that make a key at the same moment end up with one.
+those before it still verify until the tokens they signed have expired, then MongoDB removes them. Generations count up,
+so two processes that make a key at the same moment end up with one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from app.runtime.secrets import Secrets
 
 ALGORITHM = "ES384"
 COLLECTION = "signing_keys"
-# What other processes may still sign with a key after it was replaced, and how long their tokens then live, with room.
+# How long other processes may still sign with a replaced key, plus the lifetime of the tokens, with room.
 OVERLAP = timedelta(seconds=900)
-# Seconds after which a process looks for a newer key, and between two looks for a key id that it does not know.
+# Seconds after which a process reads the keys again, and between two reads for a key id that it does not know.
 _FRESH, _UNKNOWN = 30.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """One key; `private` is there for the newest only."""
+    """One key; only the newest has `private`."""
 
     generation: int
     kid: str
@@ -78,7 +78,7 @@ class ServerKeys:
         return key.public if key else None
 
     async def rotate(self) -> str:
-        """Put a new key in front; the id of it. The others verify for OVERLAP more."""
+        """Make a new key the newest; returns its id. The others verify for OVERLAP more."""
         made = ECKey.generate_key("P-384", auto_kid=True)
         kid = str(made.kid)
         now = self._mongo.now()
@@ -116,7 +116,7 @@ class ServerKeys:
         ]
 
     async def published(self) -> dict[str, Any]:
-        """The key set for those who verify the server's tokens themselves."""
+        """The public key set, for servers that verify the tokens themselves."""
         if self._clock() - self._read_at > _FRESH:
             await self._read()
         return {"keys": [dict(key.public.as_dict(private=False)) for key in self._keys.values()]}
@@ -125,7 +125,7 @@ class ServerKeys:
         rows = await self._rows.find({}).sort("_id", -1).to_list(None)
         self._read_at = self._clock()
         now = self._mongo.now()
-        keys = {row["kid"]: _verifying(row) for row in rows if _stands(row, now)}
+        keys = {row["kid"]: _verifying(row) for row in rows if _is_valid(row, now)}
         if rows and (self._newest is None or rows[0]["kid"] != self._newest.kid):
             private = msgspec.json.decode(self._secrets.open(rows[0]["private"]))
             public = keys[rows[0]["kid"]].public
@@ -139,5 +139,5 @@ def _verifying(row: Document) -> SigningKey:
     return SigningKey(row["_id"], row["kid"], ECKey.import_key(row["public"]))
 
 
-def _stands(row: Document, now: datetime) -> bool:
+def _is_valid(row: Document, now: datetime) -> bool:
     return "expires" not in row or bool(row["expires"] > now)

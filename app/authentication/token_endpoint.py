@@ -1,4 +1,4 @@
-"""The token endpoint's logic: a signed assertion against an access token.
+"""The token endpoint's logic: an access token in exchange for a signed assertion.
 
 https://www.rfc-editor.org/rfc/rfc6749#section-4.4 and https://hl7.org/fhir/smart-app-launch/backend-services.html
 """
@@ -18,7 +18,7 @@ _MOST_SCOPES = 200
 
 
 class OAuthError(Exception):
-    """A refusal as OAuth has it; the description is our own and repeats nothing of the request."""
+    """An error response of OAuth; the description is our own and repeats nothing of the request."""
 
     def __init__(self, error: str, description: str, status: int = 400) -> None:
         super().__init__(description)
@@ -32,14 +32,14 @@ class OAuthError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A token that was given, and to whom."""
+    """The response with an issued token, and its client's id."""
 
     client_id: str
     body: Mapping[str, Any]
 
 
 async def grant(authority: Authority, fields: Sequence[tuple[str, str]]) -> Grant:
-    """The answer to a token request. Raises OAuthError."""
+    """The response to a token request. Raises OAuthError."""
     form = _form(fields)
     if form.get("grant_type") is None:
         raise OAuthError("invalid_request", "'grant_type' is missing")
@@ -74,7 +74,7 @@ async def grant(authority: Authority, fields: Sequence[tuple[str, str]]) -> Gran
 
 
 def _form(fields: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The fields by name; what is empty counts as absent. Raises OAuthError where one is given twice."""
+    """The fields by name; an empty one counts as absent. Raises OAuthError where one is given twice."""
     form = dict(fields)
     if len(form) < len(fields):
         raise OAuthError("invalid_request", "A field is given more than once")

@@ -1,4 +1,4 @@
-"""Asking a server for a token as one of its clients, for trying things out."""
+"""The request for an access token as one of a server's clients, for the command line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import httpx
 from app.network.backend_services_client import BackendToken, TokenError
 from app.network.endpoint_credentials import TokenTerms
 
-# A server that is just starting, with a database of its own, answers by then.
+# Seconds in which a server that is just starting, with a database of its own, answers.
 _PATIENCE = 60.0
 
 
 async def ask(base_url: str, client_id: str, key: Path, scopes: str) -> str:
-    """An access token. Raises backend_token.TokenError."""
+    """An access token. Raises TokenError."""
     async with httpx.AsyncClient(timeout=30) as client:
         token_url = await _token_url(client, base_url.rstrip("/"))
         terms = TokenTerms(url=token_url, client_id=client_id, key=str(key), scope=scopes)

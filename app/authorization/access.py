@@ -1,6 +1,6 @@
-"""What one caller may see and write: scopes, compartments, consent and labels, judged in this one place.
+"""The rights of one caller: scopes, compartments, consent and labels, judged in this one place.
 
-The rules are data (rules.py); here they are held against resources. What nothing allows is refused.
+The rules are data (rules.py); here they are applied to resources. What no rule allows is refused.
 docs/access.md
 """
 
@@ -37,7 +37,7 @@ _MOST_KEPT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a caller sees of a type: what all `filters` find and, unless it `is_exact`, passes `Access.seen` as well."""
+    """The visible part of a type: all that matches the `filters` and, unless `is_exact`, passes `Access.seen`."""
 
     filters: tuple[Filter, ...]
     is_exact: bool
@@ -48,7 +48,7 @@ class Sight:
 
 
 class Accesses:
-    """The rights of callers, made once for each; one for each process."""
+    """A cache of the callers' rights; one for each process."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Accesses:
         self._kept: FIFOCache[Caller, Access | None] = FIFOCache(_MOST_KEPT)
 
     def of(self, caller: Caller) -> Access | None:
-        """What limits a caller; None for whom nothing does."""
+        """The rights of a caller; None for one without limits."""
         try:
             return self._kept[caller]
         except KeyError:
@@ -75,7 +75,7 @@ class Accesses:
 
 
 class Access:
-    """What one caller may see and write."""
+    """The rights of one caller to see and write."""
 
     def __init__(self, caller: Caller, accesses: Accesses) -> None:
         self.caller = caller
@@ -87,7 +87,7 @@ class Access:
         self._disclosure = accesses.disclosure
         self._panels = accesses.panels
         self._base_url = accesses.settings.base_url.rstrip("/")
-        # By type and right. Scopes and role never change; what is seen may depend on the family, it is kept for one.
+        # By type and right. Scopes and role never change; a sight may depend on the family and is kept with it.
         self._allowed: dict[tuple[str, Action], bool] = {}
         self._sights: dict[tuple[str, Action], tuple[OrganizationTree | None, Sight]] = {}
 
@@ -96,7 +96,7 @@ class Access:
         return self.caller.role == "administrator"
 
     def sees_all(self, resource_type: str) -> bool:
-        """Whether every resource of a type may be read, so that nothing hidden can be asked about through it."""
+        """Whether every resource of a type may be read, so that a search through it reveals nothing hidden."""
         return "everyone" in rule_of(self.caller.role, resource_type).read and not (
             self.restrictions.of(resource_type, "r")
         )
@@ -104,7 +104,7 @@ class Access:
     # Scopes
 
     def allows(self, resource_type: str, action: Action) -> bool:
-        """Whether scopes and role let anything of the type be met so."""
+        """Whether scopes and role allow the action on any resource of the type."""
         key = (resource_type, action)
         if key not in self._allowed:
             self._allowed[key] = self._allows(resource_type, action)
@@ -138,13 +138,13 @@ class Access:
         return await self.relationships.family(self.caller.organization)
 
     async def sight(self, resource_type: str, action: Action) -> Sight | None:
-        """What may be seen of a type; None where nothing may."""
+        """The sight of a type; None where nothing of it may be seen."""
         if not self.allows(resource_type, action):
             return None
         known = self._sights.get((resource_type, action))
         if known is not None and known[0] is None:
             return known[1]
-        with reading_at(None):  # rights are those of now, whenever what is read was so
+        with reading_at(None):  # rights are those of now, whatever moment is read
             return await self._sight(resource_type, action)
 
     async def _sight(self, resource_type: str, action: Action) -> Sight:
@@ -179,7 +179,7 @@ class Access:
         return Sight(tuple(filters), is_exact=False)
 
     async def panel_filter(self, resource_type: str) -> Filter | None:
-        """What all that may be seen of a type passes besides its sight; None where nothing is known that narrows it."""
+        """A filter that all visible resources of a type match besides its sight; None where there is no such filter."""
         family = await self.family()
         parts: list[Filter] = []
         for relation in rule_of(self.caller.role, resource_type).read:
@@ -201,7 +201,7 @@ class Access:
         return self._panels.filter(None if resource_type == "Patient" else about, panel)
 
     async def seen(self, resource_type: str, rows: Sequence[DocumentRow]) -> set[str]:
-        """The ids of those that may be seen, scopes aside; a row has `_id` and all of its `terms`."""
+        """The ids of those rows that may be seen, scopes aside; a row has `_id` and all of its `terms`."""
         read = rule_of(self.caller.role, resource_type).read
         return await self.related(resource_type, rows, read)
 
@@ -213,9 +213,9 @@ class Access:
         *,
         is_own_past: bool = False,
     ) -> set[str]:
-        """The ids of those that stand in one of the relations and may be disclosed, so far as they must be.
+        """The ids of those rows that have one of the relations and, where it is `patients`, may be disclosed.
 
-        With `is_own_past` the caller is about to replace what it knows: how that is labelled does not matter then.
+        With `is_own_past` the caller is about to replace what it knows already: a label V does not hide that then.
         """
         with reading_at(None):
             return await self._related(resource_type, rows, by, is_own_past=is_own_past)
@@ -271,13 +271,13 @@ class Access:
         return await self._disclosure.of(self.caller, resource_type, left) if left else set()
 
     async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
-        """Those of the patients (`Patient/p1`) that are the organization's."""
+        """The patients (`Patient/p1`) that are the organization's."""
         return await relations.own_patients(self.relationships, self.caller.role, patients, family)
 
     async def seen_versions(
         self, versions: Sequence[ResourceVersion], action: Action
     ) -> list[ResourceVersion]:
-        """Those of the versions that may be seen: what they say, and what the resource says now, both must be."""
+        """The versions that may be seen: the version itself and, unless deleted, the current resource must be."""
         by_type: dict[str, list[ResourceVersion]] = {}
         for stored in versions:
             by_type.setdefault(stored.type, []).append(stored)
@@ -300,13 +300,13 @@ class Access:
             row = current.get(each.id)
             if row is None or not (row.get("deleted") or each.id in visible):
                 continue
-            facts = await self._facts_of_version(each, row.get("by", ()))
-            if facts is not None and self.restrictions.match(resource_type, action, facts):
-                rows.append({**facts, "_id": _key(each), "id": each.id})
+            own = await self._row_of_version(each, row.get("by", ()))
+            if own is not None and self.restrictions.match(resource_type, action, own):
+                rows.append({**own, "_id": _key(each), "id": each.id})
         return await self.seen(resource_type, rows)
 
     async def current(self, resource_type: str, ids: set[str]) -> dict[str, DocumentRow]:
-        """The terms and writers of what is stored under these ids."""
+        """The rows stored under these ids, with terms and senders (`by`), by id; deleted ones included."""
         rows = await self.store.find(
             resource_type,
             {"_id": {"$in": sorted(ids)}},
@@ -314,10 +314,10 @@ class Access:
         )
         return {row["_id"]: row for row in rows}
 
-    async def _facts_of_version(
+    async def _row_of_version(
         self, stored: ResourceVersion, by: Sequence[str]
     ) -> DocumentRow | None:
-        """What a version says; a deletion says what the version before it did."""
+        """The row of a version; for a deletion, of the version before it."""
         if stored.deleted:
             before = await self.store.vread(stored.type, stored.id, stored.version - 1)
             if before is None or before.deleted:
@@ -327,15 +327,15 @@ class Access:
         return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
 
     async def facts_of(self, resource_type: str, row: DocumentRow) -> DocumentRow | None:
-        """What is known of a current document, by its last version where it was deleted."""
+        """The row of a current document; for a deleted one, of the version before."""
         if not row.get("deleted"):
             return row
         gone = ResourceVersion(
             resource_type, row["_id"], row["v"], self.relationships.now(), "", deleted=True
         )
-        return await self._facts_of_version(gone, row.get("by", ()))
+        return await self._row_of_version(gone, row.get("by", ()))
 
 
 def _key(stored: ResourceVersion) -> str:
-    """What tells versions apart where their resource's id does not."""
+    """A key of a version: its resource's id and its number."""
     return f"{stored.id}/{stored.version}"

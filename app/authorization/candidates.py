@@ -1,7 +1,7 @@
-"""What a filter finds, page by page, and which of it a caller may see; narrowed to the caller's panel once it is much.
+"""The documents of a filter that a caller may see, page by page; narrowed to the caller's panel once they are many.
 
-Documents come in the order asked for. Where a hundred or two are all there are, judging them costs less than asking
-who the patients are; where they are more than that, they are asked for by the patients instead (panel.py).
+Documents come in the requested order. The first thousand are judged one by one, which costs less than to read the
+panel; where there are more, the filter is narrowed to the panel's patients (panel.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from app.search.deferred_condition import TooMany
 from app.search.parameter import Filter
 from app.store.store import Store
 
-# So many are judged before it is asked which of them can be the caller's at all.
+# So many are judged before the filter is narrowed to the panel.
 _JUDGED_FIRST = 1_000
 Read = Callable[[int], Awaitable[list[Document]]]
 
 
 class Candidates:
-    """Made by `candidates`. `most` may be judged, or all where it is None."""
+    """Made by `candidates`. At most `most` documents are judged; all where it is None."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Candidates:
         self._examined = 0
 
     async def seen(self, size: int) -> list[Document] | None:
-        """Those of the next ones, at most so many, that may be seen; None at the end. Raises TooMany."""
+        """Those of the next `size` documents that may be seen; None at the end. Raises TooMany beyond `most`."""
         rows = await self._next(size)
         if rows is None:
             return None
@@ -63,7 +63,7 @@ class Candidates:
         return read
 
     async def _next(self, size: int) -> list[Document] | None:
-        """The next documents, those left out that were judged before the narrowing."""
+        """The next documents, without those that were judged before the narrowing."""
         if self._may_narrow and self._examined >= _JUDGED_FIRST:
             self._may_narrow = False
             narrower = await self._access.panel_filter(self._type)

@@ -1,7 +1,7 @@
-"""Whether what a caller's rules let it see may be disclosed to it now: the patients' consent, and labels.
+"""The disclosure of resources that a caller's rules let it see: the patients' consent and the labels decide.
 
-The same judgement as of notices (docs/consent.md), with the caller's organization as the recipient. What might be told
-in fewer words there is hidden here: a read has no fewer words. Who wants no notices sent has not refused to be read of.
+The judgement is that of notices (docs/consent.md), with the caller's organization as the recipient. A resource that a
+notice would send as a reference is hidden here: a read has no such form. A refusal of notices refuses no read.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ class Disclosure:
 
     def __init__(self, directives: ConsentDirectives, relationships: Relationships) -> None:
         self._directives = directives
-        self._belonging = relationships
+        self._relationships = relationships
 
     def begin(self, patients: Iterable[str]) -> None:
-        """Begin to read what `of` will ask."""
+        """Begin to read the directives that `of` needs."""
         self._directives.begin(patients)
 
     async def of(
         self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[DocumentRow, Traits]]
     ) -> set[str]:
-        """The keys of those that may be disclosed whole."""
+        """The keys of those that may be disclosed in full."""
         found = await self._directives.for_patients(
             {each for _, of in rows.values() for each in of.patients}
         )
-        standing = {
+        directives = {
             patient: own
             for patient, each in found.items()
             if (own := [one for one in each if one.matter != _OF_NOTICES])
         }
-        if not standing and not any(of.labels for _, of in rows.values()):
+        if not directives and not any(of.labels for _, of in rows.values()):
             return set(rows)
         return {
             key
             for key, (row, of) in rows.items()
-            if not (of.labels or standing.keys() & of.patients)
-            or await self._is_told(caller, f"{resource_type}/{id_of(row)}", of, standing)
+            if not (of.labels or directives.keys() & of.patients)
+            or await self._is_disclosed(caller, f"{resource_type}/{id_of(row)}", of, directives)
         }
 
-    async def _is_told(
-        self, caller: Caller, focus: str, of: Traits, standing: Mapping[str, Standing]
+    async def _is_disclosed(
+        self, caller: Caller, focus: str, of: Traits, directives: Mapping[str, Standing]
     ) -> bool:
         question = ConsentQuestion(
-            focus, of.labels, await self._recipient(caller), self._belonging.now()
+            focus, of.labels, await self._recipient(caller), self._relationships.now()
         )
-        # Who has consented to nothing at all is asked as well, for the labels.
-        asked = [standing.get(each, ()) for each in of.patients]
-        return all(decide(each, question, None).verdict == "full" for each in asked)
+        # Patients without a directive are judged as well, for the labels.
+        own = [directives.get(each, ()) for each in of.patients]
+        return all(decide(each, question, None).verdict == "full" for each in own)
 
     async def _recipient(self, caller: Caller) -> Recipient:
         kind: RecipientKind = "authority" if caller.role in NO_PROVIDERS else "provider"
         if caller.organization is None:
             return Recipient(None, kind)
-        return await self._belonging.recipient(caller.organization, kind)
+        return await self._relationships.recipient(caller.organization, kind)

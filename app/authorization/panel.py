@@ -1,7 +1,7 @@
-"""The patients who may be an organization's, found from its side: what narrows a search before each find is judged.
+"""The panel of an organization: the patients who may be its own, by which a search is narrowed before it is judged.
 
-A practice's own hundred Encounters lie among a million: to judge those that come would read them all. A panel may hold
-too many, for each of them is judged all the same, but none too few, except for what has changed within a second.
+A practice's own hundred Encounters are among a million: a search that is not narrowed would judge them all. A panel may
+hold too many patients, for each match is judged all the same, but none too few, except for changes within a second.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from app.search.search_parameters import parameters
 from app.search.terms import escape
 from app.store.store import Store
 
-# Patients beyond whom it is cheaper to judge what comes than to ask for each.
+# The largest panel: beyond it, judging every match is cheaper than filtering by each patient.
 _MOST = 10_000
-_STANDS = 1.0
+_CACHE_SECONDS = 1.0
 _MOST_MERGES = 5
 _AT_ONCE = 1_000
 
@@ -40,20 +40,20 @@ class Panels:
 
     def __init__(self, store: Store, relationships: Relationships, base_url: str) -> None:
         self._store = store
-        self._belonging = relationships
+        self._relationships = relationships
         self._base_url = base_url
         self._known: BatchCache[Key, Panel | None] = BatchCache(
-            self._read, None, lasting=_STANDS, most=100
+            self._read, None, lasting=_CACHE_SECONDS, most=100
         )
 
     async def of(self, role: Role | None, family: OrganizationTree) -> Panel | None:
-        """The patients (`Patient/p1`) of a role's organizations; None where they are too many, or cannot be told."""
+        """The patients (`Patient/p1`) of a role's organizations; None where they are too many, or the role has none."""
         if role is None or not family or PATIENTS.get(role) not in ("attributed", "member"):
             return None
         return await self._known.get((role, family))
 
     def filter(self, about: Parameter | None, panel: Collection[str]) -> Filter:
-        """What finds all that is about patients by a search parameter; Patients themselves where that is None."""
+        """The filter on resources about the panel by a search parameter; on Patients themselves where that is None."""
         if about is None:
             return {"_id": {"$in": sorted(each.partition("/")[2] for each in panel)}}
         scope = SearchScope(self._base_url, datetime.now(UTC))
@@ -70,7 +70,7 @@ class Panels:
         return None if found is None else frozenset(found)
 
     async def _attributed(self, family: OrganizationTree) -> set[str] | None:
-        """Whom some source of attribution, of whatever time, gives to the organizations or to who works there."""
+        """The patients whom a source of attribution, at any time, assigns to the organizations or to their staff."""
         names = await self._providers(family)
         found: set[str] = set()
         wanted = self._terms("Patient", "general-practitioner", names)
@@ -87,7 +87,7 @@ class Panels:
         return await self._with_merged(found) if len(found) <= _MOST else None
 
     async def _members(self, family: OrganizationTree, *, by_coverage: bool) -> set[str] | None:
-        found = await self._listed(await self._belonging.groups(family))
+        found = await self._listed(await self._relationships.groups(family))
         if by_coverage and len(found) <= _MOST:
             payors = self._terms("Coverage", "payor", family)
             filter_ = {"$and": [{"terms": {"$in": payors}}, {"terms": "status=active"}]}
@@ -96,7 +96,7 @@ class Panels:
         return found if len(found) <= _MOST else None
 
     async def _providers(self, family: OrganizationTree) -> list[str]:
-        """The organizations, the roles in them and who has these: what names any of them names the family."""
+        """The organizations, the roles in them, and the practitioners in these roles."""
         organizations = self._terms("PractitionerRole", "organization", family)
         roles = await self._store.find(
             "PractitionerRole", {"terms": {"$in": organizations}}, projection={"terms": 1}
@@ -134,7 +134,7 @@ class Panels:
         return found
 
     async def _with_merged(self, patients: set[str]) -> set[str] | None:
-        """With those who were merged into them: a survivor's practice has the whole record."""
+        """The patients with those merged into them: a survivor's practice has the whole record. None if too many."""
         found, level = set(patients), sorted(patients)
         for _ in range(_MOST_MERGES):
             merged: set[str] = set()
@@ -149,7 +149,7 @@ class Panels:
         return found if len(found) <= _MOST else None
 
     async def _find(self, collection: str, filter_: Filter, projection: Document) -> list[Document]:
-        """What is found, one more than may be at most."""
+        """The documents found, up to one more than a panel may hold."""
         return await self._store.find(collection, filter_, limit=_MOST + 1, projection=projection)
 
     def _patients(self, resource_type: str, code: str, rows: Iterable[Document]) -> set[str]:

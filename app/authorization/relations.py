@@ -1,6 +1,6 @@
-"""How resources stand to an organization: each relation of rules.py held against what a document says.
+"""The relations of rules.py between a resource and an organization, tested on the search terms of a document.
 
-Nothing but search terms is looked at, so a row of any search can be judged as it comes.
+Only search terms are read, so a row of any search can be judged without its text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from app.search.parameters import reference
 from app.search.search_parameters import parameters, standard
 from app.search.terms import senders, unescape
 
-# What a document says: `_id` and `terms`. Of a version `_id` tells it from others, and `id` is the resource's.
+# The `_id` and `terms` of a document. A version's `_id` identifies the version, and its `id` the resource.
 DocumentRow = Mapping[str, Any]
 _SECURITY = "_security="
 _TOPIC_ID = "topic-"
@@ -45,14 +45,14 @@ def about(resource_type: str) -> Parameter | None:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What decides about most resources: the patients (`Patient/p1`) that one is about, and how it is labelled."""
+    """The traits that decide about most resources: the patients (`Patient/p1`) that one is about, and its labels."""
 
     patients: frozenset[str]
     labels: Labels
 
 
 def traits_of(resource_type: str, row: DocumentRow, base_url: str) -> Traits:
-    """In one pass over the terms. A Patient is about itself."""
+    """The traits of a resource, from one pass over its terms. A Patient is about itself."""
     patients, codings = set(), []
     starts = _starts(resource_type, base_url)
     if resource_type == "Patient":
@@ -62,7 +62,7 @@ def traits_of(resource_type: str, row: DocumentRow, base_url: str) -> Traits:
             if term.startswith(_SECURITY):
                 codings.append(term[len(_SECURITY) :].partition("|"))
             else:
-                # With a version it stands there without one, too.
+                # A reference with a version has a second term without it.
                 name = term[term.index("Patient/") :]
                 if name.count("/") == 1:
                     patients.add(name)
@@ -76,7 +76,7 @@ def patients_of(resource_type: str, row: DocumentRow, base_url: str) -> frozense
 
 @cache
 def _starts(resource_type: str, base_url: str) -> tuple[str, ...]:
-    """How the terms begin that traits are read from."""
+    """The prefixes of the terms that traits are read from."""
     parameter = None if resource_type == "Patient" else about(resource_type)
     if parameter is None:
         return (_SECURITY,)
@@ -96,7 +96,7 @@ def _labels(parts: Iterable[tuple[str, str, str]]) -> Labels:
 
 @cache
 def very_restricted() -> tuple[str, ...]:
-    """The search terms of what nobody but administrators reads."""
+    """The search terms of the label V, which only administrators read."""
     return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
 
 
@@ -106,7 +106,7 @@ def _named(resource_type: str, code: str, row: DocumentRow, base_url: str) -> se
 
 
 def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) -> DocumentRow:
-    """As much of a resource that is not stored yet as relations look at, at a tenth of the cost of all its terms."""
+    """The terms of an unstored resource that relations read, at a tenth of the cost of extracting all."""
     codes = {
         "service-provider" if resource_type == "Encounter" else None,
         "managing-entity" if resource_type == "Group" else None,
@@ -135,14 +135,14 @@ def holds(
     caller: Caller,
     base_url: str,
 ) -> bool:
-    """Whether a resource stands in a relation that needs nothing but itself."""
+    """Whether a resource has a relation that its own terms decide: any but `patients`."""
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
 
 
 def names_only(
     code: str, resource_type: str, row: DocumentRow, family: OrganizationTree, base_url: str
 ) -> bool:
-    """Whether the Organizations that an element names are all of the family; at least none is another's."""
+    """Whether all Organizations that an element names are of the family; true where it names none."""
     named = _named(resource_type, code, row, base_url)
     return all(each in family for each in named)
 
@@ -150,7 +150,7 @@ def names_only(
 def same(
     codes: Iterable[str], resource_type: str, row: DocumentRow, other: DocumentRow, base_url: str
 ) -> bool:
-    """Whether two versions name the same by some search parameters."""
+    """Whether two versions have the same references by these search parameters."""
     return all(
         _named(resource_type, code, row, base_url) == _named(resource_type, code, other, base_url)
         for code in codes
@@ -197,7 +197,7 @@ def _itself(
 def _published(
     resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
 ) -> bool:
-    # A client's own could bear the same code, but would be about somebody.
+    # A client's own Basic could have the same code, but would have a subject.
     return (
         id_of(row).startswith(_TOPIC_ID)
         and _TOPIC in row["terms"]
@@ -219,7 +219,7 @@ _HOLDS: Mapping[Relation, Holds] = {
 def filter_of(
     relation: Relation, resource_type: str, family: OrganizationTree, base_url: str
 ) -> Filter | None:
-    """What finds all that stands in a relation and nothing else; None where no filter of MongoDB says it."""
+    """A filter on exactly the resources that have a relation; None where MongoDB cannot express it."""
     if relation == "sent":
         return {"terms": {"$in": senders(sorted(family))}}
     if relation == "managed":
@@ -241,7 +241,7 @@ def _naming(resource_type: str, code: str, family: OrganizationTree, base_url: s
 async def own_patients(
     relationships: Relationships, role: Role | None, patients: set[str], family: OrganizationTree
 ) -> set[str]:
-    """Those of the patients that are an organization's by its role."""
+    """The patients that are an organization's by its role (PATIENTS)."""
     if role is None or not family or not patients:
         return set()
     match PATIENTS.get(role):

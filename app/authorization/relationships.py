@@ -1,6 +1,6 @@
-"""Whose patients people are, now: what access rules mean by attributed, treated and member.
+"""A 1 s cache of the current relationships between patients and organizations: attributed, treated and member.
 
-Asked for whole pages at once and remembered for a second at most; what this process commits counts at once.
+They are read for whole pages at once; this process's own commits count at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from app.settings import Settings
 from app.store.events import Event
 from app.store.store import Store
 
-# Seconds for which an answer stands, and for how long an organization is taken for what it was.
-_STANDS, _ORGANIZATIONS_STAND = 1.0, 10.0
-# Patients asked about in one round.
+# Seconds for which relationships are cached, and organization trees and recipients.
+_CACHE_SECONDS, _ORGANIZATION_CACHE_SECONDS = 1.0, 10.0
+# Patients read in one round.
 _AT_ONCE = 500
 _KEYS_AT_ONCE = 10_000
 _ONE_BY_ONE = 20
-# Steps down the tree of organizations that are looked at, and organizations in it.
+# How many steps down a tree of organizations are read, and how many organizations in it.
 _MOST_STEPS, _MOST_ORGANIZATIONS = 5, 1_000
 
 K = TypeVar("K", bound=Hashable)
@@ -48,26 +48,28 @@ class Relationships:
         self._base_url = settings.base_url.rstrip("/")
         self.now = now
         self._practices: BatchCache[str, frozenset[str]] = BatchCache(
-            self._read_practices, frozenset(), lasting=_STANDS
+            self._read_practices, frozenset(), lasting=_CACHE_SECONDS
         )
-        # The organizations that pairs were asked about.
-        self._asking: set[OrganizationTree] = set()
+        # The organizations of the pairs that may be cached.
+        self._trees: set[OrganizationTree] = set()
         self._treated: BatchCache[Pair, bool] = BatchCache(
-            self._read_treated, False, lasting=_STANDS
+            self._read_treated, False, lasting=_CACHE_SECONDS
         )
         self._covered: BatchCache[Pair, bool] = BatchCache(
-            self._read_covered, False, lasting=_STANDS
+            self._read_covered, False, lasting=_CACHE_SECONDS
         )
-        self._listed: BatchCache[Pair, bool] = BatchCache(self._read_listed, False, lasting=_STANDS)
+        self._listed: BatchCache[Pair, bool] = BatchCache(
+            self._read_listed, False, lasting=_CACHE_SECONDS
+        )
         self._families: BatchCache[str, OrganizationTree] = BatchCache(
-            self._read_families, frozenset(), lasting=_ORGANIZATIONS_STAND
+            self._read_families, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
         )
         self._recipients: BatchCache[tuple[str, RecipientKind], Recipient] = BatchCache(
-            self._read_recipients, Recipient(None), lasting=_ORGANIZATIONS_STAND
+            self._read_recipients, Recipient(None), lasting=_ORGANIZATION_CACHE_SECONDS
         )
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """The store's listener: what changes who belongs where counts at once."""
+        """The store's listener: forgets the relationships that a commit may change."""
         for event in events:
             if event.type in ("Patient", "CareTeam", "Encounter", "Coverage"):
                 self._forget(event)
@@ -80,12 +82,12 @@ class Relationships:
                 self._recipients.clear()
 
     def _forget(self, event: Event) -> None:
-        """What is known of the patients that a change is about."""
+        """Forget the relationships of the patients that a change is about."""
         patients = {f"Patient/{event.resource_id}"} if event.type == "Patient" else set()
         for fields in (event.fields, event.previous_fields):
             if fields is not None and event.type != "Patient":
                 patients |= self._patients(event.type, "patient", fields["terms"])
-        pairs = [(family, each) for family in self._asking for each in patients]
+        pairs = [(family, each) for family in self._trees for each in patients]
         match event.type:
             case "Coverage":
                 self._covered.forget(pairs)
@@ -104,7 +106,7 @@ class Relationships:
     async def family(self, organization: str) -> OrganizationTree:
         """The organization with all that are part of it."""
         family = await self._families.get(organization)
-        self._asking.add(family)
+        self._trees.add(family)
         return family
 
     async def recipient(self, organization: str, kind: RecipientKind) -> Recipient:
@@ -112,22 +114,19 @@ class Relationships:
         return await self._recipients.get((organization, kind))
 
     async def attributed(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
-        """Those of the patients (`Patient/p1`) whose primary care provider belongs to the family."""
+        """The patients (`Patient/p1`) whose primary care provider belongs to the family."""
         found = await self._all(self._practices, patients)
         return {patient for patient, of in found.items() if of & family}
 
     async def treated(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
-        """Those whose record the family wrote, or who have a visit that it sent or provided."""
+        """The patients whose record the family wrote, or who have a visit that it sent or provided."""
         found = await self._all(self._treated, [(family, each) for each in patients])
         return {patient for (_, patient), is_so in found.items() if is_so}
 
     async def members(
         self, patients: Collection[str], family: OrganizationTree, *, by_coverage: bool
     ) -> set[str]:
-        """Those in a Group that the family manages or has a contract about, and under a Coverage that it pays.
-
-        Coverages count where that is asked for.
-        """
+        """The patients in a Group of the family (`groups`) and, with `by_coverage`, under a Coverage that it pays."""
         pairs = [(family, each) for each in patients]
         found = {p for (_, p), is_so in (await self._all(self._listed, pairs)).items() if is_so}
         if by_coverage:
@@ -137,13 +136,13 @@ class Relationships:
         return found
 
     async def _all(self, shared: BatchCache[K, V], keys: Iterable[K]) -> dict[K, V]:
-        asked = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
+        reads = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
         return {
             key: future.result() if future.done() else await asyncio.shield(future)
-            for key, future in asked
+            for key, future in reads
         }
 
-    # What is read
+    # Reads of the caches
 
     async def _read_practices(self, patients: list[str]) -> Mapping[str, frozenset[str]]:
         found: dict[str, frozenset[str]] = {}
@@ -166,7 +165,7 @@ class Relationships:
         return found
 
     async def _visiting(self, family: OrganizationTree, patients: Sequence[str]) -> set[str]:
-        """Those who have a visit that the family sent or provided."""
+        """The patients with a visit that the family sent or provided."""
         by = [*senders(family), *self._terms("Encounter", "service-provider", family)]
 
         def of(some: Sequence[str]) -> Document:
@@ -177,7 +176,7 @@ class Relationships:
             terms = self._terms("Encounter", "patient", patients)
             found = await self._store.terms_among("Encounter", of(patients), terms)
             return self._patients("Encounter", "patient", found)
-        # Somebody may have been there a thousand times: one visit tells.
+        # A patient may have a thousand visits there: one is enough.
         counts = await asyncio.gather(
             *(self._store.count("Encounter", of([each]), 1) for each in patients)
         )
@@ -222,7 +221,7 @@ class Relationships:
         return found
 
     async def groups(self, family: OrganizationTree) -> list[str]:
-        """The ids of Groups in use that a family manages, or that an executed Contract gives it to know of."""
+        """The ids of live Groups that a family manages, or that an executed Contract with its authority is about."""
         contracts = await self._store.find(
             "Contract",
             {

@@ -1,7 +1,7 @@
-"""The store as one caller may see it: the same methods, and nothing else to be found by any of them.
+"""The store as one caller may see it: the same methods, none of which finds a hidden resource.
 
-All that answers a request reads through `Context.store`, so searches, chains, includes, histories and operations all
-are filtered here. It has none of the store's own parts: a method of the store that is not made here fails.
+Every request reads through `Context.store`, so searches, chains, includes, histories and operations all are filtered
+here. It inherits nothing from `Store`: a method of the store that is not defined here fails.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from app.search.terms import EVERY
 from app.store.store import Store
 
 _VERSIONS = "versions"
-# Rows beside resources, by the type that they belong to.
+# Collections of rows beside resources, with the type of the resource that each row belongs to.
 _ROWS = {"group_members": "Group"}
 _FIRST_BATCH, _LARGEST_BATCH = 100, 1_000
 _TERMS = {"terms": 1}
@@ -46,8 +46,6 @@ _CHANGES: tuple[Action, ...] = ("u", "d")
 
 
 class RestrictedStore(ResourceStore):
-    """The store as a caller sees it."""
-
     def __init__(self, store: Store, access: Access) -> None:
         self._store = store
         self._access = access
@@ -61,7 +59,7 @@ class RestrictedStore(ResourceStore):
     async def _current(
         self, resource_type: str, resource_id: str, action: Action
     ) -> ResourceVersion | None:
-        """The current version, a deletion that may be known of included; None for what is hidden."""
+        """The current version, or a deletion that may be seen; None for a hidden one."""
         sight = await self._access.sight(resource_type, action)
         if sight is None:
             return None
@@ -90,16 +88,16 @@ class RestrictedStore(ResourceStore):
     async def previous_many(
         self, actions: Mapping[tuple[str, str], WriteAction]
     ) -> dict[str, ResourceVersion]:
-        """What the caller may replace, or see where it is to be patched. The rest is hidden; `commit` refuses it."""
+        """The versions that the caller may replace and, for a patch, see. `commit` refuses the hidden others."""
         found: dict[str, ResourceVersion] = {}
         for kind in {key[0] for key in actions}:
             if not self._access.allows(kind, "u") and not self._access.allows(kind, "d"):
                 continue
             own = {key[1]: action for key, action in actions.items() if key[0] == kind}
             rows = await self._changeable(kind, own)
-            facts = [each for row in rows if (each := await self._access.facts_of(kind, row))]
+            own_rows = [each for row in rows if (each := await self._access.facts_of(kind, row))]
             old = rule_of(self._access.caller.role, kind).old
-            passed = await self._access.related(kind, facts, old, is_own_past=True)
+            passed = await self._access.related(kind, own_rows, old, is_own_past=True)
             for row in rows:
                 if row["_id"] not in passed:
                     continue
@@ -113,7 +111,7 @@ class RestrictedStore(ResourceStore):
     async def _changeable(
         self, resource_type: str, actions: Mapping[str, WriteAction]
     ) -> list[Document]:
-        """The rows of these ids that scopes let the caller change so; those of deleted ones, too."""
+        """The rows of these ids that scopes let the caller change; those of deleted ones, too."""
         rows: list[Document] = []
         for action in _CHANGES:
             ids = [each for each, how in actions.items() if (how == "delete") == (action == "d")]
@@ -138,7 +136,7 @@ class RestrictedStore(ResourceStore):
         return stored
 
     async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, ResourceVersion]:
-        """Without what was deleted: it has nothing to tell by which a caller could be entitled to know."""
+        """Without deleted resources: their rows have no terms to judge by."""
         by_type: dict[str, list[str]] = {}
         for resource_type, resource_id in keys:
             by_type.setdefault(resource_type, []).append(resource_id)
@@ -153,7 +151,7 @@ class RestrictedStore(ResourceStore):
     # Histories
 
     async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
-        """Those of an instance by the right to read it, those of types by the right to search them."""
+        """An instance's versions need the right to read it, those of types the right to search. Raises TooMany."""
         action: Action = "r" if range_.id else "s"
         found: list[ResourceVersion] = []
         examined, size = 0, max(limit, 1)
@@ -172,7 +170,7 @@ class RestrictedStore(ResourceStore):
         return found[:limit]
 
     async def history_total(self, range_: HistoryRange) -> int | None:
-        """Not told: it would mean judging every version there is."""
+        """Always None: a total would mean judging every version."""
         return None
 
     # Searches
@@ -225,7 +223,7 @@ class RestrictedStore(ResourceStore):
     async def _filled(
         self, resource_type: str, where: Filter, limit: int, options: dict[str, Any]
     ) -> list[Document]:
-        """As many as the limit, from as many candidates as it takes. Raises TooMany."""
+        """Visible rows up to the limit, from as many candidates as that takes. Raises TooMany."""
         found: list[Document] = []
         size = _FIRST_BATCH
         async with self._candidates(resource_type, where, **options) as those:
@@ -255,7 +253,7 @@ class RestrictedStore(ResourceStore):
         limit: int,
         projection: Document | None,
     ) -> list[Document]:
-        """Rows beside resources, of those that may be seen."""
+        """The rows beside resources that may be seen. Raises TooMany."""
         rows = await self._store.find(
             collection, filter_, sort=sort, projection=projection, limit=self._most + 1
         )
@@ -386,13 +384,13 @@ class RestrictedStore(ResourceStore):
         return sorted(found)
 
     async def _all(self, resource_type: str, where: Filter) -> AsyncIterator[list[Document]]:
-        """The visible ones of all that match, with their terms. Raises TooMany."""
+        """The visible rows of all that match, with their terms. Raises TooMany."""
         async with self._candidates(resource_type, where, projection=_TERMS) as found:
             while (rows := await found.seen(_LARGEST_BATCH)) is not None:
                 yield rows
 
     async def types(self) -> list[str]:
-        """Without those that the caller may not search."""
+        """The types that the caller may search."""
         return [each for each in await self._store.types() if self._access.allows(each, "s")]
 
     async def horizon(self) -> datetime:
@@ -404,7 +402,7 @@ class RestrictedStore(ResourceStore):
     async def guard(self, key: str) -> Guard:
         return await self._store.guard(key)
 
-    # What is the server's alone
+    # Methods for the server alone
 
     async def explain(
         self,
@@ -438,7 +436,7 @@ class RestrictedStore(ResourceStore):
     async def commit(
         self, changes: Sequence[Change], guards: Sequence[Guard] = ()
     ) -> list[ResourceVersion]:
-        """As the store does, where the caller may make every change. Raises Forbidden."""
+        """Commit as the store does. Raises Forbidden where the caller may not make one of the changes."""
         await write_check.check(self._access, changes)
         sender = self._access.caller.organization
         return await self._store.commit([replace(each, sender=sender) for each in changes], guards)
@@ -449,7 +447,7 @@ def _narrowed(filter_: Filter, sight: Sight) -> Filter:
 
 
 def _those(read: Read, judge: Callable[[list[Document]], Awaitable[list[Document]]]) -> Read:
-    """Reads on until there is something that may be seen."""
+    """A reader that skips batches without a visible row."""
 
     async def read_seen(size: int) -> list[Document]:
         while rows := await read(size):

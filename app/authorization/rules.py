@@ -1,17 +1,17 @@
-"""Who may see and write what, as data: rooms of resource types, and for each role what it may do in each room.
+"""The access rules as data: rooms of resource types, and for each role its rights in each room.
 
 What no row allows is refused. docs/access.md shows these tables; access.py acts on them and has no rules of its own.
 
 A relation is a claim about a resource and the caller's organization, or one that is part of it:
 
-    everyone   no claim at all
+    everyone   holds for every resource
     patients   every patient that the resource is about is the organization's (PATIENTS says what that means)
     sent       the organization wrote a version of it
     provided   an Encounter whose serviceProvider the organization is
     managed    a Group whose managingEntity the organization is
     owned      a directory entry that belongs to the organization (OWNERS)
     itself     the organization's own Organization
-    published  what the server says of itself: its topics, as Basic
+    published  one of the server's topics, as Basic
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Room = Literal[
 Relation = Literal[
     "everyone", "patients", "sent", "provided", "managed", "owned", "itself", "published"
 ]
-# What makes a patient the organization's.
+# The ways in which a patient is an organization's.
 Belonging = Literal["attributed", "treated", "member"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a role may do in a room: any one relation of a list is enough.
+    """The rights of a role in a room: any one relation of a list is enough.
 
     `read` holds for every kind of reading. A change needs one of `old` for the version that is there and one of `new`
     for the version that is to be; a deletion the first alone, and a create the second, or nothing where `fresh`.
@@ -112,7 +112,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     },
 }
 
-# What makes a patient a role's: the primary care provider's now, treated there, or a member of a plan or Group now.
+# The way in which a patient is a role's: in its primary care now, treated there, or a member of a plan or Group now.
 PATIENTS: Mapping[Role, Belonging] = {
     "practice": "attributed",
     "hospital": "treated",
@@ -125,23 +125,23 @@ BY_COVERAGE: frozenset[Role] = frozenset({"plan"})
 # Roles that a patient's general refusal of access for providers is not about (docs/consent.md, "authority").
 NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
 
-# Read past consent and labels: the organization knows it already. What is labelled V nobody reads but administrators.
+# Read past consent and labels: the organization knows it already. Only administrators read what is labelled V.
 KNOWN_ALREADY: frozenset[Relation] = frozenset({"sent", "provided"})
 
-# Elements by which a role's writing could speak for somebody else: they must name the organization, or nobody.
+# Elements by which a role's writing could speak for another organization: they must name its own, or none.
 SPEAKS_FOR: Mapping[tuple[Role, str], str] = {
     ("hospital", "Encounter"): "service-provider",
     ("plan", "Coverage"): "payor",
 }
 
-# Whose a directory entry is, by search parameter. Others belong to nobody and are the administrator's to write.
+# The search parameter that names a directory entry's owner. Entries of other types have none but `itself`.
 OWNERS: Mapping[str, str] = {
     "Endpoint": "organization",
     "HealthcareService": "organization",
     "Location": "organization",
     "PractitionerRole": "organization",
 }
-# Who works where decides whose patients are whose: the owner may change the rest of the entry, and make none.
+# Roles decide whose patient somebody is: the owner may change the other elements of an entry, and create none.
 FIXED: Mapping[str, tuple[str, ...]] = {"PractitionerRole": ("organization", "practitioner")}
 
 _DIRECTORY_TYPES = (
@@ -153,7 +153,7 @@ _DIRECTORY_TYPES = (
     "Practitioner",
     "PractitionerRole",
 )
-# Definitions and lists that say nothing of anybody.
+# Definitions and lists that are about no person.
 _REFERENCE_TYPES = (
     "ActivityDefinition",
     "CapabilityStatement",
@@ -193,7 +193,7 @@ _ALONE: Mapping[str, Room] = {
     "Bundle": "paper",
     "Provenance": "provenance",
     "AuditEvent": "audit",
-    # They may join what different people must not see together.
+    # They may link records that no one person must see together.
     "Person": "closed",
     "Schedule": "closed",
     "Basic": "basic",
@@ -214,7 +214,7 @@ def room_of(resource_type: str) -> Room:
 
 
 def rule_of(role: Role | None, resource_type: str) -> Rule:
-    """What a role may do with resources of a type; nothing where no table says so."""
+    """The rights of a role to resources of a type; NOTHING where no table has any."""
     if role is None:
         return NOTHING
     if role == "administrator":

@@ -1,4 +1,4 @@
-"""What restricted scopes restrict to: their queries as filters, and in memory.
+"""The queries of restricted scopes, as filters of MongoDB and as tests in memory.
 
 http://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html#finer-grained-resource-constraints-using-search-parameters
 
@@ -22,7 +22,7 @@ Alternatives = Sequence[Sequence[Condition]]
 
 
 class Restrictions:
-    """The restrictions of one caller's scopes, compiled as they are asked for."""
+    """The restrictions of one caller's scopes, each compiled when it is first needed."""
 
     def __init__(self, scopes: Scopes, settings: Settings) -> None:
         self._scopes = scopes
@@ -30,14 +30,14 @@ class Restrictions:
         self._known: dict[tuple[str, Action], Alternatives | None] = {}
 
     def of(self, resource_type: str, action: Action) -> Alternatives | None:
-        """Alternatives, none of them where nothing restricts; None where nothing is granted."""
+        """The alternatives, empty where nothing restricts; None where nothing is granted."""
         key = (resource_type, action)
         if key not in self._known:
             self._known[key] = self._compile(resource_type, action)
         return self._known[key]
 
     def filters(self, resource_type: str, action: Action) -> list[Filter]:
-        """The filter that a restriction amounts to, or none. Asked only where something is granted."""
+        """The restriction as a list of one filter, empty without one. Only for an action that is granted."""
         found = [
             {"$and": [condition.filter() for condition in each]}
             for each in self.of(resource_type, action) or ()
@@ -66,7 +66,7 @@ class Restrictions:
         return understood or None
 
     def _read(self, resource_type: str, text: str) -> list[Condition]:
-        """The conditions of a restriction; none where not all of it is understood."""
+        """The conditions of a restriction; empty where the server does not understand all of it."""
         parameters = parse_qsl(text, keep_blank_values=True)
         conditions: list[Condition] = []
         for each in parameters:

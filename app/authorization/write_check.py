@@ -1,6 +1,6 @@
-"""Whether a caller may make the changes of one commit: each judged by what is there and by what is to be.
+"""The check of whether a caller may make the changes of one commit, by the stored and the new version of each.
 
-A refusal never tells whether anything was there: who may not write under an id is told the same of a free one.
+A refusal never reveals whether a resource is stored: the answer for a free id is the same.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Writing:
             check_server_owned(change)
 
     async def _before(self) -> DocumentRow | None:
-        """What is there, as the caller may replace or delete it; None where nothing is."""
+        """The stored version's row; None without one. Raises Forbidden where the caller may not change it."""
         change = self._change
         if change.previous is None and change.method == "create":
             return None
@@ -74,17 +74,17 @@ class _Writing:
         if row is None:
             return None
         if change.previous is None:
-            raise refused()  # it is there, and hidden from the caller
-        facts = await self._access.facts_of(change.type, row)
-        if facts is None or not await self._access.related(
-            change.type, [facts], self._rule.old, is_own_past=True
+            raise refused()  # it is stored, and hidden from the caller
+        own = await self._access.facts_of(change.type, row)
+        if own is None or not await self._access.related(
+            change.type, [own], self._rule.old, is_own_past=True
         ):
             raise refused()
         if self._is_restricted:
             fields = extract(change.type, change.previous.resource())
             if not self._access.restrictions.match(change.type, self._action, fields):
                 raise refused()
-        return facts
+        return own
 
     async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
         change, access = self._change, self._access
@@ -113,7 +113,7 @@ class _Writing:
             await self._check_members(resource)
 
     async def _is_related(self, row: DocumentRow) -> bool:
-        """Whether the version that is to be stands in one of the relations that its rule asks for."""
+        """Whether the new version has one of the relations that its rule requires."""
         access, type_ = self._access, self._change.type
         family = await access.family()
         for relation in self._rule.new:
@@ -127,7 +127,7 @@ class _Writing:
         return False
 
     async def _check_members(self, group: dict[str, Any]) -> None:
-        """Who makes somebody a member, or makes them one at another time, must have them as a patient already."""
+        """Raises Forbidden where a patient of another becomes a member, or a member at another time."""
         previous = self._change.previous
         before = None
         if previous is not None and not previous.deleted and _is_live(previous.resource()):
@@ -155,12 +155,12 @@ def _is_live(group: dict[str, Any]) -> bool:
     return bool(fields["roster"]["live"])
 
 
-# What only the server says, and an administrator may correct: other clients read it and write nothing of it.
+# Content that only the server writes, and an administrator may correct; other clients only read it.
 #
 # Communication   of the category `notice-kind|event-notification`: the proof of a notice (docs/proof.md)
 # Subscription    its extension `recipient-kind`: whether patients' refusals reach its recipient (docs/consent.md)
 
-# As readers of the proof find it (app/proof).
+# The term by which readers of the proof find it (app/proof).
 _PROOF = f"category={escape(NOTICE_KIND)}|{escape(EVENT_NOTICE)}"
 
 
@@ -171,7 +171,7 @@ def is_proof(resource: Resource) -> bool:
 
 
 def check_server_owned(change: Change) -> None:
-    """Raises Forbidden for a change of one of these. To be asked last: it tells what the version that is there says."""
+    """Raises Forbidden for a change of one of these. Call it last: its message reveals the stored version's content."""
     previous = change.previous
     before = previous.resource() if previous is not None and not previous.deleted else {}
     after = change.resource or {}

@@ -1,7 +1,7 @@
-"""What patients have consented to, as it stands now.
+"""A 1 s cache of the consent directives of patients.
 
-It is read once for all who ask at a moment, together for all patients asked about at the same time; our own commits are
-seen at once, those of other processes after a second at the latest.
+Concurrent requests share a read, and one read serves all their patients. This process's own commits count at once,
+those of other processes after a second at the latest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.records.reader import Reader
 from app.runtime.batch_cache import BatchCache
 from app.store.events import Event
 
-# For how long the Consents of a patient are taken for what they were, in seconds.
+# The lifetime of a cached entry in seconds.
 _CONSENTS_LAST = 1.0
 
 # The directives of one patient.
@@ -44,7 +44,7 @@ class ConsentDirectives:
                 )
 
     def begin(self, patients: Iterable[str]) -> None:
-        """Begin to read what will be asked about these patients."""
+        """Begin to read the directives of these patients."""
         for patient in patients:
             self.ask(patient)
 
@@ -53,17 +53,17 @@ class ConsentDirectives:
         return self._read_together.ask(patient)
 
     async def of(self, patient: str) -> Standing:
-        """The directives of a patient (`Patient/p1`); none for who has consented to nothing."""
+        """The directives of a patient (`Patient/p1`); empty without any."""
         return await self._read_together.get(patient)
 
     async def for_patients(self, patients: Iterable[str]) -> dict[str, Standing]:
         """The directives of patients (`Patient/p1`); those who have none are left out."""
-        asked = [(patient, self.ask(patient)) for patient in patients]
+        reads = [(patient, self.ask(patient)) for patient in patients]
         found = {
             patient: future.result() if future.done() else await asyncio.shield(future)
-            for patient, future in asked
+            for patient, future in reads
         }
-        return {patient: standing for patient, standing in found.items() if standing}
+        return {patient: own for patient, own in found.items() if own}
 
     async def _read(self, patients: list[str]) -> Mapping[str, Standing]:
         found: dict[str, list[Resource]] = {}

@@ -1,4 +1,4 @@
-"""What a patient's Consents and the labels of the content come to: told whole, told as references, or withheld.
+"""The verdict of a patient's Consents and the content's labels: disclosed in full, as references only, or withheld.
 
 Of several Consents about one matter the newest that answers the question counts; of several matters the strictest.
 """
@@ -34,7 +34,7 @@ Matter = tuple[str, ...]
 # The matters that are ours; a Consent in none of them is about privacy in general.
 _OWN = (CASE_MANAGEMENT, PCP_NOTIFICATION, PROVIDER_ACCESS, PART_2_DISCLOSURE)
 _PRIVACY = "privacy"
-# Scopes that say nothing of who is told (consentscope): every other one may.
+# Scopes that say nothing about who receives information (consentscope): every other one may.
 _OTHER_SCOPES = frozenset({"adr", "research", "treatment"})
 _CASE_MANAGEMENT_TYPES = frozenset({"CarePlan", "CareTeam", "EpisodeOfCare", "Goal"})
 _CASE_MANAGEMENT_TOPICS = frozenset(
@@ -44,7 +44,7 @@ _CASE_MANAGEMENT_TOPICS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How much may be told. `reason` is made of codes and ids, never of content; empty where all may."""
+    """How much may be disclosed. `reason` is made of codes and ids, never of content; empty for `full`."""
 
     verdict: Verdict
     reason: str = ""
@@ -55,7 +55,7 @@ FULL = Judgement("full")
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """An active Consent with the matter it is about and since when it stands."""
+    """An active Consent with the matter it is about, and when it was given."""
 
     resource: Resource = field(repr=False)
     matter: Matter
@@ -63,13 +63,13 @@ class Directive:
 
     @property
     def is_understood(self) -> bool:
-        """Whether nothing in it is left uncertain; one about a matter of ours has to say something."""
+        """Whether no part of it is uncertain; one about a matter of ours has to have a rule."""
         silent = self.matter[0] != _PRIVACY and not provisions.says_something(self.resource)
         return not silent and provisions.is_understood(self.resource)
 
     @property
     def names_actors(self) -> bool:
-        """Whether it matters who is told."""
+        """Whether a provision depends on the recipient."""
         return provisions.names_actors(self.resource)
 
     @property
@@ -89,25 +89,25 @@ def directives(consents: Iterable[Resource]) -> list[Directive]:
 
 
 def decide(
-    standing: Sequence[Directive],
+    active: Sequence[Directive],
     question: ConsentQuestion,
     topic: str | None,
     labelled_content: LabelledContent = "id-only",
 ) -> Judgement:
-    """Pure: what the Consents that stand and the labels of the focus come to. `topic` is a canonical."""
-    refused = _by_consent(standing, question, topic) if standing else FULL
+    """The judgement from directives that have been read, and the labels of the focus. `topic` is a canonical."""
+    refused = _by_consent(active, question, topic) if active else FULL
     if refused.verdict == "withhold":
         return refused
-    sensitive = _by_labels(standing, question, labelled_content)
+    sensitive = _by_labels(active, question, labelled_content)
     return sensitive if sensitive.verdict == "withhold" or refused is FULL else refused
 
 
 def _by_consent(
-    standing: Sequence[Directive], question: ConsentQuestion, topic: str | None
+    active: Sequence[Directive], question: ConsentQuestion, topic: str | None
 ) -> Judgement:
     answers: dict[Matter, tuple[Effect, Directive]] = {}
     settled: set[Matter] = set()
-    for directive in standing:
+    for directive in active:
         if directive.matter in settled or not _concerns(directive.matter, question, topic):
             continue
         effect = _answer(directive, question)
@@ -129,7 +129,7 @@ def _by_consent(
 
 
 def _by_labels(
-    standing: Sequence[Directive], question: ConsentQuestion, labelled_content: LabelledContent
+    active: Sequence[Directive], question: ConsentQuestion, labelled_content: LabelledContent
 ) -> Judgement:
     given = question.labels
     if not given:
@@ -137,12 +137,12 @@ def _by_labels(
     if labels.VERY_RESTRICTED in given:
         return Judgement("withhold", f"label {labels.VERY_RESTRICTED}")
     sensitive = given & labels.SENSITIVE
-    closed = {each for each in sensitive if not _is_permitted(standing, question, each)}
-    # Who may see what makes it restricted may see that it is.
+    closed = {each for each in sensitive if not _is_permitted(active, question, each)}
+    # A permission for all sensitivities of the content is one for its level R, too.
     if (
         labels.RESTRICTED in given
         and (closed or not sensitive)
-        and not _is_permitted(standing, question, labels.RESTRICTED)
+        and not _is_permitted(active, question, labels.RESTRICTED)
     ):
         closed.add(labels.RESTRICTED)
     if not closed:
@@ -150,17 +150,17 @@ def _by_labels(
     return Judgement(labelled_content, f"label {' '.join(sorted(closed))}")
 
 
-def _is_permitted(standing: Sequence[Directive], question: ConsentQuestion, label: str) -> bool:
-    """Whether a Consent lets what is labelled so be told whole: the newest that says anything of that label."""
-    asked = replace(question, whole_of=label)
+def _is_permitted(active: Sequence[Directive], question: ConsentQuestion, label: str) -> bool:
+    """Whether content with this label may be disclosed in full: the newest Consent that answers for it decides."""
+    of_label = replace(question, whole_of=label)
     part_2 = labels.covered(labels.PART_2, by_permission=True)
-    for directive in standing:
+    for directive in active:
         is_part_2 = directive.matter == (PART_2_DISCLOSURE,)
         if is_part_2 and label not in part_2:
             continue
         if not is_part_2 and directive.matter[0] != _PRIVACY:
             continue
-        effect = provisions.answer(directive.resource, asked, names_label=is_part_2)
+        effect = provisions.answer(directive.resource, of_label, names_label=is_part_2)
         if effect is not Effect.NOTHING:
             return effect is Effect.PERMIT
     return False
@@ -174,7 +174,7 @@ def _answer(directive: Directive, question: ConsentQuestion) -> Effect:
 
 
 def _concerns(matter: Matter, question: ConsentQuestion, topic: str | None) -> bool:
-    """Whether Consents about the matter can forbid what is asked."""
+    """Whether Consents about the matter can forbid the disclosure in question."""
     if matter[0] == _PRIVACY:
         return True
     if matter[0] == PART_2_DISCLOSURE:
@@ -205,7 +205,7 @@ def _name(directive: Directive) -> str:
 
 
 def _since(consent: Mapping[str, Any]) -> datetime:
-    """When it was given, else when it was stored."""
+    """The time at which a Consent was given, else stored."""
     for text in (consent.get("dateTime"), consent.get("meta", {}).get("lastUpdated")):
         if text:
             try:
@@ -241,7 +241,7 @@ async def judge(
     at: datetime,
     settings: Settings,
 ) -> Judgement:
-    """Whether something about a patient may be told now, read afresh; `gate` shares what is read."""
+    """The judgement on a disclosure about a patient, from Consents read anew (`ConsentDirectives` caches them)."""
     found = await consents(store, [patient], settings.base_url) if patient else []
     question = ConsentQuestion(focus, given, recipient, at)
     return decide(directives(found), question, topic, settings.labelled_content)

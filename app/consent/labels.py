@@ -1,4 +1,4 @@
-"""What meta.security says of a resource: its sensitivities, and how confidential it is.
+"""The security labels of a resource (meta.security): its sensitivities, and its level of confidentiality.
 
 https://hl7.org/fhir/R4/security-labels.html
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
-# Where labels are read from; other systems say nothing of confidentiality here.
+# The code systems of labels; codings of other systems are no labels.
 SYSTEMS = frozenset(
     {
         ACT_CODE,
@@ -24,7 +24,7 @@ SYSTEMS = frozenset(
 
 PART_2 = "42CFRPart2"
 _SUBSTANCE_USE = frozenset({"ETH", "ETHUD", "OPIOIDUD", "SUD"})
-# What a code takes in beside itself.
+# The sensitivities that a code covers beside itself.
 _COVERS: Mapping[str, frozenset[str]] = {
     PART_2: _SUBSTANCE_USE,
     "ETH": _SUBSTANCE_USE,
@@ -44,7 +44,7 @@ NONE: Labels = frozenset()
 
 
 def of(resource: Mapping[str, Any] | None) -> Labels:
-    """The codes of a resource's labels, as far as they are of a system that counts."""
+    """The codes of a resource's labels."""
     security = resource.get("meta", {}).get("security") if resource is not None else None
     return codes(security) if security else NONE
 
@@ -65,12 +65,12 @@ def codes(codings: Iterable[Mapping[str, Any]]) -> Labels:
 
 
 def level(labels: Labels) -> int:
-    """How confidential: the highest level named, normal where none is."""
+    """The index in LEVELS of the highest level named, that of N (normal) without one."""
     named = [LEVELS.index(each) for each in labels if each in LEVELS]
     return max(named, default=LEVELS.index("N"))
 
 
 def covered(code: str, *, by_permission: bool) -> Labels:
-    """The sensitivities that a rule on `code` is about; a permission takes in less than a refusal."""
+    """The sensitivities that a rule on `code` covers; a permission covers fewer than a refusal."""
     below = _COVERS.get(code, NONE)
     return (below - _ONLY_BY_NAME if by_permission else below) | {code}

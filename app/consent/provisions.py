@@ -1,7 +1,7 @@
-"""What one Consent answers to one question: its base rule, its provisions and their exceptions.
+"""The answer of one Consent to one question: by its base rule, its provisions and their exceptions.
 
-https://hl7.org/fhir/R4/consent.html: a provision nested in another is an exception to it. What a provision says that is
-not understood makes its condition uncertain: a refusal then counts as far as it may hold, a permission not at all.
+https://hl7.org/fhir/R4/consent.html: a provision nested in another is an exception to it. A part of a provision that
+the server does not evaluate makes it uncertain: a refusal then counts as far as it may hold, a permission not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Provision = Mapping[str, Any]
 RESOURCE_TYPES = "http://hl7.org/fhir/resource-types"
 # policyRule of the v3 consent directives: the base rule, where the root provision has no type.
 _POLICIES = {"OPTIN": "permit", "OPTINR": "permit", "OPTOUT": "deny", "OPTOUTE": "deny"}
-# Purposes of use (v3-ActReason) of what is sent to providers, what is sent to authorities besides, and foreign ones.
+# Purposes of use (v3-ActReason): of notices to providers, of those to authorities besides, and foreign ones.
 _CARE = frozenset({"TREAT", "CAREMGT", "COC", "ETREAT"})
 _ADMINISTRATION = frozenset({"HOPERAT", "HPAYMT", "COVERAGE", "MEMADMIN", "POPHLTH", "GOV"})
 _FOREIGN = frozenset(
@@ -34,8 +34,8 @@ _FOREIGN = frozenset(
         *("HLEGAL", "TRAIN", "FRAUD", "PATADMIN"),
     }
 )
-# Actors that hold, wrote or witnessed; every other role is taken for one that is told.
-_NOT_TOLD = frozenset({"CST", "AUT", "ENT", "INF", "WIT", "TRANS", "GRANTOR", "CONSENTER"})
+# Roles of actors that hold, wrote or witnessed; an actor in any other role counts as a recipient.
+_NO_RECIPIENTS = frozenset({"CST", "AUT", "ENT", "INF", "WIT", "TRANS", "GRANTOR", "CONSENTER"})
 _ADDRESSABLE = ("Practitioner", "PractitionerRole", "Organization")
 _NEVER_ADDRESSED = ("Patient", "RelatedPerson", "Device")
 _ACTIONS = {"access": True, "disclose": True, "collect": False, "use": False, "correct": False}
@@ -50,7 +50,7 @@ class ProvisionMatch(IntEnum):
 
 
 class Effect(IntEnum):
-    """What a Consent says, the stricter the greater; NOTHING where it does not answer."""
+    """The effect of a Consent, the stricter the greater; NOTHING where it does not answer."""
 
     NOTHING = 0
     PERMIT = 1
@@ -60,9 +60,9 @@ class Effect(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ConsentQuestion:
-    """May this resource (`Encounter/e1` with its labels) be told to the recipient at that time?
+    """May this resource (`Encounter/e1` with its labels) be disclosed to the recipient at that time?
 
-    `whole_of` asks for one sensitivity instead: may what is labelled so be told whole?
+    `whole_of` asks about one sensitivity instead: may content with this label be disclosed in full?
     """
 
     focus: str
@@ -77,7 +77,7 @@ class ConsentQuestion:
 
 
 def answer(consent: Resource, question: ConsentQuestion, *, names_label: bool = False) -> Effect:
-    """What a Consent says, its status and category aside. `names_label`: its category alone names labelled content."""
+    """The effect of a Consent, whatever its status and category. `names_label`: its category names labelled content."""
     if "modifierExtension" in consent:
         return Effect.UNSURE
     base, root = _base(consent), consent.get("provision", {})
@@ -96,7 +96,7 @@ def answer(consent: Resource, question: ConsentQuestion, *, names_label: bool = 
 
 
 def is_understood(consent: Resource) -> bool:
-    """Whether nothing in it is left uncertain, whatever is asked."""
+    """Whether no part of it is uncertain, whatever the question."""
     if "modifierExtension" in consent:
         return False
     root = consent.get("provision", {})
@@ -113,7 +113,7 @@ def says_something(consent: Resource) -> bool:
 
 
 def names_actors(consent: Resource) -> bool:
-    """Whether any provision depends on who is told."""
+    """Whether any provision depends on the recipient."""
     waiting = [consent.get("provision", {})]
     while waiting:
         provision = waiting.pop()
@@ -161,7 +161,7 @@ def _of_provision(provision: Provision, question: ConsentQuestion, names_label: 
     if exception is Effect.NOTHING:
         return own
     if match is ProvisionMatch.MAYBE:
-        # The exception may be none: whichever of both is stricter counts, a permission not at all.
+        # The provision, and with it the exception, may not apply: the stricter counts, a permission not at all.
         strictest = max(own, Effect.UNSURE if exception is Effect.DENY else exception)
         return Effect.NOTHING if strictest is Effect.PERMIT else strictest
     return max(own, exception) if exception is Effect.UNSURE else exception
@@ -173,7 +173,7 @@ def _own(provision: Provision, match: ProvisionMatch) -> Effect:
         return Effect.PERMIT if match is ProvisionMatch.YES else Effect.NOTHING
     if type_ == "deny":
         return Effect.DENY if match is ProvisionMatch.YES else Effect.UNSURE
-    # Without a type it is a frame for its exceptions, or a rule of which nobody knows what it says.
+    # Without a type it is a frame for its exceptions, or a rule whose effect is unknown.
     is_frame = "provision" in provision or not _is_conditional(provision)
     return Effect.NOTHING if is_frame else Effect.UNSURE
 
@@ -195,14 +195,14 @@ def _actor(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
 def _is_actor(actor: Mapping[str, Any], question: ConsentQuestion, permits: bool) -> ProvisionMatch:
     roles = {coding.get("code") for coding in actor.get("role", {}).get("coding", ())}
     reference = actor.get("reference", {}).get("reference", "")
-    if roles & _NOT_TOLD:
+    if roles & _NO_RECIPIENTS:
         return ProvisionMatch.MAYBE
     type_, _, id_ = "/".join(reference.split("/_history/")[0].split("/")[-2:]).partition("/")
     if not id_ or type_ not in (*_ADDRESSABLE, *_NEVER_ADDRESSED):
         return ProvisionMatch.MAYBE
     recipient = question.recipient
     if recipient.reference is None:
-        # It may be the one who is refused; nobody can say that it is the one who is permitted.
+        # The unknown recipient may be the one that is refused, and is never taken for one that is permitted.
         return _known(not permits and type_ in _ADDRESSABLE)
     known = recipient.itself if permits else recipient.around
     return ProvisionMatch.YES if f"{type_}/{id_}" in known else ProvisionMatch.NO
@@ -271,7 +271,7 @@ def _is_data(data: Mapping[str, Any], question: ConsentQuestion) -> ProvisionMat
 
 
 def _uncertain(provision: Provision, question: ConsentQuestion) -> ProvisionMatch:
-    """Conditions on the content that are not looked into."""
+    """MAYBE for conditions on the content (`code`, `dataPeriod`), which are not evaluated."""
     return (
         ProvisionMatch.MAYBE
         if "code" in provision or "dataPeriod" in provision

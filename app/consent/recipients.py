@@ -1,4 +1,4 @@
-"""Who is told, as Consents name them.
+"""The recipients of disclosures, as the actors of Consents name them.
 
 https://hl7.org/fhir/R4/consent-definitions.html#Consent.provision.actor
 """
@@ -17,7 +17,7 @@ RecipientKind = Literal["provider", "authority"]
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """`reference` is None where nobody has said who it is; whoever is no authority counts as a provider.
+    """`reference` is None where the recipient is unknown; one that is no authority counts as a provider.
 
     `itself` are the references that mean it, for permissions; `around` also those it belongs to, for refusals.
     """
@@ -47,7 +47,7 @@ async def resolve(store: Reader, reference: str | None, kind: RecipientKind) -> 
     return Recipient(reference, kind, frozenset(itself), frozenset(around))
 
 
-# Roles of one practitioner, and steps up the tree of organizations, that are looked at.
+# How many roles of one practitioner are read, and how many steps up the tree of organizations.
 _MOST_ROLES, _MOST_STEPS = 100, 5
 
 

@@ -2,8 +2,8 @@
 
 https://hl7.org/fhir/R4/http.html#transaction
 
-A batch runs its entries as so many single interactions, side by side. A transaction plans all of its writes first
-(DELETE, POST, PUT and PATCH), writes them in one commit, then runs its reads.
+A batch runs its entries concurrently as single interactions. A transaction plans all of its writes first (DELETE, POST,
+PUT and PATCH), writes them in one commit, then runs its reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion, WriteAction
 from app.search.bundle_writer import write_bundle, written_entries
 
-# How the router answers what is no plain write: method, path below the base, query and body.
+# The router's handler for anything but a plain write: method, path below the base, query and body.
 Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[InteractionResult]]
 
 _ACTIONS: dict[str, WriteAction] = {"PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -148,8 +148,8 @@ async def _transaction(
     )
     reads = [entry for entry in entries if entry.method in ("GET", "HEAD")]
 
-    async def rehearse(surroundings: Context) -> None:
-        await _rehearse(surroundings, reads, dispatch)
+    async def rehearse(planned: Context) -> None:
+        await _rehearse(planned, reads, dispatch)
 
     if writes:
         answers = await interactions.until_undisturbed(lambda: _commit(context, writes, rehearse))
@@ -164,7 +164,7 @@ async def _transaction(
 
 
 async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Dispatch) -> None:
-    """Fail where a read is going to, while nothing is written; what the writes create can only be read after them."""
+    """Run the reads before the writes, to fail in time; those of resources that the writes create are left out."""
     for entry in reads:
         place = entry.segments[:2]
         if tuple(place) in context.write_scope.creating:
@@ -191,12 +191,12 @@ async def _commit(
         if entry.target and entry.method in ("POST", "PUT")
     )
     writing = frozenset(entry.target.reference for entry in writes if entry.target)
-    surroundings = replace(context, write_scope=WriteScope(creating, deleting, writing))
+    planned = replace(context, write_scope=WriteScope(creating, deleting, writing))
     plans: list[WritePlan] = []
     for entry in writes:
         with located(entry):
-            plans.append(await _plan(surroundings, entry, bodies.get(entry.index)))
-    await rehearse(surroundings)
+            plans.append(await _plan(planned, entry, bodies.get(entry.index)))
+    await rehearse(planned)
     changes = [plan.change for plan in plans if plan.change]
     guards = {guard.key: guard for plan in plans for guard in plan.guards}
     committed: dict[str, ResourceVersion] = {}

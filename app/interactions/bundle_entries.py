@@ -1,4 +1,4 @@
-"""One entry of a batch or transaction: its request taken apart, its response put together.
+"""One entry of a batch or transaction: the parser of its request, and the writer of its response.
 
 https://hl7.org/fhir/R4/http.html#transaction
 """
@@ -29,7 +29,7 @@ ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 
 @dataclass(slots=True)
 class BundleEntry:
-    """One entry of a batch or transaction, its request taken apart."""
+    """One entry of a batch or transaction, with its request parsed."""
 
     index: int
     method: str
@@ -125,7 +125,7 @@ def invalid(entry: BundleEntry, element: str, diagnostics: str) -> BadRequest:
 
 @contextmanager
 def located(entry: BundleEntry) -> Iterator[None]:
-    """Whatever fails inside is reported at this entry."""
+    """Move the issues of a FhirError raised inside to this entry."""
     try:
         yield
     except FhirError as error:

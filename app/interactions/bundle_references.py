@@ -1,4 +1,4 @@
-"""References inside a transaction: entries may point at one another and at what a search finds.
+"""References inside a transaction: entries may refer to one another and to the match of a search.
 
 https://hl7.org/fhir/R4/http.html#trules
 """
@@ -43,7 +43,7 @@ async def resolve(context: Context, writes: Sequence[BundleEntry]) -> dict[int, 
 
 
 def _links(context: Context, writes: Iterable[BundleEntry]) -> dict[str, str]:
-    """What each fullUrl in the Bundle stands for; for creates also the id that the client made up."""
+    """The reference for each fullUrl in the Bundle; for creates also by the id that the client made up."""
     links: dict[str, str] = {}
     for entry in writes:
         if entry.target is None or not entry.full_url or entry.method not in ("POST", "PUT"):
@@ -68,7 +68,7 @@ def _conditional_references(bodies: Iterable[Resource]) -> list[str]:
 async def _find(
     context: Context, criteria: str, writes: Sequence[BundleEntry], bodies: Mapping[int, Resource]
 ) -> str:
-    """The one resource that matches, among what is stored and what this transaction writes."""
+    """The reference to the one resource that matches, among stored ones and those that this transaction writes."""
     resource_type, _, text = criteria.partition("?")
     parameters = parse_qsl(text, keep_blank_values=True)
     parsed = query.parse(

@@ -25,14 +25,14 @@ Parameters = Sequence[tuple[str, str]]
 
 _FINGERPRINT = "history"
 _IGNORED = frozenset({"_format", "_pretty"})
-# How the answer is cut down is no matter of which versions it holds, but its links must keep it.
+# They shorten the entries of the response, not the list of its versions; its links must keep them.
 _CUTS = frozenset({"_summary", "_elements"})
 _STATUS = {"POST": "201", "PUT": "200", "PATCH": "200", "DELETE": "204"}
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryQuery:
-    """What a history request asks, https://hl7.org/fhir/R4/http.html#history (`_list` is refused)."""
+    """A parsed history request, https://hl7.org/fhir/R4/http.html#history (`_list` is refused)."""
 
     range: HistoryRange
     count: int
@@ -42,7 +42,7 @@ class HistoryQuery:
 def parse(
     range_: HistoryRange, parameters: Parameters, default_count: int, max_count: int
 ) -> HistoryQuery:
-    """Raises BadRequest for a parameter or value that is not understood."""
+    """The parsed request. Raises BadRequest for an unknown parameter or a value that cannot be read."""
     count, used = default_count, []
     for name, value in parameters:
         if name in _IGNORED:

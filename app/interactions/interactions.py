@@ -2,8 +2,8 @@
 
 https://hl7.org/fhir/R4/http.html
 
-Each takes the request's Context and returns an Answer or raises a FhirError. Writes are judged against the version
-they read; where another writer was faster they read again, unless the client named the version it expects.
+Each takes the request's Context and returns an InteractionResult or raises a FhirError. Writes are planned against the
+version they read; where another writer was faster they read again, unless the client named the version it expects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from app.search import compartment, contained_search, page, query, system
 T = TypeVar("T")
 Parameters = list[tuple[str, str]]
 
-# A write that loses this many races in a row is told to come back later.
+# A write that loses this many races in a row fails with a Conflict.
 _MAX_RACES = 50
 # How many resources one conditional delete may delete, where it may delete several.
 MAX_CONDITIONAL_DELETES = 1000
@@ -182,8 +182,8 @@ async def conditional_delete(
         _, matches = await write.find_matches(context, resource_type, criteria, limit)
         targets = [Target(match.type, match.id, match) for match in matches]
         writing = WriteScope(writing=frozenset(each.reference for each in targets))
-        surroundings = replace(context, write_scope=writing)
-        plans = [await write.plan_delete(surroundings, target, preconditions) for target in targets]
+        planned = replace(context, write_scope=writing)
+        plans = [await write.plan_delete(planned, target, preconditions) for target in targets]
         changes = [plan.change for plan in plans if plan.change]
         if changes:
             await context.store.commit(changes)
@@ -271,18 +271,18 @@ async def history(
         if await context.store.read(resource_type, resource_id) is None:
             raise NotFound("No such resource")
     settings = context.settings
-    asked = history_page.parse(
+    parsed = history_page.parse(
         HistoryRange(resource_type, resource_id),
         parameters,
         settings.default_count,
         settings.max_count,
     )
-    if asked.range.since is not None:  # who polls must not miss what commits late
+    if parsed.range.since is not None:  # a polling client must not miss a late commit
         horizon = await context.store.horizon()
-        asked = replace(asked, range=msgspec.structs.replace(asked.range, until=horizon))
-    versions = await context.store.history(asked.range, asked.count + 1)
-    total = await context.store.history_total(asked.range)
-    return history_page.bundle(asked, versions, total, f"{url}/_history", context.base_url)
+        parsed = replace(parsed, range=msgspec.structs.replace(parsed.range, until=horizon))
+    versions = await context.store.history(parsed.range, parsed.count + 1)
+    total = await context.store.history_total(parsed.range)
+    return history_page.bundle(parsed, versions, total, f"{url}/_history", context.base_url)
 
 
 async def _commit(

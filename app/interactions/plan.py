@@ -1,6 +1,6 @@
-"""What a write will do, judged but not yet committed: a plan.
+"""The plan of a write: checked, but not yet committed.
 
-A single interaction commits one plan, a transaction Bundle commits all of its plans at once; both judge alike.
+A single interaction commits one plan, a transaction Bundle commits all of its plans at once; both check alike.
 https://hl7.org/fhir/R4/http.html
 """
 
@@ -35,7 +35,7 @@ from app.search import query
 from app.search.resolution import resolve
 
 _TYPES = frozenset(SUPPORTED_TYPES)
-# The rights that a write to a known id needs. A patch is answered with all that it did not touch.
+# The rights that a write to a known id needs. The response to a patch shows elements that it did not touch.
 RIGHTS: Mapping[WriteAction, tuple[Action, ...]] = {
     "update": ("u",),
     "patch": ("u", "r"),
@@ -78,11 +78,11 @@ def check_type(resource_type: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which resource a write is about: known before the write is judged, because references may need its id.
+    """The resource that a write is about: known before the write is planned, because references may need its id.
 
     `previous` is its current version, a deletion included. `settled` is the match of a conditional create: there is
-    nothing to write; `found` tells of such a match that is to be updated after all. `creates` tells a create, whose id
-    is the server's, from an update.
+    nothing to write; `found` marks such a match that is to be updated after all. `creates` marks a create, whose id is
+    the server's.
     """
 
     type: str
@@ -103,7 +103,7 @@ async def target_of_create(
 ) -> Target:
     """https://hl7.org/fhir/R4/http.html#ccreate: the one that matches already, or a new id.
 
-    A match is settled, unless the resource is a message about it (registry.is_message): then it is to be updated.
+    A match is settled, unless the resource is a message about it (type_registry.is_message): then it is to be updated.
     """
     check_type(resource_type)
     context.require(resource_type, "c")
@@ -260,7 +260,7 @@ def existing(stored: ResourceVersion | None) -> ResourceVersion:
 async def find_matches(
     context: Context, resource_type: str, criteria: str, limit: int = 1
 ) -> tuple[Guard, Sequence[ResourceVersion]]:
-    """The resources that match a conditional write's criteria, at most `limit`, and what guards the answer.
+    """The resources that match a conditional write's criteria, at most `limit`, and the guard of that result.
 
     Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
     that is left out would match too much.
@@ -288,7 +288,7 @@ async def find_matches(
 
 
 def check_version(previous: ResourceVersion | None, preconditions: Preconditions) -> None:
-    """If-Match and If-None-Match of a write, https://hl7.org/fhir/R4/http.html#concurrency."""
+    """Check If-Match and If-None-Match, https://hl7.org/fhir/R4/http.html#concurrency. Raises PreconditionFailed."""
     exists = previous is not None and not previous.deleted
     expected = preconditions.if_match
     if expected == "*" and not exists:
@@ -306,7 +306,7 @@ async def _judge(
     *,
     keeps_labels: bool = False,
 ) -> Prepared:
-    """Judge a resource by the definitions, its references, then by the rules of its type."""
+    """Check a resource by the definitions, its references, then by the rules of its type."""
     validation.validate(resource)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.resource())

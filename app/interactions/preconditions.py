@@ -1,4 +1,4 @@
-"""What a request asks beside its resource: conditional headers and preferences, of a Bundle's entry as of HTTP.
+"""The conditional headers and preferences of a request, over HTTP or in a Bundle's entry.
 
 https://hl7.org/fhir/R4/http.html#ops
 """
@@ -41,7 +41,7 @@ class Prefer:
 
 
 def read_prefer(header: str | None) -> Prefer:
-    """Unknown preferences are ignored, as RFC 7240 asks."""
+    """The preferences of a Prefer header; unknown ones are ignored, as RFC 7240 requires."""
     if not header:
         return Prefer()
     preferences = {}
@@ -62,7 +62,7 @@ def read_prefer(header: str | None) -> Prefer:
 
 
 def read_preconditions(headers: Mapping[str, str]) -> Preconditions:
-    """Raises BadRequest for a header that cannot be read: guessing would lose an update."""
+    """The conditional headers. Raises BadRequest for one that cannot be read: guessing would lose an update."""
     if not any(name.startswith("if-") for name in headers):
         return NO_PRECONDITIONS
     since = headers.get("if-modified-since")

@@ -1,4 +1,4 @@
-"""References between resources: found, made relative to this server, and checked where the operator asks for it.
+"""References between resources: found, made relative to this server, and checked where the setting requires it.
 
 https://hl7.org/fhir/R4/references.html
 """
@@ -44,7 +44,7 @@ def split(reference: str) -> tuple[str, str] | None:
 
 
 async def settle(context: Context, resource: Resource) -> Resource:
-    """Write absolute references to this server as relative ones; check that targets exist where the setting asks.
+    """Make absolute references to this server relative; check that targets exist where the setting requires it.
 
     Changes the resource in place. Raises Unprocessable naming the missing targets.
     """
@@ -79,9 +79,9 @@ async def _check_targets(context: Context, targets: set[tuple[str, str]]) -> Non
 
 
 async def check_not_referred_to(context: Context, stored: ResourceVersion) -> None:
-    """Raises Conflict where the setting asks for integrity and a search parameter of another resource leads here.
+    """Raises Conflict where the setting requires integrity and a search parameter of another resource leads here.
 
-    What the same commit writes does not count: deleted it refers to nothing, and its new content is judged by itself.
+    Resources that the same commit writes do not count: deleted they refer to nothing, new content is checked by itself.
     """
     if context.settings.referential_integrity != "checked":
         return

@@ -1,4 +1,4 @@
-"""What an interaction returns, before anybody puts it on the wire."""
+"""The result of an interaction, before the API encodes it as a response."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.records.versions import ResourceVersion
 
 @dataclass(slots=True)
 class InteractionResult:
-    """What an interaction returns: a status and one version, or a Bundle or outcome as JSON text."""
+    """The result of an interaction: a status and one version, or a Bundle or outcome as JSON text."""
 
     status: int
     stored: ResourceVersion | None = None

@@ -1,7 +1,7 @@
-"""Tokens for endpoints that want one: SMART Backend Services, as its client.
+"""Access tokens for endpoints that require one: SMART Backend Services, as its client.
 
 https://hl7.org/fhir/smart-app-launch/backend-services.html
-A signed assertion buys an access token, which is used until shortly before it expires.
+A signed assertion is exchanged for an access token, which is used until shortly before it expires.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Post = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class TokenError(Exception):
-    """No token was to be had; the text is our own and holds no secret."""
+    """No token could be obtained; the text is our own and holds no secret."""
 
 
 @dataclass(slots=True)
@@ -52,22 +52,22 @@ class BackendToken:
         self._post = post
         self._clock = clock
         self._token: _Token | None = None
-        self._asking = asyncio.Lock()
+        self._request_lock = asyncio.Lock()
 
     async def value(self) -> str:
-        """A token that is still good; concurrent callers wait for one answer. Raises TokenError."""
-        async with self._asking:
+        """A token that is still valid; concurrent callers share one request. Raises TokenError."""
+        async with self._request_lock:
             if self._token is None or self._clock() >= self._token.fresh_until:
                 self._token = await self._ask()
             return self._token.value
 
     def refused(self, value: str) -> None:
-        """The endpoint does not take this token any more: the next caller asks for another."""
+        """Discard a token that the endpoint has refused: the next caller requests another."""
         if self._token is not None and self._token.value == value:
             self._token = None
 
     async def _ask(self) -> _Token:
-        asked = self._clock()
+        requested = self._clock()
         request = httpx.Request(
             "POST",
             self._terms.url,
@@ -75,7 +75,7 @@ class BackendToken:
                 "grant_type": "client_credentials",
                 "scope": self._terms.scope,
                 "client_assertion_type": ASSERTION_TYPE,
-                "client_assertion": self._assertion(int(asked)),
+                "client_assertion": self._assertion(int(requested)),
             },
             headers={"Accept": "application/json"},
         )
@@ -84,7 +84,7 @@ class BackendToken:
         if not isinstance(seconds, int | float):
             seconds = _UNSTATED_SECONDS
         return _Token(
-            str(answer["access_token"]), asked + max(seconds - _EARLY_SECONDS, seconds / 2)
+            str(answer["access_token"]), requested + max(seconds - _EARLY_SECONDS, seconds / 2)
         )
 
     async def _answer(self, request: httpx.Request) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Where this server may call: public addresses, what the operator lists, and loopback only from loopback.
+"""The egress rules: this server calls public addresses, those the operator lists, and loopback only from loopback.
 
-The name is resolved and judged when a Subscription is stored and again by the connector that opens the connection
-(`CheckedResolver`), so an answer that changes in between (DNS rebinding) reaches nothing that is forbidden.
+A name is resolved and checked when a Subscription is stored and again by the connector that opens the connection
+(`CheckedResolver`), so an answer that changes in between (DNS rebinding) reaches no forbidden address.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INTERNAL: tuple[Network, ...] = (
 
 
 class EgressRefusedError(Exception):
-    """The server may not call there; the message says why and is fit for an OperationOutcome."""
+    """The server may not call this address; the message says why and is fit for an OperationOutcome."""
 
 
 class UnresolvableError(Exception):
@@ -69,7 +69,7 @@ class Egress:
         return cls(frozenset(hosts), tuple(networks), is_loopback_host(settings.host))
 
     def check_url(self, url: str) -> SplitResult:
-        """Judge what can be judged without resolving; returns the parts. Raises EgressRefusedError."""
+        """Check a URL without resolving its name; returns its parts. Raises EgressRefusedError."""
         parts = _split(url)
         literal = _literal(parts.hostname or "")
         if literal is not None:
@@ -83,7 +83,7 @@ class Egress:
         return parts
 
     async def check(self, url: str) -> None:
-        """Judge a URL with all addresses its name has now. Raises EgressRefusedError or UnresolvableError."""
+        """Check a URL with all addresses its name has now. Raises EgressRefusedError or UnresolvableError."""
         parts = self.check_url(url)
         host = parts.hostname or ""
         if _literal(host) is None:
@@ -125,7 +125,7 @@ class Egress:
 
 
 class CheckedResolver(AbstractResolver):
-    """A resolver for aiohttp's connector: what it returns has been judged, and is what gets connected to."""
+    """A resolver for aiohttp's connector, which connects to the addresses that were checked here."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
@@ -158,7 +158,7 @@ def origin(url: str) -> tuple[str, str, int | None] | None:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of an http or https URL that hides nothing. Raises EgressRefusedError."""
+    """The parts of an http or https URL without credentials or disguise. Raises EgressRefusedError."""
     if any(ord(character) <= 32 or ord(character) == 127 for character in url) or "\\" in url:
         raise EgressRefusedError("The URL holds spaces, backslashes or control characters")
     try:
@@ -176,7 +176,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _literal(host: str) -> Address | None:
-    """The address where the host is one; None for a name. Raises EgressRefusedError for what is neither."""
+    """The address where the host is one; None for a name. Raises EgressRefusedError for a host that is neither."""
     address = _parse_address(host)
     if address is not None:
         return address
@@ -202,7 +202,7 @@ def _parse_address(host: str) -> Address | None:
 
 
 def _unwrapped(address: Address) -> list[Address]:
-    """What a connection to the address reaches: for IPv6 forms that carry an IPv4 address, that one is judged too."""
+    """The addresses that a connection reaches: for IPv6 forms that carry an IPv4 address, that one as well."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:
@@ -225,7 +225,7 @@ def _is_public(address: Address) -> bool:
 
 
 def _is_internal(address: Address) -> bool:
-    """What an operator may trust by name. Never link-local: cloud metadata lives there."""
+    """Whether an operator may trust the address by name. Never link-local: cloud metadata is served there."""
     return any(address in network for network in _INTERNAL)
 
 

@@ -1,4 +1,4 @@
-"""What single endpoints ask of those who call them: a signature, a client certificate, a token. Read from one file.
+"""The credentials that single endpoints require: a signature, a client certificate, a token. Read from one file.
 
     {"https://pcp.example.org": {
         "signature_secret": "...",
@@ -34,7 +34,7 @@ class EndpointsError(Exception):
 
 
 class TokenTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where to get a token, as whom, and the file with the private key (a JWK, or PEM with `key_id`)."""
+    """The token endpoint, the client's id and scope, and the file of its private key (a JWK, or PEM with `key_id`)."""
 
     url: str
     client_id: str
@@ -45,7 +45,7 @@ class TokenTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EndpointTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One endpoint's terms; what is None is not asked for."""
+    """One endpoint's terms; it does not require what is None."""
 
     signature_secret: str | None = None
     client_certificate: str | None = None
@@ -54,7 +54,7 @@ class EndpointTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: TokenTerms | None = None
 
     def tls(self) -> ssl.SSLContext | None:
-        """A context of its own where the endpoint wants a client certificate or has an authority of its own."""
+        """A TLS context where the endpoint requires a client certificate or has an authority of its own, else None."""
         if self.client_certificate is None and self.authority is None:
             return None
         context = ssl.create_default_context(cafile=self.authority)

@@ -1,4 +1,4 @@
-"""Who can reach the server, and what has to stand in between: authorization and TLS beyond loopback."""
+"""The check of the server's exposure: beyond loopback it requires authorization and TLS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def address(settings: Settings) -> str:
 
 
 def needs_tls(settings: Settings) -> bool:
-    """Whether only https may be answered, as it came or as a trusted proxy says it came."""
+    """Whether only https requests may be answered, by their own scheme or the one a trusted proxy reports."""
     return (
         settings.auth == "smart" and not settings.allow_open and not is_loopback_host(settings.host)
     )

@@ -1,6 +1,6 @@
-"""How often somebody may come, and how much of theirs may be under way: token buckets and a crowd count.
+"""Rate limits by token buckets, and limits on concurrent requests.
 
-Both live in one process; several workers allow several times as much. https://www.rfc-editor.org/rfc/rfc6585#section-4
+Both count in one process; several workers allow several times as much. https://www.rfc-editor.org/rfc/rfc6585#section-4
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 
-# Who is forgotten first came longest ago: a bucket that nobody touched is full again, which is what a new one is.
+# The bucket used longest ago is dropped first: it has refilled meanwhile, and a new one is full.
 _MOST_KEYS = 20_000
 # The smallest part of IPv6 that is handed out to one customer.
 _SITE = 64
@@ -24,7 +24,7 @@ class Buckets:
         self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, key: str, now: float) -> float:
-        """Take a token; returns 0, or the seconds until there is one and takes none."""
+        """Take a token and return 0; without one, return the seconds until there is one."""
         tokens = self._tokens(key, now)
         if tokens < 1.0:
             return (1.0 - tokens) / self._rate
@@ -35,7 +35,7 @@ class Buckets:
         return 0.0
 
     def wait(self, key: str, now: float) -> float:
-        """What `take` would return, taking nothing."""
+        """The seconds that `take` would return; takes no token."""
         tokens = self._tokens(key, now)
         return 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
 
@@ -48,20 +48,20 @@ class Buckets:
 
 
 def buckets(rate: float | None, default: float, seconds: float) -> Buckets | None:
-    """Buckets of so many tokens a second, holding those of some seconds; None for no limit."""
+    """Buckets that gain `rate` (else `default`) tokens a second and hold those of `seconds`; None for a rate of 0."""
     used = default if rate is None else rate
     return Buckets(used, used * seconds) if used else None
 
 
 class ConcurrencyLimit:
-    """How many of each key are inside, at most `most`."""
+    """A count of concurrent holders of each key, at most `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._inside: dict[str, int] = {}
 
     def enter(self, key: str) -> bool:
-        """Whether there was room; who entered must leave."""
+        """Count one more holder of the key, who must `leave`; False where there is no room."""
         inside = self._inside.get(key, 0)
         if inside >= self._most:
             return False
@@ -77,7 +77,7 @@ class ConcurrencyLimit:
 
 
 def site(address: str) -> str:
-    """Whose an address is, as far as it tells: itself, or for IPv6 its network, which holds too many to count."""
+    """The key of a client's address: itself, or for IPv6 its /64 network, which one customer has whole."""
     if ":" not in address:
         return address
     try:

@@ -1,4 +1,4 @@
-"""What a call of an operation passes: read from Parameters or from a query, checked against the definition.
+"""The arguments of an operation's call: read from Parameters or from a query, checked against the definition.
 
 https://hl7.org/fhir/R4/parameters.html
 """
@@ -19,7 +19,7 @@ from app.search.bundle_writer import CURSOR
 
 Arguments = dict[str, list[Any]]
 
-# They steer the answer's form, not the operation.
+# Parameters of the response's form, not of the operation.
 _GENERAL = frozenset({"_format", "_pretty", "_summary", "_elements"})
 _INTEGER = re.compile(r"^[+-]?[0-9]{1,10}$")
 _TEXT_TYPES = frozenset(
@@ -57,7 +57,7 @@ class Invocation:
 
 
 def arguments_of(definition: Resource, body: Resource, *, lenient: bool = False) -> Arguments:
-    """The arguments in a posted Parameters, or in a resource that stands for the one parameter of its kind."""
+    """The arguments in a posted Parameters, or another posted resource as the parameter of its type."""
     inputs = _inputs(definition)
     if body.get("resourceType") != "Parameters":
         for name, parameter in inputs.items():
@@ -104,7 +104,7 @@ def arguments_of_query(
 
 
 def _check_form(body: Resource) -> None:
-    """Raises BadRequest for malformed Parameters; the resources inside are the operation's to judge."""
+    """Raises BadRequest for malformed Parameters; the operation checks the resources inside."""
     given = body.get("parameter")
     if isinstance(given, list):
         for index, parameter in enumerate(given):

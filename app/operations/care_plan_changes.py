@@ -1,4 +1,4 @@
-"""CarePlan/[id]/$changes: what changed since a time, or since the primary care practice was told last."""
+"""CarePlan/[id]/$changes: the changes since a time, or since the last notice to the primary care practice."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
 async def _compared_with(
     context: Context, plan_id: str, moment: datetime | None
 ) -> PlanState | None:
-    """The state at a time; without one what was told last, else the first version's."""
+    """The state at a time; without one that in the last notice, else that of the first version."""
     if moment is not None:
         return await care_plan_state.at_time(context.store, plan_id, moment)
     row = await plan_notices.record_of(context, plan_id)
-    told = await plan_notices.state_told(context, row)
-    if told is not None:
-        return told
+    last = await plan_notices.state_told(context, row)
+    if last is not None:
+        return last
     first = await context.store.vread("CarePlan", plan_id, 1)
     return (
         None if first is None else await care_plan_state.at_time(context.store, plan_id, first.at)

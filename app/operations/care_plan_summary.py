@@ -1,6 +1,6 @@
-"""CarePlan/[id]/$summary: the care plan as it is now, as a document that reads without FHIR software.
+"""CarePlan/[id]/$summary: the current care plan as a document that can be read without FHIR software.
 
-It is made anew each time. With `persist` it is stored as a Bundle besides; nobody is told.
+It is made anew each time. With `persist` it is stored as a Bundle besides; no notice is sent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Encounter/$notices: every notice about a stay, as proof: a Communication and an AuditEvent for each.
 
-http://carerelay.example/OperationDefinition/Encounter-notices; docs/proof.md. What is under way and what could not be
-sent is there too; content never is.
+http://carerelay.example/OperationDefinition/Encounter-notices; docs/proof.md. Notices under way and ones that could not
+be sent are included; content never is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""$everything: a patient's whole compartment, and what it refers to.
+"""$everything: a patient's whole compartment, and the resources that it refers to.
 
 https://hl7.org/fhir/R4/patient-operation-everything.html
 
 Matches come patient by patient and type by type, in pages; each page also brings the resources that its own entries
-refer to outside of any patient's compartment, as includes. Other patients' resources are never brought along.
+refer to outside of any patient's compartment, as includes. Other patients' resources are never included.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FINGERPRINT = "everything"
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What the caller wants: `after` is (patient, type, id) of the last match before this page."""
+class _Request:
+    """The parsed call: `after` is (patient, type, id) of the last match before this page."""
 
     types: Sequence[str]
     count: int
@@ -47,18 +47,18 @@ def _compartment_types() -> tuple[str, ...]:
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """A searchset with the patient, the patient's resources and what they refer to."""
+    """A searchset with the patient, the patient's resources and the resources that they refer to."""
     if invocation.resource_id is not None:
         await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
-    asked = _read(context, invocation)
+    request = _read(context, invocation)
     page: list[tuple[str, ResourceVersion]] = []
-    async for found in _matches(context, invocation.resource_id, asked):
+    async for found in _matches(context, invocation.resource_id, request):
         page.append(found)
-        if len(page) > asked.count:
+        if len(page) > request.count:
             break
-    shown = page[: asked.count]
+    shown = page[: request.count]
     following = None
-    if len(page) > asked.count and shown:
+    if len(page) > request.count and shown:
         patient, last = shown[-1]
         following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
     stored = [match for _, match in shown]
@@ -66,7 +66,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     return InteractionResult(200, text=_bundle(context, invocation, stored, included, following))
 
 
-def _read(context: Context, invocation: Invocation) -> _Asked:
+def _read(context: Context, invocation: Invocation) -> _Request:
     types = [str(name) for name in invocation.all("_type")]
     for name in types:
         if name not in SUPPORTED_TYPES:
@@ -79,7 +79,7 @@ def _read(context: Context, invocation: Invocation) -> _Asked:
     token = invocation.one(CURSOR)
     after = cursor.decode(token, _FINGERPRINT, 3) if token is not None else None
     maximum = context.settings.max_count
-    return _Asked(
+    return _Request(
         types or _compartment_types(),
         maximum if count is None else max(1, min(int(count), maximum)),
         instant_in(since, "_since") if since is not None else None,
@@ -89,13 +89,13 @@ def _read(context: Context, invocation: Invocation) -> _Asked:
 
 
 async def _matches(
-    context: Context, patient: str | None, asked: _Asked
+    context: Context, patient: str | None, request: _Request
 ) -> AsyncIterator[tuple[str, ResourceVersion]]:
-    """The matches after `asked.after`, each with the patient it was found for."""
-    begin = asked.after
+    """The matches after `request.after`, each with the patient it was found for."""
+    begin = request.after
     async for each in _patients(context, patient, begin[0] if begin else ""):
         for resource_type in _compartment_types():
-            if resource_type not in asked.types:
+            if resource_type not in request.types:
                 continue
             last = ""
             if begin and each == begin[0]:
@@ -104,7 +104,7 @@ async def _matches(
                 if position < reached:
                     continue
                 last = begin[2] if position == reached else ""
-            async for found in _of_type(context, each, resource_type, asked, last):
+            async for found in _of_type(context, each, resource_type, request, last):
                 yield each, found
 
 
@@ -130,22 +130,22 @@ async def _patients(context: Context, patient: str | None, first: str) -> AsyncI
 
 
 async def _of_type(
-    context: Context, patient: str, resource_type: str, asked: _Asked, last: str
+    context: Context, patient: str, resource_type: str, request: _Request, last: str
 ) -> AsyncIterator[ResourceVersion]:
     conditions = [await _in_compartment(context, patient, resource_type)]
-    if asked.since is not None:
-        conditions.append({"at": {"$gt": asked.since}})
-    conditions += _in_care_dates(context, resource_type, asked.care)
+    if request.since is not None:
+        conditions.append({"at": {"$gt": request.since}})
+    conditions += _in_care_dates(context, resource_type, request.care)
     while True:
         found = await context.store.search(
             resource_type,
             {"$and": [*conditions, {"_id": {"$gt": last}}]},
-            asked.count + 1,
+            request.count + 1,
             sort=[("_id", 1)],
         )
         for stored in found:
             yield stored
-        if len(found) <= asked.count:
+        if len(found) <= request.count:
             return
         last = found[-1].id
 
@@ -181,7 +181,7 @@ def _in_care_dates(
 async def _referred_to(
     context: Context, matches: Sequence[ResourceVersion]
 ) -> list[ResourceVersion]:
-    """What the page refers to, as far as it belongs to no patient's compartment."""
+    """The resources that the page refers to, without types of a patient's compartment."""
     present = {stored.reference for stored in matches}
     targets = {
         target

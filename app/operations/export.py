@@ -36,9 +36,9 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
             code="required",
             expression="http.Prefer",
         )
-    asked = await _read(context, invocation)
+    requested = await _read(context, invocation)
     export_id = await context.services.get(Exports).request(
-        context, asked, _url(context, invocation)
+        context, requested, _url(context, invocation)
     )
     where = address(context.base_url, export_id)
     return InteractionResult(202, headers={"Content-Location": where})
@@ -65,7 +65,7 @@ async def _read(context: Context, invocation: Invocation) -> ExportRequest:
     since = invocation.one("_since")
     types = read_types(level, map(str, invocation.all("_type")), lenient=lenient)
     queries = map(str, invocation.all("_typeFilter"))
-    asked = ExportRequest(
+    requested = ExportRequest(
         level,
         invocation.resource_id,
         types,
@@ -74,23 +74,23 @@ async def _read(context: Context, invocation: Invocation) -> ExportRequest:
         read_filters(context, queries, types or types_at(level), lenient=lenient),
         read_patients(invocation.all("patient"), context.base_url),
     )
-    await _check_there(context, asked, lenient=lenient)
-    return asked
+    await _check_there(context, requested, lenient=lenient)
+    return requested
 
 
-async def _check_there(context: Context, asked: ExportRequest, *, lenient: bool) -> None:
+async def _check_there(context: Context, requested: ExportRequest, *, lenient: bool) -> None:
     """Raises NotFound or Gone for the Group, BadRequest for a patient that does not exist or is no member."""
-    if asked.group is not None:
-        await interactions.current(context, "Group", asked.group)
-    if not asked.patients or lenient:
+    if requested.group is not None:
+        await interactions.current(context, "Group", requested.group)
+    if not requested.patients or lenient:
         return
-    if asked.group is not None:
+    if requested.group is not None:
         now = context.services.mongo.now()
-        there = await members_at(context.store, asked.group, now, context.base_url) or set()
+        there = await members_at(context.store, requested.group, now, context.base_url) or set()
     else:
-        found = await context.store.read_many([("Patient", each) for each in asked.patients])
+        found = await context.store.read_many([("Patient", each) for each in requested.patients])
         there = {stored.id for stored in found.values() if not stored.deleted}
-    if not set(asked.patients) <= there:
+    if not set(requested.patients) <= there:
         raise BadRequest(
             "patient names one that is not there or no member of the Group",
             code="not-found",
@@ -99,7 +99,7 @@ async def _check_there(context: Context, asked: ExportRequest, *, lenient: bool)
 
 
 def _url(context: Context, invocation: Invocation) -> str:
-    """What was asked for, as the manifest repeats it; a POST's body is no part of it."""
+    """The URL of the request as the manifest repeats it, without a POST's body."""
     parts = [context.base_url, invocation.resource_type, invocation.resource_id, "$export"]
     url = "/".join(part for part in parts if part)
     if isinstance(invocation.given, dict) or not invocation.given:

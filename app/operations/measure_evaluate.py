@@ -1,4 +1,4 @@
-"""Measure/carerelay-notice-timeliness/$evaluate-measure: were practices told of admissions and discharges in time?
+"""Measure/carerelay-notice-timeliness/$evaluate-measure: the timeliness of notices of admissions and discharges.
 
 http://carerelay.example/OperationDefinition/Measure-evaluate-measure; docs/proof.md has the definitions.
 """
@@ -21,7 +21,7 @@ from app.proof.stays import StaysQuery, happenings
 from app.proof.timeliness import Timeliness, measure
 
 _PRACTICES = ("Organization", "Practitioner", "PractitionerRole")
-# A report looks at every stay of its period.
+# A report reads every stay of its period.
 _MOST_DAYS = 366
 
 
@@ -37,21 +37,21 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     organization, practitioner = invocation.one("organization"), invocation.one("practitioner")
     if organization and practitioner:
         raise BadRequest("One practice at a time", expression="practitioner")
-    asked = read(
+    query = read(
         invocation.one("periodStart"),
         invocation.one("periodEnd"),
         organization or practitioner,
         invocation.all("class"),
     )
-    found = await evaluate(context, asked)
-    report = measure_report(found, asked, context.services.clock.now())
+    found = await evaluate(context, query)
+    report = measure_report(found, query, context.services.clock.now())
     return InteractionResult(200, text=fhir_json.encode(report))
 
 
 def read(
     start: str | None, end: str | None, practice: str | None, classes: Sequence[str]
 ) -> StaysQuery:
-    """What is asked for. Raises BadRequest for periods that are missing, no dates, the wrong way round or too long."""
+    """The query of a request. Raises BadRequest for a period that is missing, no dates, reversed or too long."""
     first, last = _days("periodStart", start)[0], _days("periodEnd", end)[1]
     if last < first:
         raise BadRequest("The period ends before it begins", code="value", expression="periodEnd")
@@ -76,11 +76,11 @@ def _days(name: str, text: str | None) -> tuple[date, date]:
     return days_in(text, name)
 
 
-async def evaluate(context: Context, asked: StaysQuery) -> Timeliness:
-    """The numbers."""
-    return await measure(context, happenings(context, asked))
+async def evaluate(context: Context, query: StaysQuery) -> Timeliness:
+    """The tallies of the measure."""
+    return await measure(context, happenings(context, query))
 
 
-async def csv_of(context: Context, asked: StaysQuery) -> str:
-    """The same numbers as CSV."""
-    return as_csv(await evaluate(context, asked))
+async def csv_of(context: Context, query: StaysQuery) -> str:
+    """The tallies of the measure as CSV."""
+    return as_csv(await evaluate(context, query))

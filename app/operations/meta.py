@@ -30,12 +30,12 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
 
 
 async def run_add(context: Context, invocation: Invocation) -> InteractionResult:
-    """Add labels; those already there stay single."""
+    """Add labels; one that the resource has already is not repeated."""
     return await _change(context, invocation, labels.add)
 
 
 async def run_delete(context: Context, invocation: Invocation) -> InteractionResult:
-    """Delete labels; it is no error where one is not there."""
+    """Delete labels; one that the resource does not have is no error."""
     return await _change(context, invocation, labels.remove)
 
 

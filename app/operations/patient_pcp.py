@@ -1,4 +1,4 @@
-"""Patient/$pcp: who the primary care provider is at a moment, by which source, and what is wrong with that.
+"""Patient/$pcp: the primary care providers at a moment, with their source, and the problems found.
 
 http://carerelay.example/OperationDefinition/Patient-pcp; docs/routing.md
 """
@@ -20,13 +20,13 @@ from app.operations.arguments import Invocation
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """Parameters with a `pcp` for each provider who is told of the patient and a `problem` for each thing to put right.
+    """Parameters with a `pcp` for each provider who receives the patient's notices, and a `problem` for each one found.
 
     Raises NotFound or Gone for the patient.
     """
     resource_type, resource_id = invocation.instance
     await interactions.current(context, resource_type, resource_id)
-    # Who may see the patient may know the PCP, whatever of what says so is hidden: a wrong answer would mislead.
+    # Read past the caller's limits: who may see the patient may know the PCP, and a partial answer would mislead.
     found = await attribution.primary_care(
         context.services.store,
         f"{resource_type}/{resource_id}",

@@ -1,8 +1,8 @@
-"""Every $operation the server has: its OperationDefinition, where it may be called, and who answers it.
+"""Every $operation of the server: its OperationDefinition, where it may be called, and its handler.
 
 https://hl7.org/fhir/R4/operations.html
 
-The definitions lie in profiles/operations; what a call may pass is checked against them before the handler runs.
+The definitions are in profiles/operations; a call's arguments are checked against them before the handler runs.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Operation:
     One that `changes` something is called by POST only; not all of HL7's definitions say so. One that is `lenient`
     leaves out unknown parameters where the caller prefers handling=lenient.
 
-    `needs` are the rights that a call takes, by type; "*" stands for the type that it is called on. What it reads or
-    writes is judged besides, wherever that happens. One that does not say is for administrators alone.
+    `needs` are the rights that a call requires, by type; "*" is the type that it is called on. Its reads and writes are
+    checked besides, like all others. One with `needs` None is for administrators alone.
     """
 
     definition: str
@@ -163,7 +163,7 @@ def _definition(definition_id: str) -> Resource:
 
 
 def definitions() -> Mapping[str, Resource]:
-    """The OperationDefinitions by id, as the server offers them for reading."""
+    """The OperationDefinitions by id."""
     return {operation.definition: operation.resource for operation in OPERATIONS}
 
 
@@ -205,7 +205,7 @@ async def invoke(
 
 
 def _check_rights(context: Context, operation: Operation, resource_type: str | None) -> None:
-    """Raises Forbidden where the caller may not call it, whatever it would be about."""
+    """Raises Forbidden where the caller may not call the operation on any resource."""
     access = context.access
     if access is None:
         return

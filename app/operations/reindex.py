@@ -1,6 +1,6 @@
 """$reindex: extract the search values of stored resources anew, in the background.
 
-Ours (profiles/operations/reindex.json). POST starts one and answers 202; GET shows the latest, or one by its id.
+Ours (profiles/operations/reindex.json). POST starts a job and answers 202; GET shows the latest jobs, or one by its id.
 """
 
 from __future__ import annotations

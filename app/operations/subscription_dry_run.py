@@ -1,4 +1,4 @@
-"""Subscription/$dry-run: which of the last events a Subscription would have been told, without storing it.
+"""Subscription/$dry-run: which of the last events would have matched a Subscription, without storing it.
 
 http://carerelay.example/OperationDefinition/Subscription-dry-run
 """
@@ -23,7 +23,7 @@ _DEFAULT_COUNT, _MOST = 100, 1000
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """Parameters: how many events were looked at, and those that match, the newest first.
+    """Parameters: how many events were examined, and those that match, the newest first.
 
     Raises Unprocessable for a Subscription that could not be stored either.
     """
@@ -56,7 +56,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
 
 
 async def _last(context: Context, read: Registration, count: int) -> list[ResourceVersion]:
-    """The last versions of the types that the Subscription is about, the newest first."""
+    """The last `count` versions of the types that the Subscription is about, the newest first."""
     types = read.topic.resource_types if read.topic else (read.criteria.scope,)
     found: list[ResourceVersion] = []
     for resource_type in types:

@@ -1,8 +1,8 @@
-"""Subscription/$events: past events of a topic-based Subscription, told again.
+"""Subscription/$events: past events of a topic-based Subscription, returned again.
 
 http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-events
-Whole resources are those of the events, not today's. The content asked for is a hint: less than the Subscription is
-allowed may be had, more may not.
+Full resources are the events' versions, not the current ones. The requested content level may be below that of the
+Subscription, never above it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"^[0-9]{1,15}$")
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """A history Bundle. 410 where an event that is asked for is no longer kept.
+    """A history Bundle. 410 where a requested event is no longer kept.
 
     At most as many events as a page of a search; a `next` link leads to the others.
     """
@@ -48,8 +48,8 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     limit = context.settings.max_count
     rows = await ledger_queries.rows(services.mongo, subscription["id"], span, limit + 1)
     topic = services.get(SubscriptionRegistry).catalogue.find(subscription["criteria"])
-    teller = EventReader(services.store, context.base_url)
-    # Told now, so judged by what may be told now.
+    reader = EventReader(services.store, context.base_url)
+    # The events are sent now, so the limits are those of now.
     limits = await services.get(ReleaseLimits).limits(
         [(row, None) for row in rows[:limit]],
         topic.url if topic else None,
@@ -61,7 +61,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         limits = dict(stricter(limits, own))
     events = await asyncio.gather(
         *(
-            teller.told_if_stored(row, topic, content, None, limits.get(row.id))
+            reader.told_if_stored(row, topic, content, None, limits.get(row.id))
             for row in rows[:limit]
         )
     )
@@ -77,7 +77,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
 
 
 def read_span(invocation: Invocation) -> Span:
-    """The numbers asked for. Raises BadRequest for what is no number."""
+    """The requested event numbers. Raises BadRequest for a value that is no number, or a reversed span."""
     span = Span(_number(invocation, "eventsSinceNumber"), _number(invocation, "eventsUntilNumber"))
     if span.first is not None and span.last is not None and span.first > span.last:
         raise BadRequest(
@@ -95,18 +95,18 @@ def _number(invocation: Invocation, name: str) -> int | None:
     return int(text)
 
 
-def _content(asked: str | None, allowed: Content) -> Content:
-    if asked is None:
+def _content(requested: str | None, allowed: Content) -> Content:
+    if requested is None:
         return allowed
-    if asked not in CONTENTS:
+    if requested not in CONTENTS:
         known = ", ".join(CONTENTS)
         raise BadRequest(f"content must be one of {known}", code="value", expression="content")
-    return min(asked, allowed, key=CONTENTS.index)
+    return min(requested, allowed, key=CONTENTS.index)
 
 
 async def _check_kept(context: Context, subscription: str, span: Span, number: int) -> None:
     first = await ledger_queries.first_kept(context.services.mongo, subscription, number)
-    # Events are numbered from 1: who asks from 0 asks for all of them.
+    # Events are numbered from 1: a request from 0 is one for all of them.
     lowest = span.first if span.first != 0 else 1
     if any(bound is not None and 0 < bound < first for bound in (lowest, span.last)):
         kept = f"the first that is kept is {first}" if first <= number else "none is kept"

@@ -1,8 +1,8 @@
-"""Subscription/$explain: why a version of a resource was told to this Subscription, or was not.
+"""Subscription/$explain: why this Subscription had a notice of a resource's version, or had none.
 
 http://carerelay.example/OperationDefinition/Subscription-explain
 
-It judges by the Subscription and the topic as they are now, and adds what the ledger has of it.
+It evaluates the Subscription and the topic as they are now, and adds the ledger's row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """Parameters: the verdict, each trigger and filter with what came of it, the delivery where there is one."""
+    """Parameters: whether it matches, each trigger and filter with its result, the delivery where there is one."""
     subscription = await interactions.current(context, *invocation.instance)
     version = await _version(context, invocation)
     services = context.services
@@ -63,7 +63,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
 
 
 async def _version(context: Context, invocation: Invocation) -> ResourceVersion:
-    """The version that was asked about: one that is named, or the current one."""
+    """The version to explain: the one that is named, or the current one. Raises NotFound."""
     match = _REFERENCE.fullmatch(invocation.one("reference") or "")
     if match is None:
         raise BadRequest(

@@ -1,7 +1,7 @@
 """Subscription/$resend: send past notices again, over the Subscription's own channel.
 
 http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-resend
-Of 1.2.0-ballot of the Subscriptions R5 Backport guide; 1.1 does not have it.
+Defined in 1.2.0-ballot of the Subscriptions R5 Backport guide; 1.1 does not have it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BOUNDS = {"eventsSinceInstant": "$gte", "eventsUntilInstant": "$lte"}
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """202 with an OperationOutcome that says how many notices go out again. Without bounds: all that are kept."""
+    """202 with an OperationOutcome that says how many notices are sent again. Without bounds: all that are kept."""
     stored = await interactions.current(context, *invocation.instance)
     status = stored.resource()["status"]
     if status != "active":

@@ -1,4 +1,4 @@
-"""Subscription/$status: how Subscriptions stand, and how many events they have seen.
+"""Subscription/$status: the status of Subscriptions, and the number of their events.
 
 http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-status
 On an instance, or on the type with filters on id and status; answered in every state of a Subscription.
@@ -92,9 +92,9 @@ async def _answer(
 def head_of(
     context: Context, subscription: Resource, number: int, content: Content | None = None
 ) -> Head:
-    """What an answer about a Subscription begins with; `number` is that of its last event.
+    """The head of a response about a Subscription; `number` is that of its last event.
 
-    `content` is the level of this answer, where it is not the Subscription's own.
+    `content` is the level of this response, where it is not the Subscription's own.
     """
     level = content or content_of(subscription)
     return Head(

@@ -1,4 +1,4 @@
-"""Subscription/$get-ws-binding-token: what a websocket client shows to be told of Subscriptions.
+"""Subscription/$get-ws-binding-token: the token by which a websocket client binds to Subscriptions.
 
 http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-get-ws-binding-token
 
@@ -25,7 +25,7 @@ _MOST = 1000
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """Parameters with the token, until when it may be used, what for, and where.
+    """Parameters with the token, its expiration, its Subscriptions, and the websocket's address.
 
     Raises NotFound for a Subscription that the caller may not read, Forbidden for one that is another client's.
     """
@@ -58,7 +58,7 @@ async def _check(context: Context, subscription: ResourceVersion) -> None:
             code="not-supported",
             expression="Subscription.channel.type",
         )
-    # Who listens takes notices away from whom they are for, and hears them by that one's rights.
+    # A bound client receives notices in place of the Subscription's owner, and with the owner's rights.
     rights, client = context.services.get(OwnerRights), context.caller.client_id
     if context.access is not None and not await rights.is_of(
         client, subscription.id, subscription.version
@@ -67,7 +67,7 @@ async def _check(context: Context, subscription: ResourceVersion) -> None:
 
 
 async def _holder(context: Context) -> Holder | None:
-    """Whom the token is given to; None while authorization is off."""
+    """The client that the token is issued to; None while authorization is off. Raises Forbidden."""
     authority = context.services.find(Authority)
     if context.access is None or authority is None:
         return None

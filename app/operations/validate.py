@@ -1,9 +1,9 @@
-"""$validate: judge a resource without storing it.
+"""$validate: check a resource without storing it.
 
 https://hl7.org/fhir/R4/resource-operation-validate.html
 
 Checked are the structure, the primitive formats and the required bindings, by R4's definitions and again by the R4B
-models. A profile that the server cannot check yet is said to be unchecked, never passed over.
+models. No profile is checked; the outcome says so where one is named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MODES = frozenset({"create", "update", "delete", "profile"})
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """200 with an OperationOutcome, whatever it says of the resource."""
+    """200 with an OperationOutcome, with or without errors in the resource."""
     mode = invocation.one("mode")
     if mode is not None and mode not in _MODES:
         raise BadRequest("mode must be create, update, delete or profile", expression="mode")
@@ -44,7 +44,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
 
 
 async def _stored(context: Context, invocation: Invocation, mode: str | None) -> Resource:
-    """The instance itself, where the call names one and brings no resource."""
+    """The stored instance, for a call on one without a resource. Raises BadRequest, NotFound or Gone."""
     if invocation.resource_type is None or invocation.resource_id is None:
         raise BadRequest(
             "The parameter resource is missing", code="required", expression="resource"

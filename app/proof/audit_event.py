@@ -63,7 +63,7 @@ def _agents(notice: NoticeRecord, sender: Resource) -> list[dict[str, Any]]:
     }
     if notice.endpoint is not None:
         theirs["network"] = {"address": notice.endpoint, "type": _URI}
-    asked: list[dict[str, Any]] = [
+    recipients: list[dict[str, Any]] = [
         {
             "type": {"coding": [{"system": _PARTICIPATION, "code": "IRCP"}]},
             "who": {"reference": each},
@@ -71,7 +71,7 @@ def _agents(notice: NoticeRecord, sender: Resource) -> list[dict[str, Any]]:
         }
         for each in notice.recipients
     ]
-    return [ours, theirs, *asked]
+    return [ours, theirs, *recipients]
 
 
 def _agent_type(code: str, display: str) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _entities(notice: NoticeRecord) -> list[dict[str, Any]]:
     details = [{"type": "notice", "valueString": notice.id}]
     if notice.sha256 is not None:
         details.append({"type": "sha256", "valueString": notice.sha256})
-    told = f"{notice.focus}/_history/{notice.version}"
-    found.append({**_entity(told, "2", "4"), "detail": details})
+    version = f"{notice.focus}/_history/{notice.version}"
+    found.append({**_entity(version, "2", "4"), "detail": details})
     if notice.subscription is not None:
         found.append(_entity(f"Subscription/{notice.subscription}", "2", "9"))
     return found

@@ -1,4 +1,4 @@
-"""A notice as a Communication: what practices, auditors and measures read, long after the ledger's row is gone.
+"""A notice as a Communication, which practices, auditors and measures read long after the ledger's row is gone.
 
 https://hl7.org/fhir/R4/communication.html. It says that there was a notice, never what was in it.
 """
@@ -32,7 +32,7 @@ _CONSENT = "Withheld: consent-"
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a notice proves of one stay; `at` is when it was received, None where it was not."""
+    """The proof of one notice about a stay; `at` is when it was received, None where it was not."""
 
     notice: str
     encounter: str
@@ -78,7 +78,7 @@ def communication(notice: NoticeRecord, sender: Resource) -> Resource:
 
 
 def receipt(resource: Resource) -> Receipt:
-    """What a Communication of ours proves, the other way round."""
+    """The receipt of a Communication of ours, read back."""
     flags = {each["url"]: each for each in resource.get("extension", ())}
     codings = resource.get("topic", {}).get("coding", [{}])
     received = resource.get("received")
@@ -94,7 +94,7 @@ def receipt(resource: Resource) -> Receipt:
 
 
 def receipt_of(notice: NoticeRecord) -> Receipt:
-    """What a notice proves."""
+    """The receipt of a notice."""
     return Receipt(
         notice.id,
         notice.encounter or "",

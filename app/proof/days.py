@@ -1,7 +1,7 @@
-"""Calendar days where a facility is: the days that measures count are local ones.
+"""Local calendar days of a facility: the days that measures count.
 
-The zone is what the Encounter's Location or Organization says (extension timezone), else the offset that its times are
-written with, else CARERELAY_TIME_ZONE. A time in Z says nothing of any place.
+The zone is that of the Encounter's Location or Organization (extension timezone), else the offset that its times are
+written with, else CARERELAY_TIME_ZONE. A time in Z has no such offset.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.proof.notice import local
 from app.records.reader import Reader
 
 TIME_ZONE = "http://hl7.org/fhir/StructureDefinition/timezone"
-# What places belong to, one step up.
+# The elements that lead from a place to its owners.
 _OWNERS = ("partOf", "managingOrganization")
 
 
@@ -38,7 +38,7 @@ class Zones:
         return self._known[places] or _offset(encounter) or self._default
 
     async def _stated(self, places: Sequence[str]) -> ZoneInfo | None:
-        """The zone of the first of the places that states one, or belongs to what does."""
+        """The zone of the first of the places that states one itself, or whose owner does."""
         found = await self._read(places)
         owners = {
             place: [

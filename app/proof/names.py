@@ -1,4 +1,4 @@
-"""Which of the three required names (subscriptions/notices/required_names.py) notices have lacked, many at once."""
+"""The required names (subscriptions/notices/required_names.py) that notices lack, for many of them at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.subscriptions.notices.required_names import is_treating, missing_names
 async def missing(
     store: Reader, encounters: Mapping[str, Resource], base_url: str
 ) -> dict[str, list[str]]:
-    """Which of `patient`, `practitioner` and `institution` cannot be named, by the Encounters' keys."""
+    """The names that are missing (of `patient`, `practitioner`, `institution`), by the Encounters' keys."""
     first = await _read(store, _references(encounters.values(), base_url))
     roles = [each.resource() for each in first.values() if each.type == "PractitionerRole"]
     behind = [local(role.get("practitioner"), base_url) for role in roles]

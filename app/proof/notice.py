@@ -1,4 +1,4 @@
-"""One notice as the ledger knows it: to whom, about what, when it happened, when it was told, and with what result."""
+"""One notice as the ledger has it: its recipients, focus, the times of event and delivery, and the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import State
 from app.subscriptions.recipient import kind_of, panels_of, recipient_of
 
-# Rows of this beginning stand for notices that could be sent to nobody (app/coordination/practices/no_recipient.py).
+# The prefix of `subscription` in rows for notices without a recipient (app/coordination/practices/no_recipient.py).
 UNROUTED = "unrouted-"
 _SUBJECTS = ("subject", "patient", "beneficiary", "for")
 _READ_AT_ONCE = 50
@@ -26,11 +26,10 @@ _READ_AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class NoticeRecord:
-    """One row. References are relative; `recipients` are several only where one endpoint stands for several PCPs.
+    """One row. References are relative; `recipients` are several only where a Subscription filters by several PCPs.
 
-    `to_pcp`: the Subscription asks for the patients of a PCP. `sent` is the first attempt, `received` the first that
-    was accepted; `status` and `sha256` are of that attempt, else of the last one. `endpoint` has no query, which may
-    hold secrets.
+    `to_pcp`: the Subscription filters by a PCP. `sent` is the first attempt, `received` the first that was accepted;
+    `status` and `sha256` are of that attempt, else of the last one. `endpoint` has no query, which may hold secrets.
     """
 
     id: str
@@ -55,12 +54,12 @@ class NoticeRecord:
     recipients: tuple[str, ...]
     to_pcp: bool
     security: tuple[Mapping[str, Any], ...]
-    # The version that was told of, empty where it is gone.
+    # The version that the notice is about, empty where it is no longer stored.
     resource: Resource = field(repr=False, compare=False)
 
 
 async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list[NoticeRecord]:
-    """The notices of rows, with what their Subscriptions say and the versions that they told of."""
+    """The notices of rows, with their Subscriptions and the versions that they are about."""
     names = {row["subscription"] for row in rows if not row["subscription"].startswith(UNROUTED)}
     subscriptions = await _subscriptions(store, names)
     versions = await _versions(store, {_version(row) for row in rows})
@@ -75,7 +74,7 @@ async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list
 def of_row(
     row: Document, subscription: Resource | None, resource: Resource, base_url: str
 ) -> NoticeRecord:
-    """Pure: the notice of a row. `resource` is the version it tells of, empty where that is gone."""
+    """The notice of a row, without a read. `resource` is the version it is about, empty where that is gone."""
     focus, attempts = row["focus"], row["attempts"]
     taken = next((each for each in attempts if _is_success(each)), None)
     if taken is None and row["state"] == "delivered" and attempts:
@@ -114,7 +113,7 @@ def of_row(
 
 
 def happened(resource: Resource, committed: datetime) -> datetime:
-    """When the event of a version happened; where it does not say, when it was committed."""
+    """The time at which the event of a version happened; its commit where the version does not state it."""
     if resource.get("resourceType") == "Encounter":
         moment = event_time.moment(resource, committed)
         if moment is not None and moment.time not in (event_time.BEGINNING, event_time.PLANNED):
@@ -175,7 +174,7 @@ def _is_success(attempt: Document) -> bool:
 
 
 def _first_attempt(row: Document) -> datetime | None:
-    """A row that was only taken, and then not sent, has none."""
+    """The time of the first attempt; None for a row that was claimed and then not sent."""
     found: datetime | None = row["first_at"] if row["state"] == "sending" else None
     return row["attempts"][0]["at"] if row["attempts"] else found
 
@@ -191,7 +190,7 @@ def _version(row: Document) -> tuple[str, str, int]:
 
 
 async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Resource]:
-    """As they are now; of those that were deleted, as they were last."""
+    """The current Subscriptions by id; of deleted ones the last version."""
     found = await store.read_many([("Subscription", name) for name in sorted(names)])
     resources: dict[str, Resource] = {}
     for stored in found.values():

@@ -1,11 +1,11 @@
-"""Keeping the proof: settled notices of the server's own topics become Communications and AuditEvents.
+"""The publication of proof: settled notices of the server's own topics become Communications and AuditEvents.
 
     deliveries   {..., publish?, published?, incomplete?}
     settings     {_id: "published-notices", up_to: id of a row}
 
-Rows are gone through once in the order of their ids; `publish` is when to look again at one that was open then, or that
-was sent again. `published` is there when it was done. All of it may be done twice: the resources' ids are the rows'.
-They are written without an event, so that no notice can be about a notice; docs/proof.md.
+Rows are read once in the order of their ids; `publish` is when to read one again that was open then, or was sent again.
+`published` is when it was done. A row may be published twice: its id makes the resources' ids. They are written without
+an event, so that no notice can be about a notice; docs/proof.md.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ EVERY = timedelta(seconds=10)
 # While notices are being sent, few rows are published a round; else as many as a round's time allows.
 _ROWS, _ROWS_WHILE_BUSY = 200, 20
 _SECONDS_A_ROUND = 5.0
-# One transaction's worth: whoever writes at the same time may have to wait for it.
+# Notices in one transaction: concurrent writers may have to wait for it.
 _AT_ONCE = 10
-# Ids are made before their rows are there, by each process's own clock.
+# Ids are made before their rows are stored, by each process's own clock.
 _LATE = timedelta(seconds=30)
 _SOONEST, _LATEST = timedelta(seconds=10), timedelta(hours=1)
 _NOT_ABOUT = ["AuditEvent", "Communication"]
 
 
 async def start(context: Context) -> None:
-    """Make the index and let the first round come."""
+    """Create the index, and set the timer of the first round."""
     if not context.settings.publish_notices:
         return
     rows = _rows(context)
@@ -70,7 +70,7 @@ async def start(context: Context) -> None:
 
 
 async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
-    """One round: what is settled is published, as far as there is time."""
+    """Publish settled notices for _SECONDS_A_ROUND at most, and set the timer of the next round."""
     if not context.settings.publish_notices:
         return
     loop = asyncio.get_running_loop()
@@ -90,7 +90,7 @@ TIMER = Timer(_KIND, run)
 
 
 async def _round(context: Context, limit: int) -> bool:
-    """The next rows; whether there may be more."""
+    """Publish the next rows; returns whether there may be more."""
     again = (
         await _rows(context)
         .find({"publish": {"$lte": context.services.clock.now()}})
@@ -180,9 +180,9 @@ async def _keep(context: Context, notices: Sequence[NoticeRecord]) -> None:
 
 
 async def _stays(context: Context, previous: ResourceVersion, resource: Resource) -> bool:
-    """Whether what is there is left as it is: what is in the audit log, and proof that was deleted on purpose.
+    """Whether the stored version stays: an AuditEvent, the same content, or proof that was deleted on purpose.
 
-    Recipients know the ids of their notices: something else that was made and deleted under one is no such purpose.
+    Recipients know the ids of their notices: another resource, created and deleted under such an id, is no such proof.
     """
     if previous.type == "AuditEvent":
         return True
@@ -193,23 +193,23 @@ async def _stays(context: Context, previous: ResourceVersion, resource: Resource
 
 
 async def _incomplete(context: Context, notices: Sequence[NoticeRecord]) -> dict[str, list[str]]:
-    """Of notices about stays that went out, the names that they lack, by the rows' ids; a person is asked."""
+    """The names that sent notices about stays lack, by the rows' ids; creates a review Task for each notice."""
     base = context.settings.topic_base.rstrip("/") + "/encounter-"
-    told = {
+    sent = {
         notice.id: notice
         for notice in notices
         if notice.attempts and notice.topic.startswith(base) and notice.resource
     }
     base_url = context.settings.base_url.rstrip("/")
     found = await names.missing(
-        context.store, {id_: notice.resource for id_, notice in told.items()}, base_url
+        context.store, {id_: notice.resource for id_, notice in sent.items()}, base_url
     )
     lacking = {id_: each for id_, each in found.items() if each}
     for id_ in lacking:
-        patient = told[id_].patient
+        patient = sent[id_].patient
         is_known = patient is not None and await _is_there(context, patient)
         await review_tasks.ask(
-            context, "incomplete-names", told[id_].focus, patient=patient if is_known else None
+            context, "incomplete-names", sent[id_].focus, patient=patient if is_known else None
         )
     return lacking
 
@@ -223,7 +223,7 @@ async def _is_there(context: Context, reference: str) -> bool:
 async def _mark(
     context: Context, notices: Sequence[NoticeRecord], incomplete: Mapping[str, list[str]]
 ) -> None:
-    """Note what was done, unless a row was sent again meanwhile."""
+    """Mark the rows of notices as published, except those that were sent again meanwhile."""
     now = context.services.mongo.now()
     updates = []
     for notice in notices:
@@ -241,7 +241,7 @@ async def _mark(
 
 
 def sender_of(settings: Settings) -> Resource:
-    """How the server names itself: by its address, whichever a client uses, since there is no Device of it."""
+    """The server as a sender: a Reference with its address as identifier, since it has no Device."""
     address = settings.base_url or f"http://{settings.host}:{settings.port}/fhir"
     return {
         "type": "Device",

@@ -26,7 +26,7 @@ COLUMNS = (
 )
 
 
-def measure_report(found: Timeliness, asked: StaysQuery, at: datetime) -> Resource:
+def measure_report(found: Timeliness, period: StaysQuery, at: datetime) -> Resource:
     """The MeasureReport of a summary."""
     return {
         "resourceType": "MeasureReport",
@@ -34,7 +34,7 @@ def measure_report(found: Timeliness, asked: StaysQuery, at: datetime) -> Resour
         "type": "summary",
         "measure": MEASURE,
         "date": instant(at),
-        "period": {"start": asked.start.isoformat(), "end": asked.end.isoformat()},
+        "period": {"start": period.start.isoformat(), "end": period.end.isoformat()},
         "improvementNotation": {
             "coding": [
                 {
@@ -109,7 +109,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
 
 
 def as_csv(found: Timeliness) -> str:
-    """A line for the total, for each stratum and for each combination; an empty cell stands for all."""
+    """A line for the total, for each stratum and for each combination; an empty cell means all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(COLUMNS)
@@ -135,7 +135,7 @@ def as_csv(found: Timeliness) -> str:
 
 
 def _cell(value: object) -> object:
-    """Text that a spreadsheet would take for a formula is marked as text."""
+    """The cell's value; text that a spreadsheet would take for a formula is marked as text."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
         return f"'{value}"
     return "" if value is None else value

@@ -1,4 +1,4 @@
-"""Admissions and discharges of a period, each with the day it fell on, the practice, and when that practice knew of it.
+"""Admissions and discharges of a period, each with its day, its practice, and the day that practice had a notice.
 
 docs/proof.md says which count.
 """
@@ -43,9 +43,9 @@ _ZONES = timedelta(days=2)
 
 @dataclass(frozen=True, slots=True)
 class StaysQuery:
-    """What a report is about: local days from `start` to `end`, and the classes of stays.
+    """The scope of a report: local days from `start` to `end`, and the classes of stays.
 
-    `practice` is who has to be responsible (`Organization/o1`, `Practitioner/p1`), None for everybody.
+    `practice` is the responsible one (`Organization/o1`, `Practitioner/p1`), None for all.
     """
 
     start: date
@@ -56,7 +56,7 @@ class StaysQuery:
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """One admission or discharge. `practice` and `hospital` are references; `received` is the practice's local day."""
+    """One admission or discharge. `practice` and `hospital` are references; days are in the facility's time zone."""
 
     kind: EventKind
     encounter: str
@@ -77,33 +77,33 @@ class _Stay:
     days: Mapping[EventKind, tuple[date, datetime]]
 
 
-async def happenings(context: Context, asked: StaysQuery) -> AsyncIterator[Happening]:
-    """All that count, in no particular order."""
+async def happenings(context: Context, wanted: StaysQuery) -> AsyncIterator[Happening]:
+    """The admissions and discharges that count, in no particular order."""
     base_url = context.settings.base_url.rstrip("/")
     zones = Zones(context.store, base_url, context.settings.time_zone)
-    condition = await _condition(context, asked)
+    condition = await _condition(context, wanted)
     async with context.store.batches("Encounter", condition, projection=CURRENT) as read:
         while documents := await read(_BATCH):
             stays = [
-                await _stay(context, stored_current("Encounter", each), zones, asked)
+                await _stay(context, stored_current("Encounter", each), zones, wanted)
                 for each in documents
             ]
             for happening in await _known(context, [each for each in stays if each.days], base_url):
-                if asked.practice is None or asked.practice in happening.responsible:
+                if wanted.practice is None or wanted.practice in happening.responsible:
                     yield happening
 
 
-async def _condition(context: Context, asked: StaysQuery) -> dict[str, Any]:
-    """Stays that may have begun or ended in the period, in whatever zone."""
-    after = max(asked.start, date.min + _ZONES) - _ZONES
-    before = min(asked.end, date.max - _ZONES) + _ZONES
+async def _condition(context: Context, wanted: StaysQuery) -> dict[str, Any]:
+    """The filter on stays that may have begun or ended in the period, in whatever zone."""
+    after = max(wanted.start, date.min + _ZONES) - _ZONES
+    before = min(wanted.end, date.max - _ZONES) + _ZONES
     parsed = query.parse(
         "Encounter",
         [
             ("date", f"gt{after}"),
             ("date", f"lt{before}"),
             ("status", _COUNTED),
-            ("class", ",".join(f"{_ACT_CODE}|{each}" for each in asked.classes)),
+            ("class", ",".join(f"{_ACT_CODE}|{each}" for each in wanted.classes)),
         ],
         lenient=False,
         settings=context.settings,
@@ -114,18 +114,18 @@ async def _condition(context: Context, asked: StaysQuery) -> dict[str, Any]:
 
 
 async def _stay(
-    context: Context, stored: ResourceVersion, zones: Zones, asked: StaysQuery
+    context: Context, stored: ResourceVersion, zones: Zones, wanted: StaysQuery
 ) -> _Stay:
     encounter = stored.resource()
     base_url = context.settings.base_url.rstrip("/")
     zone = await zones.of(encounter)
     days: dict[EventKind, tuple[date, datetime]] = {}
     for kind in KINDS:
-        text = _when(kind, encounter, asked.classes)
+        text = _when(kind, encounter, wanted.classes)
         if text is None and (kind == "admission" or encounter.get("status") != "finished"):
             continue
         day = day_of(text, zone) if text else local_day(stored.at, zone)
-        if day is not None and asked.start <= day <= asked.end:
+        if day is not None and wanted.start <= day <= wanted.end:
             days[kind] = day, _moment(text, day, zone, stored.at)
     return _Stay(
         stored.reference,
@@ -138,7 +138,7 @@ async def _stay(
 
 
 def _when(kind: EventKind, encounter: Resource, classes: Sequence[str]) -> str | None:
-    """The text that says when; a stay that became one of the classes began then."""
+    """The text with the event's time; a stay that changed into one of the classes was admitted then."""
     period: dict[str, str] = encounter.get("period", {})
     if kind == "discharge":
         return period.get("end") if encounter.get("status") == "finished" else None
@@ -161,14 +161,14 @@ def _order(text: str) -> datetime:
 
 
 def _moment(text: str | None, day: date, zone: tzinfo, otherwise: datetime) -> datetime:
-    """When the PCP of that event is looked for: its time, else noon of its day."""
+    """The moment for which the event's PCP is determined: its time, else noon of its day."""
     if text is None:
         return otherwise
     return _order(text) if len(text) > 10 else datetime.combine(day, time(12), zone)
 
 
 async def _known(context: Context, stays: Sequence[_Stay], base_url: str) -> list[Happening]:
-    """The events of stays with what was received of them."""
+    """The events of stays with the receipts about them."""
     receipts = await _receipts(context, [stay.reference for stay in stays], base_url)
     room = asyncio.Semaphore(_AT_ONCE)
 
@@ -189,7 +189,7 @@ def _is_of(each: Receipt, kind: EventKind, stay: _Stay) -> bool:
 async def _happening(
     context: Context, stay: _Stay, kind: EventKind, receipts: Sequence[Receipt]
 ) -> Happening:
-    """Whoever a panel's notice was for was the PCP then; where there was none, what the records say of that day."""
+    """The recipient of a panel's notice was the PCP then; without one, the records of that day decide."""
     day, moment = stay.days[kind]
     found = Attribution("", (), ())
     if stay.patient is not None:
@@ -212,11 +212,11 @@ async def _happening(
 async def _responsible(
     context: Context, providers: Sequence[Provider], receipts: Sequence[Receipt]
 ) -> tuple[str | None, list[str]]:
-    """The practice, and all that may be meant by its name."""
-    told = [each for receipt_ in receipts if receipt_.to_pcp for each in receipt_.recipients]
-    matching = [each for each in providers if set(told) & set(each.references)]
-    if told and not matching:  # the records have been changed since
-        return await _practice_of(context, told[0]), told
+    """The responsible practice, and all references by which a query may name it."""
+    recipients = [each for receipt_ in receipts if receipt_.to_pcp for each in receipt_.recipients]
+    matching = [each for each in providers if set(recipients) & set(each.references)]
+    if recipients and not matching:  # the records have been changed since
+        return await _practice_of(context, recipients[0]), recipients
     for provider in matching or providers:
         return provider.practice, list(provider.references)
     return None, []
@@ -235,7 +235,7 @@ async def _practice_of(context: Context, reference: str) -> str:
 async def _receipts(
     context: Context, encounters: Sequence[str], base_url: str
 ) -> dict[str, list[Receipt]]:
-    """What the ledger proves of Encounters, and what is published of rows that it no longer has."""
+    """The receipts about Encounters: from the ledger, and from the Communications of rows that it no longer has."""
     base = context.settings.topic_base.rstrip("/")
     urls = [f"{base}/{name}" for names in _TOPICS.values() for name in names]
     ids = [each.partition("/")[2] for each in encounters]

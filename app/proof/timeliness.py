@@ -1,4 +1,4 @@
-"""The share of admissions and discharges that the practice knew of in time: by practice, hospital and month."""
+"""The share of admissions and discharges with a notice received in time: by practice, hospital and month."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.proof.stays import KINDS, EventKind, Happening
 WINDOW = 2
 UNKNOWN = "unknown"
 STRATIFIERS = ("practice", "hospital", "month")
-# The value of each stratifier; None stands for all.
+# The value of each stratifier; None means all.
 Key = tuple[str | None, str | None, str | None]
 TOTAL: Key = (None, None, None)
 
@@ -29,7 +29,7 @@ class Tally:
 
     @property
     def share(self) -> Decimal | None:
-        """Of four digits; None where nothing happened."""
+        """The share, rounded to four decimals; None without an event."""
         if not self.denominator:
             return None
         return (Decimal(self.numerator) / self.denominator).quantize(Decimal("0.0001"))
@@ -68,7 +68,7 @@ class Timeliness:
         return sorted(found, key=lambda each: each[0])
 
     def combinations(self, kind: EventKind) -> list[tuple[list[str], Tally]]:
-        """Each practice with each hospital in each month, as far as anything happened, in order."""
+        """The combinations of practice, hospital and month that have events, in order."""
         full = [
             ([each for each in key if each is not None], tally)
             for key, tally in self.tallies[kind].items()
@@ -85,7 +85,7 @@ def _keys(key: tuple[str, str, str]) -> Iterable[Key]:
 
 
 async def measure(context: Context, happenings: AsyncIterator[Happening]) -> Timeliness:
-    """Count, and look up what the practices and hospitals are called."""
+    """Count the events, and read the names of their practices and hospitals."""
     found = Timeliness()
     async for happening in happenings:
         found.add(happening)

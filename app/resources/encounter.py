@@ -1,4 +1,4 @@
-"""Rules of Encounter: what hospitals send about one visit, late, twice and out of order, ends in the same state.
+"""Rules of Encounter: messages about one visit, late, repeated or out of order, lead to the same state.
 
 docs/encounters.md; the order itself is in visit_order.py, the times in event_time.py.
 """
@@ -20,9 +20,9 @@ from app.resources.visit_order import Memory
 if TYPE_CHECKING:
     from app.context import Context
 
-# What became of a message: `all` of it counts, it `filled` what was unknown, it is `history-only`, or `repeated`.
+# The header with a message's effect: `all` of it counts, it `filled` unknown fields, is `history-only` or `repeated`.
 APPLIED = "CareRelay-Applied"
-_TOLD = {
+_NOTES = {
     "filled": "Newer messages are known of this visit: only what they do not mention was taken from this one",
     "history-only": "Newer messages are known of this visit: this one is kept in the history and changes nothing",
     "repeated": "This message is known already; nothing was changed",
@@ -30,7 +30,7 @@ _TOLD = {
 
 
 def is_message(resource: Resource) -> bool:
-    """Whether an Encounter says by itself that it tells of an event, and when."""
+    """Whether an Encounter states the time of the event that it reports (EVENT_TIME)."""
     extensions = resource.get("extension")
     return isinstance(extensions, list) and any(
         isinstance(each, dict) and each.get("url") == EVENT_TIME for each in extensions
@@ -40,9 +40,9 @@ def is_message(resource: Resource) -> bool:
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Bring a message into the order of its visit; an edit, or what names no time, is taken as it is."""
+    """Merge a message into its visit by event time; an edit, or a resource without any time, is stored as it is."""
     if previous is None or previous.deleted:
-        return _told(Prepared(resource), "all") if is_message(resource) else Prepared(resource)
+        return _noted(Prepared(resource), "all") if is_message(resource) else Prepared(resource)
     arrival = context.services.clock.now()
     when = event_time.moment(resource, arrival)
     current = previous.resource()
@@ -63,24 +63,24 @@ def _merged(
         same = context.settings.skip_identical_updates and is_same_content(
             outcome.resource, previous
         )
-        return _told(prepared, "repeated" if same else "all")
+        return _noted(prepared, "repeated" if same else "all")
     is_history = outcome.applied == "history-only"
     if is_history and visit_order.digest(message) in memory.seen:
-        return _told(Prepared(current, repeats=True), "repeated")
+        return _noted(Prepared(current, repeats=True), "repeated")
     trigger = {"system": ENCOUNTER_STATUS, "code": message["status"]}
     late = LateMessage(LATE_MESSAGE, trigger, message if is_history else None)
-    return _told(Prepared(outcome.resource, prepared.private, late=late), outcome.applied)
+    return _noted(Prepared(outcome.resource, prepared.private, late=late), outcome.applied)
 
 
-def _told(prepared: Prepared, applied: str) -> Prepared:
-    text = _TOLD.get(applied)
+def _noted(prepared: Prepared, applied: str) -> Prepared:
+    text = _NOTES.get(applied)
     issues = (Issue("informational", text, severity="information"),) if text else ()
     return replace(prepared, headers={APPLIED: applied}, issues=issues)
 
 
 async def _memory(context: Context, previous: ResourceVersion, current: Resource) -> Memory:
-    """What lies beside that very version. Raises VersionConflict where it has been replaced meanwhile."""
-    # Who may write it may have it kept in order, whatever else it may see.
+    """The memory stored with that version. Raises VersionConflict where the version has been replaced meanwhile."""
+    # Read past the caller's limits: a write is merged by the memory, whatever the caller may see.
     found = await context.services.store.find(
         "Encounter",
         {"_id": previous.id, "v": previous.version},

@@ -1,4 +1,4 @@
-"""Rules of EpisodeOfCare: why an enrolment in case management ended is said with a code of ours, or not at all.
+"""Rules of EpisodeOfCare: the end reason of an enrolment in case management has a code of ours, or is absent.
 
 https://hl7.org/fhir/R4/episodeofcare.html has no element for it; the extension `episode-end-reason` is a
 CodeableConcept with a code from the code system of the same name. Ending without a reason is accepted, with a warning.
@@ -29,7 +29,7 @@ _PATH = f"EpisodeOfCare.extension('{EPISODE_END_REASON_EXTENSION}')"
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Judge the reason. Raises Unprocessable where there are several, or one that is not in the code list."""
+    """Check the end reason. Raises Unprocessable for several, or for one that is not in the code list."""
     reasons = [
         each
         for each in resource.get("extension", ())

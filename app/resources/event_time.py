@@ -1,6 +1,6 @@
-"""When what a message about a visit tells of happened.
+"""The time of the event that a message about a visit reports.
 
-Times are texts: UTC, of one width, so that they compare as they lie in the database. docs/encounters.md has the rules.
+Times are texts: UTC, of one width, so that they compare as they are stored. docs/encounters.md has the rules.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Time = str
 
 ACTIVE = frozenset({"arrived", "triaged", "in-progress", "onleave"})
 CANCELLED = frozenset({"cancelled", "entered-in-error"})
-# Before everything that has a time, and the time of what nobody has dated.
+# Earlier than every time, and the time of fields that have none.
 BEGINNING: Time = ""
-# A plan comes before what then happens, whenever it was made.
+# A plan is earlier than the visit's events, whenever it was made.
 PLANNED: Time = "0"
-# A clock that is ahead by more than this is not believed.
+# A time that is ahead by more than this is not believed.
 _AHEAD = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a message's event happened; `stated` by the message itself and not only to be gathered from its periods."""
+    """The time of a message's event; `stated` by EVENT_TIME and not only inferred from its periods."""
 
     time: Time
     stated: bool
@@ -39,9 +39,9 @@ def time_of(at: datetime) -> Time:
 
 
 def moment(message: Resource, arrival: datetime) -> Moment | None:
-    """When what a message tells of happened; None where it says nothing of any time.
+    """The time of a message's event; None where the message has no time at all.
 
-    Times further ahead than an hour, and the ends of visits that do not say when they ended, are those of the arrival.
+    The arrival counts for times further ahead than an hour, and for the end of a visit that does not state it.
     """
     latest = time_of(arrival + _AHEAD)
     stated = _stated(message)
@@ -87,7 +87,7 @@ def _evidence(message: Resource) -> Iterator[Time]:
 
 
 def _times(*texts: Any, end: bool = False) -> Iterator[Time]:
-    """The times of those texts that are any. A date without a time is its first moment, as an `end` its last."""
+    """The times of those texts that can be read. A date without a time is its first moment, as an `end` its last."""
     for text in texts:
         if isinstance(text, str):
             try:

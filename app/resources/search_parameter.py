@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Judge a SearchParameter that a client wants stored. Raises Unprocessable with the reason.
+    """Check a SearchParameter before it is stored. Raises Unprocessable with the reason.
 
     Those that are not active, and R4's own, are stored as documents: they change nothing.
     """

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Judge a Subscription that a client wants stored. Raises Unprocessable naming each element at fault.
+    """Check a Subscription before it is stored. Raises Unprocessable naming each element at fault.
 
-    Stored is a copy whose header values are masked; the values themselves go into `private`, and back to the writer
-    alone. Whatever status the client sends, but `off`, becomes `requested`: the server proves the endpoint anew.
+    The stored copy has masked header values; the values themselves go into `private`, and back to the writer alone.
+    Any status that the client sends, but `off`, becomes `requested`: the server proves the endpoint anew.
     """
     sent = resource.get("channel", {}).get("header", [])
     known = await _private(context, previous.id) if previous is not None else {}
@@ -62,9 +62,9 @@ async def prepare(
 
 
 def check_rights(context: Context, read: Registration) -> None:
-    """Raises Forbidden where the caller may not read what it wants to be told of.
+    """Raises Forbidden where the caller may not read what it subscribes to.
 
-    A chain or `_has` would be asked on everything there is: it may only lead through what the caller may read all of.
+    A chain or `_has` is evaluated on all resources: it may only lead through types that the caller may read whole.
     """
     access = context.access
     if access is None:
@@ -72,7 +72,7 @@ def check_rights(context: Context, read: Registration) -> None:
     types = read.topic.resource_types if read.topic else (read.criteria.scope,)
     for resource_type in types:
         context.require(resource_type, "r")
-    # The ways that a topic's filters lead are the operator's.
+    # The chains of a topic's filters are the operator's.
     led = led_through(read.criteria, context.settings) if read.topic is None else set()
     for resource_type in sorted(led):
         context.require(resource_type, "s")
@@ -81,7 +81,7 @@ def check_rights(context: Context, read: Registration) -> None:
 
 
 def _owner(context: Context, known: Document) -> Document:
-    """Whose rights count for the notices; an administrator who changes a Subscription does not make it theirs."""
+    """The owner, whose rights count for the notices; an administrator's change of a Subscription keeps its owner."""
     if context.access is None:
         return {"owner": known["owner"]} if "owner" in known else {}
     if context.access.is_administrator and "owner" in known:
@@ -90,7 +90,7 @@ def _owner(context: Context, known: Document) -> Document:
 
 
 def masked(resource: Resource) -> Resource:
-    """The Subscription with every header masked; what is stored already is."""
+    """The Subscription with every header masked, as it is stored."""
     return _with_headers(resource, [mask(h) for h in resource.get("channel", {}).get("header", [])])
 
 
@@ -100,7 +100,7 @@ async def _check_egress(context: Context, endpoint: str) -> None:
     except EgressRefusedError as refusal:
         raise _refused("channel.endpoint", str(refusal), "security") from None
     except UnresolvableError:
-        pass  # not forbidden; the handshake or the first delivery will tell
+        pass  # not forbidden; the handshake or the first delivery will show whether it can be reached
 
 
 def _unmasked(
@@ -110,9 +110,9 @@ def _unmasked(
     previous: ResourceVersion | None,
     private: Document,
 ) -> list[Any]:
-    """The headers with masks replaced by what they stand for, so that a client can send back what it has read.
+    """The headers with stored values in place of masks, so that a client can send back what it has read.
 
-    Only towards the same endpoint: otherwise a new endpoint would be told the old one's secret.
+    Only towards the same origin: otherwise a new endpoint would receive the old one's secret.
     """
     wanted = [
         i for i, header in enumerate(sent) if isinstance(header, str) and header.endswith(MASK)
@@ -138,7 +138,7 @@ def _unmasked(
 
 
 async def _private(context: Context, subscription: str) -> Document:
-    # The rules look after what no caller may see.
+    # Read past the caller's limits: no caller may see these values.
     found = await context.services.store.find(
         "Subscription", {"_id": subscription}, projection={"private": 1}
     )

@@ -1,4 +1,4 @@
-"""The rules that types have beyond their definition, by type; a type without an entry has none."""
+"""The rules of types beyond their definition, by type; a type without an entry has none."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ async def prepare(
 
 
 def is_message(resource: Resource) -> bool:
-    """Whether a create that finds its resource there already is to go on as an update."""
+    """Whether a conditional create with a match goes on as an update of it."""
     return resource.get("resourceType") == "Encounter" and encounter.is_message(resource)

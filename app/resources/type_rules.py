@@ -1,4 +1,4 @@
-"""What a rule of a resource type is: it judges a resource and says what is to be stored."""
+"""The rule of a resource type: it checks a resource and returns what is to be stored."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 class Prepared:
     """A resource ready to be stored.
 
-    `private` lies beside the current version and is never part of any answer (secrets of a Subscription's channel).
-    `echo` replaces parts of the answer to the writer alone; `issues` and `headers` tell what became of the write.
+    `private` is stored beside the current version and never part of a response (secrets of a Subscription's channel).
+    `echo` replaces parts of the response to the writer alone; `issues` and `headers` report the effect of the write.
     """
 
     resource: Resource
     private: Document | None = None
     echo: Resource | None = None
-    # `private` is about the resource's past: where the resource is the same there is nothing to write.
+    # `private` is about the resource's past: where the resource is unchanged there is nothing to write.
     is_memory: bool = False
-    # There is nothing to write, whatever the settings say of identical updates.
+    # There is nothing to write, whatever the setting for identical updates.
     repeats: bool = False
     late: LateMessage | None = None
     issues: tuple[Issue, ...] = ()

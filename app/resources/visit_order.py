@@ -1,9 +1,9 @@
-"""In which order the messages of one visit count, however they arrive: when each happened, and what it still says.
+"""The merge of one visit's messages by the time of their events, whatever the order in which they arrive.
 
-Pure functions over decoded Encounters; docs/encounters.md tells the rules to people who send them.
+Pure functions over decoded Encounters; docs/encounters.md explains the rules to senders.
 
-Every part of an Encounter ("field": `status`, `period/start`, `location` ...) is a register that the newest message to
-say something about it has written. So the outcome does not depend on the order of arrival, and repeating a message
+Every part of an Encounter ("field": `status`, `period/start`, `location` ...) is a register with the value of the
+newest message that has one for it. So the outcome does not depend on the order of arrival, and repeating a message
 changes nothing.
 """
 
@@ -27,19 +27,19 @@ Applied = Literal["all", "filled", "history-only"]
 
 # The same text for the same content, whatever the order of its keys.
 _CANONICAL = msgspec.json.Encoder(order="deterministic")
-# Repetitions of late messages are known by their digests, this many back.
+# How many digests of messages are kept, by which repetitions of late ones are recognized.
 _REMEMBERED = 50
-# Objects whose parts are told by different messages: an admission knows the start, a discharge the end.
+# Objects whose parts come in different messages: an admission has the start, a discharge the end.
 _SPLIT = ("period", "hospitalization")
-# What a visit that goes on cannot have; a message of one that does not mention them says that they are not.
+# Fields that a visit has only at its end; a message about one that goes on removes those it does not mention.
 _OF_THE_END = ("period/end", "hospitalization/dischargeDisposition", "hospitalization/destination")
-# The server's own, or judged apart from the fields.
+# Elements of the server, or handled apart from the fields.
 _APART = frozenset({"resourceType", "id", "meta", "text", "contained"})
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is known of a visit beside its current version: who last wrote each field, and which messages came."""
+    """The memory of a visit beside its current version: when each field was last written, and digests of messages."""
 
     clocks: Mapping[Field, Time]
     seen: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Memory:
         return max(self.clocks.values(), default=BEGINNING)
 
     def with_message(self, message: Resource) -> Memory:
-        """This one with a message among those that came."""
+        """This memory with the digest of a message added."""
         mark = digest(message)
         rest = tuple(each for each in self.seen if each != mark)
         return replace(self, seen=(*rest, mark)[-_REMEMBERED:])
@@ -58,7 +58,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class VisitOutcome:
-    """The visit after a message. `history-only`: the message changed nothing that was known already."""
+    """The visit after a message. `history-only`: the message changed nothing."""
 
     resource: Resource
     memory: Memory
@@ -69,7 +69,7 @@ class VisitOutcome:
 
 
 def fields(resource: Resource) -> dict[Field, dict[str, Any]]:
-    """The resource taken apart: by field the members of the JSON object that make it up (`status` and `_status`)."""
+    """The fields of a resource: by name the members of the JSON object that make one up (`status` and `_status`)."""
     found: dict[Field, dict[str, Any]] = {}
     for key, value in resource.items():
         if key in _APART:
@@ -87,7 +87,7 @@ def fields(resource: Resource) -> dict[Field, dict[str, Any]]:
 
 
 def _statement(message: Resource) -> dict[Field, dict[str, Any] | None]:
-    """What a message says of each field; None says that there is none."""
+    """The value of each field in a message; None for one that the message removes."""
     said: dict[Field, dict[str, Any] | None] = dict(fields(message))
     if message.get("status") in ACTIVE or message.get("status") == "planned":
         for name in _OF_THE_END:
@@ -96,7 +96,7 @@ def _statement(message: Resource) -> dict[Field, dict[str, Any] | None]:
 
 
 def _assemble(base: Resource, parts: Mapping[Field, dict[str, Any]]) -> Resource:
-    """A resource of these fields; their order, and what is no field, are the base's."""
+    """A resource of these fields; their order, and elements that are no fields, are the base's."""
     result: Resource = {}
     for key, value in base.items():
         if key in _APART:
@@ -138,7 +138,7 @@ def _same_set(some: list[Any], others: list[Any]) -> bool:
 
 
 def remembered(current: Resource, arrival: datetime) -> Memory:
-    """What is known of a visit that only one message has written, which arrived then."""
+    """The memory of a visit that a single message has written, given its arrival."""
     found = moment(current, arrival)
     if found is None:
         return Memory({})
@@ -151,15 +151,15 @@ def remembered(current: Resource, arrival: datetime) -> Memory:
 def merge(current: Resource, memory: Memory, message: Resource, when: Moment) -> VisitOutcome:
     """The visit after one more message about it.
 
-    A message that is not older than all before it says how things are: one with a stated time keeps what it does not
-    mention, one without is a whole Encounter and drops it. An older one changes what nothing newer has spoken of.
+    A message that is not older than any before it sets the state: one with a stated time keeps the fields that it does
+    not mention, one without is a whole Encounter and drops them. An older one sets only fields that no newer one has.
     """
     is_late = when.time < memory.newest
     known = memory.with_message(message)
     said, had = _statement(message), fields(current)
     if _leaves_status_open(message, when) and "status" in had:
         del said["status"]
-    whole = "contained" in message or "contained" in current  # its parts cannot be told apart
+    whole = "contained" in message or "contained" in current  # its parts cannot be merged
     if is_late and whole:
         return VisitOutcome(current, known, "history-only")
     if not is_late and (whole or not when.stated):
@@ -184,14 +184,14 @@ def merge(current: Resource, memory: Memory, message: Resource, when: Moment) ->
 
 
 def _leaves_status_open(message: Resource, when: Moment) -> bool:
-    """Whether `unknown` is the v2 map's word for what a message did not state."""
+    """Whether the status `unknown` is the v2 map's code for a status that the message did not state."""
     return when.stated and message.get("status") == "unknown"
 
 
 def edited(current: Resource, memory: Memory, resource: Resource, arrival: datetime) -> Memory:
-    """What is known after a person's edit: older messages do not undo it, newer ones may.
+    """The memory after a person's edit: older messages do not undo it, newer ones may.
 
-    Nothing where no message has told any time yet: then there is no order to keep.
+    Unchanged where no message has had a time yet: then there is no order to keep.
     """
     if not memory.clocks:
         return memory
@@ -201,13 +201,13 @@ def edited(current: Resource, memory: Memory, resource: Resource, arrival: datet
 
 
 def digest(message: Resource) -> str:
-    """What tells a repeated message from another one: all of it but the id and the labels, which stored ones add to."""
+    """The digest by which a repeated message is recognized; without id and meta, to which stored versions add."""
     own = {key: value for key, value in message.items() if key not in ("id", "meta")}
     return hashlib.sha256(_CANONICAL.encode(own)).hexdigest()[:24]
 
 
 def as_document(memory: Memory) -> dict[str, Any]:
-    """How a memory lies beside the current version."""
+    """The memory as it is stored beside the current version."""
     return {"clocks": dict(memory.clocks), "seen": list(memory.seen)}
 
 

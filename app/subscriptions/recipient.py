@@ -1,4 +1,4 @@
-"""To whom a Subscription's notices go."""
+"""The recipient of a Subscription's notices."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def recipient_of(subscription: Resource) -> str | None:
 
 
 def reference_of(subscription: Resource, base_url: str) -> str | None:
-    """The one it names (`Practitioner/p1`); None also for one that Consents could not name."""
+    """The recipient as a relative reference (`Practitioner/p1`); None also for one that Consents could not name."""
     return relative(recipient_of(subscription), base_url)
 
 
 def kind_of(subscription: Resource) -> RecipientKind:
-    """What a Subscription says of its recipient."""
+    """The kind of recipient that a Subscription states; `provider` by default."""
     said = {
         extension.get("valueCode")
         for extension in subscription.get("extension", ())
@@ -38,7 +38,7 @@ def kind_of(subscription: Resource) -> RecipientKind:
 
 
 def panels_of(subscription: Resource) -> list[str]:
-    """The PCPs that the Subscription filters by, as it names them; none where it does not ask whose patient it is."""
+    """The PCPs that the Subscription filters by, as it names them; empty without such a filter."""
     return sorted(
         {
             value

@@ -1,4 +1,4 @@
-"""Activities of a care plan: planned by a reference or by a detail of their own."""
+"""The activities and goals of a care plan: their changes, titles and statuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def activity_changes(before: PlanState, after: PlanState, names: Names) -> Itera
 
 
 def _by_key(state: PlanState) -> dict[str, Activity]:
-    """The plan's activities by what makes them the same one: reference, else code or description, else outcome."""
+    """The plan's activities by a key that both states share: reference, else code, else description, else outcome."""
     found: dict[str, Activity] = {}
     for activity in state.plan.get("activity", ()):
         detail = activity.get("detail", {})
@@ -48,7 +48,7 @@ def _by_key(state: PlanState) -> dict[str, Activity]:
         key = key_of(activity.get("reference")) or code or words.concept(detail.get("code"))
         key = base = key or str(detail.get("description") or outcome)
         count = 1
-        while key in found:  # the same thing planned twice
+        while key in found:  # the same activity planned twice
             count += 1
             key = f"{base}\n{count}"
         found[key] = activity
@@ -56,7 +56,7 @@ def _by_key(state: PlanState) -> dict[str, Activity]:
 
 
 def activity_title(state: PlanState, activity: Activity, names: Names) -> str:
-    """What an activity is called."""
+    """The title of the resource that an activity refers to, else its detail's code, description or outcome."""
     planned, detail = activity.get("reference"), activity.get("detail", {})
     if planned:
         resource = state.find(key_of(planned))
@@ -71,7 +71,7 @@ def activity_title(state: PlanState, activity: Activity, names: Names) -> str:
 
 
 def activity_status(state: PlanState, activity: Activity) -> str:
-    """The status of an activity, or of what was requested for it."""
+    """The status of the resource that an activity refers to, else of its detail; empty without either."""
     resource = state.find(key_of(activity.get("reference"))) if "reference" in activity else None
     status = (resource or {}).get("status") or activity.get("detail", {}).get("status")
     return str(status or "")
@@ -93,7 +93,7 @@ def _activity_change(
 
 
 def _planned(state: PlanState, activity: Activity) -> Any:
-    """What counts of the resource behind an activity: its state, and what it is about."""
+    """The status and title of the resource that an activity refers to; None without one."""
     resource = state.find(key_of(activity.get("reference"))) if "reference" in activity else None
     return None if resource is None else (resource.get("status"), words.title(resource))
 
@@ -104,7 +104,7 @@ _ENDED_GOAL = frozenset({"cancelled", "rejected", "entered-in-error"})
 
 
 def goal_title(goal: Resource | None, reference: Mapping[str, Any] | None = None) -> str:
-    """A goal's description, else the display of what refers to it."""
+    """A goal's description, else the display of the reference to it."""
     return (words.title(goal) if goal else "") or str((reference or {}).get("display") or "a goal")
 
 
@@ -131,7 +131,7 @@ def _with_due(name: str, goal: Resource | None) -> str:
 
 
 def goal_standing(goal: Resource) -> str:
-    """A goal's lifecycle status, and its progress where that is known."""
+    """A goal's lifecycle status and, where stated, its achievement status."""
     progress = words.concept(goal.get("achievementStatus"))
     return words.listing((str(goal.get("lifecycleStatus", "")), progress))
 
@@ -142,13 +142,13 @@ def _is_met(goal: Resource) -> bool:
 
 
 def _goal_change(key: str, name: str, was: Resource, now: Resource) -> PlanChange:
-    standings = (goal_standing(was), goal_standing(now))
+    statuses = (goal_standing(was), goal_standing(now))
     if _is_met(now) and not _is_met(was):
-        return PlanChange("goal", "met", f"Goal met: {name}.", literal(key), *standings)
+        return PlanChange("goal", "met", f"Goal met: {name}.", literal(key), *statuses)
     ended = now.get("lifecycleStatus")
     if ended in _ENDED_GOAL and was.get("lifecycleStatus") not in _ENDED_GOAL:
         text = f"Goal dropped: {name} ({ended})."
-        return PlanChange("goal", "dropped", text, literal(key), *standings)
+        return PlanChange("goal", "dropped", text, literal(key), *statuses)
     if words.is_restricted(now):
         return PlanChange("goal", "changed", f"Goal changed: {name}.", literal(key))
     found = elements(was, now, _goal_element)

@@ -34,17 +34,17 @@ _BATCH = 100
 async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
     row = await finish(context, key)
     stored = await context.store.read("CarePlan", key)
-    told = await state_told(context, row)
-    if row is None or told is None or stored is None or stored.deleted:
+    last = await state_told(context, row)
+    if row is None or last is None or stored is None or stored.deleted:
         return
     now = await state.current(context.store, stored)
     if now.plan.get("status") in _ENDED:
         return
     clock = context.services.clock
-    if anniversary(row["told_at"]) > clock.now():  # told again since the timer was set
+    if anniversary(row["told_at"]) > clock.now():  # another notice was sent since the timer was set
         await remind(context, key, row["told_at"])
         return
-    changed = await changes_between(context, told, now)
+    changed = await changes_between(context, last, now)
     if not changed and await _is_acknowledged(context, row, now.plan):
         await remind(context, key, clock.now())
         return
@@ -54,10 +54,10 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
 
 async def _is_acknowledged(context: Context, row: Document, plan: Resource) -> bool:
     """Whether the practice has answered the last notice: by a Communication about it, or a completed Task."""
-    told_of = {f"Communication/{row['communication']}"}
+    notice = {f"Communication/{row['communication']}"}
     if "document" in row:
-        told_of.add(f"DocumentReference/{row['document']}")
-    terms = [f"focus={each}" for each in sorted(told_of)]
+        notice.add(f"DocumentReference/{row['document']}")
+    terms = [f"focus={each}" for each in sorted(notice)]
     tasks = {"terms": {"$in": terms, "$all": ["status=completed"]}}
     if await context.store.search("Task", tasks, 1):
         return True
@@ -68,20 +68,20 @@ async def _is_acknowledged(context: Context, row: Document, plan: Resource) -> b
     async with context.store.batches("Communication", filter_, read_ahead=_BATCH) as read:
         while rows := await read(_BATCH):
             for found in rows:
-                if _acknowledges(found, told_of):
+                if _acknowledges(found, notice):
                     return True
     return False
 
 
-def _acknowledges(row: Document, told_of: set[str]) -> bool:
-    """Whether somebody of a practice says in this Communication that one of these has arrived."""
+def _acknowledges(row: Document, notice: set[str]) -> bool:
+    """Whether a completed Communication, sent by a provider, responds to or is about a resource of the notice."""
     communication = decode_stored(row["text"])
     sender = key_of(communication.get("sender"))
     answered = (*communication.get("inResponseTo", ()), *communication.get("about", ()))
     return (
         communication["status"] == "completed"
         and sender.startswith(_ACKNOWLEDGERS)
-        and any(key_of(each) in told_of for each in answered)
+        and any(key_of(each) in notice for each in answered)
     )
 
 

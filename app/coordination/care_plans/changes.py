@@ -1,6 +1,6 @@
-"""What changed between two states of a care plan: as data, as Parameters and as sentences.
+"""The changes between two states of a care plan: as data, as Parameters and as sentences.
 
-Never about meta or narrative, nor about displays beside codes and references: they say nothing new.
+Meta, narrative, and displays beside codes and references are left out: they carry no information of their own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from app.coordination.care_plans.state import PlanState
 from app.coordination.care_plans.wording import Names
 from app.fhir.json import Resource
 
-# Elements that have a comparison of their own, or hold what they refer to.
+# Elements with a comparison of their own, and `contained`, which the comparison of the references to it covers.
 _JUDGED = UNTOLD | {"contained", "goal", "activity", "careTeam", "addresses", "period", "status"}
 
 
 def diff(before: PlanState, after: PlanState, names: Names) -> list[PlanChange]:
-    """The changes from one state to the other, the most telling ones first."""
+    """The changes from one state to the other, the most important ones first."""
     return [
         *_status(before, after),
         *_risk_tier(before, after),
@@ -117,7 +117,7 @@ def _risk_tier(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
 def _listed(
     before: PlanState, after: PlanState, element: str, kind: PlanChangeKind, names: Names
 ) -> Iterable[PlanChange]:
-    """References that came or went, each by its name."""
+    """The References added to and removed from an element."""
     old, new = before.referred(element), after.referred(element)
     called = {"addresses": "Condition addressed", "supportingInfo": "Supporting information"}
     label = called.get(element, f"Care plan's {SPACED.get(element, element)}")
@@ -130,7 +130,7 @@ def _listed(
 
 
 def _others(before: PlanState, after: PlanState, names: Names) -> Iterable[PlanChange]:
-    """Everything else of the plan: title, description, author, notes and so on."""
+    """The changes of the plan's other elements: title, description, author, notes and so on."""
     left, right = content(before.plan), content(after.plan)
     for name in sorted((left.keys() | right.keys()) - _JUDGED):
         if left.get(name) == right.get(name):

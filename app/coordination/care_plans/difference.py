@@ -1,4 +1,4 @@
-"""One change of a care plan, and what counts: never meta or narrative, nor displays beside codes and references."""
+"""One change of a care plan; meta, narrative, and displays beside codes and references never make one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _QUOTED_ENDS = (".”.", "!”.", "?”.", '.".', '!".', '?".')
 
 @dataclass(frozen=True, slots=True)
 class PlanChange:
-    """One change; `before` and `after` are words, empty where there was or is nothing to say."""
+    """One change; `before` and `after` are the values in words, empty where there was or is none."""
 
     kind: PlanChangeKind
     what: What
@@ -50,12 +50,12 @@ class PlanChange:
 
     @property
     def sentence(self) -> str:
-        """The text; where it ends in a quoted sentence, that one's full stop is enough."""
+        """The text, without its full stop where it ends in a quoted sentence that has one."""
         return self.text[:-1] if self.text.endswith(_QUOTED_ENDS) else self.text
 
 
 def normalised(value: Any) -> Any:
-    """A value without what says nothing: element ids, and displays beside codes and references."""
+    """A value without element ids, and without displays beside codes and references."""
     if isinstance(value, list):
         return [normalised(child) for child in value]
     if not isinstance(value, dict):
@@ -65,12 +65,12 @@ def normalised(value: Any) -> Any:
 
 
 def content(resource: Resource | None) -> Any:
-    """All of a resource that may make a change."""
+    """The elements of a resource whose differences are changes, normalised."""
     return normalised({k: v for k, v in (resource or {}).items() if k not in UNTOLD})
 
 
 def literal(key: str) -> str:
-    """The key of a Reference where it is a relative literal one, as parts may state it."""
+    """The key of a Reference where it is a relative literal reference, else an empty string."""
     return key if "/" in key and "|" not in key and " " not in key else ""
 
 
@@ -78,7 +78,7 @@ ToldChange = tuple[str, str, str]
 
 
 def elements(was: Resource, now: Resource, render: Callable[[str, Any], str]) -> list[ToldChange]:
-    """The elements that differ: what each is called, and its value before and after."""
+    """The elements that differ: the name of each in words, and its value before and after."""
     left, right = content(was), content(now)
     names = sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
     return [
@@ -93,12 +93,13 @@ def told(name: str, old: str, new: str) -> str:
     return f"{name}: {new or 'none'}, was {old or 'none'}"
 
 
-def sides(told: Sequence[ToldChange], side: int) -> str:
-    return "; ".join(f"{one[0]}: {one[side]}" for one in told if one[side])
+def sides(changes: Sequence[ToldChange], side: int) -> str:
+    """The names and the values before (`side` 1) or after (`side` 2) the changes."""
+    return "; ".join(f"{one[0]}: {one[side]}" for one in changes if one[side])
 
 
 def plain(value: Any, names: Names | None = None) -> str:
-    """A value in words, as far as it has short ones."""
+    """A value in words: a primitive, Reference, CodeableConcept or Coding; other data types are left out."""
     found = []
     for one in each(value):
         if not isinstance(one, dict):

@@ -2,8 +2,8 @@
 
 https://hl7.org/fhir/R4/documents.html
 
-Everything that it refers to is inside; a reference that leads elsewhere is kept in words with the address it had.
-A document never changes: each has an id of its own, and a later one replaces it.
+The Bundle holds the resources that its references lead to; a reference to any other becomes an identifier (its URL) and
+a display. A document never changes: each has an id of its own, and a later one replaces it.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _is_custodian(plan: Resource, key: str) -> bool:
 def _settled(
     resource: Resource, inside: Mapping[str, Resource], names: Names, base_url: str
 ) -> Resource:
-    """A copy all of whose references lead to something inside; the others are words."""
+    """A copy whose references all resolve inside the Bundle; any other is replaced by identifier and display."""
     settled: Resource = copy.deepcopy(resource)
     stack: list[Any] = [settled]
     while stack:
@@ -219,7 +219,7 @@ def _put_in_words(element: dict[str, Any], literal: str, base_url: str) -> None:
 
 
 def _labels(record: PlanRecord) -> list[dict[str, Any]]:
-    """The plan's own labels: what is more confidential than the plan is not in its document."""
+    """The plan's own labels; but for the Patient no restricted resource is in its document (record.py)."""
     return [dict(label) for label in record.state.plan.get("meta", {}).get("security", ())]
 
 
@@ -228,7 +228,7 @@ def _labelled(bundle: Resource, record: PlanRecord) -> Resource:
     return {**bundle, "meta": {"security": labels}} if labels else bundle
 
 
-# The sections of a care plan's document: what each tells in words, and the resources behind it.
+# The sections of a care plan's document: the text of each, and the resources that it lists.
 
 _EMPTY = "http://terminology.hl7.org/CodeSystem/list-empty-reason"
 # Title, LOINC code, and the section of the record.
@@ -244,13 +244,13 @@ _RECORD_SECTIONS = (
 
 
 def sections(record: PlanRecord, changes: Sequence[str] | None) -> list[dict[str, Any]]:
-    """All sections in their order; the first tells what changed, where that is asked for."""
+    """All sections in their order; with `changes` the first section lists them."""
     found = [*_of_plan(record), *_of_record(record)]
     return found if changes is None else [_changes(changes), *found]
 
 
 def _of_plan(record: PlanRecord) -> list[dict[str, Any]]:
-    """What the plan itself tells."""
+    """The sections from the plan itself."""
     state, plan = record.state, record.state.plan
     activities = [
         key_of(each["reference"]) for each in plan.get("activity", ()) if "reference" in each
@@ -268,18 +268,18 @@ def _of_plan(record: PlanRecord) -> list[dict[str, Any]]:
         *(key for key in supporting if key.startswith("RiskAssessment/")),
     ]
     teams, goals = list(state.referred("careTeam")), list(state.referred("goal"))
-    told = (
+    parts = (
         ("Care team", "85847-2", narrative.care_team(record), teams),
         ("Health concerns", "75310-3", narrative.concerns(record), concerned),
         ("Goals", "61146-7", narrative.goals(record), goals),
         ("Interventions", "62387-6", narrative.interventions(record), activities),
         ("Evaluations and outcomes", "11383-7", narrative.outcomes(record), results),
     )
-    return [_part(*each, record) for each in told]
+    return [_part(*each, record) for each in parts]
 
 
 def _of_record(record: PlanRecord) -> list[dict[str, Any]]:
-    """What the patient's record tells besides."""
+    """The sections from the rest of the patient's record."""
     found = []
     for title, code, name in _RECORD_SECTIONS:
         section = record.sections.get(name, Section())
@@ -308,7 +308,7 @@ def _changes(lines: Sequence[str]) -> dict[str, Any]:
 def _part(
     title: str, code: str, markup: str, keys: Sequence[str], record: PlanRecord
 ) -> dict[str, Any]:
-    """One section; without anything to tell it says so."""
+    """One section; without content its text says that nothing is known."""
     section: dict[str, Any] = {
         "title": title,
         "code": {"coding": [{"system": LOINC, "code": code}]},

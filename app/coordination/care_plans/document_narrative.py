@@ -39,23 +39,23 @@ def div(*blocks: str) -> str:
 
 
 def text(value: str) -> str:
-    """Words as markup."""
+    """Text as markup: escaped, and without characters that XML cannot hold."""
     return escape(value.translate(_UNWRITABLE), quote=True)
 
 
 def paragraph(label: str, value: str) -> str:
-    """A labelled line; nothing where there is nothing to say."""
+    """A labelled line; empty for an empty value."""
     return f"<p><b>{text(label)}:</b> {text(value)}</p>" if value else ""
 
 
 def items(lines: Iterable[str]) -> str:
-    """A list of lines; nothing for none."""
+    """A list of lines; empty for none."""
     found = "".join(f"<li>{text(line)}</li>" for line in lines if line)
     return f"<ul>{found}</ul>" if found else ""
 
 
 def overview(record: PlanRecord) -> str:
-    """Who and what the document is about, and whom to call: what a reader needs first."""
+    """The point of contact, the patient and the plan's main elements: what a reader needs first."""
     state, plan = record.state, record.state.plan
     patient = record.patient
     return div(
@@ -72,7 +72,7 @@ def overview(record: PlanRecord) -> str:
 
 
 def care_team(record: PlanRecord) -> str:
-    """Everybody, the point of contact first."""
+    """The members of the care teams, the point of contact first."""
     first = point_of_contact(record.state)
     others = [
         participant
@@ -88,7 +88,7 @@ def care_team(record: PlanRecord) -> str:
 
 
 def concerns(record: PlanRecord) -> str:
-    """What the plan addresses, and what worries the patient and the team."""
+    """The risk tier, the Conditions that the plan addresses, and the patient's health concerns."""
     state, section = record.state, record.sections.get("concerns", Section())
     addressed = state.referred("addresses")
     lines = [
@@ -107,7 +107,7 @@ def concerns(record: PlanRecord) -> str:
 
 
 def goals(record: PlanRecord) -> str:
-    """The goals: what, how far, until when, whose."""
+    """The goals, one a line."""
     lines = []
     for key, reference in record.state.referred("goal").items():
         goal = record.find(key) or record.state.find(key)
@@ -116,7 +116,7 @@ def goals(record: PlanRecord) -> str:
 
 
 def interventions(record: PlanRecord) -> str:
-    """What is done, by the condition it is done for."""
+    """The activities, grouped by the condition that each is for."""
     groups: dict[str, list[str]] = {}
     for activity in record.state.plan.get("activity", ()):
         reason, line = activity_line(activity, record)
@@ -128,24 +128,24 @@ def interventions(record: PlanRecord) -> str:
 
 
 def listed(section: Section, line: Callable[[Resource], str]) -> str:
-    """A section's resources, one a line, and how many are left out."""
+    """A section's resources, one a line, and the number left out."""
     return items(line(each) for each in section.resources) + withheld(section)
 
 
 def withheld(section: Section) -> str:
-    """That something is left out, but not what."""
+    """The number of entries that are left out because they are confidential; empty for none."""
     if not section.withheld:
         return ""
     return f"<p>{section.withheld} confidential entries are left out.</p>"
 
 
 def change_list(lines: Sequence[str]) -> str:
-    """What changed, one a line."""
+    """The changes, one a line."""
     return items(lines) or "<p>Nothing has changed.</p>"
 
 
 def outcomes(record: PlanRecord) -> str:
-    """What came of activities and goals."""
+    """The outcomes of activities and goals."""
     lines = []
     for activity in record.state.plan.get("activity", ()):
         found = [
@@ -155,14 +155,14 @@ def outcomes(record: PlanRecord) -> str:
             for each in activity.get("outcomeReference", ())
         ]
         found.append(words.concept(activity.get("outcomeCodeableConcept")))
-        told = "; ".join(each for each in found if each)
-        if told:
-            lines.append(f"{activity_title(record.state, activity, record.names)}: {told}")
+        shown = "; ".join(each for each in found if each)
+        if shown:
+            lines.append(f"{activity_title(record.state, activity, record.names)}: {shown}")
     for key, reference in record.state.referred("goal").items():
         goal = record.find(key)
-        told = words.listing(
+        shown = words.listing(
             words.reference(each, record.names) for each in (goal or {}).get("outcomeReference", ())
         )
-        if told:
-            lines.append(f"{goal_title(goal, reference)}: {told}")
+        if shown:
+            lines.append(f"{goal_title(goal, reference)}: {shown}")
     return items(lines)

@@ -1,4 +1,4 @@
-"""What care plans and records hold, one line for each thing."""
+"""Resources of a care plan and of a patient's record, each as one line of text."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def activity_line(activity: Mapping[str, Any], record: PlanRecord) -> tuple[str,
 
 
 def resource_line(resource: Resource) -> str:
-    """A resource of the record: what it is, its value, status and date."""
+    """A resource of the record: its title, value, dosage, clinical status and date."""
     when = next(
         (
             words.day(resource[name])
@@ -146,7 +146,7 @@ def resource_line(resource: Resource) -> str:
 
 
 def encounter_line(encounter: Resource) -> str:
-    """A stay: kind, where, when, why."""
+    """A stay: class, type, provider, period, reason and status."""
     return words.listing(
         (
             words.concept(encounter.get("class")),

@@ -1,4 +1,4 @@
-"""The people around a care plan: who is in its teams, whom to call first, and what changed about them."""
+"""The members of a care plan's teams, its point of contact, and the changes of both."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from app.fhir.codes import POINT_OF_CONTACT
 from app.fhir.json import Resource
 
 Participant = Mapping[str, Any]
-# What happened, as a sentence, to whom, and what it was before and after.
+# The fields of a PlanChange after its kind: what, text, reference, before and after.
 Found = tuple[Literal["added", "removed", "changed"], str, str, str, str]
 
 _CARE_COORDINATOR = "768820003"
 
 
 def teams(state: PlanState) -> list[Resource]:
-    """The plan's care teams, as far as they are known."""
+    """The plan's care teams, as far as the state holds them."""
     return [team for key in state.referred("careTeam") if (team := state.find(key)) is not None]
 
 
 def point_of_contact(state: PlanState) -> Participant | None:
-    """The member of the teams whom everybody calls first: said so, else the care coordinator."""
+    """The member of the teams to call first: one marked as point of contact, else the care coordinator."""
     everybody = [one for team in teams(state) for one in team.get("participant", ())]
     stated = next((one for one in everybody if _is_stated(one)), None)
     return stated or next(
@@ -33,7 +33,7 @@ def point_of_contact(state: PlanState) -> Participant | None:
 
 
 def _is_stated(participant: Participant) -> bool:
-    """By our role code, or by an extension that says so, as the one for transitions of care does."""
+    """Whether a participant is marked by our role code or by an extension, such as that for transitions of care."""
     if POINT_OF_CONTACT in words.codes(participant.get("role")):
         return True
     return any(
@@ -44,23 +44,23 @@ def _is_stated(participant: Participant) -> bool:
 
 
 def member_name(participant: Participant, names: Names) -> str:
-    """Who a participant is."""
+    """The name of a participant's member, else of the organization it acts for."""
     member = participant.get("member") or participant.get("onBehalfOf")
     return words.reference(member, names) or "a member without a name"
 
 
 def described(participant: Participant, names: Names) -> str:
-    """Who a participant is, in which role, until when."""
+    """A participant's name, role, and end of its period."""
     details = [words.concept(participant.get("role"))]
     if end := words.day(participant.get("period", {}).get("end")):
         details.append(f"until {end}")
-    told = words.listing(details)
+    shown = words.listing(details)
     name = member_name(participant, names)
-    return f"{name} ({told})" if told else name
+    return f"{name} ({shown})" if shown else name
 
 
 def team_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[Found]:
-    """Members who came, went or have another role, and another point of contact."""
+    """Members added, removed or with another role, and another point of contact."""
     old, new = _members(before), _members(after)
     for key in dict.fromkeys((*new, *old)):
         was, now = words.listing(old.get(key, ())), words.listing(new.get(key, ()))
@@ -83,7 +83,7 @@ def _as(role: str) -> str:
 
 
 def _members(state: PlanState) -> dict[str, list[str]]:
-    """The roles of each member, with the end of each; without any team that is known, the teams themselves."""
+    """The roles of each member with their ends; a team that the state does not hold counts as a member itself."""
     found: dict[str, list[str]] = {}
     for key, reference in state.referred("careTeam").items():
         team = state.find(key)
@@ -95,9 +95,9 @@ def _members(state: PlanState) -> dict[str, list[str]]:
             role = words.concept(participant.get("role"))
             end = words.day(participant.get("period", {}).get("end"))
             on_behalf = key_of(participant.get("onBehalfOf")) if "member" in participant else ""
-            told = " ".join(part for part in (role, f"until {end}" if end else "") if part)
+            shown = " ".join(part for part in (role, f"until {end}" if end else "") if part)
             found.setdefault(member or role, []).append(
-                f"{told} for {on_behalf}" if on_behalf else told
+                f"{shown} for {on_behalf}" if on_behalf else shown
             )
     return {key: sorted(roles) for key, roles in found.items()}
 
@@ -112,7 +112,7 @@ def _name(key: str, before: PlanState, after: PlanState, names: Names) -> str:
 
 
 def contact_words(state: PlanState, names: Names) -> str:
-    """Whom to call first, with the team's own telephone where it has one."""
+    """The name of the point of contact, with the teams' own telephone numbers."""
     participant = point_of_contact(state)
     name = member_name(participant, names) if participant else ""
     number = words.listing(words.phone(team) for team in teams(state))

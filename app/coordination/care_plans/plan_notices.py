@@ -1,10 +1,10 @@
-"""Telling of a care plan: once for each state that differs from the one told last, whatever is repeated or dies.
+"""Notices about care plans: one for each state that differs from the last one sent, whatever is repeated or fails.
 
     plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication, pending?}
 
-`versions` pin the state that was told last, `shown` the one in the last document. A notice is first put down as
-`pending` with the versions it tells of; whoever finds one there carries it out, which twice makes nothing twice: the
-ids of what it stores, and the key of its event, come from the plan and the notice's number.
+`versions` pin the state in the last notice, `shown` the one in the last document. A notice is first written as
+`pending` with its versions; any process that finds one carries it out. Doing so twice stores nothing twice: the ids of
+its resources, and the key of its event, come from the plan and the notice's number.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _ONLY_NEW = Preconditions(if_none_match="*")
 
 
 async def record_of(context: Context, plan_id: str) -> Document | None:
-    """What is known of earlier notices about a plan."""
+    """The row of a plan's notices; None before the first one."""
     found: Document | None = await _rows(context).find_one({"_id": plan_id})
     return found
 
 
 async def finish(context: Context, plan_id: str) -> Document | None:
-    """Carry out what was put down and not done; returns the record as it is then."""
+    """Carry out the pending notice, if there is one; returns the row as it is then."""
     row = await record_of(context, plan_id)
     while row is not None and "pending" in row:
         await _carry_out(context, row)
@@ -62,7 +62,7 @@ async def finish(context: Context, plan_id: str) -> Document | None:
 async def tell(
     context: Context, plan_id: str, kind: NoticeKind, row: Document | None, versions: dict[str, int]
 ) -> bool:
-    """Put down a notice about the plan in these versions and carry it out; False where another was put down first."""
+    """Write a notice about the plan in these versions and carry it out; False where another was written first."""
     number = (row or {}).get("number", 0)
     pending = {
         "number": number + 1,
@@ -89,7 +89,7 @@ async def tell(
 async def state_told(
     context: Context, row: Document | None, what: str = "versions"
 ) -> PlanState | None:
-    """The state that was told last, or the one in the last document (`shown`)."""
+    """The state in the last notice, or in the last document (`shown`); None without one."""
     if row is None or not row.get(what):
         return None
     return await care_plan_state.pinned(context.store, row["_id"], dict(row[what]))
@@ -98,7 +98,7 @@ async def state_told(
 async def changes_between(
     context: Context, before: PlanState, after: PlanState
 ) -> list[PlanChange]:
-    """What changed, with the names of everybody concerned."""
+    """The changes from one state to the other, with the names of the resources that both refer to."""
     resources = [before.plan, after.plan, *before.others.values(), *after.others.values()]
     names = await care_plan_state.names_of(context.store, resources)
     return care_plan_changes.diff(before, after, names)
@@ -124,7 +124,7 @@ async def _carry_out(context: Context, row: Document) -> None:
 
 
 async def _notice(context: Context, row: Document) -> PlanNotice | None:
-    """The notice that was put down; None where its versions are no longer stored."""
+    """The pending notice; None where its version of the plan is no longer stored."""
     pending = row["pending"]
     state = await care_plan_state.pinned(context.store, row["_id"], dict(pending["versions"]))
     if state is None:
@@ -141,16 +141,16 @@ async def _notice(context: Context, row: Document) -> PlanNotice | None:
 
 
 async def _send(context: Context, notice: PlanNotice, row: Document) -> Document:
-    """Store what the notice carries and raise its event; returns what the record remembers of it."""
+    """Store the resources of a notice and raise its event; returns the fields of the row to set."""
     known: Document = {}
     carried: list[str] = []
     if notice.kind in ("created", "yearly"):
         known["document"] = notice.id("document-reference")
         carried = await _store_document(context, notice, row.get("document"))
         carried.append(f"Bundle/{notice.id('document')}")
-    told = communication(notice, carried)
-    await once(context, told)
-    known["communication"] = told["id"]
+    message = communication(notice, carried)
+    await once(context, message)
+    known["communication"] = message["id"]
     topic = REVIEW_TOPIC if notice.kind == "yearly" else CHANGE_TOPIC
     key = f"CarePlan/{notice.plan}"
     await context.store.raise_event(
@@ -159,13 +159,13 @@ async def _send(context: Context, notice: PlanNotice, row: Document) -> Document
         key=f"{notice.plan} {notice.number}",
         at=notice.at,
         trigger=coding(notice),
-        context=[f"Communication/{told['id']}", *carried],
+        context=[f"Communication/{message['id']}", *carried],
     )
     return known
 
 
 async def _store_document(context: Context, notice: PlanNotice, earlier: str | None) -> list[str]:
-    """The document and its DocumentReference; the earlier one is superseded. Returns the reference's."""
+    """Store the document and its DocumentReference, supersede the earlier one; returns the new one's reference."""
     own_id = notice.id("document-reference")
     changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
     edition = Edition(notice.id("document"), notice.at, context.base_url, earlier, changes)
@@ -188,7 +188,7 @@ async def _supersede(context: Context, earlier: str) -> None:
 
 
 async def once(context: Context, resource: Resource) -> None:
-    """Store a resource under its id, unless something is there or was there."""
+    """Store a resource under its id, unless one is stored there or was deleted there."""
     resource_type, resource_id = resource["resourceType"], resource["id"]
     if await context.store.read(resource_type, resource_id) is not None:
         return
@@ -199,7 +199,7 @@ async def once(context: Context, resource: Resource) -> None:
 
 
 async def remind(context: Context, plan_id: str, told_at: datetime) -> None:
-    """Set the yearly review of a plan to the anniversary of a notice."""
+    """Set the timer of a plan's yearly review to the anniversary of a notice."""
     await context.services.get(Timers).set(REVIEW_TIMER, plan_id, anniversary(told_at))
 
 
@@ -215,7 +215,7 @@ def _rows(context: Context) -> Any:
     return context.services.mongo.collection(NOTICES)
 
 
-# What one notice about a care plan says: its trigger, its words, and the Communication that keeps them.
+# The content of one notice about a care plan: its trigger, its text, and the Communication that holds them.
 
 NoticeKind = Literal["created", "changed", "deleted", "yearly"]
 _CODE_OF = {
@@ -231,7 +231,7 @@ _CODE_OF = {
 
 @dataclass(frozen=True, slots=True)
 class PlanNotice:
-    """One notice about a plan: what kind, which one, when, of which state, compared with which."""
+    """One notice about a plan: its kind and number, its time, the state it is about, and the changes since the last."""
 
     plan: str
     kind: NoticeKind
@@ -241,12 +241,12 @@ class PlanNotice:
     changes: Sequence[PlanChange]
 
     def id(self, what: str) -> str:
-        """The id of something that this notice stores."""
+        """The id of a resource that this notice stores."""
         return stable_id(f"care-plan-{what}", self.plan, str(self.number))
 
 
 def coding(notice: PlanNotice) -> dict[str, str]:
-    """What has happened: the trigger of the notice and the category of its Communication."""
+    """The Coding for the trigger of the notice and the category of its Communication."""
     if notice.kind == "yearly":
         return _coding(CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS, "yearly")
     if notice.kind == "created":
@@ -262,7 +262,7 @@ def _coding(system: str, displays: dict[str, str], code: str) -> dict[str, str]:
 
 
 def communication(notice: PlanNotice, carried: Sequence[str]) -> Resource:
-    """What is told, in words and as contained Parameters; of a first copy, where the document is."""
+    """The Communication of a notice: text, the changes (unless the plan is new), and what it carries by reference."""
     plan = {"reference": f"CarePlan/{notice.plan}"}
     patient = subject_of(notice.state.plan)
     payload: list[dict[str, Any]] = [{"contentString": told(notice)}]

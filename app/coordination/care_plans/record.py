@@ -1,4 +1,4 @@
-"""What the record holds for a care plan's document: what its sections tell, and nothing of other patients."""
+"""The resources for a care plan's document, read from the patient's record; none is about another patient."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader
 
-# The newest of a type that are looked at, and that a section of observations shows.
+# How many of a type are read, newest first, and how many a section of observations shows.
 _MOST, _MOST_OBSERVATIONS = 500, 20
-# What the whole document may hold.
+# How many entries the whole document may hold.
 MOST_ENTRIES = 400
 _YEAR = timedelta(days=365)
 _STAYS = frozenset({"ACUTE", "EMER", "IMP", "NONAC", "OBSENC", "SS"})
@@ -26,7 +26,7 @@ _REFUTED = frozenset({"entered-in-error", "refuted"})
 _ADVANCE_DIRECTIVES = frozenset({"42348-3", "acd", "dnr", "hcd", "polst", "advance-directive"})
 # From these no reference is followed: they lead to other patients or to how this server sends.
 _LEAVES = frozenset({"Endpoint", "Group", "List", "Patient", "RelatedPerson", "Subscription"})
-# Never brought along just because something refers to them.
+# Never included just because a resource refers to them.
 _NOT_FOLLOWED = frozenset(
     {
         "Binary",
@@ -43,7 +43,7 @@ _NOT_FOLLOWED = frozenset(
 
 @dataclass(slots=True)
 class Section:
-    """What one section tells: its resources, and how many were left out because they are confidential."""
+    """One section: its resources, and how many were left out because they are confidential."""
 
     resources: list[Resource] = field(default_factory=list)
     withheld: int = 0
@@ -60,12 +60,12 @@ class PlanRecord:
     names: Names
 
     def find(self, key: str) -> Resource | None:
-        """What a reference leads to inside the document, contained resources of the plan included."""
+        """The resource of the document that a reference leads to, contained resources of the plan included."""
         return self.state.find(key) if key.startswith("#") else self.entries.get(key)
 
 
 async def gather(store: Reader, state: PlanState, now: datetime) -> PlanRecord:
-    """Everything that the document of a plan in this state tells."""
+    """The resources for the document of a plan in this state; stays count up to a year before `now`."""
     patient_key = subject_of(state.plan)
     sections = await _sections(store, state, patient_key, now) if patient_key else {}
     plan_key = f"CarePlan/{state.plan['id']}"
@@ -117,7 +117,7 @@ async def _sections(
 
 
 def _of_conditions(conditions: Sequence[Resource], state: PlanState) -> dict[str, Section]:
-    """What worries, and what is a problem; a Condition that the plan names may be both."""
+    """The live Conditions as concerns and as problems; a problem that the plan refers to is a concern too."""
     named = {*state.referred("addresses"), *state.referred("supportingInfo")}
     live = [
         (each, "health-concern" in codes(each.get("category")))
@@ -176,7 +176,7 @@ def _is_recent_stay(encounter: Resource, now: datetime) -> bool:
 
 
 async def _follow(store: Reader, found: dict[str, Resource], patient: str | None) -> None:
-    """Add what these resources refer to, and what that refers to, as far as it belongs into this document."""
+    """Add what these refer to, and so on, up to MOST_ENTRIES; nothing restricted or about another patient."""
     frontier = list(found)
     while frontier and len(found) < MOST_ENTRIES:
         wanted = {
@@ -206,7 +206,7 @@ def _targets(value: Any) -> Iterable[str]:
         if isinstance(value.get("reference"), str):
             yield key_of(value)
         for name, child in value.items():
-            # Other records of the patient, and whom the patient is merged with, are not followed.
+            # Other records of the patient, and those the patient is merged with, are not followed.
             if not (name == "link" and value.get("resourceType") == "Patient"):
                 yield from _targets(child)
     elif isinstance(value, list):

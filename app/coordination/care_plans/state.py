@@ -1,6 +1,6 @@
 """A care plan as its recipient knows it: the plan with its goals, activities, care teams and risk tier at one moment.
 
-A state is read by the versions it is made of, so the same state can be read again at any time.
+A state is named by the versions it is made of, so it can be read again at any time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _MOST_FLAGS = 200
 
 @dataclass(frozen=True, slots=True)
 class PlanState:
-    """`others` are what the plan refers to, by relative reference; `versions` those of all, the plan's included."""
+    """`others`: the `followed` resources and flags, by relative reference; `versions`: of all, the plan included."""
 
     plan: Resource
     others: Mapping[str, Resource] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
 
     def find(self, key: str) -> Resource | None:
-        """What a reference of the plan leads to, contained resources included."""
+        """The resource that a reference of the plan leads to, contained ones included."""
         if key.startswith("#"):
             return next(
                 (each for each in self.plan.get("contained", ()) if each.get("id") == key[1:]), None
@@ -38,7 +38,7 @@ class PlanState:
         return self.others.get(key)
 
     def referred(self, element: str) -> dict[str, Mapping[str, Any]]:
-        """The plan's References in an element, by what they lead to."""
+        """The plan's References in an element, by their keys."""
         return {key_of(each): each for each in self.plan.get(element, ()) if key_of(each)}
 
     @property
@@ -71,7 +71,7 @@ def subject_of(plan: Resource) -> str | None:
 
 
 async def current(store: Reader, plan: ResourceVersion) -> PlanState:
-    """The plan in this version with everything else as it is now."""
+    """The plan in this version with the other resources as they are now."""
     resource = plan.resource()
     keys = [target for key in followed(resource) if (target := split(key))]
     stored = dict(await store.read_many(keys))
@@ -81,7 +81,7 @@ async def current(store: Reader, plan: ResourceVersion) -> PlanState:
 
 
 async def pinned(store: Reader, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
-    """The state that is made of these versions; None where the plan's is no longer stored."""
+    """The state made of these versions; None where the plan's is no longer stored."""
     plan = await _version(store, f"CarePlan/{plan_id}", versions)
     if plan is None:
         return None
@@ -115,7 +115,7 @@ async def at_time(store: Reader, plan_id: str, moment: datetime) -> PlanState | 
 
 
 async def names_of(store: Reader, resources: Iterable[Resource]) -> dict[str, str]:
-    """What everything that these resources refer to is called, by relative reference."""
+    """The titles of the resources that these refer to, by relative reference."""
     keys = {key for resource in resources for key in _references(resource)}
     targets = [target for key in sorted(keys) if (target := split(key))]
     found = await store.read_many(targets)

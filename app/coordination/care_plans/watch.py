@@ -1,8 +1,8 @@
-"""Care plans are watched: what matters in one is told once it has been quiet for a while.
+"""Changes of care plans become notices, each once the plan has been quiet for a while.
 
 A change of a plan, of a Goal, care team or activity that it refers to, or of the patient's risk tier, sets a timer for
-the plan, unless one runs. When it fires, the plan is compared with what was told last: many edits make one notice with
-their sum, edits that were undone none.
+the plan, unless one runs. When it fires, the plan is compared with the state in the last notice: many edits make one
+notice with their sum, edits that were undone none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from app.records.versions import ResourceVersion
 from app.store.events import Event
 
 QUIET_TIMER = "care-plan-quiet"
-# Under which search parameter plans refer to these.
+# The search parameters by which plans refer to these types.
 _PARAMETERS = {
     "CareTeam": "care-team",
     "Goal": "goal",
@@ -59,12 +59,12 @@ _locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary
 
 
 async def _watch(context: Context, event: Event) -> None:
-    """React to a change: set the timers of the plans that it concerns, or tell of each at once."""
+    """Set the timers of the plans that a change concerns; without a quiet period send their notices at once."""
     if event.resource is not None and content(event.resource) == content(event.previous):
         return
     quiet = timedelta(seconds=context.settings.plan_quiet_period)
     for plan in await _plans(context, event):
-        if not await _is_told_of(context, plan, event):
+        if not await _has_notices(context, plan, event):
             continue
         if not quiet:
             await tell_of(context, plan.id, event)
@@ -96,8 +96,8 @@ async def _plans(context: Context, event: Event) -> list[ResourceVersion]:
     return [plan for plan in plans if key in followed(plan.resource())]
 
 
-async def _is_told_of(context: Context, plan: ResourceVersion, event: Event) -> bool:
-    """Whether anybody hears of this plan: from when it is first active."""
+async def _has_notices(context: Context, plan: ResourceVersion, event: Event) -> bool:
+    """Whether notices about this plan are sent: from when it is first active."""
     resource = event.resource if event.type == "CarePlan" else plan.resource()
     if resource is not None and resource.get("status") == "active":
         return True
@@ -105,24 +105,24 @@ async def _is_told_of(context: Context, plan: ResourceVersion, event: Event) -> 
 
 
 async def tell_of(context: Context, plan_id: str, event: Event | None = None) -> None:
-    """Tell what differs from what was told last; with an `event`, what that alone made different."""
+    """Send a notice of what differs from the last one; with an `event`, of what that event alone made different."""
     lock = _locks.setdefault((context.services.store.owner, plan_id), asyncio.Lock())
     async with lock:
         while True:
             row = await finish(context, plan_id)
-            told = await state_told(context, row)
-            found = await _now(context, plan_id, event, told)
+            last = await state_told(context, row)
+            found = await _now(context, plan_id, event, last)
             if found is None:
-                if told is None or row is None:
+                if last is None or row is None:
                     return
                 if not await tell(context, plan_id, "deleted", row, dict(row["versions"])):
                     continue
                 return
-            if told is None:
+            if last is None:
                 if found.plan.get("status") != "active":
                     return
                 done = await tell(context, plan_id, "created", row, dict(found.versions))
-            elif await changes_between(context, told, found):
+            elif await changes_between(context, last, found):
                 done = await tell(context, plan_id, "changed", row, dict(found.versions))
             else:
                 return
@@ -131,27 +131,27 @@ async def tell_of(context: Context, plan_id: str, event: Event | None = None) ->
 
 
 async def _now(
-    context: Context, plan_id: str, event: Event | None, told: PlanState | None
+    context: Context, plan_id: str, event: Event | None, last: PlanState | None
 ) -> PlanState | None:
-    """The state to tell of; None where the plan is gone."""
+    """The state for the next notice; None where the plan is deleted."""
     plan = await context.store.read("CarePlan", plan_id)
-    if event is None or told is None:
+    if event is None or last is None:
         if event is not None and event.type == "CarePlan" and event.resource is not None:
             plan = await context.store.vread("CarePlan", plan_id, event.version)
         return None if plan is None or plan.deleted else await state.current(context.store, plan)
     if event.type == "CarePlan" and event.resource is None:
         return None
-    return await _with_event(context, plan_id, event, told)
+    return await _with_event(context, plan_id, event, last)
 
 
 async def _with_event(
-    context: Context, plan_id: str, event: Event, told: PlanState
+    context: Context, plan_id: str, event: Event, last: PlanState
 ) -> PlanState | None:
-    """What was told last, with this event's version in it and what that version adds."""
+    """The state in the last notice with this event's version in it, and the resources that the version adds."""
     key, plan_key = f"{event.type}/{event.resource_id}", f"CarePlan/{plan_id}"
-    versions = dict(told.versions)
+    versions = dict(last.versions)
     if event.version <= versions.get(key, 0):
-        return told
+        return last
     versions[key] = event.version
     plan = await context.store.vread("CarePlan", plan_id, versions[plan_key])
     if plan is None or plan.deleted:

@@ -1,7 +1,7 @@
-"""What care plans hold, in words that people read: for notices, documents and answers alike.
+"""Elements of care plans as text for people: in notices, documents and operation results.
 
-Pure functions over decoded JSON. `Names` maps references to what they lead to, in words; a reference without an entry
-is told by its own display.
+Pure functions over decoded JSON. `Names` maps references to the titles of their targets; a reference without an entry
+is shown by its own display.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Names = Mapping[str, str]
 
 WITHHELD = "(withheld: confidential)"
 _NORMAL = labels.level(labels.NONE)
-# Where a resource of this type has what it is called, in the order of preference.
+# The elements that hold the title of a resource of this type, in order of preference.
 _TITLES = {
     "Appointment": ("description", "serviceType", "appointmentType"),
     "CarePlan": ("title", "description"),
@@ -43,7 +43,7 @@ def each(value: Any) -> Sequence[Any]:
 
 
 def key_of(reference: Mapping[str, Any] | None) -> str:
-    """What a Reference leads to, without a version; its identifier or display where it leads nowhere."""
+    """The key of a Reference: its literal reference without a version, else its identifier, else its display."""
     if not reference:
         return ""
     literal = reference.get("reference")
@@ -56,7 +56,7 @@ def key_of(reference: Mapping[str, Any] | None) -> str:
 
 
 def concept(value: Any) -> str:
-    """A CodeableConcept or Coding, or several of them."""
+    """A CodeableConcept or Coding, or several of them, as text."""
     found = []
     for one in each(value):
         if "text" in one:
@@ -81,7 +81,7 @@ def codes(value: Any) -> frozenset[str]:
 
 
 def reference(value: Mapping[str, Any] | None, names: Names) -> str:
-    """A Reference: what it leads to, else its display, else itself."""
+    """A Reference as text: the name of its target, else its display, else its key."""
     if not value:
         return ""
     key = key_of(value)
@@ -137,7 +137,7 @@ def choice(element: Mapping[str, Any], name: str) -> str:
 
 
 def timing(value: Mapping[str, Any]) -> str:
-    """A Timing: how often, or its own words."""
+    """A Timing: its code, else how often, else its bounds or events."""
     if "code" in value:
         return concept(value["code"])
     repeat = value.get("repeat", {})
@@ -150,7 +150,7 @@ def timing(value: Mapping[str, Any]) -> str:
 
 
 def human_name(value: Any) -> str:
-    """The first HumanName, as it is written or put together."""
+    """The first HumanName: its text, else its parts."""
     for name in each(value):
         if "text" in name:
             return str(name["text"])
@@ -171,7 +171,7 @@ def phone(resource: Mapping[str, Any] | None) -> str:
 
 
 def title(resource: Resource) -> str:
-    """What a resource is called; empty where it does not say."""
+    """The title of a resource; empty where it has none, WITHHELD where it is restricted."""
     if is_restricted(resource):
         return WITHHELD
     kind = resource["resourceType"]
@@ -190,7 +190,7 @@ def title(resource: Resource) -> str:
 
 
 def is_restricted(resource: Mapping[str, Any]) -> bool:
-    """Whether its security labels call it more confidential than the rest of a record."""
+    """Whether a security label is sensitive, or more confidential than N (normal)."""
     found = labels.of(resource)
     return bool(found & labels.SENSITIVE) or labels.level(found) > _NORMAL
 

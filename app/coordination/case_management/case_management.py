@@ -1,8 +1,8 @@
-"""Case management that may be needed again: a review Task for a person, never an enrolment by the server.
+"""Review Tasks for members who may need case management again; the server never enrols anybody itself.
 
-Three things re-open the question: a transition of care (an inpatient stay begins or ends), a risk that has risen, and a
-referral. It is asked about members who were enrolled before or stand on a list of candidates; a referral asks it about
-anybody. Nobody is asked about twice at a time, nor against the member's will.
+Three events call for a review: a transition of care (an inpatient stay begins or ends), a risk that has risen, and a
+referral. The first two concern members who were enrolled before or are on a list of candidates; a referral concerns
+anybody. A member has one open review Task at a time, and none after declining.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from app.search import group_members, spans
 from app.store.events import Event
 
 REASON = "re-enrolment"
-# What became known later than this after it happened is history, no reason to act.
+# An event that became known later than this after it happened is history, no reason to act.
 RECENT = timedelta(days=30)
 _OPT_OUTS = frozenset({"OPTOUT", "OPTOUTE"})
 
 
 async def react(context: Context, event: Event) -> None:
-    """Something happened that may re-open case management."""
+    """Create a review Task where the event calls for one."""
     resource = event.resource
     patient = patient_of(resource)
     if resource is None or patient is None:
@@ -54,7 +54,7 @@ async def react(context: Context, event: Event) -> None:
 
 
 async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
-    """Those about members who were enrolled before or stand on some list, and the referrals."""
+    """The events about members who were enrolled before or are in some Group, and the referrals."""
     patients = {patient for event in events if (patient := patient_of(event.resource))}
     enrolled = token("type", EPISODE_TYPE, CASE_MANAGEMENT)
     of_patients = [f"patient={patient}" for patient in patients]
@@ -75,7 +75,7 @@ async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
 
 
 async def check(context: Context, event: Event) -> None:
-    """Ask a person for what an enrolment should say but does not: when it began, why it ended."""
+    """Create a review Task for an enrolment that lacks its start or, once finished, its end reason."""
     resource = event.resource
     if resource is None or not is_case_management(resource):
         return
@@ -95,7 +95,7 @@ REACTIONS = (
 async def _is_in_question(
     context: Context, patient: str, happened: datetime, *, anybody: bool
 ) -> bool:
-    """Whether the member could be enrolled again: is not now, was before or is a candidate, and has not declined."""
+    """Whether the member could be enrolled again: not enrolled now, but before or a candidate, and not declined."""
     episodes = await episodes_of(context, patient)
     if any(episode["status"] in STANDING for episode in episodes):
         return False
@@ -112,7 +112,7 @@ async def _is_in_question(
 
 
 async def _is_candidate(context: Context, patient: str) -> bool:
-    """Whether the patient stands on a list of candidates now."""
+    """Whether the patient is on a list of candidates now."""
     now = context.services.clock.now()
     found = await group_members.memberships(context.store, "group_members", [f"member={patient}"])
     groups = [each for each, when in found.items() if any(spans.holds(span, now) for span in when)]
@@ -155,14 +155,14 @@ def _declines(context: Context, consent: Resource) -> bool | None:
 
 
 async def _ask(context: Context, patient: str, cause: str) -> None:
-    """Put the question into the review queue, unless one about this member is open, or was asked for this cause."""
+    """Create the review Task, unless one about this member is open, or this cause has had one."""
     task = review_tasks.task(context, REASON, cause, patient=patient)
-    asked = ["subject=" + patient, token("code", REVIEW_REASON, REASON)]
+    terms = ["subject=" + patient, token("code", REVIEW_REASON, REASON)]
 
     async def attempt() -> None:
-        # The guard makes this hold between processes too: of two that see no open question one has to look again.
+        # The guard makes this hold between processes too: of two that see no open Task one has to read again.
         guard = await context.store.guard(f"{REASON} {patient}")
-        found = await context.store.search("Task", {"terms": {"$all": asked}}, 1000)
+        found = await context.store.search("Task", {"terms": {"$all": terms}}, 1000)
         is_open = any(each.resource()["status"] in OPEN for each in found)
         target = await write.target_of_update(context, "Task", task["id"])
         if is_open or target.previous is not None:
@@ -178,7 +178,7 @@ async def _ask(context: Context, patient: str, cause: str) -> None:
 #
 # https://hl7.org/fhir/R4/episodeofcare.html
 
-# Enrolled; and those who are about to be.
+# The statuses of a current enrolment, and of a current or coming one.
 ENROLLED = frozenset({"active", "onhold"})
 STANDING = ENROLLED | {"planned", "waitlist"}
 

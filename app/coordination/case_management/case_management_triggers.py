@@ -1,6 +1,6 @@
-"""What re-opens the question of case management: a transition of care, a risk that has risen, a referral.
+"""The events that call for a review of case management: a transition of care, a risk that has risen, a referral.
 
-Each function returns when it happened, or None where a change is no such thing.
+Each function returns when its event happened, or None where a change is no such event.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PROBABILITIES = ("negligible", "low", "moderate", "high", "certain")
 
 
 async def transition(context: Context, event: Event, encounter: Resource) -> datetime | None:
-    """When an inpatient stay began or ended with this change."""
+    """The time at which an inpatient stay began or ended with this change."""
     period, before = encounter.get("period", {}), event.previous
     if encounter["class"].get("code") not in _INPATIENT:
         return None
@@ -38,7 +38,7 @@ async def transition(context: Context, event: Event, encounter: Resource) -> dat
 
 
 async def assessed_risk(context: Context, event: Event, assessment: Resource) -> datetime | None:
-    """When a RiskAssessment found a higher risk than the patient's last one by the same method."""
+    """The time of a RiskAssessment with a higher risk than the patient's last one by the same method."""
 
     def level(resource: Resource) -> int:
         if resource["status"] not in ("final", "amended", "corrected"):
@@ -62,7 +62,7 @@ async def assessed_risk(context: Context, event: Event, assessment: Resource) ->
 
 
 async def risk_tier(context: Context, event: Event, flag: Resource) -> datetime | None:
-    """When a Flag put the patient into a higher risk tier than before."""
+    """The time of a Flag that put the patient into a higher risk tier than before."""
 
     def level(resource: Resource) -> int:
         if resource["status"] == "entered-in-error":
@@ -77,7 +77,7 @@ async def risk_tier(context: Context, event: Event, flag: Resource) -> datetime 
 
 
 async def referral(context: Context, event: Event, request: Resource) -> datetime | None:
-    """When somebody referred the patient to case management."""
+    """The time at which the patient was referred to case management."""
     before = event.previous
     if CASE_MANAGEMENT not in codes_in(request.get("category"), SERVICE_CATEGORY):
         return None
@@ -93,9 +93,9 @@ async def _risen(
     level: Callable[[Resource], int],
     is_comparable: Callable[[Resource], bool],
 ) -> datetime | None:
-    """When the level rose with this change: over the same resource's before, else over the patient's latest other one.
+    """The time at which the level rose above the resource's former one, else above the patient's latest other one.
 
-    None where it did not, where nothing was known before, and for what is older than another one.
+    None where it did not, where no earlier level is known, and where the latest other one is newer.
     """
     now, when = level(resource), _when(resource) or context.services.clock.now()
     if now < 0:
@@ -116,7 +116,7 @@ async def _risen(
 
 
 def _when(resource: Resource) -> datetime | None:
-    """When a risk was found."""
+    """The time of a RiskAssessment or Flag."""
     period = resource.get("occurrencePeriod") or resource.get("period") or {}
     return moment(resource.get("occurrenceDateTime") or period.get("start"))
 

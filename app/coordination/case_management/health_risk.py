@@ -1,8 +1,8 @@
 """Health risk assessments fall due: within 90 days of an enrolment in case management, then every year.
 
-42 CFR 422.101(f)(1)(i) asks a special needs plan for both. A Task says until when; a completed QuestionnaireResponse
-that is such an assessment closes it and opens the next year's. What is due is worked out anew from the patient's record
-after each change of it, so it does not matter in which order things become known, nor how often.
+42 CFR 422.101(f)(1)(i) requires both of a special needs plan. A Task has the due date; a completed
+QuestionnaireResponse that is such an assessment closes it and opens the next year's. What is due is computed anew from
+the patient's record after each change of it, so the order and number of the changes do not matter.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from app.store.events import Event
 TYPES = frozenset({"EpisodeOfCare", "QuestionnaireResponse", "Task"})
 KIND = "hra-due"
 FIRST = timedelta(days=90)
-# Settled again as long as that changed something; a few rounds end a race between two processes.
+# Repeated as long as a round changed something; a few rounds end a race between two processes.
 _ROUNDS = 5
 
 
@@ -53,7 +53,7 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """One assessment that is or was due: the id of its Task, from when until when, and what fulfilled it."""
+    """One assessment that is or was due: the id of its Task, its first and last day, and what fulfilled it."""
 
     task_id: str
     start: date
@@ -62,7 +62,7 @@ class Due:
 
 
 async def react(context: Context, event: Event) -> None:
-    """An enrolment, an assessment or one of our Tasks has changed."""
+    """Settle the patients of a changed enrolment, assessment or Task of ours."""
     if not any(_concerns(context, each) for each in (event.resource, event.previous)):
         return
     for patient in sorted(patients_of(event)):
@@ -70,7 +70,7 @@ async def react(context: Context, event: Event) -> None:
 
 
 async def remind(context: Context, key: str, data: object) -> None:
-    """The last day is over; `key` is the patient."""
+    """Settle again once the last day is over; `key` is the patient."""
     await settle(context, key)
 
 
@@ -92,7 +92,7 @@ async def _settle_once(context: Context, patient: str) -> bool:
         for episode in await episodes_of(context, patient)
         if episode["status"] in ENROLLED and (start := began(episode))
     ]
-    # Of several enrolments at once the first one counts: nobody needs to be asked twice.
+    # Of several enrolments at once the first one counts: one assessment serves all.
     enrolments.sort(key=lambda each: (each[0], each[1]["id"]))
     wanted: Sequence[Due] = ()
     differs = False
@@ -118,7 +118,7 @@ async def _cycle(
     start: date,
     made: Sequence[Assessment],
 ) -> list[Due]:
-    """What was due since the enrolment, ending with what is due now; asks which Tasks people have closed."""
+    """The assessments due since the enrolment, the current one last; reads which Tasks people have closed."""
     refused: set[str] = set()
     while True:
         found = due_since(
@@ -136,7 +136,7 @@ async def _cycle(
 def due_since(
     enrolment: str, start: date, made: Sequence[Assessment], refused: Collection[str]
 ) -> list[Due]:
-    """What was due since an enrolment began; the last one is due now.
+    """The assessments due since an enrolment began, the current one last.
 
     Each assessment, in order, fulfils what was due; the next is due a year after it. A Task that people have closed
     without one (`refused`: ids) is followed a year after it was due.
@@ -209,7 +209,7 @@ async def _made(context: Context, stored: ResourceVersion, response: Resource) -
 
 
 def _is_assessment(context: Context, response: Resource) -> bool:
-    """By the questionnaire, whatever its version, or by a tag of ours."""
+    """Whether it answers a configured questionnaire, in whatever version, or has our tag."""
     form = response.get("questionnaire", "").partition("|")[0]
     known = [each.strip() for each in context.settings.hra_questionnaires.split(",")]
     tags = codes_in({"coding": response.get("meta", {}).get("tag", [])}, ASSESSMENT_KIND)

@@ -1,8 +1,8 @@
 """The two letters of an opt-in to case management: one to the member, one to the primary care practice.
 
 An opt-in is a Consent of the category `case-management` that comes to permit it, or an enrolment that becomes active
-where no Consent about it stands; each opt-in is told once. The letters are Communications in `preparation`: whoever
-prints or mails one completes it with the time it was sent. docs/consent.md
+where no Consent answers the question; each opt-in has its letters once. The letters are Communications in
+`preparation`: the person who prints or mails one completes it with the time it was sent. docs/consent.md
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from app.interactions import interactions
 from app.store.events import Event
 
 _NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
-# Plain words without anything clinical: letters lie in letter boxes.
+# Plain words without anything clinical: others may see the letters.
 _WORDS = {
     LETTER_TO_MEMBER: (
         "You are now part of our case management programme. A case manager will be in touch with you. You may leave "
@@ -54,14 +54,14 @@ async def react(context: Context, event: Event) -> None:
     about = f"{event.type}/{event.resource_id}"
     if event.type == "EpisodeOfCare":
         begins = _is_enrolled(resource) and not _is_enrolled(event.previous)
-        if begins and not _answers(context, await _standing(context, patient)):
+        if begins and not _answers(context, await _directives(context, patient)):
             await _write(context, patient, about, about, resource.get("managingOrganization"))
         return
     mine = _opt_in(context, resource)
     if mine is None or (event.previous is not None and _opt_in(context, event.previous)):
         return
-    standing = await _standing(context, patient)
-    if _is_news(context, mine, standing) and not await _is_told(context, patient):
+    known = await _directives(context, patient)
+    if _is_news(context, mine, known) and not await _has_letters(context, patient):
         key = f"{about} {resource.get('dateTime', '')}"
         sender = next(iter(resource.get("organization", ())), None)
         await _write(context, patient, about, key, sender)
@@ -74,14 +74,14 @@ def _is_enrolled(episode: Resource | None) -> bool:
     return episode is not None and is_case_management(episode) and episode["status"] == "active"
 
 
-async def _standing(context: Context, patient: str) -> list[Directive]:
-    """The patient's Consents about case management that say anything, newest first."""
+async def _directives(context: Context, patient: str) -> list[Directive]:
+    """The patient's active Consents about case management, newest first."""
     found = directives(await consents(context.store, [patient], context.settings.base_url))
     return [each for each in found if each.matter == (CASE_MANAGEMENT,)]
 
 
 def _opt_in(context: Context, consent: Resource) -> Directive | None:
-    """The Consent as what permits case management, if it does."""
+    """The Consent's directive that permits case management; None where it has none."""
     for each in directives([consent]):
         if each.matter == (CASE_MANAGEMENT,) and _permits(context, each):
             return each
@@ -98,22 +98,22 @@ def _permits(context: Context, directive: Directive) -> bool:
     return _effect(context, directive) is Effect.PERMIT
 
 
-def _answers(context: Context, standing: list[Directive]) -> list[Directive]:
-    """Those that say yes or no today."""
-    return [each for each in standing if _effect(context, each) is not Effect.NOTHING]
+def _answers(context: Context, known: list[Directive]) -> list[Directive]:
+    """The directives that answer the question today, an unclear answer included."""
+    return [each for each in known if _effect(context, each) is not Effect.NOTHING]
 
 
-def _is_news(context: Context, mine: Directive, standing: list[Directive]) -> bool:
-    """Whether the opt-in counts, and none before it does: a renewal is no news."""
-    answers = _answers(context, standing)
+def _is_news(context: Context, mine: Directive, known: list[Directive]) -> bool:
+    """Whether the opt-in is the newest answer, and the one before it does not permit: a renewal is no news."""
+    answers = _answers(context, known)
     if not answers or answers[0].since > mine.since:
         return False
     older = [each for each in answers if each.reference != mine.reference]
     return not older or not _permits(context, older[0])
 
 
-async def _is_told(context: Context, patient: str) -> bool:
-    """Whether the letters went out already when an enrolment began that still stands."""
+async def _has_letters(context: Context, patient: str) -> bool:
+    """Whether the letters were written already when a current enrolment began."""
     for stored in await context.store.search("EpisodeOfCare", {"terms": f"patient={patient}"}, 100):
         if _is_enrolled(stored.resource()):
             letter = stable_id("letter", LETTER_TO_MEMBER, stored.reference)
@@ -125,7 +125,7 @@ async def _is_told(context: Context, patient: str) -> bool:
 async def _write(
     context: Context, patient: str, about: str, key: str, sender: dict[str, Any] | None
 ) -> None:
-    """Both letters about one opt-in; `key` tells it from others."""
+    """Store both letters about one opt-in; `key` identifies it."""
     base = {"about": [{"reference": about}], **({"sender": sender} if sender else {})}
     await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **_to(patient)})
     now = context.services.clock.now()
@@ -171,7 +171,7 @@ def _withheld(reason: str) -> Resource:
 
 
 async def _store(context: Context, kind: str, patient: str, key: str, more: Resource) -> None:
-    """Store a letter unless it is there: its readers may have moved it on since."""
+    """Store a letter unless it exists: the person who mails it may have changed its status since."""
     letter_id = stable_id("letter", kind, key)
     if await context.store.read("Communication", letter_id) is not None:
         return

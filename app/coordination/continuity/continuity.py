@@ -1,7 +1,7 @@
 """Continuity of care: for 90 days a new member's earlier plan of care is honoured, or until a new plan replaces it.
 
-The days are a Flag that whoever treats the member can see; their end is a Task for the care team. Both are worked out
-anew after each change of a Coverage or a CarePlan, so it does not matter in which order things become known.
+The days are a Flag for those who treat the member; their end is a Task for the care team. Both are computed anew after
+each change of a Coverage or a CarePlan, so the order of the changes does not matter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from app.store.events import Event
 TYPES = frozenset({"CarePlan", "Coverage"})
 KIND = "continuity-of-care"
 TASK = "continuity-of-care-end"
-# What of a Coverage and of a CarePlan counts here.
+# The elements of a Coverage and of a CarePlan that count here.
 _ELEMENTS = (
     "status",
     "period",
@@ -53,19 +53,19 @@ _CLOSINGS = {
     "replaced": Closing("completed", "plan-replaced"),
     "stopped": Closing("cancelled", "no-longer-due"),
 }
-# Settled again as long as that changed something; a few rounds end a race between two processes.
+# Repeated as long as a round changed something; a few rounds end a race between two processes.
 _ROUNDS = 5
 
 
 async def react(context: Context, event: Event) -> None:
-    """A Coverage or a CarePlan has changed."""
+    """Settle the patients of a changed Coverage or CarePlan."""
     if changed(event, _ELEMENTS):
         for patient in sorted(patients_of(event)):
             await settle(context, patient)
 
 
 async def expire(context: Context, key: str, data: object) -> None:
-    """A last day is over; `key` is the patient."""
+    """Settle again once a last day is over; `key` is the patient."""
     await settle(context, key)
 
 
@@ -96,7 +96,7 @@ async def _settle_once(context: Context, patient: str) -> bool:
         flag_id = _flag_id(patient, enrolment.start)
         found = continuity(enrolment, plans, days)
         is_known = any(flag.id == flag_id for flag in flags)
-        # What was over before it became known helps nobody any more.
+        # Days that were over before they became known get no Flag.
         if found and (is_known or not _is_over(found, now)):
             wanted[flag_id] = found
     differs = False
@@ -111,7 +111,7 @@ async def _settle_once(context: Context, patient: str) -> bool:
 
 
 def _is_over(found: Continuity, now: datetime) -> bool:
-    """Whether the days have passed, or came to an end before they had."""
+    """Whether the days have passed, or ended early."""
     if found.outcome in ("replaced", "stopped"):
         return found.end <= now.date()
     return over_at(found.end) <= now
@@ -152,7 +152,7 @@ async def _keep_flag(context: Context, flag_id: str, patient: str, found: Contin
     def change(current: Resource | None) -> Resource | None:
         if current is None and is_over:
             return None
-        # A plan that was stopped has no day of its own for that but the one it was written: the first one stays.
+        # A stopped plan has no end of its own, only the day it was last written: the first such day stays.
         if current and current["status"] == "inactive" and found.outcome == "stopped":
             return None
         flag = current or {
@@ -183,7 +183,7 @@ def _follow_up(flag_id: str, patient: str, found: Continuity, now: datetime) -> 
 async def _withdraw(
     context: Context, flag: ResourceVersion, patient: str, coverages: list[Resource]
 ) -> bool:
-    """There is no such enrolment any more: a Coverage that was cancelled ends the Flag, else it was an error."""
+    """End the Flag of an enrolment that is gone: inactive where its Coverage was cancelled, else entered-in-error."""
     cancelled = {
         _flag_id(patient, start)
         for coverage in coverages

@@ -1,7 +1,7 @@
-"""How long an earlier plan of care is honoured, worked out from Coverages and CarePlans.
+"""The days for which earlier plans of care are honoured, computed from Coverages and CarePlans.
 
-A new member is one with an active Coverage that begins where none of the same payor went before it without a gap. An
-earlier plan is a CarePlan that began before that day and was in force on it. It is honoured for so many days, no longer
+A new member has an active Coverage that no other one of the same payor precedes without a gap. An earlier plan is a
+CarePlan that began before the Coverage's first day and was in force on it. It is honoured for so many days, no longer
 than it was meant to run, and until new plans have replaced all earlier ones (CarePlan.replaces). The longer time for
 pregnancies is not computed.
 """
@@ -42,9 +42,9 @@ class EarlierPlan:
 
 @dataclass(frozen=True, slots=True)
 class Continuity:
-    """The days for which earlier plans are honoured, both included; `outcome` says what ends them.
+    """The first and last day on which earlier plans are honoured; `outcome` says what ends them.
 
-    expires   nothing but time has: the last day comes
+    expires   the last day passes
     left      the member's Coverage ends
     replaced  new plans have taken the place of all earlier ones
     stopped   the earlier plans were ended without a new one
@@ -77,7 +77,7 @@ def new_enrolments(coverages: Sequence[Resource], payors: frozenset[str]) -> lis
 
 
 def continuity(enrolment: Enrolment, plans: Sequence[EarlierPlan], days: int) -> Continuity | None:
-    """The days of continuity that an enrolment brings; None where no earlier plan was in force when it began."""
+    """The days of continuity of an enrolment; None where no earlier plan was in force when it began."""
     start = enrolment.start
     successors = _successors(plans)
     earlier = [plan for plan in plans if _was_in_force(plan, start, successors)]
@@ -108,14 +108,14 @@ def _is_another_of_its_payor(other: Resource, coverage: Resource) -> bool:
 
 
 def _reaches(other: Resource, start: date) -> bool:
-    """Whether a Coverage began before a day and went on until it."""
+    """Whether a Coverage began before a day and ran at least until the day before it."""
     began = day(other.get("period", {}).get("start"))
     ends = last_day(other.get("period", {}).get("end"))
     return began is not None and began < start and (ends is None or ends >= start - _DAY)
 
 
 def _last_day(coverage: Resource, same: Iterable[Resource]) -> date | None:
-    """The last day of a Coverage; None where it has none, or another goes on after it."""
+    """The last day of a Coverage; None where it has none, or another one follows without a gap."""
     end = last_day(coverage["period"].get("end"))
     starts = [day(each.get("period", {}).get("start")) for each in same]
     first = day(coverage["period"]["start"])
@@ -124,7 +124,7 @@ def _last_day(coverage: Resource, same: Iterable[Resource]) -> date | None:
 
 
 def _successors(plans: Sequence[EarlierPlan]) -> dict[str, EarlierPlan]:
-    """By reference of a plan, the first of those that replace it."""
+    """The first of the plans that replace a plan, by its reference."""
     return {
         earlier: plan
         for plan in sorted(plans, key=lambda each: each.began, reverse=True)
@@ -152,5 +152,5 @@ def _end(plan: EarlierPlan, successors: Mapping[str, EarlierPlan]) -> date:
 
 
 def _payor(coverage: Resource) -> frozenset[str]:
-    """Who pays, by reference or else by name."""
+    """The payors of a Coverage, by reference or else by display."""
     return frozenset(each.get("reference") or each.get("display", "") for each in coverage["payor"])

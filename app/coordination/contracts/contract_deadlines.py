@@ -1,10 +1,10 @@
-"""The deadlines of contracts: who has not been told when the time runs short, and when it is over.
+"""The deadlines of contracts: a review Task for a notice that is not delivered when its deadline is near or past.
 
     contract_watch   {_id: id of a Subscription, number}
     deliveries       {..., alerted?: "deadline-near" | "deadline-missed"}
 
-No delivery waits for this: each contract has one timer that looks at its rows every few minutes, and at the next
-deadline. All rows up to `number` need no look any more. A deadline counts from the event's own time; docs/contracts.md.
+No delivery waits for this: each contract has one timer that checks its rows every few minutes, and at the next
+deadline. All rows up to `number` are settled. A deadline counts from the event's own time; docs/contracts.md.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ log = logging.getLogger(__name__)
 
 _KIND = "contract-deadlines"
 _EVERY = timedelta(minutes=5)
-# Numbers are given out before their rows are there.
+# Numbers are assigned before their rows are stored.
 _LATE = timedelta(minutes=2)
 _BATCH = 500
 _NEAR, _MISSED = "deadline-near", "deadline-missed"
 
 
 async def watch(context: Context, contract: str) -> None:
-    """Look at a contract's rows from now on."""
+    """Set a contract's timer to now."""
     await context.services.get(Timers).set(_KIND, contract, context.services.clock.now())
 
 
 async def resume(context: Context) -> None:
-    """Look at those of all contracts: the server may have been down at a deadline."""
+    """Set the timers of all contracts to now: the server may have been down at a deadline."""
     async for row in contract_rows(context).find({}, {"_id": 1}):
         await watch(context, row["_id"])
 
 
 async def forget(context: Context, contract: str) -> None:
-    """A contract that has ended has no deadlines any more."""
+    """Cancel the timer of a contract that has ended."""
     await context.services.get(Timers).cancel(_KIND, contract)
 
 
 async def run(context: Context, contract: str, data: Mapping[str, Any]) -> None:
-    """Look at the rows that may be late, and come back when the next one is."""
+    """Check a contract's rows that are not settled, and set its timer for the next one."""
     row = await contract_rows(context).find_one({"_id": contract})
     if row is None:
         return
@@ -69,13 +69,13 @@ TIMER = Timer(_KIND, run)
 async def _look(
     context: Context, contract: Document, subscription: str, now: datetime
 ) -> datetime | None:
-    """Judge a Subscription's rows that were not judged for good; returns when the next one has to be looked at."""
+    """Check a Subscription's rows that are not settled; returns when the next one has to be checked."""
     marks = context.services.mongo.collection("contract_watch")
     mark = await marks.find_one({"_id": subscription})
     number = begin = mark["number"] if mark else 0
     steady = context.services.mongo.now() - _LATE
     following: datetime | None = None
-    done = True  # so far no row has to be looked at again
+    done = True  # so far no row has to be checked again
     while True:
         rows = await _next_rows(context, subscription, number)
         open_rows = [row for row in rows if not _is_settled(row)]
@@ -98,7 +98,7 @@ async def _next_rows(context: Context, subscription: str, after: int) -> list[Do
 
 
 def _is_settled(row: Document) -> bool:
-    """Whether nobody need look: told, rightly not told, or given to a person already."""
+    """Whether a row needs no check: delivered, rightly suppressed, or with a Task for its missed deadline."""
     if row["state"] == "delivered" or row.get("alerted") == _MISSED:
         return True
     reason: str = row.get("reason", "")
@@ -108,7 +108,7 @@ def _is_settled(row: Document) -> bool:
 async def _judge(
     context: Context, contract: Document, rows: list[Document], now: datetime
 ) -> dict[str, datetime]:
-    """Ask people about rows that are late or nearly; returns when others have to be looked at again."""
+    """Create Tasks for rows that are late or nearly so; returns by id when rows have to be checked again."""
     deadline = timedelta(hours=contract["terms"]["deadline"])
     margin = timedelta(hours=contract["terms"]["alert_before"])
     notices = await gather(context.store, rows, context.settings.base_url.rstrip("/"))

@@ -1,4 +1,4 @@
-"""What a contract with a state or a plan says, as an operator writes it: the only reader of that JSON.
+"""The terms of a contract with a state or a plan as an operator writes them; only this module reads that JSON.
 
     {"id": "state-dsnp", "title": "...", "group": "Group/high-risk", "recipient": "Organization/medicaid",
      "deadline": 24, "alert_before": 4, "payload": "id-only",
@@ -31,7 +31,7 @@ class _Model(BaseModel):
 
 
 class ContractChannel(_Model):
-    """How notices travel, as in Subscription.channel. Header values are secrets."""
+    """The channel of a contract's notices, as in Subscription.channel. Header values are secrets."""
 
     type: Literal["rest-hook", "message", "email"] = "rest-hook"
     endpoint: str = Field(min_length=1)
@@ -59,7 +59,7 @@ class ContractTerms(_Model):
 
 
 def read(given: Any) -> ContractTerms:
-    """Raises Unprocessable with an issue for each thing that is wrong, without the values, which may be secrets."""
+    """The terms. Raises Unprocessable with an issue for each error, without the values, which may be secrets."""
     try:
         return ContractTerms.model_validate_json(json.dumps(given, default=float))
     except ValidationError as error:
@@ -115,5 +115,5 @@ def dumped(terms: ContractTerms) -> dict[str, Any]:
 
 
 def contract_rows(context: Context) -> Collection:
-    """The rows of contracts, `contracts`: what an operator has put, and what the server keeps for it."""
+    """The collection `contracts`: the terms that an operator has put, and the ids of the Subscriptions for them."""
     return context.services.mongo.collection("contracts")

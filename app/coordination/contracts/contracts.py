@@ -2,7 +2,7 @@
 
     contracts   {_id, terms, origin: "file" | "admin", subscriptions: [id]}
 
-`terms` are the operator's words with header values masked; the values themselves are sealed beside the Subscriptions.
+`terms` are the operator's with header values masked; the values themselves are sealed with the Subscriptions.
 docs/contracts.md
 """
 
@@ -48,9 +48,9 @@ Origin = Literal["file", "admin"]
 
 
 async def load(context: Context) -> None:
-    """Keep what CARERELAY_CONTRACTS says, and end what it said before and says no more.
+    """Keep the contracts of CARERELAY_CONTRACTS, and end those that it no longer lists.
 
-    Raises ValueError for what cannot be read or kept: a server that silently owes nothing would be worse than none.
+    Raises ValueError for one that cannot be read or kept: a server that silently missed deadlines would be worse.
     """
     place = context.settings.contracts
     if place is None:
@@ -70,7 +70,7 @@ async def load(context: Context) -> None:
 
 
 async def put(context: Context, contract: str, given: Any) -> bool:
-    """Keep a contract; whether it is new. Raises Unprocessable for what it says, and all that a Subscription may."""
+    """Keep a contract; returns whether it is new. Raises Unprocessable, and all that a Subscription's update may."""
     terms = read(given)
     if terms.id != contract:
         raise Unprocessable("The id must be the one in the address", code="value", expression="id")
@@ -80,7 +80,7 @@ async def put(context: Context, contract: str, given: Any) -> bool:
 
 
 async def get(context: Context, contract: str) -> Document:
-    """What an operator wrote, with where it came from and what is kept for it. Raises NotFound."""
+    """A contract's terms with its origin and the resources kept for it. Raises NotFound."""
     row: Document | None = await contract_rows(context).find_one({"_id": contract})
     if row is None:
         raise NotFound("There is no such contract")
@@ -196,7 +196,7 @@ def _subscription(terms: ContractTerms, topic: Topic) -> Resource:
 
 
 async def _differs(context: Context, wanted: Resource) -> bool:
-    """Whether what is stored is something else, or takes no notices; secrets are compared as well."""
+    """Whether the stored Subscription differs, or is off or in error; header values are compared too."""
     stored = await context.store.read("Subscription", wanted["id"])
     if stored is None or stored.deleted:
         return True
@@ -227,7 +227,7 @@ async def _headers(context: Context, subscription: str) -> list[str]:
 async def _unmasked(
     context: Context, terms: ContractTerms, before: Document | None
 ) -> ContractTerms:
-    """With masked headers replaced by what they stand for, as far as nothing but the values is to stay."""
+    """The terms with stored headers in place of masked ones. Raises Unprocessable where the endpoint is another one."""
     if not any(header.endswith(MASK) for header in terms.channel.headers):
         return terms
     known: list[str] = []

@@ -1,4 +1,4 @@
-"""What a person should look at when an Encounter came: nobody known whom it is about, or a visit told in part.
+"""Review Tasks for Encounters whose patient is not known or whose messages are incomplete, and for unclear Consents.
 
 docs/encounters.md
 """
@@ -42,7 +42,7 @@ ENCOUNTER_REACTION = Reaction(
 
 
 async def _review_late(context: Context, event: Event) -> None:
-    """An admission that became known after the discharge, where nothing before had told of one."""
+    """Create a Task for an admission that became known after the discharge, where no earlier version showed one."""
     status = (event.trigger or {}).get("code")
     before = event.previous
     if status not in ACTIVE or before is None or before.get("status") != "finished":
@@ -59,7 +59,7 @@ async def _review_visit(context: Context, event: Event, encounter: Resource) -> 
 
 
 async def _review_subject(context: Context, event: Event, encounter: Resource) -> None:
-    """Whether somebody is known whom the visit is about; looked at when it is first named, and when it changes."""
+    """Create a Task where the subject is missing, unknown or merged; only when the visit is new or its subject is."""
     subject = encounter.get("subject")
     if event.previous is not None and event.previous.get("subject") == subject:
         return
@@ -76,7 +76,7 @@ async def _review_subject(context: Context, event: Event, encounter: Resource) -
 
 
 async def _patient(context: Context, subject: dict[str, Any]) -> ResourceVersion | None:
-    """The Patient that a reference leads to, by address or by identifier; of several records one."""
+    """The Patient that a Reference leads to, by literal reference or identifier; of several Patients one."""
     place = split(subject.get("reference", ""))
     if place is not None:
         found = await context.store.read(*place)
@@ -96,7 +96,7 @@ def _is_merged(patient: Resource) -> bool:
 
 
 def is_record(event: Event) -> bool:
-    """Whether the first that is heard of a visit is that it was over long ago."""
+    """Whether a visit's first version says that it was over long ago."""
     resource = event.resource or {}
     if event.version > 1 or resource.get("status") not in CANCELLED | {"finished"}:
         return False
@@ -108,15 +108,15 @@ async def _ask(context: Context, event: Event, encounter: Resource, reason: str)
     place = split(encounter.get("subject", {}).get("reference", ""))
     patient = "/".join(place) if place is not None and place[0] == "Patient" else None
     if patient is not None and reason == "unknown-patient":
-        patient = None  # a Task of somebody who is not there could not be stored where references are checked
+        patient = None  # a Task for a Patient that is not stored would be refused where references are checked
     await review_tasks.ask(context, reason, f"Encounter/{event.resource_id}", patient=patient)
 
 
-# A Consent that cannot be understood is looked at by a person; until then it restricts as far as it may mean to.
+# A Consent that the server does not understand is reviewed by a person; until then it restricts as far as it may.
 
 
 async def react(context: Context, event: Event) -> None:
-    """Ask about an active Consent of which something is uncertain whoever is told, and whatever."""
+    """Create a Task for an active Consent with a part that is uncertain for every recipient and content."""
     if event.resource is None:
         return
     if all(each.is_understood for each in directives([event.resource])):

@@ -114,7 +114,7 @@ def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -
 
 
 def _channel(settings: Settings, endpoint: Resource, topic: str) -> Resource:
-    """An endpoint for messages gets Da Vinci's, which are whole, where those have an event for the topic."""
+    """The channel; an Endpoint for messages gets Da Vinci's, in full, where those have an event for the topic."""
     type_ = _CHANNEL[endpoint["connectionType"]["code"]]
     channel: dict[str, Any] = {"type": type_}
     content = settings.endpoint_content
@@ -146,7 +146,7 @@ def _differs(wanted: Resource, stored: Mapping[str, Any], *, anew: bool) -> bool
 
 
 async def _write(context: Context, owner: str, resource: Resource) -> None:
-    """Store it; one that the server itself refuses (an address it may not call) is a person's to look at."""
+    """Store it; where the server refuses it (an address it may not call), create a review Task."""
     try:
         await interactions.update(context, "Subscription", resource["id"], resource)
     except FhirError as error:

@@ -1,7 +1,7 @@
-"""Events that concern no primary care practice: the ledger says so, and a person is asked to put it right.
+"""Events that reach no primary care practice: each gets a row in the ledger and review Tasks for its problems.
 
-A row of state `suppressed` under a Subscription that is none, `unrouted-<event>`, stands for the notice that could not
-be sent. It is written after the commit and beside the notices that others get; docs/routing.md says when.
+The row, `suppressed` and with `unrouted-<event>` in place of a Subscription's id, represents the notice that could not
+be sent. It is written after the commit, apart from the notices to others; docs/routing.md says when.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic, Trigger
 
 _TYPES = frozenset({"Encounter", "CarePlan"})
-# What keeps every practice from being told, in the order in which it is given as the reason.
-_UNTOLD = ("no-subject", "unknown-patient", "pcp-period-ended", "no-pcp", "no-endpoint")
-# What a visit's own review has asked already.
-_ASKED_ELSEWHERE = frozenset({"no-subject", "unknown-patient", "merged-patient"})
+# The problems that leave an event without a recipient; the first one found is the row's reason.
+_NO_RECIPIENT = ("no-subject", "unknown-patient", "pcp-period-ended", "no-pcp", "no-endpoint")
+# The problems for which encounter_review creates the Task.
+_REVIEWED_ELSEWHERE = frozenset({"no-subject", "unknown-patient", "merged-patient"})
 
 
 async def run(context: Context, event: Event) -> None:
@@ -40,30 +40,30 @@ async def run(context: Context, event: Event) -> None:
     if event.type == "Encounter" and is_record(event):
         return
     patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
-    facts = context.services.get(SubscriptionRegistry).facts_of(event)
-    fired = None if facts is None else await _fired(context, event, facts)
+    matching = context.services.get(SubscriptionRegistry).facts_of(event)
+    fired = None if matching is None else await _fired(context, event, matching)
     if fired is None:
         return
     found = await _attribution(context, patient, event.at)
     index = context.services.get(SubscriptionRegistry).index
     if not index.routes_by(PCP) and {"no-subject", "unknown-patient"} & set(found.problems):
-        return  # nobody here is told of panels, and the visit's own review speaks of the rest
+        return  # no Subscription follows a panel, and encounter_review covers these two problems
     for problem in found.problems:
-        if problem not in _ASKED_ELSEWHERE:
+        if problem not in _REVIEWED_ELSEWHERE:
             focus = f"{event.type}/{event.resource_id}"
             if patient is None or "unknown-patient" in found.problems:
                 await review_tasks.ask(context, problem, focus, patient=None)
             else:
                 await review_tasks.ask_of_patient(context, problem, focus, patient)
-    heard = [each for each in found.providers if attribution.is_heard(each, listening(context))]
-    untold = next((problem for problem in _UNTOLD if problem in found.problems), None)
-    if not heard and untold is not None:
-        await _record(context, event, fired, REVIEW_REASONS[untold])
+    reached = [each for each in found.providers if attribution.is_heard(each, listening(context))]
+    cause = next((problem for problem in _NO_RECIPIENT if problem in found.problems), None)
+    if not reached and cause is not None:
+        await _record(context, event, fired, REVIEW_REASONS[cause])
 
 
 async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
-    """Those about patients with whose practices something may be amiss; the others are known to be in order."""
-    recently, base_url = (
+    """The events about patients who are not known to have a reachable practice."""
+    checked, base_url = (
         context.services.get(RecentlyChecked),
         context.settings.base_url.rstrip("/"),
     )
@@ -72,14 +72,14 @@ async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
         for event in events
         if event.fields is not None
     }
-    asked = {patient for patient in about.values() if patient and not recently.knows(patient)}
-    if asked:
+    unchecked = {patient for patient in about.values() if patient and not checked.knows(patient)}
+    if unchecked:
         now = context.services.mongo.now()
         for patient in await many.in_order(
-            context.store, asked, now, context.settings, listening(context)
+            context.store, unchecked, now, context.settings, listening(context)
         ):
-            recently.note(patient)
-    return [event for event in events if not recently.knows(about.get(event.id) or "")]
+            checked.note(patient)
+    return [event for event in events if not checked.knows(about.get(event.id) or "")]
 
 
 REACTION = Reaction(
@@ -88,7 +88,7 @@ REACTION = Reaction(
 
 
 def listening(context: Context) -> attribution.Listening:
-    """Whether a Subscription of this moment names a provider as its filter."""
+    """A test of whether a current Subscription names a provider as its filter."""
     index = context.services.get(SubscriptionRegistry).index
     return lambda reference: index.asks_for(f"{PCP}={reference}")
 
@@ -102,21 +102,21 @@ async def _attribution(context: Context, patient: str | None, at: datetime) -> A
 
 
 async def _fired(
-    context: Context, event: Event, facts: MatchContext
+    context: Context, event: Event, matching: MatchContext
 ) -> tuple[Topic, Trigger] | None:
     """The first of the care-coordination topics that the event fires."""
     registry = context.services.get(SubscriptionRegistry)
     wanted = set(urls(context))
     for topic in registry.catalogue.watching(event.type):
         if topic.url in wanted:
-            trigger = await topic.fired(event, registry.asking(facts), registry.surroundings)
+            trigger = await topic.fired(event, registry.asking(matching), registry.surroundings)
             if trigger is not None:
                 return topic, trigger
     return None
 
 
 def urls(context: Context) -> list[str]:
-    """The canonicals of the topics that practices are told of unasked."""
+    """The canonicals of the topics that the server itself subscribes practices to (CARERELAY_ENDPOINT_TOPICS)."""
     base = context.settings.topic_base.rstrip("/")
     names = [each.strip() for each in context.settings.endpoint_topics.split(",")]
     return [each if ":" in each else f"{base}/{each}" for each in names if each]

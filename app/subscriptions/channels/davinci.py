@@ -1,7 +1,7 @@
 """The davinci-alerts channel: each event as a Da Vinci Unsolicited Notification, posted to $process-message.
 
 http://hl7.org/fhir/us/davinci-alerts, for endpoints that take messages and no Subscription notices. A message has
-whole resources and stands for itself (davinci_message.py composes it): no handshake, no heartbeat, one event each.
+full resources and is complete in itself (davinci_message.py composes it): no handshake, no heartbeat, one event each.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from app.subscriptions.channels.protocol import (
 
 Coding = Mapping[str, str]
 
-# How a Subscription asks for it: the additional channel type, on `message`.
+# The additional channel type, on `message`, by which a Subscription requests this channel.
 ASKED_BY = (CHANNEL_TYPE, DAVINCI_ALERTS)
 _EVENT_SYSTEM = "http://hl7.org/fhir/us/davinci-alerts/CodeSystem/notification-event"
-# What the guide has a code for, by the last part of our topics' URLs.
+# The guide's event codes, by the last part of our topics' URLs.
 _EVENTS = MappingProxyType(
     {
         "encounter-admission": ("notification-admit", "Admit Notification"),
@@ -40,9 +40,9 @@ _EVENTS = MappingProxyType(
         "referral": ("notification-referral", "Referral Notification"),
     }
 )
-# The message itself is at fault: the same one will not be taken later.
+# The message itself is at fault: a repetition would be refused too.
 _OF_NO_USE = frozenset({400, 422})
-# Seconds; for a receiver that is asked too often and does not say when to come back.
+# The least number of seconds to wait after a 429.
 _SLOWER = 30.0
 
 
@@ -58,14 +58,14 @@ def event_of(topic: str | None, settings: Settings) -> Coding | None:
 
 
 class Alerts:
-    """Sends by HTTP and reads the answers as the guide wants them read."""
+    """Sends by HTTP, and maps the responses as the guide requires."""
 
-    def __init__(self, way: Channel) -> None:
-        self._way = way
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt."""
-        outcome = await self._way.send(notice)
+        outcome = await self._channel.send(notice)
         if outcome.status in _OF_NO_USE:
             return outcome._replace(refused=True)
         if outcome.status == 429:
@@ -73,24 +73,24 @@ class Alerts:
         return outcome
 
     async def close(self) -> None:
-        await self._way.close()
+        await self._channel.close()
 
 
 def _make(around: ChannelDependencies) -> Alerts:
     return Alerts(HttpSender.within(around))
 
 
-def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
-    """As for any endpoint that is called, and what only whole messages of known events can give."""
-    yield from http_endpoint.check(asked, settings)
-    if event_of(asked.topic, settings) is None:
+def check(requested: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
+    """The checks of any URL endpoint, and those of messages: an event that the guide knows, full resources."""
+    yield from http_endpoint.check(requested, settings)
+    if event_of(requested.topic, settings) is None:
         known = ", ".join(sorted(_EVENTS))
         yield (
             "type",
             "not-supported",
             f"Da Vinci notifications have no event for this; they have for the topics {known}",
         )
-    if asked.topical and asked.content != "full-resource":
+    if requested.topical and requested.content != "full-resource":
         yield "payload", "not-supported", "A message has whole resources: full-resource content"
 
 

@@ -1,4 +1,4 @@
-"""The email channel: a human-readable message by SMTP, with the notice attached where the payload type asks for it.
+"""The email channel: a human-readable message by SMTP, with the notice attached where the payload type requires it.
 
 https://hl7.org/fhir/R4/subscription.html#2.46.7.3; the Subscriptions R5 Backport guide, Channels, Email
 The body holds no patient data, whatever the content level: numbers, and a link into this server. `text/plain` is that
@@ -42,7 +42,7 @@ _ENDINGS = {payload.FHIR_JSON: "json", payload.FHIR_XML: "xml"}
 
 
 class Email:
-    """Sends mail over the operator's SMTP server, one connection a mail, a few side by side in threads of their own."""
+    """Sends mail over the operator's SMTP server, one connection a mail, a few at once in threads of their own."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -95,15 +95,17 @@ class Email:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
+def check(requested: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
     if not settings.smtp_host:
         yield "type", "not-supported", "This server sends no mail: it knows no SMTP server"
-    if not asked.endpoint:
+    if not requested.endpoint:
         yield "endpoint", "required", "The channel needs an endpoint"
-    elif not asked.endpoint.startswith("mailto:") or not _ADDRESS.match(_address(asked.endpoint)):
+    elif not requested.endpoint.startswith("mailto:") or not _ADDRESS.match(
+        _address(requested.endpoint)
+    ):
         yield "endpoint", "value", "The endpoint must be one address, as mailto:name@example.org"
-    yield from _check_payload(asked, settings)
-    for index, header in enumerate(asked.headers):
+    yield from _check_payload(requested, settings)
+    for index, header in enumerate(requested.headers):
         parts = http_endpoint.split_header(header) if isinstance(header, str) else None
         if parts is None or not _OWN_HEADER.match(parts[0]):
             yield (
@@ -113,11 +115,11 @@ def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
             )
 
 
-def _check_payload(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
-    if asked.payload is None:
+def _check_payload(requested: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
+    if requested.payload is None:
         return
-    name, parameters = payload.split(asked.payload)
-    attached = attachment_format(asked.payload)
+    name, parameters = payload.split(requested.payload)
+    attached = attachment_format(requested.payload)
     if name != "text/plain" or set(parameters) - {_ATTACH} or (parameters and attached is None):
         yield (
             "payload",
@@ -125,7 +127,7 @@ def _check_payload(asked: ChannelRequest, settings: Settings) -> Iterator[Compla
             "The payload type is not supported; use text/plain or text/plain;attach=application/fhir+json",
         )
         return
-    whole = asked.content == "full-resource" or not asked.topical
+    whole = requested.content == "full-resource" or not requested.topical
     if whole and attached is None:
         yield "payload", "not-supported", "Whole resources travel as attachments only"
     if whole and not (settings.smtp_secure or is_loopback_host(settings.smtp_host)):
@@ -133,7 +135,7 @@ def _check_payload(asked: ChannelRequest, settings: Settings) -> Iterator[Compla
 
 
 def attachment_format(text: str) -> str | None:
-    """The format of what is attached; None where nothing is."""
+    """The format of the attachment; None without one."""
     attach = payload.split(text)[1].get(_ATTACH)
     return payload.format_of(attach) if attach else None
 
@@ -171,7 +173,7 @@ def _text(draft: Draft) -> str:
 
 
 def _summary(bundle: Resource) -> Iterator[str]:
-    """What a notification Bundle says of itself, without saying whom it is about."""
+    """The status of a notification Bundle as lines of text, without patient data."""
     parameters = bundle["entry"][0]["resource"]["parameter"]
     values = {p["name"]: next((v for k, v in p.items() if k != "name"), "") for p in parameters}
     numbers = [

@@ -1,4 +1,4 @@
-"""What channels that call a URL may be asked: the endpoint, the headers and the payload type."""
+"""The checks of channels that call a URL: the endpoint, the headers and the payload type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.subscriptions.channels import payload
 from app.subscriptions.channels.protocol import ChannelRequest, Complaint
 
 _HEADER = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]?([\x20-\x7e\t]*)$")
-# Set by the connection or by the payload; a second opinion on them is how requests get smuggled.
+# Set by the connection or by the payload; a second value of one is how requests get smuggled.
 _RESERVED_HEADERS = frozenset(
     {
         "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection",
@@ -24,15 +24,15 @@ _MAX_HEADERS, _MAX_HEADER_LENGTH = 20, 8192
 _PROCESS_MESSAGE = "/$process-message"
 
 
-def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
-    """Everything that needs no name server; app.network.egress_policy judges where the endpoint leads to."""
-    yield from check_payload(asked)
-    yield from check_endpoint(asked)
-    yield from check_headers(asked.headers)
+def check(requested: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
+    """The checks that need no name server; app.network.egress_policy checks the endpoint's addresses."""
+    yield from check_payload(requested)
+    yield from check_endpoint(requested)
+    yield from check_headers(requested.headers)
 
 
-def check_payload(asked: ChannelRequest) -> Iterator[Complaint]:
-    if asked.payload is not None and payload.format_of(asked.payload) is None:
+def check_payload(requested: ChannelRequest) -> Iterator[Complaint]:
+    if requested.payload is not None and payload.format_of(requested.payload) is None:
         yield (
             "payload",
             "not-supported",
@@ -40,16 +40,18 @@ def check_payload(asked: ChannelRequest) -> Iterator[Complaint]:
         )
 
 
-def check_endpoint(asked: ChannelRequest) -> Iterator[Complaint]:
-    if not asked.endpoint:
+def check_endpoint(requested: ChannelRequest) -> Iterator[Complaint]:
+    if not requested.endpoint:
         yield "endpoint", "required", "The channel needs an endpoint"
         return
     try:
-        parts = urlsplit(asked.endpoint)
+        parts = urlsplit(requested.endpoint)
         host = parts.hostname or ""
     except ValueError:
         host, parts = "", urlsplit("")
-    whole = asked.content == "full-resource" or (not asked.topical and asked.payload is not None)
+    whole = requested.content == "full-resource" or (
+        not requested.topical and requested.payload is not None
+    )
     if parts.scheme not in ("http", "https") or not host:
         yield "endpoint", "value", "The endpoint must be an http or https URL"
     elif parts.fragment:

@@ -1,6 +1,6 @@
 """Notices as HTTP requests to a subscriber's endpoint, for the channels that call one.
 
-Some endpoints ask for more: a signature, a client certificate, a token (app.network.endpoint_credentials says which).
+Some endpoints require more: a signature, a client certificate, a token (app.network.endpoint_credentials).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from app.subscriptions.channels.protocol import (
 )
 from app.subscriptions.sending.retry import retry_after_seconds
 
-# What may go wrong on the way; anything else is a defect of ours.
+# Failures of the connection or of the far side; anything else is a defect of ours.
 _FAILURES = (
     EgressRefusedError,
     UnresolvableError,
@@ -43,7 +43,7 @@ _FAILURES = (
 
 
 class HttpSender:
-    """Sends notices over HTTP. `terms`: what single origins ask for."""
+    """Sends notices over HTTP. `terms`: the credentials that single origins require."""
 
     def __init__(self, egress: Egress, terms: Mapping[Origin, EndpointTerms] | None = None) -> None:
         self._egress = egress
@@ -54,11 +54,11 @@ class HttpSender:
 
     @classmethod
     def within(cls, around: ChannelDependencies) -> HttpSender:
-        """As the settings want it."""
+        """A sender by the egress rules and credentials of the settings."""
         return cls(around.egress, terms=endpoint_credentials.of_settings(around.settings))
 
     async def send(self, notice: Notice) -> AttemptOutcome:
-        """One attempt: no redirects, `notice.timeout` seconds for all of it, and no exception for what goes wrong."""
+        """One attempt: no redirects, `notice.timeout` seconds for all of it; a failure is an outcome, no exception."""
         try:
             async with asyncio.timeout(notice.timeout):
                 if not self._terms:
@@ -70,7 +70,7 @@ class HttpSender:
             return _failure(error)
 
     async def _on_terms(self, notice: Notice) -> AttemptOutcome:
-        """An exchange with whatever the endpoint asks for; a token that it refuses is replaced once."""
+        """An exchange with the credentials that the endpoint requires; a token that it refuses is replaced once."""
         key = endpoint_credentials.origin_of(notice.url)
         terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
         more: list[tuple[str, str]] = []
@@ -114,7 +114,7 @@ class HttpSender:
             return await AiohttpTransport(client=pool.session).handle_async_request(request)
 
     def _judge(self, url: str) -> tuple[URL, str]:
-        """The URL and its origin. Raises EgressRefusedError; the name's addresses are judged by the connector."""
+        """The URL and its origin. Raises EgressRefusedError; the connector checks the name's addresses."""
         parts = self._egress.check_url(url)
         return URL(url, encoded=True), f"{parts.scheme}://{parts.netloc}"
 
@@ -127,7 +127,7 @@ class HttpSender:
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:
-    """The first bytes of an answer, as they came: nothing is unpacked, nothing beyond the limit is read."""
+    """The first bytes of a response body as received: not decompressed, and nothing beyond the limit is read."""
     answer = b""
     while len(answer) < ANSWER_LIMIT and not content.at_eof():
         answer += await content.read(ANSWER_LIMIT - len(answer))
@@ -135,9 +135,9 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
 
 
 def _failure(error: BaseException) -> AttemptOutcome:
-    """Our own words for what went wrong: the libraries' texts may repeat addresses and content.
+    """The outcome of an error, in our own words: the libraries' texts may repeat addresses and content.
 
-    The causes tell more than the outermost error: the transport calls every failure to connect a timeout.
+    The causes are more exact than the outermost error: the transport calls every failure to connect a timeout.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -15,7 +15,7 @@ from app.subscriptions.channels import http_endpoint
 from app.subscriptions.channels.http_sender import HttpSender
 from app.subscriptions.channels.protocol import ChannelType, Draft
 
-# What a message is about, said by what it carries: the guide and R4 define no event code for notices.
+# The event of a message, named by its content: the guide and R4 define no event code for notices.
 NOTIFICATION_EVENT = (
     "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
     "backport-subscription-notification-r4"
@@ -24,7 +24,7 @@ CLASSIC_EVENT = "http://hl7.org/fhir/StructureDefinition/Subscription"
 
 
 def message(draft: Draft) -> Resource:
-    """The message Bundle. Its ids follow from the notice's: every attempt sends the same message."""
+    """The message Bundle. Its ids derive from the notice's: every attempt sends the same message."""
     header_id, bundle_id = (_id(draft, part) for part in ("header", "message"))
     header: dict[str, Any] = {
         "resourceType": "MessageHeader",

@@ -37,7 +37,7 @@ def format_of(payload: str) -> str | None:
 
 
 def body(content: Resource | bytes | None, media_type: str) -> bytes:
-    """What travels: a resource in FHIR_JSON or FHIR_XML, bytes as they are."""
+    """The body of a notice: a resource in FHIR_JSON or FHIR_XML, bytes as they are, empty for None."""
     if content is None:
         return b""
     if isinstance(content, bytes):

@@ -1,7 +1,7 @@
-"""What every channel is given and gives back, and what a channel type says of itself.
+"""The interface of channels: their input, the outcome of an attempt, and the description of a channel type.
 
-A channel type is one file with one `ChannelType`: what a Subscription may ask of it, where a notice goes and in what
-form, and how it leaves.
+A channel type is one file with one `ChannelType`: the checks of a Subscription, the address and form of a notice, and
+its sender.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from app.runtime.mongo import Mongo
 from app.settings import Settings
 from app.subscriptions.sending.retry import Verdict, judge
 
-# How much of an answer is kept in the ledger.
+# How much of a response body is kept in the ledger, in bytes or characters.
 ANSWER_LIMIT = 2048
-# The header by which a receiver tells a repetition from a new notice.
+# The header by which a receiver recognizes a repeated notice.
 NOTICE_ID_HEADER = "CareRelay-Notification-Id"
 
-# An element below `channel`, an issue code, and what is wrong there.
+# An element below `channel`, an issue code, and the diagnostics.
 Complaint = tuple[str, str, str]
 
 
 class Notice(NamedTuple):
-    """One message ready to leave. `id` stays the same over all attempts; an empty body is sent as such.
+    """One message ready to be sent. `id` stays the same over all attempts; an empty body is sent as such.
 
     `headers` are the Subscription's own, then the Content-Type where there is a payload.
     """
@@ -42,11 +42,10 @@ class Notice(NamedTuple):
 
 
 class AttemptOutcome(NamedTuple):
-    """What came of an attempt. `status` is None where nothing answered; `reason` then says why, in a word.
+    """The result of an attempt. `status` is None without a response; `reason` then is its cause in a few words.
 
-    `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: trying again is of no use;
-    `refused`: this notice will not be taken, others may be; `accepted`: taken, over a channel that has no status to
-    say so.
+    `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: no retry can succeed; `refused`:
+    this notice will never be accepted, others may be; `accepted`: delivered, over a channel without a status.
     """
 
     status: int | None
@@ -67,7 +66,7 @@ class AttemptOutcome(NamedTuple):
 
 
 class Channel(Protocol):
-    """A way out. `send` never raises for what the far side does; it raises only for defects of our own."""
+    """A sender of notices. `send` never raises for failures of the far side, only for defects of our own."""
 
     async def send(self, notice: Notice) -> AttemptOutcome: ...
 
@@ -76,7 +75,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChannelDependencies:
-    """What a channel may need of the server. `owner` names this process."""
+    """The parts of the server that a channel may need. `owner` names this process."""
 
     settings: Settings
     egress: Egress
@@ -86,7 +85,7 @@ class ChannelDependencies:
 
 @dataclass(frozen=True, slots=True)
 class ChannelRequest:
-    """What a Subscription asks of its channel. `content` is None for a classic Subscription, and so is the `topic`."""
+    """The channel that a Subscription requests. `content` and `topic` are None for a classic Subscription."""
 
     endpoint: str | None
     payload: str | None
@@ -101,9 +100,9 @@ class ChannelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What is to be said, before a channel gives it its form.
+    """The content of a notice, before a channel gives it its form.
 
-    `resource` is the notification Bundle, or what a classic payload carries, or None where there is no payload;
+    `resource` is the notification Bundle, or the resource of a classic payload, or None where there is no payload;
     `focus` is the classic notice's resource (`Encounter/e1`), None for a topic-based one; `payload` is the
     Subscription's.
     """
@@ -122,12 +121,13 @@ class Draft:
 class ChannelType:
     """One kind of channel.
 
-    `check` yields what a Subscription asks in vain. `address` gives the method and the URL for an endpoint; its second
-    argument is the resource that a classic notice carries (`Encounter/e1`), else None. `wrap` says what travels instead
-    of a draft's resource, bytes as they are; None where the resource itself does. `calls_out`: the endpoint is a URL
-    that the server itself calls. `proves`: a topic-based Subscription becomes active when the endpoint has taken a
-    handshake; else at once. `is_message`: every event is a message by itself, with whole resources and nothing about
-    the Subscription, so there are neither heartbeats nor several events in one, and what may not be told is withheld.
+    `check` yields the complaints about a request. `address` gives the method and the URL for an endpoint; its second
+    argument is the resource that a classic notice carries (`Encounter/e1`), else None. `wrap` makes the body of a
+    draft, bytes as they are; None where the draft's resource itself is the body. `calls_out`: the server itself calls
+    the endpoint, a URL. `proves`: a topic-based Subscription becomes active when the endpoint has accepted a handshake;
+    else at once. `is_message`: every event is a message by itself, with full resources and nothing about the
+    Subscription: there are neither heartbeats nor several events in one, and one that may not be sent in full is
+    withheld.
     """
 
     make: Callable[[ChannelDependencies], Channel]

@@ -11,7 +11,7 @@ from app.subscriptions.channels.protocol import ChannelType
 
 
 def address(endpoint: str, carried: str | None) -> tuple[str, str]:
-    """A notice is posted; but a resource that a classic one carries is put to the endpoint as a FHIR base."""
+    """POST for a notice; PUT for a resource that a classic one carries, with the endpoint as its FHIR base."""
     if carried is None:
         return "POST", endpoint
     return "PUT", http_endpoint.extend(endpoint, f"/{carried}")

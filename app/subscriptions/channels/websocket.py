@@ -1,11 +1,11 @@
-"""The websocket channel: a client that has come to us and bound its Subscription is told over its connection.
+"""The websocket channel: a client connects to the server, binds its Subscription and receives its notices.
 
 https://hl7.org/fhir/R4/subscription.html#2.46.7.2; the Subscriptions R5 Backport guide, Channels, Websockets
-Topic-based: the notification Bundle as text. Classic: `ping <id>`. While nobody is bound a notice waits and is tried
-again like any other; the Binder (binding.py) sends what waits as soon as a client binds.
+Topic-based: the notification Bundle as text. Classic: `ping <id>`. While no client is bound a notice is retried like
+any other; the Binder (binding.py) sends waiting ones as soon as a client binds.
 
 The client may be connected to another process than the one that sends: `websocket_bindings` says which processes hold
-connections for a Subscription, and the mailbox carries the text there and the answer back.
+connections for a Subscription, and process messages carry the text there and the answer back.
 
     websocket_bindings  {_id, subscription, owner: process, until}
 """
@@ -58,20 +58,20 @@ class Websocket:
         self._mongo = around.mongo
         self._owner = around.owner
         self._bindings = around.mongo.collection("websocket_bindings")
-        self._mailbox = ProcessMessages(around.mongo, around.owner, self._from_elsewhere)
+        self._messages = ProcessMessages(around.mongo, around.owner, self._from_elsewhere)
         self._listeners: dict[str, dict[str, Listener]] = {}
         self._renewal: asyncio.Task[None] | None = None
 
     async def send(self, notice: Notice) -> AttemptOutcome:
-        """One attempt: every connection that is bound is told; it counts where at least one took it."""
+        """One attempt over every bound connection; it is accepted where at least one took the text."""
         text = notice.body.decode()
         try:
             async with asyncio.timeout(notice.timeout):
-                taken = await self._tell(notice.subscription, text)
+                taken = await self._send_here(notice.subscription, text)
                 elsewhere = await self._owners(notice.subscription)
                 message = {"subscription": notice.subscription, "text": text}
                 answers = await asyncio.gather(
-                    *(self._mailbox.ask(owner, message) for owner in elsewhere)
+                    *(self._messages.ask(owner, message) for owner in elsewhere)
                 )
         except TimeoutError:
             return AttemptOutcome(None, "timeout")
@@ -85,7 +85,7 @@ class Websocket:
         )
 
     async def bind(self, subscription: str, listener: Listener) -> str:
-        """From now on `listener` is told; returns what unbinds it."""
+        """Send the Subscription's notices to `listener` from now on; returns the binding's id for `unbind`."""
         await self._open()
         binding = uuid.uuid4().hex
         await self._bindings.insert_one(
@@ -109,15 +109,15 @@ class Websocket:
 
     async def close(self) -> None:
         if self._renewal is None:
-            await self._mailbox.close()
+            await self._messages.close()
             return
         await background_tasks.end([self._renewal])
-        await self._mailbox.close()
+        await self._messages.close()
         with contextlib.suppress(PyMongoError):
             await self._bindings.delete_many({"owner": self._owner})
 
-    async def _tell(self, subscription: str, text: str) -> int:
-        """How many of this process's connections took it."""
+    async def _send_here(self, subscription: str, text: str) -> int:
+        """Send a text over this process's connections; returns how many took it."""
         listeners = list(self._listeners.get(subscription, {}).values())
         results = await asyncio.gather(
             *(listener(text) for listener in listeners), return_exceptions=True
@@ -137,10 +137,10 @@ class Websocket:
         return owners
 
     async def _from_elsewhere(self, message: Document) -> Document:
-        return {"taken": await self._tell(message["subscription"], message["text"])}
+        return {"taken": await self._send_here(message["subscription"], message["text"])}
 
     async def _open(self) -> None:
-        """What a process without connections does not need: the mailbox open, and leases renewed."""
+        """Receive process messages and renew leases, which a process without connections does not need."""
         if self._renewal is not None:
             return
         self._renewal = asyncio.create_task(self._renew())
@@ -149,7 +149,7 @@ class Websocket:
             IndexModel([("until", ASCENDING)], expireAfterSeconds=0),
         ]
         await self._bindings.create_indexes(models)
-        await self._mailbox.open()
+        await self._messages.open()
 
     async def _renew(self) -> None:
         while True:
@@ -167,25 +167,25 @@ def address(base_url: str) -> str:
     return "ws" + base_url.removeprefix("http") + PATH
 
 
-def check(asked: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
-    if asked.endpoint:
+def check(requested: ChannelRequest, settings: Settings) -> Iterator[Complaint]:
+    if requested.endpoint:
         yield "endpoint", "not-supported", "The client of a websocket connects to the server"
-    if asked.headers:
+    if requested.headers:
         yield "header", "not-supported", "A websocket carries no headers"
-    if not asked.topical:
-        if asked.payload is not None:
+    if not requested.topical:
+        if requested.payload is not None:
             yield "payload", "not-supported", "A classic websocket says ping and carries no payload"
         return
-    if asked.payload is not None and payload.format_of(asked.payload) is None:
+    if requested.payload is not None and payload.format_of(requested.payload) is None:
         supported = f"The payload type is not supported; use {payload.SUPPORTED}"
         yield "payload", "not-supported", supported
     encrypted = urlsplit(settings.base_url).scheme == "https" or is_loopback_host(settings.host)
-    if asked.content == "full-resource" and not encrypted:
+    if requested.content == "full-resource" and not encrypted:
         yield "payload", "security", "Whole resources leave only over wss"
 
 
 def message(draft: Draft) -> Resource | bytes | None:
-    """A classic Subscription is only told that something has happened."""
+    """The content of a frame: the notification Bundle, or `ping <id>` for a classic Subscription."""
     return draft.resource if draft.focus is None else f"ping {draft.subscription}".encode()
 
 

@@ -1,4 +1,4 @@
-"""What a new delivery row looks like, and the lane it belongs to."""
+"""New delivery rows, and the lanes that they belong to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What decides a new row's state: its Subscription's `delivery_mode`, room at its endpoint, whose it would be."""
+    """The inputs of a new row's state: its Subscription's `delivery_mode`, room at its endpoint, and its `owner`."""
 
     owner: str
     now: datetime
@@ -40,9 +40,9 @@ class Birth:
     admit: Callable[[Registration], bool]
 
     def row(self, pair: Pair, number: int, known: Known, *, behind: bool) -> Document:
-        """The row, numbered; `behind` another new one of its lane or not.
+        """A new row with this number; `behind`: another new row of its lane comes before it.
 
-        Where its lane is free it is `sending`, already leased to `owner`.
+        Where its lane is free and its endpoint has room it is `sending`, already leased to `owner`.
         """
         registration = pair.match.registration
         document = _row(pair, number, self.now)
@@ -64,7 +64,7 @@ class Birth:
 
 
 def subject(event: Event) -> str:
-    """What is kept in order: the notices about one patient, else those about one resource."""
+    """The subject whose notices are kept in order: an event's patient, else its resource."""
     fields = event.fields if event.fields is not None else event.previous_fields
     if event.type != "Patient" and fields is not None:
         for patient in references(event.type, fields, "patient"):
@@ -86,7 +86,7 @@ def row_of(
     fired: tuple[str | None, Coding | None],
     now: datetime,
 ) -> Document:
-    """What every row of the ledger begins as; `fired` is a topic with the coding of its trigger."""
+    """A new row of the ledger, without a state; `fired` is a topic with the coding of its trigger."""
     topic, trigger = fired
     focus: dict[str, Any] = {
         "type": event.type,

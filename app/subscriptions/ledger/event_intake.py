@@ -1,6 +1,6 @@
-"""Takes committed events in: whom each concerns is asked, and recorded in the outbox, in the order of commits.
+"""The intake of committed events: each is matched and recorded in the outbox, in the order of commits.
 
-An event whose turn it is not yet, because an older version of its resource is still unrecorded, takes that one along.
+Where an older version of an event's resource is not recorded yet, that version is recorded first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REMEMBERED = 50_000
 
 
 class EventIntake:
-    """The queue of committed events, and what records them; what was recorded for an idle lane goes to the sender."""
+    """The queue of committed events, which are matched and recorded; rows of idle lanes go to the sender at once."""
 
     def __init__(
         self,
@@ -60,17 +60,17 @@ class EventIntake:
         return not self._queue
 
     def add(self, events: Iterable[Event]) -> None:
-        """Queue what was committed, in order; `arrived` tells whoever drives `take_in`."""
+        """Queue committed events, in order; `arrived` wakes the loop that calls `take_in`."""
         self._queue.extend(events)
         self.arrived.set()
 
     async def add_abandoned(self) -> None:
-        """Queue events that nobody has recorded in time: those of processes that died or failed."""
+        """Queue events that no process has recorded in time: those of processes that died or failed."""
         for row in await self._outbox.claim_abandoned(_BATCH):
             self.add([await load_event(self._store, row)])
 
     async def take_in(self) -> None:
-        """Record what has been committed so far, in order. Raises ConnectionFailure; the queue then keeps it all."""
+        """Record the queued events, in order. Raises ConnectionFailure; the queue then keeps those not recorded."""
         async with self._recording:
             while self._queue:
                 batch = [self._queue[index] for index in range(min(len(self._queue), _BATCH))]
@@ -122,11 +122,11 @@ class EventIntake:
         self._sender.unsettled.set()
 
     async def _plan(self, event: Event) -> Planned | None:
-        """The event with those it concerns; None where that cannot be told, and the row stays for another try."""
+        """The event with the Subscriptions it concerns; None where matching fails, and its row is tried again later."""
         try:
             return Planned(event, await self._registry.match(event))
         except PyMongoError:
-            raise  # chained criteria ask the database; without it everything waits
+            raise  # chained criteria read the database; without it everything waits
         except Exception as error:
             log.error(
                 "cannot match",

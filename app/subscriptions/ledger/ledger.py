@@ -4,8 +4,8 @@
                 focus: {type, id, version, method, at}, created_at,
                 state, open?, owner, attempt, next_at, first_at, attempts: [...]}
 
-`open` is there until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease
-while it is being sent, the time of the next attempt while it is retried, a second look where it waits for its lane.
+`open` is set until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease while
+it is being sent, the time of the next attempt while it is retried, the next check while it waits for its lane.
 A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be taken.
 """
 
@@ -24,10 +24,10 @@ from app.runtime.mongo import Collection as MongoCollection, Document, Mongo
 
 State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dead"]
 
-# A lease outlasts the attempt it is for by this much: rows may wait for their turn at the endpoint. What a dead process
-# held is found by its silence (app/runtime/cluster.py), long before.
+# A lease outlasts the attempt it is for by this much: rows may wait for their turn at the endpoint. The rows of a dead
+# process are found by its silence (app/runtime/cluster.py), long before.
 LEASE_MARGIN = timedelta(seconds=120)
-# How long a row waits in its lane before somebody looks whether it was forgotten there.
+# How long a row waits in its lane before a sweep checks whether it was forgotten there.
 SECOND_LOOK = timedelta(seconds=5)
 _DUPLICATE_KEY = 11000
 
@@ -49,7 +49,7 @@ class Delivery(NamedTuple):
     attempt: int
     next_at: datetime
     first_at: datetime | None
-    # Relative references that travel along besides what the topic says.
+    # Relative references that the notice carries besides those of the topic.
     context: tuple[str, ...] = ()
 
     @classmethod
@@ -74,7 +74,7 @@ class Delivery(NamedTuple):
 
     @property
     def held(self) -> Document:
-        """Finds the row for as long as it is its owner's for this attempt."""
+        """The filter that finds the row while its owner holds it for this attempt."""
         return {
             "_id": self.id,
             "state": "sending",
@@ -87,7 +87,7 @@ class Delivery(NamedTuple):
 class Refusal:
     """The first row of an ordered insert that was refused.
 
-    `recorded`: another process has recorded that event for that Subscription; else the number was given out.
+    `recorded`: another process has recorded that event for that Subscription; else it has taken the number.
     """
 
     index: int
@@ -169,10 +169,10 @@ class Ledger:
         return [Delivery.from_document(document) for document in documents]
 
     async def claim(self, ids: Sequence[str], lease: timedelta) -> list[Delivery]:
-        """Take rows for sending, in one update; each counts its attempt. What another has taken is left out.
+        """Take rows for sending, in one update; each counts its attempt. Rows that another has taken are left out.
 
-        A queued row may be taken at any time by whoever knows that its lane is free; others when `next_at` has come,
-        by the database's clock.
+        A process that knows a queued row's lane to be free may take it at any time; others are taken when `next_at` has
+        come, by the database's clock.
         """
         token = uuid.uuid4().hex
         # A number, not a string: in an update pipeline strings with a dollar sign would be expressions.
@@ -200,21 +200,21 @@ class Ledger:
         return [Delivery.from_document(document) for document in await cursor.to_list(None)]
 
     async def renew(self, delivery: Delivery, lease: timedelta) -> bool:
-        """Lengthen a lease that waited long for its turn; False where it has been lost."""
+        """Extend the lease of a row that waited long for its turn; False where it has been lost."""
         result = await self._deliveries.update_one(
             delivery.held, {"$set": {"next_at": self._mongo.now() + lease}}
         )
         return bool(result.matched_count)
 
     async def postpone(self, ids: Iterable[str], until: datetime) -> None:
-        """Look at waiting rows again later."""
+        """Set when waiting rows are checked again."""
         await self._deliveries.update_many(
             {"_id": {"$in": list(ids)}, "open": True, "state": {"$ne": "sending"}},
             {"$set": {"next_at": until}},
         )
 
     async def close(self, subscription: str, reason: str) -> None:
-        """Give up the open rows of a Subscription that takes no more, but for attempts under way.
+        """Settle the open rows of a Subscription that takes no more notices, but for attempts under way.
 
         `dead` where an attempt was made, `suppressed` where none was.
         """
@@ -238,7 +238,7 @@ class Ledger:
         return lanes
 
     async def postpone_subscriptions(self, subscriptions: Collection[str], until: datetime) -> None:
-        """Let rows of Subscriptions that are due wait, for an endpoint that is not to be called before."""
+        """Postpone the due rows of Subscriptions whose endpoint is not to be called before `until`."""
         await self._deliveries.update_many(
             {
                 "open": True,
@@ -250,7 +250,7 @@ class Ledger:
         )
 
     async def resume(self, subscriptions: Collection[str]) -> None:
-        """Make what waits for an endpoint due: it answers again. Retries keep their own time."""
+        """Make the queued rows of Subscriptions due, whose endpoint answers again. Retries keep their own time."""
         await self._deliveries.update_many(
             {
                 "open": True,
@@ -262,7 +262,7 @@ class Ledger:
         )
 
     async def expedite(self, subscription: str) -> None:
-        """Make all that waits of a Subscription due, retries too."""
+        """Make all waiting rows of a Subscription due, retries too."""
         now = self._mongo.now()
         await self._deliveries.update_many(
             {
@@ -275,7 +275,7 @@ class Ledger:
         )
 
     async def abandon(self, owner: str, but: Collection[str] = ()) -> int:
-        """Let anybody take at once what a process was sending, but for some rows; returns how many."""
+        """Make the rows that a process was sending due for any process, but for some; returns how many."""
         filter_: Document = {"open": True, "state": "sending", "owner": owner}
         if but:
             filter_["_id"] = {"$nin": list(but)}
@@ -287,25 +287,25 @@ class Ledger:
         return int(result.modified_count)
 
     async def open_count(self) -> int:
-        """How many rows are not settled for good."""
+        """The number of rows that are not settled for good."""
         count: int = await self._deliveries.count_documents({"open": True})
         return count
 
 
-# What becomes of rows after an attempt, and how that is written down: in bulk, guarded by who holds the row.
+# The settlement of rows after an attempt: written in bulk, guarded by the row's owner and attempt.
 #
 # Rows that were delivered, nearly all, are written by one update that finds the record of each row's attempt in a
-# list. A bulk of single updates costs MongoDB twice as much for each row, since it plans each and notes each as one
-# that may be sent again, and the driver twice as much to send.
+# list. A bulk of single updates costs MongoDB twice as much for each row, since it plans each and records each as a
+# retryable write, and the driver twice as much to send.
 
-# Of rows that are settled for good these say nothing any more.
+# Fields that a row loses when it is settled for good.
 _OF_OPEN_ROWS = ("open", "next_at", "owner", "claim")
 # The answers that the records hold must fit into one command (16 MiB).
 _AT_ONCE = 500
 
 
 class Settlement(NamedTuple):
-    """What becomes of a row after an attempt, or without one; `attempt` is the record of it that is kept.
+    """The new state of a row after an attempt, or without one; `attempt` is the record of it to store.
 
     `queued` puts a row back whose attempt was never made: it does not count.
     """
@@ -322,7 +322,7 @@ class Settlement(NamedTuple):
 
 
 async def settle(deliveries: MongoCollection, settlements: Sequence[Settlement]) -> int:
-    """Write down what came of attempts; one that lost its lease changes nothing. Returns how many had not."""
+    """Write settlements; one whose lease was lost changes nothing. Returns how many rows were settled."""
     delivered: dict[tuple[str, int], dict[str, Document | None]] = {}
     others = []
     for entry in settlements:

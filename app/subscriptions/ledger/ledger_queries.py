@@ -25,7 +25,7 @@ Resend = Callable[[str, Document], Awaitable[int]]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which deliveries: all that is given must hold. `focus` is `Type/id`; times are those of the events' rows."""
+    """The criteria of a query, which must all hold. `focus` is `Type/id`; times are when the rows were created."""
 
     subscription: str | None = None
     state: State | None = None
@@ -63,7 +63,7 @@ def _add_bounds(found: Document, name: str, least: Any, greatest: Any) -> None:
 async def search(
     mongo: Mongo, wanted: Wanted, count: int, cursor: str | None = None
 ) -> tuple[list[Document], str | None]:
-    """Rows, the newest first, and where the next page begins, if there is one.
+    """Rows, the newest first, and the cursor of the next page, if there is one.
 
     Those of one Subscription come in the order of their numbers, the others in the order of their ids.
     """
@@ -99,9 +99,9 @@ async def read(mongo: Mongo, delivery: str, kept: timedelta) -> Document:
 async def resend(
     mongo: Mongo, wanted: Wanted, send: Resend, active: Callable[[str], bool]
 ) -> Document:
-    """Send what was settled again, in the order of its numbers; what is still under way stays as it is.
+    """Send settled rows again, in the order of their numbers; open rows stay as they are.
 
-    Returns `{resent, skipped}`: Subscriptions that are not active are told nothing, so theirs is left alone.
+    Returns `{resent, skipped}`: the rows of Subscriptions that are not active are skipped.
     """
     condition = wanted.condition()
     condition["open"] = {"$exists": False}
@@ -142,7 +142,7 @@ def shown(row: Document) -> Document:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values, without what is not there."""
+    """JSON values, without those that are None."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):
@@ -181,7 +181,7 @@ async def rows(mongo: Mongo, subscription: str, span: Span, limit: int) -> list[
         {"subscription": subscription, **span.condition()}, {"attempts": 0}
     )
     documents = await cursor.sort("number", ASCENDING).limit(limit).to_list(None)
-    # What a settled row has no more.
+    # Fields that a settled row has lost.
     return [
         Delivery.from_document({"owner": "", "next_at": document["created_at"], **document})
         for document in documents
@@ -189,9 +189,9 @@ async def rows(mongo: Mongo, subscription: str, span: Span, limit: int) -> list[
 
 
 async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
-    """Let settled rows be sent again, with a window of their own; returns how many.
+    """Queue settled rows again, with a new retry window; returns how many.
 
-    They keep their number, their notice id and what is known of their attempts. What comes of them is published anew
+    They keep their number, their notice id and the records of their attempts. Their new result is published anew
     (app/proof).
     """
     now = mongo.now()

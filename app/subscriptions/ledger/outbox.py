@@ -6,8 +6,8 @@
 
 A delivery is one inserted row: two unique indexes refuse a number given twice and an event counted twice. The rows of a
 batch are inserted in order up to the first that is refused, so numbers have no gap. Counters and events follow
-a moment later, in bulk: an event that is still pending when its process dies is recorded again by another, and what is
-there already is refused again (docs/decisions/0004-order-and-numbers-of-notices.md).
+a moment later, in bulk: an event that is still pending when its process dies is recorded again by another, and the rows
+that exist are refused again (docs/decisions/0004-order-and-numbers-of-notices.md).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECT
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionMatch
 
-# An event whose evaluation fails this often is left alone, for people to look at.
+# An event whose evaluation fails this often is not tried again; it stays pending for people to review.
 _MAX_ATTEMPTS = 20
 _TRIES, _BACK_OFF = 50, 0.01
-# So many rows are inserted at once: the first leave while the next are being written.
+# So many rows are inserted at once: the first are sent while the next are being written.
 _ROWS_AT_ONCE = 200
 
 
 class ContentionError(Exception):
-    """Other processes gave out the same numbers first, again and again; try later."""
+    """Other processes took the same numbers first, again and again; try later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Planned:
 
 
 class Outbox:
-    """The events' and counters' collections. `delivery_mode` says what is to be done for a Subscription."""
+    """The events' and counters' collections. `delivery_mode` returns the mode of a Subscription."""
 
     def __init__(
         self, mongo: Mongo, ledger: Ledger, owner: str, delivery_mode: Callable[[str], str]
@@ -88,7 +88,7 @@ class Outbox:
             )
 
     async def pending_before(self, events: Sequence[Event]) -> list[Document]:
-        """Event rows of older versions of the same resources that nobody has recorded yet, oldest first.
+        """Event rows of older versions of the same resources that no process has recorded yet, oldest first.
 
         They must be recorded first: numbers follow versions, also when the older one's process is slow or dead.
         """
@@ -150,7 +150,7 @@ class Outbox:
         """Number and insert the batch's deliveries; returns the rows that wait for their turn.
 
         Rows whose lane is free, as far as `admit` has room for them, are this process's to send (state `sending`,
-        attempt 1): `begin` is told as soon as they are kept. What another process has recorded meanwhile is left out.
+        attempt 1): `begin` is called as soon as they are stored. Rows that another process has recorded are left out.
         Raises ContentionError where other processes were faster too often.
         """
         pairs = list(_pairs(batch))
@@ -208,17 +208,17 @@ class Outbox:
         self.numbering.given(registration.id, document["number"], pair.lane, is_open=is_open)
         due = None
         if registration.channel.heartbeat is not None and registration.status == "active":
-            # Traffic puts off the next heartbeat.
+            # Each event postpones the next heartbeat.
             due = document["created_at"] + timedelta(seconds=registration.channel.heartbeat)
         self._moved[registration.id] = (document["number"], due)
         return Delivery.from_document(document)
 
     def finish(self, ids: Collection[Any]) -> None:
-        """Mark events done that concern nobody, with the next `flush`."""
+        """Mark events that concern no Subscription as done, with the next `flush`."""
         self._done.extend(ids)
 
     async def flush(self) -> None:
-        """Let counters and events follow what was recorded, counters first: an event that is done stays done."""
+        """Write counters and events up to what was recorded, counters first: a done event is not recorded again."""
         async with self._flushing:
             moved, self._moved = self._moved, {}
             done, self._done = self._done, []
@@ -240,14 +240,14 @@ class Outbox:
         return bool(self._moved or self._done or self._flushing.locked())
 
     async def hand_back(self) -> None:
-        """Let others take at once the events that this process holds; for an orderly stop."""
+        """Flush, and end the leases of the events that this process holds; for an orderly stop."""
         await self.flush()
         await self._events.update_many(
             {"owner": self._owner, "state": "pending"}, {"$set": {"lease_until": self._mongo.now()}}
         )
 
     async def take_from(self, owner: str, at: datetime) -> None:
-        """Let anybody take the events of a process that is gone."""
+        """End the leases of the events of a process that is gone."""
         await self._events.update_many(
             {"owner": owner, "state": "pending", "lease_until": {"$gt": at}},
             {"$set": {"lease_until": at}},
@@ -258,7 +258,7 @@ class Outbox:
         return count
 
     async def number(self, subscription: str) -> int:
-        """How many events the Subscription has seen."""
+        """The number of the Subscription's last event; 0 without one."""
         return (await self.numbering.read([subscription]))[subscription]
 
 

@@ -1,8 +1,8 @@
-"""How long the outbox and the ledger are kept. What is still open stays, however old.
+"""The retention of the outbox and the ledger. Open rows stay, however old.
 
 Events that are done are only needed to find Subscriptions that changed a moment ago. A delivery row is the ledger's
-entry, and what `$events` and `$resend` tell from; when it has gone they answer 410. Ids are in order of time, so
-both are found by them and need no index more.
+entry, and the source of `$events`, which answers 410 without it, and of `$resend`. Ids are in order of time, so both
+are found by them and need no further index.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EVERY = timedelta(hours=1)
 
 
 class Retention:
-    """Clears up once an hour, in whichever process comes to it; doing it twice changes nothing."""
+    """Deletes old rows once an hour, in every process; doing it twice changes nothing."""
 
     def __init__(self, settings: Settings, mongo: Mongo) -> None:
         self._mongo = mongo
@@ -30,14 +30,14 @@ class Retention:
         self._next: datetime | None = None
 
     async def sweep(self) -> None:
-        """Clear up if an hour has passed since the last time."""
+        """Delete old rows if an hour has passed since the last time."""
         now = self._mongo.now()
         if self._next is None or now >= self._next:
             self._next = now + EVERY
             await self.clear(now)
 
     async def clear(self, now: datetime) -> tuple[int, int]:
-        """Delete what is older than it is kept, seen from `now`; returns how many events and deliveries."""
+        """Delete rows past their retention at `now`; returns how many events and deliveries."""
         events = await event_rows(self._mongo).delete_many(
             {
                 "_id": {"$lt": ObjectId.from_datetime(now - self.events)},

@@ -1,8 +1,8 @@
-"""What this process remembers of Subscriptions: the number of the last event, and the lanes with open rows.
+"""A cache of Subscriptions: the number of the last event, and the lanes with open rows.
 
-A memory may be behind the database, never ahead of it: the unique index on (subscription, number) refuses a number that
-another process has given out meanwhile, and then everything known of that Subscription is read anew. So a number that
-is accepted proves the rest of the memory too: nobody else has inserted a row for that Subscription since it was read.
+It may be behind the database, never ahead of it: the unique index on (subscription, number) refuses a number that
+another process has taken meanwhile, and then the cache is read anew. So an accepted number proves the rest of a
+Subscription's entry too: no other process has inserted a row for it since it was read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pymongo import UpdateOne
 from app.runtime.mongo import Collection as MongoCollection, Document, Mongo
 from app.subscriptions.ledger.ledger import delivery_rows
 
-# What is kept of a Subscription beside its rows: the number of its last event, its next heartbeat, its handshake.
+# A row for each Subscription: the number of its last event, its next heartbeat, its handshake.
 SUBSCRIPTION_STATE_COLLECTION = "subscription_state"
 
-# After another process has given out a number, ours are read anew for this many seconds instead of remembered.
+# For this many seconds after another process has taken a number, the cache is read anew for each use.
 _SHARED_FOR = 10.0
 _REMEMBERED = 100_000
 # A Subscription with more lanes open than this counts as busy in all of them.
@@ -30,7 +30,7 @@ _AT_ONCE = 200
 
 @dataclass(slots=True)
 class Known:
-    """One Subscription: `busy` counts the open rows of its lanes; `crowded` where there were too many to learn."""
+    """One Subscription: `busy` counts the open rows of its lanes; `crowded` where there were too many to read."""
 
     number: int
     busy: dict[str, int] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Known:
 
 
 class SequenceNumbers:
-    """The memory over the collections `deliveries` and `subscription_state`."""
+    """The cache over the collections `deliveries` and `subscription_state`."""
 
     def __init__(self, mongo: Mongo, clock: Callable[[], float] = time.monotonic) -> None:
         self._mongo = mongo
@@ -51,7 +51,7 @@ class SequenceNumbers:
         self._shared_until = 0.0
 
     async def learn(self, subscriptions: Iterable[str]) -> dict[str, Known]:
-        """What is known of each, read where nothing is remembered or where other processes give out numbers too."""
+        """The entry of each Subscription, read where it is not cached or where other processes take numbers too."""
         wanted = set(subscriptions)
         if self._clock() < self._shared_until or len(self._known) > _REMEMBERED:
             self._known.clear()
@@ -61,7 +61,7 @@ class SequenceNumbers:
         return {subscription: self._known[subscription] for subscription in wanted}
 
     async def foresee(self, subscriptions: Iterable[str]) -> None:
-        """Learn already what will be asked next, where it may be remembered."""
+        """Read in advance what `learn` will need, where it may be cached."""
         if not self.shared:
             await self.learn(subscriptions)
 
@@ -101,7 +101,7 @@ class SequenceNumbers:
         return numbers
 
     def given(self, subscription: str, number: int, lane: str, *, is_open: bool) -> None:
-        """A row was inserted here."""
+        """Note a row that this process inserted."""
         known = self._known.get(subscription)
         if known is None:
             return
@@ -110,7 +110,7 @@ class SequenceNumbers:
             known.busy[lane] = known.busy.get(lane, 0) + 1
 
     def closed(self, subscription: str, lane: str) -> bool:
-        """A row was settled for good here; returns whether the lane may hold another."""
+        """Note a row that this process settled for good; returns whether its lane may hold another open one."""
         known = self._known.get(subscription)
         if known is None or known.crowded:
             return True
@@ -122,7 +122,7 @@ class SequenceNumbers:
         return False
 
     def refused(self) -> None:
-        """Another process was faster with one of the numbers."""
+        """Clear the cache: another process was faster with one of the numbers."""
         self._shared_until = self._clock() + _SHARED_FOR
         self._known.clear()
 
@@ -133,14 +133,14 @@ class SequenceNumbers:
 
     @property
     def shared(self) -> bool:
-        """Whether another process has given out numbers lately."""
+        """Whether another process has taken a number in the last _SHARED_FOR seconds."""
         return self._clock() < self._shared_until
 
 
 def _numbers(ids: list[str]) -> list[Document]:
     """The pipeline over `deliveries` that finds the last numbers, of the rows and of the counters.
 
-    The counter follows the rows a moment later, and stays when they are cleared away.
+    The counter follows the rows a moment later, and stays when they are deleted.
     """
     counters = [{"$match": {"_id": {"$in": ids}}}, {"$project": {"number": 1}}]
     return [
@@ -157,9 +157,9 @@ def _numbers(ids: list[str]) -> list[Document]:
 async def advance(
     states: MongoCollection, moved: Mapping[str, tuple[int, datetime | None]]
 ) -> None:
-    """Let counters follow: `moved` holds the last number and, where there are any, when the next heartbeat is due.
+    """Write counters: `moved` holds the last number and, where there are any, when the next heartbeat is due.
 
-    Counters that are there already are written by one update, which costs MongoDB a third of what single ones do.
+    Existing counters are written by one update, which costs MongoDB a third of what single ones do.
     """
     numbers = {id_: number for id_, (number, heartbeat) in moved.items() if heartbeat is None}
     single = dict(moved)

@@ -1,7 +1,7 @@
-"""What a Subscription asks of its channel: extensions, payload, content level, endpoint and headers.
+"""The channel terms of a Subscription: extensions, payload, content level, endpoint and headers.
 
-https://hl7.org/fhir/R4/subscription.html and the extensions of the Subscriptions R5 Backport guide on `channel`. What
-is asked of one kind of channel is judged by that kind (`channels/`); what all have in common is read here.
+https://hl7.org/fhir/R4/subscription.html and the extensions of the Subscriptions R5 Backport guide on `channel`. Each
+channel type checks what is its own (`channels/`); the terms that all have in common are read here.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ MAX_COUNT = BACKPORT + "backport-max-count"
 CHANNEL_TYPE = BACKPORT + "backport-channel-type"
 
 Content = Literal["empty", "id-only", "full-resource"]
-# From the least to the most that is told.
+# From the least to the most content.
 CONTENTS: tuple[Content, ...] = ("empty", "id-only", "full-resource")
 
-# What a client may ask for, in seconds or resources; a lease must outlast the longest attempt.
+# The values that a client may request, in seconds or events; a lease must outlast the longest attempt.
 _RANGES = {HEARTBEAT_PERIOD: (5, 7 * 24 * 3600), TIMEOUT: (1, 120), MAX_COUNT: (1, 1000)}
 _VALUE_KEY = {
     HEARTBEAT_PERIOD: "valueUnsignedInt",
     TIMEOUT: "valueUnsignedInt",
     MAX_COUNT: "valuePositiveInt",
 }
-# R5's code system of channel types: the one that the additional channel type may be from here.
+# R5's code system of channel types: an additional type from it may only repeat the channel's type.
 _CHANNEL_TYPES = "http://terminology.hl7.org/CodeSystem/subscription-channel-type"
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelTerms:
-    """How notices travel. `content` is None for a classic Subscription; times are seconds.
+    """The channel of a Subscription. `content` is None for a classic one; times are seconds.
 
-    `max_count` is how many events one notice may tell.
+    `max_count` is how many events one notice may have.
     """
 
     type: str
@@ -58,18 +58,18 @@ class ChannelTerms:
 
     @property
     def is_message(self) -> bool:
-        """Whether every event is a message of whole resources, which cannot say less."""
+        """Whether every event is a message of full resources, which cannot be reduced."""
         return CHANNELS[self.type].is_message
 
 
 class Issues(list[Issue]):
-    """Collects what is wrong with a Subscription, so that a client hears all of it at once."""
+    """Collects the issues of a Subscription, so that a client gets all of them at once."""
 
     def refuse(self, expression: str, diagnostics: str, code: str = "not-supported") -> None:
         self.append(Issue(code, diagnostics, (f"Subscription.{expression}",)))
 
     def attempt(self, expression: str, read: Callable[[], Any]) -> Any:
-        """The result of `read`, or None with its complaint noted at the element."""
+        """The result of `read`, or None with its issues noted at the element."""
         try:
             return read()
         except FhirError as error:
@@ -93,10 +93,10 @@ def read(
     if type_ in CHANNELS:
         # Where the content level itself is wrong, the least is assumed: one complaint is enough.
         level = content or ("empty" if topical else None)
-        asked = ChannelRequest(
+        requested = ChannelRequest(
             channel.get("endpoint"), payload, level, channel.get("header", []), topic
         )
-        for element, code, diagnostics in CHANNELS[type_].check(asked, settings):
+        for element, code, diagnostics in CHANNELS[type_].check(requested, settings):
             issues.refuse(f"channel.{element}", diagnostics, code)
         if CHANNELS[type_].is_message:
             _check_message(numbers, issues)
@@ -139,7 +139,7 @@ def _in_range(extension: dict[str, Any], path: str, issues: Issues) -> int:
 
 
 def _read_type(channel: dict[str, Any], issues: Issues) -> str:
-    """The key of the channel type in CHANNELS: an additional one takes the place of the code that it stands on."""
+    """The key of the channel type in CHANNELS: an additional one takes the place of the code that it extends."""
     type_: str = channel.get("type", "")
     found = type_
     standard = CHANNELS.keys() - {key for _, key in ADDITIONAL.values()}
@@ -166,7 +166,7 @@ def _read_type(channel: dict[str, Any], issues: Issues) -> str:
 
 
 def _check_message(numbers: dict[str, int], issues: Issues) -> None:
-    """What is about the Subscription, or about several events, has no place in a message."""
+    """Refuse heartbeats and several events in one notice, which a message cannot have."""
     for url, least in ((HEARTBEAT_PERIOD, 0), (MAX_COUNT, 1)):
         if numbers.get(url, least) > least:
             name = url.removeprefix(BACKPORT)

@@ -1,9 +1,9 @@
-"""What a Subscription listens for, compiled into plain data: there may be a hundred thousand of them.
+"""The criteria of a Subscription, compiled into plain data: there may be a hundred thousand of them.
 
 https://hl7.org/fhir/R4/subscription.html (criteria) and the filter grammar of the Subscriptions R5 Backport guide.
 
 Filters on one resource type must all hold; filters on different types are alternatives; a filter that names no type
-holds for every type (domain rule of US Core's patient data feed). What cannot be judged is refused, never skipped.
+holds for every type (domain rule of US Core's patient data feed). A filter that cannot be evaluated is refused.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from app.subscriptions.topics.topics import TRIGGER_FILTER, Coding, Topic, query
 
 CLASSIC = re.compile(r"^([A-Z][A-Za-z]+)\?(.*)$", re.DOTALL)
 _TOPIC_FILTER = re.compile(r"^(?:([A-Z][A-Za-z]+)[.?])?(.+)$", re.DOTALL)
-# Of the parameters of every type, those that are read off the resource itself, and the chains that lead to it.
+# Of the parameters of every type, those that the resource itself decides, and `_has`.
 _COMMON = frozenset({"_id", "_tag", "_profile", "_security", "_source", "_has"})
-# A term that stands at the end of a chain bears the way to it: `>subject>Patient>general-practitioner=Practitioner/1`.
+# A term at the end of a chain begins with the path to it: `>subject>Patient>general-practitioner=Practitioner/1`.
 STEP = ">"
 # The resource's own id as a term.
 ID = "_id="
 
 # A coding to look for in the trigger part; a system of None matches any.
 TriggerToken = tuple[str | None, str]
-# One of these search terms must be there.
+# Search terms of which a version must have one.
 Alternatives = tuple[str, ...]
 Parameter = tuple[str, str]
 
 
 class Clause(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What must hold for one resource type, or for any where that is empty.
+    """The conditions on one resource type, or on any where that is empty.
 
-    Parameters that ask for a term are kept as terms, those that ask for more as the text they had, as `rest`.
+    Parameters that require a term are kept as terms, others with the text they had, as `rest`.
     """
 
     resource_type: str = ""
@@ -54,7 +54,7 @@ class Clause(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Criteria(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`scope` is what must have happened at all: a topic's URL, or a resource type for a classic Subscription.
+    """`scope` is the URL of the topic that must fire, or the resource type of a classic Subscription.
 
     One of the clauses must hold.
     """
@@ -67,7 +67,7 @@ EVERYTHING = (Clause(),)
 
 
 def classic(text: str, settings: Settings) -> Criteria:
-    """Compile `Type?query`. Raises FhirError for what cannot be understood or evaluated."""
+    """Compile `Type?query`. Raises FhirError for criteria that cannot be understood or evaluated."""
     match = CLASSIC.match(text)
     if match is None:
         raise Unprocessable(
@@ -105,7 +105,7 @@ def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Cri
 
 
 def check_filter(topic: Topic, text: str, settings: Settings) -> None:
-    """Judge one filter by itself. Raises FhirError."""
+    """Check one filter by itself. Raises FhirError."""
     resource_type, parameters = _read_filter(topic, text)
     keys = {_key(name) for name, _ in parameters}
     types = [
@@ -137,8 +137,8 @@ def led_through(criteria: Criteria, settings: Settings) -> set[str]:
     return found
 
 
-def _led_through(asked: Condition) -> set[str]:
-    match asked:
+def _led_through(search: Condition) -> set[str]:
+    match search:
         case Not(inner):
             return _led_through(inner)
         case AnyOf(several) | AllOf(several):
@@ -156,12 +156,12 @@ def near(term: str, base_url: str) -> str:
 
 
 def path_of(term: str) -> str:
-    """The way to a term at the end of a chain, as `>subject>Patient>`; empty for the resource's own."""
+    """The path to a term at the end of a chain, as `>subject>Patient>`; empty for the resource's own."""
     return term[: term.rindex(STEP, 0, term.find("=")) + 1] if term.startswith(STEP) else ""
 
 
 def has_token(tokens: Sequence[TriggerToken], coding: Coding | None) -> bool:
-    """Whether the coding is one of those asked for."""
+    """Whether the coding is one of these tokens."""
     return coding is not None and any(
         code == coding["code"] and system in (None, coding.get("system")) for system, code in tokens
     )
@@ -203,7 +203,7 @@ def _topic_clause(
 
 
 def _searched(topic: Topic, resource_type: str, name: str, value: str) -> str:
-    """The search parameter, with its modifier, that a filter of the topic stands for."""
+    """The search parameter, with its modifier, behind a filter of the topic."""
     key, _, modifier = name.partition(":")
     known = topic.filters.get(resource_type, {})
     if key not in known:
@@ -258,7 +258,7 @@ def _clause(
 
 
 def demanded(condition: Condition, base_url: str) -> Alternatives | None:
-    """The terms one of which the condition asks for; None where it asks for anything else."""
+    """The terms of which the condition requires one; None where it requires anything else."""
     if isinstance(condition, Terms):
         if condition.prefixes or condition.contained or not condition.equal:
             return None
@@ -278,7 +278,7 @@ def demanded(condition: Condition, base_url: str) -> Alternatives | None:
 
 
 def _nearest(terms: Sequence[str], base_url: str) -> Alternatives:
-    """The terms without those that say the same under the server's own base: a version's terms are near ones too."""
+    """The terms without duplicates under the server's own base: a version's terms are relative ones too."""
     found = [term for term in terms if near(term, base_url) == term]
     values = {term.partition("=")[2] for term in found}
     for term in terms:

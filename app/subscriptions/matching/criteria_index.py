@@ -1,7 +1,7 @@
-"""Subscriptions by what they listen for, so that an event touches only those it can concern.
+"""An index of Subscriptions by their criteria, so that an event is tested on those only that it can concern.
 
-Each clause is filed under the most selective term it asks for: an event looks up its own terms, and its cost depends
-on how many Subscriptions can match, not on how many there are.
+Each clause is filed under the most selective term it requires: an event looks up its own terms, and its cost depends on
+how many Subscriptions can match, not on how many there are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Scope:
         self.without_term: set[str] = set()
         self.paths: Counter[str] = Counter()
 
-    def crowd(self, terms: Iterable[str]) -> int:
+    def size(self, terms: Iterable[str]) -> int:
         found = (self.by_term.get(term, ()) for term in terms)
         return sum(1 if isinstance(members, str) else len(members) for members in found)
 
@@ -78,24 +78,24 @@ class _Scope:
 
 
 class CriteriaIndex:
-    """The index over the terms of criteria; `criteria_of` gives a filed Subscription's, None where it has gone."""
+    """The index over the terms of criteria; `criteria_of` returns a Subscription's criteria, None where it is gone."""
 
     def __init__(self, settings: Settings, criteria_of: Callable[[str], Criteria | None]) -> None:
         self._criteria_of = criteria_of
         self._scopes: dict[str, _Scope] = {}
-        # Who asks for each derived term, by whatever term they are filed.
+        # The Subscriptions that require each derived term, whatever term they are filed under.
         self._routed: dict[str, set[str]] = {}
 
         @lru_cache(maxsize=_REMEMBERED)
-        def question(resource_type: str, name: str, value: str) -> CompiledConditions:
+        def compiled(resource_type: str, name: str, value: str) -> CompiledConditions:
             return CompiledConditions.of(
                 [criteria_.condition(resource_type, (name, value), settings)]
             )
 
-        self._question = question
+        self._compiled = compiled
 
     def add(self, subscription: str, criteria: Criteria) -> None:
-        """File one; what it was filed under before has to be removed first."""
+        """File a Subscription; its earlier criteria have to be removed first."""
         scope = self._scopes.get(criteria.scope)
         if scope is None:
             scope = self._scopes[criteria.scope] = _Scope()
@@ -109,7 +109,7 @@ class CriteriaIndex:
                 scope.file(term, subscription)
 
     def remove(self, subscription: str, criteria: Criteria) -> None:
-        """Take one away; `criteria` are those that it was filed with."""
+        """Remove a Subscription; `criteria` are those that it was filed with."""
         scope = self._scopes.get(criteria.scope)
         if scope is None:
             return
@@ -132,57 +132,61 @@ class CriteriaIndex:
         return any(term.startswith(path) for term in self._routed)
 
     def subscriptions(self, scope: str) -> set[str]:
-        """All that listen for a topic or type."""
+        """All Subscriptions of a topic or type."""
         filed = self._scopes.get(scope)
         return set() if filed is None else filed.all()
 
     def is_listened_to(self, scope: str) -> bool:
-        """Whether anybody listens for a topic or type."""
+        """Whether a topic or type has any Subscription."""
         filed = self._scopes.get(scope)
         return filed is not None and bool(filed.by_term or filed.without_term)
 
-    async def candidates(self, scope: str, facts: MatchContext) -> set[str]:
-        """The Subscriptions of a scope whose term is among the version's, and those that ask for none."""
+    async def candidates(self, scope: str, context: MatchContext) -> set[str]:
+        """The Subscriptions of a scope whose term is among the version's, and those that require none."""
         filed = self._scopes.get(scope)
         if filed is None:
             return set()
         found = set(filed.without_term)
-        filed.find(facts.terms, found)
+        filed.find(context.terms, found)
         for path in tuple(filed.paths):
-            filed.find(await facts.along(path), found)
+            filed.find(await context.along(path), found)
         return found
 
-    async def matching(self, scope: str, facts: MatchContext, trigger: Coding | None) -> list[str]:
-        """The Subscriptions of a scope whose criteria hold of a version, and of the coding of what fired."""
+    async def matching(
+        self, scope: str, context: MatchContext, trigger: Coding | None
+    ) -> list[str]:
+        """The Subscriptions of a scope whose criteria hold for a version, and for the coding of the fired trigger."""
         found = []
-        for subscription in await self.candidates(scope, facts):
+        for subscription in await self.candidates(scope, context):
             criteria = self._criteria_of(subscription)
-            if criteria is not None and await self.holds(criteria, facts, trigger):
+            if criteria is not None and await self.holds(criteria, context, trigger):
                 found.append(subscription)
         return found
 
-    async def holds(self, criteria: Criteria, facts: MatchContext, trigger: Coding | None) -> bool:
+    async def holds(
+        self, criteria: Criteria, context: MatchContext, trigger: Coding | None
+    ) -> bool:
         """Whether one of the clauses holds."""
         for clause in criteria.clauses:
-            if await self._clause_holds(clause, facts, trigger):
+            if await self._clause_holds(clause, context, trigger):
                 return True
         return False
 
     async def _clause_holds(
-        self, clause: Clause, facts: MatchContext, trigger: Coding | None
+        self, clause: Clause, context: MatchContext, trigger: Coding | None
     ) -> bool:
-        if clause.resource_type not in ("", facts.resource_type):
+        if clause.resource_type not in ("", context.resource_type):
             return False
         if any(not has_token(tokens, trigger) for tokens in clause.triggers):
             return False
         for alternatives in clause.terms:
             if alternatives[0].startswith(STEP):
-                if not await _is_along(alternatives, facts):
+                if not await _is_along(alternatives, context):
                     return False
-            elif facts.terms.isdisjoint(alternatives):
+            elif context.terms.isdisjoint(alternatives):
                 return False
         for parameter in clause.rest:
-            if not await facts.answer(self._question(clause.resource_type, *parameter)):
+            if not await context.answer(self._compiled(clause.resource_type, *parameter)):
                 return False
         return True
 
@@ -191,21 +195,21 @@ def _routed(clause: Clause) -> list[str]:
     return [term for terms in clause.terms if is_derived(terms[0]) for term in terms]
 
 
-async def _is_along(alternatives: Sequence[str], facts: MatchContext) -> bool:
+async def _is_along(alternatives: Sequence[str], context: MatchContext) -> bool:
     for term in alternatives:
-        if term in await facts.along(path_of(term)):
+        if term in await context.along(path_of(term)):
             return True
     return False
 
 
 def _most_selective(scope: _Scope, clause: Clause) -> Sequence[str]:
-    """Of the alternatives that must hold, those that the fewest Subscriptions share so far."""
+    """Of the clause's alternatives those that the fewest Subscriptions share so far."""
 
     if len(clause.terms) == 1:
         return clause.terms[0]
 
     def cost(terms: Sequence[str]) -> tuple[int, bool, bool]:
         is_far = terms[0].startswith(STEP)
-        return scope.crowd(terms), is_far, not any("/" in term for term in terms)
+        return scope.size(terms), is_far, not any("/" in term for term in terms)
 
     return min(clause.terms, key=cost)

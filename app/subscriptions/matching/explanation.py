@@ -1,4 +1,4 @@
-"""Why a version of a resource is, or is not, told to a Subscription: topic by trigger, criteria by filter."""
+"""Why a version of a resource does or does not match a Subscription: topic by trigger, criteria by filter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A trigger or filter, and whether it holds. `note` says what about it decided."""
+    """A trigger or filter, and whether it holds. `note` says which part of it decided."""
 
     text: str
     holds: bool
@@ -69,19 +69,19 @@ async def event_of(store: Reader, stored: ResourceVersion) -> Event:
 async def matches(
     registry: SubscriptionRegistry, event: Event, found: Registration
 ) -> tuple[bool, Trigger | None]:
-    """Whether an event concerns a Subscription, filed or not; the trigger that fired where there is a topic."""
-    facts = registry.facts_of(event)
-    if facts is None:
+    """Whether an event concerns a Subscription, stored or not; the trigger that fired where there is a topic."""
+    context = registry.facts_of(event)
+    if context is None:
         return False, None
     fired = None
     if found.topic is not None:
-        fired = await found.topic.fired(event, registry.asking(facts), registry.surroundings)
+        fired = await found.topic.fired(event, registry.asking(context), registry.surroundings)
         if fired is None:
             return False, None
     elif event.fields is None or event.type != found.criteria.scope:
         return False, None
     coding = fired.coding if fired else None
-    return await registry.index.holds(found.criteria, facts, coding), fired
+    return await registry.index.holds(found.criteria, context, coding), fired
 
 
 async def explain(
@@ -91,19 +91,19 @@ async def explain(
     subscription: Resource,
     read: Registration,
 ) -> Explanation:
-    """Everything that decides about one event. Criteria are those of the Subscription as it is now."""
-    facts = registry.facts_of(event)
-    if facts is None:
+    """The evaluation of one event by the Subscription as it is now."""
+    context = registry.facts_of(event)
+    if context is None:
         return Explanation(False, [], [])
     verdict, fired = await matches(registry, event, read)
     triggers = [
-        await _judged_trigger(registry, event, facts, trigger)
+        await _judged_trigger(registry, event, context, trigger)
         for trigger in (read.topic.triggers if read.topic else ())
         if trigger.resource_type == event.type
     ]
     filters = []
     for text, criteria in _parts(subscription, read.topic, settings):
-        holds = await registry.index.holds(criteria, facts, fired.coding if fired else None)
+        holds = await registry.index.holds(criteria, context, fired.coding if fired else None)
         types = {clause.resource_type for clause in criteria.clauses}
         other = not types & {"", event.type}
         filters.append(Judged(text, holds, "about another resource type" if other else ""))
@@ -111,13 +111,13 @@ async def explain(
 
 
 async def _judged_trigger(
-    registry: SubscriptionRegistry, event: Event, facts: MatchContext, trigger: Trigger
+    registry: SubscriptionRegistry, event: Event, context: MatchContext, trigger: Trigger
 ) -> Judged:
     text = trigger.description or f"a change of a {trigger.resource_type}"
     kind = interaction(event)
     if kind not in trigger.interactions:
         return Judged(text, False, f"not about {kind}")
-    if not await trigger.queries_hold(event, registry.asking(facts)):
+    if not await trigger.queries_hold(event, registry.asking(context)):
         return Judged(text, False, "the versions do not meet its queryCriteria")
     if not await trigger.functions_hold(event, registry.surroundings):
         return Judged(text, False, "its fhirPathCriteria or function does not hold")

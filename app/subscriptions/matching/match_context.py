@@ -1,8 +1,8 @@
-"""One version of a resource as criteria see it: its search fields, its terms, and what lies along its references.
+"""One version of a resource as criteria are tested on it: its search fields, its terms, and its references' targets.
 
 Chained parameters are followed from the version itself: the resources that it refers to are read once for each version,
-however many Subscriptions ask about them, and judged in memory by the same conditions as in a search. `_has` is asked
-of the database. Other resources count as they are at that moment.
+however many Subscriptions need them, and tested in memory by the same conditions as in a search. `_has` reads the
+database. Other resources count in their current version.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from app.subscriptions.matching.criteria import ID, STEP, near
 from app.subscriptions.topics.compiled_conditions import CompiledConditions
 
 _WITHOUT = {"text": 0, "private": 0}
-# Resources on one step of a chain; a Group of thousands is asked through `_has` instead.
+# The most resources on one step of a chain; a Group of thousands is reached by `_has` instead.
 _MOST = 1000
 
 
 class MatchContext:
-    """Whether conditions hold of one version. `fields` are `extract`'s, `derived` what routing knows of it."""
+    """Tests conditions on one version. `fields` are `extract`'s, `derived` are its derived terms."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class MatchContext:
         return self._terms
 
     async def along(self, path: str) -> frozenset[str]:
-        """The terms at the end of a chain `>code>Type>`, or derived ones, each with the way to it."""
+        """The terms at the end of a chain `>code>Type>`, or derived ones, each with its path."""
         if is_derived(path):
             return frozenset() if self._derived is None else await self._derived.along(path)
         if path not in self._along:
@@ -104,7 +104,7 @@ class MatchContext:
                 return await self._leads_to(parameter.code, links, resource_type, fields)
             case Has(link=link):
                 return await self._is_referred_to(condition, link, fields)
-        # Aside conditions (members of a Group) are in the fields; what else there is the store can settle.
+        # Aside conditions (members of a Group) are in the fields; the store settles all others.
         if "rows" in fields:
             return condition.matches(fields)
         return (await settled(self._store, condition)).matches(fields)

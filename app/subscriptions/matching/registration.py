@@ -1,8 +1,8 @@
-"""What one Subscription asks for, read out of its resource: the only reader, for the checks and for the delivery alike.
+"""The registration of a Subscription, read from its resource: the only reader, for checks and for delivery.
 
 Classic: https://hl7.org/fhir/R4/subscription.html
 Topic-based: http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/backport-subscription (R4)
-Whatever is not understood is refused: a dropped filter or extension would widen what is disclosed.
+An element that is not understood is refused: a dropped filter or extension would widen what is disclosed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Registration:
 
 
 def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Registration:
-    """Everything a Subscription says. Raises Unprocessable with one issue for each thing that is not supported."""
+    """The registration. Raises Unprocessable with one issue for each element that is not supported."""
     issues = Issues()
     for path in _modifier_extensions(resource, ""):
         issues.refuse(path, "Unknown modifier extension")

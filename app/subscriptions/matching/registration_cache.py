@@ -1,4 +1,4 @@
-"""Registrations by the hundred thousand: one short string each, opened when an event concerns it."""
+"""A cache for a hundred thousand registrations: one short string each, decoded when an event concerns it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPEN_AT_MOST = 4096
 
 
 class Shelf:
-    """Registrations by id; a version alone stands for one that is deleted or not understood."""
+    """Registrations by id; of one that is deleted or not supported only the version is kept."""
 
     def __init__(self, settings: Settings, catalogue: Callable[[], Catalogue]) -> None:
         self._settings = settings
@@ -34,7 +34,7 @@ class Shelf:
         return sum(isinstance(kept, tuple) for kept in self._kept.values())
 
     def version(self, subscription: str) -> int:
-        """The version known, 0 for none."""
+        """The known version of a Subscription, 0 for none."""
         kept = self._kept.get(subscription, 0)
         return kept if isinstance(kept, int) else kept[0]
 
@@ -57,7 +57,7 @@ class Shelf:
         return found
 
     def criteria(self, subscription: str) -> Criteria | None:
-        """What it listens for, also where its topic has gone."""
+        """The criteria of a Subscription, also where its topic is gone."""
         found = self.get(subscription)
         if found is not None:
             return found.criteria
@@ -70,30 +70,30 @@ class Shelf:
         self.put_text((registration.id, registration.version, registration.status), text)
 
     def put_text(self, key: tuple[str, int, Status], text: str) -> None:
-        """Keep what `watch.encode` wrote."""
+        """Keep a text that `encode` wrote."""
         subscription, version, status = key
         self._kept[subscription] = (version, status, text)
         self._open.pop(subscription, None)
 
     def put_away(self, subscription: str, version: int) -> None:
-        """Remember the version only."""
+        """Keep the version only."""
         self._kept[subscription] = version
         self._open.pop(subscription, None)
 
     def close(self) -> None:
-        """Open all anew when asked for: the catalogue is another."""
+        """Drop the decoded registrations: the catalogue has changed."""
         self._open.clear()
 
 
-# A Subscription in few words: what the registry keeps of it, in memory and beside its document.
+# The compact form of a Subscription, which the registry keeps in memory and beside its document.
 #
 #     Subscription.private.watch   JSON: by, topic, end, criteria, channel
 #
 # So 100,000 of them are read in a second or two, and each is one string until an event concerns it. It is derived from
-# the resource, and only believed while `by` names the rules it was derived by: this program, the settings and the topic
-# as they are now. Otherwise the resource itself is read again.
+# the resource, and only used while `by` is the digest of the rules it was derived by: this program, the settings and
+# the topic as they are now. Otherwise the resource itself is read again.
 
-# To be counted up whenever the same Subscription compiles to something else.
+# Increased whenever the same Subscription compiles to something else.
 _FORMAT = 1
 
 
@@ -112,7 +112,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(registration: Registration, settings: Settings) -> str:
-    """A registration but for its id, version and status."""
+    """The compact form of a registration, without its id, version and status."""
     topic = registration.topic
     watch = Watch(
         rules(topic, settings),
@@ -125,7 +125,7 @@ def encode(registration: Registration, settings: Settings) -> str:
 
 
 def decode(text: str) -> Watch | None:
-    """None where another version of this program has written something else."""
+    """The decoded text; None where another version of this program has written another form."""
     try:
         return _decoder.decode(text)
     except msgspec.DecodeError:
@@ -133,7 +133,7 @@ def decode(text: str) -> Watch | None:
 
 
 def is_current(watch: Watch, catalogue: Catalogue, settings: Settings) -> bool:
-    """Whether the same rules are in force as when it was written."""
+    """Whether the rules are the same as when it was written."""
     topic = catalogue.by_url.get(watch.topic) if watch.topic is not None else None
     if watch.topic is not None and topic is None:
         return False
@@ -143,7 +143,7 @@ def is_current(watch: Watch, catalogue: Catalogue, settings: Settings) -> bool:
 def registration(
     key: tuple[str, int, Status], watch: Watch, catalogue: Catalogue
 ) -> Registration | None:
-    """The Subscription of an id, version and status; None where its topic has gone."""
+    """The registration of an id, version and status; None where its topic is gone."""
     topic = catalogue.by_url.get(watch.topic) if watch.topic is not None else None
     if watch.topic is not None and topic is None:
         return None
@@ -151,7 +151,7 @@ def registration(
 
 
 def rules(topic: Topic | None, settings: Settings) -> str:
-    """What a Subscription's meaning depends on beside itself, as a digest."""
+    """A digest of the rules that a Subscription's compact form depends on."""
     return _digest(topic.digest if topic else "", settings.base_url, settings.delivery_timeout)
 
 

@@ -1,4 +1,4 @@
-"""The Subscriptions of this moment: our own commits are known at once, those of other processes within a second."""
+"""The registry of current Subscriptions: own commits are known at once, those of other processes within a second."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from app.subscriptions.topics.trigger_context import TriggerContext
 
 log = logging.getLogger(__name__)
 
-# Events are looked at again for this long: a commit may become visible later than its time says. A commit that takes
-# longer than the short one is rare, so most looks are short.
+# Events are read again for this long: a commit may become visible later than its time says. A commit that takes longer
+# than the short one is rare, so most reads are short.
 _OVERLAP, _LONG_OVERLAP = timedelta(seconds=5), timedelta(seconds=90)
 _LONG_LOOK_EVERY = timedelta(seconds=15)
 _FIELDS = {"v": 1, "text": 1, "deleted": 1, "private": 1}
-# Enough to register by what is kept beside the document; the status is a search value of every Subscription.
+# Enough to register by the compact form beside the document; the status is a search value of every Subscription.
 _BRIEF = {"v": 1, "status": "$sorts.status.lo", "watch": "$private.watch"}
 _AT_ONCE = 2000
 
 DeliveryMode = Literal["active", "waiting", "errored", "ended"]
 _STATUSES: dict[str, Status] = {status: status for status in get_args(Status)}
-_STANDING: dict[str, DeliveryMode] = {
+_DELIVERY_MODES: dict[str, DeliveryMode] = {
     "active": "active",
     "requested": "waiting",
     "error": "errored",
@@ -54,7 +54,7 @@ _STANDING: dict[str, DeliveryMode] = {
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionMatch:
-    """A Subscription that an event concerns, and the coding of what fired."""
+    """A Subscription that an event concerns, and the coding of the trigger that fired."""
 
     registration: Registration
     trigger: Coding | None
@@ -70,25 +70,25 @@ class SubscriptionRegistry:
         self.topics = TopicStore(settings, mongo)
         self.surroundings = TriggerContext(settings, mongo, store)
         self.catalogue = self.topics.of_files
-        self._shelf = Shelf(settings, lambda: self.catalogue)
-        self.index = CriteriaIndex(settings, self._shelf.criteria)
+        self._cache = Shelf(settings, lambda: self.catalogue)
+        self.index = CriteriaIndex(settings, self._cache.criteria)
         self._unsupported: set[str] = set()
         self._requested: set[str] = set()
-        # The ends that are to come, soonest first, and whose end has come.
+        # The ends that are to come, soonest first, and the Subscriptions whose end has come.
         self._ends: list[tuple[datetime, str]] = []
         self._over: set[str] = set()
         self._polled_at: datetime | None = None
         self._looked_long_at: datetime | None = None
 
     def __len__(self) -> int:
-        return len(self._shelf)
+        return len(self._cache)
 
     async def load(self) -> None:
         """Read all topics and Subscriptions."""
         self._polled_at = self._mongo.now()
         self.catalogue = await self.topics.catalogue()
         rows = self._rows({"terms": EVERY}, _BRIEF)
-        gc.disable()  # all that is made here stays; looking through it again and again takes a third of the time
+        gc.disable()  # all that is made here stays; traversing it again and again takes a third of the time
         try:
             stale = [row["_id"] async for row in rows if not self._put_brief(row)]
         finally:
@@ -96,7 +96,7 @@ class SubscriptionRegistry:
         await self._reread(stale)
 
     async def refresh(self) -> list[Registration]:
-        """Read what changed since the last look, in whatever process; returns what is new to this one."""
+        """Read the Subscriptions that any process has changed since the last time; returns those new to this one."""
         await self.refresh_topics()
         now = self._mongo.now()
         since = self._polled_at or now
@@ -112,12 +112,12 @@ class SubscriptionRegistry:
         behind = {
             row["id"]
             for row in await events.to_list(None)
-            if row["version"] > self._shelf.version(row["id"])
+            if row["version"] > self._cache.version(row["id"])
         }
         return await self.read(behind)
 
     async def read(self, ids: Collection[str]) -> list[Registration]:
-        """Read these Subscriptions anew; returns what is new to this process."""
+        """Read these Subscriptions anew; returns those new to this process."""
         if not ids:
             return []
         found = await self._store.find(
@@ -126,14 +126,14 @@ class SubscriptionRegistry:
         return [new for document in found if (new := self._put_document(document)) is not None]
 
     async def with_private(self, subscription: str) -> tuple[Registration, Document] | None:
-        """The newest version together with what is kept beside it; None where it is gone."""
+        """The newest version together with its `private` fields; None where it is gone."""
         found = await self.many_with_private([subscription])
         return found[0] if found else None
 
     async def many_with_private(
         self, subscriptions: Collection[str]
     ) -> list[tuple[Registration, Document]]:
-        """The newest versions together with what is kept beside each; those that are gone are left out."""
+        """The newest versions together with their `private` fields; those that are gone are left out."""
         found = await self._store.find(
             "Subscription", {"_id": {"$in": list(subscriptions)}}, projection=_FIELDS
         )
@@ -154,7 +154,7 @@ class SubscriptionRegistry:
                 await asyncio.sleep(0)  # a hundred thousand of them take their time
 
     async def _reread(self, ids: list[str]) -> None:
-        """Read whole Subscriptions where what is kept beside them does not tell, and keep it anew."""
+        """Read whole Subscriptions whose compact form is missing or outdated, and store it anew."""
         for start in range(0, len(ids), _AT_ONCE):
             batch = ids[start : start + _AT_ONCE]
             notes: dict[tuple[str, int], str] = {}
@@ -165,7 +165,7 @@ class SubscriptionRegistry:
             await self._store.annotate("Subscription", "watch", notes)
 
     async def refresh_topics(self) -> None:
-        """Take over topics that were changed, and what that means for their Subscriptions."""
+        """Take over changed topics, and read their Subscriptions anew."""
         if not await self.topics.changed():
             return
         before, self.catalogue = self.catalogue, await self.topics.catalogue()
@@ -178,13 +178,13 @@ class SubscriptionRegistry:
         concerned = set(self._unsupported)
         for url in changed:
             concerned.update(self.index.subscriptions(url))
-        self._shelf.close()
+        self._cache.close()
         await self._reread(sorted(concerned))
 
     def _put_brief(self, row: Document) -> bool:
-        """Take over a version by what is kept beside it; False where that does not suffice."""
+        """Register a version by its compact form; False where that is missing or outdated."""
         subscription, version = row["_id"], row["v"]
-        if version <= self._shelf.version(subscription):
+        if version <= self._cache.version(subscription):
             return True
         text = row.get("watch")
         if text is None:
@@ -192,10 +192,10 @@ class SubscriptionRegistry:
         read = registration_cache.decode(text)
         if read is None or not registration_cache.is_current(read, self.catalogue, self._settings):
             return False
-        if self._shelf.version(subscription):
+        if self._cache.version(subscription):
             self._forget(subscription)
         status = _STATUSES[row["status"]]
-        self._shelf.put_text((subscription, version, status), text)
+        self._cache.put_text((subscription, version, status), text)
         self._file(subscription, status, read.end, read.criteria)
         return True
 
@@ -206,34 +206,34 @@ class SubscriptionRegistry:
     def put(
         self, subscription: str, version: int, resource: Resource | None, *, again: bool = False
     ) -> Registration | None:
-        """Take over a version, None for a deletion; returns the registration where it is new and still wanted.
+        """Register a version, None for a deletion; returns the registration where it is new and supported.
 
         `again`: also the version that is known already. In one step: no event falls between the old and the new.
         """
-        known = self._shelf.version(subscription)
+        known = self._cache.version(subscription)
         if version < known or (version == known and not again):
             return None
         self._forget(subscription)
-        self._shelf.put_away(subscription, version)
+        self._cache.put_away(subscription, version)
         if resource is None:
             return None
         try:
             new = registration.read(resource, self.catalogue, self._settings)
         except FhirError:
-            # It was fine when it was stored: a topic or channel has left the server since, or has not come here yet.
+            # It was valid when it was stored: a topic or channel was removed since, or is not known here yet.
             self._unsupported.add(subscription)
             log.warning(
                 "subscription no longer supported",
                 extra={"action": "register", "id": subscription, "version_id": version},
             )
             return None
-        self._shelf.put(replace(new, id=subscription, version=version))
+        self._cache.put(replace(new, id=subscription, version=version))
         self._file(subscription, new.status, new.end, new.criteria)
         return self.get(subscription)
 
     def _forget(self, subscription: str) -> None:
-        """Take the version known so far out of everything but the shelf."""
-        if (criteria := self._shelf.criteria(subscription)) is not None:
+        """Remove the known version from everything but the cache of registrations."""
+        if (criteria := self._cache.criteria(subscription)) is not None:
             self.index.remove(subscription, criteria)
         for ids in (self._unsupported, self._requested, self._over):
             ids.discard(subscription)
@@ -249,21 +249,21 @@ class SubscriptionRegistry:
             self._requested.add(subscription)
 
     def get(self, subscription: str) -> Registration | None:
-        return self._shelf.get(subscription)
+        return self._cache.get(subscription)
 
     def delivery_mode(self, subscription: str) -> DeliveryMode:
-        """What is to be done with a Subscription's notices now."""
+        """The current delivery mode of a Subscription."""
         found = self.get(subscription)
         if found is None or self._is_over(found):
             return "ended"
-        return _STANDING[found.status]
+        return _DELIVERY_MODES[found.status]
 
     def requested(self) -> list[Registration]:
-        """Those that wait for the server to prove their endpoint."""
+        """The Subscriptions whose endpoint the server has yet to prove."""
         return [found for found in self._all(self._requested) if not self._is_over(found)]
 
     def over(self) -> list[Registration]:
-        """Those whose end has come and that are not off yet."""
+        """The Subscriptions whose end has come and that are not off yet."""
         while self._ends and self._ends[0][0] <= self._mongo.now():
             self._over.add(heapq.heappop(self._ends)[1])
         over = [found for found in self._all(self._over) if self._is_over(found)]
@@ -275,12 +275,12 @@ class SubscriptionRegistry:
         return (found for each in ids if (found := self.get(each)) is not None)
 
     def facts(self, resource_type: str, fields: Document) -> MatchContext:
-        """A version as criteria see it; whose patient it is about is judged for now."""
+        """The match context of a version; derived terms are those of now."""
         derived = Derived(self._store, self._settings, resource_type, fields, self._mongo.now())
         return MatchContext(self._store, self._settings.base_url, resource_type, fields, derived)
 
     def facts_of(self, event: Event) -> MatchContext | None:
-        """What an event is judged by: its version, or the one that went; None where neither is there any more."""
+        """The match context of an event: of its version, or of the deleted one; None where neither is stored."""
         gone = event.fields is None
         fields = event.previous_fields if gone else event.fields
         if fields is None:
@@ -292,47 +292,51 @@ class SubscriptionRegistry:
     async def match(self, event: Event) -> list[SubscriptionMatch]:
         """The Subscriptions that an event concerns, each once.
 
-        Topics may be about deletions, which are judged by the version that went; classic Subscriptions never are.
+        Topics may be about deletions, which are matched by the deleted version; classic Subscriptions never are.
         """
-        facts = self.facts_of(event)
-        if event.type == "Subscription" or facts is None:
+        context = self.facts_of(event)
+        if event.type == "Subscription" or context is None:
             return []
         found: list[SubscriptionMatch] = []
-        asked = self.asking(facts)
+        test = self.asking(context)
         if event.topic is not None:
-            await self._collect(event.topic, facts, event.trigger, found)
+            await self._collect(event.topic, context, event.trigger, found)
             return found
         for topic in self.catalogue.watching(event.type):
             if not self.index.is_listened_to(topic.url):
                 continue
-            trigger = await topic.fired(event, asked, self.surroundings)
+            trigger = await topic.fired(event, test, self.surroundings)
             if trigger is not None:
-                await self._collect(topic.url, facts, trigger.coding, found)
-        self.surroundings.note(event, self._told_under(found))
+                await self._collect(topic.url, context, trigger.coding, found)
+        self.surroundings.note(event, self._topics_of(found))
         if event.fields is not None:
-            await self._collect(event.type, facts, None, found)
+            await self._collect(event.type, context, None, found)
         return found
 
-    def _told_under(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
+    def _topics_of(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
         for match in found:
             registered = match.registration
             if registered.topic and self.delivery_mode(registered.id) in ("active", "waiting"):
                 yield registered.topic.url
 
-    def asking(self, facts: MatchContext) -> Found:
-        """How topics ask about the versions of a change, of which `facts` is one."""
+    def asking(self, context: MatchContext) -> Found:
+        """The test that topics apply to the versions of a change, of which `context` is one."""
 
-        async def ask(question: CompiledConditions, fields: Document) -> bool:
-            if fields is facts.fields:
-                return await facts.answer(question)
-            return await self.facts(facts.resource_type, fields).answer(question)
+        async def test(conditions: CompiledConditions, fields: Document) -> bool:
+            if fields is context.fields:
+                return await context.answer(conditions)
+            return await self.facts(context.resource_type, fields).answer(conditions)
 
-        return ask
+        return test
 
     async def _collect(
-        self, scope: str, facts: MatchContext, coding: Coding | None, found: list[SubscriptionMatch]
+        self,
+        scope: str,
+        context: MatchContext,
+        coding: Coding | None,
+        found: list[SubscriptionMatch],
     ) -> None:
-        for subscription in await self.index.matching(scope, facts, coding):
+        for subscription in await self.index.matching(scope, context, coding):
             known = self.get(subscription)
             if known is not None and not self._is_over(known):
                 found.append(SubscriptionMatch(known, coding))

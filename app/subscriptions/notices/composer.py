@@ -1,4 +1,4 @@
-"""What a delivery row becomes on the wire: the pinned version, its context, the Subscription's own headers."""
+"""The composer of notices from delivery rows: the pinned version, its context, the Subscription's own headers."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _ENVELOPES, _TEMPLATES = 10_000, 256
 
 
 class Composer:
-    """Builds notices. Secrets are read from beside the Subscription and remembered for as long as its version lasts."""
+    """Builds notices. A Subscription's secrets are read from its `private` fields and cached for its version."""
 
     def __init__(self, settings: Settings, store: Store, registry: SubscriptionRegistry) -> None:
         self._settings = settings
-        self._teller = EventReader(store, settings.base_url.rstrip("/"))
+        self._reader = EventReader(store, settings.base_url.rstrip("/"))
         self._messages = Messages(store)
         self._registry = registry
         self._envelopes: FIFOCache[str, Envelope] = FIFOCache(_ENVELOPES)
@@ -54,7 +54,7 @@ class Composer:
         return current
 
     async def make_ready(self, subscriptions: Collection[str]) -> None:
-        """Read what Subscriptions keep beside them at once, before their notices ask one by one."""
+        """Read the secrets of Subscriptions in one read, before their notices need them one by one."""
         unknown = [id_ for id_ in subscriptions if id_ not in self._envelopes]
         if unknown:
             for current, private in await self._registry.many_with_private(unknown):
@@ -69,10 +69,10 @@ class Composer:
         registration: Registration,
         limits: Limits = NO_LIMITS,
     ) -> Notice:
-        """One message for several rows of a Subscription, in the order of their numbers, told as far as limits allow.
+        """One message for several rows of a Subscription, in the order of their numbers, as far as limits allow.
 
         The same rows make the same message. Raises VersionGoneError where the version of a single row is gone; one
-        among several is told as gone.
+        among several is sent with a response of 410.
         """
         envelope = self._envelopes[registration.id]
         first, event = rows[0]
@@ -88,11 +88,11 @@ class Composer:
             template = await self._template(first, event, registration, envelope)
             body = template.fill(first.id, registration.id, first.number)
             return envelope.notice(first.id, body)
-        told = await self._teller.told(
+        content = await self._reader.told(
             first, registration.topic, registration.channel.content, event, limit
         )
         head = _head(registration, envelope, first.id, first.number, first.created_at)
-        bundle = notification.events_notification(head, "event-notification", [told])
+        bundle = notification.events_notification(head, "event-notification", [content])
         return _enclosed(envelope, first.id, first.created_at, bundle)
 
     async def _several(
@@ -104,7 +104,7 @@ class Composer:
     ) -> Notice:
         content, topic = registration.channel.content or "empty", registration.topic
         events = [
-            await self._teller.told_if_stored(
+            await self._reader.told_if_stored(
                 delivery, topic, content, event, limits.get(delivery.id)
             )
             for delivery, event in rows
@@ -119,7 +119,7 @@ class Composer:
     async def _message(
         self, delivery: Delivery, event: Event | None, envelope: Envelope, limits: Limits
     ) -> Notice:
-        """A message that stands for itself. Raises WithheldError where what it cannot do without may not be told."""
+        """A message that is complete in itself. Raises WithheldError where a part that it requires may not be sent."""
         code = event_of(delivery.topic, self._settings)
         if code is None:
             raise WithheldError("Withheld: the topic has no Da Vinci event any more")
@@ -129,7 +129,7 @@ class Composer:
             code,
             envelope.base_url,
             envelope.terms.endpoint,
-            await self._teller.pinned(delivery, event),
+            await self._reader.pinned(delivery, event),
             delivery.context,
             limits.get(delivery.id),
         )
@@ -143,7 +143,7 @@ class Composer:
         registration: Registration,
         envelope: Envelope,
     ) -> Template:
-        """What the notice has in common with those that tell others of the same event in the same way."""
+        """The template that the notice shares with other Subscriptions' for the same event and content level."""
         focus, topic, trigger = delivery.focus, registration.topic, delivery.trigger
         key = (
             focus["type"],
@@ -161,9 +161,9 @@ class Composer:
         except KeyError:
             pass
         content = registration.channel.content or "empty"
-        told = await self._teller.told(delivery, topic, content, event)
+        read = await self._reader.told(delivery, topic, content, event)
         head = _head(registration, envelope, delivery.id, delivery.number, delivery.created_at)
-        found = self._templates[key] = Template(head, told)
+        found = self._templates[key] = Template(head, read)
         return found
 
     async def status_notice(
@@ -183,7 +183,7 @@ class Composer:
         envelope: Envelope,
     ) -> Notice:
         carries = registration.channel.payload is not None
-        resource = await self._teller.pinned(delivery, event) if carries else None
+        resource = await self._reader.pinned(delivery, event) if carries else None
         focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
         return _enclosed(envelope, delivery.id, delivery.created_at, resource, focus)
 
@@ -191,7 +191,7 @@ class Composer:
 def _head(
     registration: Registration, envelope: Envelope, notice_id: str, number: int, at: datetime
 ) -> Head:
-    """What every notice of the Subscription begins with."""
+    """The head of a notice of the Subscription."""
     return Head(
         id=notice_id,
         base_url=envelope.base_url,

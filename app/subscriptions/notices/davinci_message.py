@@ -1,9 +1,9 @@
-"""A Da Vinci Unsolicited Notification: one event as a message Bundle that stands for itself.
+"""A Da Vinci Unsolicited Notification: one event as a message Bundle that is complete in itself.
 
 http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/notifications-bundle
-MessageHeader, then the focus, then what it leads to; of a stay also its Conditions and the patient's Coverage. Every
-reference leads to an entry, or is told by display or as absent. Ids follow from the notice's, so that every attempt
-sends the same message for as long as what travels along stays as it is.
+MessageHeader, the focus, then the resources it leads to; for a stay also its Conditions and the patient's Coverage.
+Every reference leads to an entry, or becomes a display or a stated absence. Ids derive from the notice's, so that every
+attempt sends the same message for as long as the resources besides the focus stay the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PROFILE = "http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/"
 _BUNDLE = _PROFILE + "notifications-bundle"
 _HEADER = _PROFILE + "notifications-messageheader"
 _OWN_HEADERS = frozenset({"notification-admit", "notification-discharge", "notification-transfer"})
-# Which references are followed, by the type that has them.
+# The references that are followed, by the type that has them.
 _FOLLOWED: Mapping[str, tuple[str, ...]] = {
     "CareTeam": ("subject", "participant.member", "managingOrganization"),
     "Condition": ("subject", "encounter", "asserter"),
@@ -58,9 +58,9 @@ _MOST_CONDITIONS, _MOST_COVERAGES = 100, 10
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """What a message is about: `event` is the guide's code, `endpoint` the destination, `focus` the pinned version.
+    """The input of a message: `event` is the guide's code, `endpoint` the destination, `focus` the pinned version.
 
-    `context` are relative references that travel along besides; `limit` is what consent leaves of the event.
+    `context` are relative references to send besides; `limit` is the event's limit by consent and rights.
     """
 
     id: str
@@ -78,13 +78,13 @@ class Alert:
 
 
 class Messages:
-    """Composes messages; reads what travels along as it is now."""
+    """Composes messages; the resources besides the focus are current ones."""
 
     def __init__(self, store: Reader) -> None:
         self._store = store
 
     async def of(self, alert: Alert) -> Resource:
-        """The message Bundle. Raises WithheldError where the patient may not be told of whole."""
+        """The message Bundle. Raises WithheldError where the patient's record may not be sent in full."""
         beside = await self._beside(alert)
         at_hand, hidden = await self._gather(alert, beside)
         stand_ins = StandIns(alert.id, alert.base_url, frozenset(hidden))
@@ -105,7 +105,7 @@ class Messages:
         return _bundle(alert, header, entries)
 
     async def _beside(self, alert: Alert) -> dict[str, Resource]:
-        """What refers to a stay or to its patient: Conditions of it, and Coverages in force."""
+        """The Conditions of a stay and its patient's active Coverages, by reference; empty for another focus."""
         store = self._seen_by(alert)
         if alert.focus["resourceType"] != "Encounter":
             return {}
@@ -118,7 +118,7 @@ class Messages:
                 "Coverage", {"terms": f"beneficiary={patient}"}, _MOST_COVERAGES, [("_id", 1)]
             )
         read = {each.reference: each.resource() for each in found}
-        return {key: each for key, each in read.items() if _stands(each)}
+        return {key: each for key, each in read.items() if _is_valid(each)}
 
     def _seen_by(self, alert: Alert) -> Reader:
         """The store as the recipient may see it."""
@@ -128,7 +128,7 @@ class Messages:
     async def _gather(
         self, alert: Alert, beside: Mapping[str, Resource]
     ) -> tuple[dict[str, Resource], set[str]]:
-        """The focus and all that it leads to, by reference; and what is stored but may not travel."""
+        """The focus and the resources it leads to, by reference; and references to those that may not be sent."""
         at_hand, hidden = {alert.key: alert.focus}, set[str]()
         diagnoses = (key_of(each, alert.base_url) for each in _at(alert.focus, _DIAGNOSES))
         wanted = [*_links(alert.focus, alert.base_url), *filter(None, diagnoses), *alert.context]
@@ -149,7 +149,7 @@ class Messages:
                 for key in keys
                 if key in stored and not stored[key].deleted
             }
-            fresh = {key: each for key, each in fresh.items() if _stands(each)}
+            fresh = {key: each for key, each in fresh.items() if _is_valid(each)}
             if not fresh:
                 break
         if any(key.startswith("Patient/") for key in hidden):
@@ -157,8 +157,8 @@ class Messages:
         return at_hand, hidden
 
 
-def _stands(resource: Resource) -> bool:
-    """Not for what was an error, nor for a Coverage that is over."""
+def _is_valid(resource: Resource) -> bool:
+    """Whether a resource was not entered in error, and a Coverage is active."""
     if resource["resourceType"] == "Coverage":
         return bool(resource.get("status") == "active")
     codings = resource.get("verificationStatus", {})
@@ -186,7 +186,7 @@ def _at(value: Any, path: Sequence[str]) -> Iterator[Resource]:
 
 
 def _shaped(key: str, resource: Resource, base_url: str, stay: Stay) -> Resource:
-    """A resource as it travels: its absences stated, and of a stay what its profile wants."""
+    """A resource as it is sent: with stated absences, and an Encounter as its profile requires."""
     if resource["resourceType"] in ("Patient", "Practitioner") and "identifier" not in resource:
         resource = {**resource, "identifier": [uri_of(key, base_url)]}
     if resource["resourceType"] == "Encounter":

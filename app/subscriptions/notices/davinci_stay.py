@@ -1,8 +1,8 @@
-"""A stay as the Da Vinci profiles want it: practitioners themselves and not their roles, and every name or its absence.
+"""A stay as the Da Vinci profiles require it: practitioners and not their roles, and every name or its absence.
 
 http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/adt-notification-encounter, and US Core's Patient,
-Practitioner, Location and Organization below it. What is not stored, or may not travel, gets a stand-in that says by
-data-absent-reason what is not known.
+Practitioner, Location and Organization below it. A resource that is not stored, or may not be sent, gets a stand-in
+that states by data-absent-reason what is not known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLACES = frozenset({"Location", "Organization"})
 
 
 class StandIns:
-    """Resources in place of those that are referred to and not at hand, by fullUrl; of one notice always the same."""
+    """Resources in place of referenced ones that are not in the message, by fullUrl; for one notice always the same."""
 
     def __init__(self, notice_id: str, base_url: str, hidden: frozenset[str]) -> None:
         self._notice = uuid.UUID(notice_id)
@@ -38,7 +38,7 @@ class StandIns:
         self.made: dict[str, Resource] = {}
 
     def of(self, resource_type: str, reference: Mapping[str, Any]) -> Resource:
-        """A reference to the stand-in for what another refers to; an empty one stands for nothing known at all."""
+        """A reference to the stand-in for the target of another one; for an empty one nothing is known of it."""
         key = key_of(reference, self._base_url)
         known = {} if key in self._hidden else reference
         name = f"{resource_type} {key or known.get('display', '')}"
@@ -59,7 +59,7 @@ class StandIns:
 
 
 def uri_of(reference: str, base_url: str) -> Resource:
-    """The Identifier that a resource has by where it is: nothing is made up."""
+    """The Identifier of a resource by its URL."""
     url = reference if ":" in reference else f"{base_url}/{reference}"
     return {"system": _URI, "value": url}
 
@@ -69,7 +69,7 @@ def _named(reference: Mapping[str, Any]) -> Resource:
 
 
 def complete(resource: Resource) -> Resource:
-    """A copy with a name, an identifier and what else US Core wants of its type, or their stated absence.
+    """A copy with a name, an identifier and the other elements that US Core requires, or their stated absence.
 
     A stand-in's `display` becomes its name.
     """
@@ -103,7 +103,7 @@ def _name(resource_type: str, name: Resource) -> Resource:
 
 
 class Stay:
-    """Shapes an Encounter over what is at hand, by relative reference (`Patient/p1`)."""
+    """Shapes an Encounter by the resources of the message, which are keyed by relative reference (`Patient/p1`)."""
 
     def __init__(self, at_hand: Mapping[str, Resource], stand_ins: StandIns, base_url: str) -> None:
         self._at_hand = at_hand
@@ -111,7 +111,7 @@ class Stay:
         self._base_url = base_url
 
     def shaped(self, encounter: Resource) -> Resource:
-        """The Encounter with a patient, a treating practitioner and a place that travel along."""
+        """The Encounter with a patient, a treating practitioner and a place that are in the message."""
         made = {
             **encounter,
             "subject": self._resolved("Patient", encounter.get("subject", {})),
@@ -140,7 +140,7 @@ class Stay:
         return kept
 
     def _participant(self, participant: Resource) -> Resource:
-        """With a Practitioner as individual, or without one: the profile takes nobody else."""
+        """The participant with a Practitioner as individual, or without one: the profile allows no other type."""
         rest = {name: each for name, each in participant.items() if name != "individual"}
         individual = participant.get("individual")
         person = self._practitioner(individual) if individual else None
@@ -161,7 +161,7 @@ class Stay:
         return self._resolved("Practitioner", individual)
 
     def _resolved(self, resource_type: str, reference: Resource) -> Resource:
-        """The reference itself where it leads to something at hand, else one to a stand-in."""
+        """The reference itself where it leads to a resource of the message, else one to a stand-in."""
         found = self._at_hand.get(key_of(reference, self._base_url))
         if found is not None and found["resourceType"] == resource_type:
             return reference
@@ -173,12 +173,12 @@ class Stay:
 # https://hl7.org/fhir/R4/bundle.html#references
 
 DATA_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
-# What stands where a value must be and is not known here.
+# The content of a required element whose value is not known.
 ABSENT: Resource = {"extension": [{"url": DATA_ABSENT, "valueCode": "unknown"}]}
 
 
 class Closure:
-    """`urls` maps what is at hand (`Patient/p1`) to its fullUrl; of what is `hidden` not even the display is told."""
+    """`urls` maps references (`Patient/p1`) to fullUrls; a reference to a `hidden` one loses even its display."""
 
     def __init__(
         self, base_url: str, urls: Mapping[str, str], hidden: Collection[str] = ()
@@ -199,9 +199,9 @@ class Closure:
         key = key_of(value, self._base_url)
         if key in self._urls:
             return {**closed, "reference": self._urls[key]}
-        return self._told_apart(closed, is_hidden=key in self._hidden)
+        return self._without_target(closed, is_hidden=key in self._hidden)
 
-    def _told_apart(self, reference: Resource, *, is_hidden: bool) -> Resource:
+    def _without_target(self, reference: Resource, *, is_hidden: bool) -> Resource:
         without = {"reference", "_reference"} | ({"display", "identifier"} if is_hidden else set())
         rest = {name: each for name, each in reference.items() if name not in without}
         if not {"display", "identifier"} & rest.keys():

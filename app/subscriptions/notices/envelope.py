@@ -1,4 +1,4 @@
-"""What all notices of one version of a Subscription have in common: where they go, and with what headers."""
+"""The envelope that all notices of one version of a Subscription share: their address and headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """`base_url` is the FHIR base as the subscriber knows it; `media_type` the format of what travels."""
+    """`base_url` is the FHIR base as the subscriber knows it; `media_type` the format of the body."""
 
     subscription: str
     version: int
@@ -40,7 +40,7 @@ class Envelope:
 
     @classmethod
     def of(cls, registration: Registration, private: Document, settings: Settings) -> Envelope:
-        """From a Subscription and what is kept beside it; its secret headers are opened."""
+        """The envelope of a Subscription and its `private` fields; its secret headers are opened."""
         terms = registration.channel
         channel = CHANNELS[terms.type]
         sealed = private.get("headers")
@@ -61,7 +61,7 @@ class Envelope:
 
     @property
     def takes_text(self) -> bool:
-        """Whether the JSON of a notification Bundle travels as it is."""
+        """Whether the JSON of a notification Bundle is the body as it is."""
         return self.channel.wrap is None and self.media_type == FHIR_JSON
 
     def notice(self, notice_id: str, body: bytes, carried: str | None = None) -> Notice:
@@ -74,7 +74,7 @@ class Envelope:
 
 
 def _headers(lines: Iterable[str]) -> Headers:
-    """The Subscription's own; the notice's id is the server's to say."""
+    """The Subscription's own headers, without that of the notice's id, which the server sets."""
     found = (split_header(line) for line in lines)
     return tuple(
         header
@@ -84,17 +84,17 @@ def _headers(lines: Iterable[str]) -> Headers:
 
 
 def _base_url(private: Document, settings: Settings) -> str:
-    """The one that the Subscription was written through, unless the operator names one."""
+    """The base URL of the settings, else the one that the Subscription was written through."""
     if settings.base_url:
         return settings.base_url.rstrip("/")
     base_url: str = private.get("base_url", "")
     return base_url or f"http://{settings.host}:{settings.port}/fhir"
 
 
-# One event's notices as text: what they have in common is composed and encoded once, what differs is put in.
+# One event's notices as text: their common part is composed and encoded once, the differences are filled in.
 #
-# The shape of a notice has one source, notification.py: its Bundle is composed with stand-ins in the place of its id,
-# its Subscription and its number. They are random, so nothing that a client wrote can be mistaken for one.
+# The shape of a notice has one source, notification.py: its Bundle is composed with placeholders for its id, its
+# Subscription and its number. They are random, so nothing that a client wrote can be mistaken for one.
 
 
 class Template:

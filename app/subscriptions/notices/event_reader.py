@@ -1,4 +1,4 @@
-"""One event as it is told: the pinned version, and what travels along with it, as far as a content level allows."""
+"""The events of notices: the pinned version and the resources sent with it, as far as a content level allows."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _REMEMBERED = 256
 
 
 class VersionGoneError(Exception):
-    """What a notice should carry is no longer stored."""
+    """The version that a notice should carry is no longer stored."""
 
 
 class WithheldError(Exception):
-    """What a notice cannot do without may not be told; the text is the reason for the ledger."""
+    """A part that a notice requires may not be sent; the text is the reason for the ledger."""
 
 
 @dataclass(slots=True)
 class _Pinned:
-    """A version with its search fields and, for each topic, what travels along: shared by all notices of the event."""
+    """A version with its search fields and, for each topic, its context; shared by all notices of the event."""
 
     resource: Resource
     fields: Document
@@ -44,7 +44,7 @@ class _Pinned:
 
 
 class EventReader:
-    """Reads what notices carry. Versions never change, so the latest ones told are remembered."""
+    """Reads the events of notices, with a cache of the last versions read, which never change."""
 
     def __init__(self, store: Reader, base_url: str = "") -> None:
         self._store = store
@@ -61,7 +61,7 @@ class EventReader:
     ) -> Told:
         """A row's event. `event` spares reading the version. Raises VersionGoneError where it is no longer stored.
 
-        Where `limit` or the labels of what travels along forbid whole resources, references are told instead.
+        Where `limit` or the labels of the context forbid full resources, the event has references only.
         """
         content = _allowed(content, limit)
         pinned = delivery.focus
@@ -90,7 +90,7 @@ class EventReader:
         event: Event | None = None,
         limit: Limit | None = None,
     ) -> Told:
-        """A row's event, that its version is gone included."""
+        """A row's event; one whose version is no longer stored is marked as gone."""
         try:
             return await self.told(delivery, topic, content, event, limit)
         except VersionGoneError:
@@ -98,7 +98,7 @@ class EventReader:
             return Told(delivery.number, _focus(delivery, None, gone=True), {}, level)
 
     async def pinned(self, delivery: Delivery, event: Event | None = None) -> Resource:
-        """The very version of the event, whatever has become of the resource since. Raises VersionGoneError."""
+        """The version of the event, whatever the resource's current one. Raises VersionGoneError."""
         return (await self._version(delivery, event)).resource
 
     async def _version(self, delivery: Delivery, event: Event | None) -> _Pinned:
@@ -120,7 +120,7 @@ class EventReader:
         return found
 
     async def _context(self, version: _Pinned, topic: Topic, delivery: Delivery) -> list[str]:
-        """What travels along: what the topic says, then what the event was raised with."""
+        """The context references: those of the topic, then those that the event was raised with."""
         known = version.context.get((topic.digest, delivery.context))
         if known is None:
             focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
@@ -139,7 +139,7 @@ class EventReader:
 
 
 def _allowed(content: Content, limit: Limit | None) -> Content:
-    """The level at which an event is told; what is withheld is told as an event of which nothing is said."""
+    """The content level that the limit allows; a withheld event is an empty one."""
     if limit is None or limit.verdict == "full":
         return content
     most: Content = "empty" if limit.verdict == "withhold" else "id-only"
@@ -160,21 +160,21 @@ def _focus(delivery: Delivery, resource: Resource | None, *, gone: bool = False)
     )
 
 
-# What travels along with a focus: what it refers to, and what refers to it, as its topic's notificationShape says.
+# The context of a focus: the resources it refers to and those that refer to it, by its topic's notificationShape.
 #
 # https://hl7.org/fhir/R5/subscriptiontopic-definitions.html#SubscriptionTopic.notificationShape
 
 log = logging.getLogger(__name__)
 
-# Of what refers to a focus, no more than this; the focus may be a patient of many years.
+# The most resources that refer to a focus; it may be a patient of many years.
 MOST_REFERRING = 1_000
 
 
 async def alongside(store: Reader, topic: Topic, focus: str, fields: Document) -> list[str]:
-    """Relative references of what belongs into a notice beside the focus (`Encounter/e1`), each once.
+    """Relative references to the resources that a notice carries beside the focus (`Encounter/e1`), each once.
 
-    `fields` are the search fields of the focus at its event, so what it referred to then; what refers to it is asked
-    now, for a later resource may be what the notice is about. Without a revInclude the database is not asked.
+    `fields` are the search fields of the focus at its event, with its references of then; resources that refer to it
+    are searched now, for a later one may be what the notice is about. Without a revInclude nothing is read.
     """
     resource_type, _, resource_id = focus.partition("/")
     found = dict.fromkeys(topic.context(resource_type, fields))

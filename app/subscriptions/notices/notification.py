@@ -1,4 +1,4 @@
-"""The bodies that are sent.
+"""The bodies of notices.
 
 Topic-based: a history Bundle whose first entry is the status,
 http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/backport-subscription-notification-r4
@@ -29,9 +29,9 @@ NOTIFICATION_PROFILE = BACKPORT + "backport-subscription-notification-r4"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the status entry says of the Subscription. `number` counts its events so far; `id` names the notice.
+    """The content of the status entry. `number` counts the Subscription's events so far; `id` names the notice.
 
-    `error` is the Subscription's own words for what is wrong with it.
+    `error` is Subscription.error.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Focus:
-    """The changed version: `method` is what happened to it; `resource` only where whole resources are sent.
+    """The changed version: `method` is what happened to it; `resource` only where full resources are sent.
 
     `gone`: its version should be sent and is no longer stored.
     """
@@ -68,10 +68,10 @@ class Focus:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One event as a notice tells it.
+    """One event of a notice.
 
-    `context` maps relative references that travel along to their resource, or None where it cannot be included.
-    `content` is less than the notice's level where this event may not be told as far.
+    `context` maps the relative references sent with it to their resource, or None where it cannot be included.
+    `content` is below the notice's level where this event may not be sent as far.
     """
 
     number: int
@@ -86,7 +86,7 @@ def status_only(head: Head, kind: NotificationKind) -> Resource:
 
 
 def status_parameters(head: Head) -> Resource:
-    """What `$status` answers for one Subscription."""
+    """The Parameters of `$status` for one Subscription."""
     status: Resource = _status_entry(head, "query-status", [])["resource"]
     return status
 
@@ -106,7 +106,7 @@ def event_notification(
 def events_notification(head: Head, kind: NotificationKind, events: Sequence[Told]) -> Resource:
     """The notice of several events, in the order of their numbers.
 
-    `empty` tells neither topic, focus nor context; `id-only` tells references; `full-resource` holds the resources.
+    `empty` has neither topic, focus nor context; `id-only` has references; `full-resource` has the resources.
     """
     parts = [_event(head, event) for event in events]
     if head.content == "empty":
@@ -191,7 +191,7 @@ def _status_entry(
 
 
 def _error(words: str) -> dict[str, Any]:
-    """The coding that goes with the server's words for a failure (delivery.py and lifecycle.py write them)."""
+    """The CodeableConcept of a failure by the server's text for it (attempt.py and lifecycle.py write it)."""
     code = "no-response"
     if " answered " in words:
         code = "error-response"

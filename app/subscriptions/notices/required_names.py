@@ -1,4 +1,4 @@
-"""The three names that notice of a hospital stay owes its reader: patient, treating practitioner, sending institution.
+"""The three names that a notice of a hospital stay must have: patient, treating practitioner, sending institution.
 
 42 CFR 482.24(d), 482.61(f), 485.638(d)
 """
@@ -20,9 +20,9 @@ _TREATING = frozenset({"ATND", "ADM"})
 def missing_names(
     encounter: Resource, resources: Mapping[str, Resource], base_url: str = ""
 ) -> list[Name]:
-    """The names that neither an Encounter nor what it refers to can give.
+    """The names that neither an Encounter nor the resources it refers to have.
 
-    `resources` holds what is known by relative reference (`Patient/p1`): for a PractitionerRole also its Practitioner,
+    `resources` are the known ones by relative reference (`Patient/p1`): for a PractitionerRole also its Practitioner,
     for a Location also its managing Organization. A reference's `display` is a name.
     """
     known = _Known(resources, base_url)
@@ -64,7 +64,7 @@ def key_of(reference: Mapping[str, Any] | None, base_url: str = "") -> str:
 
 
 def has_name(resource: Resource) -> bool:
-    """Whether a Patient, Practitioner, Organization or Location says how it is called."""
+    """Whether a Patient, Practitioner, Organization or Location has a name."""
     name = resource.get("name")
     if isinstance(name, list):
         return any({"text", "family", "given"} & each.keys() for each in name)
@@ -72,14 +72,14 @@ def has_name(resource: Resource) -> bool:
 
 
 class _Known:
-    """What is known of names."""
+    """The resources in which names are looked up."""
 
     def __init__(self, resources: Mapping[str, Resource], base_url: str) -> None:
         self._resources = resources
         self._base_url = base_url
 
     def names(self, reference: Mapping[str, Any] | None) -> bool:
-        """Whether what is referred to has a name, said by the reference or by the resource."""
+        """Whether the target of a reference has a name, in the reference's display or in the resource."""
         if reference is None:
             return False
         if reference.get("display"):

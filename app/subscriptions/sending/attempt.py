@@ -1,4 +1,4 @@
-"""One attempt: body, channel, judgement, and what becomes of the rows that it told."""
+"""One attempt on rows: release check, notice, channel, and the settlements by its outcome."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from app.subscriptions.sending.retry import RetryPolicy, Verdict
 
 OVER = "The Subscription takes no notices"
 
-# Told that a Subscription's endpoint has failed for good, and why.
+# Called where a Subscription's endpoint has failed for good, with the reason.
 OnFailure = Callable[[Registration, str], Awaitable[None]]
 
 
@@ -46,7 +46,7 @@ class Attempts:
         policy: RetryPolicy,
         channels: Mapping[str, Channel],
         on_failure: OnFailure,
-        clearance: ReleaseCheck,
+        release_check: ReleaseCheck,
     ) -> None:
         self._mongo = mongo
         self._ledger = ledger
@@ -55,14 +55,14 @@ class Attempts:
         self._policy = policy
         self._channels = channels
         self._on_failure = on_failure
-        self._clearance = clearance
+        self._release_check = release_check
 
     async def make(
         self, batch: Sequence[DeliveryWithEvent], learn: Callable[[AttemptOutcome], None]
     ) -> list[Settlement]:
         """One attempt on rows of one Subscription; a row that is no longer this process's is left out.
 
-        `learn` is told the outcome before it is judged.
+        `learn` is called with the outcome before the settlements are made.
         """
         subscription = batch[0][0].subscription
         registration = await self._composer.registration(subscription)
@@ -73,7 +73,7 @@ class Attempts:
             return [Settlement(each, _ended_state(each), reason=OVER) for each, _ in batch]
         now = self._mongo.now()
         if registration.status == "requested":
-            # Written anew meanwhile: its endpoint has to be proven first.
+            # The Subscription was written anew meanwhile: its endpoint has to be proven first.
             return [Settlement(delivery, "queued", now + SECOND_LOOK) for delivery, _ in batch]
         lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
         # An attempt must end before the lease does.
@@ -86,22 +86,25 @@ class Attempts:
         if not batch:
             return []
         try:
-            cleared = await self._clearance.of(batch, registration)
+            released = await self._release_check.of(batch, registration)
         except PyMongoError:
-            # Nobody can say now whether they may be told.
+            # Without the database nothing is released.
             return [Settlement(delivery, "queued", now + SECOND_LOOK) for delivery, _ in batch]
-        if not cleared.rows:
-            return list(cleared.settlements)
-        told = await self._tell(cleared, registration, learn)
-        return [*cleared.settlements, *told]
+        if not released.rows:
+            return list(released.settlements)
+        sent = await self._send(released, registration, learn)
+        return [*released.settlements, *sent]
 
-    async def _tell(
-        self, cleared: Released, registration: Registration, learn: Callable[[AttemptOutcome], None]
+    async def _send(
+        self,
+        released: Released,
+        registration: Registration,
+        learn: Callable[[AttemptOutcome], None],
     ) -> list[Settlement]:
-        """Send what may be sent."""
-        batch, now = cleared.rows, self._mongo.now()
+        """Send the released rows in one notice."""
+        batch, now = released.rows, self._mongo.now()
         try:
-            notice = await self._composer.notice(batch, registration, cleared.limits)
+            notice = await self._composer.notice(batch, registration, released.limits)
         except VersionGoneError as gone:
             return [Settlement(delivery, "dead", reason=str(gone)) for delivery, _ in batch]
         except WithheldError as withheld:
@@ -116,7 +119,7 @@ class Attempts:
             "answer": outcome.answer,
             "sha256": hashlib.sha256(notice.body).hexdigest(),
         }
-        if registration.channel.content == "full-resource" and (reduced := cleared.reduced):
+        if registration.channel.content == "full-resource" and (reduced := released.reduced):
             record["reduced"] = reduced
         learn(outcome)
         return await self._judge(batch, registration, outcome, record)
@@ -138,7 +141,7 @@ class Attempts:
                 first.attempt, first_at, self._mongo.now(), outcome.retry_after
             )
             if due is not None:
-                # Those behind another of their lane wait for that one again.
+                # Rows behind another of their lane wait for that one again.
                 heads = batching.first_of_lanes(batch)
                 return [
                     Settlement(each, "retrying" if each.id in heads else "queued", due, record)

@@ -1,7 +1,7 @@
-"""What the audit says of attempts to tell: each one, whatever came of it, for something has left the house.
+"""The audit entries of delivery attempts: of each one, whatever its outcome, for data has left the server.
 
-An attempt is on record before its delivery row is settled: a row that was sent is never settled without. Handshakes and
-heartbeats tell of nobody and are not recorded.
+An attempt is recorded before its delivery row is settled: no row that was sent is settled without a record. Handshakes
+and heartbeats are about no patient and are not recorded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from app.subscriptions.sending.owner_rights import OwnerRights
 async def entries(
     settlements: Sequence[Settlement], registry: SubscriptionRegistry, rights: OwnerRights
 ) -> list[Document]:
-    """The audit's rows of those that come from an attempt. Raises PyMongoError."""
-    told = [(each, each.attempt) for each in settlements if each.attempt is not None]
+    """The audit entries of those settlements that come from an attempt. Raises PyMongoError."""
+    attempted = [(each, each.attempt) for each in settlements if each.attempt is not None]
     known: dict[str, tuple[Registration | None, Caller]] = {}
-    for each, _ in told:
+    for each, _ in attempted:
         name = each.delivery.subscription
         if name not in known:
             registration = registry.get(name)
@@ -32,7 +32,7 @@ async def entries(
             known[name] = registration, owner
     return [
         row
-        for each, attempt in told
+        for each, attempt in attempted
         for row in _rows(each, attempt, *known[each.delivery.subscription])
     ]
 

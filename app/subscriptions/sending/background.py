@@ -1,4 +1,4 @@
-"""What the worker does beside its loops, and how a loop goes on after a failure."""
+"""Background tasks beside the worker's loops, and the repetition of a loop's step after a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAUSE_AFTER_FAILURE = 0.5
 
 
 class BackgroundTasks:
-    """Tasks that nobody waits for. One that fails is logged; the sweep makes good for it."""
+    """Tasks that no caller waits for. One that fails is logged; the next sweep repeats its work."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -29,19 +29,19 @@ class BackgroundTasks:
         """Whether some are under way."""
         return bool(self._tasks)
 
-    def do(self, chore: Coroutine[Any, Any, None]) -> None:
-        # In a context of its own: what follows from a request is not what its client asks.
-        task = asyncio.create_task(chore, context=Context())
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        # In a context of its own: the work that follows from a request is no part of the request.
+        task = asyncio.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
     async def wait(self) -> None:
-        """Return once those that are under way now have ended."""
+        """Return once the tasks that are under way now have ended."""
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
     async def end(self) -> None:
-        """Break off what is under way."""
+        """Cancel the tasks under way."""
         await background_tasks.end(self._tasks)
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -63,5 +63,5 @@ async def retry_loop(action: str, step: Callable[[], Awaitable[object]]) -> None
 
 
 def warn(action: str, error: BaseException) -> None:
-    """Log a failure that something else makes good for: its kind, never its words."""
+    """Log a failure after which the work is repeated elsewhere: the error's type, never its text."""
     log.warning("worker", extra={"action": action, "error": type(error).__name__})

@@ -1,6 +1,6 @@
-"""What is sent next of the rows that wait in the ledger: the first of each lane, when its time has come.
+"""The backlog: the rows that wait in the ledger, of which the first of each lane is sent when it is due.
 
-A look at the backlog costs a few round trips whether it finds one row or hundreds, so it is taken for many at once.
+A read of the backlog costs a few round trips whether it finds one row or hundreds, so it is made for many at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from app.subscriptions.sending.delivery import Sender
 
 
 class Backlog:
-    """Claims rows for the sender, and settles what it has done."""
+    """Claims rows for the sender, and settles those that it has attempted."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class Backlog:
         return self._sender.idle and not self._settling.locked()
 
     async def settle(self, *, alone: bool) -> datetime | None:
-        """Write down what has come of attempts so far, and take up what waited for it.
+        """Write the settlements so far, and take the rows that waited for them.
 
-        Returns when the first of those that failed is due.
+        Returns when the first retry among them is due.
         """
         async with self._settling:
             freed = await self._sender.settle(alone=alone)
@@ -57,15 +57,15 @@ class Backlog:
             return freed.again
 
     async def advance(self, lanes: Collection[str], fresh: Collection[Delivery] = ()) -> None:
-        """Take up the next row of lanes that may have become free; `fresh` were born waiting in them."""
+        """Take the next row of lanes that may have become free; `fresh` are new rows that were queued in them."""
         heads = await self._ledger.heads(lanes)
         first = {head.id for head in heads}
-        # Their lanes were free after all: another process has settled what was remembered as open.
+        # Their lanes were free after all: another process has settled the rows that the cache has as open.
         self._numbering.forget({row.subscription for row in fresh if row.id in first})
         await self.take([head for head in heads if head.state == "queued"])
 
     async def sweep(self, limit: int = 500) -> None:
-        """Take up rows that are due: retries, ended leases, and rows forgotten in their lane.
+        """Take the rows that are due: retries, ended leases, and rows forgotten in their lane.
 
         Subscriptions without room are left out of the next page, so that theirs do not hide the others' rows.
         """
@@ -84,17 +84,17 @@ class Backlog:
             refused |= await self.take([head for head in heads.values() if head.id in due_ids])
             if (
                 len(due) < limit
-            ):  # every row of a page is taken, put off or refused: the next is another
+            ):  # every row of a page is taken, postponed or refused: the next page has other rows
                 return
 
     async def resume(self, registration: Registration) -> None:
-        """The far side has come by itself: send what waits for it now."""
+        """Send a Subscription's waiting rows now, since its client has connected."""
         self._sender.endpoint(registration).answered()
         await self._ledger.expedite(registration.id)
         await self.sweep()
 
     async def take(self, candidates: Sequence[Delivery]) -> set[str]:
-        """Claim and start those heads of lanes that may be sent now; put off or give up others.
+        """Claim and start those heads of lanes that may be sent now; postpone or close others.
 
         Returns the Subscriptions there was no room for.
         """
@@ -123,7 +123,7 @@ class Backlog:
         return set(refused)
 
     async def _put_off(self, refused: Mapping[str, Registration]) -> None:
-        """Let rows of endpoints with an open circuit wait until one attempt may be made again."""
+        """Postpone the rows of endpoints with an open circuit until one attempt may be made again."""
         paused: dict[float, list[str]] = {}
         for subscription, registration in refused.items():
             pause = self._sender.pause_of(registration)
@@ -152,7 +152,7 @@ class Backlog:
                 self._sender.give_back(delivery, self._mongo.now() + SECOND_LOOK)
 
     async def _with_followers(self, heads: Sequence[Delivery]) -> list[list[Delivery]]:
-        """Each head of a lane with the rows behind it that travel in the same notice."""
+        """Each head of a lane with the rows behind it that are sent in the same notice."""
         most = {head.lane: self._sender.max_count(head) for head in heads}
         lanes = [lane for lane, count in most.items() if count > 1]
         queued: dict[str, list[Delivery]] = {}

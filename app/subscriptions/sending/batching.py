@@ -1,6 +1,6 @@
-"""Which events travel in one notice, where a Subscription takes several (`backport-max-count`).
+"""The events of one notice, where a Subscription takes several (`backport-max-count`).
 
-One notice tells consecutive numbers. Rows of one lane must not be under way side by side, so those that were taken
+One notice has consecutive numbers. Rows of one lane must not be under way in several notices, so those that were taken
 together stay together.
 """
 
@@ -17,7 +17,7 @@ DeliveryWithEvent = tuple[Delivery, Event | None]
 
 
 def take(waiting: deque[DeliveryWithEvent], most: int) -> list[DeliveryWithEvent]:
-    """Take the first row out of a queue, with those that travel with it: at most `most`, in the order of numbers.
+    """Take the first row out of a queue, with those sent with it: at most `most`, in the order of numbers.
 
     Rows of the first one's lane that follow it are always among them.
     """
@@ -59,7 +59,7 @@ def follows(before: Delivery, after: Delivery) -> bool:
 
 
 def followers(head: Delivery, queued: Sequence[Delivery], most: int) -> list[Delivery]:
-    """Of the rows queued in the head's lane, in the order of their numbers, those that travel with it."""
+    """Of the rows queued in the head's lane, in the order of their numbers, those sent with it."""
     found: list[Delivery] = []
     last = head
     for row in queued:
@@ -81,7 +81,7 @@ def first_of_lanes(batch: Sequence[DeliveryWithEvent]) -> set[str]:
 
 
 def whole(claimed: Sequence[Delivery], wanted: Sequence[Sequence[Delivery]]) -> set[str]:
-    """The ids of the claimed rows whose forerunners in their lane, if any were wanted, were claimed too."""
+    """The ids of the claimed rows before which all wanted rows of their lane were claimed too."""
     ids = {row.id for row in claimed}
     kept: set[str] = set()
     for unit in wanted:

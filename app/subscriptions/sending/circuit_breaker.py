@@ -1,8 +1,8 @@
-"""How much an endpoint is trusted with: attempts side by side, rows in hand, and a circuit that opens when it fails.
+"""The limits of an endpoint: concurrent attempts, rows in hand, and a circuit that opens when it fails.
 
-An endpoint begins with a few attempts side by side, gains one with each that is answered, and keeps half when one is
-not. After some failures in a row its circuit opens: nothing is sent for a while, then one attempt tells whether it is
-back. So one that hangs holds a handful of connections, not all of them, and then none.
+An endpoint begins with a few concurrent attempts, gains one with each that is answered, and keeps half when one is not.
+After some failures in a row its circuit opens: nothing is sent for a while, then one attempt tests whether it answers
+again. So one that hangs holds a handful of connections, not all of them, and then none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True, eq=False)
 class EndpointState:
-    """One destination. `held`: the Subscriptions whose rows wait for the circuit; times are of the clock given."""
+    """One destination. `held`: the Subscriptions whose rows wait for the circuit; times are of EndpointStates.clock."""
 
     waiting: deque[tuple[Delivery, Event | None]] = field(default_factory=deque)
     under_way: int = 0
@@ -45,34 +45,34 @@ class EndpointState:
         return not (self.in_hand or self.held or self.failures)
 
     def room(self, now: float) -> int:
-        """How many more rows may be taken in hand."""
+        """The number of rows that may be taken in hand besides those there."""
         if self.pause:
             return 1 - self.in_hand if now >= self.open_until else 0
         return _MOST_IN_HAND - self.in_hand
 
     def answered(self) -> bool:
-        """An attempt was answered; returns whether that closes the circuit."""
+        """Note that an attempt was answered; returns whether that closes the circuit."""
         closes = bool(self.pause)
         self.failures, self.pause = 0, 0.0
         self.allowed = min(self.allowed + 1, MOST_ATTEMPTS)
         return closes
 
     def failed(self, now: float, wait: float | None = None) -> bool:
-        """An attempt failed in a way that the next would too; returns whether the circuit is open now.
+        """Note that an attempt failed as the next would; returns whether the circuit is open now.
 
-        `wait`: the seconds it asks not to be called for; its circuit opens at once.
+        `wait`: the seconds for which the endpoint refuses calls; its circuit opens at once.
         """
         self.failures += 1
         self.allowed = max(1, self.allowed // 2)
         if self.failures < FAILURES_TO_OPEN and wait is None:
             return False
-        if now >= self.open_until:  # not for those that were under way when it opened
+        if now >= self.open_until:  # not for attempts that were under way when it opened
             self.pause = min(max(FIRST_PAUSE, self.pause * 2, wait or 0.0), LONGEST_PAUSE)
             self.open_until = now + self.pause
         return True
 
     def wait(self, now: float) -> float:
-        """Seconds until rows are worth another look: the circuit's end, or that of the attempt which is under way."""
+        """Seconds until rows may be taken again: until the pause ends, or another pause for the attempt under way."""
         return self.open_until - now if now < self.open_until else self.pause
 
 
@@ -93,5 +93,5 @@ class EndpointStates:
 
 
 def blames_endpoint(status: int | None) -> bool:
-    """Whether an answer (None: no answer) says that the next notice would fare no better, whatever it holds."""
+    """Whether a status (None: no response) means that the next notice would fail too, whatever its content."""
     return status is None or status >= 500 or status in (408, 425, 429)

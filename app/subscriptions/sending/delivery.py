@@ -1,7 +1,7 @@
-"""One attempt after another on the rows in hand (attempt.py makes them), and their settlement.
+"""The sender: queues of claimed rows by endpoint, the attempts on them (attempt.py), and their settlement.
 
-Each endpoint has a queue of its own and a few attempts side by side (circuit_breaker.py), so none waits for another.
-What came of attempts is written in bulk by one loop: what settles while a bulk is being written goes into the next.
+Each endpoint has a queue of its own and a few concurrent attempts (circuit_breaker.py), so none waits for another.
+One loop writes settlements in bulk: those made while a bulk is being written go into the next.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from app.subscriptions.sending.retry import Verdict
 
 log = logging.getLogger(__name__)
 
-# Attempts side by side over all endpoints; each may hold a connection.
+# Concurrent attempts over all endpoints; each may hold a connection.
 MOST_ATTEMPTS_OF_ALL = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """What settlements made room for: lanes that may hold another row, and whether rows may be due at once.
+    """The effect of settlements: `lanes` that may hold another open row; `due`: rows may be due at once.
 
-    `again`: when the first of the attempts that failed is due.
+    `again`: when the first retry among them is due.
     """
 
     lanes: set[str]
@@ -69,7 +69,7 @@ class Sender:
         rights: OwnerRights,
         audit: AuditLog | None,
     ) -> None:
-        """`audit` is where attempts are put on record before they are settled."""
+        """`audit` records attempts before they are settled."""
         self._mongo = mongo
         self._rights = rights
         self._deliveries = delivery_rows(mongo)
@@ -84,7 +84,7 @@ class Sender:
         self._in_hand: set[tuple[str, int]] = set()
         self._crowded: set[EndpointState] = set()
         self._settlements: list[Settlement] = []
-        # Those of them that are not on record yet.
+        # Those of them that are not in the audit yet.
         self._unrecorded: list[Settlement] = []
         self._audit = audit
         self._recovered: set[str] = set()
@@ -99,7 +99,7 @@ class Sender:
         return [id_ for id_, _ in self._in_hand]
 
     def pause_of(self, registration: Registration) -> float | None:
-        """Seconds until an endpoint with an open circuit is worth another look; None where it is not open."""
+        """Seconds until rows of an endpoint with an open circuit may be taken; None where the circuit is closed."""
         endpoint = self.endpoint(registration)
         return endpoint.wait(self._endpoints.clock()) if endpoint.pause else None
 
@@ -108,7 +108,7 @@ class Sender:
         return not (self._tasks or self._settlements or self._recovered)
 
     def admission(self) -> Callable[[Registration], bool]:
-        """A judge of who may be sent now, that counts those it lets in."""
+        """A test of whether a row of a Subscription may be sent now, which counts those it admits."""
         now = self._endpoints.clock()
         extra: Counter[int] = Counter()
 
@@ -129,7 +129,7 @@ class Sender:
         return admit
 
     def endpoint(self, registration: Registration) -> EndpointState:
-        """What its notices share with others: the origin that is called, else nothing."""
+        """The state of a Subscription's endpoint, shared by all with the same origin; its own without one."""
         where = _origin(registration.channel.endpoint)
         return self._endpoints.at(where if where and where[1] else registration.id)
 
@@ -144,7 +144,7 @@ class Sender:
         self._run(endpoint)
 
     def _run(self, endpoint: EndpointState) -> None:
-        """Let one more attempt run beside the others, as far as there is leave."""
+        """Start one more concurrent attempt, within the limits of the endpoint and of all."""
         if not endpoint.waiting or endpoint.under_way >= endpoint.allowed:
             return
         if len(self._tasks) >= MOST_ATTEMPTS_OF_ALL:
@@ -156,7 +156,7 @@ class Sender:
         task.add_done_callback(self._ended)
 
     async def _work(self, endpoint: EndpointState) -> None:
-        """Attempt after attempt, until the endpoint's queue is empty or its leave is taken back."""
+        """Make attempts one after the other, until the endpoint's queue is empty or its limit has fallen."""
         try:
             while endpoint.waiting and endpoint.under_way <= endpoint.allowed:
                 await self._attempt(endpoint, self._next_batch(endpoint))
@@ -171,7 +171,7 @@ class Sender:
             self._run(self._starved.popleft())
 
     def _next_batch(self, endpoint: EndpointState) -> list[DeliveryWithEvent]:
-        """What the next notice tells: one event, or several where the Subscription takes them."""
+        """The rows of the next notice: one, or several where the Subscription takes them."""
         return batching.take(endpoint.waiting, self.max_count(endpoint.waiting[0][0]))
 
     async def _attempt(self, endpoint: EndpointState, batch: list[DeliveryWithEvent]) -> None:
@@ -185,13 +185,13 @@ class Sender:
             log.error("attempt failed", extra={"action": "deliver", "error": name})
             settlements = []
         if len(settlements) < len(batch):
-            # Of the others the lease ends, and somebody tries again.
+            # The leases of the other rows end, and a sweep of some process tries them again.
             self._in_hand -= {_hold(delivery) for delivery, _ in batch}
             self._in_hand |= {_hold(settlement.delivery) for settlement in settlements}
         self._settle(settlements)
 
     def _learn(self, endpoint: EndpointState, outcome: AttemptOutcome) -> None:
-        """What an outcome says of the endpoint as a whole."""
+        """Update the endpoint's state by an outcome."""
         if outcome.verdict is not Verdict.RETRY or not blames_endpoint(outcome.status):
             if endpoint.answered():
                 self._recovered |= endpoint.held
@@ -204,7 +204,7 @@ class Sender:
             self._put_back(endpoint, timedelta(seconds=endpoint.open_until - now))
 
     def _put_back(self, endpoint: EndpointState, pause: timedelta) -> None:
-        """Its circuit is open: what waits for it goes back, as if it had never been taken."""
+        """Give back the rows that wait for an endpoint with an open circuit, as if they had never been taken."""
         due = self._mongo.now() + max(pause, timedelta())
         while endpoint.waiting:
             delivery, _ = endpoint.waiting.popleft()
@@ -230,16 +230,16 @@ class Sender:
         return registration.channel.timeout if registration else 0.0
 
     async def settle(self, *, alone: bool = False) -> Freed:
-        """Write down what has come of attempts so far.
+        """Write the settlements so far.
 
-        `alone`: no other process is about, so that no lane holds rows that this one does not know of.
+        `alone`: no other process runs, so no lane holds rows that this one does not know.
         """
         await self._record()
         batch, self._settlements = self._settlements, []
         recovered, self._recovered = self._recovered, set()
         try:
             if batch and await settle(self._deliveries, batch) != len(batch):
-                # Some were no longer this process's: what it remembers of their lanes may be wrong.
+                # Some were no longer this process's: its cache of their lanes may be wrong.
                 self._numbering.forget({entry.delivery.subscription for entry in batch})
             if recovered:
                 await self._ledger.resume(recovered)
@@ -261,21 +261,21 @@ class Sender:
         return Freed(lanes, self._relieved() or bool(recovered), min(retries, default=None))
 
     async def _record(self) -> None:
-        """Put the attempts on record whose outcome is about to be settled."""
-        while self._audit is not None and (told := self._unrecorded):
+        """Record the attempts whose outcome is about to be settled."""
+        while self._audit is not None and (batch := self._unrecorded):
             self._unrecorded = []
             try:
-                if entries := await attempt_audit.entries(told, self._registry, self._rights):
+                if entries := await attempt_audit.entries(batch, self._registry, self._rights):
                     await self._audit.record(entries)
             except (PyMongoError, Unavailable):
-                self._unrecorded = told + self._unrecorded
+                self._unrecorded = batch + self._unrecorded
                 self.unsettled.set()
                 raise
 
     def _relieved(self) -> bool:
         """Whether an endpoint that had no room has some again.
 
-        Not for every seat that becomes free: a look at the backlog costs the same for one row as for hundreds.
+        Not for every place that becomes free: a read of the backlog costs the same for one row as for hundreds.
         """
         now = self._endpoints.clock()
         relieved = {e for e in self._crowded if e.pause or e.room(now) >= e.in_hand}
@@ -288,7 +288,7 @@ class Sender:
             await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
 
     async def finish(self, patience: float) -> None:
-        """Let attempts under way come to their end for so many seconds, then break them off, and settle."""
+        """Wait `patience` seconds for attempts under way, cancel those left, and settle."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=patience)
         for task in set(self._tasks):

@@ -1,8 +1,8 @@
 """The status that the server gives a Subscription: proven, failed, ended; and the heartbeats in between.
 
-requested -> active (handshake taken; at once where there is nothing to prove: classic, websocket) or error;
-active -> error when deliveries fail for good; any -> off at its `end`. Only the client brings it back. These writes
-go through the store as all do.
+requested -> active (handshake accepted; at once where there is nothing to prove: classic, websocket, davinci-alerts) or
+error; active -> error when deliveries fail for good; any -> off at its `end`. Only the client sets it to `requested`
+again. These writes go through the store as all do.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Lifecycle:
         self._activating: set[tuple[str, int]] = set()
 
     async def activate(self, registration: Registration) -> None:
-        """Prove the endpoint of a requested Subscription, in one process at a time, and say what came of it."""
+        """Prove the endpoint of a requested Subscription, in one process at a time, and set its status accordingly."""
         key = (registration.id, registration.version)
         if key in self._activating:
             return
@@ -83,7 +83,7 @@ class Lifecycle:
             await self._change(registration.id, _status("error", reason, only_version=version))
 
     async def fail(self, registration: Registration, reason: str) -> None:
-        """Deliveries have failed for good: `error`, unless the client has changed the Subscription since."""
+        """Set `error` after deliveries failed for good, unless the client has changed the Subscription since."""
 
         def change(resource: Resource, version: int) -> Resource | None:
             same = resource["channel"].get("endpoint") == registration.channel.endpoint
@@ -94,7 +94,7 @@ class Lifecycle:
         await self._change(registration.id, change)
 
     async def end(self, registration: Registration) -> None:
-        """The Subscription's `end` has come."""
+        """Set `off`, since the Subscription's `end` has come."""
         await self._change(registration.id, _status("off", only_version=registration.version))
 
     async def beat(self) -> None:
@@ -121,7 +121,7 @@ class Lifecycle:
             await self._send(registration, "heartbeat", state["number"])
 
     async def take_from(self, owner: str) -> None:
-        """Let anybody send the handshakes that a process which is gone had begun."""
+        """End the leases of the handshakes that a process which is gone had begun."""
         await self._states.update_many(
             {"handshake.owner": owner}, {"$set": {"handshake.lease_until": self._mongo.now()}}
         )
@@ -210,7 +210,7 @@ def _status(
 ) -> Callable[[Resource, int], Resource | None]:
     def change(resource: Resource, version: int) -> Resource | None:
         if version != only_version:
-            return None  # the client has written since; the newer version has a life of its own
+            return None  # the client has written since; the newer version is activated by itself
         changed = {key: value for key, value in resource.items() if key != "error"}
         changed["status"] = status
         return changed if error is None else {**changed, "error": error}

@@ -1,8 +1,8 @@
-"""What a Subscription's owner may see now: asked for every notice, however long ago the Subscription was made.
+"""The current rights of a Subscription's owner, checked for every notice, however old the Subscription is.
 
-A Subscription remembers in `private.owner` which client made it, and with which scopes. What counts are the scopes of
-then as far as the client is still registered with them, its role and organization, and its patients, all of now. What
-the server keeps itself (for Endpoints and contracts) is judged as its recipient's own.
+`private.owner` holds the client that made a Subscription, and its scopes of then. They count as far as the client is
+still registered with them; its role, organization and patients are those of now. A Subscription that the server keeps
+itself (for Endpoints and contracts) has its recipient's rights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from app.subscriptions.topics.topics import Topic
 from app.subscriptions.websocket.socket_tokens import Holder
 
 NO_ACCESS = Judgement("withhold", "access")
-# The role that a recipient has whose Subscriptions the server keeps, by what they are kept for.
+# The role of the recipient of a Subscription that the server keeps, by the Subscription's origin.
 _KEPT_FOR: Mapping[str, Role] = {"endpoint": "practice", "contract": "state"}
 _READ_ALL = ("system/*.rs",)
 _REMEMBERED = 10_000
@@ -46,14 +46,14 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who made a Subscription, with which scopes. A client's role and organization are read from the registry."""
+    """The owner of a Subscription, with its scopes. A client's role and organization are read from the registry."""
 
     caller: Caller
     is_client: bool
 
 
 def owner_document(caller: Caller) -> Document:
-    """What `private.owner` of a Subscription holds."""
+    """The content of a Subscription's `private.owner`."""
     return {"client_id": caller.client_id, "scopes": list(caller.scopes)}
 
 
@@ -70,9 +70,9 @@ class OwnerRights:
         self._owners: FIFOCache[tuple[str, int], Owner] = FIFOCache(_REMEMBERED)
 
     async def limits(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Limits:
-        """Of rows of one Subscription those that its owner may not see, or not with all that travels along.
+        """The limits of rows of one Subscription by its owner's rights; empty for an owner without limits.
 
-        Raises PyMongoError where it cannot be judged.
+        Raises PyMongoError where they cannot be read.
         """
         if not self._is_on:
             return {}
@@ -86,7 +86,7 @@ class OwnerRights:
     async def limits_of(
         self, access: Access, deliveries: Sequence[Delivery], topic: Topic | None
     ) -> dict[str, Limit]:
-        """The same for whoever it is; each row has a limit, through whose `view` what travels along is to be read."""
+        """The limits for any caller: one for each row, through whose `view` the notice's context is to be read."""
         found: dict[str, Limit] = {}
         view = RestrictedStore(self._store, access)
         for delivery in deliveries:
@@ -110,7 +110,7 @@ class OwnerRights:
         delivery: Delivery,
         topic: Topic | None,
     ) -> frozenset[str]:
-        """What would travel along that the owner may not see."""
+        """The references of the notice's context that the owner may not see."""
         if topic is None or version.deleted:
             return frozenset()
         fields = extract(version.type, version.resource())
@@ -123,7 +123,7 @@ class OwnerRights:
         return frozenset(each for each in along if each not in seen)
 
     async def admits(self, holder: Holder | None) -> bool:
-        """Whether who holds a token is the client that it was given to, unchanged; with authorization off, anybody."""
+        """Whether a token's client is registered, enabled and unchanged; always so while authorization is off."""
         if not self._is_on:
             return True
         if holder is None or self._clients is None:
@@ -137,7 +137,7 @@ class OwnerRights:
         return owner.is_client and owner.caller.client_id == client_id
 
     async def may_hear(self, holder: Holder | None, registration: Registration) -> bool:
-        """Whether who holds a token may be told what the Subscription tells: it is theirs, and they are admitted."""
+        """Whether a token's client may receive the Subscription's notices: it is admitted, and its owner."""
         if not self._is_on:
             return True
         return (
@@ -174,7 +174,7 @@ class OwnerRights:
         return Owner(await self._kept(resource), is_client=False)
 
     async def _kept(self, subscription: Resource) -> Caller:
-        """Whose a Subscription is that no client made."""
+        """The caller by whose rights a Subscription without a client is judged."""
         origins = {
             tag.get("code")
             for tag in subscription.get("meta", {}).get("tag", ())
@@ -189,13 +189,13 @@ class OwnerRights:
         return Caller("carerelay", organization, role, _READ_ALL)
 
     async def _present(self, owner: Owner) -> Caller:
-        """The owner with what rights are left."""
+        """The owner with its current rights."""
         if not owner.is_client:
             return owner.caller
         return await current_caller(self._clients, owner.caller.client_id, owner.caller.scopes)
 
     async def whose(self, registration: Registration) -> Caller:
-        """Whose a Subscription is, as it is put on record: a client though it is shut out by now; NOBODY for none."""
+        """The owner of a Subscription for the audit: a client even if it is disabled by now; NOBODY for none."""
         if not self._is_on:
             return NOBODY
         owner = await self._owner(registration)
@@ -208,7 +208,7 @@ class OwnerRights:
 
 
 def stricter(one: Limits, other: Limits) -> Limits:
-    """What limits by consent and those by rights leave: the strictest verdict, seen as rights let it be seen."""
+    """The limits by consent combined with those by rights: the stricter verdict, the rights' `hidden` and `view`."""
     if not other:
         return one
     found = dict(one)

@@ -1,4 +1,4 @@
-"""Whether a notice that is late still concerns whom it was for: patients change their practice, rosters are revised."""
+"""The check of whether a late notice still concerns its recipient: patients change practices, rosters are revised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REASSIGNED = "The patient is no longer the recipient's"
 
 
 def asks_for_panel(criteria: Criteria) -> bool:
-    """Whether a Subscription's criteria name a PCP or a Group, so that who is concerned can change."""
+    """Whether a Subscription's criteria name a PCP or a Group, so that the patients it concerns can change."""
     return any(
         is_derived(alternatives[0]) and path_of(alternatives[0]) != FACILITY
         for clause in criteria.clauses
@@ -33,19 +33,18 @@ async def still_concerns(
     settings: Settings,
     at: datetime,
 ) -> bool:
-    """Whether the PCP or Group that the criteria name has to do with the patient at `at`, normally now.
+    """Whether the patient belongs to the PCP or Group of the criteria at `at`, normally now.
 
-    For the Sender, to be asked before an attempt on a row that is retried or whose event is older than FRESH; at once
-    and without reading where `asks_for_panel` is False. `focus` is the delivery row's (type, id, version). What else
-    the criteria ask for was settled by the event itself and is not asked again. False means: settle the row
-    `suppressed` with the reason REASSIGNED, nothing sent. Raises PyMongoError; then the row has to wait, not to be
-    sent.
+    Called before an attempt on a row that is retried or whose event is older than FRESH; returns without reading where
+    `asks_for_panel` is False. `focus` is the delivery row's (type, id, version). The other criteria were tested on the
+    event and are not tested again. False means: settle the row `suppressed` with the reason REASSIGNED, nothing sent.
+    Raises PyMongoError; then the row has to wait, not to be sent.
     """
     if not asks_for_panel(criteria):
         return True
     fields = await _fields(store, focus)
     if fields is None:
-        return True  # the version is gone, which the composer says better
+        return True  # the version is gone, for which the composer raises VersionGoneError
     derived = Derived(store, settings, focus["type"], fields, at)
     for clause in criteria.clauses:
         if clause.resource_type in ("", focus["type"]):
@@ -61,7 +60,7 @@ async def still_concerns(
 
 
 async def _fields(store: Reader, focus: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The search fields of the version that was told of; of one that was deleted, those of the version before."""
+    """The search fields of the row's version; for a deletion, those of the version before."""
     for version in (focus["version"], focus["version"] - 1):
         stored = await store.vread(focus["type"], focus["id"], version)
         if stored is None:

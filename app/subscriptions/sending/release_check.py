@@ -1,5 +1,4 @@
-"""What may be sent of the rows in hand, judged when it is sent: by whose the Subscription is, by consent,
-by labels, by who is responsible now."""
+"""The release check of rows when they are sent: by the owner's rights, consent, labels, and the PCP of now."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ class Released:
 
     @property
     def reduced(self) -> str:
-        """Why events are told in fewer words than their Subscription asks for: codes and ids."""
+        """Why events are sent with less content than their Subscription requests: codes and ids."""
         rows = {delivery.id for delivery, _ in self.rows}
         reasons = {
             limit.judgement.reason
@@ -45,7 +44,7 @@ class Released:
 
 
 class ReleaseCheck:
-    """Clears rows of one Subscription at a time."""
+    """Checks rows of one Subscription at a time."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class ReleaseCheck:
         self._settings = settings
 
     async def of(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Released:
-        """Raises PyMongoError where it cannot be judged; then nothing may be sent."""
+        """The rows that may be sent, and settlements of the others. Raises PyMongoError; then nothing may be sent."""
         topic = registration.topic.url if registration.topic else None
         limits = stricter(
             await self._limits.limits(rows, topic, registration.id, registration.version),
@@ -91,7 +90,7 @@ class ReleaseCheck:
         )
 
     async def _concerns(self, delivery: Delivery, registration: Registration) -> bool:
-        """Whether a row that is late is still for those that its Subscription was told of."""
+        """Whether a row is on time or, if it is late, still concerns its recipient."""
         now = self._now()
         if delivery.attempt <= 1 and now - delivery.focus["at"] <= FRESH:
             return True
@@ -101,7 +100,7 @@ class ReleaseCheck:
 
 
 def _can_be_reduced(registration: Registration) -> bool:
-    """Whether less than whole resources can be told: a message cannot, and a classic payload is the resource itself."""
+    """Whether references can be sent in place of full resources; not in a message or a classic payload."""
     if registration.channel.is_message:
         return False
     return registration.channel.content is not None or registration.channel.payload is None

@@ -1,6 +1,6 @@
-"""How much of an event may be told to a Subscription now, by consent and labels: asked before each attempt.
+"""The limits of an event's content for a Subscription, by consent and labels; judged before each attempt.
 
-Who a Subscription tells is read only where a patient has any Consent.
+A Subscription's recipient is read only where a patient has any Consent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.recipient import kind_of, reference_of
 
-# For how long a recipient is taken to belong to what it belonged to, in seconds.
+# Seconds for which a resolved recipient is cached.
 _RECIPIENTS_LAST = 10.0
 _REMEMBERED = 1024
 _STRICTEST = ("full", "id-only", "withhold")
@@ -42,7 +42,7 @@ Version = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Whom a version is about, and how it is labelled."""
+    """The patients that a version is about, and its labels."""
 
     patients: tuple[str, ...]
     labels: Labels
@@ -50,10 +50,10 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What keeps one event from being told whole; `standing` and `question` judge what would travel along.
+    """The limit of one event; `standing`, its directives, and `question` decide about the resources sent with it.
 
-    `hidden` are references of which the recipient may not even know; what else travels along is read from `view`, the
-    store as the recipient may see it, where that is limited.
+    `hidden` are references that the recipient may not see; the other resources are read from `view`, the store as the
+    recipient may see it, where that is limited.
     """
 
     judgement: Judgement
@@ -68,9 +68,9 @@ class Limit:
         return self.judgement.verdict
 
     def carries(self, reference: str, resource: Resource) -> bool:
-        """Whether a resource may travel along whole with the event."""
-        asked = replace(self.question, focus=reference, labels=labels.of(resource))
-        return decide(self.standing, asked, self.topic).verdict == "full"
+        """Whether a resource may be sent in full with the event."""
+        own = replace(self.question, focus=reference, labels=labels.of(resource))
+        return decide(self.standing, own, self.topic).verdict == "full"
 
 
 Limits = Mapping[str, Limit]
@@ -78,7 +78,7 @@ NO_LIMITS: Limits = {}
 
 
 def carries(limit: Limit | None, reference: str, resource: Resource) -> bool:
-    """Whether a resource may travel along whole; without a limit its labels alone decide."""
+    """Whether a resource may be sent in full with an event; without a limit its labels alone decide."""
     if limit is not None:
         return limit.carries(reference, resource)
     given = labels.of(resource)
@@ -89,7 +89,7 @@ _CLOSED = labels.SENSITIVE | {labels.RESTRICTED, labels.VERY_RESTRICTED}
 
 
 class ReleaseLimits:
-    """Judges rows."""
+    """Judges rows by consent and labels."""
 
     def __init__(
         self,
@@ -112,14 +112,14 @@ class ReleaseLimits:
         self._about: FIFOCache[Version, About] = FIFOCache(_REMEMBERED)
 
     def announce(self, event: Event, subscriptions: Sequence[tuple[str, int]]) -> None:
-        """Begin to read what will be asked about a fresh event, while its rows are written.
+        """Begin to read the directives of a new event's patients, while its rows are written.
 
-        `subscriptions` are those it concerns, by id and version: who they tell is read at once as well, where the
-        patient has any Consent.
+        `subscriptions` are those it concerns, by id and version: their recipients are read as well, where a patient has
+        any Consent.
         """
 
-        def read(standing: asyncio.Future[Standing]) -> None:
-            if not standing.cancelled() and not standing.exception() and standing.result():
+        def read(directives: asyncio.Future[Standing]) -> None:
+            if not directives.cancelled() and not directives.exception() and directives.result():
                 for key in subscriptions:
                     self._named.ask(key)
 
@@ -129,15 +129,15 @@ class ReleaseLimits:
     async def limits(
         self, rows: Sequence[DeliveryWithEvent], topic: str | None, subscription: str, version: int
     ) -> dict[str, Limit]:
-        """Of rows of one Subscription those that may not be told whole, by their ids."""
+        """The limits of rows of one Subscription, by row id; without one a row may be sent in full."""
         found: dict[str, Limit] = {}
         for delivery, event in rows:
             about = await self._of_row(delivery, event)
-            standing = [each for p in about.patients if (each := await self._directives.of(p))]
-            if not standing and not about.labels:
+            directives = [each for p in about.patients if (each := await self._directives.of(p))]
+            if not directives and not about.labels:
                 continue
-            limit = await self._judge(delivery, about, standing, topic, (subscription, version))
-            if limit.verdict != "full" or standing:
+            limit = await self._judge(delivery, about, directives, topic, (subscription, version))
+            if limit.verdict != "full" or directives:
                 found[delivery.id] = limit
         return found
 
@@ -145,35 +145,35 @@ class ReleaseLimits:
         self,
         delivery: Delivery,
         about: About,
-        standing: Sequence[Standing],
+        directives: Sequence[Standing],
         topic: str | None,
         subscription: tuple[str, int],
     ) -> Limit:
         recipient = Recipient(None)
-        if standing:
-            recipient = await self._recipient(subscription, standing)
+        if directives:
+            recipient = await self._recipient(subscription, directives)
         focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
         question = ConsentQuestion(focus, about.labels, recipient, self._now())
-        # Several patients: who has consented to nothing at all is asked as well, for the labels.
-        asked = [*standing, *([()] if len(standing) < max(1, len(about.patients)) else [])]
+        # A patient without directives among several is judged as well, for the labels.
+        judged = [*directives, *([()] if len(directives) < max(1, len(about.patients)) else [])]
         limits = [
             Limit(decide(each, question, topic, self._labelled_content), each, question, topic)
-            for each in asked
+            for each in judged
         ]
         strictest = max(limits, key=lambda each: _STRICTEST.index(each.verdict))
-        # What travels along has to suit all of them.
-        everyone = [directive for each in asked for directive in each]
-        return replace(strictest, standing=everyone) if len(asked) > 1 else strictest
+        # The resources sent with the event must suit the directives of all patients.
+        everyone = [directive for each in judged for directive in each]
+        return replace(strictest, standing=everyone) if len(judged) > 1 else strictest
 
     async def _recipient(
-        self, subscription: tuple[str, int], standing: Sequence[Standing]
+        self, subscription: tuple[str, int], directives: Sequence[Standing]
     ) -> Recipient:
         reference, kind = await self._named.get(subscription)
-        if any(directive.names_actors for each in standing for directive in each):
+        if any(directive.names_actors for each in directives for directive in each):
             return await self._recipients.get((reference, kind))
         return Recipient(reference, kind)
 
-    # Whom an event is about
+    # The patients and labels of an event
 
     async def _of_row(self, delivery: Delivery, event: Event | None) -> About:
         focus = delivery.focus
@@ -209,7 +209,7 @@ class ReleaseLimits:
         about = self._about[key] = About(tuple(found), labels.of(resource))
         return about
 
-    # What is read
+    # Reads of the caches
 
     async def _read_recipients(
         self, keys: list[tuple[str, int]]

@@ -1,4 +1,4 @@
-"""When a delivery is tried again: a pure policy over times and an injected jitter.
+"""The retry policy of deliveries: pure functions of times and an injected jitter.
 
 The first retry comes within a second, the waits double, stay under 30 s during the first ten minutes and under 15
 minutes after that, until the window is over. `Retry-After` is honoured (RFC 9110, 10.2.3).
@@ -15,7 +15,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """What an attempt's result means."""
+    """The meaning of an attempt's result."""
 
     DELIVERED = "delivered"
     RETRY = "retry"
@@ -23,12 +23,12 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-# The receiver says that it will never take this: asking again is of no use to anybody.
+# The receiver refuses for good: no retry can succeed.
 _HOPELESS_STATUSES = frozenset({401, 403, 404, 410})
 
 
 def judge(status: int | None) -> Verdict:
-    """The verdict on an HTTP status; None stands for no answer at all."""
+    """The verdict on an HTTP status; None for no response."""
     if status is not None and 200 <= status < 300:
         return Verdict.DELIVERED
     if status in _HOPELESS_STATUSES:
@@ -43,7 +43,7 @@ class RetryPolicy:
     window: float
     jitter: Callable[[], float] = random.random
 
-    # With the time until somebody looks, the first retry is there within a second.
+    # With the time until the next sweep, the first retry is made within a second.
     FIRST = 0.8
     EARLY = 600.0
     EARLY_CAP = 30.0
@@ -52,7 +52,7 @@ class RetryPolicy:
     def next_attempt(
         self, attempts: int, first_at: datetime, now: datetime, retry_after: float | None = None
     ) -> datetime | None:
-        """When attempt number `attempts` + 1 is due; None once the window is over.
+        """The time at which attempt number `attempts` + 1 is due; None once the window is over.
 
         `attempts` failed so far (at least one), the first at `first_at`. The last attempt falls on the window's end.
         """

@@ -1,7 +1,7 @@
-"""The life of matching and delivery in one process: what it is made of, and the loops that drive it.
+"""The worker: the parts of matching and delivery in one process, and the loops that drive them.
 
-commit -> `_committed` (the store's listener, synchronous) -> intake: match, record -> sender: attempt, settle. What
-other processes committed, and what dead ones left, is found by the sweep; a change stream makes it look sooner.
+commit -> `_committed` (the store's listener, synchronous) -> intake: match, record -> sender: attempt, settle. A sweep
+finds the Subscriptions that other processes changed (a change stream reports them sooner), and the work of dead ones.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ log = logging.getLogger(__name__)
 SWEEP_EVERY = 1.0
 _TAKE_OVER_EVERY = 1.0
 _PATIENCE = 5.0
-# What has come of attempts is written down together.
+# Settlements within this time are written together.
 _SETTLE_APART = 0.025
-# Retries that are due a moment apart are looked for together.
+# Retries that are due within this time are read together.
 _LOOK_APART = 0.1
-# Many Subscriptions written elsewhere are learnt together.
+# Subscriptions that other processes write within this time are read together.
 _REFRESH_APART = 0.1
 
 
@@ -74,7 +74,7 @@ class Worker:
         policy: RetryPolicy | None = None,
         channels: Mapping[str, Channel] | None = None,
     ) -> None:
-        """`clients` says what rights owners of Subscriptions have left, `audit` is where attempts are put on record."""
+        """`clients` is the registry for the rights of Subscriptions' owners, `audit` records attempts."""
         self._mongo = mongo
         self._store = store
         self._accesses = accesses
@@ -105,10 +105,10 @@ class Worker:
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
         self._cluster = store.cluster
         self.retention = Retention(settings, mongo)
-        self._chores = BackgroundTasks()
+        self._background = BackgroundTasks()
         self._intake = EventIntake(store, registry, outbox, composer, sender, backlog, limits)
-        self._succession = SubscriptionChanges(
-            registry, ledger, self._lifecycle, backlog, self._chores
+        self._subscription_changes = SubscriptionChanges(
+            registry, ledger, self._lifecycle, backlog, self._background
         )
         self._loops: list[asyncio.Task[None]] = []
         self._looks: dict[int, asyncio.TimerHandle] = {}
@@ -119,18 +119,18 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing that this process knows of waits to be sent or written down now."""
+        """Whether nothing that this process knows of waits to be sent or written now."""
         return self._intake.empty and self._backlog.idle
 
     @property
     def parts(self) -> list[object]:
-        """What requests ask for by its class."""
+        """The parts that requests get by their class (`Services.get`)."""
         return [self.registry, self.outbox, self.limits, self.rights, self.binder, self.retention]
 
     async def start(self, *, loops: bool = True) -> None:
-        """Make the collections ready, learn the Subscriptions, listen to the store and start the loops.
+        """Create the indexes, load the Subscriptions, listen to the store and start the loops.
 
-        Without loops, nothing moves but by `run_once`.
+        Without loops only `run_once` makes progress.
         """
         await self.ledger.prepare()
         await self.outbox.prepare()
@@ -149,7 +149,7 @@ class Worker:
             self._loops = [asyncio.create_task(step()) for step in steps]
 
     async def stop(self) -> None:
-        """Stop in good order: attempts under way end or are broken off, and what is left others may take at once."""
+        """Stop in order: attempts under way end or are cancelled, and other processes may take the rest at once."""
         if self._committed in self._store.listeners:
             self._store.listeners.remove(self._committed)
         await background_tasks.end(self._loops)
@@ -157,7 +157,7 @@ class Worker:
         for look in self._looks.values():
             look.cancel()
         self._looks = {}
-        await self._chores.end()
+        await self._background.end()
         try:
             await self._sender.finish(_PATIENCE)
             await self.ledger.abandon(self._store.owner)
@@ -168,7 +168,7 @@ class Worker:
             await channel.close()
 
     async def run_once(self) -> None:
-        """One round of everything, and what it sets off: for tests and for a worker without loops."""
+        """Run one round of everything, with the work it starts: for tests and for a worker without loops."""
         await self._sweep()
         await self._intake.take_in()
         await self._rest()
@@ -177,30 +177,30 @@ class Worker:
         """Send settled notices of a Subscription again; returns how many. `condition` is one on delivery rows."""
         count = await ledger_queries.reopen(self._mongo, subscription, condition)
         self.outbox.numbering.forget([subscription])
-        self._chores.do(self._backlog.sweep())
+        self._background.do(self._backlog.sweep())
         return count
 
     async def drain(self) -> None:
-        """Return once nothing that was committed here is on its way any more, retries aside."""
+        """Return once all that this process committed is settled, retries aside."""
         while True:
             await self._intake.take_in()
             await self._rest()
-            if self._intake.empty and not self._chores and self._backlog.idle:
+            if self._intake.empty and not self._background and self._backlog.idle:
                 return
 
     async def _rest(self) -> None:
-        while self._chores or self.outbox.behind or not self._backlog.idle:
-            await self._chores.wait()
+        while self._background or self.outbox.behind or not self._backlog.idle:
+            await self._background.wait()
             await self._sender.wait()
             await self._settle()
 
     def _committed(self, events: list[Event]) -> None:
-        """The store's listener: what was committed in this process."""
+        """The store's listener: takes the events that this process committed."""
         self._directives.on_events(events)
         self._accesses.relationships.on_events(events)
         for event in events:
             if event.type == "Subscription":
-                self._succession.learn(event)
+                self._subscription_changes.learn(event)
         self._intake.add(events)
 
     async def _intake_loop(self) -> None:
@@ -212,7 +212,7 @@ class Worker:
                 self._intake.arrived.set()
 
     async def _settle_loop(self) -> None:
-        """Write down what has come of attempts, and what was recorded, a moment's worth at once."""
+        """Write the settlements, counters and recorded events of _SETTLE_APART seconds at once."""
         while True:
             await self._sender.unsettled.wait()
             await asyncio.sleep(_SETTLE_APART)
@@ -234,7 +234,7 @@ class Worker:
                 self._look_at(result)
 
     def _look_at(self, due: datetime) -> None:
-        """Look at what is due when a retry's time comes, for the next sweep may be a second later."""
+        """Schedule a sweep for a retry's time, since the next regular one may be a second later."""
         loop = asyncio.get_running_loop()
         wait = (due - self._mongo.now()).total_seconds()
         slot = int((loop.time() + wait) / _LOOK_APART) + 1
@@ -243,10 +243,10 @@ class Worker:
 
     def _look(self, slot: int) -> None:
         del self._looks[slot]
-        self._chores.do(self._backlog.sweep())
+        self._background.do(self._backlog.sweep())
 
     async def _take_over_loop(self) -> None:
-        """Take over what silent processes held, whatever else this one is busy with."""
+        """Take over the rows and events of silent processes, whatever else this one is busy with."""
         take_over = partial(self._cluster.take_over_silent, self._take_over)
         while True:
             await retry_loop("take-over", take_over)
@@ -264,24 +264,24 @@ class Worker:
             await asyncio.sleep(SWEEP_EVERY)
 
     async def _sweep(self) -> None:
-        """Find what nobody told this process: changed Subscriptions, abandoned events, rows that are due."""
-        await self._succession.refresh()
+        """Find changed Subscriptions, abandoned events and due rows, of which this process has no notice."""
+        await self._subscription_changes.refresh()
         await self._intake.add_abandoned()
         await self._backlog.sweep()
-        self._succession.sweep()
-        self._chores.do(self._lifecycle.beat())
-        self._chores.do(self.retention.sweep())
+        self._subscription_changes.sweep()
+        self._background.do(self._lifecycle.beat())
+        self._background.do(self.retention.sweep())
 
     async def _refresh_loop(self) -> None:
-        """Read Subscriptions that the change stream has told of, a moment's worth at once."""
+        """Read the Subscriptions that the change stream has reported, those of _REFRESH_APART seconds at once."""
         while True:
-            await self._succession.poked.wait()
-            self._succession.poked.clear()
-            await retry_loop("refresh", self._succession.read_heard)
+            await self._subscription_changes.poked.wait()
+            self._subscription_changes.poked.clear()
+            await retry_loop("refresh", self._subscription_changes.read_heard)
             await asyncio.sleep(_REFRESH_APART)
 
     async def _watch_loop(self) -> None:
-        """Look sooner when another process has written a Subscription."""
-        watch = partial(self._succession.watch, self._mongo, self._store.owner)
+        """Follow the change stream, so that Subscriptions of other processes are read sooner."""
+        watch = partial(self._subscription_changes.watch, self._mongo, self._store.owner)
         while True:
             await retry_loop("watch", watch)

@@ -1,4 +1,4 @@
-"""Conditions to be judged again and again, with what is worth knowing about them beforehand."""
+"""Conditions that are tested many times, with a property that is computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.search.resolution import is_resolved
 
 @dataclass(frozen=True, slots=True)
 class CompiledConditions:
-    """All of the conditions; a plain one speaks of the version's own fields only."""
+    """Conditions that must all hold; `is_plain` where each of them reads the version's own fields only."""
 
     conditions: tuple[Condition, ...]
     is_plain: bool

@@ -1,4 +1,4 @@
-"""Elements of a SubscriptionTopic, read with every complaint noted at its place."""
+"""The reader of a SubscriptionTopic's elements, which notes every issue at its element."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIGGER_EXTENSION = EXTENSIONS + "topic-trigger"
 FUNCTION_EXTENSION = EXTENSIONS + "topic-trigger-function"
 REPEATED = frozenset({FUNCTION_EXTENSION})
 _CORE = "http://hl7.org/fhir/StructureDefinition/"
-# Elements that are understood, or that say nothing about what fires.
+# Elements that are evaluated, or that have no effect on what fires.
 _KNOWN: Mapping[str, frozenset[str]] = {
     "": frozenset(
         [
@@ -82,7 +82,7 @@ _KNOWN: Mapping[str, frozenset[str]] = {
 
 
 class Elements:
-    """What is wrong with a topic so far. What is not understood is refused, never passed over."""
+    """The issues of a topic so far. An element that is not evaluated is refused, never ignored."""
 
     def __init__(self) -> None:
         self.issues: list[Issue] = []

@@ -1,10 +1,10 @@
-"""From R5-shaped SubscriptionTopic JSON to topics: the only reader. What it does not understand it refuses.
+"""The only reader of SubscriptionTopic JSON, in R5's shape. It refuses every element that it does not understand.
 
 https://hl7.org/fhir/R5/subscriptiontopic.html. Extensions of our own:
 
     resourceTrigger   topic-trigger (valueCoding): the coding of the notice's `trigger` part
                       topic-trigger-function (valueCode), any number: a function of trigger_functions.py that must hold
-    canFilterBy       topic-filter-search (valueString): the search parameter that the filter stands for, a chain maybe
+    canFilterBy       topic-filter-search (valueString): the search parameter behind the filter, which may be a chain
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RESULTS = ("test-passes", "test-fails")
 
 
 def compile_topic(resource: Resource, settings: Settings) -> Topic:
-    """One SubscriptionTopic as code. Raises Unprocessable with an issue for each thing that is not understood."""
+    """The compiled topic. Raises Unprocessable with an issue for each element that is not understood."""
     reader = _Reader(settings)
     topic = reader.topic(resource)
     if reader.issues:
@@ -41,7 +41,7 @@ def compile_topic(resource: Resource, settings: Settings) -> Topic:
 
 
 class _Reader(FiltersAndShapes):
-    """Reads one topic and collects what is wrong with it."""
+    """Reads one topic and collects its issues."""
 
     def topic(self, resource: Resource) -> Topic:
         self.check_known(resource, "", "")

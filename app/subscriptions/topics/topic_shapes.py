@@ -1,4 +1,4 @@
-"""What a topic lets Subscriptions filter by, and what travels along with its notices."""
+"""The filters that a topic offers to Subscriptions, and the shapes of its notices."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FiltersAndShapes(Elements):
         )
 
     def _check_search(self, resource_type: str, filter_: Filter, path: str) -> None:
-        """The parameter must exist; `:missing` takes the same value everywhere, so it can ask."""
+        """Refuse a filter without an existing parameter, by parsing it with `:missing`, which takes `true` for all."""
         if filter_.search == TRIGGER_FILTER:
             return
         try:
@@ -126,7 +126,7 @@ class FiltersAndShapes(Elements):
 
 
 def check(topic: Topic, given: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-    """Judge the filters of a Subscription, by type. Raises Unprocessable unless each type has the one value."""
+    """Check the filters of a Subscription, by type. Raises Unprocessable unless each type has the one value."""
     values = set()
     for resource_type in given or topic.resource_types:
         known = {key: each for key, each in topic.filters[resource_type].items() if each.one_value}
@@ -147,7 +147,7 @@ def check(topic: Topic, given: Mapping[str, Sequence[tuple[str, str]]]) -> None:
 
 
 def searched(filter_: Filter, value: str) -> str:
-    """The value as the search parameter takes it: an id where the filter stands for the id."""
+    """The value as the search parameter takes it: an id where the filter's parameter is `_id`."""
     return plain(value) if filter_.one_value and filter_.search == "_id" else value
 
 

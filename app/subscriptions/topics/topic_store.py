@@ -2,7 +2,7 @@
 
     topics {_id: slug, revision, url, at, text: the SubscriptionTopic's JSON}
 
-Files come first: a topic of the server or of the operator's directory is changed where it lies, not from outside.
+Files come first: a topic of the server or of the operator's directory is changed in its file, not by the API.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class TopicStore:
         self._revisions: set[tuple[str, ObjectId]] = set()
 
     async def changed(self) -> bool:
-        """Whether the collection is another than when the catalogue was made."""
+        """Whether the collection has changed since the catalogue was made."""
         rows = await self._topics.find({}, {"revision": 1}).to_list(None)
         return {(row["_id"], row["revision"]) for row in rows} != self._revisions
 
     async def catalogue(self) -> Catalogue:
-        """All topics as they are now; what this program cannot evaluate is left out and logged."""
+        """All current topics; one that this program cannot evaluate is left out and logged."""
         rows = await self._topics.find({}).sort("_id", 1).to_list(None)
         self._revisions = {(row["_id"], row["revision"]) for row in rows}
         topics = list(self.of_files.by_url.values())
@@ -74,7 +74,7 @@ class TopicStore:
         return [fhir_json.decode_stored(row["text"]) for row in rows]
 
     async def read(self, slug: str) -> Resource:
-        """One that was put. Raises NotFound."""
+        """A topic that was put. Raises NotFound."""
         row = await self._topics.find_one({"_id": slug})
         if row is None:
             raise NotFound("No such topic was put here")
@@ -104,7 +104,7 @@ class TopicStore:
         return bool(result.matched_count == 0)
 
     async def _check_free(self, slug: str, url: str) -> None:
-        """Whether nobody else has the URL; its own URL a topic keeps, for its Subscriptions know it by that."""
+        """Raises Conflict where another topic has the URL, or this one has another, by which Subscriptions name it."""
         if url in self.of_files.by_url:
             raise Conflict("A file of this server defines the topic with this URL")
         async for row in self._topics.find({"$or": [{"url": url}, {"_id": slug}]}, {"url": 1}):
@@ -112,7 +112,7 @@ class TopicStore:
                 raise Conflict("Another topic has this URL, or this topic has another one")
 
     async def delete(self, slug: str) -> None:
-        """Take a topic away unless Subscriptions use it. Raises NotFound, Conflict."""
+        """Delete a topic unless Subscriptions use it. Raises NotFound, Conflict."""
         row = await self._topics.find_one({"_id": slug}, {"url": 1})
         if row is None:
             raise NotFound("No such topic was put here")
@@ -123,7 +123,7 @@ class TopicStore:
         await self._topics.delete_one({"_id": slug})
 
 
-# The SubscriptionTopics that lie in files: those of the server, and those of the operator's directory.
+# The SubscriptionTopics in files: those of the server, and those of the operator's directory.
 #
 # docs/topics.md says what operators may write; `topic_reader` reads it.
 
@@ -141,7 +141,7 @@ def _files(directory: Path) -> Mapping[str, Resource]:
 
 
 def load(settings: Settings, directory: Path = PROFILES / "topics") -> Catalogue:
-    """The topics of profiles/topics and of the operator's directory; one of his takes the place of ours.
+    """The topics of profiles/topics and of the operator's directory; one of the operator replaces ours by its URL.
 
     Raises ValueError, which names the file and the reason, for one that cannot be evaluated.
     """

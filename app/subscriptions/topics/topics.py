@@ -1,4 +1,4 @@
-"""SubscriptionTopics as code: what fires, what can be filtered, what travels along. `topic_reader` reads them.
+"""Compiled SubscriptionTopics: their triggers, filters and notification shapes. `topic_reader` reads them.
 
 https://hl7.org/fhir/R5/subscriptiontopic.html
 """
@@ -26,7 +26,7 @@ Interaction = Literal["create", "update", "delete"]
 
 
 class ResourceChange(Protocol):
-    """The part of a committed event that topics and criteria look at."""
+    """The part of a committed event that topics and criteria read."""
 
     @property
     def type(self) -> str: ...
@@ -47,7 +47,7 @@ class ResourceChange(Protocol):
 
 
 def interaction(change: ResourceChange) -> Interaction:
-    """What a change is to a topic: a revival creates, whatever its verb."""
+    """The interaction of a change: a revival is a create, whatever its method."""
     if change.fields is None:
         return "delete"
     return "create" if change.previous_fields is None else "update"
@@ -55,15 +55,15 @@ def interaction(change: ResourceChange) -> Interaction:
 
 # Whether a version, given its search fields, passes a query; other resources may have to be read for it.
 Found = Callable[[CompiledConditions, Document], Awaitable[bool]]
-# A condition on a change that search cannot express, and one for which other things have to be looked up.
+# A condition on a change that search cannot express.
 Test = Callable[[ResourceChange], bool]
 
 
 class Around(Protocol):
-    """What there is to look up around a change of a stay."""
+    """The data that an Inquiry reads about a change of a stay."""
 
     async def told(self, change: ResourceChange) -> Sequence[str]:
-        """The server's own topics, by the end of their URL, that told anybody of earlier versions; oldest first."""
+        """The server's own topics, by the end of their URL, with notices of earlier versions; oldest first."""
 
     async def facility(self, stay: Resource) -> Facility:
         """The facility of a version."""
@@ -72,6 +72,7 @@ class Around(Protocol):
         """Whether the facility of a version is a skilled nursing or nursing facility."""
 
 
+# A condition on a change for which other data have to be read.
 Inquiry = Callable[[ResourceChange, Around], Awaitable[bool]]
 
 
@@ -79,7 +80,7 @@ Inquiry = Callable[[ResourceChange, Around], Awaitable[bool]]
 class Trigger:
     """One way for a topic to fire: a resourceTrigger.
 
-    Of `previous` and `current` both must find their version, or with `either` one of them. `on_create` and `on_delete`
+    Of `previous` and `current` both must match their version, or with `either` one of them. `on_create` and `on_delete`
     are their results where there is no such version. All of `tests`, and then of `inquiries`, must hold as well. One
     that is `raised` is never fired by a change.
     """
@@ -106,22 +107,22 @@ class Trigger:
         return await self.queries_hold(change, found) and await self.functions_hold(change, around)
 
     async def queries_hold(self, change: ResourceChange, found: Found) -> bool:
-        """What queryCriteria say."""
+        """Whether queryCriteria hold."""
         queries = (
             (self.current, change.fields, self.on_delete),
             (self.previous, change.previous_fields, self.on_create),
         )
-        asked = False
+        has_query = False
         for query, fields, otherwise in queries:
             if query is None:
                 continue
-            asked = True
+            has_query = True
             if (otherwise if fields is None else await found(query, fields)) is self.either:
                 return self.either
-        return not (asked and self.either)
+        return not (has_query and self.either)
 
     async def functions_hold(self, change: ResourceChange, around: Around | None) -> bool:
-        """What functions and fhirPathCriteria say. Raises ValueError where one needs to look around and cannot."""
+        """Whether functions and fhirPathCriteria hold. Raises ValueError for an inquiry without `around`."""
         if not all(test(change) for test in self.tests):
             return False
         for inquiry in self.inquiries:
@@ -134,7 +135,7 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter that a topic defines: the search parameter it stands for, and how it may be used.
+    """A filter that a topic defines: its search parameter, and how it may be used.
 
     Without comparators it takes any. One with `one_value` is to be used for every type that a Subscription is about,
     each time with the same single value.
@@ -153,9 +154,9 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What travels along with a focus: its reference parameters, and (type, parameter) of what refers to it.
+    """The context of a focus: by its reference parameters, and by (type, parameter) of the resources that refer to it.
 
-    An include may go on with a colon and the one type that it is about.
+    An include may go on with a colon and the one type that it is limited to.
     """
 
     includes: tuple[str, ...] = ()
@@ -166,7 +167,7 @@ class Shape:
 class Topic:
     """A compiled SubscriptionTopic; `resource` is its R5 JSON.
 
-    `filters` maps each type to its filters by key; `digest` changes with all that the topic says.
+    `filters` maps each type to its filters by key; `digest` changes with every element of the topic.
     """
 
     url: str
@@ -217,8 +218,8 @@ class Catalogue:
         self.by_url = MappingProxyType({topic.url: topic for topic in topics})
         by_type: dict[str, list[Topic]] = {}
         for topic in self.by_url.values():
-            waiting = [trigger.resource_type for trigger in topic.triggers if not trigger.raised]
-            for resource_type in dict.fromkeys(waiting):
+            watched = [trigger.resource_type for trigger in topic.triggers if not trigger.raised]
+            for resource_type in dict.fromkeys(watched):
                 by_type.setdefault(resource_type, []).append(topic)
         self._by_type = by_type
 

@@ -1,4 +1,4 @@
-"""What trigger functions look up around a change: earlier notices, and the facility of a stay."""
+"""The data that trigger functions read about a change: earlier notices, and the facility of a stay."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _REMEMBERED = 2_000
 
 
 class TriggerContext:
-    """Looks up; `topics.Around`. One for all events of a process."""
+    """The `topics.Around` of a process, for all its events."""
 
     def __init__(self, settings: Settings, mongo: Mongo, store: Reader) -> None:
         self._settings = settings
         self._store = store
         self._deliveries = delivery_rows(mongo)
         self._base = settings.topic_base.rstrip("/") + "/"
-        # Who has been matched a moment ago may not be in the ledger yet: the events of a batch are recorded together.
+        # Matches of the last moment may not be in the ledger yet: the events of a batch are recorded together.
         self._matched: LRUCache[tuple[str, str], set[tuple[int, str]]] = LRUCache(_REMEMBERED)
 
     def note(self, change: ResourceChange, topics: Iterable[str]) -> None:
-        """Remember that a change is about to be told under these topics."""
+        """Remember that notices of a change are about to be recorded under these topics."""
         own = {(change.version, url) for url in topics if url.startswith(self._base)}
         if own:
             self._matched.setdefault((change.type, change.resource_id), set()).update(own)
 
     async def told(self, change: ResourceChange) -> Sequence[str]:
-        """Notices that wait for their turn count, those that were suppressed do not."""
+        """As `Around.told`: queued notices count, suppressed ones do not."""
         rows = self._deliveries.find(
             {
                 "focus.id": change.resource_id,
@@ -46,11 +46,11 @@ class TriggerContext:
             },
             {"_id": 0, "topic": 1, "focus.version": 1},
         )
-        told = {(row["focus"]["version"], row["topic"]) for row in await rows.to_list(None)}
-        told |= self._matched.get((change.type, change.resource_id), set())
+        found = {(row["focus"]["version"], row["topic"]) for row in await rows.to_list(None)}
+        found |= self._matched.get((change.type, change.resource_id), set())
         return [
             url.removeprefix(self._base)
-            for version, url in sorted(told)
+            for version, url in sorted(found)
             if version < change.version and url.startswith(self._base)
         ]
 

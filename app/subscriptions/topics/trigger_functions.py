@@ -1,7 +1,7 @@
-"""What queryCriteria cannot say: functions that a resourceTrigger names (extension topic-trigger-function).
+"""Trigger functions, for conditions that queryCriteria cannot express (extension topic-trigger-function).
 
-TESTS look at the two versions alone; INQUIRIES also look around, and are asked last. `raised` never holds: a topic with
-such triggers is told of by the server itself (`Store.raise_event`), never by a change as such.
+TESTS read the two versions alone; INQUIRIES also read other data, and run last. `raised` never holds: the server itself
+raises the events of such triggers (`Store.raise_event`), no change fires them.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ _DISCHARGE, _CANCELLED = "encounter-discharge", "encounter-cancelled"
 
 
 def content_changed(change: ResourceChange) -> bool:
-    """More has changed than meta and the narrative."""
+    """Whether more has changed than meta and the narrative."""
     versions = (change.resource or {}, change.previous or {})
     now, before = ({k: v for k, v in each.items() if k not in _ASIDE} for each in versions)
     return now != before
 
 
 def status_changed(change: ResourceChange) -> bool:
-    """The status is another than before; a resource that begins has changed its status."""
+    """Whether the status is another than before; it is for a new resource."""
     now, before = change.resource, change.previous
     return now is not None and (before is None or now.get("status") != before.get("status"))
 
 
 def not_ended(change: ResourceChange) -> bool:
-    """The stay has no recorded end."""
+    """Whether the stay has no recorded end."""
     return change.resource is not None and not _end(change.resource)
 
 
 def about_a_request(change: ResourceChange) -> bool:
-    """The Task is about a ServiceRequest."""
+    """Whether the Task is about a ServiceRequest."""
     task = change.resource or {}
     references = [task.get("focus", {}), *task.get("basedOn", ())]
     return any("ServiceRequest/" in each.get("reference", "") for each in references)
 
 
 def participant_added(change: ResourceChange) -> bool:
-    """The team has somebody, or somebody in a role, that it had not before."""
-    return bool(_seats(change.resource).keys() - _seats(change.previous).keys())
+    """Whether the team has a member, or a member in a role, that it had not before."""
+    return bool(_memberships(change.resource).keys() - _memberships(change.previous).keys())
 
 
 def participant_removed(change: ResourceChange) -> bool:
-    """Somebody has left the team, or a role in it; the team's own end is the end of all."""
-    return bool(_seats(change.previous).keys() - _seats(change.resource).keys())
+    """Whether a member has left the team, or a role in it; an inactive team has no members."""
+    return bool(_memberships(change.previous).keys() - _memberships(change.resource).keys())
 
 
 def participant_ended(change: ResourceChange) -> bool:
-    """The period of somebody in the team has been given an end, or another one."""
-    before = _seats(change.previous)
+    """Whether the period of a member has been given an end, or another one."""
+    before = _memberships(change.previous)
     return any(
-        end and seat in before and end != before[seat]
-        for seat, end in _seats(change.resource).items()
+        end and membership in before and end != before[membership]
+        for membership, end in _memberships(change.resource).items()
     )
 
 
 def never(change: ResourceChange) -> bool:
-    """Not fired by a change."""
+    """Always False: no change fires the trigger."""
     return False
 
 
 async def discharged(change: ResourceChange, around: Around) -> bool:
-    """The stay is over, by its status or because its end is recorded for the first time; told once."""
+    """Whether the stay is over, by its status or by an end recorded for the first time; once for each discharge."""
     now, before = change.resource, change.previous or {}
     if now is None or before.get("status") == "finished":
         return False
@@ -79,18 +79,18 @@ async def discharged(change: ResourceChange, around: Around) -> bool:
         return now.get("status") in _ACTIVE and bool(_end(now)) and not _end(before)
     if before.get("status") not in _ACTIVE or not _end(before):
         return True
-    # Its end was known already: that may have been told then, and may have been taken back since.
-    told = [slug for slug in await around.told(change) if slug in (_DISCHARGE, _CANCELLED)]
-    return not told or told[-1] != _DISCHARGE
+    # Its end was known already: a notice of it may have been sent then, and one of its cancellation since.
+    sent = [slug for slug in await around.told(change) if slug in (_DISCHARGE, _CANCELLED)]
+    return not sent or sent[-1] != _DISCHARGE
 
 
 async def told_before(change: ResourceChange, around: Around) -> bool:
-    """A notice of an earlier version of this stay went out, or is on its way, to anybody."""
+    """Whether a notice of an earlier version of this stay was sent, or is under way, to any Subscription."""
     return any(slug.startswith(_STAYS) and slug != _CANCELLED for slug in await around.told(change))
 
 
 def reopened(change: ResourceChange) -> bool:
-    """A discharge is taken back: a finished stay is active again, or the end of an active one is gone."""
+    """Whether a discharge is taken back: a finished stay is active again, or the end of an active one is gone."""
     now, before = change.resource, change.previous
     if now is None or before is None or now.get("status") not in _ACTIVE:
         return False
@@ -100,7 +100,7 @@ def reopened(change: ResourceChange) -> bool:
 
 
 async def facility_changed(change: ResourceChange, around: Around) -> bool:
-    """The stay goes on in another facility; a move inside one is none."""
+    """Whether the stay goes on in another facility; a move inside one does not count."""
     now, before = change.resource, change.previous
     if now is None or before is None or _places(now) == _places(before):
         return False
@@ -108,13 +108,13 @@ async def facility_changed(change: ResourceChange, around: Around) -> bool:
 
 
 async def in_nursing_facility(change: ResourceChange, around: Around) -> bool:
-    """The stay is in a skilled nursing or nursing facility."""
+    """Whether the stay is in a skilled nursing or nursing facility."""
     now, fields = change.resource, change.fields
     return now is not None and fields is not None and await around.is_nursing_facility(now, fields)
 
 
 async def was_elsewhere(change: ResourceChange, around: Around) -> bool:
-    """The version before was not in such a facility, as far as it said."""
+    """Whether the version before was not known to be in such a facility; False without one."""
     before, fields = change.previous, change.previous_fields
     if before is None or fields is None:
         return False
@@ -149,8 +149,8 @@ def _end(element: Mapping[str, Any]) -> str:
     return str(element.get("period", {}).get("end", ""))
 
 
-def _seats(team: Resource | None) -> dict[tuple[str, str], str]:
-    """Who sits in a team, in which role, and until when."""
+def _memberships(team: Resource | None) -> dict[tuple[str, str], str]:
+    """The end of each membership in a team, by member and role; empty for a team that is inactive."""
     if team is None or team.get("status") in _NO_TEAM:
         return {}
     return {
@@ -177,11 +177,11 @@ def _roles(participant: Mapping[str, Any]) -> Iterator[str]:
 # fhirPathCriteria of topics: FHIRPath over the versions before and after a change, `%previous` and `%current`.
 #
 # https://hl7.org/fhir/R5/subscriptiontopic.html. A version that does not exist is empty. The engine takes a quarter of
-# a millisecond, so it is asked last, and loaded only where a topic uses it.
+# a millisecond, so it runs after the other tests, and is loaded only where a topic uses it.
 
 
 def compiled(expression: str) -> Test:
-    """Whether the expression is true of a change. Raises ValueError where it cannot be understood."""
+    """The test of whether the expression is true of a change. Raises ValueError where it cannot be understood."""
     try:
         import fhirpathpy
     except ImportError:

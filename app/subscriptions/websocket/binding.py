@@ -1,4 +1,4 @@
-"""Binding a websocket client to a Subscription: it is greeted, told from now on, and what waited for it is sent."""
+"""The binding of a websocket client to a Subscription: a greeting, new notices, and those that waited for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEBSOCKET = "websocket"
 
 
 class BindingRefusedError(Exception):
-    """There is nothing to bind: the text is for the client."""
+    """The Subscription cannot be bound; the text is for the client."""
 
 
 class Binder:
@@ -46,16 +46,16 @@ class Binder:
         return cast("Websocket", self._channels[WEBSOCKET])
 
     async def admits(self, holder: Holder | None) -> bool:
-        """Whether the client that a token was given to is still admitted, and registered as it was then."""
+        """Whether the client that a token was issued to is enabled, and registered as it was then."""
         return await self._rights.admits(holder)
 
     async def may_hear(self, holder: Holder | None, subscription: str) -> bool:
-        """Whether that client may be told what the Subscription tells, now. Raises PyMongoError."""
+        """Whether that client may receive the Subscription's notices now. Raises PyMongoError."""
         registration = await self._composer.registration(subscription)
         return registration is not None and await self._rights.may_hear(holder, registration)
 
     async def bind(self, subscription: str, listener: Listener, *, by_token: bool) -> str:
-        """Greet the client, then bind it; returns what unbinds it. Raises BindingRefusedError.
+        """Greet the client, then bind it; returns the binding's id for `unbind`. Raises BindingRefusedError.
 
         The greeting is a handshake, or `bound <id>` for a classic Subscription. It comes before any notice.
         """

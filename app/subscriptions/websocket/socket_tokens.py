@@ -1,7 +1,7 @@
-"""Tokens by which a websocket client shows which Subscriptions it may bind.
+"""Tokens by which a websocket client proves which Subscriptions it may bind.
 
-The Subscriptions R5 Backport guide, $get-ws-binding-token. What is stored is a digest: whoever reads the database
-cannot bind with it.
+The Subscriptions R5 Backport guide, $get-ws-binding-token. Only a digest is stored: a reader of the database cannot
+bind with it.
 
     websocket_tokens  {_id: SHA-256 of the token, subscriptions: [id], holder?: {client_id, version}, expires_at}
 """
@@ -23,7 +23,7 @@ LIFETIME = timedelta(minutes=30)
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The client that a token was given to, and the version of its registration then: a change of it ends the token."""
+    """The client that a token was issued to, and its version then: a change of the client ends the token."""
 
     client_id: str
     version: int
@@ -31,7 +31,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token is for. `holder` is None where authorization was off."""
+    """The content of a token. `holder` is None where authorization was off."""
 
     subscriptions: Sequence[str]
     holder: Holder | None
@@ -40,7 +40,7 @@ class Token:
 async def issue(
     mongo: Mongo, subscriptions: Sequence[str], holder: Holder | None
 ) -> tuple[str, datetime]:
-    """A new token for these Subscriptions, and when it ends. It may be used again until then: connections break."""
+    """A new token for these Subscriptions, and when it expires. It may be used repeatedly: connections break."""
     token = secrets.token_urlsafe(32)
     expires_at = mongo.now() + LIFETIME
     tokens = mongo.collection("websocket_tokens")
@@ -53,7 +53,7 @@ async def issue(
 
 
 async def redeem(mongo: Mongo, token: str) -> Token | None:
-    """What a token is for; None where it is unknown or has expired."""
+    """The content of a token; None where it is unknown or has expired."""
     found = await mongo.collection("websocket_tokens").find_one(
         {"_id": _digest(token), "expires_at": {"$gt": mongo.now()}}
     )
