@@ -22,6 +22,7 @@ from pymongo.errors import DuplicateKeyError
 
 from app.audit.hash_chain import HashChain, digest
 from app.errors import Unavailable
+from app.runtime import collections
 from app.runtime.mongo import Document, Mongo
 from app.runtime.secrets import Secrets
 
@@ -41,9 +42,8 @@ class ChainRegistry:
 
     async def prepare(self) -> None:
         """Create the index where it is missing."""
-        if "kind" not in await self._rows.index_information():
-            kind = IndexModel([("kind", ASCENDING), ("_id", DESCENDING)], name="kind")
-            await self._rows.create_indexes([kind])
+        kind = IndexModel([("kind", ASCENDING), ("_id", DESCENDING)], name="kind")
+        await collections.ensure(self._mongo, COLLECTION, [kind])
 
     async def append(self, kind: ChainRowKind, heads: Sequence[Document], **more: Any) -> Document:
         """Append a row to the line; returns it.

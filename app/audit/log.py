@@ -25,7 +25,7 @@ from app.audit.write_batch import WriteBatch
 from app.authentication.caller import Caller
 from app.errors import Unavailable
 from app.fhir.ids import new_id
-from app.runtime import background_tasks, secrets
+from app.runtime import background_tasks, collections, secrets
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 
@@ -63,14 +63,11 @@ class AuditLog:
 
     async def start(self) -> None:
         """Create the indexes, anchor the chains of dead processes, and start the loop that anchors."""
-        present = await self.rows.index_information()
         models = [
             IndexModel([("each.k", ASCENDING), ("at", DESCENDING)], name="k"),
             IndexModel([("at", DESCENDING)], name="at"),
         ]
-        missing = [model for model in models if model.document["name"] not in present]
-        if missing:
-            await self.rows.create_indexes(missing)
+        await collections.ensure(self._mongo, COLLECTION, models)
         await self.registry.prepare()
         await self._anchor_found()
         self._loop = asyncio.create_task(self._run())

@@ -9,12 +9,14 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from app.authentication import jwt
 from app.authentication.clients import ALGORITHMS, Client, Clients
 from app.authentication.jwks import Documents, key_of
 from app.authentication.jwt import Parts, TokenRefused
+from app.runtime import collections
 from app.runtime.mongo import Mongo
 
 COLLECTION = "assertions"
@@ -41,7 +43,8 @@ class Assertions:
         self._now = now
 
     async def prepare(self) -> None:
-        await self._mongo.collection(COLLECTION).create_index("expires", expireAfterSeconds=0)
+        expiry = IndexModel([("expires", ASCENDING)], expireAfterSeconds=0)
+        await collections.ensure(self._mongo, COLLECTION, [expiry])
 
     async def judge(self, assertion: str, token_url: str) -> Client:
         """The client who made an assertion for this token endpoint. Raises TokenRefused.

@@ -15,8 +15,10 @@ from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
+from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
+from app.runtime import collections
 from app.runtime.mongo import Document, Mongo
 from app.runtime.secrets import Secrets
 
@@ -57,7 +59,8 @@ class ServerKeys:
 
     async def prepare(self) -> None:
         """Make the first key where there is none. Raises secrets.SecretsError where the newest cannot be opened."""
-        await self._rows.create_index("expires", expireAfterSeconds=0)
+        expiry = IndexModel([("expires", ASCENDING)], expireAfterSeconds=0)
+        await collections.ensure(self._mongo, COLLECTION, [expiry])
         await self._read()
         if self._newest is None:
             await self.rotate()

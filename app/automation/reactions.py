@@ -23,10 +23,10 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.context import Context
-from app.runtime import background_tasks
+from app.runtime import background_tasks, collections
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
-from app.store.events import Event, event_rows, load_event
+from app.store.events import EVENTS, Event, event_rows, load_event
 from app.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -87,17 +87,12 @@ class Reactions:
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, context: Context) -> None:
-        present = await self._events.index_information()
-        if "react_until" not in present:
-            await self._events.create_indexes(
-                [
-                    IndexModel(
-                        [("react_until", ASCENDING)],
-                        name="react_until",
-                        partialFilterExpression={"react_until": {"$exists": True}},
-                    )
-                ]
-            )
+        waiting = IndexModel(
+            [("react_until", ASCENDING)],
+            name="react_until",
+            partialFilterExpression={"react_until": {"$exists": True}},
+        )
+        await collections.ensure(self._mongo, EVENTS, [waiting])
         self._store.listeners.append(self._committed)
         self._loops = [
             asyncio.create_task(self._run_loop(context)),

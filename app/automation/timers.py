@@ -19,12 +19,13 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.context import Context
-from app.runtime import background_tasks
+from app.runtime import background_tasks, collections
 from app.runtime.clock import Clock
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
 
+COLLECTION = "timers"
 SWEEP_SECONDS = 5.0
 _LEASE = timedelta(seconds=60)
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=15)
@@ -47,14 +48,14 @@ class Timers:
         self._mongo = mongo
         self._clock = clock
         self._kinds = {timer.kind: timer for timer in kinds}
-        self._timers = mongo.collection("timers")
+        self._timers = mongo.collection(COLLECTION)
         self._changed = asyncio.Event()
         self._running = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, context: Context) -> None:
-        if "due" not in await self._timers.index_information():
-            await self._timers.create_indexes([IndexModel([("due", ASCENDING)], name="due")])
+        due = IndexModel([("due", ASCENDING)], name="due")
+        await collections.ensure(self._mongo, COLLECTION, [due])
         self._clock.moved.append(self._changed.set)
         self._loops = [asyncio.create_task(self._loop(context))]
 

@@ -27,8 +27,10 @@ from app.bulk.export_request import ExportRequest
 from app.context import Context
 from app.errors import TooManyRequests
 from app.fhir.ids import new_id
+from app.runtime import collections
 from app.runtime.mongo import Document, Mongo, Session
 
+EXPORTS, FILES, PATIENTS = "exports", "export_files", "export_patients"
 LEASE = timedelta(seconds=15)
 # A client that asks again sooner is told to slow down; `Retry-After` asks it for more patience than that.
 RETRY_SECONDS = 2
@@ -67,17 +69,16 @@ class Jobs:
     def __init__(self, mongo: Mongo, owner: str) -> None:
         self._mongo = mongo
         self._owner = owner
-        self._exports = mongo.collection("exports")
-        self._files = mongo.collection("export_files")
-        self._patients = mongo.collection("export_patients")
+        self._exports = mongo.collection(EXPORTS)
+        self._files = mongo.collection(FILES)
+        self._patients = mongo.collection(PATIENTS)
 
     async def prepare(self) -> None:
         """Make the collections, where they are missing: a transaction does better without that."""
-        if "state" not in await self._exports.index_information():
-            model = IndexModel([("state", ASCENDING), ("requested", ASCENDING)], name="state")
-            await self._exports.create_indexes([model])
-        for name in ("export_files", "export_patients"):
-            await self._mongo.create_collection(name)
+        state = IndexModel([("state", ASCENDING), ("requested", ASCENDING)], name="state")
+        await collections.ensure(self._mongo, EXPORTS, [state])
+        for name in (FILES, PATIENTS):
+            await collections.ensure(self._mongo, name)
 
     async def request(self, context: Context, asked: ExportRequest, request: str) -> str:
         """A new export's id. Raises TooManyRequests where too many are under way.

@@ -30,10 +30,11 @@ from app.proof.audit_event import audit_event
 from app.proof.communication import communication
 from app.proof.notice import NoticeRecord, gather
 from app.records.versions import Change, ResourceVersion, is_same_content
+from app.runtime import collections
 from app.runtime.mongo import Collection, Document
 from app.settings import Settings
 from app.store.shared_settings import shared_settings
-from app.subscriptions.ledger.ledger import delivery_rows
+from app.subscriptions.ledger.ledger import DELIVERIES, delivery_rows
 from app.subscriptions.sending.worker import Worker
 
 _KIND, _KEY = "publish-notices", "all"
@@ -53,17 +54,12 @@ async def start(context: Context) -> None:
     """Create the index, and set the timer of the first round."""
     if not context.settings.publish_notices:
         return
-    rows = _rows(context)
-    if "publish" not in await rows.index_information():
-        await rows.create_indexes(
-            [
-                IndexModel(
-                    [("publish", ASCENDING)],
-                    name="publish",
-                    partialFilterExpression={"publish": {"$exists": True}},
-                )
-            ]
-        )
+    again = IndexModel(
+        [("publish", ASCENDING)],
+        name="publish",
+        partialFilterExpression={"publish": {"$exists": True}},
+    )
+    await collections.ensure(context.services.mongo, DELIVERIES, [again])
     timers = context.services.get(Timers)
     if await timers.due_of(_KIND, _KEY) is None:
         await timers.set(_KIND, _KEY, context.services.clock.now() + EVERY)

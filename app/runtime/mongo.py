@@ -62,6 +62,8 @@ class Mongo:
             database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC)
         )
         self._motor = motor
+        # Whether indexes that are not as this server wants them are its to replace (app/runtime/collections.py).
+        self.replaces_indexes = True
         # What the database's clock says more than `boot_seconds`, in seconds; None before it was read.
         self._clock_offset: float | None = None
         self._collections: dict[str, Collection] = {}

@@ -18,11 +18,12 @@ from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
-from app.runtime import background_tasks
+from app.runtime import background_tasks, collections
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
 
+COLLECTION = "mailbox"
 _KEPT_SECONDS = 120
 _PAUSE_AFTER_FAILURE = 0.5
 
@@ -36,7 +37,7 @@ class ProcessMessages:
         self._mongo = mongo
         self._owner = owner
         self._answer = answer
-        self._rows = mongo.collection("mailbox")
+        self._rows = mongo.collection(COLLECTION)
         self._waiting: dict[Any, asyncio.Future[Document]] = {}
         self._reading: asyncio.Task[None] | None = None
         self._answering: set[asyncio.Task[None]] = set()
@@ -46,9 +47,8 @@ class ProcessMessages:
         if self._reading is not None:
             return
         self._reading = asyncio.create_task(self._read(await self._operation_time()))
-        await self._rows.create_indexes(
-            [IndexModel([("at", ASCENDING)], expireAfterSeconds=_KEPT_SECONDS)]
-        )
+        expiry = IndexModel([("at", ASCENDING)], expireAfterSeconds=_KEPT_SECONDS)
+        await collections.ensure(self._mongo, COLLECTION, [expiry])
 
     async def ask(self, to: str, question: Document) -> Document:
         """The other process's answer; waits until it comes. Raises PyMongoError where the database fails."""

@@ -19,9 +19,9 @@ from pymongo.errors import (
     OperationFailure,
 )
 
-from app.audit import entry as audit_entry, log as audit_log
+from app.audit import entry as audit_entry
 from app.audit.hash_chain import Links
-from app.audit.log import AuditLog
+from app.audit.log import COLLECTION as AUDIT, AuditLog
 from app.errors import MethodNotAllowed, TooLarge
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
@@ -35,14 +35,16 @@ from app.records.versions import (
     version_document,
     with_meta,
 )
+from app.runtime import collections
 from app.runtime.cluster import Cluster
 from app.runtime.group_commit import GroupCommit
 from app.runtime.mongo import Collection as MongoCollection, Document, Mongo, Session
 from app.search import group_members
 from app.search.extract import extract, index_models
 from app.search.terms import senders
-from app.store.events import Event, event_rows
+from app.store.events import EVENTS, Event, event_rows
 
+GUARDS = "guards"
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
 _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
@@ -79,7 +81,7 @@ class CommitUnit:
 
 def guard_rows(mongo: Mongo) -> MongoCollection:
     """The rows that conditional writes compare, `guards`."""
-    return mongo.collection("guards")
+    return mongo.collection(GUARDS)
 
 
 class Commits:
@@ -103,7 +105,7 @@ class Commits:
         self._versions = mongo.collection(versions.COLLECTION)
         self._events = event_rows(mongo)
         self._guards = guard_rows(mongo)
-        self._audit_rows = mongo.collection(audit_log.COLLECTION)
+        self._audit_rows = mongo.collection(AUDIT)
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[CommitUnit](self._write, hopeless=ConnectionFailure)
@@ -111,16 +113,16 @@ class Commits:
 
     async def prepare(self) -> None:
         """Make the collections that every write needs, where they are missing."""
-        await self._ensure("guards", [])
+        await self._ensure(GUARDS, [])
         await self._ensure(
-            "versions",
+            versions.COLLECTION,
             [
                 IndexModel([("at", DESCENDING), ("_id", DESCENDING)]),
                 IndexModel([("_id.t", ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)]),
             ],
         )
         await self._ensure(
-            "events",
+            EVENTS,
             [
                 IndexModel(
                     [("state", ASCENDING), ("lease_until", ASCENDING)],
@@ -371,21 +373,11 @@ class Commits:
         return row
 
     async def _ensure(self, name: str, models: list[IndexModel]) -> None:
-        """Create a collection with its indexes once, outside any transaction.
-
-        What is already there is only looked at: a transaction left open by a killed server would block DDL.
-        """
+        """Create a collection with its indexes once, outside any transaction."""
         async with self._making_ready:
-            if name in self._ready:
-                return
-            collection = self._mongo.collection(name)
-            present = await collection.index_information()
-            missing = [model for model in models if model.document["name"] not in present]
-            if missing:
-                await collection.create_indexes(missing)
-            elif not present:
-                await self._mongo.create_collection(name)
-            self._ready.add(name)
+            if name not in self._ready:
+                await collections.ensure(self._mongo, name, models)
+                self._ready.add(name)
 
 
 def _event(

@@ -15,10 +15,12 @@ from app.records.versions import Method
 from app.runtime.mongo import Collection, Document, Mongo
 from app.search.extract import extract
 
+EVENTS = "events"
+
 
 def event_rows(mongo: Mongo) -> Collection:
     """The rows of events that are still to be told or reacted to, `events`."""
-    return mongo.collection("events")
+    return mongo.collection(EVENTS)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from pymongo.errors import PyMongoError
 
 from app.fhir.json import Resource
 from app.network.egress_policy import is_loopback_host
-from app.runtime import background_tasks
+from app.runtime import background_tasks, collections
 from app.runtime.mongo import Document
 from app.runtime.process_messages import ProcessMessages
 from app.settings import Settings
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 # Takes one text frame; raises where the connection is gone.
 Listener = Callable[[str], Awaitable[None]]
 
+COLLECTION = "websocket_bindings"
 # Below the FHIR base.
 PATH = "/websocket"
 _LEASE = timedelta(seconds=30)
@@ -57,7 +58,7 @@ class Websocket:
     def __init__(self, around: ChannelDependencies) -> None:
         self._mongo = around.mongo
         self._owner = around.owner
-        self._bindings = around.mongo.collection("websocket_bindings")
+        self._bindings = around.mongo.collection(COLLECTION)
         self._messages = ProcessMessages(around.mongo, around.owner, self._from_elsewhere)
         self._listeners: dict[str, dict[str, Listener]] = {}
         self._renewal: asyncio.Task[None] | None = None
@@ -148,7 +149,7 @@ class Websocket:
             IndexModel([("subscription", ASCENDING)]),
             IndexModel([("until", ASCENDING)], expireAfterSeconds=0),
         ]
-        await self._bindings.create_indexes(models)
+        await collections.ensure(self._mongo, COLLECTION, models)
         await self._messages.open()
 
     async def _renew(self) -> None:

@@ -20,7 +20,10 @@ from typing import Any, Literal, NamedTuple
 from pymongo import ASCENDING, IndexModel, UpdateOne
 from pymongo.errors import BulkWriteError
 
+from app.runtime import collections
 from app.runtime.mongo import Collection as MongoCollection, Document, Mongo
+
+DELIVERIES = "deliveries"
 
 State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dead"]
 
@@ -96,7 +99,7 @@ class Refusal:
 
 def delivery_rows(mongo: Mongo) -> MongoCollection:
     """The rows of the ledger, `deliveries`."""
-    return mongo.collection("deliveries")
+    return mongo.collection(DELIVERIES)
 
 
 class Ledger:
@@ -124,10 +127,7 @@ class Ledger:
                 partialFilterExpression={"state": "dead"},
             ),
         ]
-        present = await self._deliveries.index_information()
-        missing = [model for model in models if model.document["name"] not in present]
-        if missing:
-            await self._deliveries.create_indexes(missing)
+        await collections.ensure(self._mongo, DELIVERIES, models)
 
     async def insert(self, documents: Sequence[Document]) -> Refusal | None:
         """Insert new rows in order, up to the first that a unique index refuses."""

@@ -21,9 +21,10 @@ from typing import Any
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
+from app.runtime import collections
 from app.runtime.mongo import Document, Mongo
 from app.store.commit import EVENT_LEASE
-from app.store.events import Event, event_rows
+from app.store.events import EVENTS, Event, event_rows
 from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger
@@ -78,14 +79,9 @@ class Outbox:
                 partialFilterExpression={"type": "Subscription"},
             ),
         ]
-        present = await self._events.index_information()
-        missing = [model for model in models if model.document["name"] not in present]
-        if missing:
-            await self._events.create_indexes(missing)
-        if not await self._states.index_information():
-            await self._states.create_indexes(
-                [IndexModel([("heartbeat_at", ASCENDING)], name="heartbeat", sparse=True)]
-            )
+        await collections.ensure(self._mongo, EVENTS, models)
+        heartbeat = IndexModel([("heartbeat_at", ASCENDING)], name="heartbeat", sparse=True)
+        await collections.ensure(self._mongo, SUBSCRIPTION_STATE_COLLECTION, [heartbeat])
 
     async def pending_before(self, events: Sequence[Event]) -> list[Document]:
         """Event rows of older versions of the same resources that no process has recorded yet, oldest first.

@@ -16,8 +16,10 @@ from datetime import datetime, timedelta
 
 from pymongo import ASCENDING, IndexModel
 
+from app.runtime import collections
 from app.runtime.mongo import Mongo
 
+COLLECTION = "websocket_tokens"
 LIFETIME = timedelta(minutes=30)
 
 
@@ -43,18 +45,18 @@ async def issue(
     """A new token for these Subscriptions, and when it expires. It may be used repeatedly: connections break."""
     token = secrets.token_urlsafe(32)
     expires_at = mongo.now() + LIFETIME
-    tokens = mongo.collection("websocket_tokens")
-    await tokens.create_indexes([IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)])
+    expiry = IndexModel([("expires_at", ASCENDING)], expireAfterSeconds=0)
+    await collections.ensure(mongo, COLLECTION, [expiry])
     row = {"_id": _digest(token), "subscriptions": list(subscriptions), "expires_at": expires_at}
     if holder is not None:
         row["holder"] = asdict(holder)
-    await tokens.insert_one(row)
+    await mongo.collection(COLLECTION).insert_one(row)
     return token, expires_at
 
 
 async def redeem(mongo: Mongo, token: str) -> Token | None:
     """The content of a token; None where it is unknown or has expired."""
-    found = await mongo.collection("websocket_tokens").find_one(
+    found = await mongo.collection(COLLECTION).find_one(
         {"_id": _digest(token), "expires_at": {"$gt": mongo.now()}}
     )
     if found is None:
