@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
@@ -30,18 +32,25 @@ from app.coordination.contracts import contracts
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import REACTIONS, TIMERS
 from app.proof import publisher
+from app.runtime import background_tasks
 from app.runtime.clock import Clock
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Mongo
 from app.search.search_state import SearchState
 from app.settings import Settings
+from app.store import format
 from app.store.reindexing import Reindexing
 from app.store.store import Store
 from app.subscriptions.sending.worker import Worker
 
+log = logging.getLogger(__name__)
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The server as an ASGI application; opening its lifespan connects to MongoDB and starts the worker."""
+
+def create_app(settings: Settings | None = None, end: Callable[[], None] | None = None) -> FastAPI:
+    """The server as an ASGI application; opening its lifespan connects to MongoDB and starts the worker.
+
+    `end` makes the process end in good order: it is called where the database is not for this server any more.
+    """
     settings = settings or Settings()
     search_state = SearchState(has_words=settings.search_words)
 
@@ -50,8 +59,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with AsyncExitStack() as running:  # stopped in the reverse order
             mongo = await Mongo.open(settings)
             running.push_async_callback(mongo.close)
-            clock = Clock(mongo)
             owner = new_owner()
+            await format.prepare(mongo, owner)
+            clock = Clock(mongo)
             audit = None
             if settings.audit_mode != "off":
                 audit = AuditLog(settings, mongo, owner)
@@ -69,6 +79,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await store.prepare()
             await store.cluster.start()
             running.push_async_callback(store.cluster.stop)
+            watch = asyncio.create_task(_end_when_refused(store, end))
+            running.push_async_callback(background_tasks.end, [watch])
             reindexing = Reindexing(mongo, store)
             await reindexing.start()
             running.push_async_callback(reindexing.stop)
@@ -165,13 +177,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+async def _end_when_refused(store: Store, end: Callable[[], None] | None) -> None:
+    await store.cluster.refused.wait()
+    log.error("ends: %s", store.cluster.refusal, extra={"action": "format"})
+    if end is not None:
+        end()
+
+
 async def _healthz(request: Request) -> Response:
     """The process is alive."""
     return JSONResponse({"status": "ok"})
 
 
 async def _readyz(request: Request) -> Response:
-    """The database answers and the worker runs."""
+    """The database answers and is one for this server, and the worker runs."""
     services: Services = request.app.state.services
     try:
         await services.mongo.hello()
@@ -179,8 +198,10 @@ async def _readyz(request: Request) -> Response:
     except Exception:  # whatever keeps the database from answering, the verdict is the same
         database = "unreachable"
     worker = "ok" if services.get(Worker).running else "stopped"
-    ready = database == worker == "ok"
-    return JSONResponse({"database": database, "worker": worker}, 200 if ready else 503)
+    data_format = services.store.cluster.refusal or "ok"
+    ready = database == worker == data_format == "ok"
+    verdict = {"database": database, "worker": worker, "format": data_format}
+    return JSONResponse(verdict, 200 if ready else 503)
 
 
 async def _framework_error(request: Request, error: Exception) -> Response:

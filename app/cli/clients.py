@@ -282,12 +282,19 @@ def with_database(
     from app.authentication.clients import RegistryError
     from app.cli.database import on_database
     from app.errors import FhirError
+    from app.runtime.collections import UnusableDatabaseError
     from app.runtime.embedded_mongod import EmbeddedMongoError
     from app.runtime.secrets import SecretsError
 
     try:
         return on_database(data, uri, work)
-    except (RegistryError, SecretsError, EmbeddedMongoError, FhirError) as error:
+    except (
+        RegistryError,
+        SecretsError,
+        EmbeddedMongoError,
+        UnusableDatabaseError,
+        FhirError,
+    ) as error:
         _fail(str(error))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging.config
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from app.runtime import logs
 from app.runtime.embedded_mongod import EmbeddedMongo, running_uri
 from app.runtime.mongo import Mongo
 from app.settings import Settings
+from app.store import format
 
 if TYPE_CHECKING:
     import httpx
@@ -25,7 +28,12 @@ T = TypeVar("T")
 def on_database(
     data: Path | None, uri: str | None, work: Callable[[Mongo, Settings], Awaitable[T]]
 ) -> T:
-    """What `work` returns. Raises errors.Unavailable or embedded.EmbeddedMongoError where there is no database."""
+    """What `work` returns. The database is brought forward first, as by a server that starts (app/store/format.py).
+
+    Raises errors.Unavailable or embedded.EmbeddedMongoError where there is no database, and UnusableDatabaseError where
+    it is not one for this version.
+    """
+    logging.config.dictConfig(logs.CONFIG)
     given = {"data": data, "mongodb_uri": uri}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     with _database(settings) as found:
@@ -35,6 +43,7 @@ def on_database(
 async def _run(settings: Settings, work: Callable[[Mongo, Settings], Awaitable[T]]) -> T:
     mongo = await Mongo.open(settings)
     try:
+        await format.prepare(mongo)
         return await work(mongo, settings)
     finally:
         await mongo.close()

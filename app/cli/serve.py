@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import logging.config
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,6 +60,8 @@ def serve(settings: Settings, say: Say) -> None:
         importing.start()
         with _database(settings, say) as settings:
             importing.join()  # two threads importing the same modules may see them half made
+            logging.config.dictConfig(logs.CONFIG)
+            asyncio.run(_bring_forward(settings))
             say(f"FHIR base: {exposure.address(settings)}/fhir")
             _run(settings, listener)
 
@@ -132,6 +136,23 @@ def _database(settings: Settings, say: Say) -> Iterator[Settings]:
         yield settings.model_copy(update={"mongodb_uri": mongo.uri})
 
 
+async def _bring_forward(settings: Settings) -> None:
+    """Bring the database to this server's format, so that it says in words why it cannot, once for all workers."""
+    from app.errors import Unavailable
+    from app.runtime.collections import UnusableDatabaseError
+    from app.runtime.mongo import Mongo
+    from app.store import format
+
+    try:
+        mongo = await Mongo.open(settings)
+        try:
+            await format.prepare(mongo)
+        finally:
+            await mongo.close()
+    except (UnusableDatabaseError, Unavailable) as error:
+        raise ServeError(str(error)) from None
+
+
 @contextmanager
 def stop_on_terminate() -> Iterator[None]:
     """Make SIGTERM unwind the stack, so that the database is shut down in order."""
@@ -174,7 +195,10 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         return
     from app.main import create_app  # only now: other commands start without the whole server
 
-    app = create_app(settings)
+    def end() -> None:
+        server.should_exit = True
+
+    app = create_app(settings, end)
     stopped = leave_when_overdue(app)
     server = uvicorn.Server(uvicorn.Config(app, **options(settings)))
     try:
@@ -184,6 +208,9 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         stopped.set()
     if not server.started:
         raise ServeError("The server did not start; the lines above say why.")
+    refusal = app.state.services.store.cluster.refusal
+    if refusal is not None:
+        raise ServeError(refusal)
 
 
 def _run_workers(settings: Settings, listener: socket.socket) -> None:
@@ -210,9 +237,12 @@ def worker_app() -> FastAPI:
     from app.main import create_app
 
     supervisor = multiprocessing.parent_process()
-    if supervisor is not None and supervisor.pid is not None:
+    if supervisor is None or supervisor.pid is None:
+        app = create_app(Settings())
+    else:
         child_process.end_with(supervisor.pid)
-    app = create_app(Settings())
+        # A worker that ended alone would be started anew.
+        app = create_app(Settings(), partial(os.kill, supervisor.pid, signal.SIGTERM))
     leave_when_overdue(app)
     return app
 

@@ -1,6 +1,6 @@
 """The server processes that share a database: who is a member, who is silent, and what can still commit.
 
-    processes  {_id: owner, seen, horizon, parameters, taken_over?}
+    processes  {_id: owner, seen, horizon, parameters, format, refused?, taken_over?}
 
 Each process writes one row, its own, twice a second (a heartbeat). Two kinds of silence follow from it:
 
@@ -8,6 +8,9 @@ Each process writes one row, its own, twice a second (a heartbeat). Two kinds of
   row and leaves it where it is. The process may only be slow: what it held may then be sent twice, never lost, and its
   late settlements change nothing. Its next heartbeat takes the mark away.
 - `Cluster.silence` after the mark the process cannot commit any more, and its row goes.
+
+With every heartbeat a process also asks whether it may go on (`why_not`, app/store/format.py). One that may not writes
+no resource any more, and says `refused` as soon as nothing of it can commit.
 
 **The commit horizon.** A resource's time of change is set before its commit, so writes become visible out of their
 order in time. Who polls with `_lastUpdated=gt<the last time seen>` would miss one that commits late. Answers to such
@@ -36,6 +39,7 @@ from app.errors import Unavailable
 from app.runtime import background_tasks
 from app.runtime.mongo import Document, Mongo, boot_seconds
 
+COLLECTION = "processes"
 HEARTBEAT_EVERY = 0.5
 TAKE_OVER_AFTER = timedelta(seconds=5)
 # After a gap in our own heartbeats (a pause, a database that was away) others get this long to be heard of again.
@@ -51,6 +55,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 # Frees what a silent process held. Gets its name and the time of the database's clock.
 TakeOver = Callable[[str, datetime], Awaitable[None]]
+WhyNot = Callable[[], Awaitable[str | None]]
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +75,25 @@ def new_owner() -> str:
 
 
 class Member(TypedDict, total=False):
-    """A row of `processes`. `taken_over` is when another process freed what this one held, until it is heard again."""
+    """A row of `processes`. `format` is what the process writes; none of servers from before there was a format.
+
+    `taken_over` is when another process freed what this one held, until it is heard again.
+    """
 
     _id: str
     seen: datetime
     horizon: datetime
     parameters: str
+    format: int
+    refused: bool
     taken_over: datetime
 
 
 class Cluster:
-    """This process among the others. `pending` gives the times of the writes under way here."""
+    """This process among the others. `pending` gives the times of the writes under way here.
+
+    `format_` is what it writes (app/store/format.py), and `why_not` says why it may not go on, None where it may.
+    """
 
     def __init__(
         self,
@@ -88,26 +101,34 @@ class Cluster:
         owner: str,
         pending: Callable[[], Iterable[datetime]],
         clock: Callable[[], float] = boot_seconds,
+        *,
+        format_: int = 0,
+        why_not: WhyNot | None = None,
     ) -> None:
         self._mongo = mongo
         self.owner = owner
         self._pending = pending
         self._clock = clock
-        self._rows = mongo.collection("processes")
+        self._format = format_
+        self._why_not = why_not
+        self._rows = mongo.collection(COLLECTION)
         self._promised = datetime.min.replace(tzinfo=UTC)
         self._task: asyncio.Task[None] | None = None
         self._last_heartbeat: float | None = None
         self._patient_until = 0.0
         # After so long without a heartbeat nothing that the process began can still commit.
-        self.silence = _OLDEST + timedelta(seconds=_TRANSACTION_LIFETIME + _ROOM)
+        self.silence = _silence(_TRANSACTION_LIFETIME)
         # What this process extracts (a digest of its search parameters), said to the others with every heartbeat.
         self.parameters = ""
         # Whether no other process is about, as far as could be seen a moment ago.
         self.alone = False
+        # Why this process may not go on; then it writes no resource any more.
+        self.refusal: str | None = None
+        self.refused = asyncio.Event()
 
     async def start(self) -> None:
         """Join the cluster and keep the heartbeat going; before the first write."""
-        await self._learn_silence()
+        self.silence = await silence(self._mongo)
         await self.beat()
         if await self._others():
             # They have given horizons by their own estimate of the database's clock: begin later than all of these.
@@ -125,7 +146,13 @@ class Cluster:
     async def beat(self) -> None:
         """Renew this process's row, and look who else is there."""
         begun = self._clock()
-        row = {"seen": "$$NOW", "horizon": self._own_horizon(), "parameters": self.parameters}
+        row: Document = {
+            "seen": "$$NOW",
+            "horizon": self._own_horizon(),
+            "parameters": self.parameters,
+            "format": self._format,
+            "refused": self.refusal is not None and not any(True for _ in self._pending()),
+        }
         asked = boot_seconds()
         written: Document = await self._rows.find_one_and_update(
             {"_id": self.owner},
@@ -139,6 +166,11 @@ class Cluster:
             self._patient_until = begun + _GRACE
         self._last_heartbeat = begun
         self.alone = all("taken_over" in row for row in await self._others())
+        # After the row is there: who raises what a process must have sees this one, or this one sees that.
+        if self.refusal is None and self._why_not is not None:
+            self.refusal = await self._why_not()
+            if self.refusal is not None:
+                self.refused.set()
 
     async def take_over_silent(self, take_over: TakeOver) -> list[str]:
         """Take over, once, what silent processes held; returns their names.
@@ -158,12 +190,16 @@ class Cluster:
         return silent
 
     async def be_heard(self) -> None:
-        """Return once the others know of this process again, should it have stalled. Before a write gets its time."""
+        """Return once the others know of this process again, should it have stalled. Before a write gets its time.
+
+        Raises Unavailable where it may not write any more.
+        """
         unheard = self._unheard
         if unheard > TAKE_OVER_AFTER:
             await self.beat()
         if unheard > self.silence:
             await asyncio.sleep(_CLOCK_ERROR)
+        self._check_may_write()
 
     def stamp(self) -> datetime:
         """The time for a write that begins now: later than every horizon this process has given."""
@@ -181,12 +217,17 @@ class Cluster:
         return all(row["parameters"] == parameters for row in await self._others())
 
     def check_may_commit(self, times: Iterable[datetime]) -> None:
-        """Raises Unavailable where a transaction comes too late for others to wait for it.
+        """Raises Unavailable where a transaction comes too late for others to wait for it, or may not be any more.
 
         Call it as the transaction begins, and again before it ends: the process may stall in between.
         """
+        self._check_may_write()
         if self._mongo.now() - min(times) > _OLDEST or self._unheard > _OLDEST:
             raise Unavailable("The write could not be committed in time; try again")
+
+    def _check_may_write(self) -> None:
+        if self.refusal is not None:
+            raise Unavailable(self.refusal)
 
     @property
     def _unheard(self) -> timedelta:
@@ -216,21 +257,42 @@ class Cluster:
         silence = int(self.silence.total_seconds() * 1000)
         return {"$expr": {comparison: ["$taken_over", {"$subtract": ["$$NOW", silence]}]}}
 
-    async def _learn_silence(self) -> None:
-        """Ask the database how long it lets a transaction live; an operator may have raised its limit."""
-        name = "transactionLifetimeLimitSeconds"
-        try:
-            reply: Any = await self._mongo.client.admin.command("getParameter", 1, **{name: 1})
-        except OperationFailure as error:  # not every account may ask
-            log.info(
-                "transaction lifetime unknown",
-                extra={"action": "cluster", "assumed": _TRANSACTION_LIFETIME, "code": error.code},
-            )
-            return
-        self.silence = _OLDEST + timedelta(seconds=int(reply[name]) + _ROOM)
-
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_EVERY)
             with contextlib.suppress(PyMongoError):  # the next one tries again
                 await self.beat()
+
+
+def _silence(transaction_lifetime: int) -> timedelta:
+    return _OLDEST + timedelta(seconds=transaction_lifetime + _ROOM)
+
+
+async def silence(mongo: Mongo) -> timedelta:
+    """The time without a heartbeat after which nothing that a process began can still commit.
+
+    The database is asked how long it lets a transaction live; an operator may have raised its limit.
+    """
+    name = "transactionLifetimeLimitSeconds"
+    try:
+        reply: Any = await mongo.client.admin.command("getParameter", 1, **{name: 1})
+    except OperationFailure as error:  # not every account may ask
+        log.info(
+            "transaction lifetime unknown",
+            extra={"action": "cluster", "assumed": _TRANSACTION_LIFETIME, "code": error.code},
+        )
+        return _silence(_TRANSACTION_LIFETIME)
+    return _silence(int(reply[name]))
+
+
+async def writers_before(mongo: Mongo, format_: int, silent: timedelta) -> list[str]:
+    """The names of processes of an older format that may still write; those that were `silent` for so long may not."""
+    since = {"$subtract": ["$$NOW", int(silent.total_seconds() * 1000)]}
+    rows = mongo.collection(COLLECTION).find(
+        {
+            "format": {"$not": {"$gte": format_}},  # or none at all
+            "refused": {"$ne": True},
+            "$expr": {"$gt": ["$seen", since]},
+        }
+    )
+    return [row["_id"] for row in await rows.to_list(None)]

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
@@ -42,6 +43,7 @@ from app.runtime.mongo import Collection as MongoCollection, Document, Mongo, Se
 from app.search import group_members
 from app.search.extract import extract, index_models
 from app.search.terms import senders
+from app.store import format
 from app.store.events import EVENTS, Event, event_rows
 
 GUARDS = "guards"
@@ -109,7 +111,13 @@ class Commits:
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[CommitUnit](self._write, hopeless=ConnectionFailure)
-        self.cluster = Cluster(mongo, owner, self._times_under_way)
+        self.cluster = Cluster(
+            mongo,
+            owner,
+            self._times_under_way,
+            format_=format.FORMAT,
+            why_not=partial(format.why_not, mongo),
+        )
 
     async def prepare(self) -> None:
         """Make the collections that every write needs, where they are missing."""
