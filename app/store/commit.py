@@ -116,7 +116,7 @@ class Commits:
             owner,
             self._times_under_way,
             format_=format.FORMAT,
-            why_not=partial(format.why_not, mongo),
+            why_not=partial(format.look_again, mongo),
         )
 
     async def prepare(self) -> None:

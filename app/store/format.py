@@ -44,6 +44,8 @@ FORMAT = 1
 # marker, of format 0, do not look at it; they get along with format 1.
 OLDEST = 1
 
+# The first format with a marker.
+_FIRST = 1
 _ID = "format"
 LEASE = timedelta(seconds=15)
 # Seconds for which a starting server waits for the one that takes the steps, and for older ones to be stopped beyond
@@ -96,10 +98,11 @@ async def prepare(mongo: Mongo, owner: str | None = None) -> None:
     give_up: float | None = None
     while True:
         marker = await _marker(mongo)
-        if marker["oldest"] > FORMAT:
-            raise UnusableDatabaseError(_too_old(marker))
+        refusal = _judge(mongo, marker)
+        if refusal is not None:
+            raise UnusableDatabaseError(refusal)
         if not _left(marker):
-            break
+            return
         if await _claim(mongo, owner):
             await _bring_forward(mongo, owner)
             continue
@@ -116,16 +119,19 @@ async def prepare(mongo: Mongo, owner: str | None = None) -> None:
                 "Start this server again when it is through."
             )
         await asyncio.sleep(_POLL)
-    mongo.replaces_indexes = marker["format"] <= FORMAT
 
 
-async def why_not(mongo: Mongo) -> str | None:
+async def look_again(mongo: Mongo) -> str | None:
     """Why this server may not use the database any more, for people; None where it may."""
     marker = await shared_settings(mongo).find_one({"_id": _ID})
-    return _too_old(marker) if marker is not None and marker["oldest"] > FORMAT else None
+    return None if marker is None else _judge(mongo, marker)
 
 
-def _too_old(marker: Document) -> str:
+def _judge(mongo: Mongo, marker: Document) -> str | None:
+    """Why this server may not use the database, None where it may. Tells `mongo` whether it may replace indexes."""
+    mongo.replaces_indexes = marker["format"] <= FORMAT
+    if marker["oldest"] <= FORMAT:
+        return None
     return (
         f"The database is in format {marker['format']}, for servers of format {marker['oldest']} and later; "
         f"this version of CareRelay has format {FORMAT}. Use a later version."
@@ -139,7 +145,10 @@ def _left(marker: Document) -> bool:
 
 
 async def _marker(mongo: Mongo) -> Document:
-    """The marker, made where there is none: an empty database is in today's format, any other in format 0."""
+    """The marker, made where there is none: an empty database is in today's format, any other in format 0.
+
+    The latter is for all servers until the older ones, which do not look at it, have stopped.
+    """
     rows = shared_settings(mongo)
     while True:
         marker: Document | None = await rows.find_one({"_id": _ID})
@@ -149,7 +158,7 @@ async def _marker(mongo: Mongo) -> Document:
         marker = {
             "_id": _ID,
             "format": FORMAT if is_empty else 0,
-            "oldest": OLDEST,
+            "oldest": OLDEST if is_empty else _FIRST,
             "steps": [step.name for step in STEPS] if is_empty else [],
         }
         try:
