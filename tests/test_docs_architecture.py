@@ -13,6 +13,7 @@ import pytest
 
 from app.features import TIMERS
 from app.search.group_members import ROWS
+from tests.collections_in_code import owners
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
@@ -84,28 +85,7 @@ def test_every_place_that_it_names_exists(path: str, name: str) -> None:
 def collections() -> dict[str, str]:
     """The collections that code names, each with the module that does."""
     found = dict.fromkeys(ROWS.values(), "app/search/group_members.py")
-    for module in sorted((ROOT / "app").rglob("*.py")):
-        path = module.relative_to(ROOT).as_posix()
-        constants = {
-            target.id: each.value.value
-            for each in tree(path).body
-            if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant)
-            for target in each.targets
-            if isinstance(target, ast.Name)
-        }
-        for call in ast.walk(tree(path)):
-            match call:
-                case ast.Call(func=ast.Attribute(attr="collection"), args=[ast.Constant(name), *_]):
-                    found[str(name)] = path
-                case ast.Call(func=ast.Attribute(attr="collection"), args=[ast.Name(name), *_]):
-                    if isinstance(constant := constants.get(name), str):
-                        found[constant] = path
-        # Others ask for it by the owner's constant.
-        for name, value in constants.items():
-            if name.endswith("COLLECTION") and isinstance(value, str):
-                found[value] = path
-    # Resources lie in collections that are named after their types.
-    return {name: path for name, path in found.items() if not name[0].isupper()}
+    return found | {name: min(paths) for name, paths in owners().items()}
 
 
 def test_every_collection_is_in_the_table_with_its_owner() -> None:
