@@ -71,8 +71,14 @@ async def reindexed(client: httpx.AsyncClient, *types: str) -> dict[str, Any]:
         body["parameter"] = [{"name": "type", "valueCode": each} for each in types]  # type: ignore[assignment]
     started = await client.post("/$reindex", json=body)
     assert started.status_code == 202, started.text
-    job = job_of(started)
+    return await ended(client, job_of(started))
+
+
+async def ended(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]:
+    """A reindexing when it is over, well or not."""
+    give_up = asyncio.get_running_loop().time() + 60
     while job["state"] in ("queued", "running"):
+        assert asyncio.get_running_loop().time() < give_up, f"not over in time: {job}"
         await asyncio.sleep(0.02)
         job = job_of(await client.get("/$reindex", params={"id": job["id"]}))
     return job
@@ -176,9 +182,7 @@ async def test_other_processes_learn_of_it(
         await other.learn()
         assert "shared" in {each.definition.code for each in store.search_state.custom}
         await store.cluster.beat()
-        while job["state"] != "done":
-            await asyncio.sleep(0.02)
-            job = job_of(await http.get("/$reindex", params={"id": job["id"]}))
+        assert (await ended(http, job))["state"] == "done"
     finally:
         await store.cluster.stop()
 
