@@ -25,6 +25,7 @@ from app.settings import Settings
 from app.store.reindexing import Reindexing
 from app.store.store import Store
 from app.subscriptions.sending.worker import Worker
+from tests.builders.receiver import Receiver, receiving
 from tests.log_watch import WATCH
 
 BASE = "http://carerelay.test/fhir"
@@ -150,6 +151,13 @@ async def store(mongo: Mongo) -> Store:
     store = Store(mongo)
     await store.prepare()
     return store
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """An endpoint that notices are sent to."""
+    async with receiving() as receiver:
+        yield receiver
 
 
 SHARED = Path(os.environ.get("CARERELAY_SHARED", Path(__file__).parents[2] / "shared"))

@@ -12,7 +12,7 @@ from bson import ObjectId
 
 from app.fhir.ids import first_id, new_id, time_of
 from app.subscriptions.ledger.retention import Retention
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
@@ -43,12 +43,6 @@ def server(pair: tuple[Server, httpx.AsyncClient]) -> Server:
 @pytest.fixture
 def client(pair: tuple[Server, httpx.AsyncClient]) -> httpx.AsyncClient:
     return pair[1]
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 async def subscribe(server: Server, client: httpx.AsyncClient, *filters: str, url: str) -> str:

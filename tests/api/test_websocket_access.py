@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -17,60 +16,15 @@ from app.settings import Settings
 from tests.builders.access_world import encounter, people
 from tests.builders.audit_events import entities, refusing_rows
 from tests.builders.listening import listening
-from tests.builders.smart import Key, bearer, ec_key, key_set, register, token_for
+from tests.builders.smart import ec_key, key_set
 from tests.builders.subscriptions import classic, topic_based, websocket
+from tests.builders.websocket_clients import Client, Party, connect, join, parameters
 from tests.conftest import Server, make_settings
 from tests.outcomes import assert_outcome
-from tests.subscriptions.test_websocket import Client, connect, parameters
 
 pytestmark = pytest.mark.mongo
 Pair = tuple[Server, httpx.AsyncClient]
 Resource = dict[str, Any]
-
-
-@dataclass
-class Party:
-    """A registered client with a key."""
-
-    pair: Pair
-    id: str
-    key: Key
-    headers: dict[str, str]
-
-    async def ask(self, method: str, url: str, body: Any = None) -> httpx.Response:
-        return await self.pair[1].request(method, url, json=body, headers=self.headers)
-
-    async def renew(self, scope: str = "system/*.cruds") -> None:
-        """Another access token."""
-        self.headers = bearer(await token_for(*self.pair, self.id, self.key, scope))
-
-    async def subscribe(self, body: Resource | None = None) -> str:
-        answer = await self.ask("POST", "/Subscription", body or websocket("patient=pn"))
-        assert answer.status_code == 201, answer.text
-        await self.pair[0].worker.drain()
-        return str(answer.json()["id"])
-
-    async def binding(self, *ids: str) -> httpx.Response:
-        body = {
-            "resourceType": "Parameters",
-            "parameter": [{"name": "id", "valueId": each} for each in ids],
-        }
-        return await self.ask("POST", "/Subscription/$get-ws-binding-token", body)
-
-    async def token(self, *ids: str) -> str:
-        answer = await self.binding(*ids)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["parameter"][0]["valueString"])
-
-
-async def join(
-    pair: Pair, organization: str | None = "Organization/north", role: str = "practice", **more: Any
-) -> Party:
-    key = ec_key()
-    wanted = {"organization": organization, "role": role, **more}
-    party = Party(pair, await register(pair[0], key, **wanted), key, {})
-    await party.renew()
-    return party
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,10 @@ from app.cli.serve import options
 from app.errors import TooManyRequests
 from app.main import create_app
 from app.settings import Settings
-from tests.api.test_websocket_access import Party, join
 from tests.builders.listening import listening
 from tests.builders.subscriptions import classic, websocket
+from tests.builders.websocket_clients import Client, Party, connect, join
 from tests.conftest import Server, make_settings
-from tests.subscriptions.test_websocket import Client, connect
 
 pytestmark = pytest.mark.mongo
 Pair = tuple[Server, httpx.AsyncClient]

@@ -58,12 +58,6 @@ async def hub(mongod: str) -> AsyncIterator[Pair]:
         yield server, client
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
-
-
 async def subscribe(pair: Pair, receiver: Receiver, *filters: str, **more: Any) -> str:
     """An active Subscription; returns its id."""
     server, client = pair

@@ -13,7 +13,7 @@ from app.fhir.ids import new_id
 from tests.builders.access_world import World, encounter, world as a_world
 from tests.builders.audit_events import events
 from tests.builders.practices import endpoint, role
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import topic_based
 
 pytestmark = pytest.mark.mongo
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.mongo
 async def world(mongod: str) -> AsyncIterator[World]:
     async with a_world(mongod) as found:
         yield found
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 async def deliveries(world: World, **parameters: str) -> list[dict[str, Any]]:

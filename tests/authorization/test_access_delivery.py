@@ -11,7 +11,7 @@ from app.fhir.codes import RECIPIENT_KIND
 from app.fhir.ids import new_id
 from tests.builders.access_world import World, condition, encounter, security, world as a_world
 from tests.builders.practices import patient, ref
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, topic_based
 from tests.outcomes import assert_outcome
 
@@ -23,12 +23,6 @@ FOCI = "Encounter?status=in-progress"
 async def world(mongod: str) -> AsyncIterator[World]:
     async with a_world(mongod) as found:
         yield found
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,10 @@ import pytest
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, RECIPIENT_KIND
 from app.fhir.ids import new_id
 from tests.builders.access_world import World, encounter, world as a_world
+from tests.builders.patches import add, delete, diff, parameters
 from tests.builders.practices import ref
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import topic_based
-from tests.fhir.test_fhirpath_patch import add, delete, parameters
-from tests.fhir.test_xml_patch import diff
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -31,12 +30,6 @@ AUTHORITY = {"url": RECIPIENT_KIND, "valueCode": "authority"}
 async def world(mongod: str) -> AsyncIterator[World]:
     async with a_world(mongod) as found:
         yield found
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 @dataclass(frozen=True)

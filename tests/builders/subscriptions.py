@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
+
 from app.subscriptions.matching.channel_terms import (
     HEARTBEAT_PERIOD,
     MAX_COUNT,
@@ -11,6 +13,7 @@ from app.subscriptions.matching.channel_terms import (
     TIMEOUT,
 )
 from app.subscriptions.matching.registration import FILTER_CRITERIA
+from tests.conftest import Server
 
 ADMISSION = "http://carerelay.example/SubscriptionTopic/encounter-admission"
 ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
@@ -102,3 +105,12 @@ def email(*filters: str, **more: Any) -> dict[str, Any]:
     subscription = topic_based(*filters, **asked)
     subscription["channel"]["type"] = "email"
     return subscription
+
+
+async def subscribed(pair: tuple[Server, httpx.AsyncClient], subscription: dict[str, Any]) -> str:
+    """The id of a Subscription that a client has created, once its handshake is over."""
+    server, client = pair
+    created = await client.post("/Subscription", json=subscription)
+    assert created.status_code == 201, created.text
+    await server.worker.drain()
+    return str(created.json()["id"])

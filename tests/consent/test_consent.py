@@ -12,10 +12,9 @@ from app.consent import labels, provisions
 from app.consent.judgement import Judgement, decide, directives
 from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient
-from app.fhir.codes import CONSENT_CATEGORY
+from tests.builders.consents import PERIOD_OVER, actor, consent, deny, label, permit
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
-SCOPE = "http://terminology.hl7.org/CodeSystem/consentscope"
 PRACTICE = Recipient(
     "PractitionerRole/role",
     "provider",
@@ -29,48 +28,6 @@ PRACTICE = Recipient(
 )
 STATE = Recipient("Organization/state", "authority", frozenset({"Organization/state"}))
 UNKNOWN = Recipient(None)
-
-
-def consent(
-    *categories: str, status: str = "active", scope: str = "patient-privacy", **more: Any
-) -> Any:
-    """A Consent; categories of ours by their code, else privacy in general."""
-    codings = [{"system": CONSENT_CATEGORY, "code": each} for each in categories]
-    codings = codings or [{"system": "http://loinc.org", "code": "59284-0"}]
-    return {
-        "resourceType": "Consent",
-        "id": "c1",
-        "status": status,
-        "scope": {"coding": [{"system": SCOPE, "code": scope}]},
-        "category": [{"coding": [coding]} for coding in codings],
-        "patient": {"reference": "Patient/p1"},
-        "dateTime": "2026-01-01",
-        **more,
-    }
-
-
-def deny(**more: Any) -> dict[str, Any]:
-    return {"type": "deny", **more}
-
-
-def permit(**more: Any) -> dict[str, Any]:
-    return {"type": "permit", **more}
-
-
-def actor(reference: str, role: str = "IRCP") -> list[dict[str, Any]]:
-    system = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
-    coding = {"system": system, "code": role}
-    return [{"role": {"coding": [coding]}, "reference": {"reference": reference}}]
-
-
-def label(*codes: str) -> list[dict[str, str]]:
-    return [
-        {
-            "system": labels.CONFIDENTIALITY if code in labels.LEVELS else labels.ACT_CODE,
-            "code": code,
-        }
-        for code in codes
-    ]
 
 
 def judged(
@@ -89,7 +46,6 @@ def test_without_consent_and_labels_all_may_be_told() -> None:
     assert judged() == Judgement("full")
 
 
-PERIOD_OVER = {"end": "2026-05-31"}
 PERIOD_TO_COME = {"start": "2026-06-02"}
 RUNNING = {"start": "2026-06-01", "end": "2026-06-01"}
 CODING = [{"coding": [{"system": "http://loinc.org", "code": "11450-4"}]}]

@@ -16,11 +16,11 @@ from pymongo.errors import AutoReconnect
 from app.fhir.codes import RECIPIENT_KIND, SUBSCRIPTION_RECIPIENT
 from app.fhir.ids import new_id
 from app.runtime import batch_cache
-from tests.builders.receiver import Receiver, receiving
-from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.builders.consents import PERIOD_OVER, actor, consent, deny, label, permit
+from tests.builders.deliveries import make_due
+from tests.builders.receiver import Receiver
+from tests.builders.subscriptions import classic, encounter, subscribed, topic_based
 from tests.conftest import Server, make_settings, running
-from tests.consent.test_consent import PERIOD_OVER, actor, consent, deny, label, permit
-from tests.subscriptions.test_delivery import make_due
 
 pytestmark = pytest.mark.mongo
 Pair = tuple[Server, httpx.AsyncClient]
@@ -45,12 +45,6 @@ async def _no_others(pair: Pair) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
-
-
-@pytest.fixture
 async def patient(pair: Pair) -> str:
     """A member whom nobody else is about."""
     id_ = new_id()
@@ -71,13 +65,6 @@ async def agrees(pair: Pair, patient: str, given: dict[str, Any]) -> dict[str, A
     """A Consent of the patient's own."""
     consent = {**given, "id": new_id(), "patient": {"reference": f"Patient/{patient}"}}
     return await put(pair, {**consent, "policyRule": given.get("policyRule", {"text": "Policy"})})
-
-
-async def subscribed(pair: Pair, subscription: dict[str, Any]) -> str:
-    created = await pair[1].post("/Subscription", json=subscription)
-    assert created.status_code == 201, created.text
-    await pair[0].worker.drain()
-    return str(created.json()["id"])
 
 
 async def admitted(pair: Pair, patient: str, **more: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pytest
 from app.fhir.codes import CONSENT_CATEGORY, CONTRACT_DEADLINE, REVIEW_REASON
 from app.fhir.validation import check
 from tests.builders.practices import group, organization, patient, practitioner, put, ref
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import encounter
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
@@ -28,12 +28,6 @@ pytestmark = pytest.mark.mongo
 ADMIN = "http://carerelay.test/admin"
 NOW = datetime.now(UTC)
 Pair = tuple[Server, httpx.AsyncClient]
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 @pytest.fixture

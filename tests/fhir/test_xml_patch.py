@@ -10,6 +10,7 @@ import pytest
 
 from app.errors import BadRequest, Unprocessable
 from app.fhir.patch.xml_patch import xml_patch
+from tests.builders.patches import diff
 
 PATIENT: dict[str, Any] = {
     "resourceType": "Patient",
@@ -24,11 +25,6 @@ PATIENT: dict[str, Any] = {
     "name": [{"family": "Ng", "given": ["A", "B"]}],
     "birthDate": "1970-01-01",
 }
-
-
-def diff(operations: str) -> bytes:
-    namespaces = 'xmlns:f="http://hl7.org/fhir" xmlns:h="http://www.w3.org/1999/xhtml"'
-    return f"<diff {namespaces}>{operations}</diff>".encode()
 
 
 def patched(operations: str, resource: dict[str, Any] = PATIENT) -> dict[str, Any]:

@@ -28,13 +28,7 @@ from app.network.endpoint_credentials import SIGNATURE_HEADER, EndpointsError
 from app.settings import Settings
 from app.subscriptions.channels import Notice
 from app.subscriptions.channels.http_sender import HttpSender
-from tests.builders.receiver import Receiver, receiving
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
+from tests.builders.receiver import Receiver
 
 
 def hook(tmp_path: Path, terms: dict[str, Any]) -> HttpSender:

@@ -28,7 +28,7 @@ from app.fhir.validation.models import model_issues
 from app.proof.communication import communication, receipt, receipt_of
 from app.proof.notice import gather
 from tests.builders.practices import organization, patient, practitioner, put, ref
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, encounter, topic_based
 from tests.conftest import Server, make_settings, running
 
@@ -41,12 +41,6 @@ ATTENDING = {
     "type": [{"coding": [{"code": "ATND"}]}],
     "individual": {"display": "Dr Ada Attending"},
 }
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, topic_based
 from tests.builders.visit_messages import Message, deliveries, message, visits
 from tests.conftest import Server, make_settings, running
@@ -27,12 +27,6 @@ async def pair(mongod: str) -> AsyncIterator[Pair]:
     async with running(make_settings(mongod)) as pair:
         await pair[1].put("/Patient/p1", json={"resourceType": "Patient", "id": "p1"})
         yield pair
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 def told(visit: str, event: str, hour: float, **more: Any) -> Message:

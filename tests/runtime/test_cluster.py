@@ -17,12 +17,12 @@ from app.errors import Unavailable
 from app.runtime.cluster import TAKE_OVER_AFTER, Cluster
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from tests.builders.deliveries import create, rows, working
 from tests.builders.exporting import ASYNC
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import make_settings
 from tests.processes import environment, started
-from tests.subscriptions.test_delivery import create, rows, working
 
 pytestmark = pytest.mark.mongo
 

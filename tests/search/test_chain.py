@@ -8,14 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.builders.searching import ids, put, ref, search
 from tests.conftest import BASE, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
-
-
-def ref(reference: str) -> dict[str, str]:
-    return {"reference": reference}
 
 
 PEOPLE: list[dict[str, Any]] = [
@@ -112,25 +109,6 @@ ORIGINS: list[dict[str, Any]] = [
 ]
 
 
-async def put(client: httpx.AsyncClient, resources: list[dict[str, Any]]) -> None:
-    entries = [
-        {
-            "resource": {"text": DIV, **each},
-            "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
-        }
-        for each in resources
-    ]
-    for start in range(0, len(entries), 500):
-        bundle = {
-            "resourceType": "Bundle",
-            "type": "transaction",
-            "entry": entries[start : start + 500],
-        }
-        response = await client.post("", json=bundle)
-        assert response.status_code == 200, response.text
-
-
-DIV = {"status": "empty", "div": '<div xmlns="http://www.w3.org/1999/xhtml">x</div>'}
 PREPARED = [
     {**each, "class": {"code": "AMB"}} if each["resourceType"] == "Encounter" else each
     for each in [*PEOPLE, *EVENTS, *FINDINGS, *ORIGINS]
@@ -150,19 +128,6 @@ async def world(mongod: str, request: pytest.FixtureRequest) -> AsyncIterator[ht
         await put(client, PREPARED)
         assert (await client.delete("/Patient/gone")).status_code == 204
         yield client
-
-
-async def search(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
-    response = await client.get(url)
-    assert response.status_code == 200, response.text
-    bundle: dict[str, Any] = response.json()
-    return bundle
-
-
-def ids(bundle: dict[str, Any], mode: str = "match") -> set[str]:
-    found = [e["resource"]["id"] for e in bundle.get("entry", ()) if e["search"]["mode"] == mode]
-    assert len(found) == len(set(found))
-    return set(found)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from app.search import group_members
 from app.search.extract import extract
 from app.search.query import parse
 from app.store.store import Store
+from tests.builders.searching import ids, put, ref, search
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
-from tests.search.test_chain import ids, put, ref, search
 
 pytestmark = pytest.mark.mongo
 

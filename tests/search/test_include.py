@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.builders.searching import ids, put, ref, search
 from tests.conftest import BASE, make_settings, running
 from tests.outcomes import assert_outcome
-from tests.search.test_chain import ids, put, ref, search
 
 pytestmark = pytest.mark.mongo
 

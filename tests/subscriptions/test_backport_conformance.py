@@ -71,7 +71,7 @@ from fhir.resources.R4B.parameters import Parameters
 from app.subscriptions.matching.channel_terms import BACKPORT, CHANNEL_TYPE, PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
 from app.subscriptions.notices.notification import STATUS_PROFILE
-from tests.builders.receiver import Received, Receiver, receiving
+from tests.builders.receiver import Received, Receiver
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based, websocket
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
@@ -86,12 +86,6 @@ CONTENTS = ("empty", "id-only", "full-resource")
 async def pair(mongod: str) -> AsyncIterator[Pair]:
     async with running(make_settings(mongod)) as pair:
         yield pair
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 async def subscribed(pair: Pair, subscription: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from app.store.store import Store
 from app.subscriptions.channels.protocol import NOTICE_ID_HEADER
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.sending import batching
+from tests.builders.deliveries import create, make_due, rows, update, working
 from tests.builders.receiver import Received, receiving
 from tests.builders.subscriptions import encounter, topic_based
-from tests.subscriptions.test_delivery import create, make_due, rows, update, working
 
 AT = datetime(2026, 11, 21, 15, tzinfo=UTC)
 

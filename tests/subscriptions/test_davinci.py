@@ -12,11 +12,12 @@ from fhir.resources.R4B.bundle import Bundle
 
 from app.fhir.ids import new_id
 from app.fhir.validation import check
+from tests.builders.consents import consent, deny, label
 from tests.builders.davinci import PARTICIPATION, Hospital, alerts, ref
 from tests.builders.practices import endpoint, organization
-from tests.builders.receiver import Receiver, receiving
+from tests.builders.receiver import Receiver
+from tests.builders.subscriptions import subscribed
 from tests.conftest import Server, make_settings, running
-from tests.consent.test_consent import consent, deny, label
 from tests.subscriptions.davinci_checker import (
     DAVINCI,
     needs_profiles,
@@ -46,24 +47,11 @@ async def _no_others(pair: Pair) -> AsyncIterator[None]:
     await pair[0].worker.drain()
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
-
-
 async def put(pair: Pair, *resources: Json) -> None:
     for resource in resources:
         url = f"/{resource['resourceType']}/{resource['id']}"
         response = await pair[1].put(url, json=resource)
         assert response.status_code in (200, 201), response.text
-
-
-async def subscribed(pair: Pair, subscription: Json) -> str:
-    created = await pair[1].post("/Subscription", json=subscription)
-    assert created.status_code == 201, created.text
-    await pair[0].worker.drain()
-    return str(created.json()["id"])
 
 
 async def row_of(pair: Pair, subscription: str) -> Json:

@@ -21,10 +21,10 @@ from app.subscriptions.sending.circuit_breaker import (
     EndpointState,
     blames_endpoint,
 )
+from tests.builders.deliveries import create, rows, working
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import make_settings
-from tests.subscriptions.test_delivery import create, rows, working
 
 # Practices whose endpoints are bad, and as many whose events nobody asks for.
 BAD, NOBODYS = ("b0", "b1", "b2"), ("n0", "n1", "n2")

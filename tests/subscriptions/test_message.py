@@ -11,9 +11,9 @@ from fhir.resources.R4B.bundle import Bundle
 from app.fhir import xml
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from tests.builders.deliveries import create, status_of, working
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
-from tests.subscriptions.test_delivery import create, status_of, working
 
 pytestmark = pytest.mark.mongo
 

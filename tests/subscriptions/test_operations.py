@@ -10,8 +10,8 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 
 from app.subscriptions.notices.notification import NOTIFICATION_PROFILE, STATUS_PROFILE
-from tests.builders.receiver import Receiver, receiving
-from tests.builders.subscriptions import ADMISSION, classic, encounter, topic_based
+from tests.builders.receiver import Receiver
+from tests.builders.subscriptions import ADMISSION, classic, encounter, subscribed, topic_based
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
@@ -31,19 +31,6 @@ async def _no_others(pair: Pair) -> AsyncIterator[None]:
     found = (await pair[1].get("/Subscription")).json()
     for entry in found.get("entry", []):
         await pair[1].delete(f"/Subscription/{entry['resource']['id']}")
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
-
-
-async def subscribed(pair: Pair, subscription: dict[str, Any]) -> str:
-    created = await pair[1].post("/Subscription", json=subscription)
-    assert created.status_code == 201, created.text
-    await pair[0].worker.drain()
-    return str(created.json()["id"])
 
 
 async def admitted(pair: Pair, count: int = 1, patient: str = "p1") -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from tests.builders.deliveries import create, rows, update, working
 from tests.builders.receiver import Received, receiving
 from tests.builders.subscriptions import classic, encounter
 from tests.conftest import make_settings
-from tests.subscriptions.test_delivery import create, rows, update, working
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 

@@ -24,12 +24,6 @@ async def hook() -> AsyncIterator[HttpSender]:
     await hook.close()
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
-
-
 def notice(url: str, **more: Any) -> Notice:
     fields: dict[str, Any] = {
         "id": "n1",

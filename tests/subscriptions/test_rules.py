@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,12 +16,6 @@ from tests.outcomes import assert_outcome
 pytestmark = pytest.mark.mongo
 SECRET = "Authorization: Bearer s3cret"
 MASKED = "Authorization: ********"
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 async def settled(server: Server, client: httpx.AsyncClient, id_: str) -> dict[str, Any]:

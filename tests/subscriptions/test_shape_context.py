@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.builders.receiver import Received, Receiver, receiving
+from tests.builders.receiver import Received, Receiver
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import Server, make_settings, running
 
@@ -36,12 +36,6 @@ async def pair(mongod: str) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     async with running(make_settings(mongod, base_url=BASE)) as pair:
         await put_topic(pair[1], TOPIC)
         yield pair
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
 
 
 async def put_topic(client: httpx.AsyncClient, topic: dict[str, Any]) -> None:

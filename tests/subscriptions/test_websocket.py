@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,11 +13,12 @@ from app.fhir.xml import decode
 from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.sending.retry import RetryPolicy
+from tests.builders.deliveries import create, rows, status_of, working
 from tests.builders.listening import listening
-from tests.builders.subscriptions import classic, encounter, topic_based, websocket
+from tests.builders.subscriptions import classic, encounter, subscribed, topic_based, websocket
+from tests.builders.websocket_clients import Client, connect, parameters
 from tests.conftest import Server, make_settings
 from tests.outcomes import assert_outcome
-from tests.subscriptions.test_delivery import create, rows, status_of, working
 
 pytestmark = pytest.mark.mongo
 Pair = tuple[Server, httpx.AsyncClient]
@@ -42,50 +41,6 @@ async def other(pair: Pair) -> AsyncIterator[Pair]:
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
-
-
-class Client:
-    """A websocket client that gives what it hears."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
-
-    async def say(self, text: str) -> None:
-        await self.socket.send_str(text)
-
-    async def hear(self) -> str:
-        async with asyncio.timeout(10):
-            return str(await self.socket.receive_str())
-
-    async def notice(self) -> dict[str, Any]:
-        bundle: dict[str, Any] = json.loads(await self.hear())
-        return bundle
-
-    async def closed(self) -> int | None:
-        async with asyncio.timeout(10):
-            message = await self.socket.receive()
-        assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
-        return self.socket.close_code
-
-
-async def connect(session: aiohttp.ClientSession, client: httpx.AsyncClient) -> Client:
-    url = str(client.base_url).replace("http", "ws", 1).rstrip("/") + "/websocket"
-    return Client(await session.ws_connect(url))
-
-
-def parameters(bundle: dict[str, Any]) -> dict[str, Any]:
-    return {
-        entry["name"]: next(value for key, value in entry.items() if key != "name")
-        for entry in bundle["entry"][0]["resource"]["parameter"]
-    }
-
-
-async def subscribed(pair: Pair, subscription: dict[str, Any]) -> str:
-    server, client = pair
-    created = await client.post("/Subscription", json=subscription)
-    assert created.status_code == 201, created.text
-    await server.worker.drain()
-    return str(created.json()["id"])
 
 
 async def token(client: httpx.AsyncClient, *ids: str) -> dict[str, Any]:
