@@ -24,7 +24,7 @@ class Engine:
         reactions: Sequence[Reaction],
         timers: Sequence[Timer],
     ) -> None:
-        self.timers = Timers(mongo, clock, timers)
+        self.timers = Timers(mongo, clock, timers, store.owner)
         self.reactions = Reactions(mongo, store, reactions)
         self.recently = RecentlyChecked()
         self._store = store

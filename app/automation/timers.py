@@ -1,8 +1,12 @@
 """What is to happen later: rows with a time, taken by any process when it has come, at least once.
 
-    timers   {_id: "<kind>|<key>", kind, key, due, data, taken_until?, claim?, tries}
+    timers   {_id: "<kind>|<key>", kind, key, due, data, setting, tries,
+              taken_until?, owner?, attempt?, cancelled?, failed?}
 
-`due` is by the hub's clock, which tests may move; `taken_until` is a lease by the database's.
+`due` is by the hub's clock, which tests may move; the lease, `taken_until`, is by the database's
+(app/runtime/leases.py). `setting` names what was set: what is set anew or cancelled while a timer rings waits until it
+has rung, and then stays or goes. After the last try the row stays with `failed`, and rings no more before it is set
+anew.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
@@ -21,14 +25,19 @@ from pymongo.errors import PyMongoError
 from app.context import Context
 from app.runtime import background_tasks, collections
 from app.runtime.clock import Clock
+from app.runtime.leases import BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
 
 COLLECTION = "timers"
 SWEEP_SECONDS = 5.0
-_LEASE = timedelta(seconds=60)
-_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=15)
+LEASE = timedelta(seconds=60)
+# For about a day.
+BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=15), most=100)
+
+# Somebody has it in hand: rows that are put off have no owner.
+_RINGS: Document = {"$and": [{"$gt": ["$owner", None]}, {"$gt": ["$taken_until", "$$NOW"]}]}
 
 Run = Callable[[Context, str, Mapping[str, Any]], Awaitable[None]]
 
@@ -41,14 +50,50 @@ class Timer:
     run: Run
 
 
-class Timers:
-    """The collection `timers` and the loop over it."""
+class Row(TypedDict, total=False):
+    """A row of `timers`. One that an older server has set has no `setting`."""
 
-    def __init__(self, mongo: Mongo, clock: Clock, kinds: Sequence[Timer]) -> None:
+    _id: str
+    kind: str
+    key: str
+    due: datetime
+    data: dict[str, Any]
+    setting: str
+    tries: int
+    taken_until: datetime
+    owner: str | None
+    attempt: int
+    cancelled: bool
+    failed: Document
+
+
+class Timers:
+    """The collection `timers` and the loop over it. `owner` names this process."""
+
+    def __init__(
+        self,
+        mongo: Mongo,
+        clock: Clock,
+        kinds: Sequence[Timer],
+        owner: str,
+        *,
+        lease: timedelta = LEASE,
+        back_off: BackOff = BACK_OFF,
+    ) -> None:
         self._mongo = mongo
         self._clock = clock
         self._kinds = {timer.kind: timer for timer in kinds}
         self._timers = mongo.collection(COLLECTION)
+        self._leases = Leases[Row](
+            mongo,
+            COLLECTION,
+            owner,
+            lease=lease,
+            back_off=back_off,
+            fields=Fields(until="taken_until"),
+            is_open={"failed": None, "kind": {"$in": list(self._kinds)}},
+            order=[("due", ASCENDING)],
+        )
         self._changed = asyncio.Event()
         self._running = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
@@ -60,68 +105,86 @@ class Timers:
         self._loops = [asyncio.create_task(self._loop(context))]
 
     async def stop(self) -> None:
+        """Leave off; another process, or the next start, rings what was ringing."""
         await background_tasks.end(self._loops)
 
     async def set(
         self, kind: str, key: str, due: datetime, data: Mapping[str, Any] | None = None
     ) -> None:
         """Let something happen at `due`, which takes the place of what was set for the same key."""
-        await self._timers.replace_one(
+        row = {
+            "kind": {"$literal": kind},
+            "key": {"$literal": key},
+            "due": due,
+            "data": {"$literal": dict(data or {})},
+            "setting": uuid.uuid4().hex,
+            "tries": 0,
+            # While it rings the lease stays, so that it does not ring twice at once. A pause between two tries goes.
+            "taken_until": {"$cond": [_RINGS, "$taken_until", "$$REMOVE"]},
+            "owner": {"$cond": [_RINGS, "$owner", "$$REMOVE"]},
+        }
+        await self._timers.update_one(
             {"_id": f"{kind}|{key}"},
-            {"kind": kind, "key": key, "due": due, "data": dict(data or {}), "tries": 0},
+            [{"$set": row}, {"$unset": ["claim", "cancelled", "failed"]}],
             upsert=True,
         )
         self._changed.set()
 
     async def cancel(self, kind: str, key: str) -> None:
-        await self._timers.delete_one({"_id": f"{kind}|{key}"})
+        """Let it not happen; what rings already rings to its end, but not again."""
+        id_ = f"{kind}|{key}"
+        gone = await self._timers.delete_one({"_id": id_, "$expr": {"$not": [_RINGS]}})
+        if not gone.deleted_count:
+            await self._timers.update_one({"_id": id_}, {"$set": {"cancelled": True}})
 
     async def due_of(self, kind: str, key: str) -> datetime | None:
-        """When it will happen; None where nothing is set."""
-        row = await self._timers.find_one({"_id": f"{kind}|{key}"}, {"due": 1})
+        """When it will happen; None where nothing is set, or where it was given up."""
+        will = {"_id": f"{kind}|{key}", "failed": None, "cancelled": None}
+        row = await self._timers.find_one(will, {"due": 1})
         return None if row is None else row["due"]
 
     async def run_due(self, context: Context) -> int:
         """Run all whose time has come, one after another; returns how many."""
         async with self._running:
             count = 0
-            while (row := await self._claim()) is not None:
-                await self._run(context, row)
+            while (claim := await self._claim()) is not None:
+                await self._run(context, claim)
                 count += 1
             return count
 
-    async def _claim(self) -> Document | None:
-        now = self._mongo.now()
-        row: Document | None = await self._timers.find_one_and_update(
-            {
-                "due": {"$lte": self._clock.now()},
-                "kind": {"$in": list(self._kinds)},
-                "$or": [{"taken_until": {"$exists": False}}, {"taken_until": {"$lte": now}}],
-            },
-            {
-                "$set": {"taken_until": now + _LEASE, "claim": uuid.uuid4().hex},
-                "$inc": {"tries": 1},
-            },
-            sort=[("due", ASCENDING)],
-            return_document=True,
-        )
-        return row
+    async def _claim(self) -> Claim[Row] | None:
+        # An older server, which guards by `claim`, has lost what it took before.
+        return await self._leases.claim({"due": {"$lte": self._clock.now()}}, {"claim": "$$REMOVE"})
 
-    async def _run(self, context: Context, row: Document) -> None:
-        mine = {"_id": row["_id"], "claim": row["claim"]}
-        try:
-            await self._kinds[row["kind"]].run(context, row["key"], row["data"])
-        except Exception as error:
-            log.exception(
-                "timer failed", extra={"action": row["kind"], "error": type(error).__name__}
-            )
-            pause = min(_FIRST_PAUSE * 2 ** min(row["tries"], 20), _LONGEST_PAUSE)
-            await self._timers.update_one(
-                mine, {"$set": {"taken_until": self._mongo.now() + pause}}
-            )
+    async def _run(self, context: Context, claim: Claim[Row]) -> None:
+        row = claim.row
+        unchanged = {"setting": row.get("setting")}
+        if row.get("cancelled"):  # while it rang in a process that is gone
+            await self._leases.remove(claim)
             return
-        # One that was set anew meanwhile has no claim and stays.
-        await self._timers.delete_one(mine)
+        if not await self._ring(context, claim, unchanged):  # it was set anew meanwhile
+            await self._leases.release(claim)
+
+    async def _ring(self, context: Context, claim: Claim[Row], unchanged: Document) -> bool:
+        """Run one, and write down what came of it; False where that is no more what the row is about."""
+        row = claim.row
+        if self._leases.is_spent(claim):
+            return await self._leases.give_up(claim, "NoEnd", self._failed("NoEnd"), unchanged)
+        try:
+            async with self._leases.kept(claim):
+                await self._kinds[row["kind"]].run(context, row["key"], row["data"])
+        except LostError:
+            log.warning("timer left", extra={"action": row["kind"], "id": row["_id"]})
+            return False
+        except Exception as error:
+            name = type(error).__name__
+            tell = log.warning if is_nobodys_fault(error) else log.exception
+            tell("timer failed", extra={"action": row["kind"], "error": name})
+            return await self._leases.failed(claim, error, self._failed(name), unchanged)
+        return await self._leases.remove(claim, {"$or": [unchanged, {"cancelled": True}]})
+
+    def _failed(self, error: str) -> Document:
+        return {"failed": {"at": self._mongo.now(), "error": error}}
 
     async def _loop(self, context: Context) -> None:
         while True:
@@ -139,10 +202,8 @@ class Timers:
             self._changed.clear()
 
     async def _seconds_to_next(self) -> float:
-        row = await self._timers.find_one(
-            {"taken_until": {"$exists": False}}, {"due": 1}, sort=[("due", ASCENDING)]
-        )
+        """Until the next that nobody has taken or put off, of the kinds that this process knows."""
+        row = await self._leases.next_free()
         if row is None:
             return SWEEP_SECONDS
-        due: datetime = row["due"]
-        return max(0.0, (due - self._clock.now()).total_seconds())
+        return max(0.0, (row["due"] - self._clock.now()).total_seconds())
