@@ -1,43 +1,43 @@
 """Exports as rows, so that any process can go on with one, tell how far it is, and serve its files.
 
-    exports          {_id, state, caller, base_url, request, asked, requested, owner, lease_until, attempt, tries,
-                      polled?, at, types, place, files, lines, expires?, error?}
+    exports          {_id, state, caller, base_url, request, asked, requested, polled?, at, types, place, files, lines,
+                      expires?, error?, lease_until?, owner?, attempt, tries}
     export_files     {_id: {e: export, f: file, n: piece}, data}
     export_patients  {_id: the same, ids}: whose data a piece and those written with it hold
 
 `state` is queued, running, done, failed or cancelled. `place` is what to go on with: [stage, type, part, after]. A file
 is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?}, see writing.py; `named` once its patients
 are on record, where they are many (app/api/export_status.py). Pieces and place are
-written in one transaction, guarded by owner and attempt: a process that lost its export, or one whose export was
-cancelled, writes nothing more, and what is read again after a crash comes into the files once.
+written in one transaction, guarded by the lease (app/runtime/leases.py): a process that lost its export, or one whose
+export was cancelled, writes nothing more, and what is read again after a crash comes into the files once.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from bson import Binary, MaxKey
-from pymongo import ASCENDING, IndexModel, ReturnDocument
+from pymongo import ASCENDING, IndexModel
 
 from app.bulk.export_request import ExportRequest
 from app.context import Context
 from app.errors import TooManyRequests
 from app.fhir.ids import new_id
 from app.runtime import collections
+from app.runtime.leases import BackOff, Claim, Leases, LostError
 from app.runtime.mongo import Document, Mongo, Session
 
 EXPORTS, FILES, PATIENTS = "exports", "export_files", "export_patients"
-LEASE = timedelta(seconds=15)
+_LEASE = timedelta(seconds=15)
+# Tries in a row, without a piece written in between, after which an export is given up.
+_BACK_OFF = BackOff(timedelta(seconds=5), timedelta(seconds=5), most=5)
 # A client that asks again sooner is told to slow down; `Retry-After` asks it for more patience than that.
 RETRY_SECONDS = 2
 _SOONEST = timedelta(seconds=1)
 _RETRY_KICK_OFF_SECONDS = 60
-# The database judges leases by its own clock, which this process only estimates.
-_CLOCKS_DIFFER = timedelta(seconds=1)
 OPEN = ("queued", "running")
 
 
@@ -59,17 +59,21 @@ class Piece(NamedTuple):
     patients: Sequence[str] = ()
 
 
-class LostError(Exception):
-    """The export is another process's by now, or was cancelled."""
-
-
 class Jobs:
     """The rows of exports and of their files."""
 
     def __init__(self, mongo: Mongo, owner: str) -> None:
         self._mongo = mongo
-        self._owner = owner
         self._exports = mongo.collection(EXPORTS)
+        self.leases = Leases[Document](
+            mongo,
+            EXPORTS,
+            owner,
+            lease=_LEASE,
+            back_off=_BACK_OFF,
+            is_open={"state": {"$in": OPEN}},
+            order=[("requested", ASCENDING)],
+        )
         self._files = mongo.collection(FILES)
         self._patients = mongo.collection(PATIENTS)
 
@@ -95,7 +99,6 @@ class Jobs:
             "asked": asked.document(),
             "requested": now,
             "owner": None,
-            "lease_until": now - _CLOCKS_DIFFER,
             "attempt": 0,
             "tries": 0,
             "place": None,
@@ -132,42 +135,15 @@ class Jobs:
         """From now on nobody sees it, and nothing more is written to it; `clear` takes its files away."""
         await self._exports.update_one({"_id": export_id}, {"$set": {"state": "cancelled"}})
 
-    async def claim(self) -> Document | None:
+    async def claim(self) -> Claim[Document] | None:
         """The oldest export that nobody works on, now this process's."""
-        mine = {
-            "state": "running",
-            "owner": self._owner,
-            "lease_until": {"$add": ["$$NOW", int(LEASE.total_seconds() * 1000)]},
-            "attempt": {"$add": ["$attempt", 1]},
-            "tries": {"$add": ["$tries", 1]},
-        }
-        free = {"state": {"$in": OPEN}, "$expr": {"$lte": ["$lease_until", "$$NOW"]}}
-        row: Document | None = await self._exports.find_one_and_update(
-            free,
-            [{"$set": mine}],
-            sort=[("requested", ASCENDING)],
-            return_document=ReturnDocument.AFTER,
-        )
-        return row
+        return await self.leases.claim(changes={"state": "running"})
 
-    async def settle(self, row: Document, changes: Document) -> None:
-        """Change a row that this process works on. Raises LostError."""
-        result = await self._exports.update_one(self._held(row), {"$set": changes})
-        if not result.matched_count:
-            raise LostError
-
-    async def renew(self, row: Document) -> None:
-        await self.settle(row, {"lease_until": self._mongo.now() + LEASE})
-
-    async def release(self, row: Document, pause: timedelta = timedelta()) -> None:
-        """Let any process go on with it, after a pause."""
-        with contextlib.suppress(LostError):
-            free_from = self._mongo.now() + pause - _CLOCKS_DIFFER
-            await self.settle(row, {"lease_until": free_from})
-
-    async def append(self, row: Document, pieces: Sequence[Piece], progress: Document) -> None:
+    async def append(
+        self, claim: Claim[Document], pieces: Sequence[Piece], progress: Document
+    ) -> None:
         """Write pieces and, with them, what the row says of them. Raises LostError."""
-        ids = [{"e": row["_id"], "f": piece.file, "n": piece.number} for piece in pieces]
+        ids = [{"e": claim.id, "f": piece.file, "n": piece.number} for piece in pieces]
         files = [
             {"_id": id_, "data": Binary(piece.data)} for id_, piece in zip(ids, pieces, strict=True)
         ]
@@ -176,13 +152,9 @@ class Jobs:
             for id_, piece in zip(ids, pieces, strict=True)
             if piece.patients
         ]
-        changes = {**progress, "tries": 0, "lease_until": self._mongo.now() + LEASE}
 
         async def transaction(session: Session) -> None:
-            result = await self._exports.update_one(
-                self._held(row), {"$set": changes}, session=session
-            )
-            if not result.matched_count:
+            if not await self.leases.progress(claim, progress, session):
                 raise LostError
             if files:
                 await self._files.insert_many(files, session=session)
@@ -190,6 +162,7 @@ class Jobs:
                 await self._patients.insert_many(patients, session=session)
 
         await self._mongo.transaction(transaction)
+        claim.tries = 0
 
     async def pieces(self, export_id: str, file: int, count: int) -> AsyncIterator[bytes]:
         """The pieces of a file, one at a time. Raises LostError where they are taken away meanwhile."""
@@ -223,11 +196,3 @@ class Jobs:
             await self.discard(each)
             await self._exports.delete_one({"_id": each})
         return len(ids)
-
-    def _held(self, row: Document) -> Document:
-        return {
-            "_id": row["_id"],
-            "owner": self._owner,
-            "attempt": row["attempt"],
-            "state": "running",
-        }

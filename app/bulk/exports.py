@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from pymongo.errors import PyMongoError
 
 from app.bulk import export_authorization
-from app.bulk.export_jobs import LEASE, Jobs, LostError
+from app.bulk.export_jobs import Jobs
 from app.bulk.export_request import ExportRequest, types_at
 from app.bulk.work import Work
 from app.bulk.writing import Writer
@@ -24,6 +22,7 @@ from app.errors import FhirError
 from app.fhir import definitions, json as fhir_json
 from app.runtime import background_tasks
 from app.runtime.clock import Clock
+from app.runtime.leases import Claim, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.store.store import Store
 
@@ -32,9 +31,6 @@ log = logging.getLogger(__name__)
 _POLL = 1.0
 _CLEAR_EVERY = 60.0
 _HORIZON_POLL = 0.05
-# Failures in a row, without a piece written in between, after which an export is given up.
-_MOST_TRIES = 5
-_PAUSE_AFTER_FAILURE = timedelta(seconds=5)
 
 
 class Exports:
@@ -83,32 +79,35 @@ class Exports:
     async def run_once(self) -> bool:
         """Take the next export that nobody works on to its end; False where there is none."""
         async with self._running:
-            row = await self.jobs.claim()
-            if row is None:
+            claim = await self.jobs.claim()
+            if claim is None:
                 return False
+            if self.jobs.leases.is_spent(claim):
+                await self._give_up(claim, FhirError("The export failed"))
+                return True
             try:
-                async with self._kept_alive(row):
-                    await self._work(row)
+                async with self.jobs.leases.kept(claim):
+                    await self._work(claim)
             except LostError:
-                log.info("export left", extra={"action": "export", "id": row["_id"]})
-            except asyncio.CancelledError:
-                await self.jobs.release(row)
-                raise
+                log.info("export left", extra={"action": "export", "id": claim.id})
             except Exception as error:
-                await self._fail(row, error)
+                await self._fail(claim, error)
             return True
 
-    async def _work(self, row: Document) -> None:
-        services = self._services
+    async def _work(self, claim: Claim[Document]) -> None:
+        services, row = self._services, claim.row
         await export_authorization.check_now(services, row)
         context = Context(services, export_authorization.asked_by(row), row["base_url"])
         if row["place"] is None:
-            await self._begin(context, row)
-        await Work(context, row, Writer(self.jobs, row)).run()
-        await self.jobs.settle(row, {"state": "done", "expires": self._clock.now() + self._kept})
+            await self._begin(context, claim)
+        await Work(context, row, Writer(self.jobs, claim)).run()
+        done = {"state": "done", "expires": self._clock.now() + self._kept}
+        if not await self.jobs.leases.settle(claim, done):
+            raise LostError
 
-    async def _begin(self, context: Context, row: Document) -> None:
+    async def _begin(self, context: Context, claim: Claim[Document]) -> None:
         """Fix what the export shows: the moment, once all that was acknowledged before the kick-off is in it."""
+        row = claim.row
         asked = ExportRequest.of(row["asked"])
         at = await context.store.horizon()
         while at < row["requested"]:
@@ -121,58 +120,33 @@ class Exports:
             if each in stored and each in (asked.types or types_at(asked.level))
         ]
         begun = {"at": at, "types": types, "place": ["output", 0, 0, ""]}
-        await self.jobs.settle(row, begun)
+        if not await self.jobs.leases.progress(claim, begun):
+            raise LostError
         row.update(begun)
 
-    @asynccontextmanager
-    async def _kept_alive(self, row: Document) -> AsyncIterator[None]:
-        """Renew the lease; what is inside ends with LostError where that fails."""
-        working = asyncio.current_task()
-        lost = False
-
-        async def renew() -> None:
-            nonlocal lost
-            while True:
-                await asyncio.sleep(LEASE.total_seconds() / 5)
-                try:
-                    with contextlib.suppress(PyMongoError):
-                        await self.jobs.renew(row)
-                except LostError:
-                    lost = True
-                    if working is not None:
-                        working.cancel()
-                    return
-
-        renewing = asyncio.create_task(renew())
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not lost:
-                raise
-            if working is not None:
-                working.uncancel()
-            raise LostError from None
-        finally:
-            await background_tasks.end([renewing])
-
-    async def _fail(self, row: Document, error: Exception) -> None:
+    async def _fail(self, claim: Claim[Document], error: Exception) -> None:
         log.warning(
             "export failed",
             extra={"action": "export", "error": type(error).__name__},
             exc_info=True,
         )
-        with contextlib.suppress(PyMongoError, LostError):
-            if not isinstance(error, FhirError) and row["tries"] < _MOST_TRIES:
-                await self.jobs.release(row, _PAUSE_AFTER_FAILURE)
+        refused = isinstance(error, FhirError) and not is_nobodys_fault(error)
+        with contextlib.suppress(PyMongoError):  # the lease then ends by itself
+            if not refused and not self.jobs.leases.is_last(claim, error):
+                await self.jobs.leases.postpone(claim, error)
                 return
             told = error if isinstance(error, FhirError) else FhirError("The export failed")
-            ended = {
-                "state": "failed",
-                "error": fhir_json.encode(told.outcome).decode(),
-                "expires": self._clock.now() + self._kept,
-            }
-            await self.jobs.settle(row, ended)
-            await self.jobs.discard(row["_id"])
+            await self._give_up(claim, told)
+
+    async def _give_up(self, claim: Claim[Document], told: FhirError) -> None:
+        """The client sees that it failed, and why."""
+        failed = {
+            "state": "failed",
+            "error": fhir_json.encode(told.outcome).decode(),
+            "expires": self._clock.now() + self._kept,
+        }
+        if await self.jobs.leases.give_up(claim, type(told).__name__, failed):
+            await self.jobs.discard(claim.id)
 
     async def _run(self) -> None:
         while True:

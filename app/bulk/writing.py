@@ -13,6 +13,7 @@ import zlib
 from collections.abc import AsyncIterator, Sequence, Set
 
 from app.bulk.export_jobs import Jobs, Piece
+from app.runtime.leases import Claim
 from app.runtime.mongo import Document
 
 PIECE_BYTES = 8 * 1024 * 1024
@@ -30,9 +31,10 @@ Place = list[object]
 class Writer:
     """Writes for one export, whose row it keeps up to date."""
 
-    def __init__(self, jobs: Jobs, row: Document) -> None:
+    def __init__(self, jobs: Jobs, claim: Claim[Document]) -> None:
         self._jobs = jobs
-        self._row = row
+        self._claim = claim
+        self._row = claim.row
         self._lines: list[bytes] = []
         self._patients: set[str] = set()
         self._size = 0
@@ -70,7 +72,7 @@ class Writer:
             "lines": self._row["lines"] + len(self._lines),
             "place": place,
         }
-        await self._jobs.append(self._row, pieces, progress)
+        await self._jobs.append(self._claim, pieces, progress)
         self._row.update(progress)
         self._lines, self._patients = [], set()
         self._size, self._written = 0, time.monotonic()

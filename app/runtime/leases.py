@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Mapping[str, Any])
 
 # How long a row waits whose work met a database that was away.
-_DATABASE_AWAY = timedelta(seconds=1)
+_DATABASE_AWAY = timedelta(seconds=5)
 # How soon a renewal that failed is tried again, and how long one may take at least, as parts of a lease.
 _AGAIN, _PATIENCE = 1 / 20, 1 / 4
 # Work that has not ended when it lost its lease is cancelled again after so many seconds.
@@ -299,15 +299,25 @@ class Leases(Generic[R]):
     async def failed(
         self, claim: Claim[R], error: Exception, dead: Document, where: Document | None = None
     ) -> bool:
-        """The work ended with an error: try again later, or, after the last try, give it up with `dead` in its row.
+        """The work ended with an error: put it off, or, after the last try, give it up with `dead` in its row.
 
         False where the lease has been lost.
         """
-        if is_nobodys_fault(error):
-            return await self.release(claim, _DATABASE_AWAY, where)
-        pause = self._back_off.pause(claim.tries)
-        if pause is None:
+        if self.is_last(claim, error):
             return await self.give_up(claim, type(error).__name__, dead, where)
+        return await self.postpone(claim, error, where)
+
+    def is_last(self, claim: Claim[R], error: Exception) -> bool:
+        """Whether work that ended with this error is to be tried no more."""
+        return not is_nobodys_fault(error) and self._back_off.pause(claim.tries) is None
+
+    async def postpone(
+        self, claim: Claim[R], error: Exception, where: Document | None = None
+    ) -> bool:
+        """Let the work be tried again, the later the more often it has failed; False where the lease was lost."""
+        pause = self._back_off.pause(claim.tries)
+        if pause is None or is_nobodys_fault(error):
+            return await self.release(claim, _DATABASE_AWAY, where)
         self.drop(claim)
         fields = self._fields
         # A row that was born leased has not counted its first try.

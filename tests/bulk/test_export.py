@@ -10,11 +10,16 @@ import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from pymongo.errors import ConnectionFailure
 
 from app.bulk import reading, writing
+from app.bulk.work import Work
+from app.errors import Unavailable
+from app.runtime.leases import BackOff
 from tests.builders.exporting import ASYNC, paused
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
@@ -441,7 +446,7 @@ async def test_another_process_goes_on_with_an_export(
         await reached.wait()
         exports = first.mongo.collection("exports")
         if ending == "killed":
-            monkeypatch.setattr(first.exports.jobs, "release", nothing)
+            monkeypatch.setattr(first.exports.jobs.leases, "release", nothing)
         await first.exports.stop()
         row = await exports.find_one({})
         assert row["state"] == "running"
@@ -498,6 +503,54 @@ async def test_an_export_that_fails_says_so(
         await client.delete("/Group/g")
     await server.exports.drain()
     assert_outcome(await client.get(status), 500, "deleted")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_an_export_that_fails_again_and_again_is_given_up(
+    own: tuple[Server, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Also where its process dies of it, and nobody tells that it failed."""
+    server, client = own
+    monkeypatch.setattr(
+        server.exports.jobs.leases, "_back_off", BackOff(timedelta(), timedelta(), most=3)
+    )
+    monkeypatch.setattr(Work, "run", AsyncMock(side_effect=RuntimeError("planted")))
+    exports = server.mongo.collection("exports")
+
+    async def die(*_: object) -> None:
+        await exports.update_one({}, {"$unset": {"lease_until": ""}})  # as if its time were over
+
+    if killed:
+        monkeypatch.setattr(server.exports, "_fail", die)
+    status = await kick_off(client, "/$export", _type="Patient")
+    await server.exports.drain()
+    assert_outcome(await client.get(status), 500, "exception")
+    row = await exports.find_one({})
+    # The first failed after progress: it had found out what is to be read.
+    assert (row["state"], row["tries"], row["attempt"]) == ("failed", 3 + killed, 4 + killed)
+
+
+@pytest.mark.parametrize("error", [ConnectionFailure("planted"), Unavailable("planted")])
+async def test_an_export_bears_with_a_database_that_is_away(
+    own: tuple[Server, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    server, client = own
+    await put(client, "Patient", "p1")
+    monkeypatch.setattr("app.runtime.leases._DATABASE_AWAY", timedelta())
+    run, failures = Work.run, 9
+
+    async def at_first_away(work: Work) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise error
+        await run(work)
+
+    monkeypatch.setattr(Work, "run", at_first_away)
+    manifest = await manifest_of(
+        server, client, await kick_off(client, "/$export", _type="Patient")
+    )
+    assert len(await lines_of(client, manifest["output"])) == 1
 
 
 async def test_large_files_are_split_and_come_with_or_without_gzip(
