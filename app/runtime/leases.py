@@ -332,7 +332,7 @@ class Leases(Generic[R]):
         written = await self.settle(claim, dead, where)
         if written:
             told = {"action": self._name, "id": claim.id, "tries": claim.tries, "error": why}
-            log.error("given up", extra=told)
+            log.error("a row of %s was given up", self._name, extra=told)
         return written
 
     async def hand_back(self) -> None:
@@ -434,7 +434,7 @@ class Leases(Generic[R]):
                 kept = await self._renewed(due)
         except Exception as error:  # whatever it was: without a renewal the lease ends
             if not isinstance(error, PyMongoError | TimeoutError):
-                log.exception("lease not renewed", extra={"action": self._name})
+                log.exception("cannot renew leases of %s", self._name)
             now = boot_seconds()
             for claim in due:
                 if claim.until <= now:
@@ -448,7 +448,7 @@ class Leases(Generic[R]):
     def _lose(self, claim: Claim[R]) -> None:
         self.drop(claim)
         claim.lost = True
-        log.warning("lease lost", extra={"action": self._name, "id": claim.id})
+        log.warning("lost a lease of %s", self._name, extra={"id": claim.id})
         if claim.task is not None:
             self._ending.add(claim)
             self._cancel(claim)

@@ -3,29 +3,32 @@
 Every process learns of SearchParameter resources once a second, extracts them from then on, and says so in its row
 (app/runtime/cluster.py). A reindexing is a row too, so that any process can go on with it after a restart:
 
-    reindex             {_id, state, types, type, after, done, changed, total, parameters, owner, lease_until, attempt,
-                         requested, finished?, error?}
+    reindex             {_id, state, types, type, after, done, changed, total, parameters, requested, finished?, error?,
+                         lease_until?, owner?, attempt, tries?}
     search_parameters   {_id: id of the resource, digest}: everything stored is indexed by this definition
 
 A reindexing begins when all processes extract the same parameters: whatever they write while it passes over the stored
-resources, they extract themselves. What it wrote it settles with the next place, guarded by owner and attempt.
+resources, they extract themselves. What it wrote it settles with the next place, guarded by the lease
+(app/runtime/leases.py). One that fails again and again at the same place is given up, with the reason in `error`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
 
-from pymongo import ASCENDING, DESCENDING, ReturnDocument
+from pymongo import ASCENDING, DESCENDING
 from pymongo.errors import PyMongoError
 
 from app.errors import FhirError
 from app.fhir.json import Resource, decode_stored
 from app.runtime import background_tasks
+from app.runtime.leases import BackOff, Claim, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.search import custom
 from app.search.custom import Custom
@@ -33,11 +36,33 @@ from app.search.custom_check import standard_urls, why_not
 from app.store.events import Event
 from app.store.store import Store
 
+log = logging.getLogger(__name__)
+
 BATCH = 100
 _LEASE = timedelta(seconds=15)
+_BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=1), most=5)
+# How long a reindexing waits for processes that do not extract the same yet.
+_UNTIL_AGREED = timedelta(seconds=1)
 _POLL = 1.0
 # A change that committed late may not show in what the poll looks at.
 _POLLS_UNTIL_CERTAIN = 20
+
+
+class Job(TypedDict, total=False):
+    """A row of `reindex`. `type` is the one that it is at, None after the last; `after` the last id that is done."""
+
+    _id: str
+    state: str
+    types: list[str]
+    type: str | None
+    after: str
+    done: int
+    changed: int
+    total: int
+    parameters: dict[str, str]
+    requested: datetime
+    finished: datetime
+    error: str
 
 
 class Reindexing:
@@ -48,6 +73,15 @@ class Reindexing:
         self._state = store.search_state
         self._mongo = mongo
         self._jobs = mongo.collection("reindex")
+        self._leases = Leases[Job](
+            mongo,
+            "reindex",
+            store.owner,
+            lease=_LEASE,
+            back_off=_BACK_OFF,
+            is_open={"state": {"$in": ["queued", "running"]}},
+            order=[("requested", ASCENDING)],
+        )
         self._indexed = mongo.collection("search_parameters")
         self._seen: Any = None
         self._polls = 0
@@ -118,7 +152,6 @@ class Reindexing:
             "changed": 0,
             "total": sum([await self._store.count(each, {}) for each in types]),
             "owner": None,
-            "lease_until": self._mongo.now(),
             "attempt": 0,
             "requested": self._mongo.now(),
         }
@@ -134,55 +167,58 @@ class Reindexing:
 
     async def run_once(self) -> bool:
         """Take the next reindexing that nobody works on, to its end; False where there is none."""
-        job = await self._claim()
-        if job is None:
+        claim = await self._leases.claim()
+        if claim is None:
             return False
+        if self._leases.is_spent(claim):
+            await self._leases.give_up(claim, "NoEnd", _failed("NoEnd"))
+            return True
+        try:
+            async with self._leases.kept(claim):
+                return await self._work(claim)
+        except LostError:
+            return False
+        except Exception as error:
+            await self._fail(claim, error)
+            return False
+
+    async def _work(self, claim: Claim[Job]) -> bool:
+        """One reindexing from its place on; False where it has to wait. Raises LostError."""
+        job = claim.row
         await self.learn()
-        if not job.get("parameters"):
+        if job.get("parameters") is None:
             if not await self._store.cluster.agree_on(self._store.cluster.parameters):
-                await self._settle(job, {"lease_until": self._mongo.now() + timedelta(seconds=1)})
+                await self._leases.release(claim, _UNTIL_AGREED)
                 return False
             job["parameters"] = {each.id: each.digest for each in self._state.custom}
-            await self._settle(job, {"state": "running", "parameters": job["parameters"]})
-        try:
-            while job["type"] is not None:
-                if not await self._step(job):
-                    return False
-            await self._finish(job)
-        except (FhirError, ValueError) as error:
-            await self._settle(job, {"state": "failed", "error": type(error).__name__})
+            await self._reached(claim, {"state": "running", "parameters": job["parameters"]})
+        while (resource_type := job["type"]) is not None:
+            await self._step(claim, resource_type)
+        await self._finish(claim)
         return True
 
-    async def _claim(self) -> Document | None:
-        mine = {
-            "owner": self._store.owner,
-            "lease_until": {"$add": ["$$NOW", int(_LEASE.total_seconds() * 1000)]},
-            "attempt": {"$add": ["$attempt", 1]},
-        }
-        job: Document | None = await self._jobs.find_one_and_update(
-            {"state": {"$in": ["queued", "running"]}, "$expr": {"$lte": ["$lease_until", "$$NOW"]}},
-            [{"$set": mine}],
-            sort=[("requested", ASCENDING)],
-            return_document=ReturnDocument.AFTER,
-        )
-        return job
-
-    async def _step(self, job: Document) -> bool:
-        """One batch; False where another process has taken over."""
-        last, changed = await self._store.reindex(job["type"], job["after"], BATCH)
+    async def _step(self, claim: Claim[Job], resource_type: str) -> None:
+        """One batch. Raises LostError where another process has taken over."""
+        job = claim.row
+        last, changed = await self._store.reindex(resource_type, job["after"], BATCH)
         if last is None:
-            place = job["types"].index(job["type"]) + 1
+            place = job["types"].index(resource_type) + 1
             job["type"] = job["types"][place] if place < len(job["types"]) else None
             job["after"] = ""
         else:
             job["after"] = last
             job["done"] = min(job["done"] + BATCH, job["total"])
             job["changed"] += changed
-        progress = {name: job[name] for name in ("type", "after", "done", "changed")}
-        return await self._settle(job, progress | {"lease_until": self._mongo.now() + _LEASE})
+        progress: Document = {name: job[name] for name in ("type", "after", "done", "changed")}
+        await self._reached(claim, progress)
 
-    async def _finish(self, job: Document) -> None:
+    async def _reached(self, claim: Claim[Job], progress: Document) -> None:
+        if not await self._leases.progress(claim, progress):
+            raise LostError
+
+    async def _finish(self, claim: Claim[Job]) -> None:
         """Make searchable what was extracted everywhere, by the definition that it was extracted by."""
+        job = claim.row
         for each in self._state.custom:
             is_whole = set(each.definition.base) <= set(job["types"])
             if is_whole and job["parameters"].get(each.id) == each.digest:
@@ -190,12 +226,19 @@ class Reindexing:
                 await self._indexed.replace_one({"_id": each.id}, row, upsert=True)
         await self.learn()
         finished = {"state": "done", "done": job["total"], "finished": self._mongo.now()}
-        await self._settle(job, finished)
+        await self._leases.settle(claim, finished)
 
-    async def _settle(self, job: Document, changes: Document) -> bool:
-        held = {"_id": job["_id"], "owner": self._store.owner, "attempt": job["attempt"]}
-        result = await self._jobs.update_one(held, {"$set": changes})
-        return bool(result.matched_count)
+    async def _fail(self, claim: Claim[Job], error: Exception) -> None:
+        name = type(error).__name__
+        log.warning(
+            "reindexing failed",
+            extra={"action": "reindex", "id": claim.id, "error": name},
+            exc_info=not is_nobodys_fault(error),
+        )
+        if isinstance(error, FhirError | ValueError) and not is_nobodys_fault(error):
+            await self._leases.give_up(claim, name, _failed(name))
+        else:
+            await self._leases.failed(claim, error, _failed(name))
 
     async def _run(self) -> None:
         while True:
@@ -208,6 +251,10 @@ class Reindexing:
                 await self._learn_what_changed()
                 while await self.run_once():
                     pass
+
+
+def _failed(error: str) -> Document:
+    return {"state": "failed", "error": error}
 
 
 def ids_and_state(job: Document) -> Resource:

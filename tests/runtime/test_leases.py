@@ -422,7 +422,7 @@ async def test_after_the_last_try_a_row_is_a_dead_letter(
     row = await stored(mongo)
     assert (row["state"], row["tries"]) == ("dead", 3)
     assert "lease_until" not in row
-    (told,) = [each for each in caplog.records if each.message == "given up"]
+    (told,) = [each for each in caplog.records if each.message == "a row of work was given up"]
     assert (told.levelname, vars(told)["id"], vars(told)["error"]) == ("ERROR", "a", "Error")
 
 

@@ -7,11 +7,15 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from pymongo.errors import ConnectionFailure
 
+from app.errors import FhirError
 from app.records.versions import Change
+from app.runtime.leases import BackOff, LostError
 from app.runtime.mongo import Mongo
 from app.store.reindexing import Reindexing
 from app.store.store import Store
@@ -198,10 +202,10 @@ async def test_reindexing_of_a_dead_process_is_finished_by_another(mongod: str) 
     await collection.update_many({}, {"$set": {"terms": ["*"]}})
     dead, alive = Reindexing(mongo, store), Reindexing(mongo, store)
     await dead.request(["Patient"])
-    job = await dead._claim()
-    assert job is not None
-    job["parameters"] = {}
-    assert await dead._step(job)
+    claim = await dead._leases.claim()
+    assert claim is not None
+    claim.row["parameters"] = {}
+    await dead._step(claim, "Patient")
     assert not await alive.run_once(), "the lease still holds"
     past = mongo.now() - timedelta(seconds=1)
     await mongo.collection("reindex").update_one({}, {"$set": {"lease_until": past}})
@@ -210,13 +214,88 @@ async def test_reindexing_of_a_dead_process_is_finished_by_another(mongod: str) 
         [Change("update", "Patient", "p200", {**patients[200], "gender": "female"}, newer)]
     )
     assert await alive.run_once()
-    assert not await dead._step(job), "the dead process must not go on"
+    with pytest.raises(LostError):  # the dead process must not go on
+        await dead._step(claim, "Patient")
     assert await collection.count_documents({"terms": "gender=male"}) == 249
     assert await collection.count_documents({"terms": "gender=female"}) == 1
     (done,) = await alive.jobs()
     assert (done["state"], done["done"], done["changed"]) == ("done", 250, 249)
     await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "said"),
+    [
+        pytest.param(TypeError("planted"), 3, "TypeError", id="by-accident"),
+        pytest.param(FhirError("planted"), 1, "FhirError", id="for-good"),
+    ],
+)
+async def test_a_reindexing_that_fails_says_so(
+    mongo: Mongo,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    attempts: int,
+    said: str,
+) -> None:
+    """And the loop goes on: another reindexing would stand still with it."""
+    await store.commit([Change("create", "Patient", "p", {"resourceType": "Patient", "id": "p"})])
+    reindexing = Reindexing(mongo, store)
+    back_off = BackOff(timedelta(), timedelta(), most=3)
+    monkeypatch.setattr(reindexing._leases, "_back_off", back_off)
+    await reindexing.learn()
+    with monkeypatch.context() as failing:
+        failing.setattr(store, "reindex", AsyncMock(side_effect=error))
+        await reindexing.request(["Patient"])
+        # The first try has made progress: it has found out what is extracted.
+        for _ in range(attempts + (attempts > 1)):
+            assert (await reindexing.jobs())[0]["state"] in ("queued", "running")
+            await reindexing.run_once()
+    (job,) = await reindexing.jobs()
+    assert (job["state"], job["error"]) == ("failed", said)
+    assert await mongo.collection("reindex").count_documents({}) == 1
+    await reindexing.request(["Patient"])
+    assert await reindexing.run_once()
+    custom.withdraw(store.owner)
+
+
+async def test_a_reindexing_bears_with_a_database_that_is_away(
+    mongo: Mongo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.runtime.leases._DATABASE_AWAY", timedelta())
+    await store.commit([Change("create", "Patient", "p", {"resourceType": "Patient", "id": "p"})])
+    reindexing = Reindexing(mongo, store)
+    with monkeypatch.context() as failing:
+        failing.setattr(store, "reindex", AsyncMock(side_effect=ConnectionFailure("planted")))
+        await reindexing.request(["Patient"])
+        for _ in range(9):
+            assert not await reindexing.run_once()
+    assert await reindexing.run_once()
+    (job,) = await reindexing.jobs()
+    assert job["state"] == "done"
+    custom.withdraw(store.owner)
+
+
+async def test_a_reindexing_that_is_stopped_is_free_at_once(
+    mongo: Mongo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, reindexing = asyncio.Event(), Reindexing(mongo, store)
+
+    async def stuck(*_: object) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    await store.commit([Change("create", "Patient", "p", {"resourceType": "Patient", "id": "p"})])
+    with monkeypatch.context() as standing:
+        standing.setattr(store, "reindex", stuck)
+        await reindexing.start()
+        await reindexing.request(["Patient"])
+        await started.wait()
+        await reindexing.stop()
+    heir = Reindexing(mongo, store)
+    assert await heir.run_once()
+    custom.withdraw(store.owner)
 
 
 async def test_reindex_never_writes_over_a_newer_version(store: Store) -> None:
