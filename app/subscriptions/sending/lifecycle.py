@@ -3,6 +3,11 @@
 requested -> active (handshake accepted; at once where there is nothing to prove: classic, websocket, davinci-alerts) or
 error; active -> error when deliveries fail for good; any -> off at its `end`. Only the client sets it to `requested`
 again. These writes go through the store as all do.
+
+    subscription_state  {..., heartbeat_at?, handshake?: {version, attempt, tries, lease_until?, owner?, done?}}
+
+One process at a time sends the handshake of a version (app/runtime/leases.py). A newer version begins anew, whoever is
+at the older one. What keeps a handshake from being sent, again and again, ends in `error` as well.
 """
 
 from __future__ import annotations
@@ -12,18 +17,17 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
-from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.versions import Change, VersionConflict, stored_current
-from app.runtime.mongo import Document, Mongo
+from app.runtime.leases import BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
+from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.channels import AttemptOutcome, Channel
-from app.subscriptions.ledger.ledger import LEASE_MARGIN
 from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECTION
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.composer import Composer
@@ -34,6 +38,17 @@ log = logging.getLogger(__name__)
 
 _MAX_RACES = 20
 _HEARTBEATS_AT_ONCE = 100
+_LEASE = timedelta(seconds=60)
+_BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=5), most=10)
+_UNSENT = "The handshake could not be sent"
+
+
+class State(TypedDict, total=False):
+    """A row of `subscription_state`, as far as it says something of the handshake."""
+
+    _id: str
+    number: int
+    handshake: dict[str, Any]
 
 
 class Lifecycle:
@@ -47,6 +62,15 @@ class Lifecycle:
         self._composer = composer
         self._channels = channels
         self._states = mongo.collection(SUBSCRIPTION_STATE_COLLECTION)
+        self._handshakes = Leases[State](
+            mongo,
+            SUBSCRIPTION_STATE_COLLECTION,
+            store.owner,
+            lease=_LEASE,
+            back_off=_BACK_OFF,
+            fields=Fields(*(f"handshake.{name}" for name in Fields())),
+            is_open={"handshake.done": None},
+        )
         self._beating = asyncio.Lock()
         self._activating: set[tuple[str, int]] = set()
 
@@ -67,20 +91,52 @@ class Lifecycle:
             await self._change(registration.id, _status("active", only_version=version))
             await self._schedule_heartbeat(registration)
             return
-        state = await self._claim_handshake(registration)
-        if state is None:
+        claim = await self._claim_handshake(registration)
+        if claim is None:
             return
-        outcome = await self._send(registration, "handshake", state["number"])
-        if outcome is None:
+        if self._handshakes.is_spent(claim):
+            await self._give_up(registration, claim, "NoEnd")
             return
-        if outcome.verdict is Verdict.DELIVERED:
+        try:
+            async with self._handshakes.kept(claim):
+                await self._prove(registration, claim)
+        except LostError:
+            log.info("handshake left", extra={"action": "handshake", "id": registration.id})
+        except Exception as error:
+            name = type(error).__name__
+            log.warning(
+                "handshake failed",
+                extra={"action": "handshake", "id": registration.id, "error": name},
+                exc_info=not is_nobodys_fault(error),
+            )
+            if self._handshakes.is_last(claim, error):
+                await self._give_up(registration, claim, name)
+            else:
+                await self._handshakes.postpone(claim, error)
+
+    async def _prove(self, registration: Registration, claim: Claim[State]) -> None:
+        """Send the handshake and say what came of it. Raises LostError where that is another's to say by then."""
+        version = registration.version
+        outcome = await self._send(registration, "handshake", claim.row["number"])
+        if not await self._handshakes.renew(claim):
+            raise LostError
+        if outcome is not None and outcome.verdict is Verdict.DELIVERED:
             await self._change(registration.id, _status("active", only_version=version))
             await self._schedule_heartbeat(registration)
-        else:
+        elif outcome is not None:
             reason = f"The handshake was answered with {outcome.status}"
             if outcome.status is None:
                 reason = f"The handshake failed: {outcome.reason}"
             await self._change(registration.id, _status("error", reason, only_version=version))
+        await self._handshakes.settle(claim, {"handshake.done": True})
+
+    async def _give_up(self, registration: Registration, claim: Claim[State], why: str) -> None:
+        """The client sees that it failed; the reason is in the log."""
+        if not await self._handshakes.renew(claim):
+            return
+        gave_up = _status("error", _UNSENT, only_version=registration.version)
+        await self._change(registration.id, gave_up)
+        await self._handshakes.give_up(claim, why, {"handshake.done": True})
 
     async def fail(self, registration: Registration, reason: str) -> None:
         """Set `error` after deliveries failed for good, unless the client has changed the Subscription since."""
@@ -122,9 +178,7 @@ class Lifecycle:
 
     async def take_from(self, owner: str) -> None:
         """End the leases of the handshakes that a process which is gone had begun."""
-        await self._states.update_many(
-            {"handshake.owner": owner}, {"$set": {"handshake.lease_until": self._mongo.now()}}
-        )
+        await self._handshakes.take_from(owner)
 
     async def _schedule_heartbeat(self, registration: Registration) -> None:
         if registration.channel.heartbeat is not None:
@@ -144,35 +198,21 @@ class Lifecycle:
         notice = await self._composer.status_notice(current, kind, number, self._mongo.now())
         return await self._channels[current.channel.type].send(notice)
 
-    async def _claim_handshake(self, registration: Registration) -> Document | None:
-        """The Subscription's counter, if the handshake of this version is this process's to send."""
-        lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
-        with suppress(DuplicateKeyError):  # another process inserted it at the same moment
-            await self._states.update_one(
-                {"_id": registration.id}, {"$setOnInsert": {"number": 0}}, upsert=True
-            )
-        state: Document | None = await self._states.find_one_and_update(
-            {
-                "_id": registration.id,
-                "$or": [
-                    {"handshake.version": {"$ne": registration.version}},
-                    {"$expr": {"$lte": ["$handshake.lease_until", "$$NOW"]}},
-                ],
-            },
-            [
-                {
-                    "$set": {
-                        "handshake": {
-                            "version": registration.version,
-                            "owner": self._store.owner,
-                            "lease_until": {"$add": ["$$NOW", int(lease.total_seconds() * 1000)]},
-                        }
-                    }
-                }
-            ],
-            return_document=ReturnDocument.AFTER,
-        )
-        return state
+    async def _claim_handshake(self, registration: Registration) -> Claim[State] | None:
+        """The handshake of this version, if it is this process's to send."""
+        version = registration.version
+        begun = {
+            "number": {"$ifNull": ["$number", 0]},
+            "handshake.version": version,
+            # Attempts are counted on: what was begun for the older version is another attempt.
+            "handshake.attempt": {"$ifNull": ["$handshake.attempt", 0]},
+            "handshake.tries": 0,
+            **{f"handshake.{name}": "$$REMOVE" for name in ("owner", "lease_until", "done")},
+        }
+        is_newer = {"_id": registration.id, "handshake.version": {"$not": {"$gte": version}}}
+        with suppress(DuplicateKeyError):  # it has begun, here or elsewhere
+            await self._states.update_one(is_newer, [{"$set": begun}], upsert=True)
+        return await self._handshakes.claim({"_id": registration.id, "handshake.version": version})
 
     async def _change(
         self, subscription: str, change: Callable[[Resource, int], Resource | None]
