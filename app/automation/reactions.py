@@ -1,10 +1,16 @@
 """What follows a commit: each event is handed to the reactions that its type concerns, at least once.
 
-    events   {..., react_until, reacted}   see app/store/store.py
+    events   {..., react_until?, react_owner?, react_attempt?, reacted?, react_failed?, react_error?}
+             see app/store/store.py
 
-`react_until` is there until all reactions to the event have run: first it is the lease of the process that committed
-it, after a failure the time of the next try. Notices do not wait for reactions, nor these for notices. One resource's
-events are reacted to in the order of their versions, as long as one process commits them.
+`react_until` is there until all reactions to the event have run: the lease of whoever has it in hand
+(app/runtime/leases.py), after a failure the time of the next try. An event is born leased to the process that commits
+it, which reacts to it from memory; `reacted` counts the tries of others, and of that one once it has failed. What waits
+in memory is renewed, and what has run is settled, many rows in one update. After the last try the row tells that it
+failed, and stays.
+
+Notices do not wait for reactions, nor these for notices. One resource's events are reacted to in the order of their
+versions, as long as one process commits them.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import NamedTuple, TypedDict
 
 from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
@@ -24,8 +31,10 @@ from pymongo.errors import PyMongoError
 
 from app.context import Context
 from app.runtime import background_tasks, collections
+from app.runtime.leases import BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
+from app.store.commit import EVENT_LEASE
 from app.store.events import EVENTS, Event, event_rows, load_event
 from app.store.store import Store
 
@@ -36,9 +45,8 @@ SWEEP_SECONDS = 5.0
 _GATHER_SECONDS = 0.25
 _AT_ONCE = 2
 _BATCH = 200
-_LEASE = timedelta(seconds=60)
-_MOST_TRIES = 20
-_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=5)
+LEASE = timedelta(seconds=60)
+BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=5), most=20)
 _NAMESPACE = uuid.UUID("4b0e1c3e-5d0c-5c57-9f55-6f6a1b6d2f10")
 
 Run = Callable[[Context, Event], Awaitable[None]]
@@ -71,15 +79,53 @@ def stable_id(*parts: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, "\n".join(parts)))
 
 
+class Row(TypedDict, total=False):
+    """A row of `events`, as far as it is said here what has become of it."""
+
+    _id: ObjectId
+    react_until: datetime
+    react_owner: str | None
+    react_attempt: int
+    reacted: int
+    react_failed: bool
+    react_error: str
+
+
+class _Due(NamedTuple):
+    """An event to react to, and the claim on its row."""
+
+    event: Event
+    claim: Claim[Row]
+
+
 class Reactions:
     """Runs reactions; `context` is the server's own."""
 
-    def __init__(self, mongo: Mongo, store: Store, reactions: Sequence[Reaction]) -> None:
+    def __init__(
+        self,
+        mongo: Mongo,
+        store: Store,
+        reactions: Sequence[Reaction],
+        *,
+        lease: timedelta = LEASE,
+        back_off: BackOff = BACK_OFF,
+    ) -> None:
         self._mongo = mongo
         self._store = store
         self._reactions = reactions
         self._events = event_rows(mongo)
-        self._queue: deque[Event] = deque()
+        self._leases = Leases[Row](
+            mongo,
+            EVENTS,
+            store.owner,
+            lease=lease,
+            back_off=back_off,
+            fields=Fields("react_until", "react_owner", "react_attempt", "reacted"),
+            # In the words of the index, which has no other rows.
+            is_open={"react_until": {"$exists": True}},
+            order=[("react_until", ASCENDING)],
+        )
+        self._queue: deque[_Due] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,9 +146,13 @@ class Reactions:
         ]
 
     async def stop(self) -> None:
+        """Leave off; what has not run is free for others at once."""
         if self._committed in self._store.listeners:
             self._store.listeners.remove(self._committed)
         await background_tasks.end(self._loops)
+        self._queue.clear()
+        with suppress(PyMongoError):  # the leases then end by themselves
+            await self._leases.hand_back()
 
     async def idle(self) -> None:
         """Return once all that was committed in this process has been reacted to, without waiting for more."""
@@ -111,14 +161,25 @@ class Reactions:
         self._hurry.clear()
 
     def _committed(self, events: list[Event]) -> None:
-        mine = [event for event in events if any(r.concerns(event) for r in self._reactions)]
-        if mine:
-            self._take(mine)
+        self._take(
+            [
+                _Due(event, self._leases.born({"_id": event.id}, self._left(event)))
+                for event in events
+                if any(reaction.concerns(event) for reaction in self._reactions)
+            ]
+        )
 
-    def _take(self, events: Sequence[Event]) -> None:
-        self._queue.extend(events)
-        self._idle.clear()
-        self._arrived.set()
+    def _left(self, event: Event) -> timedelta:
+        """What is left at least of the lease that the event was committed with."""
+        return min(EVENT_LEASE, EVENT_LEASE - (self._mongo.now() - event.at))
+
+    def _take(self, dues: Sequence[_Due]) -> None:
+        if dues:
+            for due in dues:
+                self._leases.hold(due.claim)
+            self._queue.extend(dues)
+            self._idle.clear()
+            self._arrived.set()
 
     async def _run_loop(self, context: Context) -> None:
         while True:
@@ -132,22 +193,21 @@ class Reactions:
                 await self._react(context, [self._queue.popleft() for _ in range(count)])
             self._idle.set()
 
-    async def _react(self, context: Context, batch: Sequence[Event]) -> None:
+    async def _react(self, context: Context, batch: Sequence[_Due]) -> None:
         """React to a batch: resources side by side, each one's events in order."""
-        by_resource: dict[tuple[str, str], list[Event]] = {}
-        for event in batch:
-            by_resource.setdefault((event.type, event.resource_id), []).append(event)
+        by_resource: dict[tuple[str, str], list[_Due]] = {}
+        for due in batch:
+            by_resource.setdefault((due.event.type, due.event.resource_id), []).append(due)
         room = asyncio.Semaphore(_AT_ONCE)
-        spared = await self._spared(context, batch)
+        spared = await self._spared(context, [due.event for due in batch])
 
-        async def in_order(events: Sequence[Event]) -> list[Event]:
+        async def in_order(dues: Sequence[_Due]) -> list[Claim[Row]]:
             async with room:
-                return [event for event in events if await self._all_ran(context, event, spared)]
+                return [due.claim for due in dues if await self._all_ran(context, due, spared)]
 
-        done = await asyncio.gather(*(in_order(events) for events in by_resource.values()))
-        ids = [event.id for events in done for event in events]
+        done = await asyncio.gather(*(in_order(dues) for dues in by_resource.values()))
         try:
-            await self._events.update_many({"_id": {"$in": ids}}, {"$unset": {"react_until": ""}})
+            await self._leases.settle_many([claim for claims in done for claim in claims])
         except PyMongoError as error:  # they run again, which changes nothing
             _warn("settle", error)
 
@@ -167,43 +227,41 @@ class Reactions:
         return spared
 
     async def _all_ran(
-        self, context: Context, event: Event, spared: Collection[tuple[str, ObjectId]]
+        self, context: Context, due: _Due, spared: Collection[tuple[str, ObjectId]]
     ) -> bool:
-        for reaction in self._reactions:
-            if not reaction.concerns(event) or (reaction.name, event.id) in spared:
-                continue
-            try:
-                await reaction.run(context, event)
-            except Exception as error:
-                log.exception(
-                    "reaction failed",
-                    extra={
-                        "action": reaction.name,
-                        "resource_type": event.type,
-                        "id": event.resource_id,
-                        "version_id": event.version,
-                        "error": type(error).__name__,
-                    },
-                )
-                await self._put_off(event)
-                return False
+        """False where one failed, or where the event is another process's by now."""
+        event = due.event
+        name = ""
+        try:
+            async with self._leases.guarded(due.claim):
+                for reaction in self._reactions:
+                    name = reaction.name
+                    if reaction.concerns(event) and (name, event.id) not in spared:
+                        await reaction.run(context, event)
+        except LostError:
+            return False
+        except Exception as error:
+            tell = log.warning if is_nobodys_fault(error) else log.exception
+            tell(
+                "reaction failed",
+                extra={
+                    "action": name,
+                    "resource_type": event.type,
+                    "id": event.resource_id,
+                    "version_id": event.version,
+                    "error": type(error).__name__,
+                },
+            )
+            await self._put_off(due.claim, error)
+            return False
         return True
 
-    async def _put_off(self, event: Event) -> None:
+    async def _put_off(self, claim: Claim[Row], error: Exception) -> None:
         """Try again later, further apart each time; after the last try the row tells that it failed."""
         try:
-            row = await self._events.find_one_and_update(
-                {"_id": event.id}, {"$inc": {"reacted": 1}}, {"reacted": 1}
-            )
-            tries = (row or {}).get("reacted", 0) + 1
-            if tries >= _MOST_TRIES:
-                change: Document = {"$unset": {"react_until": ""}, "$set": {"react_failed": True}}
-            else:
-                pause = min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE)
-                change = {"$set": {"react_until": self._mongo.now() + pause}}
-            await self._events.update_one({"_id": event.id}, change)
-        except PyMongoError as error:
-            _warn("put off", error)
+            await self._leases.failed(claim, error, _failed(type(error).__name__))
+        except PyMongoError as failure:  # the lease then ends by itself
+            _warn("put off", failure)
 
     async def _sweep_loop(self) -> None:
         while True:
@@ -216,14 +274,23 @@ class Reactions:
     async def sweep(self) -> None:
         """Take over events whose reactions failed or whose process is gone."""
         for _ in range(_BATCH):
-            row = await self._events.find_one_and_update(
-                {"react_until": {"$lte": self._mongo.now()}},
-                {"$set": {"react_until": self._mongo.now() + _LEASE}},
-                sort=[("react_until", ASCENDING)],
-            )
-            if row is None:
+            claim = await self._leases.claim()
+            if claim is None:
                 return
-            self._take([await load_event(self._store, row)])
+            if self._leases.is_spent(claim):
+                await self._leases.give_up(claim, "NoEnd", _failed("NoEnd"))
+                continue
+            try:
+                event = await load_event(self._store, dict(claim.row))
+            except Exception as error:
+                _warn("load", error)
+                await self._put_off(claim, error)
+                continue
+            self._take([_Due(event, claim)])
+
+
+def _failed(error: str) -> Document:
+    return {"react_failed": True, "react_error": error}
 
 
 def _warn(action: str, error: Exception) -> None:

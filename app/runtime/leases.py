@@ -436,19 +436,18 @@ class Leases(Generic[R]):
             if not isinstance(error, PyMongoError | TimeoutError):
                 log.exception("cannot renew leases of %s", self._name)
             now = boot_seconds()
+            kept = {claim.id for claim in due if claim.until > now}
             for claim in due:
-                if claim.until <= now:
-                    self._lose(claim)
                 claim.look_at = max(claim.look_at, now + seconds * _AGAIN)
-            return
-        for claim in due:
-            if claim.id not in kept and self._held.get(claim.id) is claim:
+        held = [claim for claim in due if self._held.get(claim.id) is claim]
+        if lost := [claim for claim in held if claim.id not in kept]:
+            log.warning("leases of %s lost: %s", self._name, len(lost))
+            for claim in lost:
                 self._lose(claim)
 
     def _lose(self, claim: Claim[R]) -> None:
         self.drop(claim)
         claim.lost = True
-        log.warning("lost a lease of %s", self._name, extra={"id": claim.id})
         if claim.task is not None:
             self._ending.add(claim)
             self._cancel(claim)

@@ -16,6 +16,7 @@ from app.automation.reactions import Reaction, stable_id
 from app.automation.timers import Timer
 from app.context import Context
 from app.store.events import Event
+from tests.builders.reactions import make_due
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based
 from tests.conftest import Server, make_settings, running
@@ -85,9 +86,7 @@ async def test_a_reaction_that_failed_is_tried_again(
     await client.put("/Basic/b1", json=BASIC)
     await server.engine.drain()
     assert recorder.seen == []
-    await server.mongo.collection("events").update_many(
-        {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
-    )
+    await make_due(server.mongo)
     await server.engine.reactions.sweep()
     await server.engine.drain()
     assert recorder.seen == [("update", "b1", 1)]
@@ -101,9 +100,7 @@ async def test_another_process_reacts_for_one_that_died(mongod: str, recorder: R
         await server.engine.reactions.stop()  # as if it had died after the commit
         await client.put("/Basic/b1", json=BASIC)
         assert recorder.seen == []
-        await server.mongo.collection("events").update_many(
-            {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
-        )
+        await make_due(server.mongo)
     async with running(settings) as (server, _):
         await server.engine.reactions.sweep()
         await server.engine.drain()

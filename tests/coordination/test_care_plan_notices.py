@@ -29,6 +29,7 @@ from tests.builders.care_plans import (
     trigger,
     words,
 )
+from tests.builders.reactions import make_due
 
 pytestmark = pytest.mark.mongo
 
@@ -240,9 +241,7 @@ async def test_with_no_quiet_period_each_edit_is_a_notice(mongod: str) -> None:
 async def test_a_repeated_reaction_makes_nothing_twice(told: Desk) -> None:
     await told.put(plan("on-hold"))
     await told.after(seconds=900)
-    for row in await told.server.mongo.collection("events").find({}).to_list(None):
-        past = {"react_until": told.server.mongo.now()}
-        await told.server.mongo.collection("events").update_one({"_id": row["_id"]}, {"$set": past})
+    await make_due(told.server.mongo, all_again=True)
     await told.server.engine.reactions.sweep()
     assert len(await told.after(seconds=2000)) == 1
     assert (

@@ -16,6 +16,7 @@ from app.context import Context
 from app.coordination.case_management import health_risk
 from app.coordination.case_management.health_risk import Assessment, a_year_after, due_since
 from tests.builders.members import Member, Resource, codes, concept
+from tests.builders.reactions import make_due
 from tests.conftest import Server, make_settings, running
 
 
@@ -222,9 +223,7 @@ async def test_a_failure_on_the_way_is_made_good_later(
         await member.enrol()
     assert await due(member) == []
     server = member.server
-    await server.mongo.collection("events").update_many(
-        {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
-    )
+    await make_due(server.mongo)
     await server.engine.reactions.sweep()
     await server.engine.drain()
     assert [task["status"] for task in await due(member)] == ["requested"]

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.builders.reactions import make_due
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, topic_based
 from tests.builders.visit_messages import Message, deliveries, message, visits
@@ -541,9 +542,7 @@ async def test_a_late_admission_is_looked_at_though_its_process_died(mongod: str
         await server.engine.reactions.stop()  # as if it had died after the commit
         answer = await put(client, "died", told("died", "A01", 1))
         assert answer.headers[APPLIED] == "history-only"
-        await server.mongo.collection("events").update_many(
-            {"react_until": {"$exists": True}}, {"$set": {"react_until": server.mongo.now()}}
-        )
+        await make_due(server.mongo)
     async with running(shared) as (server, client):
         await server.engine.reactions.sweep()
         assert "late-admission" in await reviews((server, client), "died")

@@ -1,4 +1,4 @@
-"""The retention of the outbox and the ledger. Open rows stay, however old.
+"""The retention of the outbox and the ledger. Open rows stay, however old, and so do those that were given up.
 
 Events that are done are only needed to find Subscriptions that changed a moment ago. A delivery row is the ledger's
 entry, and the source of `$events`, which answers 410 without it, and of `$resend`. Ids are in order of time, so both
@@ -43,6 +43,7 @@ class Retention:
                 "_id": {"$lt": ObjectId.from_datetime(now - self.events)},
                 "state": "done",
                 "react_until": {"$exists": False},
+                "react_failed": {"$exists": False},
             }
         )
         deliveries = await delivery_rows(self._mongo).delete_many(
