@@ -8,6 +8,8 @@ The client may be connected to another process than the one that sends: `websock
 connections for a Subscription, and process messages carry the text there and the answer back.
 
     websocket_bindings  {_id, subscription, owner: process, until}
+
+A binding is no work and nobody claims it: it says where a connection is, and goes with the process that holds it.
 """
 
 from __future__ import annotations

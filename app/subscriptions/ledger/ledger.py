@@ -7,6 +7,12 @@
 `open` is set until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease while
 it is being sent, the time of the next attempt while it is retried, the next check while it waits for its lane.
 A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be taken.
+
+Deliveries follow the rules of app/runtime/leases.py, in bulk: a claim takes a page of rows by the database's clock and
+counts the attempt of each, settlements are guarded by owner and attempt, hundreds in one update, and `dead` is the dead
+letter that `carerelay deliveries` and `$resend` know. They differ in two things. There is no heartbeat for each row: a
+lease outlasts its attempt by two minutes, a row that waited long is renewed before its attempt, and a process that died
+is found by its silence. And how often one is tried is a span of time (retry.py), not a number.
 """
 
 from __future__ import annotations

@@ -8,6 +8,12 @@ A delivery is one inserted row: two unique indexes refuse a number given twice a
 batch are inserted in order up to the first that is refused, so numbers have no gap. Counters and events follow
 a moment later, in bulk: an event that is still pending when its process dies is recorded again by another, and the rows
 that exist are refused again (docs/decisions/0004-order-and-numbers-of-notices.md).
+
+Event rows follow the rules of app/runtime/leases.py, in bulk, since all that lies between a commit and its notices is
+spent here: a row is born leased to the process that commits it and matched from memory; what was left behind is claimed
+hundreds at a time, judged and leased by the database's clock, each claim counted in `attempts`. They differ in the end:
+`done` needs no guard. The unique indexes refuse what a process that lost its lease records a second time, and what is
+recorded is recorded, whoever says so. A row whose attempts are over stays `pending`, for people to look at.
 """
 
 from __future__ import annotations
