@@ -416,9 +416,13 @@ class Leases(Generic[R]):
             now = boot_seconds()
             if due := [claim for claim in self._held.values() if claim.look_at <= now]:
                 await self._renew_due(due)
-            for claim in self._ending:  # a cancellation can get lost, see background_tasks.py
-                if claim.look_at <= now:
-                    self._cancel(claim)
+            for claim in (
+                self._ending
+            ):  # again and again: a cancellation can get lost, see background_tasks.py
+                if claim.task is not None and claim.look_at <= now:
+                    claim.look_at = now + _CANCEL_AGAIN
+                    claim.cancelled += 1
+                    claim.task.cancel()
             if times := [claim.look_at for claim in (*self._held.values(), *self._ending)]:
                 self._next_look = min(times)
                 with contextlib.suppress(TimeoutError):
@@ -449,14 +453,9 @@ class Leases(Generic[R]):
         self.drop(claim)
         claim.lost = True
         if claim.task is not None:
+            claim.look_at = 0.0
             self._ending.add(claim)
-            self._cancel(claim)
-
-    def _cancel(self, claim: Claim[R]) -> None:
-        if claim.task is not None:
-            claim.look_at = boot_seconds() + _CANCEL_AGAIN
-            claim.cancelled += 1
-            claim.task.cancel()
+            self._look.set()
 
     def _left(self, claim: Claim[R], task: asyncio.Task[Any], others: int) -> bool:
         """The work on a claim has ended: whether because its lease was lost, and for no other reason."""

@@ -470,10 +470,14 @@ async def test_a_database_that_is_away_counts_no_try(
     monkeypatch.setattr("app.runtime.leases._DATABASE_AWAY", timedelta())
     await put(mongo, "a")
     worker = leases(mongo, "here")
-    for _ in range(5):
-        claim = await claimed(worker)
-        assert claim.tries == 1
-        assert await worker.failed(claim, error, DEAD)
+    for failures in range(3):
+        for _ in range(5):
+            claim = await claimed(worker)
+            assert claim.tries == failures + 1
+            assert await worker.failed(claim, error, DEAD)
+        if failures < 2:
+            assert await worker.failed(await claimed(worker), Error(), DEAD)
+    assert (await stored(mongo))["state"] == "open"
 
 
 async def test_a_query_that_the_database_refuses_is_a_fault(mongo: Mongo) -> None:
