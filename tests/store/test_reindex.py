@@ -257,7 +257,6 @@ async def test_a_reindexing_that_fails_says_so(
     assert await mongo.collection("reindex").count_documents({}) == 1
     await reindexing.request(["Patient"])
     assert await reindexing.run_once()
-    custom.withdraw(store.owner)
 
 
 async def test_a_reindexing_bears_with_a_database_that_is_away(
@@ -274,7 +273,6 @@ async def test_a_reindexing_bears_with_a_database_that_is_away(
     assert await reindexing.run_once()
     (job,) = await reindexing.jobs()
     assert job["state"] == "done"
-    custom.withdraw(store.owner)
 
 
 async def test_a_reindexing_that_is_stopped_is_free_at_once(
@@ -295,7 +293,6 @@ async def test_a_reindexing_that_is_stopped_is_free_at_once(
         await reindexing.stop()
     heir = Reindexing(mongo, store)
     assert await heir.run_once()
-    custom.withdraw(store.owner)
 
 
 async def test_reindex_never_writes_over_a_newer_version(store: Store) -> None:

@@ -16,9 +16,9 @@ from app.store.store import Store
 from app.subscriptions.channels import AttemptOutcome, Notice
 from app.subscriptions.sending import lifecycle
 from app.subscriptions.sending.worker import Worker
+from tests.builders.deliveries import SETTINGS, create, status_of, update
 from tests.builders.subscriptions import topic_based
 from tests.builders.worker import make_worker
-from tests.subscriptions.test_delivery import SETTINGS, create, status_of, update
 
 pytestmark = pytest.mark.mongo
 TAKEN = AttemptOutcome(200)
