@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,6 +37,12 @@ def _clean_environment() -> None:
     for name in [name for name in os.environ if name.startswith("CARERELAY_")]:
         if name != "CARERELAY_SHARED":
             del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Child processes hear SIGINT, also where whoever started the suite in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
