@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from app.automation.reactions import Reaction
 from app.automation.timers import Timer
-from app.coordination.care_plans import annual, watch
-from app.coordination.case_management import case_management, health_risk, letters
+from app.coordination.care_plans import annual, quiet_period
+from app.coordination.case_management import case_management, health_risk_assessments, letters
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
-from app.coordination.practices import encounter_review, endpoints, no_recipient
+from app.coordination.practices import encounter_review, endpoint_subscriptions, no_recipient
 from app.proof import publisher
 
 REACTIONS: Sequence[Reaction] = (
@@ -18,17 +18,17 @@ REACTIONS: Sequence[Reaction] = (
     letters.REACTION,
     encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,
-    endpoints.REACTION,
-    watch.REACTION,
+    endpoint_subscriptions.REACTION,
+    quiet_period.REACTION,
     *case_management.REACTIONS,
     continuity.REACTION,
-    health_risk.REACTION,
+    health_risk_assessments.REACTION,
 )
 TIMERS: Sequence[Timer] = (
-    watch.QUIET,
+    quiet_period.QUIET,
     annual.REVIEW,
     continuity.TIMER,
-    health_risk.TIMER,
+    health_risk_assessments.TIMER,
     contract_deadlines.TIMER,
     publisher.TIMER,
 )

@@ -30,8 +30,8 @@ def on_database(
 ) -> T:
     """What `work` returns. The database is brought forward first, as by a server that starts (app/store/format.py).
 
-    Raises errors.Unavailable or embedded.EmbeddedMongoError where there is no database, and UnusableDatabaseError where
-    it is not one for this version.
+    Raises errors.Unavailable or embedded_mongod.EmbeddedMongoError where there is no database, and
+    UnusableDatabaseError where it is not one for this version.
     """
     logging.config.dictConfig(logs.CONFIG)
     given = {"data": data, "mongodb_uri": uri}

@@ -47,7 +47,7 @@ class ServeError(Exception):
 def serve(settings: Settings, say: Say) -> None:
     """Serve until SIGINT or SIGTERM. `say` gets the lines that a person should see.
 
-    Raises ServeError or embedded.EmbeddedMongoError where it cannot start.
+    Raises ServeError or embedded_mongod.EmbeddedMongoError where it cannot start.
     """
     settings = with_authorization(settings)
     check_exposure(settings, say)

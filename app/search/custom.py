@@ -1,7 +1,8 @@
 """Search parameters that clients defined, beside those of R4 and US Core. https://hl7.org/fhir/R4/searchparameter.html
 
 An active SearchParameter resource is extracted from the next write on; it can be searched once `$reindex` has extracted
-it from everything stored before, otherwise a search would find half. Which there are, the app's state knows (state.py).
+it from everything stored before, otherwise a search would find half. The app's state has those that there are
+(search_state.py).
 """
 
 from __future__ import annotations

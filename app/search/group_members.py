@@ -4,9 +4,9 @@ As terms of one document they would be 100,000 index entries to write with every
 document may hold. A row is `{_id: {g: id of the Group, m: term}, when?}`, where the term is what would stand in `terms`
 (`member=Patient/1`, terms.py). The store writes the difference in the transaction of the Group's change.
 
-Searches find every member, as FHIR has it. Who is one at a moment (app/routing) is told by `when`: pairs of the first
-and the last instant, None where that end is open; a row without it holds always, an empty one never. What else such
-questions need of a Group is its field `roster`, so that nobody has to read 10,000 members to hear of one.
+Searches find every member, as FHIR has it. `when` says who is one at a moment (app/attribution): pairs of the first and
+the last instant, None where that end is open; a row without it holds always, an empty one never. The field `roster` of
+a Group has what else attribution needs of it, so that nobody reads 10,000 members to look for one.
 """
 
 from __future__ import annotations

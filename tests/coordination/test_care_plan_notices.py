@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.coordination.care_plans import watch
+from app.coordination.care_plans import quiet_period
 from app.coordination.care_plans.plan_notices import anniversary
 from app.fhir.instants import span
 from tests.builders.care_plans import (
@@ -418,13 +418,13 @@ async def test_an_app_does_not_wait_for_another_with_a_plan_of_the_same_id(
     async def nothing(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(watch, "finish", finish)
-    monkeypatch.setattr(watch, "state_told", nothing)
-    monkeypatch.setattr(watch, "_now", nothing)
-    held = asyncio.create_task(watch.tell_of(slow, "plan"))
+    monkeypatch.setattr(quiet_period, "finish", finish)
+    monkeypatch.setattr(quiet_period, "state_told", nothing)
+    monkeypatch.setattr(quiet_period, "_now", nothing)
+    held = asyncio.create_task(quiet_period.tell_of(slow, "plan"))
     await reached.wait()
-    again = asyncio.create_task(watch.tell_of(slow, "plan"))
-    await asyncio.wait_for(watch.tell_of(fast, "plan"), 5)
+    again = asyncio.create_task(quiet_period.tell_of(slow, "plan"))
+    await asyncio.wait_for(quiet_period.tell_of(fast, "plan"), 5)
     assert not again.done(), "one notice of a plan at a time"
     go_on.set()
     await asyncio.gather(held, again)

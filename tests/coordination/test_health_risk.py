@@ -13,8 +13,12 @@ import pytest
 from app.authentication.caller import SERVER
 from app.automation import follow_up_tasks
 from app.context import Context
-from app.coordination.case_management import health_risk
-from app.coordination.case_management.health_risk import Assessment, a_year_after, due_since
+from app.coordination.case_management import health_risk_assessments
+from app.coordination.case_management.health_risk_assessments import (
+    Assessment,
+    a_year_after,
+    due_since,
+)
 from tests.builders.members import Member, Resource, codes, concept
 from tests.builders.reactions import make_due
 from tests.conftest import Server, make_settings, running
@@ -206,7 +210,7 @@ async def test_several_processes_at_once_make_one_task(member: Member) -> None:
     await member.assess()
     patient = f"Patient/{member.id}"
     before = await due(member)
-    await asyncio.gather(*(health_risk.settle(context, patient) for _ in range(5)))
+    await asyncio.gather(*(health_risk_assessments.settle(context, patient) for _ in range(5)))
     assert await due(member) == before
 
 

@@ -1,6 +1,6 @@
 """Care plans: a practice gets a copy, hears what changes, and once a year what has changed since.
 
-watch                 sets a quiet timer for each plan that a change concerns, and tells when it fires
+quiet_period          sets a quiet timer for each plan that a change concerns, and tells when it fires
 plan_notices          puts a notice down, carries it out and remembers the state that was told
 annual                sends the yearly summary on the anniversary of the last notice
 state                 reads a plan with its goals, activities, teams and risk tier, pinned to versions

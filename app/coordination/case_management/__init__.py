@@ -2,7 +2,7 @@
 
 case_management             asks a person whether a member should be enrolled again
 case_management_triggers    recognizes transitions of care, risks that have risen, and referrals
-health_risk                 keeps the Tasks of health risk assessments that fall due
+health_risk_assessments     keeps the Tasks of health risk assessments that fall due
 letters                     writes the letters of an opt-in to member and practice
 
 docs/case-management.md

@@ -1,8 +1,8 @@
 """What concerns practices: the Subscriptions that the server keeps for them, and what keeps notices from them.
 
-endpoints           keeps a Subscription for each Endpoint of a primary care practice
-no_recipient        records events that no practice could be told of, and asks a person
-encounter_review    asks a person about a visit without a known patient, or told in part, and about unclear Consents
+endpoint_subscriptions  keeps a Subscription for each Endpoint of a primary care practice
+no_recipient            records events that no practice could be told of, and asks a person
+encounter_review        asks a person about a visit without a known patient, or told in part, and about unclear Consents
 
 docs/routing.md, docs/encounters.md
 """
