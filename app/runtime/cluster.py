@@ -190,16 +190,12 @@ class Cluster:
         return silent
 
     async def be_heard(self) -> None:
-        """Return once the others know of this process again, should it have stalled. Before a write gets its time.
-
-        Raises Unavailable where it may not write any more.
-        """
+        """Return once the others know of this process again, should it have stalled. Before a write gets its time."""
         unheard = self._unheard
         if unheard > TAKE_OVER_AFTER:
             await self.beat()
         if unheard > self.silence:
             await asyncio.sleep(_CLOCK_ERROR)
-        self._check_may_write()
 
     def stamp(self) -> datetime:
         """The time for a write that begins now: later than every horizon this process has given."""
@@ -221,13 +217,10 @@ class Cluster:
 
         Call it as the transaction begins, and again before it ends: the process may stall in between.
         """
-        self._check_may_write()
-        if self._mongo.now() - min(times) > _OLDEST or self._unheard > _OLDEST:
-            raise Unavailable("The write could not be committed in time; try again")
-
-    def _check_may_write(self) -> None:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
+        if self._mongo.now() - min(times) > _OLDEST or self._unheard > _OLDEST:
+            raise Unavailable("The write could not be committed in time; try again")
 
     @property
     def _unheard(self) -> timedelta:

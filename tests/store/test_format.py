@@ -382,6 +382,24 @@ async def test_a_process_that_has_lost_its_lease_leaves_off_and_records_nothing(
     assert (await marker(mongo)).keys() == {"_id", "format", "oldest", "steps"}
 
 
+async def test_a_step_that_ends_after_its_lease_is_not_recorded(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[list[str]] = []
+
+    async def stall() -> None:
+        recorded.append((await marker(mongo))["steps"])
+        if not runs:
+            await mark(mongo, owner="another", lease_until=mongo.now() + timedelta(seconds=0.5))
+
+    runs: list[str] = []
+    version(monkeypatch, 2, OLDEST, counting("2", runs, stall))
+    await unmarked(mongo)
+    await prepare(mongo)
+    assert runs == ["2", "2"]
+    assert recorded == [OWN_STEPS, OWN_STEPS]
+
+
 async def test_a_lease_is_renewed_for_as_long_as_a_step_takes(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
