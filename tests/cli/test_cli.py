@@ -76,6 +76,13 @@ def test_database_that_cannot_start_is_named(tmp_path):
     assert "Cannot write to" in done.stdout
 
 
+def test_database_that_does_not_answer_is_told_in_a_sentence():
+    done = carerelay("serve", "--port", "0", "--mongodb-uri", "mongodb://127.0.0.1:9/?replicaSet=x")
+    assert done.returncode == 1
+    assert done.stdout == "MongoDB does not answer at the configured address\n"
+    assert "Traceback" not in done.stderr
+
+
 def test_stops_in_order_and_keeps_its_data(tmp_path):
     for existing, number in ((404, signal.SIGTERM), (200, signal.SIGINT)):
         with started("FHIR base: ", "serve", "--port", "0", "--data", tmp_path) as (process, base):
