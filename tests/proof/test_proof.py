@@ -5,6 +5,7 @@ CMS measures count the day of receipt, so that day has to be provable long after
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -312,8 +313,12 @@ async def test_a_notice_that_gets_through_later_is_published_then(
     await admit(hub, stay())
     await publish(hub)
     receiver.answers([])
-    await server.worker.ledger.expedite(subscription)
-    await server.worker.run_once()
+    deliveries = server.mongo.collection("deliveries")
+    while not await deliveries.count_documents({"state": "delivered"}):
+        # A slow machine has seen the endpoint fail so often that its circuit is open for a second or two.
+        await server.worker.ledger.expedite(subscription)
+        await server.worker.run_once()
+        await asyncio.sleep(0.05)
     server.clock.advance(timedelta(hours=1))
     await publish(hub)
     (kept,) = await published(hub, "Communication")
