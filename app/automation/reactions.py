@@ -31,7 +31,7 @@ from pymongo.errors import PyMongoError
 
 from app.context import Context
 from app.runtime import background_tasks, collections
-from app.runtime.leases import BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
+from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 from app.store.commit import EVENT_LEASE
@@ -278,7 +278,7 @@ class Reactions:
             if claim is None:
                 return
             if self._leases.is_spent(claim):
-                await self._leases.give_up(claim, "NoEnd", _failed("NoEnd"))
+                await self._leases.give_up(claim, NO_END, _failed(NO_END))
                 continue
             try:
                 event = await load_event(self._store, dict(claim.row))

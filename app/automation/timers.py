@@ -25,7 +25,7 @@ from pymongo.errors import PyMongoError
 from app.context import Context
 from app.runtime import background_tasks, collections
 from app.runtime.clock import Clock
-from app.runtime.leases import BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
+from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class Timers:
         """Run one, and write down what came of it; False where that is no more what the row is about."""
         row = claim.row
         if self._leases.is_spent(claim):
-            return await self._leases.give_up(claim, "NoEnd", self._failed("NoEnd"), unchanged)
+            return await self._leases.give_up(claim, NO_END, self._failed(NO_END), unchanged)
         try:
             async with self._leases.kept(claim):
                 await self._kinds[row["kind"]].run(context, row["key"], row["data"])

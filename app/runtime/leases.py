@@ -12,7 +12,7 @@
   lease is lost is cancelled: it was claimed by another, withdrawn, or could not be renewed in time.
 - **Retry.** `tries` counts the attempts in a row that came to nothing. The claim counts them, so one that killed its
   process counts as well. A failure puts the row off, longer each time; after the last one the row is a dead letter: its
-  queue says where a person sees it, and it stays. What the database was the reason of counts as no try.
+  queue says where a person sees it, and it stays. What fails because the database is away counts as no try.
 - **Release.** A process that stops in good order gives its rows back at once.
 
 A worker that is paused just before a write of its own may still make that write after its lease was lost: work that is
@@ -50,6 +50,8 @@ _AGAIN, _PATIENCE = 1 / 20, 1 / 4
 _CANCEL_AGAIN = 1.0
 _ROWS_AT_ONCE = 1000
 _TRANSIENT = ("TransientTransactionError", "RetryableWriteError")
+# What a row is given up for whose tries never came to an end, instead of an error's name.
+NO_END = "NoEnd"
 
 
 class LostError(Exception):
@@ -416,9 +418,8 @@ class Leases(Generic[R]):
             now = boot_seconds()
             if due := [claim for claim in self._held.values() if claim.look_at <= now]:
                 await self._renew_due(due)
-            for claim in (
-                self._ending
-            ):  # again and again: a cancellation can get lost, see background_tasks.py
+            # Again and again: a cancellation can get lost, see background_tasks.py.
+            for claim in self._ending:
                 if claim.task is not None and claim.look_at <= now:
                     claim.look_at = now + _CANCEL_AGAIN
                     claim.cancelled += 1

@@ -28,7 +28,7 @@ from pymongo.errors import PyMongoError
 from app.errors import FhirError
 from app.fhir.json import Resource, decode_stored
 from app.runtime import background_tasks
-from app.runtime.leases import BackOff, Claim, Leases, LostError, is_nobodys_fault
+from app.runtime.leases import NO_END, BackOff, Claim, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.search import custom
 from app.search.custom import Custom
@@ -171,7 +171,7 @@ class Reindexing:
         if claim is None:
             return False
         if self._leases.is_spent(claim):
-            await self._leases.give_up(claim, "NoEnd", _failed("NoEnd"))
+            await self._leases.give_up(claim, NO_END, _failed(NO_END))
             return True
         try:
             async with self._leases.kept(claim):

@@ -24,7 +24,7 @@ from pymongo.errors import DuplicateKeyError
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.versions import Change, VersionConflict, stored_current
-from app.runtime.leases import BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
+from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.channels import AttemptOutcome, Channel
@@ -95,7 +95,7 @@ class Lifecycle:
         if claim is None:
             return
         if self._handshakes.is_spent(claim):
-            await self._give_up(registration, claim, "NoEnd")
+            await self._give_up(registration, claim, NO_END)
             return
         try:
             async with self._handshakes.kept(claim):
