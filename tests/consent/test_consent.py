@@ -170,6 +170,8 @@ ENCODINGS = [
         consent(provision=deny(action=action("disclose"))), "withhold", id="no disclosure"
     ),
     pytest.param(consent(provision=deny(action=action("collect"))), "full", id="no collection"),
+    pytest.param(consent(provision=deny(action=action("use"))), "full", id="no use"),
+    pytest.param(consent(provision=deny(action=action("correct"))), "full", id="no correction"),
     pytest.param(consent(provision=deny(action=action("x"))), "id-only", id="an unknown action"),
     pytest.param(
         consent(provision=deny(**{"class": of_class("Encounter")})),
