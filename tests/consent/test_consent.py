@@ -131,6 +131,11 @@ ENCODINGS = [
         id="permit but for the recipient",
     ),
     pytest.param(
+        consent(provision=permit(provision=[deny(actor=actor("Practitioner/doc/_history/2"))])),
+        "withhold",
+        id="permit but for the recipient, by a version of it",
+    ),
+    pytest.param(
         consent(provision=permit(provision=[deny(actor=actor("Organization/chain"))])),
         "withhold",
         id="permit but for an organization above",

@@ -229,6 +229,27 @@ async def test_who_is_excepted_is_told(pair: Pair, receiver: Receiver, patient: 
     assert states == ["suppressed", "suppressed"]
 
 
+async def test_a_role_belongs_to_the_practice_whichever_version_of_it_is_named(
+    pair: Pair, receiver: Receiver, patient: str
+) -> None:
+    role, practice = new_id(), new_id()
+    await put(pair, {"resourceType": "Organization", "id": practice, "name": "Practice"})
+    await put(
+        pair,
+        {
+            "resourceType": "PractitionerRole",
+            "id": role,
+            "organization": {"reference": f"Organization/{practice}/_history/1"},
+            "telecom": [{"system": "phone", "value": "555"}],
+        },
+    )
+    id_ = await subscribed(pair, told(f"PractitionerRole/{role}", endpoint=receiver.url))
+    exception = permit(actor=actor(f"Organization/{practice}"))
+    await agrees(pair, patient, consent(provision=deny(provision=[exception])))
+    await admitted(pair, patient)
+    assert (await row_of(pair, id_))["state"] == "delivered"
+
+
 async def test_a_state_contract_is_kept_where_the_practice_is_refused(
     pair: Pair, receiver: Receiver, patient: str
 ) -> None:
