@@ -9,12 +9,14 @@ import httpx
 import pytest
 
 from tests.builders.receiver import receiving
-from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.builders.subscriptions import ADMISSION, classic, encounter, topic_based
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
 Pair = tuple[Server, httpx.AsyncClient]
+CANCELLED = ADMISSION.replace("admission", "cancelled")
+DISCHARGE = ADMISSION.replace("admission", "discharge")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,15 @@ async def create(pair: Pair, resource: dict[str, Any]) -> str:
     assert answer.status_code == 201, answer.text
     await pair[0].worker.drain()
     return str(answer.json()["id"])
+
+
+async def update(pair: Pair, id_: str, *statuses: str, **more: Any) -> None:
+    """Versions of a stay of the patient with the same id."""
+    for status in statuses:
+        stay = encounter(status, patient=id_, id=id_, **more)
+        answer = await pair[1].put(f"Encounter/{id_}", json=stay)
+        assert answer.status_code in (200, 201), answer.text
+        await pair[0].worker.drain()
 
 
 async def explain(pair: Pair, subscription: str, reference: str, **more: str) -> dict[str, Any]:
@@ -94,6 +105,33 @@ async def test_versions_that_were_not_told(pair: Pair, endpoint: str) -> None:
     found = await explain(pair, subscription, "Encounter/x2")
     assert found["interaction"] == "delete"
     assert {note for _, _, note in found["trigger"]} == {"not about delete"}
+
+
+async def test_a_cancellation_is_not_explained_by_a_later_admission(
+    pair: Pair, endpoint: str
+) -> None:
+    """Nobody was told of the stay when it was cancelled, but of its going on."""
+    cancelled = topic_based("patient=x5", endpoint=endpoint) | {"criteria": CANCELLED}
+    subscription = await create(pair, cancelled)
+    await update(pair, "x5", "in-progress", "cancelled")
+    await create(pair, topic_based("patient=x5", endpoint=endpoint))
+    await update(pair, "x5", "in-progress")
+    found = await explain(pair, subscription, "Encounter/x5", version="2")
+    assert (found["matches"], found["reason"]) == (False, "The topic did not fire")
+
+
+async def test_a_discharge_is_explained_as_it_was_judged_before_its_own_notice(
+    pair: Pair, endpoint: str
+) -> None:
+    """The end was known before anybody listened: the notice of the status is the first one."""
+    period = {"start": "2026-11-14", "end": "2026-11-19"}
+    await update(pair, "x6", "in-progress", period=period)
+    discharged = topic_based("patient=x6", endpoint=endpoint) | {"criteria": DISCHARGE}
+    subscription = await create(pair, discharged)
+    await update(pair, "x6", "finished", period=period)
+    found = await explain(pair, subscription, "Encounter/x6", version="2")
+    assert found["reason"] == "It is event 1 of this Subscription, delivered"
+    assert found["matches"] is True
 
 
 async def test_a_classic_subscription_is_explained_parameter_by_parameter(
