@@ -134,6 +134,22 @@ async def test_a_discharge_is_explained_as_it_was_judged_before_its_own_notice(
     assert found["matches"] is True
 
 
+async def test_a_deletion_matches_nothing_where_what_was_deleted_is_gone(
+    pair: Pair, endpoint: str
+) -> None:
+    """The server keeps every version; somebody took this one out of the database."""
+    subscription = await create(pair, topic_based("patient=x7", endpoint=endpoint))
+    await update(pair, "x7", "in-progress")
+    await pair[1].delete("Encounter/x7")
+    await pair[0].worker.drain()
+    versions = pair[0].mongo.collection("versions")
+    gone = await versions.delete_one({"_id": {"t": "Encounter", "i": "x7", "v": 1}})
+    assert gone.deleted_count == 1
+    found = await explain(pair, subscription, "Encounter/x7", version="2")
+    assert (found["matches"], found["reason"]) == (False, "The topic did not fire")
+    assert (found["trigger"], found["filter"]) == ([], [])
+
+
 async def test_a_classic_subscription_is_explained_parameter_by_parameter(
     pair: Pair, endpoint: str
 ) -> None:
