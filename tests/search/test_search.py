@@ -89,6 +89,31 @@ async def test_mongodb_and_memory_agree(
     assert all(query.matches(row) for row in rows), "stored fields match like extracted ones"
 
 
+async def test_a_long_string_is_cut_in_its_term_and_found_nevertheless(store: Store) -> None:
+    texts = {"short": "a" * 2000, "long": "a" * 2001, "longer": "a" * 5000}
+    await create(
+        store, *[_row_resource(id_, "ValueSet", {"description": texts[id_]}) for id_ in texts]
+    )
+    rows = await store.find("ValueSet", {})
+    values = {
+        row["_id"]: term.partition("=")[2]
+        for row in rows
+        for term in row["terms"]
+        if term.startswith("description=")
+    }
+    assert values["short"] == texts["short"]
+    for id_ in ("long", "longer"):
+        assert values[id_].startswith("a" * 2000 + "\t")
+        assert len(values[id_]) < 2050
+    for query, expected in (
+        ("description=aaa", {"short", "long", "longer"}),
+        (f"description={texts['longer']}", {"short", "long", "longer"}),
+        *((f"description:exact={text}", {id_}) for id_, text in texts.items()),
+    ):
+        found = await store.find("ValueSet", parsed("ValueSet", query).filter)
+        assert {row["_id"] for row in found} == expected, query[:30]
+
+
 async def search(store: Store, resource_type: str, text: str, **options: Any) -> dict[str, Any]:
     bundle: dict[str, Any] = json.loads(
         await page.search_type(store, parsed(resource_type, text, **options), BASE)
