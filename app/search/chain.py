@@ -184,8 +184,6 @@ class Has(DeferredCondition):
     async def find(self, store: Reader) -> Condition:
         limits = self.scope.limits
         condition = await self.link.settle(store)
-        if condition is None:
-            raise TooMany
         prefixes = self._local([""])
         if self.parameter.aside:
             groups = await self.link.ids(store, limits)

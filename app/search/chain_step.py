@@ -29,22 +29,15 @@ class ChainStep:
     resource_type: str
     condition: Condition
 
-    async def settle(self, store: Reader) -> Condition | None:
-        """The resolved condition; None where it leads to too much and can only be asked from the other side."""
+    async def settle(self, store: Reader) -> Condition:
+        """The resolved condition. Raises TooMany where it leads to too much."""
         if not is_resolved(self.condition):
-            try:
-                self.condition = await settled(store, self.condition)
-            except TooMany:
-                if not isinstance(self.condition, DeferredCondition):
-                    raise
-                return None
+            self.condition = await settled(store, self.condition)
         return self.condition
 
     async def ids(self, store: Reader, limits: SearchLimits) -> list[str]:
         """The ids of the resources. Raises TooMany."""
         condition = await self.settle(store)
-        if condition is None:
-            raise TooMany
         rows = await store.find(
             self.resource_type, alive(condition), limit=limits.found + 1, projection={"_id": 1}
         )
