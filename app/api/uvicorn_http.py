@@ -40,6 +40,9 @@ class HttpProtocol(HttpToolsProtocol):
     _inside = False  # a request's headers are complete, and its body is not
     _patience: asyncio.TimerHandle | None = None
     _spare: int | None = None  # the request is answered: so much more of it is thrown away
+    _unread = (
+        0  # bytes of a body that have come since there was anything for the application in them
+    )
     _leaving = False  # the last answer has been given, and everything that comes is thrown away
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,17 +63,30 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             if self._leaving:
                 return
-        if not self._inside:
+        if self._inside:
+            self._unread += len(data)
+        else:
             self._unfinished += len(data)
         super().data_received(data)
+        if self._unread > MAX_HEADER_BYTES and self._inside and not self._leaving:
+            self._refuse(_TOO_LARGE)  # trailers, or the extension of a chunk
+            return
         if self._unfinished and not self._leaving:
             if self._unfinished > MAX_HEADER_BYTES:
                 self._refuse(_TOO_LARGE)
             elif self._patience is None:
                 self._wait()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._inside:  # nobody asks for the trailers of a chunked body
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
-        self._unfinished = 0
+        self._unfinished = self._unread = 0
         self._inside = True
         if self._patience is not None:
             self._stop_waiting()

@@ -525,6 +525,10 @@ async def test_headers_that_drip_are_given_up(mongod: str, monkeypatch: pytest.M
         assert (await client.get("/metadata")).status_code == 200
 
 
+# A body whose first chunk is there, and not the whole of it.
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -533,6 +537,9 @@ async def test_headers_that_drip_are_given_up(mongod: str, monkeypatch: pytest.M
         pytest.param(
             POST + b"transfer-encoding: chunked\r\n\r\nx" + b" " * 2**20, 400, id="no-chunk"
         ),
+        pytest.param(CHUNKED + b"0\r\n" + b"a: b\r\n" * 2**16, 431, id="trailers"),
+        pytest.param(CHUNKED + b"0\r\na: " + b"b" * 2**20, 431, id="a-long-trailer"),
+        pytest.param(CHUNKED + b"1;" + b"a" * 2**20, 431, id="extension-of-a-chunk"),
     ],
 )
 async def test_a_refusal_is_not_overtaken_by_a_reset(
@@ -549,6 +556,15 @@ async def test_a_refusal_is_not_overtaken_by_a_reset(
         writer.close()
         assert answer.startswith(b"HTTP/1.1 %d " % status)
         assert (await client.get("/metadata")).status_code == 200
+
+
+async def test_trailers_of_a_body_are_thrown_away(mongod: str) -> None:
+    async with connected(mongod) as (connect, _):
+        reader, writer = await connect()
+        writer.write(CHUNKED + b"0\r\nx-a: b\r\nhost: y\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert b" 400 " in await reader.readuntil(b"\r\n\r\n")  # `{` is no resource
+        writer.close()
 
 
 TOO_LARGE = 2**20
