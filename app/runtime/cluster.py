@@ -48,9 +48,12 @@ _GRACE = 2 * TAKE_OVER_AFTER.total_seconds()
 _OLDEST = timedelta(seconds=20)
 # MongoDB's default for transactionLifetimeLimitSeconds, for a server that does not say what it has.
 _TRANSACTION_LIFETIME = 60
+# MongoDB looks for transactions past their lifetime every half of it, at the latest after so many seconds.
+_LONGEST_LOOK = 60
 _ROOM = 10
-# How far apart two processes may take the database's clock to be.
-_CLOCK_ERROR = 0.25
+# How far apart two processes may take the database's clock to be: each is off by less than half of the time that an
+# answer takes, and keeps an estimate that is off by 0.1 s more (app/runtime/mongo.py).
+_CLOCK_ERROR = 1.0
 _MILLISECOND = timedelta(milliseconds=1)
 
 # Frees what a silent process held. Gets its name and the time of the database's clock.
@@ -258,7 +261,8 @@ class Cluster:
 
 
 def _silence(transaction_lifetime: int) -> timedelta:
-    return _OLDEST + timedelta(seconds=transaction_lifetime + _ROOM)
+    look = min(transaction_lifetime / 2, _LONGEST_LOOK)
+    return _OLDEST + timedelta(seconds=transaction_lifetime + look + _ROOM)
 
 
 async def silence(mongo: Mongo) -> timedelta:
