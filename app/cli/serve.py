@@ -36,6 +36,7 @@ BACKLOG = 2048
 WEBSOCKET_BYTES = 64 * 1024  # the longest message that a client may send
 GRACE_SECONDS = 10  # for requests under way when the server is asked to stop
 STOP_SECONDS = 15.0  # for all that is stopped after them
+_LOOK_SECONDS = 0.5
 
 Say = Callable[[str], None]
 
@@ -201,6 +202,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings, end)
     stopped = leave_when_overdue(app)
     server = uvicorn.Server(uvicorn.Config(app, **options(settings)))
+    threading.Thread(target=_leave_unless_started, args=(server, stopped), daemon=True).start()
     try:
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
@@ -265,6 +267,16 @@ def leave_when_overdue(app: FastAPI) -> threading.Event:
 
     app.router.lifespan_context = lifespan
     return stopped
+
+
+def _leave_unless_started(server: uvicorn.Server, stopped: threading.Event) -> None:
+    """End the process where it is asked to stop while it starts, and a database that does not answer holds it up."""
+    while not (server.should_exit or server.started):
+        if stopped.wait(_LOOK_SECONDS):
+            return
+    if not server.started and not stopped.wait(STOP_SECONDS):
+        log.error("did not start, and did not stop in time", extra={"action": "stop"})
+        os._exit(1)
 
 
 def _leave_unless(stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:

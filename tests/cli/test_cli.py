@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -140,3 +141,17 @@ def test_pinned_uv_is_the_same_everywhere():
     root = Path(__file__).parents[2]
     pinned = (root / "uv.lock").read_text().split('name = "uv"\nversion = "')[1].split('"')[0]
     assert f"astral-sh/uv:{pinned} " in (root / "Dockerfile").read_text()
+
+
+def test_ends_in_time_where_its_start_does_not_come_about() -> None:
+    """A database that answers no more holds the start up; who asks the server to stop is heard."""
+    script = """
+import os, threading, types
+from app.cli import serve
+serve.STOP_SECONDS = 0.2
+server = types.SimpleNamespace(should_exit=True, started=False)
+threading.Thread(target=serve._leave_unless_started, args=(server, threading.Event())).start()
+threading.Event().wait()
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=30, check=False)
+    assert done.returncode == 1
