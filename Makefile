@@ -9,7 +9,7 @@ UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test chaos mutants cov bench bench-growth check fmt sbom audit lock clean
+.PHONY: help install run test test-fast chaos mutants cov bench bench-growth check fmt sbom audit lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: $(STAMP) ## Start everything, play a hospital stay, show the notices (ARGS=
 
 test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a part of it)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+test-fast: $(STAMP) ## Run the tests of a minute and a half: of every room, without programs of their own (ARGS as for test)
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not (slow or processes or chaos)" $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
 	@$(BIN)/pytest -m chaos tests/subscriptions/test_chaos.py tests/subscriptions/test_endpoints.py $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import matching, notices
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 
 def test_matching_finds_one_subscription_for_each_event(
@@ -22,6 +22,7 @@ def test_matching_finds_one_subscription_for_each_event(
     assert figures["ratio"] > 0
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(120)
 def test_every_admission_of_the_latency_benchmark_is_received(
     mongod: str, monkeypatch: pytest.MonkeyPatch

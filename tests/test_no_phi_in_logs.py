@@ -321,6 +321,7 @@ def test_what_another_formatter_left_in_a_record_is_not_repeated() -> None:
     assert written.endswith("KeyError")
 
 
+@pytest.mark.processes
 def test_exceptions_of_libraries_are_written_without_their_texts() -> None:
     """As the server is configured: in a process of its own, whatever logger it comes from."""
     script = f"""
@@ -356,6 +357,8 @@ asyncio.run(main())
     assert done.stderr.count("RuntimeError") == 1
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_a_served_session_prints_nothing_planted(mongod: str) -> None:
     """The process as it is started, with its output read to the end, a failing delivery among what it does."""
     settings = environment(mongodb_uri=mongod, mongodb_database=f"t{uuid.uuid4().hex[:8]}")

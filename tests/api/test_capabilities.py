@@ -23,6 +23,8 @@ from tests.builders.minimal_resources import minimal
 from tests.conftest import make_settings, running
 from tests.outcomes import assert_outcome
 
+pytestmark = pytest.mark.slow
+
 Resource = dict[str, Any]
 Exercise = Callable[[httpx.AsyncClient, str], Awaitable[None]]
 

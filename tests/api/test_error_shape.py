@@ -188,6 +188,7 @@ async def test_a_defect_of_ours_tells_nothing_of_our_inside(
     assert response.headers["x-request-id"]
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 async def test_without_its_database_the_server_says_so_and_to_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -127,6 +127,8 @@ def test_a_trusted_proxy_is_an_address_or_network(text: str) -> None:
         Settings(trusted_proxy=text)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_the_server_speaks_tls_with_its_own_certificate(
     mongod: str, certificate: tuple[Path, Path]
 ) -> None:
@@ -505,6 +507,7 @@ async def test_a_body_that_drips_is_given_up(mongod: str) -> None:
         assert (await client.get("/metadata")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_headers_that_drip_are_given_up(mongod: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn_http, "HEADER_SECONDS", 0.3)
     async with connected(mongod) as (connect, client):

@@ -53,6 +53,7 @@ async def fresh(mongod: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.mark.slow
 async def test_every_line_does_what_it_says(fresh: httpx.AsyncClient) -> None:
     told = list(commands())
     assert len(told) == TEXT.count("\ncurl ")

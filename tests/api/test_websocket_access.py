@@ -22,7 +22,7 @@ from tests.builders.websocket_clients import Client, Party, connect, join, param
 from tests.conftest import Server, make_settings
 from tests.outcomes import assert_outcome
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 Pair = tuple[Server, httpx.AsyncClient]
 Resource = dict[str, Any]
 

@@ -26,7 +26,7 @@ from tests.builders.subscriptions import classic, websocket
 from tests.builders.websocket_clients import Client, Party, connect, join
 from tests.conftest import Server, make_settings
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 Pair = tuple[Server, httpx.AsyncClient]
 TEXT, BINARY, CLOSE, PING, FINAL, PACKED = 0x1, 0x2, 0x8, 0x9, 0x80, 0x40
 HANDSHAKE = (

@@ -236,6 +236,7 @@ async def test_a_transaction_is_recorded_with_its_changes_or_as_a_whole(recorded
     assert failed["outcome"] == "4"
 
 
+@pytest.mark.slow
 async def test_a_fan_out_to_a_hundred_subscribers_is_recorded_in_full(recorded: Pair) -> None:
     server, client = recorded
     async with receiving() as receiver:

@@ -115,6 +115,7 @@ async def test_a_notice_that_was_not_taken_names_it_as_well(
     assert (event["outcome"], client_of(event)) == ("8", "north")
 
 
+@pytest.mark.slow
 async def test_one_that_the_server_keeps_names_for_whom(mongod: str, receiver: Receiver) -> None:
     async with a_world(mongod, endpoint_subscriptions=True) as world:
         hook = endpoint("north-hook", receiver.url)

@@ -70,6 +70,7 @@ async def told_of(world: World, who: str, since: datetime | None = None) -> list
 # A file
 
 
+@pytest.mark.slow
 async def test_a_file_is_recorded_with_the_patients_whose_data_it_holds(world: World) -> None:
     export = await kick_off(world, "plan-a", "/$export?_type=Patient,Encounter,Practitioner")
     files = await export.files()
@@ -161,6 +162,7 @@ async def many(mongod: str) -> AsyncIterator[World]:
         yield found
 
 
+@pytest.mark.slow
 async def test_a_file_about_many_names_them_once_and_every_fetch_is_accounted_for(
     many: World,
 ) -> None:

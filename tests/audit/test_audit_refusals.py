@@ -21,7 +21,7 @@ from tests.builders.exporting import ASYNC, kick_off
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 ROOT = BASE.removesuffix("/fhir")
 ADMIN = {"Authorization": "Bearer admin"}

@@ -174,6 +174,7 @@ async def test_a_request_that_is_not_right_is_refused_as_oauth_has_it(
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow
 async def test_a_disabled_client_is_refused_everywhere_within_a_second(server, client):
     key = ec_key()
     client_id = await register(server, key)
@@ -203,6 +204,7 @@ async def test_new_keys_end_the_tokens_and_the_old_keys(server, client):
     await caller_of(server, await token_for(server, client, client_id, new))
 
 
+@pytest.mark.slow
 async def test_other_scopes_end_the_tokens_everywhere_within_a_second(server, client):
     admins, key = ec_key(), ec_key()
     admin = await register(server, admins, role="administrator", organization=None)
@@ -269,6 +271,7 @@ async def test_only_an_administrator_changes_scopes_and_it_is_on_record(server, 
     assert f"POST /admin/clients/{client_id}/scopes" in descriptions
 
 
+@pytest.mark.slow
 async def test_tokens_outlast_the_servers_key(server, client):
     key = ec_key()
     client_id = await register(server, key)

@@ -39,7 +39,7 @@ from tests.authorization.access_table import (
 )
 from tests.builders.access_world import World, references, world as a_world
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 TAG = f"_tag={SYSTEM}|x"
 

@@ -34,7 +34,7 @@ from tests.builders.access_world import World, world as a_world
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import classic
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 TAG = f"_tag={SYSTEM}|x"
 

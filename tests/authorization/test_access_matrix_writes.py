@@ -38,7 +38,7 @@ from tests.authorization.access_table import (
 )
 from tests.builders.access_world import World, world as a_world
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 # Types whose records somebody tries to change.
 WRITTEN = ("Encounter", "Patient", "Coverage", "Group", "Subscription", "Condition")

@@ -281,6 +281,7 @@ async def compare(world: World, who: str, request: dict[str, Any], given_scopes:
     assert told[0] == told[1], (who, given_scopes, request)
 
 
+@pytest.mark.slow
 @bounded
 @given(callers, types, parameters, headers, scopes)
 async def test_any_search(

@@ -24,7 +24,7 @@ from tests.builders.exporting import ASYNC, paused
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 Resource = dict[str, Any]
 LENIENT = {"Prefer": "respond-async, handling=lenient"}

@@ -42,18 +42,21 @@ def test_operator_who_insists_is_warned_loudly():
     assert "No authorization" in warning
 
 
+@pytest.mark.processes
 def test_command_refuses_to_open_up():
     done = carerelay("serve", "--host", "0.0.0.0")  # noqa: S104 - it is refused
     assert done.returncode == 1
     assert "loopback only" in done.stdout
 
 
+@pytest.mark.processes
 def test_wrong_setting_is_named():
     done = carerelay("serve", workers="many")
     assert done.returncode == 2
     assert "CARERELAY_WORKERS" in done.stdout
 
 
+@pytest.mark.processes
 def test_port_in_use_is_named_before_anything_starts(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -70,6 +73,7 @@ def test_host_that_is_not_ours_is_named():
         bind("nowhere.invalid", 0)
 
 
+@pytest.mark.processes
 def test_database_that_cannot_start_is_named(tmp_path):
     (tmp_path / "file").touch()
     done = carerelay("serve", "--port", "0", "--data", tmp_path / "file")
@@ -84,6 +88,8 @@ def test_database_that_does_not_answer_is_told_in_a_sentence():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_stops_in_order_and_keeps_its_data(tmp_path):
     for existing, number in ((404, signal.SIGTERM), (200, signal.SIGINT)):
         with started("FHIR base: ", "serve", "--port", "0", "--data", tmp_path) as (process, base):
@@ -106,6 +112,8 @@ main()
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_ends_in_time_where_something_does_not_stop(tmp_path):
     command = (sys.executable, "-c", NEVER_STOPS)
     arguments = ("serve", "--port", "0", "--data", tmp_path)
@@ -119,6 +127,8 @@ def test_ends_in_time_where_something_does_not_stop(tmp_path):
     wait_until_gone(mongod)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_workers_share_the_port_and_end_with_their_supervisor(mongod):
     settings = environment(mongodb_uri=mongod, mongodb_database=f"w{uuid.uuid4().hex[:8]}")
     arguments = ("serve", "--port", "0", "--workers", "2")
@@ -132,6 +142,7 @@ def test_workers_share_the_port_and_end_with_their_supervisor(mongod):
         wait_until_gone(worker)
 
 
+@pytest.mark.processes
 def test_version_is_that_of_the_package():
     done = carerelay("--version")
     assert done.stdout.strip() == "0.1.0"

@@ -22,7 +22,7 @@ from fhirpy.base.exceptions import MultipleResourcesFound, OperationOutcome, Res
 
 from tests.processes import environment, started, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 SYSTEM = "http://carerelay.example/sid/test"
 CLASS = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"}

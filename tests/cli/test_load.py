@@ -194,6 +194,7 @@ async def loaded(base: str, *paths: Path) -> LoadReport:
     return await load(paths, base, lambda _: None)
 
 
+@pytest.mark.processes
 async def test_transaction_keeps_its_references(base, tmp_path):
     system = uuid.uuid4().hex
     practitioner = {
@@ -226,6 +227,7 @@ async def test_transaction_keeps_its_references(base, tmp_path):
     assert again.created == {}
 
 
+@pytest.mark.processes
 async def test_ndjson_keeps_decimals_and_refuses_line_by_line(base, tmp_path):
     path = tmp_path / "observations.ndjson"
     identity = uuid.uuid4().hex
@@ -247,6 +249,7 @@ async def test_ndjson_keeps_decimals_and_refuses_line_by_line(base, tmp_path):
     assert str(value) == "1.50"
 
 
+@pytest.mark.processes
 async def test_conditional_reference_without_one_match_is_refused(base, tmp_path):
     encounter = {"resourceType": "Encounter", "subject": {"reference": "Patient?identifier=no|one"}}
     report = await loaded(base, write(tmp_path, "e.json", bundle(posted(encounter))))
@@ -254,6 +257,7 @@ async def test_conditional_reference_without_one_match_is_refused(base, tmp_path
     assert "Patient?identifier=no|one, which matches no resource" in refusal.reason
 
 
+@pytest.mark.processes
 async def test_versions_of_one_resource_go_in_their_order(base, tmp_path):
     identity = uuid.uuid4().hex
     versions = [patient(id=identity, name=[{"text": f"v{number}"}]) for number in range(1, 9)]
@@ -264,11 +268,13 @@ async def test_versions_of_one_resource_go_in_their_order(base, tmp_path):
     assert stored["name"][0]["text"] == "v8"
 
 
+@pytest.mark.processes
 async def test_resource_without_id_gets_one_from_the_server(base, tmp_path):
     report = await loaded(base, write(tmp_path, "p.json", patient()))
     assert report.created == {"Patient": 1}
 
 
+@pytest.mark.processes
 async def test_unpacking_failure_is_a_refusal(base, tmp_path):
     (tmp_path / "x.json.gz").write_bytes(b"not gzip")
     report = await loaded(base, tmp_path)
@@ -313,6 +319,7 @@ async def test_no_server_ends_the_load(tmp_path):
         await answered(tmp_path, httpx.ConnectError("refused"))
 
 
+@pytest.mark.processes
 def test_command_shows_counts_and_refusals_and_exits_1(base, tmp_path):
     file = write(tmp_path, "p.ndjson", patient(id=uuid.uuid4().hex), patient(gender="banana"))
     done = carerelay("load", file, "--url", base)
@@ -322,11 +329,13 @@ def test_command_shows_counts_and_refusals_and_exits_1(base, tmp_path):
     assert "Patient.gender" in done.stdout
 
 
+@pytest.mark.processes
 def test_command_exits_0_when_all_is_stored(base, tmp_path):
     done = carerelay("load", write(tmp_path, "p.json", patient(id=uuid.uuid4().hex)), "--url", base)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.processes
 def test_command_names_a_path_that_does_not_exist(tmp_path):
     done = carerelay("load", tmp_path / "nothing.json")
     assert done.returncode == 1

@@ -37,6 +37,7 @@ async def loaded(mongod: str, *paths: Path) -> tuple[LoadReport, dict[str, Any]]
     return report, found
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 @present(CARE_PLANS)
 async def test_every_file_of_the_chronic_care_plan_loads(mongod: str) -> None:

@@ -84,6 +84,7 @@ async def test_answers_with_the_wanted_status():
         assert (await http.post("/", json={})).status_code == 503
 
 
+@pytest.mark.processes
 def test_command_prints_one_line_for_each():
     with started("Receiver on ", "receiver", "--port", "0", "--status", "202") as (process, url):
         answer = httpx.post(f"{url}/notices", json=notification(("7", "Encounter/a")))

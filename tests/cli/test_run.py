@@ -19,6 +19,8 @@ from app.cli.demo.server import DemoError
 from tests.log_watch import WATCH
 from tests.processes import carerelay, children, environment, started, wait_until_gone
 
+pytestmark = pytest.mark.slow
+
 ARRIVED = "5 notices arrived, 1 was withheld; the two other practices received none of them."
 EXPECTED = {
     "encounter admission A04, Encounter/agnes": 1,
@@ -34,6 +36,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.processes
 def test_once_shows_the_notices_and_exits_0(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
@@ -118,6 +121,7 @@ def notice(trigger: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_leaves_nothing_behind(tmp_path, number):
     with serving(env={**environment(), "TMPDIR": str(tmp_path)}) as (process, base, _):
@@ -146,6 +150,7 @@ def serving(
         yield process, base, said
 
 
+@pytest.mark.processes
 def test_server_that_does_not_start_is_shown_with_its_reason(tmp_path):
     (tmp_path / "mongodb").touch()
     done = carerelay("run", "--once", "--port", "0", "--data", tmp_path)

@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.builders.smart import ec_key, key_set
 from tests.processes import carerelay, environment
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.processes, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 ADD = ("clients", "add", "--name", "A practice", "--role", "practice", "--scopes", "system/*.rs")
 OURS = (*ADD, "--organization", "Organization/p")

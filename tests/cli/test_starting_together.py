@@ -10,7 +10,7 @@ import pytest
 from app.runtime.mongo import Mongo
 from tests.conftest import make_settings, running
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 SERVERS = 4
 
 

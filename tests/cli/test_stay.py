@@ -19,6 +19,8 @@ import pytest
 from app.fhir.definitions import EXAMPLES
 from tests.processes import children, free_port, started, wait_for, wait_until_gone
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 ADMISSION = "http://carerelay.example/SubscriptionTopic/encounter-admission"
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition"
 STEPS = ("01-emergency-registration", "02-inpatient-admission", "03-ward-transfer", "04-discharge")

@@ -15,6 +15,8 @@ import pytest
 
 from tests.processes import environment, started, wait_for
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -434,6 +434,7 @@ async def test_heartbeats_and_handshakes_have_no_patient(pair: Pair, receiver: R
     assert [each.kind for each in receiver.requests] == ["handshake"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refuses", [False, True], ids=["nothing refused", "somebody refused"])
 async def test_a_hundred_subscribers_read_consents_once(
     pair: Pair,

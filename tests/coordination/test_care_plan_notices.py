@@ -31,7 +31,7 @@ from tests.builders.care_plans import (
 )
 from tests.builders.reactions import make_due
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from app.fhir.definitions import EXAMPLES
 from tests.coordination.stories import STORIES, Stage, check, play, read, stage
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 
 def named(path: Path) -> str:

@@ -115,6 +115,7 @@ def test_data_directories_exist():
     assert EXAMPLES.is_dir()
 
 
+@pytest.mark.processes
 @needs_shared
 @pytest.mark.slow
 def test_the_files_are_what_the_script_makes_of_the_official_package(tmp_path: Path):

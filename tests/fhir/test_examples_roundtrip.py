@@ -18,6 +18,8 @@ from app.fhir.definitions import SUPPORTED_TYPES
 from tests.conftest import make_settings, running
 from tests.shared_data import needs_shared, resources
 
+pytestmark = pytest.mark.slow
+
 Resource = dict[str, Any]
 
 XML = {"accept": "application/fhir+xml"}

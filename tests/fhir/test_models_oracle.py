@@ -66,6 +66,7 @@ def mutate(resource: Resource, chance: random.Random) -> None:
             container[key] = value[0] if isinstance(value, list) and value else str(value)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_the_check_refuses_what_the_models_refuse():
     chance = random.Random(20260101)

@@ -678,6 +678,7 @@ def test_official_examples_pass():
     assert {code for _, code in refused["Questionnaire-qs1.json"]} == {"required"}
 
 
+@pytest.mark.slow
 @needs_shared
 def test_synthea_patients_pass():
     seen = 0

@@ -56,6 +56,7 @@ def spelled(value: Any, key: str = "") -> Any:
     return canonical(value) if key == "div" else value
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not R4_EXAMPLES.is_dir(), reason="the official examples are not here")
 def test_every_official_example_keeps_its_values() -> None:
     names = [

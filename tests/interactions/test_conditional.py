@@ -99,6 +99,7 @@ async def twenty_at_once(client: httpx.AsyncClient, method: str, value: str) -> 
     return sorted(answer.status_code for answer in await asyncio.gather(*requests))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["create", "update"])
 async def test_twenty_at_once_with_the_same_criteria_leave_one_resource(
     client: httpx.AsyncClient, method: str

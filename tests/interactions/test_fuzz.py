@@ -350,6 +350,7 @@ def address(path: list[str]) -> str:
     return f"{BASE}/" + "/".join(quote(part, safe="") for part in path)
 
 
+@pytest.mark.slow
 @bounded
 @given(
     st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),

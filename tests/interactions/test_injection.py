@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, given, settings as examples, strategies as s
 from app.fhir import definitions
 from tests.conftest import Server, make_settings, running
 
+pytestmark = pytest.mark.slow
+
 JSON = {"content-type": "application/fhir+json"}
 JSON_PATCH = {"content-type": "application/json-patch+json"}
 CANARY = "Zimmermann-Canary"

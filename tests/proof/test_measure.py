@@ -29,7 +29,7 @@ from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 Pair = tuple[Server, httpx.AsyncClient]
 TOPICS = "http://carerelay.example/SubscriptionTopic/"

@@ -303,6 +303,8 @@ async def stopped(process: Any) -> AsyncIterator[None]:
         process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 async def test_a_poller_sees_what_a_process_commits_after_it_was_taken_over(
     mongod: str, two_servers: tuple[Any, str, str, str]
 ) -> None:

@@ -19,6 +19,8 @@ from app.runtime import embedded_mongod
 from app.runtime.embedded_mongod import EmbeddedMongo, EmbeddedMongoError, find_mongod
 from tests.processes import is_running, wait_until_gone
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
 PARENT = """
 import sys, threading
 from pathlib import Path

@@ -169,6 +169,7 @@ def test_every_official_example_can_be_extracted_and_stored() -> None:
         bson.encode(fields)
 
 
+@pytest.mark.slow
 @needs_examples
 def test_accessors_find_what_a_fhirpath_engine_finds() -> None:
     """Every fifth official example; the engine cannot resolve references, so those expressions are left out."""

@@ -19,7 +19,7 @@ from tests.builders.searching import ids, put, ref, search
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 MEMBERS = 100_000
 PLANS = 3_000

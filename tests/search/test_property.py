@@ -33,7 +33,7 @@ from app.store.store import Store
 from tests.conftest import BASE, make_settings
 from tests.shared_data import SHARED
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 EXAMPLES = SHARED / "data" / "r4-examples"
 SETTINGS = Settings(max_count=2000)
 

@@ -64,6 +64,8 @@ def test_the_table_is_what_the_library_says(code: str) -> None:
     assert unit(code) == work_out(code)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_importing_search_does_not_load_the_library() -> None:
     """Nor does a common unit; it takes two seconds."""
     script = (

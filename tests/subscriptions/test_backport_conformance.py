@@ -586,6 +586,7 @@ async def test_h1_h2_heartbeats_come_where_asked_for_and_count_nothing(
     assert (await status_of(pair, id_))["events-since-subscription-start"] == "1"
 
 
+@pytest.mark.slow
 async def test_h3_an_attempt_ends_with_the_timeout(pair: Pair, receiver: Receiver) -> None:
     server, _ = pair
     subscription = topic_based("patient=h3", endpoint=receiver.url, timeout=1)

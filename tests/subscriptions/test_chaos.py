@@ -11,7 +11,7 @@ import pytest
 from tests.builders.receiver import receiving
 from tests.subscriptions.chaos import Cluster, cluster, verify
 
-pytestmark = [pytest.mark.mongo, pytest.mark.slow]
+pytestmark = [pytest.mark.mongo, pytest.mark.slow, pytest.mark.processes]
 
 
 async def play(

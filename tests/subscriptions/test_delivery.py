@@ -19,7 +19,7 @@ from tests.builders.deliveries import create, make_due, rows, status_of, update,
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 
 async def test_a_topic_based_subscription_from_handshake_to_notice(

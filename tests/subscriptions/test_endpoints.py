@@ -26,6 +26,8 @@ from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import make_settings
 
+pytestmark = pytest.mark.slow
+
 # Practices whose endpoints are bad, and as many whose events nobody asks for.
 BAD, NOBODYS = ("b0", "b1", "b2"), ("n0", "n1", "n2")
 

@@ -27,7 +27,7 @@ from tests.builders.subscriptions import classic, encounter, topic_based
 from tests.builders.worker import make_worker
 from tests.conftest import make_settings
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 SETTINGS = Settings(base_url="http://carerelay.test/fhir")
 WITHIN = 1.0
 TOPIC = {
