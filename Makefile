@@ -22,7 +22,7 @@ run: $(STAMP) ## Start everything, play a hospital stay, show the notices (ARGS=
 test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a part of it)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
-test-fast: $(STAMP) ## Run the tests of a minute and a half: of every room, without programs of their own (ARGS as for test)
+test-fast: $(STAMP) ## Run the quick tests of every room, without those that start programs (ARGS as for test)
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not (slow or processes or chaos)" $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
