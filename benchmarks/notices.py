@@ -105,8 +105,8 @@ async def _latency(uri: str, name: str, workload: Latency, seconds: float) -> Fi
     return {
         "p50_ms": _rounded(waits[len(waits) // 2]),
         "p99_ms": _rounded(waits[len(waits) * 99 // 100]),
-        "p50_bar_ms": workload.p50_bar,
-        "p99_bar_ms": workload.p99_bar,
+        "p50_ms_bar": workload.p50_bar,
+        "p99_ms_bar": workload.p99_bar,
         "write_p50_ms": _rounded(median(writes)),
         "queue_at_end_ms": _rounded(max(0.0, last) * 1000),
         "events": len(waits),
