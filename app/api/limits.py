@@ -169,7 +169,7 @@ class RequestLimits:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for visit in self._visits:
-            # Again and again: in Python 3.11 a cancellation can get lost, see `tasks.end`.
+            # Again and again: in Python 3.11 a cancellation can get lost, see `background_tasks.end`.
             if visit.deadline < now and visit.task is not None and visit.task.cancel():
                 visit.cancelled += 1
         self._watching = bool(self._visits)

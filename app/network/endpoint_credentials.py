@@ -12,8 +12,6 @@ Origins as in a browser: scheme, host, and the port where it is not the scheme's
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ssl
 from collections.abc import Mapping
 from functools import lru_cache
@@ -24,7 +22,6 @@ import msgspec
 from app.network.egress_policy import origin
 from app.settings import Settings
 
-SIGNATURE_HEADER = "CareRelay-Signature"
 _PORTS = {"http": 80, "https": 443}
 Origin = tuple[str, str, int]
 
@@ -99,10 +96,3 @@ def origin_of(url: str) -> Origin | None:
         return None
     scheme, host, port = found
     return scheme, host, port or _PORTS[scheme]
-
-
-def signature(secret: str, notice_id: str, at: int, body: bytes) -> str:
-    """The value of the signature header: HMAC-SHA256 over `<at>.<notice id>.<body>`, `at` in Unix seconds."""
-    signed = f"{at}.{notice_id}.".encode() + body
-    digest = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
-    return f"t={at},v1={digest}"

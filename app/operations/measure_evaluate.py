@@ -16,7 +16,7 @@ from app.fhir.instants import days_in
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
-from app.proof.report import MEASURE_ID, as_csv, measure_report
+from app.proof.measure_report import MEASURE_ID, as_csv, measure_report
 from app.proof.stays import StaysQuery, happenings
 from app.proof.timeliness import Timeliness, measure
 

@@ -8,7 +8,7 @@ names            finds which of the three required names notices have lacked
 days             finds the calendar days where a facility is
 stays            lists admissions and discharges of a period with what practices received
 timeliness       counts how many were received in time
-report           shows the count as a MeasureReport and as CSV
+measure_report   shows the count as a MeasureReport and as CSV
 
 docs/proof.md
 """

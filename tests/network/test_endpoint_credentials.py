@@ -24,7 +24,8 @@ from joserfc.jwk import ECKey
 
 from app.network import endpoint_credentials
 from app.network.egress_policy import Egress
-from app.network.endpoint_credentials import SIGNATURE_HEADER, EndpointsError
+from app.network.endpoint_credentials import EndpointsError
+from app.network.notice_signature import SIGNATURE_HEADER
 from app.settings import Settings
 from app.subscriptions.channels import Notice
 from app.subscriptions.channels.http_sender import HttpSender

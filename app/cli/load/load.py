@@ -2,7 +2,7 @@
 
 Entries go one by one (plan.py says with which ids and references), several at a time, and
 what the server refuses is reported and does not stop the rest. What is not quite R4 and can be put
-right without a doubt is (mend.py), and is reported as well.
+right without a doubt is (plan.py, too), and is reported as well.
 """
 
 from __future__ import annotations

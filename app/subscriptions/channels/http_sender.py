@@ -20,7 +20,8 @@ from yarl import URL
 from app.network import endpoint_credentials
 from app.network.backend_services_client import BackendToken, TokenError
 from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError
-from app.network.endpoint_credentials import NO_TERMS, SIGNATURE_HEADER, EndpointTerms, Origin
+from app.network.endpoint_credentials import NO_TERMS, EndpointTerms, Origin
+from app.network.notice_signature import SIGNATURE_HEADER, signature
 from app.subscriptions.channels.connections import Connections
 from app.subscriptions.channels.protocol import (
     ANSWER_LIMIT,
@@ -75,9 +76,7 @@ class HttpSender:
         terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
         more: list[tuple[str, str]] = []
         if terms.signature_secret is not None:
-            signed = endpoint_credentials.signature(
-                terms.signature_secret, notice.id, int(time.time()), notice.body
-            )
+            signed = signature(terms.signature_secret, notice.id, int(time.time()), notice.body)
             more.append((SIGNATURE_HEADER, signed))
         if key is None or terms.token is None:
             return await self._exchange(notice, more)
