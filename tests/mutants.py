@@ -188,14 +188,15 @@ def equivalents() -> set[tuple[str, str, str]]:
 def _change(spec: MutationSpec) -> tuple[str, str] | None:
     """The line that a fault changes, before and after; None where the behaviour stays.
 
-    None too for what is no Python: the stars of `{**a}` and of `def f(*, a)` are no operators.
+    None too for what is no Python: the stars of `{**a}` and of `def f(*, a)` are no operators. And for what Cosmic Ray
+    cannot do: it cannot replace an exception that is called by its module, `except errors.Conflict`.
     """
     source = spec.module_path.read_text()
-    mutated = mutate_code(source, get_operator(spec.operator_name)(), spec.occurrence)
     try:
+        mutated = mutate_code(source, get_operator(spec.operator_name)(), spec.occurrence)
         if mutated is None or behaviour(mutated) == behaviour(source):
             return None
-    except SyntaxError:
+    except (AttributeError, SyntaxError):
         return None
     lines = zip(source.split("\n"), mutated.split("\n"), strict=False)
     return next((old.strip(), new.strip()) for old, new in lines if old != new)
