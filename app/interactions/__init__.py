@@ -4,6 +4,7 @@ interactions         has one short function for each interaction
 plan                 judges a write and says what it will do, before anything is committed
 preconditions        reads conditional headers and the Prefer header
 references           makes references relative and checks them
+server_records       says which records of the past the server writes: these may refer to what has gone
 result               is what an interaction returns
 history              reads history parameters and builds history Bundles
 bundle               runs batches and transactions

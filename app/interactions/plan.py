@@ -310,7 +310,7 @@ async def _judge(
     validation.validate(resource)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.resource())
-    resource = await references.settle(context, resource)
+    resource = await references.settle(context, resource, previous)
     return await type_registry.prepare(context, resource, previous)
 
 

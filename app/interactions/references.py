@@ -14,6 +14,7 @@ from app.context import Context
 from app.errors import Conflict, Issue, Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
 from app.fhir.json import Resource
+from app.interactions import server_records
 from app.records.versions import ResourceVersion
 from app.search import group_members
 
@@ -43,13 +44,19 @@ def split(reference: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match and match[1] in _TYPES else None
 
 
-async def settle(context: Context, resource: Resource) -> Resource:
+async def settle(
+    context: Context, resource: Resource, previous: ResourceVersion | None = None
+) -> Resource:
     """Make absolute references to this server relative; check that targets exist where the setting requires it.
 
-    Changes the resource in place. Raises Unprocessable naming the missing targets.
+    What the `previous` version referred to may have gone since: whoever changes something else there is not asked
+    about it. Changes the resource in place. Raises Unprocessable naming the missing targets.
     """
     base = context.base_url + "/"
-    integrity = context.settings.referential_integrity == "checked"
+    integrity = (
+        context.settings.referential_integrity == "checked"
+        and not server_records.is_written_by(context.caller, resource["resourceType"])
+    )
     targets: set[tuple[str, str]] = set()
     for element in references_in(resource):
         literal = element["reference"]
@@ -58,30 +65,47 @@ async def settle(context: Context, resource: Resource) -> Resource:
         if integrity and (target := split(literal)):
             targets.add(target)
     if targets:
-        await _check_targets(context, targets)
+        await _check_targets(context, targets, previous)
     return resource
 
 
-async def _check_targets(context: Context, targets: set[tuple[str, str]]) -> None:
+async def _check_targets(
+    context: Context, targets: set[tuple[str, str]], previous: ResourceVersion | None
+) -> None:
     ordered = sorted(targets - context.write_scope.creating)
     found = await asyncio.gather(*(context.store.read(*target) for target in ordered))
-    missing = [
-        "/".join(target)
-        for target, stored in zip(ordered, found, strict=True)
-        if stored is None or stored.deleted or stored.reference in context.write_scope.deleting
-    ]
+    missing: list[str] = []
+    gone: list[str] = []
+    for target, stored in zip(ordered, found, strict=True):
+        if stored is None or stored.deleted:
+            gone.append("/".join(target))
+        elif stored.reference in context.write_scope.deleting:
+            missing.append(stored.reference)
+    if gone:
+        known = _targets_of(previous)
+        missing += [name for name in gone if name not in known]
     if missing:
         raise Unprocessable(
             issues=[
-                Issue("business-rule", f"The reference {name} leads nowhere") for name in missing
+                Issue("business-rule", f"The reference {name} leads nowhere")
+                for name in sorted(missing)
             ]
         )
+
+
+def _targets_of(version: ResourceVersion | None) -> set[str]:
+    """What a version refers to, without the versions that it names."""
+    if version is None or version.deleted:
+        return set()
+    found = (split(element["reference"]) for element in references_in(version.resource()))
+    return {"/".join(target) for target in found if target is not None}
 
 
 async def check_not_referred_to(context: Context, stored: ResourceVersion) -> None:
     """Raises Conflict where the setting requires integrity and a search parameter of another resource leads here.
 
-    Resources that the same commit writes do not count: deleted they refer to nothing, new content is checked by itself.
+    The server's own records of the past do not count (server_records.py), nor do resources that the same commit writes:
+    deleted they refer to nothing, new content is checked by itself.
     """
     if context.settings.referential_integrity != "checked":
         return
@@ -94,7 +118,7 @@ async def check_not_referred_to(context: Context, stored: ResourceVersion) -> No
         ]
         found = await context.store.find(
             resource_type,
-            {"terms": {"$in": terms}},
+            {"$and": [{"terms": {"$in": terms}}, server_records.all_others(resource_type)]},
             limit=len(written) + 1,
             projection={"_id": 1},
         )
