@@ -1,8 +1,8 @@
-"""Which reactions and timers there are."""
+"""Which reactions and timers there are, and which features keep dead letters of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from app.automation.reactions import Reaction
 from app.automation.timers import Timer
@@ -12,6 +12,9 @@ from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
 from app.coordination.practices import encounter_review, endpoint_subscriptions, no_recipient
 from app.proof import publisher
+from app.proof.unpublished import UnpublishedNotices
+from app.runtime.dead_letters import Queue
+from app.runtime.mongo import Mongo
 
 REACTIONS: Sequence[Reaction] = (
     encounter_review.CONSENT_REACTION,
@@ -32,3 +35,4 @@ TIMERS: Sequence[Timer] = (
     contract_deadlines.TIMER,
     publisher.TIMER,
 )
+QUEUES: Sequence[Callable[[Mongo], Queue]] = (UnpublishedNotices,)

@@ -30,7 +30,7 @@ from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.contracts import contracts
 from app.errors import FhirError, MethodNotAllowed, NotFound
-from app.features import REACTIONS, TIMERS
+from app.features import QUEUES, REACTIONS, TIMERS
 from app.proof import publisher
 from app.runtime import background_tasks
 from app.runtime.clock import Clock
@@ -99,7 +99,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 clients=authority.clients if authority is not None else None,
                 audit=audit,
             )
-            engine = Engine(mongo, store, clock, reactions, TIMERS)
+            queues = [queue(mongo) for queue in QUEUES]
+            engine = Engine(mongo, store, clock, reactions, TIMERS, queues)
             exports = Exports(mongo, store, clock, settings.export_hours)
             parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports]
             if authority is not None:

@@ -29,6 +29,7 @@ DESCRIPTIONS = {
 }
 CLOSINGS = {
     "assessed": "The assessment was completed",
+    "done-after-all": "What had been given up was done after all",
     "enrolment-ended": "The enrolment ended",
     "no-longer-due": "Nothing is due any more",
     "plan-replaced": "A new plan of care took the place of the earlier one",

@@ -1,13 +1,13 @@
 """What follows a commit: each event is handed to the reactions that its type concerns, at least once.
 
-    events   {..., react_until?, react_owner?, react_attempt?, reacted?, react_failed?, react_error?}
+    events   {..., react_until?, react_owner?, react_attempt?, reacted?, react_failed?, react_error?, react_asked?}
              see app/store/store.py
 
 `react_until` is there until all reactions to the event have run: the lease of whoever has it in hand
 (app/runtime/leases.py), after a failure the time of the next try. An event is born leased to the process that commits
 it, which reacts to it from memory; `reacted` counts the tries of others, and of that one once it has failed. What waits
 in memory is renewed, and what has run is settled, many rows in one update. After the last try the row tells that it
-failed, and stays.
+failed, and stays, a dead letter (app/runtime/dead_letters.py).
 
 Notices do not wait for reactions, nor these for notices. One resource's events are reacted to in the order of their
 versions, as long as one process commits them.
@@ -26,11 +26,13 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, TypedDict
 
 from bson import ObjectId
+from bson.errors import InvalidId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.context import Context
 from app.runtime import background_tasks, collections
+from app.runtime.dead_letters import DeadLetter
 from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
@@ -47,6 +49,7 @@ _AT_ONCE = 2
 _BATCH = 200
 LEASE = timedelta(seconds=60)
 BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=5), most=20)
+_DEAD: Document = {"react_failed": True}
 _NAMESPACE = uuid.UUID("4b0e1c3e-5d0c-5c57-9f55-6f6a1b6d2f10")
 
 Run = Callable[[Context, Event], Awaitable[None]]
@@ -101,6 +104,8 @@ class _Due(NamedTuple):
 class Reactions:
     """Runs reactions; `context` is the server's own."""
 
+    name = "reactions"
+
     def __init__(
         self,
         mongo: Mongo,
@@ -138,7 +143,12 @@ class Reactions:
             name="react_until",
             partialFilterExpression={"react_until": {"$exists": True}},
         )
-        await collections.ensure(self._mongo, EVENTS, [waiting])
+        failed = IndexModel(
+            [("react_failed", ASCENDING), ("_id", ASCENDING)],
+            name="react_failed",
+            partialFilterExpression={"react_failed": True},
+        )
+        await collections.ensure(self._mongo, EVENTS, [waiting, failed])
         self._store.listeners.append(self._committed)
         self._loops = [
             asyncio.create_task(self._run_loop(context)),
@@ -159,6 +169,41 @@ class Reactions:
         self._hurry.set()
         await self._idle.wait()
         self._hurry.clear()
+
+    async def dead(self, limit: int, *, unasked: bool = False) -> list[DeadLetter]:
+        """The events whose reactions were given up."""
+        which = _DEAD | ({"react_asked": None} if unasked else {})
+        rows = await self._events.find(which).sort("_id").limit(limit).to_list(None)
+        return [
+            DeadLetter(
+                self.name,
+                str(row["_id"]),
+                f"version {row['version']}",
+                row["react_error"],
+                row["at"],
+                f"{row['type']}/{row['id']}",
+            )
+            for row in rows
+        ]
+
+    async def asked(self, letter: DeadLetter) -> None:
+        which = {"_id": ObjectId(letter.id), **_DEAD}
+        await self._events.update_one(which, {"$set": {"react_asked": True}})
+
+    async def is_done(self, row_id: str) -> bool:
+        waiting = {"$or": [_DEAD, {"react_until": {"$exists": True}}]}
+        return await self._events.find_one({"_id": ObjectId(row_id), **waiting}) is None
+
+    async def run_again(self, row_id: str | None = None) -> int:
+        """React anew to what was given up, one event or all, with all tries."""
+        try:
+            which = _DEAD | ({"_id": ObjectId(row_id)} if row_id is not None else {})
+        except InvalidId:
+            return 0
+        gone = ["react_failed", "react_error", "react_asked", "react_owner"]
+        anew = [{"$set": {"react_until": "$$NOW", "reacted": 0}}, {"$unset": gone}]
+        found = await self._events.update_many(which, anew)
+        return int(found.modified_count)
 
     def _committed(self, events: list[Event]) -> None:
         self._take(

@@ -1,4 +1,7 @@
-"""The review queue: a Task for each thing that a person has to look at. People close them, the server never does."""
+"""The review queue: a Task for each thing that a person has to look at.
+
+People close them; the server closes those about work that it gave up, once that is done (dead_letter_tasks.py).
+"""
 
 from __future__ import annotations
 
@@ -47,12 +50,12 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
 
 
 def task(
-    context: Context, reason: str, focus: str, *, patient: str | None, about: str = ""
+    context: Context, reason: str, focus: str | None, *, patient: str | None, about: str = ""
 ) -> Resource:
     """The Task that asks, as `ask` stores it."""
     found: Resource = {
         "resourceType": "Task",
-        "id": stable_id("review", reason, focus, about),
+        "id": stable_id("review", reason, focus or "", about),
         "status": "requested",
         "intent": "order",
         "priority": "routine",
@@ -60,9 +63,10 @@ def task(
             "coding": [{"system": REVIEW_REASON, "code": reason, "display": REVIEW_REASONS[reason]}]
         },
         "description": REVIEW_REASONS[reason],
-        "focus": {"reference": focus},
         "authoredOn": instant(context.services.clock.now()),
     }
+    if focus is not None:
+        found["focus"] = {"reference": focus}
     if patient is not None:
         found["for"] = {"reference": patient}
     return found

@@ -5,8 +5,8 @@
 
 `due` is by the hub's clock, which tests may move; the lease, `taken_until`, is by the database's
 (app/runtime/leases.py). `setting` names what was set: what is set anew or cancelled while a timer rings waits until it
-has rung, and then stays or goes. After the last try the row stays with `failed`, and rings no more before it is set
-anew.
+has rung, and then stays or goes. After the last try the row stays with `failed`, {at, error, asked?}, a dead letter
+(app/runtime/dead_letters.py), and rings no more before it is set anew or a person lets it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pymongo.errors import PyMongoError
 from app.context import Context
 from app.runtime import background_tasks, collections
 from app.runtime.clock import Clock
+from app.runtime.dead_letters import DeadLetter
 from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 
@@ -38,6 +39,8 @@ BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=15), most=100)
 
 # Somebody has it in hand: rows that are put off have no owner.
 _RINGS: Document = {"$and": [{"$gt": ["$owner", None]}, {"$gt": ["$taken_until", "$$NOW"]}]}
+
+_DEAD: Document = {"failed.at": {"$exists": True}}
 
 Run = Callable[[Context, str, Mapping[str, Any]], Awaitable[None]]
 
@@ -70,6 +73,8 @@ class Row(TypedDict, total=False):
 class Timers:
     """The collection `timers` and the loop over it. `owner` names this process."""
 
+    name = COLLECTION
+
     def __init__(
         self,
         mongo: Mongo,
@@ -100,7 +105,12 @@ class Timers:
 
     async def start(self, context: Context) -> None:
         due = IndexModel([("due", ASCENDING)], name="due")
-        await collections.ensure(self._mongo, COLLECTION, [due])
+        failed = IndexModel(
+            [("failed.at", ASCENDING)],
+            name="failed",
+            partialFilterExpression={"failed.at": {"$exists": True}},
+        )
+        await collections.ensure(self._mongo, COLLECTION, [due, failed])
         self._clock.moved.append(self._changed.set)
         self._loops = [asyncio.create_task(self._loop(context))]
 
@@ -142,6 +152,36 @@ class Timers:
         will = {"_id": f"{kind}|{key}", "failed": None, "cancelled": None}
         row = await self._timers.find_one(will, {"due": 1})
         return None if row is None else row["due"]
+
+    async def dead(self, limit: int, *, unasked: bool = False) -> list[DeadLetter]:
+        """Those that were given up."""
+        which = _DEAD | ({"failed.asked": None} if unasked else {})
+        rows = await self._timers.find(which).sort("failed.at").limit(limit).to_list(None)
+        return [
+            DeadLetter(self.name, row["_id"], row["kind"], failed["error"], failed["at"])
+            for row in rows
+            if (failed := row["failed"])
+        ]
+
+    async def asked(self, letter: DeadLetter) -> None:
+        await self._timers.update_one({"_id": letter.id, **_DEAD}, {"$set": {"failed.asked": True}})
+
+    async def is_done(self, row_id: str) -> bool:
+        row = await self._timers.find_one({"_id": row_id})
+        if row is None:
+            return True
+        return "failed" not in row and not row["tries"] and row["due"] > self._clock.now()
+
+    async def run_again(self, row_id: str | None = None) -> int:
+        """Ring what was given up, one or all, with all its tries anew."""
+        which = _DEAD | ({"_id": row_id} if row_id is not None else {})
+        anew: Document = {
+            "$set": {"tries": 0},
+            "$unset": {"failed": "", "taken_until": "", "owner": ""},
+        }
+        found = await self._timers.update_many(which, anew)
+        self._changed.set()
+        return int(found.modified_count)
 
     async def run_due(self, context: Context) -> int:
         """Run all whose time has come, one after another; returns how many."""

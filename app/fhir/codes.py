@@ -122,7 +122,10 @@ REVIEW_REASONS = {
     "several-pcps": "Several primary care practices are known",
     "unknown-patient": "The record is about a patient who is not known here",
     "unsuitable-consent": "A consent cannot be understood",
+    "work-given-up": "Something that the server had to do was given up",
 }
+# What was given up, in the identifier of its Task.
+DEAD_LETTER = BASE + "NamingSystem/dead-letter"
 
 # The trigger codings of our topics that have none of HL7's, by topic; the code system of each is named like the topic.
 # Those on care plans are CARE_PLAN_CHANGES and CARE_PLAN_REVIEWS.

@@ -11,9 +11,12 @@ import uuid
 from datetime import UTC, datetime
 
 
-def new_id() -> str:
-    """A fresh UUIDv7: 48 bits of Unix milliseconds, then randomness."""
-    milliseconds = time.time_ns() // 1_000_000
+def new_id(at: datetime | None = None) -> str:
+    """A fresh UUIDv7: 48 bits of Unix milliseconds, then randomness.
+
+    `at` is the time, for ids whose order decides something: by default it is that of the machine's clock.
+    """
+    milliseconds = time.time_ns() // 1_000_000 if at is None else int(at.timestamp() * 1000)
     value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)

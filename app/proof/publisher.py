@@ -1,9 +1,11 @@
 """The publication of proof: settled notices of the server's own topics become Communications and AuditEvents.
 
-    deliveries   {..., publish?, published?, incomplete?}
-    settings     {_id: "published-notices", up_to: id of a row}
+    deliveries   {..., publish?, publish_tries?, published?, unpublished?, incomplete?}
+    settings     {_id: "published-notices", up_to: id of a row, looked_back?}
 
-Rows are read once in the order of their ids; `publish` is when to read one again that was open then, or was sent again.
+Rows are read once in the order of their ids; `publish` is when to read one again that was open then, was sent again, or
+could not be published (unpublished.py). Ids are in the order of the database's time, but a process that stalls may
+store a row after others with later ids: once an hour the rows of a whole day are looked through for such.
 `published` is when it was done. A row may be published twice: its id makes the resources' ids. They are written without
 an event, so that no notice can be about a notice; docs/proof.md.
 """
@@ -29,8 +31,10 @@ from app.proof import names
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
 from app.proof.notice import NoticeRecord, gather
+from app.proof.unpublished import UnpublishedNotices
 from app.records.versions import Change, ResourceVersion, is_same_content
 from app.runtime import collections
+from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Collection, Document
 from app.settings import Settings
 from app.store.shared_settings import shared_settings
@@ -44,8 +48,9 @@ _ROWS, _ROWS_WHILE_BUSY = 200, 20
 _SECONDS_A_ROUND = 5.0
 # Notices in one transaction: concurrent writers may have to wait for it.
 _AT_ONCE = 10
-# Ids are made before their rows are stored, by each process's own clock.
+# Ids are made before their rows are stored.
 _LATE = timedelta(seconds=30)
+_LOOK_BACK, _LOOK_BACK_EVERY = timedelta(days=1), timedelta(hours=1)
 _SOONEST, _LATEST = timedelta(seconds=10), timedelta(hours=1)
 _NOT_ABOUT = ["AuditEvent", "Communication"]
 
@@ -59,7 +64,12 @@ async def start(context: Context) -> None:
         name="publish",
         partialFilterExpression={"publish": {"$exists": True}},
     )
-    await collections.ensure(context.services.mongo, DELIVERIES, [again])
+    given_up = IndexModel(
+        [("unpublished.at", ASCENDING)],
+        name="unpublished",
+        partialFilterExpression={"unpublished.at": {"$exists": True}},
+    )
+    await collections.ensure(context.services.mongo, DELIVERIES, [again, given_up])
     timers = context.services.get(Timers)
     if await timers.due_of(_KIND, _KEY) is None:
         await timers.set(_KIND, _KEY, context.services.clock.now() + EVERY)
@@ -100,31 +110,37 @@ async def _round(context: Context, limit: int) -> bool:
     if others:
         await _rows(context).update_many({"_id": {"$in": others}}, {"$unset": {"publish": ""}})
     marks = shared_settings(context.services.mongo)
-    mark = await marks.find_one({"_id": "published-notices"})
-    up_to = mark["up_to"] if mark else ""
-    fresh: list[Document] = (
-        await _rows(context)
-        .find(
-            {
-                "_id": {"$gt": up_to},
-                "topic": {"$regex": f"^{re.escape(base)}"},
-                "focus.type": {"$nin": _NOT_ABOUT},
-                "published": {"$exists": False},
-                "publish": {"$exists": False},
-            }
-        )
-        .sort("_id", ASCENDING)
-        .limit(limit)
-        .to_list(None)
-    )
+    mark: Document = await marks.find_one({"_id": "published-notices"}) or {}
+    up_to = mark.get("up_to", "")
+    now, today = context.services.mongo.now(), context.services.clock.now()
+    looked_back = mark.get("looked_back")
+    looks_back = looked_back is None or today - looked_back >= _LOOK_BACK_EVERY
+    begin = min(up_to, first_id(now - _LOOK_BACK)) if looks_back else up_to
+    fresh = await _unread(context, base, begin, limit)
     await _take(context, fresh)
-    settled = first_id(context.services.mongo.now() - _LATE)
-    reached = min(settled, fresh[-1]["_id"]) if len(fresh) == limit else settled
-    if reached > up_to:
-        await marks.update_one(
-            {"_id": "published-notices"}, {"$max": {"up_to": reached}}, upsert=True
-        )
-    return len(fresh) == limit or len(again) == limit
+    is_full = len(fresh) == limit
+    settled = first_id(now - _LATE)
+    reached = min(settled, fresh[-1]["_id"]) if is_full else settled
+    done: Document = {"$max": {"up_to": reached}} if reached > up_to else {}
+    if looks_back and not is_full:
+        done["$set"] = {"looked_back": today}
+    if done:
+        await marks.update_one({"_id": "published-notices"}, done, upsert=True)
+    return is_full or len(again) == limit
+
+
+async def _unread(context: Context, base: str, after: str, limit: int) -> list[Document]:
+    """The next rows after an id that have not been looked at."""
+    wanted = {
+        "_id": {"$gt": after},
+        "topic": {"$regex": f"^{re.escape(base)}"},
+        "focus.type": {"$nin": _NOT_ABOUT},
+        **{name: {"$exists": False} for name in ("published", "publish", "unpublished")},
+    }
+    found: list[Document] = (
+        await _rows(context).find(wanted).sort("_id", ASCENDING).limit(limit).to_list(None)
+    )
+    return found
 
 
 def _concerns(row: Document, base: str) -> bool:
@@ -145,11 +161,28 @@ async def _take(context: Context, rows: Sequence[Document]) -> None:
         await _rows(context).bulk_write(later, ordered=False)
     settled = [row for row in rows if "open" not in row]
     for begin in range(0, len(settled), _AT_ONCE):
-        some = settled[begin : begin + _AT_ONCE]
-        notices = await gather(context.store, some, context.settings.base_url.rstrip("/"))
+        await _publish(context, settled[begin : begin + _AT_ONCE])
+
+
+async def _publish(context: Context, rows: Sequence[Document]) -> None:
+    """Publish settled rows together; where that fails each by itself, so that one holds up no other."""
+    try:
+        notices = await gather(context.store, rows, context.settings.base_url.rstrip("/"))
         incomplete = await _incomplete(context, notices)
         await _keep(context, notices)
         await _mark(context, notices, incomplete)
+    except Exception as error:
+        if is_nobodys_fault(error):
+            raise
+        if len(rows) == 1:
+            unpublished, now = (
+                UnpublishedNotices(context.services.mongo),
+                context.services.clock.now(),
+            )
+            await unpublished.failed(rows[0], error, now)
+            return
+        for row in rows:
+            await _publish(context, [row])
 
 
 async def _keep(context: Context, notices: Sequence[NoticeRecord]) -> None:
@@ -229,7 +262,7 @@ async def _mark(
         updates.append(
             UpdateOne(
                 {"_id": notice.id, "open": {"$exists": False}},
-                {"$set": values, "$unset": {"publish": ""}},
+                {"$set": values, "$unset": {"publish": "", "publish_tries": ""}},
             )
         )
     if updates:

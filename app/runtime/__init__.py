@@ -4,6 +4,7 @@ mongo               is the MongoDB client and the seam between its two drivers
 cluster             keeps this process's row, finds silent processes and gives the commit horizon
 collections         makes the collections and indexes that are missing
 leases              claims rows of work, keeps them while they are done, and gives them up
+dead_letters        shows the rows that were given up
 process_messages    carries questions from one process to another
 group_commit        lets writes of the same moment share a transaction
 batch_cache         lets reads of the same moment share a query

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from bson import ObjectId
 
 from app.fhir import json as fhir_json
 from app.fhir.codes import (
@@ -24,6 +26,7 @@ from app.fhir.codes import (
     NOTICE_STATUS,
     REVIEW_REASON,
 )
+from app.fhir.ids import first_id
 from app.fhir.validation import check
 from app.fhir.validation.models import model_issues
 from app.proof.communication import communication, receipt, receipt_of
@@ -402,3 +405,41 @@ async def test_what_is_published_reads_back_as_what_was_proven(
         True,
         proven.trigger,
     )
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=-1), timedelta(hours=1)], ids=["behind", "ahead"])
+async def test_notices_of_a_process_whose_clock_is_wrong_are_published(
+    hub: Pair, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, off: timedelta
+) -> None:
+    await subscribe(hub, receiver)
+    await admit(hub, stay())
+    await publish(hub)
+    assert len(await published(hub, "Communication")) == 1
+    right = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + int(off.total_seconds() * 1e9))
+    await admit(hub, stay(id="second"))
+    monkeypatch.setattr(time, "time_ns", right)
+    await admit(hub, stay(id="third"))
+    await publish(hub)
+    told = {each["encounter"]["reference"] for each in await published(hub, "Communication")}
+    assert told == {"Encounter/stay", "Encounter/second", "Encounter/third"}
+
+
+async def test_what_a_stalled_process_stores_late_is_published_within_the_hour(
+    hub: Pair, receiver: Receiver
+) -> None:
+    """Its row bears an id from before those that were gone through."""
+    server, _ = hub
+    await subscribe(hub, receiver)
+    await admit(hub, stay())
+    await publish(hub)
+    rows = server.mongo.collection("deliveries")
+    row = await rows.find_one({"topic": {"$ne": None}})
+    late = {key: each for key, each in row.items() if key not in ("publish", "published")}
+    late["_id"] = first_id(server.mongo.now() - timedelta(minutes=40))
+    await rows.insert_one({**late, "event": ObjectId(), "number": 2})
+    await publish(hub)
+    assert len(await published(hub, "Communication")) == 1
+    server.clock.advance(timedelta(hours=1))
+    await publish(hub)
+    assert late["_id"] in [each["id"] for each in await published(hub, "Communication")]

@@ -1,6 +1,7 @@
 """The operator's API beside FHIR: plain JSON under /admin, for administrators.
 
-operators          serves deliveries, topics and the clock, and holds all routes of /admin
-client_routes      serves the registry of clients
-contract_routes    serves contracts and the timeliness report
+operators             serves deliveries, topics and the clock, and holds all routes of /admin
+client_routes         serves the registry of clients
+contract_routes       serves contracts and the timeliness report
+dead_letter_routes    serves what was given up
 """

@@ -8,6 +8,7 @@
     GET, PUT, DELETE  /admin/topics/<name>
     /admin/contracts, /admin/reports/notices.csv: app/api/admin/contract_routes.py
     /admin/clients: app/api/admin/client_routes.py
+    /admin/dead-letters: app/api/admin/dead_letter_routes.py
     POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
 
 With authorization only clients in the role of an administrator come in.
@@ -27,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api import audited, exchange, limits, published
-from app.api.admin import client_routes, contract_routes
+from app.api.admin import client_routes, contract_routes, dead_letter_routes
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, SERVER, Caller
 from app.context import Context, Services
@@ -224,5 +225,6 @@ ROUTES = [
         ("POST", "/clock", advance_clock),
         *contract_routes.HANDLERS,
         *client_routes.HANDLERS,
+        *dead_letter_routes.HANDLERS,
     )
 ]

@@ -96,7 +96,8 @@ def row_of(
         "at": event.at,
     }
     document: Document = {
-        "_id": new_id(),
+        # By the database's clock: the order of ids decides what is published and kept, whichever process makes them.
+        "_id": new_id(now),
         "subscription": subscription,
         "event": event.id,
         "number": number,

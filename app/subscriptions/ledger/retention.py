@@ -47,6 +47,10 @@ class Retention:
             }
         )
         deliveries = await delivery_rows(self._mongo).delete_many(
-            {"_id": {"$lt": first_id(now - self.deliveries)}, "open": {"$exists": False}}
+            {
+                "_id": {"$lt": first_id(now - self.deliveries)},
+                "open": {"$exists": False},
+                "unpublished": {"$exists": False},
+            }
         )
         return events.deleted_count, deliveries.deleted_count
