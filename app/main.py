@@ -32,7 +32,7 @@ from app.coordination.contracts import contracts
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
 from app.proof import publisher
-from app.runtime import background_tasks
+from app.runtime import background_tasks, secrets
 from app.runtime.clock import Clock
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Mongo
@@ -75,6 +75,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 audit=audit,
                 reacting={type_ for each in reactions for type_ in each.types},
                 search_state=search_state,
+                secrets=secrets.of_settings(settings),
             )
             await store.prepare()
             await store.cluster.start()

@@ -248,10 +248,10 @@ async def _conditional_target(context: Context, entry: BundleEntry) -> Target | 
     if entry.method == "PATCH":
         return await write.target_of_patch(context, resource_type, entry.query)
     context.require(resource_type, "d")
-    guard, matches = await write.find_matches(context, resource_type, entry.query)
+    guards, matches = await write.find_matches(context, resource_type, entry.query)
     if not matches:
         return None
-    return Target(resource_type, matches[0].id, matches[0], (guard,))
+    return Target(resource_type, matches[0].id, matches[0], guards)
 
 
 def _refuse_double_targets(writes: Sequence[BundleEntry]) -> None:

@@ -109,12 +109,12 @@ async def target_of_create(
     context.require(resource_type, "c")
     if if_none_exist is None:
         return Target(resource_type, new_id(), creates=True)
-    guard, matches = await find_matches(context, resource_type, if_none_exist)
+    guards, matches = await find_matches(context, resource_type, if_none_exist)
     if matches and type_registry.is_message(resource):
-        return Target(resource_type, matches[0].id, matches[0], (guard,), found=True)
+        return Target(resource_type, matches[0].id, matches[0], guards, found=True)
     if matches:
-        return Target(resource_type, matches[0].id, guards=(guard,), settled=matches[0])
-    return Target(resource_type, new_id(), guards=(guard,), creates=True)
+        return Target(resource_type, matches[0].id, guards=guards, settled=matches[0])
+    return Target(resource_type, new_id(), guards=guards, creates=True)
 
 
 async def target_of_update(
@@ -133,33 +133,33 @@ async def target_of_conditional_update(
     """https://hl7.org/fhir/R4/http.html#cond-update: the match, the body's id, or an id of the server's."""
     check_type(resource_type)
     context.require(resource_type, "u")
-    guard, matches = await find_matches(context, resource_type, criteria)
+    guards, matches = await find_matches(context, resource_type, criteria)
     if matches:
         if body_id not in (None, matches[0].id):
             raise BadRequest(
                 "The body's id is not that of the matching resource",
                 expression=f"{resource_type}.id",
             )
-        return Target(resource_type, matches[0].id, matches[0], (guard,))
+        return Target(resource_type, matches[0].id, matches[0], guards)
     if body_id is None:
-        return Target(resource_type, new_id(), guards=(guard,), creates=True)
+        return Target(resource_type, new_id(), guards=guards, creates=True)
     previous = await context.store.previous(resource_type, body_id, "update")
     if previous is not None and not previous.deleted:
         raise PreconditionFailed(
             "The body's id belongs to a resource that does not match the criteria",
             expression=f"{resource_type}.id",
         )
-    return Target(resource_type, body_id, previous, (guard,))
+    return Target(resource_type, body_id, previous, guards)
 
 
 async def target_of_patch(context: Context, resource_type: str, criteria: str) -> Target:
     """The one resource that matches a conditional patch; NotFound where none does."""
     check_type(resource_type)
     context.require(resource_type, *RIGHTS["patch"])
-    guard, matches = await find_matches(context, resource_type, criteria)
+    guards, matches = await find_matches(context, resource_type, criteria)
     if not matches:
         raise NotFound("No resource matches the criteria")
-    return Target(resource_type, matches[0].id, matches[0], (guard,))
+    return Target(resource_type, matches[0].id, matches[0], guards)
 
 
 def check_body_id(resource_type: str, resource_id: str, resource: Resource) -> None:
@@ -259,8 +259,8 @@ def existing(stored: ResourceVersion | None) -> ResourceVersion:
 
 async def find_matches(
     context: Context, resource_type: str, criteria: str, limit: int = 1
-) -> tuple[Guard, Sequence[ResourceVersion]]:
-    """The resources that match a conditional write's criteria, at most `limit`, and the guard of that result.
+) -> tuple[tuple[Guard, ...], Sequence[ResourceVersion]]:
+    """The resources that match a conditional write's criteria, at most `limit`, and the guards of that result.
 
     Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
     that is left out would match too much.
@@ -277,14 +277,14 @@ async def find_matches(
         base_url=context.base_url,
     )
     key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
-    guard = await context.store.guard(f"{resource_type}?{key}")
+    guards = await context.store.guards(f"{resource_type}?{key}")
     parsed = await resolve(context.store, parsed)
     found = await context.store.search(resource_type, parsed.filter, limit + 1)
     if len(found) > limit:
         raise PreconditionFailed(
             "The criteria match more than one resource", code="multiple-matches"
         )
-    return guard, found
+    return guards, found
 
 
 def check_version(previous: ResourceVersion | None, preconditions: Preconditions) -> None:

@@ -122,7 +122,7 @@ class ResourceStore(Reader, Protocol):
     ) -> dict[str, ResourceVersion]:
         """`previous` of several, by reference."""
 
-    async def guard(self, key: str) -> Guard:
+    async def guards(self, criteria: str) -> tuple[Guard, ...]:
         """What a conditional write compares. Take it before the search that decides what to write."""
 
     async def commit(

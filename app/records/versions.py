@@ -99,10 +99,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The criteria of a conditional write and the count seen before its search ran."""
+    """What a conditional write compares: the count seen before its search ran, 0 for none. See app/store/guards.py."""
 
     key: str
     seen: int
+    in_the_clear: bool = False
 
 
 class HistoryRange(msgspec.Struct, frozen=True):

@@ -123,8 +123,10 @@ class Cluster:
         self.silence = _silence(_TRANSACTION_LIFETIME)
         # What this process extracts (a digest of its search parameters), said to the others with every heartbeat.
         self.parameters = ""
-        # Whether no other process is about, as far as could be seen a moment ago.
+        # Whether no other process is about, and the oldest format of those that are, as far as could be seen a moment
+        # ago. One that joins sees the others before it writes, and gives them the time to see it.
         self.alone = False
+        self.oldest_format = format_
         # Why this process may not go on; then it writes no resource any more.
         self.refusal: str | None = None
         self.refused = asyncio.Event()
@@ -168,7 +170,11 @@ class Cluster:
         if last is not None and begun - last > TAKE_OVER_AFTER.total_seconds():
             self._patient_until = begun + _GRACE
         self._last_heartbeat = begun
-        self.alone = all("taken_over" in row for row in await self._others())
+        others = await self._others()
+        self.alone = all("taken_over" in row for row in others)
+        self.oldest_format = min(
+            [self._format, *(row.get("format", 0) for row in others if not row.get("refused"))]
+        )
         # After the row is there: who raises what a process must have sees this one, or this one sees that.
         if self.refusal is None and self._why_not is not None:
             self.refusal = await self._why_not()

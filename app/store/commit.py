@@ -39,14 +39,15 @@ from app.records.versions import (
 from app.runtime import collections
 from app.runtime.cluster import Cluster
 from app.runtime.group_commit import GroupCommit
-from app.runtime.mongo import Collection as MongoCollection, Document, Mongo, Session
+from app.runtime.mongo import Document, Mongo, Session
+from app.runtime.secrets import Secrets
 from app.search import group_members
 from app.search.extract import extract, index_models
 from app.search.terms import senders
 from app.store import format
 from app.store.events import EVENTS, Event, event_rows
+from app.store.guards import Guards
 
-GUARDS = "guards"
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
 _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
@@ -81,11 +82,6 @@ class CommitUnit:
         return len(self.changes)
 
 
-def guard_rows(mongo: Mongo) -> MongoCollection:
-    """The rows that conditional writes compare, `guards`."""
-    return mongo.collection(GUARDS)
-
-
 class Commits:
     """Writes units. `listeners` hear each committed batch of events in this process, at once."""
 
@@ -96,6 +92,7 @@ class Commits:
         max_resource_bytes: int,
         audit: AuditLog | None,
         reacting: Collection[str],
+        secrets: Secrets,
     ) -> None:
         """`reacting` are the types whose events somebody reacts to (app/automation/reactions.py)."""
         self._mongo = mongo
@@ -106,7 +103,6 @@ class Commits:
         self._audit = audit
         self._versions = mongo.collection(versions.COLLECTION)
         self._events = event_rows(mongo)
-        self._guards = guard_rows(mongo)
         self._audit_rows = mongo.collection(AUDIT)
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
@@ -118,10 +114,11 @@ class Commits:
             format_=format.FORMAT,
             why_not=partial(format.look_again, mongo),
         )
+        self.guards = Guards(mongo, self.cluster, secrets)
 
     async def prepare(self) -> None:
         """Make the collections that every write needs, where they are missing."""
-        await self._ensure(GUARDS, [])
+        await self.guards.prepare()
         await self._ensure(
             versions.COLLECTION,
             [
@@ -275,7 +272,7 @@ class Commits:
                 links.in_doubt = False  # what another attempt wrote is undone
             self.cluster.check_may_commit(times)
             for guard in guards:
-                await self._pass_guard(guard, session)
+                await self.guards.compare(guard, session)
             for resource_type, operations in writes.items():
                 result = await self._mongo.collection(resource_type).bulk_write(
                     operations, session=session
@@ -333,16 +330,6 @@ class Commits:
         for start in range(0, len(change.new), _ROWS_AT_ONCE):
             rows = change.new[start : start + _ROWS_AT_ONCE]
             await collection.insert_many(rows, session=session)
-
-    async def _pass_guard(self, guard: Guard, session: Session) -> None:
-        if guard.seen == 0:
-            await self._guards.insert_one({"_id": guard.key, "n": 1}, session=session)
-            return
-        result = await self._guards.update_one(
-            {"_id": guard.key, "n": guard.seen}, {"$inc": {"n": 1}}, session=session
-        )
-        if result.matched_count == 0:
-            raise VersionConflict
 
     async def raise_event(
         self, about: ResourceVersion, topic: str, *, key: str, at: datetime, told: Document

@@ -39,7 +39,7 @@ from app.runtime.mongo import Document, Mongo
 from app.store.shared_settings import shared_settings
 
 # What this server writes: raised by every release that changes what is stored.
-FORMAT = 1
+FORMAT = 2
 # Whose servers it still gets along with: raised later, to a format that was released before. Servers from before the
 # marker, of format 0, do not look at it; they get along with format 1.
 OLDEST = 1
@@ -80,7 +80,18 @@ async def _remove_rows_without_heartbeat(mongo: Mongo) -> None:
     )
 
 
-STEPS: Sequence[Step] = (Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),)
+async def _remove_guards_in_the_clear(mongo: Mongo) -> None:
+    """Rows of `guards` that name the criteria of conditional writes, identifiers of patients among them.
+
+    A write that compares one of them at this moment begins anew.
+    """
+    await mongo.collection("guards").delete_many({"at": {"$exists": False}})
+
+
+STEPS: Sequence[Step] = (
+    Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),
+    Step("2: guards without identifiers", _remove_guards_in_the_clear),
+)
 
 
 class _LeaseLostError(Exception):

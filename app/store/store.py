@@ -9,7 +9,7 @@ commit and no commit without an event (docs/decisions/0002-one-write-path.md).
     events     {_id, type, id, version, method, at, state, owner, lease_until, attempts,
                 react_until?, topic?, key?, trigger?, context?}; the last four of those that no write has made
     group_members  {_id: {g: id of the Group, m: term}, when?}, see app/search/group_members.py
-    guards     {_id: type and criteria, n}: what conditional writes compare, so that two of them cannot both see nothing
+    guards     what conditional writes compare, see app/store/guards.py
     settings   {_id: name, ...}: what all processes on the database share
 """
 
@@ -29,6 +29,7 @@ from datetime import datetime
 from typing import Any
 
 from bson import Timestamp
+from cryptography.fernet import Fernet
 from pymongo import (
     ASCENDING,
     DESCENDING,
@@ -56,11 +57,12 @@ from app.records.versions import (
 from app.runtime import snapshot
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Document, Mongo, max_time_ms
+from app.runtime.secrets import Secrets
 from app.search import group_members
 from app.search.extract import extract
 from app.search.search_state import SearchState
 from app.search.terms import senders
-from app.store.commit import Commits, guard_rows
+from app.store.commit import Commits
 from app.store.events import load_event
 from app.store.shared_settings import shared_settings
 
@@ -82,8 +84,12 @@ class Store(ResourceStore):
         audit: AuditLog | None = None,
         reacting: Collection[str] = (),
         search_state: SearchState | None = None,
+        secrets: Secrets | None = None,
     ) -> None:
         """`owner` names the process, `audit` is where its writes are put on record.
+
+        `secrets` are those that all processes on the database share; without them conditional writes are guarded
+        against those of this store alone.
 
         The events of the types in `reacting` wait for somebody who reacts to them. `search_state` says what is
         extracted from all that is written.
@@ -92,8 +98,8 @@ class Store(ResourceStore):
         self.owner = owner or new_owner()
         self.search_state = search_state or SearchState()
         self._versions = mongo.collection(versions.COLLECTION)
-        self._guards = guard_rows(mongo)
-        self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting)
+        secrets = secrets or Secrets([Fernet.generate_key().decode()])
+        self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting, secrets)
         self.cluster = self._commits.cluster
         self.listeners = self._commits.listeners
 
@@ -374,10 +380,9 @@ class Store(ResourceStore):
         """The commit horizon (app/runtime/cluster.py)."""
         return await self.cluster.horizon()
 
-    async def guard(self, key: str) -> Guard:
+    async def guards(self, criteria: str) -> tuple[Guard, ...]:
         """What a conditional write compares. Take it before the search that decides what to write."""
-        document = await self._guards.find_one({"_id": key})
-        return Guard(key, document["n"] if document else 0)
+        return await self._commits.guards.of(criteria)
 
     async def annotate(
         self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]

@@ -161,7 +161,7 @@ async def _ask(context: Context, patient: str, cause: str) -> None:
 
     async def attempt() -> None:
         # The guard makes this hold between processes too: of two that see no open Task one has to read again.
-        guard = await context.store.guard(f"{REASON} {patient}")
+        guards = await context.store.guards(f"{REASON} {patient}")
         found = await context.store.search("Task", {"terms": {"$all": terms}}, 1000)
         is_open = any(each.resource()["status"] in OPEN for each in found)
         target = await write.target_of_update(context, "Task", task["id"])
@@ -169,7 +169,7 @@ async def _ask(context: Context, patient: str, cause: str) -> None:
             return
         plan = await write.plan_write(context, target, task, NO_PRECONDITIONS)
         if plan.change is not None:
-            await context.store.commit([plan.change], (guard,))
+            await context.store.commit([plan.change], guards)
 
     await interactions.until_undisturbed(attempt)
 
