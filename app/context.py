@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal, TypeVar, cast
 
 from app.audit.log import AuditLog
@@ -45,7 +44,7 @@ class Services:
         self.clock = clock
         self.accesses = accesses
         self.audit = audit
-        self.started = datetime.now(UTC)
+        self.started = mongo.now()
         self._parts = tuple(parts)
         self._by_class: dict[type, object | None] = {}
 

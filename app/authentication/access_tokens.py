@@ -5,7 +5,6 @@ https://hl7.org/fhir/smart-app-launch/backend-services.html and RFC 9068
 
 from __future__ import annotations
 
-import time
 import uuid
 from dataclasses import dataclass
 
@@ -57,10 +56,11 @@ class Authority:
         self.token_url = f"{self.base_url.removesuffix('/fhir')}/auth/token"
         self.documents = Documents(egress)
         self.keys = ServerKeys(mongo, secrets.of_settings(settings))
+        self._mongo = mongo
         self.clients = Clients(mongo, egress)
-        self.assertions = Assertions(mongo, self.clients, self.documents, time.time)
+        self.assertions = Assertions(mongo, self.clients, self.documents, self._now)
         self.outside = (
-            Outside(settings, self.documents, time.time) if settings.oidc_issuer else None
+            Outside(settings, self.documents, self._now) if settings.oidc_issuer else None
         )
         self._kept: FIFOCache[str, _Judged] = FIFOCache(_MAX_KEPT)
 
@@ -75,9 +75,13 @@ class Authority:
     async def close(self) -> None:
         await self.documents.close()
 
+    def _now(self) -> float:
+        """Seconds since 1970 by the database's clock, so that all processes agree on when a token ends."""
+        return self._mongo.now().timestamp()
+
     async def issue(self, client: Client, scopes: tuple[str, ...]) -> str:
         """An access token for these scopes, valid for SECONDS and bound to the client's current version."""
-        key, now = await self.keys.signing(), int(time.time())
+        key, now = await self.keys.signing(), int(self._now())
         claims = {
             "iss": self.base_url,
             "aud": self.base_url,
@@ -106,7 +110,7 @@ class Authority:
             judged = self._kept[token]
         except KeyError:
             judged = None
-        if judged is None or judged.until <= time.time():
+        if judged is None or judged.until <= self._now():
             try:
                 judged = await self._judge(token)
             except TokenRefused as refused:
@@ -129,7 +133,7 @@ class Authority:
             claims = await self.outside.judge(parts)
             client = await self._client(claims.client_id)
             # Judged again after SECONDS at most, so that a key that the provider withdraws ends its tokens.
-            until = min(claims.expires, time.time() + SECONDS)
+            until = min(claims.expires, self._now() + SECONDS)
             caller = _caller(client, claims.scopes)
             return _Judged(client.client_id, claims.scopes, until, None, caller, client.version)
         return await self._judge_own(parts)
@@ -139,7 +143,7 @@ class Authority:
         if parts.claims.get("iss") != self.base_url or parts.claims.get("aud") != self.base_url:
             raise TokenRefused("The token is made for another server")
         expires = parts.moment("exp")
-        if expires is None or expires <= time.time():
+        if expires is None or expires <= self._now():
             raise TokenRefused("The token has expired")
         key = await self.keys.verifying(kid)
         if key is None:

@@ -40,6 +40,11 @@ BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=15), most=100)
 # Somebody has it in hand: rows that are put off have no owner.
 _RINGS: Document = {"$and": [{"$gt": ["$owner", None]}, {"$gt": ["$taken_until", "$$NOW"]}]}
 
+# Neither given up nor cancelled.
+_STILL_ON: list[Document] = [
+    {"$lte": ["$failed", None]},
+    {"$lte": ["$cancelled", None]},
+]
 _DEAD: Document = {"failed.at": {"$exists": True}}
 
 Run = Callable[[Context, str, Mapping[str, Any]], Awaitable[None]]
@@ -122,21 +127,42 @@ class Timers:
         self, kind: str, key: str, due: datetime, data: Mapping[str, Any] | None = None
     ) -> None:
         """Let something happen at `due`, which takes the place of what was set for the same key."""
-        row = {
+        await self._timers.update_one(
+            {"_id": f"{kind}|{key}"},
+            [
+                {"$set": self._row(kind, key, due, data or {})},
+                {"$unset": ["claim", "cancelled", "failed"]},
+            ],
+            upsert=True,
+        )
+        self._changed.set()
+
+    def _row(self, kind: str, key: str, due: datetime, data: Mapping[str, Any]) -> Document:
+        """The fields of a timer that is set, as expressions."""
+        return {
             "kind": {"$literal": kind},
             "key": {"$literal": key},
             "due": due,
-            "data": {"$literal": dict(data or {})},
+            "data": {"$literal": dict(data)},
             "setting": uuid.uuid4().hex,
             "tries": 0,
             # While it rings the lease stays, so that it does not ring twice at once. A pause between two tries goes.
             "taken_until": {"$cond": [_RINGS, "$taken_until", "$$REMOVE"]},
             "owner": {"$cond": [_RINGS, "$owner", "$$REMOVE"]},
         }
+
+    async def set_unless_waiting(self, kind: str, key: str, due: datetime) -> None:
+        """Let something happen at `due`, unless it is set already and has not begun.
+
+        What has been committed before this call is then seen by what will happen: the database says whether it has
+        begun, whatever the processes take the time to be.
+        """
+        waiting = {"$and": [{"$gt": ["$due", None]}, {"$not": [_RINGS]}, *_STILL_ON]}
+        row = self._row(kind, key, due, {})
+        kept = {name: {"$cond": [waiting, f"${name}", value]} for name, value in row.items()}
+        gone = {"cancelled": "$$REMOVE", "failed": "$$REMOVE"}
         await self._timers.update_one(
-            {"_id": f"{kind}|{key}"},
-            [{"$set": row}, {"$unset": ["claim", "cancelled", "failed"]}],
-            upsert=True,
+            {"_id": f"{kind}|{key}"}, [{"$set": kept | gone}], upsert=True
         )
         self._changed.set()
 

@@ -10,7 +10,6 @@ import base64
 import binascii
 import hmac
 import json
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -48,7 +47,7 @@ def fingerprint(resource_type: str, used: list[tuple[str, str]]) -> str:
 def encode(values: Values, search: str, snapshot: Timestamp | None = None) -> str:
     """The token for the page after the row with these sort values, the last of them its id."""
     at = [snapshot.time, snapshot.inc] if snapshot is not None else None
-    content = [search, [_plain(value) for value in values], int(time.time()), at]
+    content = [search, [_plain(value) for value in values], int(current().seconds()), at]
     body = _json.encode(content)
     token = body + _sign(body)
     return base64.urlsafe_b64encode(token).decode().rstrip("=")
@@ -68,7 +67,7 @@ def read(token: str, search: str, length: int, lifetime: timedelta = LIFETIME) -
         raise _invalid() from None
     if made_for != search or len(found) != length or not isinstance(found[-1], str):
         raise _invalid()
-    if time.time() - made > lifetime.total_seconds():
+    if current().seconds() - made > lifetime.total_seconds():
         raise expired()
     return Cursor(found, Timestamp(*at) if at else None)
 

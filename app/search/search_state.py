@@ -9,6 +9,7 @@ its own.
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ class SearchState:
         self.has_words = has_words
         # The database's as soon as the store has read it.
         self.page_key = os.urandom(32)
+        # Seconds since 1970, by which page links expire: by the database's clock in a store, all processes take them.
+        self.seconds: Callable[[], float] = time.time
         self.custom: tuple[Custom, ...] = ()
         self.kept: defaultdict[Callable[..., Any], dict[Any, Any]] = defaultdict(dict)
 

@@ -112,6 +112,7 @@ class Store(ResourceStore):
             return_document=ReturnDocument.AFTER,
         )
         self.search_state.page_key = bytes(key["key"])
+        self.search_state.seconds = lambda: self._mongo.now().timestamp()
         await self._commits.prepare()
 
     # Reads

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from aiohttp import web
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from app.authentication import jwt
 from app.authentication.access_tokens import authenticate
 from app.errors import Unauthorized
 from tests.builders.smart import (
@@ -449,9 +451,24 @@ async def test_access_tokens_of_our_own_key_for_something_else(server, changes, 
 async def test_a_token_ends_though_it_was_used_before(server, client, monkeypatch):
     token = await token_for(server, client, "victim", MINE)
     await authenticate(server.authority, f"Bearer {token}")
-    later = time.time() + 301
-    monkeypatch.setattr(time, "time", lambda: later)
+    later = server.mongo.now() + timedelta(seconds=301)
+    monkeypatch.setattr(server.mongo, "now", lambda: later)
     assert "expired" in await reason(server, token)
+
+
+@pytest.mark.parametrize("off", [-3600, 3600], ids=["behind", "ahead"])
+async def test_a_wrong_clock_of_the_machine_changes_no_tokens_life(
+    server, client, monkeypatch, off
+):
+    """Another process, whose clock is right, takes what this one issues, and refuses it when it has ended."""
+    good = signed(claims_of(server, "victim"), MINE)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + off)
+    answer = await ask(client, good)
+    assert answer.status_code == 200, answer.text
+    token = answer.json()["access_token"]
+    await authenticate(server.authority, f"Bearer {token}")
+    assert 295 < jwt.read(token).claims["exp"] - right() <= 300
 
 
 async def test_neither_logs_nor_refusals_repeat_what_was_sent(server, client, caplog):

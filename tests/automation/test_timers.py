@@ -216,3 +216,49 @@ async def test_timers_of_kinds_that_a_process_does_not_know_are_left_to_others(
     await here.set("newer", "a", mongo.now())
     assert await here.run_due(NOBODY) == 0
     assert await here._seconds_to_next() == SWEEP_SECONDS
+
+
+async def test_what_is_set_and_waits_keeps_its_time(mongo: Mongo) -> None:
+    bell = Bell()
+    here, there = timers(mongo, bell, "here"), timers(mongo, bell, "there")
+    soon, later = mongo.now() + timedelta(minutes=1), mongo.now() + timedelta(hours=1)
+    await here.set_unless_waiting("ring", "a", soon)
+    before = await row(mongo)
+    await there.set_unless_waiting("ring", "a", later)
+    assert await row(mongo) == before
+
+
+@pytest.mark.parametrize("off", [-3600, 3600], ids=["behind", "ahead"])
+async def test_what_has_begun_to_ring_is_set_once_more_whatever_the_clocks_say(
+    mongod: str, mongo: Mongo, off: int
+) -> None:
+    """What the ringing one has read may be older than what this is set for."""
+    elsewhere = await Mongo.open(
+        make_settings(mongod, mongodb_database=mongo.db.name, mongodb_driver="pymongo")
+    )
+    assert elsewhere._clock_offset is not None
+    elsewhere._clock_offset += off
+    go_on = asyncio.Event()
+    bell = Bell(go_on.wait)
+    here, there = timers(mongo, bell, "here"), timers(elsewhere, bell, "there")
+    await here.set_unless_waiting("ring", "a", mongo.now())
+    ringing = asyncio.create_task(here.run_due(NOBODY))
+    await bell.begun.wait()
+    await there.set_unless_waiting("ring", "a", mongo.now())
+    go_on.set()
+    assert await ringing == 2
+    assert bell.rung == ["a", "a"]
+    assert await row(mongo) is None
+    await elsewhere.close()
+
+
+@pytest.mark.parametrize("ended", ["failed", "cancelled"])
+async def test_what_was_given_up_or_cancelled_is_set_anew(mongo: Mongo, ended: str) -> None:
+    bell = Bell()
+    here = timers(mongo, bell)
+    await here.set("ring", "a", mongo.now() + timedelta(hours=1))
+    mark = {"at": mongo.now(), "error": "E"} if ended == "failed" else True
+    await mongo.collection("timers").update_one({}, {"$set": {ended: mark}})
+    await here.set_unless_waiting("ring", "a", mongo.now())
+    assert await here.run_due(NOBODY) == 1
+    assert bell.rung == ["a"]

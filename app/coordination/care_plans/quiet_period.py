@@ -69,12 +69,9 @@ async def _watch(context: Context, event: Event) -> None:
         if not quiet:
             await tell_of(context, plan.id, event)
             continue
-        now, timers = context.services.clock.now(), context.services.get(Timers)
-        due = await timers.due_of(QUIET_TIMER, plan.id)
-        if due is None:
-            await timers.set(QUIET_TIMER, plan.id, now + quiet)
-        elif due <= now:  # it may be running, and have read what was before this change
-            await timers.set(QUIET_TIMER, plan.id, now)
+        # One that is running may have read what was before this change.
+        due = context.services.clock.now() + quiet
+        await context.services.get(Timers).set_unless_waiting(QUIET_TIMER, plan.id, due)
 
 
 async def _plans(context: Context, event: Event) -> list[ResourceVersion]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, get_args
 
 from pymongo import ASCENDING, DESCENDING
@@ -91,7 +91,7 @@ async def read(mongo: Mongo, delivery: str, kept: timedelta) -> Document:
     if row is not None:
         return row
     made = time_of(delivery)
-    if made is not None and made < datetime.now(UTC) - kept:
+    if made is not None and made < mongo.now() - kept:
         raise Gone(f"Deliveries are kept for {kept.total_seconds() / 86400:g} days")
     raise NotFound("There is no such delivery")
 
