@@ -96,7 +96,7 @@ async def _export(request: Request, context: Context) -> Document:
 
 def _manifest(row: Document, context: Context) -> dict[str, Any]:
     """https://hl7.org/fhir/uv/bulkdata/STU2/export.html#response---complete-status"""
-    listed: dict[str, list[dict[str, Any]]] = {"output": [], "deleted": []}
+    listed: dict[str, list[dict[str, Any]]] = {"output": [], "deleted": [], "error": []}
     for number, each in enumerate(row["files"]):
         url = f"{address(row['base_url'], row['_id'])}/{number}{_ENDING}"
         listed[each["kind"]].append({"type": each["type"], "url": url, "count": each["lines"]})
@@ -106,7 +106,7 @@ def _manifest(row: Document, context: Context) -> dict[str, Any]:
         "requiresAccessToken": context.settings.auth == "smart",
         "output": listed["output"],
         "deleted": listed["deleted"],
-        "error": [],
+        "error": listed["error"],
     }
 
 

@@ -37,7 +37,8 @@ pause = asyncio.sleep
 class Source:
     """What is read of a type: the resources of the cohort that any of the queries finds, all where there is none.
 
-    `changed` remembers, for what was changed meanwhile, whether it is wanted at all.
+    `changed` remembers, for what was changed meanwhile, whether it is wanted at all. `unreadable` are those of which
+    that cannot be said, since the last window.
     """
 
     store: Reader
@@ -46,6 +47,7 @@ class Source:
     queries: Sequence[Query]
     at: datetime
     changed: dict[str, bool] = field(default_factory=dict)
+    unreadable: list[ResourceVersion] = field(default_factory=list)
 
     def filter(self, number: int, after: str) -> Filter:
         """The current documents of a part after an id that are as they were."""
@@ -122,8 +124,14 @@ class Source:
         for row in rows:
             if row["_id"] not in there and self.changed.get(row["_id"], True):
                 stored = await as_of(self.store, self.resource_type, row["_id"], self.at)
-                if stored is not None and self._is_wanted(stored, number):
-                    found.append(stored)
+                if stored is None:
+                    continue
+                try:
+                    if self._is_wanted(stored, number):
+                        found.append(stored)
+                except ValueError:
+                    self.changed[row["_id"]] = False
+                    self.unreadable.append(stored)
         return found
 
     def _is_wanted(self, stored: ResourceVersion, number: int) -> bool:

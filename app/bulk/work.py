@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from app.bulk.history_at import deletions, fields_of
 from app.bulk.reading import Source
 from app.bulk.writing import Place, Writer
 from app.context import Context
+from app.errors import FhirError
 from app.fhir import json as fhir_json, summary
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
@@ -22,6 +24,8 @@ from app.runtime.mongo import Document
 from app.search.parameter import SearchLimits, SearchScope
 from app.search.query import Query
 from app.search.resolution import resolve
+
+log = logging.getLogger(__name__)
 
 # Deletions that go into one Bundle.
 _ENTRIES = 100
@@ -86,6 +90,8 @@ class Work:
                 async for window, last in windows:
                     lines = [line async for line in self._lines(kind, window)]
                     self._writer.add(lines, self._patients(window))
+                    self._set_aside(source.unreadable)
+                    source.unreadable = []
                     place = [number, each, last] if last else [number, each + 1, ""]
                     if self._writer.is_due:
                         await self._write("output", kind, ["output", *place])
@@ -101,9 +107,24 @@ class Work:
             if not elements:
                 yield stored.text.encode()
                 continue
-            yield fhir_json.encode(summary.subset(stored.resource(), None, elements))
+            try:
+                yield fhir_json.encode(summary.subset(stored.resource(), None, elements))
+            except ValueError:
+                self._set_aside([stored])
             if number % _CUT_AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    def _set_aside(self, unreadable: Sequence[ResourceVersion]) -> None:
+        """Tell of resources that cannot be read, instead of all that comes after them failing with them."""
+        for stored in unreadable:
+            log.error(
+                "a resource cannot be exported", extra={"action": "export", "id": stored.reference}
+            )
+        outcomes = (
+            FhirError(f"{stored.reference} cannot be read", code="exception").outcome
+            for stored in unreadable
+        )
+        self._writer.add_errors([fhir_json.encode(outcome) for outcome in outcomes])
 
     async def _deleted(self, number: int, whose: Cohort, after: str) -> None:
         """The deletions of one type from a place on, as transactions that would do them again."""
@@ -115,7 +136,11 @@ class Work:
         assert since is not None  # noqa: S101 - the caller has looked
         async with deletions(store, kind, since, self._at, after) as found:
             async for place, deletion, before in found:
-                fields = fields_of(before)
+                try:
+                    fields = fields_of(before)
+                except ValueError:
+                    self._set_aside([before])
+                    continue
                 is_in = whose.has(kind, deletion.id, fields["terms"])
                 if is_in and (not queries or any(query.matches(fields) for query in queries)):
                     entries.append({"request": {"method": "DELETE", "url": deletion.reference}})

@@ -37,6 +37,7 @@ class Writer:
         self._row = claim.row
         self._lines: list[bytes] = []
         self._patients: set[str] = set()
+        self._errors: list[bytes] = []
         self._size = 0
         self._written = time.monotonic()
 
@@ -45,6 +46,10 @@ class Writer:
         self._lines += lines
         self._patients |= patients
         self._size += sum(map(len, lines))
+
+    def add_errors(self, outcomes: Sequence[bytes]) -> None:
+        """Lines for the file of what could not be exported, as OperationOutcomes."""
+        self._errors += outcomes
 
     @property
     def is_due(self) -> bool:
@@ -56,17 +61,10 @@ class Writer:
         pieces: list[Piece] = []
         if self._lines:
             number = self._file(files, kind, resource_type)
-            file = files[number]
-            data, file["crc"], file["size"] = await asyncio.to_thread(
-                _compressed, self._lines, file["crc"], file["size"]
-            )
-            patients = sorted(self._patients)
-            for start in range(0, len(data), PIECE_BYTES):
-                some = data[start : start + PIECE_BYTES]
-                pieces.append(Piece(number, file["pieces"], some, patients))
-                file["pieces"] += 1
-                patients = []
-            file["lines"] += len(self._lines)
+            pieces += await _pieces(number, files[number], self._lines, sorted(self._patients))
+        if self._errors:
+            number = self._file(files, "error", "OperationOutcome")
+            pieces += await _pieces(number, files[number], self._errors, [])
         progress = {
             "files": files,
             "lines": self._row["lines"] + len(self._lines),
@@ -74,7 +72,7 @@ class Writer:
         }
         await self._jobs.append(self._claim, pieces, progress)
         self._row.update(progress)
-        self._lines, self._patients = [], set()
+        self._lines, self._patients, self._errors = [], set(), []
         self._size, self._written = 0, time.monotonic()
 
     @staticmethod
@@ -86,6 +84,22 @@ class Writer:
             new = {"lines": 0, "pieces": 0, "crc": 0, "size": 0}
             files.append({"kind": kind, "type": resource_type, **new})
         return len(files) - 1
+
+
+async def _pieces(
+    number: int, file: Document, lines: Sequence[bytes], patients: Sequence[str]
+) -> list[Piece]:
+    """The pieces that a file gets with these lines; `file` is its entry in the row, which is brought up to date."""
+    data, file["crc"], file["size"] = await asyncio.to_thread(
+        _compressed, lines, file["crc"], file["size"]
+    )
+    pieces: list[Piece] = []
+    for start in range(0, len(data), PIECE_BYTES):
+        some = data[start : start + PIECE_BYTES]
+        pieces.append(Piece(number, file["pieces"], some, [] if pieces else patients))
+        file["pieces"] += 1
+    file["lines"] += len(lines)
+    return pieces
 
 
 def _compressed(lines: Sequence[bytes], crc: int, size: int) -> tuple[bytes, int, int]:

@@ -118,6 +118,7 @@ REVIEW_REASONS = {
     "no-pcp": "No primary care practice is known",
     "no-subject": "The record names no patient",
     "pcp-period-ended": "The primary care practice's responsibility has ended",
+    "plan-not-told": "A notice about a care plan could not be made",
     "re-enrolment": "The member may need case management again",
     "several-pcps": "Several primary care practices are known",
     "unknown-patient": "The record is about a patient who is not known here",

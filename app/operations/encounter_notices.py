@@ -16,7 +16,7 @@ from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.proof.audit_event import audit_event
 from app.proof.communication import communication
-from app.proof.notice import gather
+from app.proof.notice import gather_readable
 from app.proof.publisher import sender_of
 from app.records.versions import ResourceVersion
 from app.search.bundle_writer import found_entries, write_bundle
@@ -35,7 +35,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     )
     sender = sender_of(context.settings)
     found: dict[str, list[Resource]] = {}
-    for notice in await gather(context.store, rows, context.settings.base_url.rstrip("/")):
+    for notice in await gather_readable(context.store, rows, context.settings.base_url.rstrip("/")):
         found[notice.id] = [communication(notice, sender), audit_event(notice, sender)]
     for stored in await _published(context, f"{resource_type}/{resource_id}"):
         if stored.id not in found:

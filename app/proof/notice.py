@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,9 +15,12 @@ from app.fhir import instants
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.resources import event_time
+from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import State
 from app.subscriptions.recipient import kind_of, panels_of, recipient_of
+
+log = logging.getLogger(__name__)
 
 # The prefix of `subscription` in rows for notices without a recipient (app/coordination/practices/no_recipient.py).
 UNROUTED = "unrouted-"
@@ -69,6 +73,23 @@ async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list
         )
         for row in rows
     ]
+
+
+async def gather_readable(
+    store: Reader, rows: Sequence[Document], base_url: str
+) -> list[NoticeRecord]:
+    """As `gather`; what cannot be read of one row counts as no longer stored, and is its fault alone."""
+    try:
+        return await gather(store, rows, base_url)
+    except Exception as error:
+        if is_nobodys_fault(error):
+            raise
+        if len(rows) == 1:
+            (row,) = rows
+            told = {"action": "notice", "id": row["_id"], "error": type(error).__name__}
+            log.exception("what a notice was about cannot be read", extra=told)
+            return [of_row(row, None, {}, base_url)]
+        return [each for row in rows for each in await gather_readable(store, [row], base_url)]
 
 
 def of_row(

@@ -20,7 +20,7 @@ from app.fhir.codes import ADMISSION, EVENT_NOTICE, INPATIENT, NOTICE_KIND, SNF_
 from app.fhir.json import Resource
 from app.proof.communication import Receipt, receipt, receipt_of
 from app.proof.days import Zones, day_of, local_day
-from app.proof.notice import gather, local, patient_of
+from app.proof.notice import gather_readable, local, patient_of
 from app.records.versions import CURRENT, ResourceVersion, stored_current
 from app.search import query
 from app.search.resolution import resolve
@@ -244,7 +244,9 @@ async def _receipts(
         .find({"focus.id": {"$in": ids}, "focus.type": "Encounter", "topic": {"$in": urls}})
         .to_list(None)
     )
-    found = {each.id: receipt_of(each) for each in await gather(context.store, rows, base_url)}
+    found = {
+        each.id: receipt_of(each) for each in await gather_readable(context.store, rows, base_url)
+    }
     for stored in await _published(context, encounters):
         if stored.id not in found:
             found[stored.id] = receipt(stored.resource())

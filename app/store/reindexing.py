@@ -4,12 +4,13 @@ Every process learns of SearchParameter resources once a second, extracts them f
 (app/runtime/cluster.py). A reindexing is a row too, so that any process can go on with it after a restart:
 
     reindex             {_id, state, types, type, after, done, changed, total, parameters, requested, finished?, error?,
-                         lease_until?, owner?, attempt, tries?}
+                         failed, lease_until?, owner?, attempt, tries?}
     search_parameters   {_id: id of the resource, digest}: everything stored is indexed by this definition
 
 A reindexing begins when all processes extract the same parameters: whatever they write while it passes over the stored
 resources, they extract themselves. What it wrote it settles with the next place, guarded by the lease
-(app/runtime/leases.py). One that fails again and again at the same place is given up, with the reason in `error`.
+(app/runtime/leases.py). One that fails again and again at the same place is given up, with the reason in `error`. A
+single resource that cannot be read does not stop it: it is counted in `failed`, named in `unread`, and stays as it is.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ _BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=1), most=5)
 # How long a reindexing waits for processes that do not extract the same yet.
 _UNTIL_AGREED = timedelta(seconds=1)
 _POLL = 1.0
+# How many resources that cannot be read a row names.
+_MOST_NAMED = 100
+_PROGRESS = ("type", "after", "done", "changed", "failed", "unread")
 # A change that committed late may not show in what the poll looks at.
 _POLLS_UNTIL_CERTAIN = 20
 
@@ -58,6 +62,8 @@ class Job(TypedDict, total=False):
     after: str
     done: int
     changed: int
+    failed: int
+    unread: list[str]
     total: int
     parameters: dict[str, str]
     requested: datetime
@@ -150,6 +156,8 @@ class Reindexing:
             "after": "",
             "done": 0,
             "changed": 0,
+            "failed": 0,
+            "unread": [],
             "total": sum([await self._store.count(each, {}) for each in types]),
             "owner": None,
             "attempt": 0,
@@ -200,7 +208,7 @@ class Reindexing:
     async def _step(self, claim: Claim[Job], resource_type: str) -> None:
         """One batch. Raises LostError where another process has taken over."""
         job = claim.row
-        last, changed = await self._store.reindex(resource_type, job["after"], BATCH)
+        last, changed, failed = await self._store.reindex(resource_type, job["after"], BATCH)
         if last is None:
             place = job["types"].index(resource_type) + 1
             job["type"] = job["types"][place] if place < len(job["types"]) else None
@@ -209,7 +217,10 @@ class Reindexing:
             job["after"] = last
             job["done"] = min(job["done"] + BATCH, job["total"])
             job["changed"] += changed
-        progress: Document = {name: job[name] for name in ("type", "after", "done", "changed")}
+            # A job of an older server has neither.
+            job["failed"] = job.get("failed", 0) + len(failed)
+            job["unread"] = [*job.get("unread", ()), *failed][:_MOST_NAMED]
+        progress: Document = {name: each for name, each in job.items() if name in _PROGRESS}
         await self._reached(claim, progress)
 
     async def _reached(self, claim: Claim[Job], progress: Document) -> None:
@@ -265,6 +276,8 @@ def ids_and_state(job: Document) -> Resource:
         {"name": "done", "valueInteger": job["done"]},
         {"name": "changed", "valueInteger": job["changed"]},
         {"name": "total", "valueInteger": job["total"]},
+        {"name": "failed", "valueInteger": job.get("failed", 0)},
+        *({"name": "unread", "valueString": each} for each in job.get("unread", ())),
         *({"name": "type", "valueCode": each} for each in job["types"]),
     ]
     if "error" in job:

@@ -15,6 +15,7 @@ commit and no commit without an event (docs/decisions/0002-one-write-path.md).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import (
     AsyncIterator,
@@ -65,6 +66,8 @@ from app.search.terms import senders
 from app.store.commit import Commits
 from app.store.events import load_event
 from app.store.shared_settings import shared_settings
+
+log = logging.getLogger(__name__)
 
 # Beyond this the search fields would not fit into MongoDB's 16 MiB with the text.
 MAX_RESOURCE_BYTES = 15 * 1024 * 1024
@@ -347,31 +350,45 @@ class Store(ResourceStore):
         )
         return [term for term in found if term.startswith(prefix)]
 
-    async def reindex(self, resource_type: str, after: str, limit: int) -> tuple[str | None, int]:
-        """Extract the next resources by id anew; returns the last id, None at the end, and how many changed.
+    async def reindex(
+        self, resource_type: str, after: str, limit: int
+    ) -> tuple[str | None, int, list[str]]:
+        """Extract the next resources by id anew; returns the last id, None at the end, how many changed, which fail.
 
-        Only where nobody wrote a newer version meanwhile, which was extracted then.
+        Only where nobody wrote a newer version meanwhile, which was extracted then. One that cannot be read stays as it
+        is.
         """
         documents = await self.find(
             resource_type, {"_id": {"$gt": after}}, sort=[("_id", ASCENDING)], limit=limit
         )
         updates: list[UpdateOne] = []
+        failed: list[str] = []
         for document in documents:
-            if "text" in document:
-                with self.search_state.applied():
-                    fields = _search_fields(
-                        resource_type, fhir_json.decode_stored(document["text"])
-                    )
-                fields["terms"] += senders(document.get("by", ()))
-                gone = document.keys() - fields.keys() - _NOT_SEARCHED
-                new = {name: value for name, value in fields.items() if document.get(name) != value}
-                if new or gone:
-                    change = {"$set": new} if new else {}
-                    change |= {"$unset": dict.fromkeys(gone, "")} if gone else {}
-                    updates.append(UpdateOne({"_id": document["_id"], "v": document["v"]}, change))
+            if "text" not in document:
+                continue
+            try:
+                change = self._extracted_anew(resource_type, document)
+            except Exception as error:
+                reference = f"{resource_type}/{document['_id']}"
+                told = {"action": "reindex", "id": reference, "error": type(error).__name__}
+                log.exception("a resource cannot be indexed", extra=told)
+                failed.append(reference)
+                continue
+            if change:
+                updates.append(UpdateOne({"_id": document["_id"], "v": document["v"]}, change))
         if updates:
             await self._mongo.collection(resource_type).bulk_write(updates, ordered=False)
-        return documents[-1]["_id"] if documents else None, len(updates)
+        return documents[-1]["_id"] if documents else None, len(updates), failed
+
+    def _extracted_anew(self, resource_type: str, document: Document) -> Document:
+        """The change of a current document whose search fields are not what its text says; empty for others."""
+        with self.search_state.applied():
+            fields = _search_fields(resource_type, fhir_json.decode_stored(document["text"]))
+        fields["terms"] += senders(document.get("by", ()))
+        gone = document.keys() - fields.keys() - _NOT_SEARCHED
+        new = {name: value for name, value in fields.items() if document.get(name) != value}
+        change: Document = {"$set": new} if new else {}
+        return change | ({"$unset": dict.fromkeys(gone, "")} if gone else {})
 
     async def cluster_time(self) -> Timestamp:
         """What `snapshot.reading_at` takes: a time that shows everything acknowledged so far."""

@@ -18,10 +18,14 @@ async def spoilt(mongo: Mongo, reference: str) -> AsyncIterator[None]:
         (mongo.collection(type_), {"_id": id_}),
         (mongo.collection("versions"), {"_id.t": type_, "_id.i": id_}),
     ]
-    kept = [(rows, await rows.find(which).to_list(None)) for rows, which in places]
+    kept = [
+        (rows, await rows.find({**which, "text": {"$exists": True}}).to_list(None))
+        for rows, which in places
+    ]
+    assert any(before for _, before in kept)
     for rows, which in places:
-        changed = await rows.update_many(which, {"$set": {"text": _BROKEN}})
-        assert changed.modified_count
+        written = {**which, "text": {"$exists": True}}
+        await rows.update_many(written, {"$set": {"text": _BROKEN}})
     yield
     for rows, before in kept:
         for row in before:

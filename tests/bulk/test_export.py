@@ -21,6 +21,7 @@ from app.bulk.work import Work
 from app.errors import Unavailable
 from app.runtime.leases import BackOff
 from tests.builders.exporting import ASYNC, paused
+from tests.builders.spoilt import spoilt
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
@@ -348,6 +349,33 @@ async def test_elements_cut_resources_down(own: tuple[Server, httpx.AsyncClient]
         "subject",
     }
     assert "tag" not in lines["Practitioner/d1"]["meta"]
+
+
+async def test_what_cannot_be_read_is_told_and_stops_nothing_else(
+    own: tuple[Server, httpx.AsyncClient],
+) -> None:
+    server, client = own
+    await story(client)
+    await observe(client, "o-gone", "p1")
+    await client.delete("/Observation/o-gone")
+    url = "/$export?_type=Patient,Observation&_elements=Patient.id&_since=2020-01-01T00:00:00Z"
+    async with (
+        spoilt(server.mongo, "Patient/p1"),
+        spoilt(server.mongo, "Observation/o-gone"),
+    ):
+        manifest = await manifest_of(server, client, await kick_off(client, url))
+    found = {
+        f"{line['resourceType']}/{line['id']}"
+        for line in await lines_of(client, manifest["output"])
+    }
+    assert {"Patient/p2", "Observation/o-p1"} <= found
+    assert "Patient/p1" not in found
+    assert {each["type"] for each in manifest["error"]} == {"OperationOutcome"}
+    outcomes = await lines_of(client, manifest["error"])
+    assert sorted(each["issue"][0]["diagnostics"] for each in outcomes) == [
+        "Observation/o-gone cannot be read",
+        "Patient/p1 cannot be read",
+    ]
 
 
 @pytest.mark.parametrize("moment", ["before-reading", "while-reading"])

@@ -19,6 +19,7 @@ from app.fhir.codes import CONSENT_CATEGORY, CONTRACT_DEADLINE, REVIEW_REASON
 from app.fhir.validation import check
 from tests.builders.practices import group, organization, patient, practitioner, put, ref
 from tests.builders.receiver import Receiver
+from tests.builders.spoilt import spoilt
 from tests.builders.subscriptions import encounter
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
@@ -336,3 +337,17 @@ async def test_a_bad_file_keeps_the_server_from_starting(
     with pytest.raises(ValueError, match=names):
         async with running(make_settings(mongod, contracts=file)):
             pass
+
+
+async def test_a_record_that_cannot_be_read_hides_no_missed_deadline(
+    hub: Pair, receiver: Receiver
+) -> None:
+    """Not even its own, which then counts from when it was stored."""
+    await keep(hub, contract(receiver, alert_before=0))
+    failing(receiver)
+    for name in ("one", "two"):
+        await admit(hub, name)
+    async with spoilt(hub[0].mongo, "Encounter/one"):
+        hub[0].clock.advance(timedelta(hours=25))
+        found = await reviews(hub)
+    assert found == [("deadline-missed", "Encounter/one"), ("deadline-missed", "Encounter/two")]

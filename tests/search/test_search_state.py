@@ -247,9 +247,9 @@ async def test_a_store_extracts_by_its_own_state(mongo: Mongo) -> None:
     (row,) = await store.find("Patient", {})
     assert "wed=M" in row["terms"]
     assert "_content=married" not in row["terms"]
-    assert await store.reindex("Patient", "", 10) == ("p", 0)
+    assert await store.reindex("Patient", "", 10) == ("p", 0, [])
     plain = Store(mongo)
-    assert await plain.reindex("Patient", "", 10) == ("p", 1)
+    assert await plain.reindex("Patient", "", 10) == ("p", 1, [])
     (row,) = await store.find("Patient", {})
     assert "wed=M" not in row["terms"]
     assert "_content=married" in row["terms"]

@@ -19,6 +19,7 @@ from app.runtime.leases import BackOff, LostError
 from app.runtime.mongo import Mongo
 from app.store.reindexing import Reindexing
 from app.store.store import Store
+from tests.builders.spoilt import spoilt
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
 
@@ -143,6 +144,23 @@ async def test_parameter_is_searchable_after_reindex(http: httpx.AsyncClient) ->
     assert {entry["resource"]["id"] for entry in found["entry"]} >= {before, between, after}
     missing = (await http.get("/Patient?marriage:not=M&_summary=count")).json()
     assert missing["total"] == 0
+
+
+async def test_a_resource_that_cannot_be_read_is_named_and_stops_no_reindexing(
+    own: tuple[Server, httpx.AsyncClient],
+) -> None:
+    server, http = own
+    before, broken = await married(http), await married(http)
+    assert (await put(http, parameter("unspoilt"))).status_code == 201
+    async with spoilt(server.mongo, f"Patient/{broken}"):
+        job = await reindexed(http)
+    assert (job["state"], job["failed"], job["unread"]) == ("done", 1, f"Patient/{broken}")
+    url = f"/Patient?unspoilt=M&_id={before},{broken}"
+    found = (await http.get(url)).json()
+    assert [entry["resource"]["id"] for entry in found["entry"]] == [before]
+    assert (await reindexed(http, "Patient"))["failed"] == 0
+    found = (await http.get(url)).json()
+    assert {entry["resource"]["id"] for entry in found["entry"]} == {before, broken}
 
 
 async def test_second_parameter_of_the_same_code_is_refused(http: httpx.AsyncClient) -> None:

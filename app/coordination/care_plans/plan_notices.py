@@ -1,14 +1,17 @@
 """Notices about care plans: one for each state that differs from the last one sent, whatever is repeated or fails.
 
-    plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication, pending?}
+    plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication, pending?,
+                    set_aside?}
 
 `versions` pin the state in the last notice, `shown` the one in the last document. A notice is first written as
 `pending` with its versions; any process that finds one carries it out. Doing so twice stores nothing twice: the ids of
-its resources, and the key of its event, come from the plan and the notice's number.
+its resources, and the key of its event, come from the plan and the notice's number. One that fails again and again is
+set aside, and a person is asked; the next notice says what has changed since the last one that was sent.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +19,7 @@ from typing import Any, Literal
 
 from pymongo.errors import DuplicateKeyError
 
+from app.automation import review_tasks
 from app.automation.reactions import stable_id
 from app.automation.timers import Timers
 from app.context import Context
@@ -35,12 +39,18 @@ from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import Preconditions
+from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
+
+log = logging.getLogger(__name__)
 
 NOTICES = "plan_notices"
 REVIEW_TIMER = "care-plan-review"
 CHANGE_TOPIC, REVIEW_TOPIC = "careplan-change", "careplan-annual-review"
 
+# Within these a timer tries for about a quarter of an hour.
+MOST_TRIES = 10
+_MOST_SET_ASIDE = 100
 _ONLY_NEW = Preconditions(if_none_match="*")
 
 
@@ -54,7 +64,10 @@ async def finish(context: Context, plan_id: str) -> Document | None:
     """Carry out the pending notice, if there is one; returns the row as it is then."""
     row = await record_of(context, plan_id)
     while row is not None and "pending" in row:
-        await _carry_out(context, row)
+        if row["pending"].get("tries", 0) >= MOST_TRIES:
+            await _set_aside(context, row)
+        else:
+            await _try(context, row)
         row = await record_of(context, plan_id)
     return row
 
@@ -104,6 +117,34 @@ async def changes_between(
     return care_plan_changes.diff(before, after, names)
 
 
+async def _try(context: Context, row: Document) -> None:
+    """Carry out the pending notice; counts it where that fails by the notice's own fault."""
+    try:
+        await _carry_out(context, row)
+    except Exception as error:
+        if not is_nobodys_fault(error):
+            await _rows(context).update_one(_of_pending(row), {"$inc": {"pending.tries": 1}})
+        raise
+
+
+async def _set_aside(context: Context, row: Document) -> None:
+    """Leave the pending notice, and ask a person about it."""
+    number, plan = row["pending"]["number"], f"CarePlan/{row['_id']}"
+    log.error(
+        "a notice was set aside", extra={"action": "plan-notice", "id": plan, "number": number}
+    )
+    await review_tasks.ask(context, "plan-not-told", plan, patient=None, about=f"notice {number}")
+    kept = {"$each": [row["pending"]], "$slice": -_MOST_SET_ASIDE}
+    await _rows(context).update_one(
+        _of_pending(row),
+        {"$set": {"number": number}, "$push": {"set_aside": kept}, "$unset": {"pending": ""}},
+    )
+
+
+def _of_pending(row: Document) -> Document:
+    return {"_id": row["_id"], "pending.number": row["pending"]["number"]}
+
+
 async def _carry_out(context: Context, row: Document) -> None:
     pending = row["pending"]
     notice = await _notice(context, row)
@@ -118,7 +159,7 @@ async def _carry_out(context: Context, row: Document) -> None:
     if pending["kind"] in ("created", "yearly"):
         done["shown"] = pending["versions"]
     await _rows(context).update_one(
-        {"_id": row["_id"], "pending.number": pending["number"]},
+        _of_pending(row),
         {"$set": done, "$unset": {"pending": ""}},
     )
 

@@ -18,7 +18,7 @@ from app.automation import review_tasks
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.contracts.contract_terms import contract_rows
-from app.proof.notice import NoticeRecord, gather
+from app.proof.notice import NoticeRecord, gather_readable
 from app.runtime.mongo import Collection, Document
 from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.sending.recheck_recipient import REASSIGNED
@@ -111,7 +111,7 @@ async def _judge(
     """Create Tasks for rows that are late or nearly so; returns by id when rows have to be checked again."""
     deadline = timedelta(hours=contract["terms"]["deadline"])
     margin = timedelta(hours=contract["terms"]["alert_before"])
-    notices = await gather(context.store, rows, context.settings.base_url.rstrip("/"))
+    notices = await gather_readable(context.store, rows, context.settings.base_url.rstrip("/"))
     due: dict[str, datetime] = {}
     for row, notice in zip(rows, notices, strict=True):
         end = notice.event_time + deadline
