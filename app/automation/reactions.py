@@ -19,11 +19,11 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 from bson import ObjectId
 from bson.errors import InvalidId
@@ -41,6 +41,8 @@ from app.store.events import EVENTS, Event, event_rows, load_event
 from app.store.store import Store
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SWEEP_SECONDS = 5.0
 # Notices go first: reactions gather for a moment, and few of them run beside what else the server does.
@@ -274,32 +276,27 @@ class Reactions:
     async def _all_ran(
         self, context: Context, due: _Due, spared: Collection[tuple[str, ObjectId]]
     ) -> bool:
-        """False where one failed, or where the event is another process's by now."""
+        """False where one failed, which stops no other, or where the event is another process's by now."""
         event = due.event
-        name = ""
+        failures: list[Exception] = []
         try:
             async with self._leases.guarded(due.claim):
                 for reaction in self._reactions:
-                    name = reaction.name
-                    if reaction.concerns(event) and (name, event.id) not in spared:
+                    if not reaction.concerns(event) or (reaction.name, event.id) in spared:
+                        continue
+                    try:
                         await reaction.run(context, event)
+                    except Exception as error:
+                        _tell_failure(reaction, event, error)
+                        failures.append(error)
+                        if is_nobodys_fault(error):
+                            break
         except LostError:
             return False
-        except Exception as error:
-            tell = log.warning if is_nobodys_fault(error) else log.exception
-            tell(
-                "reaction failed",
-                extra={
-                    "action": name,
-                    "resource_type": event.type,
-                    "id": event.resource_id,
-                    "version_id": event.version,
-                    "error": type(error).__name__,
-                },
-            )
-            await self._put_off(due.claim, error)
-            return False
-        return True
+        if failures:
+            # Where the database went away after one had failed, that one decides.
+            await self._put_off(due.claim, failures[0])
+        return not failures
 
     async def _put_off(self, claim: Claim[Row], error: Exception) -> None:
         """Try again later, further apart each time; after the last try the row tells that it failed."""
@@ -332,6 +329,34 @@ class Reactions:
                 await self._put_off(claim, error)
                 continue
             self._take([_Due(event, claim)])
+
+
+def _tell_failure(reaction: Reaction, event: Event, error: Exception) -> None:
+    tell = log.warning if is_nobodys_fault(error) else log.exception
+    tell(
+        "reaction failed",
+        extra={
+            "action": reaction.name,
+            "resource_type": event.type,
+            "id": event.resource_id,
+            "version_id": event.version,
+            "error": type(error).__name__,
+        },
+    )
+
+
+async def for_each(run: Callable[[T], Awaitable[None]], several: Iterable[T]) -> None:
+    """Run for several, one after another; what fails for one keeps no other from its turn. Raises the first failure."""
+    failures: list[Exception] = []
+    for each in several:
+        try:
+            await run(each)
+        except Exception as error:
+            failures.append(error)
+            if is_nobodys_fault(error):
+                break
+    if failures:
+        raise failures[0]
 
 
 def _failed(error: str) -> Document:

@@ -12,7 +12,7 @@ import pytest
 from pymongo.errors import ConnectionFailure
 
 from app.automation import reactions as module
-from app.automation.reactions import Reaction, Reactions
+from app.automation.reactions import Reaction, Reactions, for_each
 from app.records.versions import Change
 from app.runtime.leases import BackOff
 from app.runtime.mongo import Mongo
@@ -229,3 +229,50 @@ async def test_a_process_that_stops_gives_back_what_waits(mongo: Mongo) -> None:
         await there.sweep()
         await there.idle()
     assert well.done == ["a 1", "b 1"]
+
+
+async def test_a_reaction_that_fails_keeps_no_other_from_its_turn(mongo: Mongo) -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    poor, well = Actor(fail), Actor()
+    store = Store(mongo, reacting={"Basic"})
+    await store.prepare()
+    both = [
+        Reaction(name, frozenset({"Basic"}), each.run)
+        for name, each in (("poor", poor), ("well", well))
+    ]
+    reactions = Reactions(mongo, store, both, back_off=AT_ONCE)
+    await reactions.start(NOBODY)
+    reactions._loops[1].cancel()
+    await put(store, "a")
+    await reactions.idle()
+    assert (poor.done, well.done) == ([], ["a 1"])
+    (row,) = await rows(mongo)
+    assert row["reacted"] == 1, "and the one that failed is tried again"
+    await reactions.stop()
+
+
+async def test_what_fails_for_one_of_several_is_done_for_the_others() -> None:
+    done: list[int] = []
+
+    async def run(number: int) -> None:
+        if number in (1, 2):
+            raise ValueError(number)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="1"):
+        await for_each(run, range(4))
+    assert done == [0, 3]
+
+
+async def test_while_the_database_is_away_nothing_more_is_begun() -> None:
+    begun: list[int] = []
+
+    async def run(number: int) -> None:
+        begun.append(number)
+        raise ConnectionFailure
+
+    with pytest.raises(ConnectionFailure):
+        await for_each(run, range(4))
+    assert begun == [0]

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 from weakref import WeakValueDictionary
 
-from app.automation.reactions import Reaction
+from app.automation.reactions import Reaction, for_each
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.care_plans import state
@@ -63,15 +63,18 @@ async def _watch(context: Context, event: Event) -> None:
     if event.resource is not None and content(event.resource) == content(event.previous):
         return
     quiet = timedelta(seconds=context.settings.plan_quiet_period)
-    for plan in await _plans(context, event):
+
+    async def watch(plan: ResourceVersion) -> None:
         if not await _has_notices(context, plan, event):
-            continue
+            return
         if not quiet:
             await tell_of(context, plan.id, event)
-            continue
+            return
         # One that is running may have read what was before this change.
         due = context.services.clock.now() + quiet
         await context.services.get(Timers).set_unless_waiting(QUIET_TIMER, plan.id, due)
+
+    await for_each(watch, await _plans(context, event))
 
 
 async def _plans(context: Context, event: Event) -> list[ResourceVersion]:

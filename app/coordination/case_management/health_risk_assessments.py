@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 
 from app.automation.follow_up_tasks import OPEN, Closing, FollowUp, close, is_closed_by_people, keep
 from app.automation.patient_resources import (
@@ -22,7 +23,7 @@ from app.automation.patient_resources import (
     resources_of,
     token,
 )
-from app.automation.reactions import Reaction, stable_id
+from app.automation.reactions import Reaction, for_each, stable_id
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.case_management.case_management import (
@@ -65,8 +66,7 @@ async def react(context: Context, event: Event) -> None:
     """Settle the patients of a changed enrolment, assessment or Task of ours."""
     if not any(_concerns(context, each) for each in (event.resource, event.previous)):
         return
-    for patient in sorted(patients_of(event)):
-        await settle(context, patient)
+    await for_each(partial(settle, context), sorted(patients_of(event)))
 
 
 async def remind(context: Context, key: str, data: object) -> None:

@@ -7,6 +7,7 @@ each change of a Coverage or a CarePlan, so the order of the changes does not ma
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import partial
 
 from app.automation.follow_up_tasks import Closing, FollowUp, amend, close, keep
 from app.automation.patient_resources import (
@@ -19,7 +20,7 @@ from app.automation.patient_resources import (
     patients_of,
     resources_of,
 )
-from app.automation.reactions import Reaction, stable_id
+from app.automation.reactions import Reaction, for_each, stable_id
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.continuity.continuity_days import (
@@ -60,8 +61,7 @@ _ROUNDS = 5
 async def react(context: Context, event: Event) -> None:
     """Settle the patients of a changed Coverage or CarePlan."""
     if changed(event, _ELEMENTS):
-        for patient in sorted(patients_of(event)):
-            await settle(context, patient)
+        await for_each(partial(settle, context), sorted(patients_of(event)))
 
 
 async def expire(context: Context, key: str, data: object) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from app.attribution import panels
 from app.attribution.practices import MESSAGE, REST
 from app.automation import review_tasks
-from app.automation.reactions import Reaction, stable_id
+from app.automation.reactions import Reaction, for_each, stable_id
 from app.context import Context
 from app.coordination.practices.no_recipient import urls
 from app.errors import FhirError
@@ -45,10 +46,9 @@ _CHANNEL = {REST: "rest-hook", MESSAGE: "message"}
 async def run(context: Context, event: Event) -> None:
     base_url = context.settings.base_url.rstrip("/")
     versions = [each for each in (event.resource, event.previous) if each is not None]
-    for owner in await panels.owners(
-        context.store, event.type, event.resource_id, versions, base_url
-    ):
-        await _keep(context, owner, anew=event.type in _DIRECTORY)
+    owners = await panels.owners(context.store, event.type, event.resource_id, versions, base_url)
+    keep = partial(_keep, context, anew=event.type in _DIRECTORY)
+    await for_each(keep, owners)
 
 
 REACTION = Reaction(
