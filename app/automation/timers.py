@@ -196,7 +196,7 @@ class Timers:
         row = await self._timers.find_one({"_id": row_id})
         if row is None:
             return True
-        return "failed" not in row and not row["tries"] and row["due"] > self._clock.now()
+        return "failed" not in row and not row.get("tries") and row["due"] > self._clock.now()
 
     async def run_again(self, row_id: str | None = None) -> int:
         """Ring what was given up, one or all, with all its tries anew."""

@@ -5,12 +5,14 @@ docs/decisions/0021-records-of-the-past.md
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from app.fhir.codes import REVIEW_REASON
 from tests.builders.care_plans import (
     BASE,
     Desk,
@@ -101,31 +103,42 @@ async def test_a_stay_that_is_deleted_before_its_proof_stops_no_proof(
     pair: Pair, receiver: Receiver
 ) -> None:
     server, client = pair
-    await put(client, organization("practice"), patient("member", ref("Organization/practice")))
-    asked = topic_based("general-practitioner=Organization/practice", endpoint=f"{receiver.url}/in")
+    own = uuid.uuid4().hex[:8]
+    practice, gone, kept = f"practice-{own}", f"gone-{own}", f"kept-{own}"
+    await put(
+        client, organization(practice), patient(f"member-{own}", ref(f"Organization/{practice}"))
+    )
+    asked = topic_based(
+        f"general-practitioner=Organization/{practice}", endpoint=f"{receiver.url}/in"
+    )
     assert (await client.post("/Subscription", json=asked)).status_code == 201
     await server.worker.drain()
-    stays = ("gone", "kept")
-    for name in stays:
-        await put(client, encounter(patient="member", id=name))
+    for name in (gone, kept):
+        await put(client, encounter(patient=f"member-{own}", id=name))
     await server.worker.drain()
     assert len(receiver.events) == 2
-    assert (await client.delete("/Encounter/gone")).status_code == 204
+    assert (await client.delete(f"/Encounter/{gone}")).status_code == 204
     server.clock.advance(timedelta(minutes=1))
     await server.engine.drain()
-    for name in stays:
+    for name in (gone, kept):
         terms = {"encounter": f"Encounter/{name}", "_summary": "count"}
         assert (await client.get("/Communication", params=terms)).json()["total"] == 1, name
-    assert (await client.get("/Encounter/kept")).status_code == 200
 
 
 async def test_a_review_task_can_be_closed_when_what_it_is_about_has_gone(pair: Pair) -> None:
     server, client = pair
-    await put(client, encounter(patient="member", id="cancelled", status="cancelled"))
+    own = uuid.uuid4().hex[:8]
+    await put(client, patient(f"reviewed-{own}"))
+    stay = encounter(patient=f"reviewed-{own}", id=f"cancelled-{own}", status="cancelled")
+    await put(client, stay)
     await server.engine.drain()
-    found = await client.get("/Task", params={"focus": "Encounter/cancelled"})
+    asked = {
+        "focus": f"Encounter/{stay['id']}",
+        "code": f"{REVIEW_REASON}|cancel-without-admission",
+    }
+    found = await client.get("/Task", params=asked)
     (task,) = [each["resource"] for each in found.json()["entry"]]
-    assert (await client.delete("/Encounter/cancelled")).status_code == 204
+    assert (await client.delete(f"/Encounter/{stay['id']}")).status_code == 204
     closed = await client.put(f"/Task/{task['id']}", json={**task, "status": "completed"})
     assert closed.status_code == 200, closed.text
     astray = {**task, "status": "completed", "basedOn": [{"reference": "CarePlan/nowhere"}]}
