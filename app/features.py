@@ -10,7 +10,12 @@ from app.coordination.care_plans import annual, quiet_period
 from app.coordination.case_management import case_management, health_risk_assessments, letters
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
-from app.coordination.practices import encounter_review, endpoint_subscriptions, no_recipient
+from app.coordination.practices import (
+    encounter_review,
+    endpoint_subscriptions,
+    no_recipient,
+    unmatched_review,
+)
 from app.proof import publisher
 from app.proof.unpublished import UnpublishedNotices
 from app.runtime.dead_letters import Queue
@@ -34,5 +39,6 @@ TIMERS: Sequence[Timer] = (
     health_risk_assessments.TIMER,
     contract_deadlines.TIMER,
     publisher.TIMER,
+    unmatched_review.TIMER,
 )
 QUEUES: Sequence[Callable[[Mongo], Queue]] = (UnpublishedNotices,)

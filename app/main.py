@@ -29,6 +29,7 @@ from app.bulk.exports import Exports
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.contracts import contracts
+from app.coordination.practices import unmatched_review
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
 from app.proof import publisher
@@ -119,6 +120,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             await published.store_topics(own)
             await contracts.load(own)
             await publisher.start(own)
+            await unmatched_review.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth
             # (docs/decisions/0016-request-path.md).
             gc.collect()

@@ -88,7 +88,7 @@ async def _cost(registry: SubscriptionRegistry, encounters: Sequence[dict[str, A
     for encounter in encounters:
         fields = extract("Encounter", encounter)
         event = Event(ObjectId(), "Encounter", "e", 1, "create", now, encounter, fields)
-        matches += len(await registry.match(event))
+        matches += len((await registry.match(event)).matches)
     spent = time.process_time() - begin
     assert matches == len(encounters), f"{matches} matches for {len(encounters)} events"
     return spent / len(encounters) * 1e6

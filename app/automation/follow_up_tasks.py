@@ -31,6 +31,7 @@ CLOSINGS = {
     "assessed": "The assessment was completed",
     "done-after-all": "What had been given up was done after all",
     "enrolment-ended": "The enrolment ended",
+    "matched": "What could not be decided was decided",
     "no-longer-due": "Nothing is due any more",
     "plan-replaced": "A new plan of care took the place of the earlier one",
 }

@@ -8,6 +8,7 @@ clients       registers clients and rotates keys, on the database itself
 audit         verifies the audit and lists disclosures, on the database itself
 deliveries    shows and resends deliveries of a running server
 dead_letters  shows and retries what a running server has given up
+unmatched_events  shows and replays the unmatched events of a running server
 report        prints the timeliness report of a running server
 database      opens the database, or asks a server, for the commands above
 load/         loads files into a server

@@ -12,7 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from app import __version__
-from app.cli import audit, clients, dead_letters, deliveries, report as report_cli
+from app.cli import (
+    audit,
+    clients,
+    dead_letters,
+    deliveries,
+    report as report_cli,
+    unmatched_events,
+)
 from app.settings import Settings
 
 Data = Annotated[Path | None, typer.Option(help="Directory for the embedded database.")]
@@ -29,6 +36,7 @@ app = typer.Typer(
 console = Console(soft_wrap=True, highlight=False)
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(unmatched_events.app, name="events")
 app.add_typer(audit.app, name="audit")
 app.add_typer(clients.clients, name="clients")
 app.add_typer(clients.keys, name="keys")

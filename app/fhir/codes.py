@@ -122,6 +122,7 @@ REVIEW_REASONS = {
     "re-enrolment": "The member may need case management again",
     "several-pcps": "Several primary care practices are known",
     "unknown-patient": "The record is about a patient who is not known here",
+    "unmatched": "It could not be decided whom an event concerns",
     "unsuitable-consent": "A consent cannot be understood",
     "work-given-up": "Something that the server had to do was given up",
 }

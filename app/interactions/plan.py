@@ -217,6 +217,7 @@ async def plan_delete(context: Context, target: Target, preconditions: Precondit
     if previous is None or previous.deleted:
         return WritePlan(204)
     await references.check_not_referred_to(context, previous)
+    await type_registry.check_deletion(context, previous)
     return WritePlan(204, Change("delete", previous.type, previous.id, None, previous))
 
 

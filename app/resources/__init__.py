@@ -7,5 +7,6 @@ visit_order         computes that order, element by element
 event_time          finds when what a message tells of happened
 episode_of_care     checks the reason for which case management ended
 search_parameter    refuses an active SearchParameter that cannot be searched by
+matching_needs      keeps from others what Subscriptions are evaluated by
 subscription        refuses what cannot be served, masks secrets and sets the status
 """

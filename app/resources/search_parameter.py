@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import Issue, Unprocessable
 from app.fhir.json import Resource
+from app.resources import matching_needs
 from app.resources.type_rules import Prepared
 from app.search.custom_check import standard_urls, why_not
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Check a SearchParameter before it is stored. Raises Unprocessable with the reason.
+    """Check a SearchParameter before it is stored. Raises Unprocessable with the reason, Conflict where it is in use.
 
     Those that are not active, and R4's own, are stored as documents: they change nothing.
     """
+    if previous is not None and not previous.deleted:
+        await matching_needs.check(context, previous.resource())
     if resource.get("status") != "active" or resource.get("url") in standard_urls():
         return Prepared(resource)
     reason = why_not(resource) or _taken(context, resource)

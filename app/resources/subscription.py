@@ -15,7 +15,7 @@ from app.runtime import secrets
 from app.runtime.masking import MASK, mask
 from app.runtime.mongo import Document
 from app.subscriptions.channels import CHANNELS
-from app.subscriptions.matching import registration, registration_cache
+from app.subscriptions.matching import criteria_check, registration, registration_cache
 from app.subscriptions.matching.criteria import led_through
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
@@ -42,6 +42,8 @@ async def prepare(
         full, context.services.get(SubscriptionRegistry).catalogue, context.settings
     )
     check_rights(context, read)
+    if resource.get("status") != "off":
+        await _check_criteria(context, read)
     if read.end is not None and read.end <= context.services.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
     if CHANNELS[read.channel.type].calls_out:
@@ -92,6 +94,14 @@ def _owner(context: Context, known: Document) -> Document:
 def masked(resource: Resource) -> Resource:
     """The Subscription with every header masked, as it is stored."""
     return _with_headers(resource, [mask(h) for h in resource.get("channel", {}).get("header", [])])
+
+
+async def _check_criteria(context: Context, read: Registration) -> None:
+    """Settle each parameter, whatever it leads through. Raises Unprocessable with what is wrong, without its value."""
+    fault = await criteria_check.fault(context.services.store, read.criteria, context.settings)
+    if fault is not None:
+        diagnostics = f"The parameter {fault.parameter} cannot be evaluated: {fault.reason}"
+        raise _refused("criteria", diagnostics, "not-supported")
 
 
 async def _check_egress(context: Context, endpoint: str) -> None:

@@ -5,15 +5,24 @@ from __future__ import annotations
 from app.context import Context
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
-from app.resources import encounter, episode_of_care, search_parameter, subscription
+from app.resources import (
+    encounter,
+    episode_of_care,
+    matching_needs,
+    search_parameter,
+    subscription,
+)
 from app.resources.type_rules import Prepared, Rule
 
 RULES: dict[str, Rule] = {
+    "CodeSystem": matching_needs.prepare,
     "Encounter": encounter.prepare,
     "EpisodeOfCare": episode_of_care.prepare,
     "SearchParameter": search_parameter.prepare,
     "Subscription": subscription.prepare,
+    "ValueSet": matching_needs.prepare,
 }
+_NEEDED_BY_SUBSCRIPTIONS = frozenset({"CodeSystem", "SearchParameter", "ValueSet"})
 
 
 async def prepare(
@@ -22,6 +31,12 @@ async def prepare(
     """Apply the rules of the resource's type. Raises FhirError where one is broken."""
     rule = RULES.get(resource["resourceType"])
     return Prepared(resource) if rule is None else await rule(context, resource, previous)
+
+
+async def check_deletion(context: Context, previous: ResourceVersion) -> None:
+    """Raises Conflict where a resource may not be deleted by this caller, since others depend on it."""
+    if previous.type in _NEEDED_BY_SUBSCRIPTIONS:
+        await matching_needs.check(context, previous.resource())
 
 
 def is_message(resource: Resource) -> bool:

@@ -31,6 +31,7 @@ From the request to the answer:
     terminology           reads `:in`, `:below` and the like, by stored ValueSets and CodeSystems
     chain                 reads chained parameters and `_has`
     chain_step            is one step of them, asked from either side
+    codes_within          settles the value sets and hierarchies inside a condition
     deferred_condition    is a condition whose answer lies in other documents
     resolution            replaces deferred conditions by conditions on the document itself
     candidate_scan        tests candidates where a deferred condition leads to too much

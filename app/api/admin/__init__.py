@@ -2,6 +2,7 @@
 
 operators             serves deliveries, topics and the clock, and holds all routes of /admin
 client_routes         serves the registry of clients
+event_routes          serves what could not be matched
 contract_routes       serves contracts and the timeliness report
 dead_letter_routes    serves what was given up
 """

@@ -6,6 +6,7 @@
     POST   /admin/deliveries/resend     one of the parameters above at least, or first= and last= with a subscription
     GET    /admin/topics                the topics that were put
     GET, PUT, DELETE  /admin/topics/<name>
+    /admin/events, /admin/events/replay: app/api/admin/event_routes.py
     /admin/contracts, /admin/reports/notices.csv: app/api/admin/contract_routes.py
     /admin/clients: app/api/admin/client_routes.py
     /admin/dead-letters: app/api/admin/dead_letter_routes.py
@@ -28,7 +29,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api import audited, exchange, limits, published
-from app.api.admin import client_routes, contract_routes, dead_letter_routes
+from app.api.admin import client_routes, contract_routes, dead_letter_routes, event_routes
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, SERVER, Caller
 from app.context import Context, Services
@@ -94,7 +95,7 @@ async def put_topic(request: Request, services: Services) -> AdminAnswer:
     """Known here at once, as `Basic` too; to other processes within a second."""
     resource = await exchange.read_resource(request, services.settings.max_resource_bytes)
     registry = services.get(SubscriptionRegistry)
-    created = await registry.topics.put(request.path_params["name"], resource)
+    created = await registry.topics.put(request.path_params["name"], resource, registry.check_topic)
     await _publish(request, services)
     return 201 if created else 200, await registry.topics.read(request.path_params["name"])
 
@@ -223,6 +224,7 @@ ROUTES = [
         ("PUT", "/topics/{name}", put_topic),
         ("DELETE", "/topics/{name}", delete_topic),
         ("POST", "/clock", advance_clock),
+        *event_routes.HANDLERS,
         *contract_routes.HANDLERS,
         *client_routes.HANDLERS,
         *dead_letter_routes.HANDLERS,

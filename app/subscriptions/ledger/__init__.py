@@ -1,6 +1,10 @@
 """The ledger: committed events, numbered deliveries, and all that was attempted.
 
 event_intake        queues committed events, has them matched and records them in order
+event_recorder      matches an event, and records what comes of it
+recorded_events     remembers what this process has recorded a moment ago
+unmatched           has the events that a judge could not decide on
+rematching          matches events once more: what was set aside, what a Subscription missed, a new practice
 outbox              records a batch: numbers, rows, then counters and events
 sequence_numbers    remembers each Subscription's last number and its busy lanes
 delivery_rows       says what a new row looks like, and which lane it belongs to

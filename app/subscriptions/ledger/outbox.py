@@ -13,7 +13,7 @@ Event rows follow the rules of app/runtime/leases.py, in bulk, since all that li
 spent here: a row is born leased to the process that commits it and matched from memory; what was left behind is claimed
 hundreds at a time, judged and leased by the database's clock, each claim counted in `attempts`. They differ in the end:
 `done` needs no guard. The unique indexes refuse what a process that lost its lease records a second time, and what is
-recorded is recorded, whoever says so. A row whose attempts are over stays `pending`, for people to look at.
+recorded is recorded, whoever says so. And no row is ever given up: what cannot be matched is set aside (unmatched.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
@@ -35,14 +36,16 @@ from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger
 from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECTION, SequenceNumbers
+from app.subscriptions.matching.judges import Failure
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionMatch
 
-# An event whose evaluation fails this often is not tried again; it stays pending for people to review.
-_MAX_ATTEMPTS = 20
 _TRIES, _BACK_OFF = 50, 0.01
 # So many rows are inserted at once: the first are sent while the next are being written.
 _ROWS_AT_ONCE = 200
+_RENEWED_AT_ONCE = 5_000
+# Ids are made by processes' own clocks, which may be off by this much.
+_SKEW = timedelta(seconds=60)
 
 
 class ContentionError(Exception):
@@ -51,10 +54,11 @@ class ContentionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An event with the Subscriptions it concerns."""
+    """An event with the Subscriptions it concerns, and the judges that could not decide."""
 
     event: Event
     matches: Sequence[SubscriptionMatch]
+    failures: Sequence[Failure] = ()
 
 
 class Outbox:
@@ -109,20 +113,27 @@ class Outbox:
         ]
         return sorted(rows, key=lambda row: row["version"])
 
-    async def claim_abandoned(self, limit: int) -> list[Document]:
-        """Take over event rows whose lease has ended, oldest first."""
+    async def renew(self, ids: Sequence[Any]) -> None:
+        """Begin the leases of events anew that wait for their turn in this process."""
+        for begin in range(0, len(ids), _RENEWED_AT_ONCE):
+            await self._events.update_many(
+                {
+                    "_id": {"$in": ids[begin : begin + _RENEWED_AT_ONCE]},
+                    "state": "pending",
+                    "owner": self._owner,
+                },
+                [{"$set": {"lease_until": {"$add": ["$$NOW", _milliseconds(EVENT_LEASE)]}}}],
+            )
+
+    async def claim_abandoned(self, limit: int, in_hand: Collection[Any] = ()) -> list[Document]:
+        """Take over event rows whose lease has ended, oldest first, but for those that this process has in hand."""
         cursor = self._events.find(
-            {
-                "state": "pending",
-                "lease_until": {"$lte": self._mongo.now()},
-                "attempts": {"$lt": _MAX_ATTEMPTS},
-            },
-            {"_id": 1},
+            {"state": "pending", "lease_until": {"$lte": self._mongo.now()}}, {"_id": 1}
         )
         found = await cursor.sort("lease_until", ASCENDING).limit(limit).to_list(None)
-        if not found:
+        ids = [row["_id"] for row in found if row["_id"] not in in_hand]
+        if not ids:
             return []
-        ids = [row["_id"] for row in found]
         await self._events.update_many(
             {
                 "_id": {"$in": ids},
@@ -148,11 +159,14 @@ class Outbox:
         batch: Sequence[Planned],
         admit: Callable[[Registration], bool],
         begin: Callable[[Delivery, Event], None],
+        *,
+        finishes: bool = True,
     ) -> list[Delivery]:
         """Number and insert the batch's deliveries; returns the rows that wait for their turn.
 
         Rows whose lane is free, as far as `admit` has room for them, are this process's to send (state `sending`,
         attempt 1): `begin` is called as soon as they are stored. Rows that another process has recorded are left out.
+        `finishes`: the events are done with it.
         Raises ContentionError where other processes were faster too often.
         """
         pairs = list(_pairs(batch))
@@ -183,7 +197,8 @@ class Outbox:
                 if refusals == _TRIES:
                     raise ContentionError
             pairs = pairs[inserted:]
-        self._done.extend(planned.event.id for planned in batch)
+        if finishes:
+            self._done.extend(planned.event.id for planned in batch)
         return waiting
 
     async def _documents(
@@ -254,6 +269,33 @@ class Outbox:
             {"owner": owner, "state": "pending", "lease_until": {"$gt": at}},
             {"$set": {"lease_until": at}},
         )
+
+    async def committed_since(self, at: datetime, owner: str | None = None) -> list[Document]:
+        """The rows of events that were committed since, of one process if given; none about Subscriptions."""
+        which: Document = {
+            "_id": {"$gte": ObjectId.from_datetime(at - _SKEW)},
+            "at": {"$gte": at},
+            "type": {"$ne": "Subscription"},
+        }
+        if owner is not None:
+            which["owner"] = owner
+        rows: list[Document] = await self._events.find(which).to_list(None)
+        return rows
+
+    async def subscriptions_since(self, at: datetime) -> dict[str, datetime]:
+        """The Subscriptions of which a version was committed since, with the time of the first."""
+        cursor = self._events.find(
+            {"type": "Subscription", "at": {"$gte": at}}, {"_id": 0, "id": 1, "at": 1}
+        )
+        found: dict[str, datetime] = {}
+        for row in await cursor.to_list(None):
+            found[row["id"]] = min(row["at"], found.get(row["id"], row["at"]))
+        return found
+
+    async def row(self, event: Any) -> Document | None:
+        """The row of an event; None where it is no longer kept."""
+        found: Document | None = await self._events.find_one({"_id": event})
+        return found
 
     async def pending_count(self) -> int:
         count: int = await self._events.count_documents({"state": "pending"})

@@ -3,6 +3,8 @@
 registration          reads a Subscription, classic or topic-based
 channel_terms         reads what it asks of its channel
 criteria              compiles what it listens for
+criteria_check        says whether criteria can be evaluated at all
+judges                are who is asked about an event, each by itself
 criteria_index        files criteria by their most selective term
 registration_cache    keeps registrations by the hundred thousand, one short string each
 registry              has the Subscriptions of this moment, and matches events

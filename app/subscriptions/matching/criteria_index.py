@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from app.attribution.derived import is_derived
+from app.search.search_state import current
 from app.settings import Settings
 from app.subscriptions.matching import criteria as criteria_
 from app.subscriptions.matching.criteria import STEP, Clause, Criteria, has_token, path_of
+from app.subscriptions.matching.judges import Round, of_chain, of_subscription
 from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.topics.compiled_conditions import CompiledConditions
 from app.subscriptions.topics.topics import Coding
@@ -65,6 +67,12 @@ class _Scope:
         self.find(self.by_term, found)
         return found
 
+    def along(self, path: str) -> set[str]:
+        """The Subscriptions that are filed under a term at the end of this chain."""
+        found: set[str] = set()
+        self.find([term for term in self.by_term if path_of(term) == path], found)
+        return found
+
     def find(self, terms: Iterable[str], found: set[str]) -> None:
         by_term = self.by_term
         for term in terms:
@@ -92,7 +100,15 @@ class CriteriaIndex:
                 [criteria_.condition(resource_type, (name, value), settings)]
             )
 
-        self._compiled = compiled
+        self._compile = compiled
+        # Clients' search parameters that these were compiled by.
+        self._custom = current().custom
+
+    def _compiled(self, resource_type: str, name: str, value: str) -> CompiledConditions:
+        if current().custom is not self._custom:
+            self._custom = current().custom
+            self._compile.cache_clear()
+        return self._compile(resource_type, name, value)
 
     def add(self, subscription: str, criteria: Criteria) -> None:
         """File a Subscription; its earlier criteria have to be removed first."""
@@ -127,6 +143,10 @@ class CriteriaIndex:
         """Whether any Subscription's criteria name this PCP, Group or kind of facility."""
         return term in self._routed
 
+    def requiring(self, terms: Iterable[str]) -> set[str]:
+        """The Subscriptions whose criteria name one of these PCPs or Groups."""
+        return {each for term in terms for each in self._routed.get(term, ())}
+
     def routes_by(self, path: str) -> bool:
         """Whether any Subscription's criteria name a PCP, or a Group, or a kind of facility: `path` says which."""
         return any(term.startswith(path) for term in self._routed)
@@ -141,26 +161,63 @@ class CriteriaIndex:
         filed = self._scopes.get(scope)
         return filed is not None and bool(filed.by_term or filed.without_term)
 
-    async def candidates(self, scope: str, context: MatchContext) -> set[str]:
-        """The Subscriptions of a scope whose term is among the version's, and those that require none."""
+    def filed_along(self, scope: str, path: str) -> set[str]:
+        """The Subscriptions of a scope that are found by the end of a chain."""
+        filed = self._scopes.get(scope)
+        return set() if filed is None else filed.along(path)
+
+    async def candidates(
+        self, scope: str, context: MatchContext, asked: Round | None = None
+    ) -> set[str]:
+        """The Subscriptions of a scope whose term is among the version's, and those that require none.
+
+        A chain that fails is noted in `asked`; those that are found by it are left out. Without `asked` it raises.
+        """
         filed = self._scopes.get(scope)
         if filed is None:
             return set()
         found = set(filed.without_term)
         filed.find(context.terms, found)
+        waiting: set[str] = set()
         for path in tuple(filed.paths):
-            filed.find(await context.along(path), found)
-        return found
+            judge = of_chain(scope, path)
+            if asked is not None and judge in asked.waiting:
+                waiting |= filed.along(path)
+                continue
+            try:
+                filed.find(await context.along(path), found)
+            except Exception as error:
+                if asked is None:
+                    raise
+                if asked.only is None or not filed.along(path).isdisjoint(asked.only):
+                    asked.failed(judge, error)
+        return found - waiting
 
     async def matching(
-        self, scope: str, context: MatchContext, trigger: Coding | None
+        self,
+        scope: str,
+        context: MatchContext,
+        trigger: Coding | None,
+        asked: Round | None = None,
     ) -> list[str]:
-        """The Subscriptions of a scope whose criteria hold for a version, and for the coding of the fired trigger."""
+        """The Subscriptions of a scope whose criteria hold for a version, and for the coding of the fired trigger.
+
+        Each is judged by itself: one that fails is noted in `asked`. Without `asked` it raises.
+        """
         found = []
-        for subscription in await self.candidates(scope, context):
+        for subscription in await self.candidates(scope, context, asked):
+            if asked is not None and not asked.asks(subscription):
+                continue
             criteria = self._criteria_of(subscription)
-            if criteria is not None and await self.holds(criteria, context, trigger):
-                found.append(subscription)
+            if criteria is None or (asked is not None and asked.knows_fault(subscription)):
+                continue
+            try:
+                if await self.holds(criteria, context, trigger):
+                    found.append(subscription)
+            except Exception as error:
+                if asked is None:
+                    raise
+                asked.failed(of_subscription(subscription), error)
         return found
 
     async def holds(

@@ -16,6 +16,7 @@ from app.records.reader import Reader
 from app.runtime.mongo import Document
 from app.search.chain import Chain, Has
 from app.search.chain_step import ChainStep
+from app.search.codes_within import with_codes
 from app.search.parameter import AllOf, AnyOf, Condition, Not
 from app.search.parameters import reference
 from app.search.resolution import is_resolved, settled
@@ -47,6 +48,8 @@ class MatchContext:
         self._terms: set[str] | None = None
         self._rows: dict[tuple[str, str], Document | None] = {}
         self._along: dict[str, frozenset[str]] = {}
+        # By the condition's identity: many Subscriptions share one, and its value sets are read once for each version.
+        self._with_codes: dict[int, tuple[Condition, Condition]] = {}
         self._derived = derived
 
     @property
@@ -84,6 +87,10 @@ class MatchContext:
         if question.is_plain:
             return all(condition.matches(self.fields) for condition in question.conditions)
         for condition in question.conditions:
+            if id(condition) not in self._with_codes:
+                settled_codes = await with_codes(self._store, condition)
+                self._with_codes[id(condition)] = (condition, settled_codes)
+            _, condition = self._with_codes[id(condition)]
             if not await self._holds(condition, self.resource_type, self.fields):
                 return False
         return True

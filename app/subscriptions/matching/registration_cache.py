@@ -33,6 +33,10 @@ class Shelf:
     def __len__(self) -> int:
         return sum(isinstance(kept, tuple) for kept in self._kept.values())
 
+    def ids(self) -> list[str]:
+        """The Subscriptions that are kept with their registration."""
+        return [each for each, kept in self._kept.items() if isinstance(kept, tuple)]
+
     def version(self, subscription: str) -> int:
         """The known version of a Subscription, 0 for none."""
         kept = self._kept.get(subscription, 0)

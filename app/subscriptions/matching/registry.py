@@ -6,29 +6,41 @@ import asyncio
 import gc
 import heapq
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, get_args
 
-from app.attribution.derived import Derived
-from app.errors import FhirError
+from cachetools import TTLCache
+
+from app.attribution.derived import GROUP, PCP, Derived
+from app.errors import FhirError, Issue, Unprocessable
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.runtime.mongo import Document, Mongo
+from app.search.custom import Custom
+from app.search.search_state import current
 from app.search.terms import EVERY
 from app.settings import Settings
 from app.store.events import Event, event_rows
 from app.store.store import Store
-from app.subscriptions.matching import registration, registration_cache
-from app.subscriptions.matching.criteria import Criteria
+from app.subscriptions.matching import criteria_check, registration, registration_cache
+from app.subscriptions.matching.criteria import CLASSIC, Criteria
+from app.subscriptions.matching.criteria_check import TerminologyRead
 from app.subscriptions.matching.criteria_index import CriteriaIndex
+from app.subscriptions.matching.judges import (
+    Failure,
+    Round,
+    chain_of,
+    of_subscription,
+    subscription_of,
+)
 from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.matching.registration import Registration, Status
 from app.subscriptions.matching.registration_cache import Shelf
 from app.subscriptions.topics.compiled_conditions import CompiledConditions
 from app.subscriptions.topics.topic_store import TopicStore
-from app.subscriptions.topics.topics import Coding, Found
+from app.subscriptions.topics.topics import Coding, Found, Topic
 from app.subscriptions.topics.trigger_context import TriggerContext
 
 log = logging.getLogger(__name__)
@@ -37,10 +49,12 @@ log = logging.getLogger(__name__)
 # than the short one is rare, so most reads are short.
 _OVERLAP, _LONG_OVERLAP = timedelta(seconds=5), timedelta(seconds=90)
 _LONG_LOOK_EVERY = timedelta(seconds=15)
-_FIELDS = {"v": 1, "text": 1, "deleted": 1, "private": 1}
+_FIELDS = {"v": 1, "at": 1, "text": 1, "deleted": 1, "private": 1}
 # Enough to register by the compact form beside the document; the status is a search value of every Subscription.
 _BRIEF = {"v": 1, "status": "$sorts.status.lo", "watch": "$private.watch"}
 _AT_ONCE = 2000
+# A Subscription whose text was found at fault is not settled again for so many seconds.
+_FAULT_SECONDS, _MOST_FAULTS = 30.0, 10_000
 
 DeliveryMode = Literal["active", "waiting", "errored", "ended"]
 _STATUSES: dict[str, Status] = {status: status for status in get_args(Status)}
@@ -60,6 +74,24 @@ class SubscriptionMatch:
     trigger: Coding | None
 
 
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What came of judging an event: the Subscriptions that it concerns, and the judges that could not say."""
+
+    matches: Sequence[SubscriptionMatch] = ()
+    failures: Sequence[Failure] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A Subscription that another process has written: its versions from `version` on are new to this one."""
+
+    id: str
+    version: int
+    newest: int
+    at: datetime
+
+
 class SubscriptionRegistry:
     """Registrations by id, and the index over those that count events: requested, active and in error."""
 
@@ -72,7 +104,13 @@ class SubscriptionRegistry:
         self.catalogue = self.topics.of_files
         self._cache = Shelf(settings, lambda: self.catalogue)
         self.index = CriteriaIndex(settings, self._cache.criteria)
-        self._unsupported: set[str] = set()
+        # Those that this process cannot read, with their fault where it lies in their text.
+        self._unsupported: dict[str, str] = {}
+        self._faults: TTLCache[str, str] = TTLCache(_MOST_FAULTS, _FAULT_SECONDS)
+        # Those whose criteria ask for value sets or code systems.
+        self._asking_codes: set[str] = set()
+        self._custom: tuple[Custom, ...] = ()
+        self._learnt: list[Learnt] = []
         self._requested: set[str] = set()
         # The ends that are to come, soonest first, and the Subscriptions whose end has come.
         self._ends: list[tuple[datetime, str]] = []
@@ -83,9 +121,14 @@ class SubscriptionRegistry:
     def __len__(self) -> int:
         return len(self._cache)
 
+    def put_back(self, learnt: Iterable[Learnt]) -> None:
+        """What `take_learnt` gave, since it could not be matched now."""
+        self._learnt.extend(learnt)
+
     async def load(self) -> None:
         """Read all topics and Subscriptions."""
         self._polled_at = self._mongo.now()
+        self._custom = current().custom
         self.catalogue = await self.topics.catalogue()
         rows = self._rows({"terms": EVERY}, _BRIEF)
         gc.disable()  # all that is made here stays; traversing it again and again takes a third of the time
@@ -98,6 +141,7 @@ class SubscriptionRegistry:
     async def refresh(self) -> list[Registration]:
         """Read the Subscriptions that any process has changed since the last time; returns those new to this one."""
         await self.refresh_topics()
+        await self._refresh_parameters()
         now = self._mongo.now()
         since = self._polled_at or now
         if self._looked_long_at is None or now - self._looked_long_at >= _LONG_LOOK_EVERY:
@@ -123,7 +167,23 @@ class SubscriptionRegistry:
         found = await self._store.find(
             "Subscription", {"_id": {"$in": list(ids)}}, projection=_FIELDS
         )
-        return [new for document in found if (new := self._put_document(document)) is not None]
+        return [new for document in found if (new := self._learn(document)) is not None]
+
+    def _learn(self, document: Document) -> Registration | None:
+        """Register a version that was found in the database, and note what it may have missed so far."""
+        before, known = self.get(document["_id"]), self._cache.version(document["_id"])
+        new = self._put_document(document)
+        if new is None or new.status == "off":
+            return new
+        counted = before is not None and before.status != "off"
+        if not (counted and before is not None and before.criteria == new.criteria):
+            self._learnt.append(Learnt(new.id, known + 1, new.version, document["at"]))
+        return new
+
+    def take_learnt(self) -> list[Learnt]:
+        """The Subscriptions of other processes that were learnt since the last call and may have missed events."""
+        learnt, self._learnt = self._learnt, []
+        return learnt
 
     async def with_private(self, subscription: str) -> tuple[Registration, Document] | None:
         """The newest version together with its `private` fields; None where it is gone."""
@@ -139,9 +199,9 @@ class SubscriptionRegistry:
         )
         pairs = []
         for document in found:
-            self._put_document(document)
-            if (current := self.get(document["_id"])) is not None:
-                pairs.append((current, document.get("private", {})))
+            self._learn(document)
+            if (known := self.get(document["_id"])) is not None:
+                pairs.append((known, document.get("private", {})))
         return pairs
 
     async def _rows(self, filter_: Document, projection: Document) -> AsyncIterator[Document]:
@@ -179,6 +239,21 @@ class SubscriptionRegistry:
         for url in changed:
             concerned.update(self.index.subscriptions(url))
         self._cache.close()
+        await self._reread(sorted(concerned))
+
+    async def _refresh_parameters(self) -> None:
+        """Read the Subscriptions anew whose criteria use search parameters that clients have changed."""
+        before, self._custom = self._custom, current().custom
+        if before is self._custom:
+            return
+        changed = {each.definition.code for each in set(before) ^ set(self._custom)}
+        concerned = set(self._unsupported)
+        for count, subscription in enumerate(self._cache.ids()):
+            criteria = self._cache.criteria(subscription)
+            if criteria is not None and not changed.isdisjoint(criteria_check.names(criteria)):
+                concerned.add(subscription)
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
         await self._reread(sorted(concerned))
 
     def _put_brief(self, row: Document) -> bool:
@@ -219,9 +294,9 @@ class SubscriptionRegistry:
             return None
         try:
             new = registration.read(resource, self.catalogue, self._settings)
-        except FhirError:
+        except FhirError as error:
             # It was valid when it was stored: a topic or channel was removed since, or is not known here yet.
-            self._unsupported.add(subscription)
+            self._unsupported[subscription] = self._fault_of(resource, error)
             log.warning(
                 "subscription no longer supported",
                 extra={"action": "register", "id": subscription, "version_id": version},
@@ -231,22 +306,53 @@ class SubscriptionRegistry:
         self._file(subscription, new.status, new.end, new.criteria)
         return self.get(subscription)
 
+    def _fault_of(self, resource: Resource, error: FhirError) -> str:
+        """What is wrong with the text of the criteria; empty where it is not the text, or may be known elsewhere.
+
+        A topic or channel that only a newer program knows is no fault, nor is a topic that will be known in a moment.
+        """
+        if resource["status"] == "off":
+            return ""
+        text = str(resource.get("criteria", ""))
+        if self.topics.is_retired(text):
+            return "criteria: the topic was retired"
+        of_criteria = [each for each in error.issues if "criteria" in "".join(each.expression)]
+        if not of_criteria or not (self.catalogue.find(text) or CLASSIC.match(text)):
+            return ""
+        return "criteria: a filter or search parameter is not supported any more"
+
+    def unsupported(self) -> dict[str, str]:
+        """The Subscriptions whose own text keeps them from being evaluated, with the reason."""
+        return {each: reason for each, reason in self._unsupported.items() if reason}
+
+    def is_unsupported(self, subscription: str) -> bool:
+        """Whether this process cannot read a Subscription, which is there nevertheless."""
+        return subscription in self._unsupported
+
     def _forget(self, subscription: str) -> None:
         """Remove the known version from everything but the cache of registrations."""
         if (criteria := self._cache.criteria(subscription)) is not None:
             self.index.remove(subscription, criteria)
-        for ids in (self._unsupported, self._requested, self._over):
+        for ids in (self._asking_codes, self._requested, self._over):
             ids.discard(subscription)
+        self._unsupported.pop(subscription, None)
+        self._faults.pop(subscription, None)
 
     def _file(
         self, subscription: str, status: Status, end: datetime | None, criteria: Criteria
     ) -> None:
         if status != "off":
             self.index.add(subscription, criteria)
+            if any(criteria_check.codes_asked(criteria)):
+                self._asking_codes.add(subscription)
             if end is not None:
                 heapq.heappush(self._ends, (end, subscription))
         if status == "requested":
             self._requested.add(subscription)
+
+    def version(self, subscription: str) -> int:
+        """The known version of a Subscription, 0 for none."""
+        return self._cache.version(subscription)
 
     def get(self, subscription: str) -> Registration | None:
         return self._cache.get(subscription)
@@ -279,39 +385,143 @@ class SubscriptionRegistry:
         derived = Derived(self._store, self._settings, resource_type, fields, self._mongo.now())
         return MatchContext(self._store, self._settings.base_url, resource_type, fields, derived)
 
-    def facts_of(self, event: Event) -> MatchContext | None:
-        """The match context of an event: of its version, or of the deleted one; None where neither is stored."""
+    def facts_of(self, event: Event, at: datetime | None = None) -> MatchContext | None:
+        """The match context of an event: of its version, or of the deleted one; None where neither is stored.
+
+        Derived terms are those of `at`, normally the time of the event.
+        """
         gone = event.fields is None
         fields = event.previous_fields if gone else event.fields
         if fields is None:
             return None
         resource = event.previous if gone else event.resource
-        derived = Derived(self._store, self._settings, event.type, fields, event.at, resource)
+        at = at or event.at
+        derived = Derived(self._store, self._settings, event.type, fields, at, resource)
         return MatchContext(self._store, self._settings.base_url, event.type, fields, derived)
 
-    async def match(self, event: Event) -> list[SubscriptionMatch]:
-        """The Subscriptions that an event concerns, each once.
+    async def match(
+        self,
+        event: Event,
+        only: Collection[str] | None = None,
+        waiting: frozenset[str] = frozenset(),
+        at: datetime | None = None,
+    ) -> Matched:
+        """The Subscriptions that an event concerns, each once; of `only` these, if given.
 
-        Topics may be about deletions, which are matched by the deleted version; classic Subscriptions never are.
+        Each topic, chain and Subscription judges by itself, but for those that are `waiting`. One that fails is among
+        the failures. Raises what is nobody's fault (`is_nobodys_fault`): without a database everything waits. Topics
+        may be about deletions, which are matched by the deleted version; classic Subscriptions never are. `at` is as
+        of when the patient's practice is asked for, the time of the event if None.
         """
-        context = self.facts_of(event)
+        context = self.facts_of(event, at)
         if event.type == "Subscription" or context is None:
-            return []
+            return Matched()
+        # Who is asked by name is asked anew, whatever was found before.
+        asked = Round(only, waiting, self._faults if only is None else {})
         found: list[SubscriptionMatch] = []
-        test = self.asking(context)
         if event.topic is not None:
-            await self._collect(event.topic, context, event.trigger, found)
-            return found
-        for topic in self.catalogue.watching(event.type):
-            if not self.index.is_listened_to(topic.url):
-                continue
-            trigger = await topic.fired(event, test, self.surroundings)
-            if trigger is not None:
-                await self._collect(topic.url, context, trigger.coding, found)
+            if event.topic not in waiting:
+                await self._collect(event.topic, context, event.trigger, asked, found)
+            return Matched(found, await self._with_faults(asked))
+        await self._ask_topics(event, context, asked, found)
         self.surroundings.note(event, self._topics_of(found))
         if event.fields is not None:
-            await self._collect(event.type, context, None, found)
+            await self._collect(event.type, context, None, asked, found)
+        return Matched(found, await self._with_faults(asked))
+
+    async def _ask_topics(
+        self, event: Event, context: MatchContext, asked: Round, found: list[SubscriptionMatch]
+    ) -> None:
+        test = self.asking(context)
+        scopes = None if asked.only is None else self._scopes_of(asked.only)
+        for topic in self.catalogue.watching(event.type):
+            if not self.index.is_listened_to(topic.url) or topic.url in asked.waiting:
+                continue
+            if scopes is not None and topic.url not in scopes:
+                continue
+            try:
+                trigger = await topic.fired(event, test, self.surroundings)
+            except Exception as error:
+                asked.failed(topic.url, error)
+                continue
+            if trigger is not None:
+                await self._collect(topic.url, context, trigger.coding, asked, found)
+
+    def _scopes_of(self, subscriptions: Collection[str]) -> set[str]:
+        return {each.criteria.scope for each in self._all(subscriptions)}
+
+    async def _with_faults(self, asked: Round) -> Sequence[Failure]:
+        """The failures of a round; those whose cause is the Subscription's own text say what is wrong with it."""
+        if not asked.failures:
+            return ()
+        return [await self._with_fault(each) for each in asked.failures]
+
+    async def _with_fault(self, failure: Failure) -> Failure:
+        subscription = subscription_of(failure.judge)
+        criteria = None if subscription is None else self._cache.criteria(subscription)
+        if failure.is_own or subscription is None or criteria is None:
+            return failure
+        fault = await criteria_check.fault(self._store, criteria, self._settings)
+        if fault is None:
+            self._faults.pop(subscription, None)
+            return failure
+        self._faults[subscription] = str(fault)
+        return Failure(failure.judge, str(fault), is_own=True)
+
+    def judged_by(self, judge: str) -> set[str]:
+        """The Subscriptions that a judge decides on, as they are now."""
+        if (subscription := subscription_of(judge)) is not None:
+            return {subscription}
+        if (chain := chain_of(judge)) is not None:
+            return self.index.filed_along(*chain)
+        return self.index.subscriptions(judge)
+
+    async def following(self, event: Event, at: datetime) -> set[str]:
+        """The Subscriptions that follow a panel or Group to which the event's patient belongs at that time."""
+        context = self.facts_of(event, at)
+        if context is None:
+            return set()
+        terms = [term for path in (PCP, GROUP) for term in await context.along(path)]
+        return self.index.requiring(terms)
+
+    async def find_faults(self) -> dict[str, str]:
+        """Settle anew all criteria that ask for value sets or code systems; those at fault, with the reason."""
+        self._faults.clear()
+        found = {}
+        for subscription in list(self._asking_codes):
+            criteria = self._cache.criteria(subscription)
+            if criteria is not None:
+                failure = await self._with_fault(Failure(of_subscription(subscription), ""))
+                if failure.is_own:
+                    found[subscription] = failure.reason
         return found
+
+    async def needs(self, *versions: Resource) -> bool:
+        """Whether live Subscriptions, or topics, are evaluated by one of these ValueSets or CodeSystems."""
+        read = TerminologyRead(self._store)
+        asked = {
+            parameter
+            for criteria in map(self._cache.criteria, self._asking_codes)
+            if criteria is not None
+            for parameter in criteria_check.codes_asked(criteria)
+        }
+        await read.note(asked, self._settings)
+        for topic in self.catalogue.by_url.values():
+            await read.note_topic(topic)
+        return any(map(read.concerns, versions))
+
+    async def check_topic(self, topic: Topic) -> None:
+        """Raises Unprocessable where the queries of a topic's triggers cannot be settled."""
+        fault = await criteria_check.topic_fault(self._store, topic)
+        if fault is not None:
+            issue = Issue("not-supported", str(fault), ("SubscriptionTopic.resourceTrigger",))
+            raise Unprocessable(issues=[issue])
+
+    def uses_parameter(self, code: str) -> bool:
+        """Whether a live Subscription's criteria are made of a search parameter of this code."""
+        known = (self._cache.get(each) for each in self._cache.ids())
+        live = (each.criteria for each in known if each is not None and each.status != "off")
+        return any(code in criteria_check.names(criteria) for criteria in live)
 
     def _topics_of(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
         for match in found:
@@ -334,9 +544,10 @@ class SubscriptionRegistry:
         scope: str,
         context: MatchContext,
         coding: Coding | None,
+        asked: Round,
         found: list[SubscriptionMatch],
     ) -> None:
-        for subscription in await self.index.matching(scope, context, coding):
+        for subscription in await self.index.matching(scope, context, coding, asked):
             known = self.get(subscription)
             if known is not None and not self._is_over(known):
                 found.append(SubscriptionMatch(known, coding))

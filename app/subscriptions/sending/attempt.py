@@ -19,6 +19,7 @@ from app.subscriptions.ledger.ledger import (
     Settlement,
     State,
 )
+from app.subscriptions.ledger.outbox import ContentionError
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
@@ -87,7 +88,7 @@ class Attempts:
             return []
         try:
             released = await self._release_check.of(batch, registration)
-        except PyMongoError:
+        except (PyMongoError, ContentionError):
             # Without the database nothing is released.
             return [Settlement(delivery, "queued", now + SECOND_LOOK) for delivery, _ in batch]
         if not released.rows:

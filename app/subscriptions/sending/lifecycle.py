@@ -149,6 +149,16 @@ class Lifecycle:
 
         await self._change(registration.id, change)
 
+    async def refuse(self, subscription: str, version: int, reason: str) -> None:
+        """Set `error` since the Subscription's own text cannot be evaluated, unless it was written anew since."""
+
+        def change(resource: Resource, current: int) -> Resource | None:
+            if current != version or resource["status"] not in ("active", "requested"):
+                return None
+            return {**resource, "status": "error", "error": reason}
+
+        await self._change(subscription, change)
+
     async def end(self, registration: Registration) -> None:
         """Set `off`, since the Subscription's `end` has come."""
         await self._change(registration.id, _status("off", only_version=registration.version))

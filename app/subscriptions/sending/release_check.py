@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -53,12 +53,15 @@ class ReleaseCheck:
         store: Store,
         settings: Settings,
         now: Callable[[], datetime],
+        on_reassigned: Callable[[Delivery], Awaitable[None]],
     ) -> None:
+        """`on_reassigned` is called before a row is settled whose patient is the recipient's no more."""
         self._limits = limits
         self._now = now
         self._rights = rights
         self._store = store
         self._settings = settings
+        self._on_reassigned = on_reassigned
 
     async def of(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Released:
         """The rows that may be sent, and settlements of the others. Raises PyMongoError; then nothing may be sent."""
@@ -76,6 +79,7 @@ class ReleaseCheck:
         if asks_for_panel(registration.criteria):
             for delivery, _ in rows:
                 if delivery.id not in refused and not await self._concerns(delivery, registration):
+                    await self._on_reassigned(delivery)
                     refused[delivery.id] = REASSIGNED
         if not refused:
             return Released(rows, limits or NO_LIMITS, ())

@@ -6,10 +6,15 @@ One that is requested is proven, one that is active gets the rows recorded meanw
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 from app.runtime.mongo import Mongo
 from app.store.events import Event, event_rows
+from app.subscriptions.ledger.event_recorder import EventRecorder
 from app.subscriptions.ledger.ledger import Ledger
+from app.subscriptions.ledger.rematching import Rematching
+from app.subscriptions.ledger.unmatched import Unmatched
+from app.subscriptions.matching import judges
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.background import BackgroundTasks
@@ -24,12 +29,18 @@ class SubscriptionChanges:
         self,
         registry: SubscriptionRegistry,
         ledger: Ledger,
+        unmatched: Unmatched,
+        recorder: EventRecorder,
+        rematching: Rematching,
         lifecycle: Lifecycle,
         backlog: Backlog,
         background: BackgroundTasks,
     ) -> None:
         self._registry = registry
         self._ledger = ledger
+        self._unmatched = unmatched
+        self._recorder = recorder
+        self._rematching = rematching
         self._lifecycle = lifecycle
         self._backlog = backlog
         self._background = background
@@ -55,13 +66,23 @@ class SubscriptionChanges:
     async def read_heard(self) -> None:
         """Read the Subscriptions that the change stream has reported; where that fails `refresh` finds them."""
         reported, self._reported = self._reported, set()
-        for registration in await self._registry.read(reported):
-            self._follow_up(registration.id, registration)
+        await self._take_over(lambda: self._registry.read(reported))
 
     async def refresh(self) -> None:
         """Register all versions that other processes have written."""
-        for registration in await self._registry.refresh():
+        await self._take_over(self._registry.refresh)
+
+    async def _take_over(self, read: Callable[[], Awaitable[list[Registration]]]) -> None:
+        """Register what is read, and match for it what was recorded here meanwhile, before anything else is."""
+        async with self._recorder.lock:
+            registrations = await read()
+            await self._rematching.learn()
+        for registration in registrations:
             self._follow_up(registration.id, registration)
+
+    async def find_faults(self) -> None:
+        """Set those to `error` whose criteria cannot be settled any more, since value sets or code systems changed."""
+        self._refuse(await self._registry.find_faults())
 
     def sweep(self) -> None:
         """Activate the Subscriptions that are still requested, and end those whose `end` has come."""
@@ -69,8 +90,16 @@ class SubscriptionChanges:
             self._background.do(self._lifecycle.activate(registration))
         for registration in self._registry.over():
             self._background.do(self._lifecycle.end(registration))
+        self._refuse(self._registry.unsupported())
+
+    def _refuse(self, faults: Mapping[str, str]) -> None:
+        for subscription, reason in faults.items():
+            version = self._registry.version(subscription)
+            self._background.do(self._lifecycle.refuse(subscription, version, reason))
 
     def _follow_up(self, subscription: str, registration: Registration | None) -> None:
+        if registration is None and self._registry.is_unsupported(subscription):
+            return
         status = "off" if registration is None else registration.status
         if registration is not None and status == "requested":
             self._background.do(self._lifecycle.activate(registration))
@@ -78,6 +107,8 @@ class SubscriptionChanges:
             self._background.do(self._release(subscription))
         else:
             self._background.do(self._ledger.close(subscription, f"Subscription is {status}"))
+        if status == "off":
+            self._background.do(self._unmatched.end(judges.of_subscription(subscription)))
 
     async def _release(self, subscription: str) -> None:
         """Send the rows recorded while the endpoint was being proven."""

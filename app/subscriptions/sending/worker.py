@@ -28,9 +28,14 @@ from app.store.store import Store
 from app.subscriptions.channels import CHANNELS, Channel, ChannelDependencies
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.event_intake import EventIntake
-from app.subscriptions.ledger.ledger import Ledger
+from app.subscriptions.ledger.event_recorder import EventRecorder
+from app.subscriptions.ledger.ledger import Delivery, Ledger
 from app.subscriptions.ledger.outbox import Outbox
+from app.subscriptions.ledger.recorded_events import RecordedEvents
+from app.subscriptions.ledger.rematching import Rematching
 from app.subscriptions.ledger.retention import Retention
+from app.subscriptions.ledger.unmatched import Unmatched
+from app.subscriptions.matching.criteria_check import TERMINOLOGY
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.attempt import Attempts
@@ -84,6 +89,7 @@ class Worker:
         self.registry = registry = SubscriptionRegistry(settings, mongo, store)
         self.ledger = ledger = Ledger(mongo, store.owner)
         self.outbox = outbox = Outbox(mongo, ledger, store.owner, registry.delivery_mode)
+        self.unmatched = unmatched = Unmatched(mongo, store.owner)
         self.composer = composer = Composer(settings, store, registry)
         self.limits = limits = ReleaseLimits(store, settings, directives, directives.now)
         self.rights = rights = OwnerRights(accesses, store, settings, clients)
@@ -96,7 +102,7 @@ class Worker:
             policy or RetryPolicy(settings.delivery_window),
             self._channels,
             self._lifecycle.fail,
-            ReleaseCheck(limits, rights, store, settings, directives.now),
+            ReleaseCheck(limits, rights, store, settings, directives.now, self._tell_new_practice),
         )
         self._sender = sender = Sender(
             mongo, ledger, registry, attempts, outbox.numbering, rights, audit
@@ -106,10 +112,25 @@ class Worker:
         self._cluster = store.cluster
         self.retention = Retention(settings, mongo)
         self._background = BackgroundTasks()
-        self._intake = EventIntake(store, registry, outbox, composer, sender, backlog, limits)
-        self._subscription_changes = SubscriptionChanges(
-            registry, ledger, self._lifecycle, backlog, self._background
+        recorder = EventRecorder(
+            registry, outbox, unmatched, composer, sender, backlog, limits, self._on_fault
         )
+        recorded = RecordedEvents()
+        self._intake = EventIntake(mongo, store, outbox, unmatched, recorder, recorded, sender)
+        self.rematching = rematching = Rematching(
+            mongo, store, registry, outbox, unmatched, recorder, recorded
+        )
+        self._subscription_changes = SubscriptionChanges(
+            registry,
+            ledger,
+            unmatched,
+            recorder,
+            rematching,
+            self._lifecycle,
+            backlog,
+            self._background,
+        )
+        self._arrived = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._looks: dict[int, asyncio.TimerHandle] = {}
 
@@ -125,7 +146,16 @@ class Worker:
     @property
     def parts(self) -> list[object]:
         """The parts that requests get by their class (`Services.get`)."""
-        return [self.registry, self.outbox, self.limits, self.rights, self.binder, self.retention]
+        return [
+            self.registry,
+            self.outbox,
+            self.unmatched,
+            self.rematching,
+            self.limits,
+            self.rights,
+            self.binder,
+            self.retention,
+        ]
 
     async def start(self, *, loops: bool = True) -> None:
         """Create the indexes, load the Subscriptions, listen to the store and start the loops.
@@ -134,6 +164,7 @@ class Worker:
         """
         await self.ledger.prepare()
         await self.outbox.prepare()
+        await self.unmatched.prepare()
         await self.registry.load()
         await self._cluster.take_over_silent(self._take_over)
         self._store.listeners.append(self._committed)
@@ -160,6 +191,9 @@ class Worker:
         await self._background.end()
         try:
             await self._sender.finish(_PATIENCE)
+            # What was recorded here is told to the Subscriptions of others, too.
+            await self._subscription_changes.refresh()
+            await self.unmatched.hand_back()
             await self.ledger.abandon(self._store.owner)
             await self.outbox.hand_back()
         except (PyMongoError, Unavailable) as error:
@@ -201,15 +235,27 @@ class Worker:
         for event in events:
             if event.type == "Subscription":
                 self._subscription_changes.learn(event)
+        if any(event.type in TERMINOLOGY for event in events):
+            self._background.do(self._subscription_changes.find_faults())
         self._intake.add(events)
+        self._arrived.set()
+
+    def _on_fault(self, subscription: str, reason: str) -> None:
+        """Set a Subscription to `error` whose own text cannot be evaluated."""
+        found = self.registry.get(subscription)
+        if found is not None and found.status in ("active", "requested"):
+            self._background.do(self._lifecycle.refuse(subscription, found.version, reason))
+
+    async def _tell_new_practice(self, delivery: Delivery) -> None:
+        await self.rematching.tell_new_practice(delivery)
 
     async def _intake_loop(self) -> None:
         while True:
-            await self._intake.arrived.wait()
-            self._intake.arrived.clear()
+            await self._arrived.wait()
+            self._arrived.clear()
             await retry_loop("intake", self._intake.take_in)
             if not self._intake.empty:
-                self._intake.arrived.set()
+                self._arrived.set()
 
     async def _settle_loop(self) -> None:
         """Write the settlements, counters and recorded events of _SETTLE_APART seconds at once."""
@@ -255,6 +301,8 @@ class Worker:
     async def _take_over(self, owner: str, at: datetime) -> None:
         taken = await self.ledger.abandon(owner)
         await self.outbox.take_from(owner, at)
+        await self.unmatched.take_from(owner)
+        self._background.do(self.rematching.learn_for(owner))
         await self._lifecycle.take_from(owner)
         log.warning("took over", extra={"action": "take-over", "owner": owner, "count": taken})
 
@@ -267,7 +315,10 @@ class Worker:
         """Find changed Subscriptions, abandoned events and due rows, of which this process has no notice."""
         await self._subscription_changes.refresh()
         await self._intake.add_abandoned()
+        if not self._intake.empty:
+            self._arrived.set()
         await self._backlog.sweep()
+        self._background.do(self.rematching.replay_due())
         self._subscription_changes.sweep()
         self._background.do(self._lifecycle.beat())
         self._background.do(self.retention.sweep())

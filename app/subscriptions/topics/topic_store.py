@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class TopicStore:
         # Read and compiled at start, once.
         self.of_files = load(settings)
         self._revisions: set[tuple[str, ObjectId]] = set()
+        self._retired: set[str] = set()
 
     async def changed(self) -> bool:
         """Whether the collection has changed since the catalogue was made."""
@@ -49,6 +50,7 @@ class TopicStore:
         """All current topics; one that this program cannot evaluate is left out and logged."""
         rows = await self._topics.find({}).sort("_id", 1).to_list(None)
         self._revisions = {(row["_id"], row["revision"]) for row in rows}
+        self._retired = {row["url"] for row in rows if _status(row) != "active"}
         topics = list(self.of_files.by_url.values())
         taken = {topic.url for topic in topics}
         for row in rows:
@@ -57,6 +59,11 @@ class TopicStore:
                 topics.append(topic)
                 taken.add(topic.url)
         return Catalogue(topics)
+
+    def is_retired(self, canonical: str) -> bool:
+        """Whether an operator has put this topic out of use."""
+        url = canonical.partition("|")[0]
+        return url in self._retired and url not in self.of_files.by_url
 
     def _compiled(self, row: Document) -> Topic | None:
         resource = fhir_json.decode_stored(row["text"])
@@ -80,10 +87,13 @@ class TopicStore:
             raise NotFound("No such topic was put here")
         return fhir_json.decode_stored(row["text"])
 
-    async def put(self, slug: str, resource: Resource) -> bool:
+    async def put(
+        self, slug: str, resource: Resource, check: Callable[[Topic], Awaitable[None]]
+    ) -> bool:
         """Keep a topic under its slug, the end of its URL; returns whether it is new.
 
-        Raises Unprocessable with the reasons where it cannot be evaluated, Conflict where a file has its URL.
+        Raises Unprocessable with the reasons where it cannot be evaluated, which `check` raises where only the database
+        can tell, and Conflict where a file has its URL.
         """
         if not _SLUG.match(slug):
             raise BadRequest("A topic's name has lower-case letters, digits, dots and hyphens")
@@ -93,6 +103,7 @@ class TopicStore:
             )
         resource = {**resource, "id": slug}
         topic = compile_topic(resource, self._settings)
+        await check(topic)
         await self._check_free(slug, topic.url)
         row = {
             "revision": ObjectId(),
@@ -121,6 +132,11 @@ class TopicStore:
         if await subscriptions.find_one(using, {"_id": 1}) is not None:
             raise Conflict("Subscriptions use this topic; retire it (status) or delete them first")
         await self._topics.delete_one({"_id": slug})
+
+
+def _status(row: Document) -> str | None:
+    status: str | None = fhir_json.decode_stored(row["text"]).get("status")
+    return status
 
 
 # The SubscriptionTopics in files: those of the server, and those of the operator's directory.

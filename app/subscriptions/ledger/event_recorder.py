@@ -1,0 +1,138 @@
+"""Matching an event and recording what comes of it, for intake, replay and whoever is to be told later.
+
+Recording the same event for the same Subscription twice is recording it once: the ledger refuses the second row. What a
+judge could not decide is set aside before the event is done (unmatched.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+
+from app.runtime.leases import is_nobodys_fault
+from app.store.events import Event
+from app.subscriptions.ledger import unmatched as unmatched_
+from app.subscriptions.ledger.outbox import Outbox, Planned
+from app.subscriptions.ledger.unmatched import BEHIND, Unmatched
+from app.subscriptions.matching.judges import ALL, Failure, subscription_of
+from app.subscriptions.matching.registry import SubscriptionRegistry
+from app.subscriptions.notices.composer import Composer
+from app.subscriptions.sending.backlog import Backlog
+from app.subscriptions.sending.delivery import Sender
+from app.subscriptions.sending.release_limits import ReleaseLimits
+
+log = logging.getLogger(__name__)
+
+# Called with a Subscription whose own text cannot be evaluated, and with what is wrong with it.
+OnFault = Callable[[str, str], None]
+
+
+class EventRecorder:
+    """Plans and records events; `lock` is held by who records, so that numbers are given by one at a time."""
+
+    def __init__(
+        self,
+        registry: SubscriptionRegistry,
+        outbox: Outbox,
+        unmatched: Unmatched,
+        composer: Composer,
+        sender: Sender,
+        backlog: Backlog,
+        limits: ReleaseLimits,
+        on_fault: OnFault,
+    ) -> None:
+        self._registry = registry
+        self._outbox = outbox
+        self._unmatched = unmatched
+        self._composer = composer
+        self._sender = sender
+        self._backlog = backlog
+        self._limits = limits
+        self._on_fault = on_fault
+        self.lock = asyncio.Lock()
+
+    async def plan(
+        self,
+        event: Event,
+        waiting: Collection[str] = (),
+        only: Collection[str] | None = None,
+        at: datetime | None = None,
+    ) -> Planned:
+        """The event with the Subscriptions it concerns, of `only` these if given, and the judges that failed.
+
+        Judges for which an older version is `waiting` are not asked. Raises what is nobody's fault. `at` is the time as
+        of which the patient's practice counts, the event's if None.
+        """
+        if ALL in waiting:
+            return Planned(event, (), unmatched_.behind([ALL]))
+        try:
+            matched = await self._registry.match(event, only, frozenset(waiting), at)
+        except Exception as error:
+            if is_nobodys_fault(error):
+                raise
+            return Planned(event, (), [Failure(ALL, type(error).__name__)])
+        matches, failures = matched.matches, list(matched.failures)
+        if waiting:
+            late = {each for judge in waiting for each in self._registry.judged_by(judge)}
+            matches = [match for match in matches if match.registration.id not in late]
+            concerned = [
+                judge
+                for judge in waiting
+                if only is None or not self._registry.judged_by(judge).isdisjoint(only)
+            ]
+            failures += unmatched_.behind(concerned)
+        return Planned(event, matches, failures)
+
+    async def record(
+        self, plans: Sequence[Planned], *, finishes: bool = True, as_of_now: bool = False
+    ) -> None:
+        """Set aside what could not be decided, and number and insert the rest; `lock` must be held.
+
+        `finishes`: the events are done with it.
+        """
+        failed = [(plan.event, failure) for plan in plans for failure in plan.failures]
+        if failed:
+            await self._unmatched.add(failed, as_of_now=as_of_now)
+            self._tell(failed)
+        idle = [plan.event.id for plan in plans if not plan.matches]
+        busy = [plan for plan in plans if plan.matches]
+        if idle and finishes:
+            self._outbox.finish(idle)
+        if busy:
+            await self._record(busy, finishes=finishes)
+        self._sender.unsettled.set()
+
+    async def _record(self, busy: Sequence[Planned], *, finishes: bool) -> None:
+        for plan in busy:
+            keys = [(m.registration.id, m.registration.version) for m in plan.matches]
+            self._limits.announce(plan.event, keys)
+        concerned = {match.registration.id for plan in busy for match in plan.matches}
+        await asyncio.gather(
+            self._composer.make_ready(concerned), self._outbox.numbering.foresee(concerned)
+        )
+        admit = self._sender.admission()
+        waiting = await self._outbox.record(busy, admit, self._sender.start, finishes=finishes)
+        if waiting:
+            await self._backlog.advance({row.lane for row in waiting}, waiting)
+
+    def _tell(self, failed: Sequence[tuple[Event, Failure]]) -> None:
+        """Log what was set aside, and report the Subscriptions whose own text is at fault."""
+        for event, failure in failed:
+            if failure.reason == BEHIND:
+                continue
+            subscription = subscription_of(failure.judge)
+            log.error(
+                "cannot match",
+                extra={
+                    "action": "match",
+                    "resource_type": event.type,
+                    "id": event.resource_id,
+                    "version_id": event.version,
+                    "subscription": subscription or failure.judge,
+                    "error": failure.reason,
+                },
+            )
+            if failure.is_own and subscription is not None:
+                self._on_fault(subscription, failure.reason)

@@ -1,0 +1,404 @@
+"""One Subscription, topic or record that cannot be judged silences nobody else, and nothing is lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from app.coordination.practices import unmatched_review
+from tests.builders.receiver import Receiver, receiving
+from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.conftest import Server, make_settings, running
+from tests.outcomes import assert_outcome
+from tests.processes import carerelay, environment, started
+
+pytestmark = pytest.mark.mongo
+
+Pair = tuple[Server, httpx.AsyncClient]
+ADMIN = "http://carerelay.test/admin"
+VALUE_SET = "http://codes.example/ValueSet/stays"
+TYPES = "http://codes.example/CodeSystem/types"
+TOPIC = "http://topics.example/checked"
+CANNOT = "criteria, parameter type:in: the value set cannot be expanded here"
+# Raises on every record that has an identifier.
+RAISES = "%current.identifier.value.exists().not() or %current.identifier.value + 1 = 2"
+
+
+@pytest.fixture
+async def pair(mongod: str) -> AsyncIterator[Pair]:
+    async with running(make_settings(mongod, egress_allow="127.0.0.1")) as pair:
+        yield pair
+
+
+def value_set(*codes: str) -> dict[str, Any]:
+    concepts = [{"code": code} for code in codes or ("ward",)]
+    return {
+        "resourceType": "ValueSet",
+        "id": "stays",
+        "url": VALUE_SET,
+        "status": "active",
+        "compose": {"include": [{"system": TYPES, "concept": concepts}]},
+    }
+
+
+def stay(id_: str, **more: Any) -> dict[str, Any]:
+    return {**encounter(type=[{"coding": [{"system": TYPES, "code": "ward"}]}], **more), "id": id_}
+
+
+def topic(criteria: str = RAISES) -> dict[str, Any]:
+    return {
+        "resourceType": "SubscriptionTopic",
+        "url": TOPIC,
+        "status": "active",
+        "resourceTrigger": [{"resource": "Encounter", "fhirPathCriteria": criteria}],
+    }
+
+
+async def put(client: httpx.AsyncClient, *resources: dict[str, Any]) -> None:
+    for each in resources:
+        answer = await client.put(f"/{each['resourceType']}/{each['id']}", json=each)
+        assert answer.status_code in (200, 201), answer.text
+
+
+async def subscribe(pair: Pair, subscription: dict[str, Any], id_: str) -> None:
+    await put(pair[1], {**subscription, "id": id_})
+    await pair[0].worker.drain()
+
+
+async def happen(pair: Pair, *resources: dict[str, Any]) -> None:
+    """These are written, and all that follows from it is done, but for later tries."""
+    await put(pair[1], *resources)
+    await pair[0].worker.drain()
+
+
+async def unmatched(client: httpx.AsyncClient, **which: str) -> list[tuple[str, str, str]]:
+    answer = await client.get(f"{ADMIN}/events", params={"state": "unmatched", **which})
+    assert answer.status_code == 200, answer.text
+    return [(row["judge"], row["focus"], row["reason"]) for row in answer.json()["events"]]
+
+
+async def replay(pair: Pair, **which: str) -> dict[str, int]:
+    answer = await pair[1].post(f"{ADMIN}/events/replay", params=which or {"all": "true"})
+    assert answer.status_code == 200, answer.text
+    await pair[0].worker.drain()
+    return dict(answer.json())
+
+
+async def status_of(client: httpx.AsyncClient, id_: str) -> tuple[str, str | None]:
+    found = (await client.get(f"/Subscription/{id_}")).json()
+    return found["status"], found.get("error")
+
+
+async def review_tasks(client: httpx.AsyncClient) -> list[tuple[str, str]]:
+    found = (await client.get("/Task", params={"code": "unmatched"})).json()
+    tasks = [each["resource"] for each in found.get("entry", ())]
+    return sorted((each["focus"]["reference"], each["status"]) for each in tasks)
+
+
+def paths(receiver: Receiver) -> list[str]:
+    """Which Subscription was told, by the path of its endpoint."""
+    return [request.path for request in receiver.requests]
+
+
+UNSETTLED = [
+    pytest.param("type:in=http://nope.example/vs", id="value-set"),
+    pytest.param("type:not-in=http://nope.example/vs", id="not-in"),
+    pytest.param("type:below=http://nope.example/cs|x", id="hierarchy"),
+    pytest.param("type:in=ValueSet/nope", id="by-id"),
+    pytest.param("patient.language:in=http://nope.example/vs", id="chain"),
+    pytest.param("patient._has:Condition:patient:code:in=http://nope.example/vs", id="has"),
+    pytest.param(
+        "_has:Condition:encounter:patient._has:Condition:patient:code:in=http://nope.example/vs",
+        id="has-in-has",
+    ),
+]
+
+
+@pytest.mark.parametrize("criteria", UNSETTLED)
+async def test_criteria_that_cannot_be_settled_are_refused(
+    client: httpx.AsyncClient, criteria: str
+) -> None:
+    answer = await client.post("/Subscription", json=classic(f"Encounter?{criteria}"))
+    outcome = assert_outcome(answer, 422, "not-supported", "Subscription.criteria")
+    assert "nope" not in answer.text
+    assert criteria.partition("=")[0] in outcome["issue"][0]["diagnostics"]
+
+
+async def test_they_are_refused_however_they_are_written(client: httpx.AsyncClient) -> None:
+    taken = (await client.post("/Subscription", json=classic("Encounter?"))).json()
+    criteria = "Encounter?type:in=http://nope.example/vs"
+    patch = [{"op": "replace", "path": "/criteria", "value": criteria}]
+    patched = await client.patch(
+        f"/Subscription/{taken['id']}",
+        json=patch,
+        headers={"Content-Type": "application/json-patch+json"},
+    )
+    assert_outcome(patched, 422, "not-supported", "Subscription.criteria")
+    entry = {
+        "resource": classic(criteria),
+        "request": {"method": "POST", "url": "Subscription"},
+    }
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+    assert (await client.post("/", json=bundle)).status_code == 422
+    off = {**classic(criteria), "status": "off"}
+    assert (await client.post("/Subscription", json=off)).status_code == 201
+
+
+async def test_a_topic_whose_queries_cannot_be_settled_is_refused(
+    client: httpx.AsyncClient,
+) -> None:
+    query = {"current": "type:in=http://nope.example/vs"}
+    asked = {**topic(), "resourceTrigger": [{"resource": "Encounter", "queryCriteria": query}]}
+    answer = await client.put(f"{ADMIN}/topics/unsettled", json=asked)
+    assert_outcome(answer, 422, "not-supported", "SubscriptionTopic.resourceTrigger")
+
+
+async def test_a_value_set_that_goes_silences_its_subscription_alone(
+    pair: Pair, receiver: Receiver
+) -> None:
+    server, client = pair
+    await put(client, value_set())
+    await subscribe(pair, classic("Encounter?", f"{receiver.url}/all"), "all")
+    asking = classic(f"Encounter?type:in={VALUE_SET}", f"{receiver.url}/wards")
+    await subscribe(pair, asking, "w1")
+    await happen(pair, stay("e1"))
+    assert sorted(paths(receiver)) == ["/all", "/wards"]
+
+    assert (await client.delete("/ValueSet/stays")).is_success
+    await server.worker.drain()
+    assert await status_of(client, "w1") == ("error", CANNOT)
+    assert await status_of(client, "all") == ("active", None)
+    await happen(pair, stay("e2"), stay("e2", status="finished"))
+    assert paths(receiver)[2:] == ["/all", "/all"]
+    # The younger version waits behind the older one, for this Subscription alone.
+    assert await unmatched(client) == [
+        ("Subscription/w1", "Encounter/e2/_history/1", CANNOT),
+        ("Subscription/w1", "Encounter/e2/_history/2", "waits behind an older version"),
+    ]
+    assert await unmatched(client, judge="Subscription/w1") == await unmatched(client)
+    assert await unmatched(client, subscription="all") == []
+    assert await server.worker.outbox.pending_count() == 0
+    assert await replay(pair) == {"decided": 0, "unmatched": 2}
+
+    await put(client, value_set())
+    await subscribe(pair, asking, "w1")
+    assert await replay(pair, subscription="w1") == {"decided": 2, "unmatched": 0}
+    assert paths(receiver)[4:] == ["/wards", "/wards"]
+    assert await unmatched(client) == []
+    found = (await client.get(f"{ADMIN}/deliveries?subscription=w1")).json()["deliveries"]
+    told = [(row["number"], row["focus"]) for row in reversed(found)]
+    assert told == [
+        (1, "Encounter/e1/_history/1"),
+        (2, "Encounter/e2/_history/1"),
+        (3, "Encounter/e2/_history/2"),
+    ]
+
+
+async def test_what_waits_is_matched_without_being_asked_for(
+    pair: Pair, receiver: Receiver
+) -> None:
+    server, client = pair
+    await put(client, value_set())
+    asking = classic(f"Encounter?type:in={VALUE_SET}", f"{receiver.url}/wards")
+    await subscribe(pair, asking, "w1")
+    await client.delete("/ValueSet/stays")
+    await happen(pair, stay("e1"), stay("e1", status="finished"))
+    assert len(await unmatched(client)) == 2
+    await put(client, value_set())
+    await subscribe(pair, asking, "w1")
+    await receiver.wait(2, events=False)
+    await server.worker.drain()
+    assert await unmatched(client) == []
+
+
+@pytest.mark.parametrize("ends", ["off", "deleted"])
+async def test_what_waits_for_a_subscription_ends_with_it(
+    pair: Pair, receiver: Receiver, ends: str
+) -> None:
+    server, client = pair
+    await put(client, value_set())
+    asking = classic(f"Encounter?type:in={VALUE_SET}", f"{receiver.url}/wards")
+    await subscribe(pair, asking, "w1")
+    await client.delete("/ValueSet/stays")
+    await happen(pair, stay("e1"))
+    assert len(await unmatched(client)) == 1
+    if ends == "off":
+        await put(client, {**asking, "id": "w1", "status": "off"})
+    else:
+        await client.delete("/Subscription/w1")
+    await server.worker.drain()
+    assert await unmatched(client) == []
+
+
+async def test_a_topic_that_raises_silences_its_subscriptions_alone(
+    pair: Pair, receiver: Receiver
+) -> None:
+    """The record that it raises on is set aside for the topic once, however many subscribe to it."""
+    _, client = pair
+    assert (await client.put(f"{ADMIN}/topics/checked", json=topic())).status_code == 201
+    for name in ("one", "two"):
+        asked = {**topic_based(endpoint=f"{receiver.url}/{name}"), "criteria": TOPIC}
+        await subscribe(pair, asked, name)
+    await subscribe(pair, topic_based(endpoint=f"{receiver.url}/admissions"), "admissions")
+    await subscribe(pair, classic("Encounter?", f"{receiver.url}/all"), "all")
+    receiver.requests.clear()
+    odd = stay("odd", identifier=[{"value": "a7"}])
+    await happen(pair, odd, stay("even"))
+    assert sorted(paths(receiver)) == [
+        *("/admissions", "/admissions", "/all", "/all", "/one", "/two")
+    ]
+    assert await unmatched(client) == [(TOPIC, "Encounter/odd/_history/1", "Exception")]
+    assert await status_of(client, "one") == ("active", None)
+
+    # Whatever comes of the younger version, it does not go out before the older one.
+    await happen(pair, stay("odd", status="onleave"))
+    assert [judge for judge, _, _ in await unmatched(client)] == [TOPIC, TOPIC]
+    receiver.requests.clear()
+    mended = topic("%current.status.exists()")
+    assert (await client.put(f"{ADMIN}/topics/checked", json=mended)).status_code == 200
+    assert await replay(pair, focus="Encounter/odd") == {"decided": 2, "unmatched": 0}
+    assert sorted(paths(receiver)) == ["/one", "/one", "/two", "/two"]
+    rows = (await client.get(f"{ADMIN}/deliveries?subscription=one")).json()["deliveries"]
+    assert [(row["number"], row["focus"]) for row in rows] == [
+        (3, "Encounter/odd/_history/2"),
+        (2, "Encounter/odd/_history/1"),
+        (1, "Encounter/even/_history/1"),
+    ]
+
+
+async def test_an_event_that_cannot_be_read_is_set_aside_for_everybody(
+    pair: Pair, receiver: Receiver
+) -> None:
+    """Its process died before it was matched, and its version is damaged; the others of that process are told."""
+    server, client = pair
+    await subscribe(pair, classic("Encounter?", f"{receiver.url}/all"), "all")
+    server.store.listeners.remove(server.worker._committed)
+    await put(client, stay("damaged"), stay("whole"))
+    versions, damaged = server.mongo.collection("versions"), {"_id.i": "damaged"}
+    text = (await versions.find_one(damaged))["text"]
+    await versions.update_one(damaged, {"$set": {"text": "{"}})
+    await server.mongo.collection("events").update_many(
+        {"state": "pending"}, {"$set": {"owner": "gone", "lease_until": server.mongo.now()}}
+    )
+    await receiver.wait(1, events=False)
+    await server.worker.drain()
+    ((judge, focus, reason),) = await unmatched(client)
+    assert (judge, focus) == ("all", "Encounter/damaged/_history/1")
+    assert reason
+    await versions.update_one(damaged, {"$set": {"text": text}})
+    assert await replay(pair, focus="Encounter/damaged") == {"decided": 1, "unmatched": 0}
+    assert len(receiver.requests) == 2
+
+
+async def test_a_person_is_asked_until_the_cause_is_gone(pair: Pair, receiver: Receiver) -> None:
+    server, client = pair
+    context = server.engine.context
+    await put(client, value_set())
+    asking = classic(f"Encounter?type:in={VALUE_SET}", f"{receiver.url}/wards")
+    await subscribe(pair, asking, "w1")
+    await client.delete("/ValueSet/stays")
+    await client.put(f"{ADMIN}/topics/checked", json=topic())
+    topical = {**topic_based(endpoint=f"{receiver.url}/one"), "criteria": TOPIC}
+    await subscribe(pair, topical, "one")
+    await happen(pair, stay("e1", identifier=[{"value": "a7"}]), stay("e2"))
+    await long_ago(server)
+    await unmatched_review.review(context)
+    await unmatched_review.review(context)
+    assert await review_tasks(client) == [
+        ("Encounter/e1", "requested"),
+        ("Subscription/w1", "requested"),
+    ]
+    await client.put(f"{ADMIN}/topics/checked", json=topic("true"))
+    await replay(pair, focus="Encounter/e1")
+    await unmatched_review.review(context)
+    assert await review_tasks(client) == [
+        ("Encounter/e1", "completed"),
+        ("Subscription/w1", "requested"),
+    ]
+
+
+async def long_ago(server: Server) -> None:
+    """What was set aside was so a while ago."""
+    past = server.mongo.now() - timedelta(minutes=1)
+    rows = server.mongo.collection("unmatched")
+    await rows.update_many({}, {"$set": {"created_at": past}})
+
+
+async def test_events_that_wait_long_in_a_busy_process_are_not_taken_for_abandoned(
+    pair: Pair, receiver: Receiver
+) -> None:
+    """Twelve seconds' worth of work: the sweep comes by before the intake does."""
+    server, client = pair
+    await subscribe(pair, classic("Encounter?", f"{receiver.url}/all"), "all")
+    recorder = server.worker._intake._recorder
+    events = server.mongo.collection("events")
+    async with recorder.lock:  # the intake is busy
+        await put(client, stay("e1"))
+        now = server.mongo.now()
+        old = {"lease_until": now - timedelta(seconds=2), "at": now - timedelta(seconds=12)}
+        await events.update_many({"state": "pending"}, {"$set": old})
+        for event in server.worker._intake._queue:
+            event.at = old["at"]
+        await server.worker._intake.add_abandoned()
+        (row,) = await events.find({"state": "pending"}).to_list(None)
+        assert row["attempts"] == 0
+        assert row["lease_until"] > now
+        assert len(server.worker._intake._queue) == 1
+    await server.worker.drain()
+    assert paths(receiver) == ["/all"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expression"),
+    [
+        pytest.param("state=done", "state", id="state"),
+        pytest.param("nonsense=1", "nonsense", id="unknown"),
+        pytest.param("focus=e1", "focus", id="focus"),
+        pytest.param("_count=x", "_count", id="count"),
+        pytest.param("_cursor=x", "_cursor", id="cursor"),
+    ],
+)
+async def test_what_is_not_understood_is_refused(
+    client: httpx.AsyncClient, query: str, expression: str
+) -> None:
+    answer = await client.get(f"{ADMIN}/events?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["issue"][0]["expression"] == [expression]
+
+
+async def test_all_of_it_has_to_be_asked_for(client: httpx.AsyncClient) -> None:
+    assert (await client.post(f"{ADMIN}/events/replay")).status_code == 400
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+async def test_the_command_lists_and_replays(mongod: str) -> None:
+    settings = make_settings(mongod)
+    named = {"mongodb_uri": mongod, "mongodb_database": settings.mongodb_database}
+    env = environment(**named, egress_allow="127.0.0.1")
+    async with receiving() as receiver:
+        with started("FHIR base: ", "serve", "--port", "0", env=env) as (_, base):
+            url = base.removesuffix("/fhir")
+            async with httpx.AsyncClient(base_url=base) as client:
+                await put(client, value_set())
+                asking = classic(f"Encounter?type:in={VALUE_SET}", f"{receiver.url}/wards")
+                await put(client, {**asking, "id": "w1"})
+                await client.delete("/ValueSet/stays")
+                await put(client, stay("e1"))
+                while not (await client.get(f"{url}/admin/events")).json()["events"]:
+                    pass
+                listed = carerelay("events", "list", "--url", url)
+                assert "Subscription/w1" in listed.stdout
+                assert "Encounter/e1/_history/1" in listed.stdout
+                assert CANNOT in listed.stdout
+                still = carerelay("events", "replay", "--all", "--url", url)
+                assert "1 still unmatched" in still.stdout
+                await put(client, value_set(), {**asking, "id": "w1"})
+                done = carerelay("events", "replay", "--subscription", "w1", "--url", url)
+                assert "1 matched again" in done.stdout, done.stdout
+                await receiver.wait(1, events=False)
+                assert carerelay("events", "replay", "--url", url).returncode != 0
