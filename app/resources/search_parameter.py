@@ -25,8 +25,8 @@ async def prepare(
 
     Those that are not active, and R4's own, are stored as documents: they change nothing.
     """
-    if previous is not None and not previous.deleted:
-        await matching_needs.check(context, previous.resource())
+    if previous is not None:
+        await matching_needs.check_change(context, resource, previous)
     if resource.get("status") != "active" or resource.get("url") in standard_urls():
         return Prepared(resource)
     reason = why_not(resource) or _taken(context, resource)

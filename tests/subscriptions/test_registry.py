@@ -20,8 +20,10 @@ from app.settings import Settings
 from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.matching import registration, registration_cache
+from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.worker import Worker
+from app.subscriptions.topics.topics import Topic
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
 from tests.builders.worker import make_worker
@@ -43,6 +45,10 @@ PLAN = {
     "intent": "plan",
     "subject": {"reference": "Patient/p1"},
 }
+
+
+async def no_codes(topic: Topic) -> None:
+    """Topics of these tests ask for no value sets."""
 
 
 @pytest.fixture
@@ -97,7 +103,7 @@ def event(resource: dict[str, Any], type_: str = "Encounter") -> Event:
 
 
 async def concerned(registry: SubscriptionRegistry, resource: dict[str, Any]) -> set[str]:
-    found = await registry.match(event(resource, resource["resourceType"]))
+    found = await EventMatcher(registry).match(event(resource, resource["resourceType"]))
     return {match.registration.id for match in found.matches}
 
 
@@ -247,7 +253,7 @@ async def test_a_topic_that_is_put_reaches_the_subscriptions_of_other_processes(
     one: Mongo,
 ) -> None:
     async with process(one, loops=False) as (store, first), process(one) as (_, other):
-        await first.registry.topics.put("plans", TOPIC, first.registry.check_topic)
+        await first.registry.topics.put("plans", TOPIC, no_codes)
         await first.registry.refresh()
         stored = await write(store, active(topic_based("patient=p1"), criteria=TOPIC["url"]))
         assert first.registry.get(stored.id) is not None
@@ -257,7 +263,7 @@ async def test_a_topic_that_is_put_reaches_the_subscriptions_of_other_processes(
 
         trigger = {"resource": "CarePlan", "queryCriteria": {"current": "status=revoked"}}
         narrower = {**TOPIC, "resourceTrigger": [trigger]}
-        await first.registry.topics.put("plans", narrower, first.registry.check_topic)
+        await first.registry.topics.put("plans", narrower, no_codes)
         topic_url = str(TOPIC["url"])
         before = other.registry.catalogue.by_url[topic_url].digest
         took = await soon(lambda: other.registry.catalogue.by_url[topic_url].digest != before)
@@ -275,7 +281,7 @@ async def test_a_subscription_without_its_topic_waits_for_it(one: Mongo) -> None
     async with process(one, loops=False) as (store, worker):
         stored = await write(store, active(topic_based(), criteria=TOPIC["url"]))
         assert worker.registry.get(stored.id) is None
-        await worker.registry.topics.put("plans", TOPIC, worker.registry.check_topic)
+        await worker.registry.topics.put("plans", TOPIC, no_codes)
         await worker.registry.refresh()
         assert await concerned(worker.registry, PLAN) == {stored.id}
 
@@ -288,7 +294,7 @@ async def test_a_deletion_may_be_told_by_a_topic_and_is_judged_by_what_went(
         "resourceTrigger": [{"resource": "CarePlan", "supportedInteraction": ["delete"]}],
     }
     async with receiving() as receiver, process(one) as (store, worker):
-        await worker.registry.topics.put("plans", gone, worker.registry.check_topic)
+        await worker.registry.topics.put("plans", gone, no_codes)
         await worker.registry.refresh()
         for patient in ("p1", "p2"):
             draft = topic_based(f"patient={patient}", endpoint=receiver.url)

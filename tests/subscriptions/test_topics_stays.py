@@ -255,7 +255,7 @@ async def test_a_burst_of_versions_is_judged_in_order(practice: Listener) -> Non
     """Recorded in one batch: the admission is not in the ledger yet when the cancellation is judged."""
     before = len(practice.receiver.events)
     texts = ("in-progress IMP", "cancelled IMP", "in-progress IMP", "finished IMP end")
-    async with practice.server.worker._intake._recording:
+    async with practice.server.worker._intake._recorder.lock:
         for minute, text in enumerate(texts):
             await practice.put(stay("burst", text, minute) or {})
     await practice.server.worker.drain()

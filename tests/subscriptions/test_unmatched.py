@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from app.coordination.practices import unmatched_review
+from tests.builders.access_world import world
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
-from tests.conftest import Server, make_settings, running
+from tests.conftest import Server, make_settings
 from tests.outcomes import assert_outcome
 from tests.processes import carerelay, environment, started
 
@@ -30,8 +31,10 @@ RAISES = "%current.identifier.value.exists().not() or %current.identifier.value 
 
 @pytest.fixture
 async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with running(make_settings(mongod, egress_allow="127.0.0.1")) as pair:
-        yield pair
+    """A server, and a client of an administrator's: only these may change what Subscriptions are evaluated by."""
+    async with world(mongod, egress_allow="127.0.0.1") as found:
+        found.client.headers["Authorization"] = "Bearer admin"
+        yield found.server, found.client
 
 
 def value_set(*codes: str) -> dict[str, Any]:
@@ -384,21 +387,20 @@ async def test_the_command_lists_and_replays(mongod: str) -> None:
         with started("FHIR base: ", "serve", "--port", "0", env=env) as (_, base):
             url = base.removesuffix("/fhir")
             async with httpx.AsyncClient(base_url=base) as client:
-                await put(client, value_set())
-                asking = classic(f"Encounter?type:in={VALUE_SET}", f"{receiver.url}/wards")
-                await put(client, {**asking, "id": "w1"})
-                await client.delete("/ValueSet/stays")
-                await put(client, stay("e1"))
+                await client.put(f"{url}/admin/topics/checked", json=topic())
+                asked = {**topic_based(endpoint=receiver.url), "criteria": TOPIC, "id": "s1"}
+                await put(client, asked)
+                await receiver.wait(1, events=False)
+                await put(client, stay("e1", identifier=[{"value": "a7"}]))
                 while not (await client.get(f"{url}/admin/events")).json()["events"]:
                     pass
                 listed = carerelay("events", "list", "--url", url)
-                assert "Subscription/w1" in listed.stdout
+                assert f"{TOPIC} " in listed.stdout
                 assert "Encounter/e1/_history/1" in listed.stdout
-                assert CANNOT in listed.stdout
                 still = carerelay("events", "replay", "--all", "--url", url)
                 assert "1 still unmatched" in still.stdout
-                await put(client, value_set(), {**asking, "id": "w1"})
-                done = carerelay("events", "replay", "--subscription", "w1", "--url", url)
+                await client.put(f"{url}/admin/topics/checked", json=topic("true"))
+                done = carerelay("events", "replay", "--judge", TOPIC, "--url", url)
                 assert "1 matched again" in done.stdout, done.stdout
-                await receiver.wait(1, events=False)
+                await receiver.wait(1)
                 assert carerelay("events", "replay", "--url", url).returncode != 0

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from pymongo.errors import ConnectionFailure
@@ -39,6 +40,7 @@ from app.fhir.instants import instant, range_in
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import STATES, Wanted
 from app.subscriptions.ledger.retention import Retention
+from app.subscriptions.matching import criteria_check
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.worker import Worker
 
@@ -95,7 +97,9 @@ async def put_topic(request: Request, services: Services) -> AdminAnswer:
     """Known here at once, as `Basic` too; to other processes within a second."""
     resource = await exchange.read_resource(request, services.settings.max_resource_bytes)
     registry = services.get(SubscriptionRegistry)
-    created = await registry.topics.put(request.path_params["name"], resource, registry.check_topic)
+    created = await registry.topics.put(
+        request.path_params["name"], resource, partial(criteria_check.check_topic, services.store)
+    )
     await _publish(request, services)
     return 201 if created else 200, await registry.topics.read(request.path_params["name"])
 

@@ -12,8 +12,8 @@ from app.runtime.mongo import Document
 from app.store.events import Event
 from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK
 from app.subscriptions.ledger.sequence_numbers import Known
+from app.subscriptions.matching.event_matcher import SubscriptionMatch
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import SubscriptionMatch
 from app.subscriptions.topics.topics import Coding, references
 
 

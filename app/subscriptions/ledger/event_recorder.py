@@ -16,8 +16,8 @@ from app.store.events import Event
 from app.subscriptions.ledger import unmatched as unmatched_
 from app.subscriptions.ledger.outbox import Outbox, Planned
 from app.subscriptions.ledger.unmatched import BEHIND, Unmatched
+from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.judges import ALL, Failure, subscription_of
-from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.backlog import Backlog
 from app.subscriptions.sending.delivery import Sender
@@ -34,7 +34,7 @@ class EventRecorder:
 
     def __init__(
         self,
-        registry: SubscriptionRegistry,
+        matcher: EventMatcher,
         outbox: Outbox,
         unmatched: Unmatched,
         composer: Composer,
@@ -43,7 +43,7 @@ class EventRecorder:
         limits: ReleaseLimits,
         on_fault: OnFault,
     ) -> None:
-        self._registry = registry
+        self._matcher = matcher
         self._outbox = outbox
         self._unmatched = unmatched
         self._composer = composer
@@ -68,19 +68,19 @@ class EventRecorder:
         if ALL in waiting:
             return Planned(event, (), unmatched_.behind([ALL]))
         try:
-            matched = await self._registry.match(event, only, frozenset(waiting), at)
+            matched = await self._matcher.match(event, only, frozenset(waiting), at)
         except Exception as error:
             if is_nobodys_fault(error):
                 raise
             return Planned(event, (), [Failure(ALL, type(error).__name__)])
         matches, failures = matched.matches, list(matched.failures)
         if waiting:
-            late = {each for judge in waiting for each in self._registry.judged_by(judge)}
+            late = {each for judge in waiting for each in self._matcher.judged_by(judge)}
             matches = [match for match in matches if match.registration.id not in late]
             concerned = [
                 judge
                 for judge in waiting
-                if only is None or not self._registry.judged_by(judge).isdisjoint(only)
+                if only is None or not self._matcher.judged_by(judge).isdisjoint(only)
             ]
             failures += unmatched_.behind(concerned)
         return Planned(event, matches, failures)

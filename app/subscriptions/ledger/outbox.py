@@ -36,9 +36,9 @@ from app.subscriptions.ledger import sequence_numbers
 from app.subscriptions.ledger.delivery_rows import Birth, Pair, subject
 from app.subscriptions.ledger.ledger import Delivery, Ledger
 from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECTION, SequenceNumbers
+from app.subscriptions.matching.event_matcher import SubscriptionMatch
 from app.subscriptions.matching.judges import Failure
 from app.subscriptions.matching.registration import Registration
-from app.subscriptions.matching.registry import SubscriptionMatch
 
 _TRIES, _BACK_OFF = 50, 0.01
 # So many rows are inserted at once: the first are sent while the next are being written.

@@ -23,6 +23,7 @@ from app.subscriptions.ledger.ledger import Delivery, delivery_rows
 from app.subscriptions.ledger.outbox import ContentionError, Outbox
 from app.subscriptions.ledger.recorded_events import RecordedEvents
 from app.subscriptions.ledger.unmatched import Row, Selected, Unmatched, event_row, is_waiting
+from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.judges import ALL, Failure, subscription_of
 from app.subscriptions.matching.registry import Learnt, SubscriptionRegistry
 
@@ -44,6 +45,7 @@ class Rematching:
         mongo: Mongo,
         store: Store,
         registry: SubscriptionRegistry,
+        matcher: EventMatcher,
         outbox: Outbox,
         unmatched: Unmatched,
         recorder: EventRecorder,
@@ -52,6 +54,7 @@ class Rematching:
         self._mongo = mongo
         self._store = store
         self._registry = registry
+        self._matcher = matcher
         self._outbox = outbox
         self._unmatched = unmatched
         self._recorder = recorder
@@ -131,7 +134,7 @@ class Rematching:
             await self._unmatched.put_behind(claim)
             return
         as_of_now = row.get("as_of_now", False)
-        only = None if judge == ALL else self._registry.judged_by(judge)
+        only = None if judge == ALL else self._matcher.judged_by(judge)
         async with self._recorder.lock:
             with self._store.search_state.applied():
                 at = self._mongo.now() if as_of_now else None
@@ -216,7 +219,7 @@ class Rematching:
         plain = {"_id": delivery.event, **{name: focus[name] for name in names}}
         event = await load_event(self._store, await self._outbox.row(delivery.event) or plain)
         try:
-            following = await self._registry.following(event, self._mongo.now())
+            following = await self._matcher.following(event, self._mongo.now())
         except Exception as error:
             if is_nobodys_fault(error):
                 raise

@@ -7,7 +7,9 @@ criteria_check        says whether criteria can be evaluated at all
 judges                are who is asked about an event, each by itself
 criteria_index        files criteria by their most selective term
 registration_cache    keeps registrations by the hundred thousand, one short string each
-registry              has the Subscriptions of this moment, and matches events
+text_faults           knows the Subscriptions whose own text cannot be evaluated
+registry              has the Subscriptions of this moment
+event_matcher         matches events with them
 match_context         is a version as criteria see it, references followed
 explanation           says why a version is told or not
 """

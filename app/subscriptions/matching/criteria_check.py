@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from app.errors import FhirError
+from app.errors import FhirError, Issue, Unprocessable
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.records.versions import ResourceVersion
@@ -62,6 +62,14 @@ async def topic_fault(store: Reader, topic: Topic) -> Fault | None:
                     what = f"queryCriteria of a {trigger.resource_type}"
                     return Fault(what, "a value set or code system is not held here")
     return None
+
+
+async def check_topic(store: Reader, topic: Topic) -> None:
+    """Raises Unprocessable where the queries of a topic's triggers cannot be settled."""
+    found = await topic_fault(store, topic)
+    if found is not None:
+        issue = Issue("not-supported", str(found), ("SubscriptionTopic.resourceTrigger",))
+        raise Unprocessable(issues=[issue])
 
 
 def codes_asked(criteria: Criteria) -> Iterator[tuple[str, Parameter]]:

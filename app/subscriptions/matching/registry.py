@@ -6,41 +6,31 @@ import asyncio
 import gc
 import heapq
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, get_args
 
-from cachetools import TTLCache
-
-from app.attribution.derived import GROUP, PCP, Derived
-from app.errors import FhirError, Issue, Unprocessable
+from app.attribution.derived import Derived
+from app.errors import FhirError
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.runtime.mongo import Document, Mongo
 from app.search.custom import Custom
-from app.search.search_state import current
 from app.search.terms import EVERY
 from app.settings import Settings
 from app.store.events import Event, event_rows
 from app.store.store import Store
 from app.subscriptions.matching import criteria_check, registration, registration_cache
 from app.subscriptions.matching.criteria import CLASSIC, Criteria
-from app.subscriptions.matching.criteria_check import TerminologyRead
 from app.subscriptions.matching.criteria_index import CriteriaIndex
-from app.subscriptions.matching.judges import (
-    Failure,
-    Round,
-    chain_of,
-    of_subscription,
-    subscription_of,
-)
 from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.matching.registration import Registration, Status
 from app.subscriptions.matching.registration_cache import Shelf
+from app.subscriptions.matching.text_faults import TextFaults
 from app.subscriptions.topics.compiled_conditions import CompiledConditions
 from app.subscriptions.topics.topic_store import TopicStore
-from app.subscriptions.topics.topics import Coding, Found, Topic
+from app.subscriptions.topics.topics import Found
 from app.subscriptions.topics.trigger_context import TriggerContext
 
 log = logging.getLogger(__name__)
@@ -53,8 +43,6 @@ _FIELDS = {"v": 1, "at": 1, "text": 1, "deleted": 1, "private": 1}
 # Enough to register by the compact form beside the document; the status is a search value of every Subscription.
 _BRIEF = {"v": 1, "status": "$sorts.status.lo", "watch": "$private.watch"}
 _AT_ONCE = 2000
-# A Subscription whose text was found at fault is not settled again for so many seconds.
-_FAULT_SECONDS, _MOST_FAULTS = 30.0, 10_000
 
 DeliveryMode = Literal["active", "waiting", "errored", "ended"]
 _STATUSES: dict[str, Status] = {status: status for status in get_args(Status)}
@@ -64,22 +52,6 @@ _DELIVERY_MODES: dict[str, DeliveryMode] = {
     "error": "errored",
     "off": "ended",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriptionMatch:
-    """A Subscription that an event concerns, and the coding of the trigger that fired."""
-
-    registration: Registration
-    trigger: Coding | None
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """What came of judging an event: the Subscriptions that it concerns, and the judges that could not say."""
-
-    matches: Sequence[SubscriptionMatch] = ()
-    failures: Sequence[Failure] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +78,10 @@ class SubscriptionRegistry:
         self.index = CriteriaIndex(settings, self._cache.criteria)
         # Those that this process cannot read, with their fault where it lies in their text.
         self._unsupported: dict[str, str] = {}
-        self._faults: TTLCache[str, str] = TTLCache(_MOST_FAULTS, _FAULT_SECONDS)
-        # Those whose criteria ask for value sets or code systems.
-        self._asking_codes: set[str] = set()
+        self.faults = TextFaults(settings, store, self._cache.criteria)
+        # Clients' search parameters, and the codes of those that changed since Subscriptions were read by them.
         self._custom: tuple[Custom, ...] = ()
+        self._changed: set[str] = set()
         self._learnt: list[Learnt] = []
         self._requested: set[str] = set()
         # The ends that are to come, soonest first, and the Subscriptions whose end has come.
@@ -128,7 +100,7 @@ class SubscriptionRegistry:
     async def load(self) -> None:
         """Read all topics and Subscriptions."""
         self._polled_at = self._mongo.now()
-        self._custom = current().custom
+        self._custom = self._store.search_state.custom
         self.catalogue = await self.topics.catalogue()
         rows = self._rows({"terms": EVERY}, _BRIEF)
         gc.disable()  # all that is made here stays; traversing it again and again takes a third of the time
@@ -241,12 +213,18 @@ class SubscriptionRegistry:
         self._cache.close()
         await self._reread(sorted(concerned))
 
+    def _note_parameters(self) -> None:
+        """Take over clients' search parameters, and note which have changed since Subscriptions were read by them."""
+        before, self._custom = self._custom, self._store.search_state.custom
+        if before is not self._custom:
+            self._changed.update(each.definition.code for each in set(before) ^ set(self._custom))
+
     async def _refresh_parameters(self) -> None:
         """Read the Subscriptions anew whose criteria use search parameters that clients have changed."""
-        before, self._custom = self._custom, current().custom
-        if before is self._custom:
+        self._note_parameters()
+        if not self._changed:
             return
-        changed = {each.definition.code for each in set(before) ^ set(self._custom)}
+        changed, self._changed = self._changed, set()
         concerned = set(self._unsupported)
         for count, subscription in enumerate(self._cache.ids()):
             criteria = self._cache.criteria(subscription)
@@ -293,7 +271,9 @@ class SubscriptionRegistry:
         if resource is None:
             return None
         try:
-            new = registration.read(resource, self.catalogue, self._settings)
+            self._note_parameters()
+            with self._store.search_state.applied():
+                new = registration.read(resource, self.catalogue, self._settings)
         except FhirError as error:
             # It was valid when it was stored: a topic or channel was removed since, or is not known here yet.
             self._unsupported[subscription] = self._fault_of(resource, error)
@@ -319,7 +299,7 @@ class SubscriptionRegistry:
         of_criteria = [each for each in error.issues if "criteria" in "".join(each.expression)]
         if not of_criteria or not (self.catalogue.find(text) or CLASSIC.match(text)):
             return ""
-        return "criteria: a filter or search parameter is not supported any more"
+        return f"criteria: {of_criteria[0].diagnostics}"
 
     def unsupported(self) -> dict[str, str]:
         """The Subscriptions whose own text keeps them from being evaluated, with the reason."""
@@ -333,18 +313,17 @@ class SubscriptionRegistry:
         """Remove the known version from everything but the cache of registrations."""
         if (criteria := self._cache.criteria(subscription)) is not None:
             self.index.remove(subscription, criteria)
-        for ids in (self._asking_codes, self._requested, self._over):
+        for ids in (self._requested, self._over):
             ids.discard(subscription)
         self._unsupported.pop(subscription, None)
-        self._faults.pop(subscription, None)
+        self.faults.forget(subscription)
 
     def _file(
         self, subscription: str, status: Status, end: datetime | None, criteria: Criteria
     ) -> None:
         if status != "off":
             self.index.add(subscription, criteria)
-            if any(criteria_check.codes_asked(criteria)):
-                self._asking_codes.add(subscription)
+            self.faults.file(subscription, criteria)
             if end is not None:
                 heapq.heappush(self._ends, (end, subscription))
         if status == "requested":
@@ -360,19 +339,19 @@ class SubscriptionRegistry:
     def delivery_mode(self, subscription: str) -> DeliveryMode:
         """The current delivery mode of a Subscription."""
         found = self.get(subscription)
-        if found is None or self._is_over(found):
+        if found is None or self.is_over(found):
             return "ended"
         return _DELIVERY_MODES[found.status]
 
     def requested(self) -> list[Registration]:
         """The Subscriptions whose endpoint the server has yet to prove."""
-        return [found for found in self._all(self._requested) if not self._is_over(found)]
+        return [found for found in self._all(self._requested) if not self.is_over(found)]
 
     def over(self) -> list[Registration]:
         """The Subscriptions whose end has come and that are not off yet."""
         while self._ends and self._ends[0][0] <= self._mongo.now():
             self._over.add(heapq.heappop(self._ends)[1])
-        over = [found for found in self._all(self._over) if self._is_over(found)]
+        over = [found for found in self._all(self._over) if self.is_over(found)]
         over = [found for found in over if found.status != "off"]
         self._over = {found.id for found in over}
         return over
@@ -399,135 +378,11 @@ class SubscriptionRegistry:
         derived = Derived(self._store, self._settings, event.type, fields, at, resource)
         return MatchContext(self._store, self._settings.base_url, event.type, fields, derived)
 
-    async def match(
-        self,
-        event: Event,
-        only: Collection[str] | None = None,
-        waiting: frozenset[str] = frozenset(),
-        at: datetime | None = None,
-    ) -> Matched:
-        """The Subscriptions that an event concerns, each once; of `only` these, if given.
-
-        Each topic, chain and Subscription judges by itself, but for those that are `waiting`. One that fails is among
-        the failures. Raises what is nobody's fault (`is_nobodys_fault`): without a database everything waits. Topics
-        may be about deletions, which are matched by the deleted version; classic Subscriptions never are. `at` is as
-        of when the patient's practice is asked for, the time of the event if None.
-        """
-        context = self.facts_of(event, at)
-        if event.type == "Subscription" or context is None:
-            return Matched()
-        # Who is asked by name is asked anew, whatever was found before.
-        asked = Round(only, waiting, self._faults if only is None else {})
-        found: list[SubscriptionMatch] = []
-        if event.topic is not None:
-            if event.topic not in waiting:
-                await self._collect(event.topic, context, event.trigger, asked, found)
-            return Matched(found, await self._with_faults(asked))
-        await self._ask_topics(event, context, asked, found)
-        self.surroundings.note(event, self._topics_of(found))
-        if event.fields is not None:
-            await self._collect(event.type, context, None, asked, found)
-        return Matched(found, await self._with_faults(asked))
-
-    async def _ask_topics(
-        self, event: Event, context: MatchContext, asked: Round, found: list[SubscriptionMatch]
-    ) -> None:
-        test = self.asking(context)
-        scopes = None if asked.only is None else self._scopes_of(asked.only)
-        for topic in self.catalogue.watching(event.type):
-            if not self.index.is_listened_to(topic.url) or topic.url in asked.waiting:
-                continue
-            if scopes is not None and topic.url not in scopes:
-                continue
-            try:
-                trigger = await topic.fired(event, test, self.surroundings)
-            except Exception as error:
-                asked.failed(topic.url, error)
-                continue
-            if trigger is not None:
-                await self._collect(topic.url, context, trigger.coding, asked, found)
-
-    def _scopes_of(self, subscriptions: Collection[str]) -> set[str]:
-        return {each.criteria.scope for each in self._all(subscriptions)}
-
-    async def _with_faults(self, asked: Round) -> Sequence[Failure]:
-        """The failures of a round; those whose cause is the Subscription's own text say what is wrong with it."""
-        if not asked.failures:
-            return ()
-        return [await self._with_fault(each) for each in asked.failures]
-
-    async def _with_fault(self, failure: Failure) -> Failure:
-        subscription = subscription_of(failure.judge)
-        criteria = None if subscription is None else self._cache.criteria(subscription)
-        if failure.is_own or subscription is None or criteria is None:
-            return failure
-        fault = await criteria_check.fault(self._store, criteria, self._settings)
-        if fault is None:
-            self._faults.pop(subscription, None)
-            return failure
-        self._faults[subscription] = str(fault)
-        return Failure(failure.judge, str(fault), is_own=True)
-
-    def judged_by(self, judge: str) -> set[str]:
-        """The Subscriptions that a judge decides on, as they are now."""
-        if (subscription := subscription_of(judge)) is not None:
-            return {subscription}
-        if (chain := chain_of(judge)) is not None:
-            return self.index.filed_along(*chain)
-        return self.index.subscriptions(judge)
-
-    async def following(self, event: Event, at: datetime) -> set[str]:
-        """The Subscriptions that follow a panel or Group to which the event's patient belongs at that time."""
-        context = self.facts_of(event, at)
-        if context is None:
-            return set()
-        terms = [term for path in (PCP, GROUP) for term in await context.along(path)]
-        return self.index.requiring(terms)
-
-    async def find_faults(self) -> dict[str, str]:
-        """Settle anew all criteria that ask for value sets or code systems; those at fault, with the reason."""
-        self._faults.clear()
-        found = {}
-        for subscription in list(self._asking_codes):
-            criteria = self._cache.criteria(subscription)
-            if criteria is not None:
-                failure = await self._with_fault(Failure(of_subscription(subscription), ""))
-                if failure.is_own:
-                    found[subscription] = failure.reason
-        return found
-
-    async def needs(self, *versions: Resource) -> bool:
-        """Whether live Subscriptions, or topics, are evaluated by one of these ValueSets or CodeSystems."""
-        read = TerminologyRead(self._store)
-        asked = {
-            parameter
-            for criteria in map(self._cache.criteria, self._asking_codes)
-            if criteria is not None
-            for parameter in criteria_check.codes_asked(criteria)
-        }
-        await read.note(asked, self._settings)
-        for topic in self.catalogue.by_url.values():
-            await read.note_topic(topic)
-        return any(map(read.concerns, versions))
-
-    async def check_topic(self, topic: Topic) -> None:
-        """Raises Unprocessable where the queries of a topic's triggers cannot be settled."""
-        fault = await criteria_check.topic_fault(self._store, topic)
-        if fault is not None:
-            issue = Issue("not-supported", str(fault), ("SubscriptionTopic.resourceTrigger",))
-            raise Unprocessable(issues=[issue])
-
     def uses_parameter(self, code: str) -> bool:
         """Whether a live Subscription's criteria are made of a search parameter of this code."""
         known = (self._cache.get(each) for each in self._cache.ids())
         live = (each.criteria for each in known if each is not None and each.status != "off")
         return any(code in criteria_check.names(criteria) for criteria in live)
-
-    def _topics_of(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
-        for match in found:
-            registered = match.registration
-            if registered.topic and self.delivery_mode(registered.id) in ("active", "waiting"):
-                yield registered.topic.url
 
     def asking(self, context: MatchContext) -> Found:
         """The test that topics apply to the versions of a change, of which `context` is one."""
@@ -539,18 +394,6 @@ class SubscriptionRegistry:
 
         return test
 
-    async def _collect(
-        self,
-        scope: str,
-        context: MatchContext,
-        coding: Coding | None,
-        asked: Round,
-        found: list[SubscriptionMatch],
-    ) -> None:
-        for subscription in await self.index.matching(scope, context, coding, asked):
-            known = self.get(subscription)
-            if known is not None and not self._is_over(known):
-                found.append(SubscriptionMatch(known, coding))
-
-    def _is_over(self, candidate: Registration) -> bool:
+    def is_over(self, candidate: Registration) -> bool:
+        """Whether the Subscription's `end` has come."""
         return candidate.end is not None and candidate.end <= self._mongo.now()

@@ -82,7 +82,7 @@ class SubscriptionChanges:
 
     async def find_faults(self) -> None:
         """Set those to `error` whose criteria cannot be settled any more, since value sets or code systems changed."""
-        self._refuse(await self._registry.find_faults())
+        self._refuse(await self._registry.faults.find())
 
     def sweep(self) -> None:
         """Activate the Subscriptions that are still requested, and end those whose `end` has come."""

@@ -36,6 +36,7 @@ from app.subscriptions.ledger.rematching import Rematching
 from app.subscriptions.ledger.retention import Retention
 from app.subscriptions.ledger.unmatched import Unmatched
 from app.subscriptions.matching.criteria_check import TERMINOLOGY
+from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.attempt import Attempts
@@ -112,13 +113,14 @@ class Worker:
         self._cluster = store.cluster
         self.retention = Retention(settings, mongo)
         self._background = BackgroundTasks()
+        matcher = EventMatcher(registry)
         recorder = EventRecorder(
-            registry, outbox, unmatched, composer, sender, backlog, limits, self._on_fault
+            matcher, outbox, unmatched, composer, sender, backlog, limits, self._on_fault
         )
         recorded = RecordedEvents()
         self._intake = EventIntake(mongo, store, outbox, unmatched, recorder, recorded, sender)
         self.rematching = rematching = Rematching(
-            mongo, store, registry, outbox, unmatched, recorder, recorded
+            mongo, store, registry, matcher, outbox, unmatched, recorder, recorded
         )
         self._subscription_changes = SubscriptionChanges(
             registry,
