@@ -107,6 +107,10 @@ def paths(receiver: Receiver) -> list[str]:
     return [request.path for request in receiver.requests]
 
 
+OLD = {
+    "birthDate": "1940-01-01",
+    "generalPractitioner": [{"reference": "Organization/north"}],
+}
 UNSETTLED = [
     pytest.param("type:in=http://nope.example/vs", id="value-set"),
     pytest.param("type:not-in=http://nope.example/vs", id="not-in"),
@@ -271,6 +275,39 @@ async def test_a_topic_that_raises_silences_its_subscriptions_alone(
         (2, "Encounter/odd/_history/1"),
         (1, "Encounter/even/_history/1"),
     ]
+
+
+async def test_a_record_that_criteria_fail_on_puts_nobody_into_error(
+    pair: Pair, receiver: Receiver
+) -> None:
+    """A Patient's search fields are damaged: those whose criteria lead there cannot be judged, all others can."""
+    server, client = pair
+    chain = "Encounter?patient.general-practitioner=Organization/north"
+    for name, criteria in {
+        "c1": chain,
+        "c2": chain,
+        "c3": "Encounter?patient.birthdate=lt1950&status=in-progress",
+        "c4": "Encounter?status=in-progress",
+    }.items():
+        await subscribe(pair, classic(criteria, f"{receiver.url}/{name}"), name)
+    patients, damaged = server.mongo.collection("Patient"), {"_id": "pn"}
+    before = await patients.find_one(damaged)
+    broken = {"terms": [*before["terms"], 5], "dates": {"birthdate": 5}}
+    await patients.update_one(damaged, {"$set": broken})
+    await happen(pair, stay("e1", patient="pn"))
+    assert paths(receiver) == ["/c4"]
+    judges = [judge for judge, _, _ in await unmatched(client)]
+    assert sorted(judges) == [
+        "Encounter >patient>Patient>",
+        "Subscription/c3",
+    ]
+    assert {await status_of(client, name) for name in ("c1", "c2", "c3")} == {("active", None)}
+
+    mended = {**before, "dates": {"birthdate": []}}
+    await patients.replace_one(damaged, mended)
+    await client.put("/Patient/pn", json=(await client.get("/Patient/pn")).json() | OLD)
+    assert await replay(pair) == {"decided": 2, "unmatched": 0}
+    assert sorted(paths(receiver)) == ["/c1", "/c2", "/c3", "/c4"]
 
 
 async def test_an_event_that_cannot_be_read_is_set_aside_for_everybody(

@@ -47,6 +47,8 @@ def _selected(query: Mapping[str, str], others: frozenset[str]) -> Selected:
     for name in query:
         if name not in _SELECTING | others:
             raise BadRequest(f"Unknown parameter '{name}'", code="not-supported", expression=name)
+    if "subscription" in query and "judge" in query:
+        raise BadRequest("A subscription is a judge: name one of them", expression="judge")
     focus = query.get("focus")
     if focus is not None and focus.count("/") != 1:
         raise BadRequest("A focus is written as Type/id", code="value", expression="focus")

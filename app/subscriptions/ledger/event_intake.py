@@ -14,13 +14,12 @@ from cachetools import FIFOCache
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
 from app.store.commit import EVENT_LEASE
-from app.store.events import Event, load_event
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.ledger.event_recorder import EventRecorder
 from app.subscriptions.ledger.outbox import ContentionError, Outbox, Planned
 from app.subscriptions.ledger.recorded_events import RecordedEvents
 from app.subscriptions.ledger.unmatched import Key, Unmatched
-from app.subscriptions.matching.judges import ALL, Failure
 from app.subscriptions.sending.background import warn
 from app.subscriptions.sending.delivery import Sender
 
@@ -103,7 +102,9 @@ class EventIntake:
                 for event in batch:
                     await self._record_or_skip([event])
             elif not isinstance(error, ContentionError):  # that is left to the sweep
-                await self._set_whole_aside(batch[0], error)
+                event = batch[0]
+                self._set_aside.add((event.type, event.resource_id))
+                await self._recorder.set_aside(event, error)
 
     async def _record(self, events: Sequence[Event]) -> None:
         known = {event.id for event in events}
@@ -146,19 +147,10 @@ class EventIntake:
         return [event for event in events if (event.type, event.resource_id) in self._set_aside]
 
     async def _load(self, row: Document) -> Event | None:
-        """The event of a row; one that cannot be read is set aside. Raises what is nobody's fault."""
-        try:
-            return await load_event(self._store, row)
-        except Exception as error:
-            if is_nobodys_fault(error):
-                raise
-            await self._set_whole_aside(bare(row), error)
-            return None
-
-    async def _set_whole_aside(self, event: Event, error: Exception) -> None:
-        """Set an event aside for everybody."""
-        self._set_aside.add((event.type, event.resource_id))
-        await self._recorder.record([Planned(event, (), [Failure(ALL, type(error).__name__)])])
+        event = await self._recorder.load(row)
+        if event is None:
+            self._set_aside.add((row["type"], row["id"]))
+        return event
 
     def _follows_recorded(self, event: Event) -> bool:
         """Whether this process itself has recorded the version before."""
@@ -172,20 +164,3 @@ class EventIntake:
         for plan in planned:
             self._newest[plan.event.type, plan.event.resource_id] = plan.event.version
             self._recorded.add(plan.event)
-
-
-def bare(row: Document) -> Event:
-    """The event of a row without the versions before and after it."""
-    return Event(
-        row["_id"],
-        row["type"],
-        row["id"],
-        row["version"],
-        row["method"],
-        row["at"],
-        None,
-        None,
-        topic=row.get("topic"),
-        trigger=row.get("trigger"),
-        context=tuple(row.get("context", ())),
-    )

@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from app.runtime.leases import is_nobodys_fault
-from app.store.events import Event
+from app.runtime.mongo import Document
+from app.store.events import Event, load_event
+from app.store.store import Store
 from app.subscriptions.ledger import unmatched as unmatched_
 from app.subscriptions.ledger.outbox import Outbox, Planned
 from app.subscriptions.ledger.unmatched import BEHIND, Unmatched
@@ -34,6 +36,7 @@ class EventRecorder:
 
     def __init__(
         self,
+        store: Store,
         matcher: EventMatcher,
         outbox: Outbox,
         unmatched: Unmatched,
@@ -43,6 +46,7 @@ class EventRecorder:
         limits: ReleaseLimits,
         on_fault: OnFault,
     ) -> None:
+        self._store = store
         self._matcher = matcher
         self._outbox = outbox
         self._unmatched = unmatched
@@ -117,12 +121,30 @@ class EventRecorder:
         if waiting:
             await self._backlog.advance({row.lane for row in waiting}, waiting)
 
+    async def load(self, row: Document) -> Event | None:
+        """The event of a row of `events`; one that cannot be read is set aside. Raises what is nobody's fault."""
+        try:
+            return await load_event(self._store, row)
+        except Exception as error:
+            if is_nobodys_fault(error):
+                raise
+            await self.set_aside(_bare(row), error)
+            return None
+
+    async def set_aside(self, event: Event, error: Exception, *, as_of_now: bool = False) -> None:
+        """Set an event aside for everybody, whatever it failed of."""
+        plan = Planned(event, (), [Failure(ALL, type(error).__name__)])
+        await self.record([plan], as_of_now=as_of_now)
+
     def _tell(self, failed: Sequence[tuple[Event, Failure]]) -> None:
         """Log what was set aside, and report the Subscriptions whose own text is at fault."""
+        own: dict[str, str] = {}
         for event, failure in failed:
-            if failure.reason == BEHIND:
-                continue
             subscription = subscription_of(failure.judge)
+            if failure.is_own and subscription is not None:
+                own[subscription] = failure.reason
+            if failure.is_own or failure.reason == BEHIND:
+                continue
             log.error(
                 "cannot match",
                 extra={
@@ -134,5 +156,22 @@ class EventRecorder:
                     "error": failure.reason,
                 },
             )
-            if failure.is_own and subscription is not None:
-                self._on_fault(subscription, failure.reason)
+        for subscription, reason in own.items():
+            self._on_fault(subscription, reason)
+
+
+def _bare(row: Document) -> Event:
+    """The event of a row without the versions before and after it."""
+    return Event(
+        row["_id"],
+        row["type"],
+        row["id"],
+        row["version"],
+        row["method"],
+        row["at"],
+        None,
+        None,
+        topic=row.get("topic"),
+        trigger=row.get("trigger"),
+        context=tuple(row.get("context", ())),
+    )

@@ -24,13 +24,15 @@ from app.subscriptions.ledger.outbox import ContentionError, Outbox
 from app.subscriptions.ledger.recorded_events import RecordedEvents
 from app.subscriptions.ledger.unmatched import Row, Selected, Unmatched, event_row, is_waiting
 from app.subscriptions.matching.event_matcher import EventMatcher
-from app.subscriptions.matching.judges import ALL, Failure, subscription_of
+from app.subscriptions.matching.judges import ALL, subscription_of
 from app.subscriptions.matching.registry import Learnt, SubscriptionRegistry
 
 log = logging.getLogger(__name__)
 
 # So many rows are replayed in one sweep: the others are due in the next, a second later.
-_AT_ONCE = 50
+_AT_ONCE = 200
+# So many are replayed for an operator who waits; the others are due at once.
+_MOST_ASKED = 1_000
 # Processes' clocks may differ by this much: an event that was committed just before a Subscription counts too.
 _OVERLAP = timedelta(seconds=0.5)
 # A process that died is looked at so far back: others learn of a Subscription within a second, or 15 at worst.
@@ -98,11 +100,14 @@ class Rematching:
                 await self._replay(claim)
 
     async def replay(self, selected: Selected) -> Document:
-        """Ask the judges of the rows that an operator selects, now; `{decided, unmatched}`."""
+        """Ask the judges of the rows that an operator selects, now; `{decided, unmatched}`.
+
+        Of very many the last ones are merely due.
+        """
         which = selected.condition()
         ids = await self._unmatched.ids(which)
         await self._unmatched.hasten({"_id": {"$in": ids}})
-        for id_ in ids:
+        for id_ in ids[:_MOST_ASKED]:
             if (claim := await self._unmatched.claim({"_id": id_})) is not None:
                 await self._replay(claim)
         left = await self._unmatched.count({"_id": {"$in": ids}})
@@ -196,8 +201,8 @@ class Rematching:
                 for each, at in since.items()
                 if row["at"] >= at and self._may_concern(each, row["type"])
             }
-            if only:
-                await self._match_again([await load_event(self._store, row)], only)
+            if only and (event := await self._recorder.load(row)) is not None:
+                await self._match_again([event], only)
 
     def _may_concern(self, subscription: str, resource_type: str) -> bool:
         known = self._registry.get(subscription)
@@ -223,8 +228,7 @@ class Rematching:
         except Exception as error:
             if is_nobodys_fault(error):
                 raise
-            failure = Failure(ALL, type(error).__name__)
-            await self._unmatched.add([(event, failure)], as_of_now=True)
+            await self._recorder.set_aside(event, error, as_of_now=True)
             return
         told = await self._told_of_newer(focus)
         if following - told:

@@ -41,7 +41,11 @@ _LEASE = timedelta(seconds=60)
 _BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=5), most=sys.maxsize)
 # The look at a row that only waits for another, which is released when that one goes.
 _SECOND_LOOK = timedelta(seconds=10)
+# A judge that failed on so many records is a cause itself.
+_MANY = 5
 _DUPLICATE_KEY = 11000
+
+_RECORD: Document = {"$concat": ["$focus.type", "/", "$focus.id"]}
 
 Key = tuple[str, str]
 
@@ -93,7 +97,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why rows are there: a Subscription's own text, or a record. `focus` is that resource, as `Type/id`.
+    """Why rows are there: a Subscription, or a record. `focus` is that resource, as `Type/id`.
 
     `since` is when the oldest of its rows was set aside.
     """
@@ -214,7 +218,7 @@ class Unmatched:
         focus = row["focus"]
         later = {"focus.id": focus["id"], "focus.type": focus["type"], "behind": True}
         await self._make_due(later)
-        if row["is_own"]:
+        if row["is_own"] and claim.tries > 1:  # the one that was tried for all of its judge
             await self._make_due({"judge": row["judge"]})
 
     async def put_off(self, claim: Claim[Row], failure: Failure) -> None:
@@ -289,21 +293,38 @@ class Unmatched:
         return [_shown(row) for row in rows[:count]], more
 
     async def causes(self, limit: int) -> Sequence[Cause]:
-        """Why rows are there, the oldest first; those that only wait behind others have no cause of their own."""
-        record = {"$concat": ["$focus.type", "/", "$focus.id"]}
+        """Why rows are there, the oldest first; those that only wait behind others have no cause of their own.
+
+        A judge that is itself at fault, or that failed on many records, is one cause; otherwise each record is.
+        """
+        by_judge = await self._grouped({"behind": False}, "$judge", limit)
+        own = [row for row in by_judge if row["is_own"] or row["count"] >= _MANY]
+        causes = [
+            Cause(row["_id"] if judges.subscription_of(row["_id"]) else row["record"], row["since"])
+            for row in own
+        ]
+        others = {"behind": False, "judge": {"$nin": [row["_id"] for row in own]}}
+        by_record = await self._grouped(others, _RECORD, limit)
+        causes.extend(Cause(row["_id"], row["since"]) for row in by_record)
+        unique = {cause.focus: cause for cause in reversed(causes)}
+        return sorted(unique.values(), key=lambda cause: cause.since)[:limit]
+
+    async def _grouped(self, which: Document, by: Any, limit: int) -> list[Document]:
+        group = {
+            "_id": by,
+            "since": {"$min": "$created_at"},
+            "count": {"$sum": 1},
+            "is_own": {"$max": "$is_own"},
+            "record": {"$first": _RECORD},
+        }
         pipeline: list[Document] = [
-            {"$match": {"behind": False}},
-            {
-                "$group": {
-                    "_id": {"$cond": ["$is_own", "$judge", record]},
-                    "since": {"$min": "$created_at"},
-                }
-            },
+            {"$match": which},
+            {"$sort": {"_id": 1}},
+            {"$group": group},
             {"$sort": {"since": 1}},
             {"$limit": limit},
         ]
-        rows = await self._mongo.aggregate(self._rows, pipeline)
-        return [Cause(row["_id"], row["since"]) for row in rows]
+        return await self._mongo.aggregate(self._rows, pipeline)
 
 
 def behind(waiting: Collection[str]) -> list[Failure]:

@@ -291,7 +291,7 @@ class SubscriptionRegistry:
 
         A topic or channel that only a newer program knows is no fault, nor is a topic that will be known in a moment.
         """
-        if resource["status"] == "off":
+        if resource["status"] in ("off", "error"):
             return ""
         text = str(resource.get("criteria", ""))
         if self.topics.is_retired(text):

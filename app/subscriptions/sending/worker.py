@@ -115,7 +115,7 @@ class Worker:
         self._background = BackgroundTasks()
         matcher = EventMatcher(registry)
         recorder = EventRecorder(
-            matcher, outbox, unmatched, composer, sender, backlog, limits, self._on_fault
+            store, matcher, outbox, unmatched, composer, sender, backlog, limits, self._on_fault
         )
         recorded = RecordedEvents()
         self._intake = EventIntake(mongo, store, outbox, unmatched, recorder, recorded, sender)
@@ -304,7 +304,7 @@ class Worker:
         taken = await self.ledger.abandon(owner)
         await self.outbox.take_from(owner, at)
         await self.unmatched.take_from(owner)
-        self._background.do(self.rematching.learn_for(owner))
+        await self.rematching.learn_for(owner)
         await self._lifecycle.take_from(owner)
         log.warning("took over", extra={"action": "take-over", "owner": owner, "count": taken})
 
