@@ -189,7 +189,7 @@ async def test_changes_are_known_to_other_processes_within_a_second(one: Mongo) 
         assert await concerned(registry, encounter(class_="EMER")) == {stored.id}
 
         stored = await write(store, {**changed, "status": "off"}, stored)
-        assert await soon(lambda: registry.delivery_mode(stored.id) == "ended") < WITHIN
+        assert await soon(lambda: registry.delivery_mode(stored.id) == "errored") < WITHIN
         assert await concerned(registry, encounter(class_="EMER")) == set()
 
         again = await write(store, active(classic("Encounter?class=EMER")))

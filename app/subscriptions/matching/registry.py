@@ -337,8 +337,10 @@ class SubscriptionRegistry:
         return self._cache.get(subscription)
 
     def delivery_mode(self, subscription: str) -> DeliveryMode:
-        """The current delivery mode of a Subscription."""
+        """The current delivery mode of a Subscription; one that cannot be read here counts as one in error."""
         found = self.get(subscription)
+        if found is None and subscription in self._unsupported:
+            return "errored"
         if found is None or self.is_over(found):
             return "ended"
         return _DELIVERY_MODES[found.status]
