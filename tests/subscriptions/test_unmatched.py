@@ -278,6 +278,23 @@ async def test_a_topic_that_raises_silences_its_subscriptions_alone(
     ]
 
 
+async def test_a_subscription_whose_topic_is_retired_says_so(
+    pair: Pair, receiver: Receiver
+) -> None:
+    server, client = pair
+    await client.put(f"{ADMIN}/topics/checked", json=topic("true"))
+    asked = {**topic_based(endpoint=f"{receiver.url}/one"), "criteria": TOPIC}
+    await subscribe(pair, asked, "one")
+    retired = {**topic("true"), "status": "retired"}
+    assert (await client.put(f"{ADMIN}/topics/checked", json=retired)).status_code == 200
+    await server.worker.run_once()
+    assert await status_of(client, "one") == ("error", "criteria: the topic was retired")
+    await client.put(f"{ADMIN}/topics/checked", json=topic("true"))
+    await subscribe(pair, asked, "one")
+    await happen(pair, stay("e1"))
+    assert len(receiver.events) == 1
+
+
 async def test_a_record_that_criteria_fail_on_puts_nobody_into_error(
     pair: Pair, receiver: Receiver
 ) -> None:

@@ -276,7 +276,8 @@ class SubscriptionRegistry:
                 new = registration.read(resource, self.catalogue, self._settings)
         except FhirError as error:
             # It was valid when it was stored: a topic or channel was removed since, or is not known here yet.
-            self._unsupported[subscription] = self._fault_of(resource, error)
+            if resource["status"] != "off":
+                self._unsupported[subscription] = self._fault_of(resource, error)
             log.warning(
                 "subscription no longer supported",
                 extra={"action": "register", "id": subscription, "version_id": version},
@@ -291,7 +292,7 @@ class SubscriptionRegistry:
 
         A topic or channel that only a newer program knows is no fault, nor is a topic that will be known in a moment.
         """
-        if resource["status"] in ("off", "error"):
+        if resource["status"] == "error":
             return ""
         text = str(resource.get("criteria", ""))
         if self.topics.is_retired(text):
@@ -306,8 +307,10 @@ class SubscriptionRegistry:
         return {each: reason for each, reason in self._unsupported.items() if reason}
 
     def is_unsupported(self, subscription: str) -> bool:
-        """Whether this process cannot read a Subscription, which is there nevertheless."""
-        return subscription in self._unsupported
+        """Whether this process cannot read a Subscription, which is there nevertheless and not off."""
+        # Its topic may have gone a moment ago.
+        is_kept = self._cache.criteria(subscription) is not None
+        return subscription in self._unsupported or (is_kept and self.get(subscription) is None)
 
     def _forget(self, subscription: str) -> None:
         """Remove the known version from everything but the cache of registrations."""
@@ -339,7 +342,7 @@ class SubscriptionRegistry:
     def delivery_mode(self, subscription: str) -> DeliveryMode:
         """The current delivery mode of a Subscription; one that cannot be read here counts as one in error."""
         found = self.get(subscription)
-        if found is None and subscription in self._unsupported:
+        if found is None and self.is_unsupported(subscription):
             return "errored"
         if found is None or self.is_over(found):
             return "ended"

@@ -72,13 +72,20 @@ class SubscriptionChanges:
         """Register all versions that other processes have written."""
         await self._take_over(self._registry.refresh)
 
+    async def catch_up(self) -> None:
+        """Tell the Subscriptions of other processes what was recorded here, and no more; for an orderly stop."""
+        await self._learn(self._registry.refresh)
+
     async def _take_over(self, read: Callable[[], Awaitable[list[Registration]]]) -> None:
+        for registration in await self._learn(read):
+            self._follow_up(registration.id, registration)
+
+    async def _learn(self, read: Callable[[], Awaitable[list[Registration]]]) -> list[Registration]:
         """Register what is read, and match for it what was recorded here meanwhile, before anything else is."""
         async with self._recorder.lock:
             registrations = await read()
             await self._rematching.learn()
-        for registration in registrations:
-            self._follow_up(registration.id, registration)
+        return registrations
 
     async def find_faults(self) -> None:
         """Set those to `error` whose criteria cannot be settled any more, since value sets or code systems changed."""

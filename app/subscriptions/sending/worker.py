@@ -192,9 +192,9 @@ class Worker:
         self._looks = {}
         await self._background.end()
         try:
-            await self._sender.finish(_PATIENCE)
             # What was recorded here is told to the Subscriptions of others, too.
-            await self._subscription_changes.refresh()
+            await self._subscription_changes.catch_up()
+            await self._sender.finish(_PATIENCE)
             await self.unmatched.hand_back()
             await self.ledger.abandon(self._store.owner)
             await self.outbox.hand_back()
