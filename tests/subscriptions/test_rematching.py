@@ -163,6 +163,7 @@ async def test_a_new_practice_is_not_told_an_old_version_after_a_new_one(
         await put(client, patient("p", ref("PractitionerRole/role-b")))
         await put(client, {**encounter(patient="p"), "id": "e1"})
         await receiver.wait(1)
+        await server.worker.drain()
         await make_due(server.mongo)
         await server.worker.run_once()
     versions = [row["focus"]["version"] for row in await rows(server.mongo, state="delivered")]
