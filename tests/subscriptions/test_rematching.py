@@ -139,12 +139,14 @@ async def test_a_new_practice_is_told_what_the_old_one_could_not_be(
         await old.wait(2, events=False)
         await put(client, patient("p", ref("PractitionerRole/role-b")))
         old.answer = lambda _: 200
+        younger = await subscribe(hub, receiver, "b")
         await make_due(server.mongo)
         (notice,) = await receiver.wait(1)
         await server.worker.drain()
     assert notice.focus.endswith("Encounter/e1")
     ledger = {row["subscription"]: row for row in await rows(server.mongo) if row["number"]}
     assert ledger[to_b]["state"] == "delivered"
+    assert younger not in ledger
     states = sorted(row["state"] for row in ledger.values())
     assert states == ["delivered", "suppressed"]
 

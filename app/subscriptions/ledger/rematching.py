@@ -216,8 +216,8 @@ class Rematching:
     async def tell_new_practice(self, delivery: Delivery) -> None:
         """Match the event of a row whose patient is the recipient's no more, by the practice of now.
 
-        A Subscription that was told of a newer version of the same resource is not told of this one: it would come
-        after the newer.
+        A Subscription counts what came after it was written. One that was told of a newer version of the same resource
+        is not told of this one: it would come after the newer.
         """
         focus = delivery.focus
         names = ("type", "id", "version", "method", "at")
@@ -230,9 +230,15 @@ class Rematching:
                 raise
             await self._recorder.set_aside(event, error, as_of_now=True)
             return
-        told = await self._told_of_newer(focus)
-        if following - told:
-            await self.match_again(event, following - told, as_of_now=True)
+        following -= await self._told_of_newer(focus)
+        only = {each for each in following if await self._counted_at(each, event.at)}
+        if only:
+            await self.match_again(event, only, as_of_now=True)
+
+    async def _counted_at(self, subscription: str, at: datetime) -> bool:
+        """Whether the Subscription was there already."""
+        first = await self._store.vread("Subscription", subscription, 1)
+        return first is not None and first.at <= at
 
     async def _told_of_newer(self, focus: Mapping[str, Any]) -> set[str]:
         newer = {
