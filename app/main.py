@@ -58,9 +58,9 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
     @asynccontextmanager
     async def parts(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as running:  # stopped in the reverse order
-            mongo = await Mongo.open(settings)
-            running.push_async_callback(mongo.close)
             owner = new_owner()
+            mongo = await Mongo.open(settings, owner)
+            running.push_async_callback(mongo.close)
             await format.prepare(mongo, owner)
             clock = Clock(mongo)
             audit = None

@@ -100,7 +100,8 @@ class Settings(BaseSettings):
 
     data: Path = Field(Path("data"), description="Directory for the embedded database.")
     mongodb_uri: str = Field(
-        "", description="MongoDB connection string (a replica set); empty starts the embedded one."
+        "",
+        description="MongoDB connection string (a replica set): docs/mongodb.md; empty starts the embedded one.",
     )
     mongodb_database: str = Field("carerelay", description="Database name.")
     mongodb_driver: Literal["pymongo", "motor"] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -115,6 +116,14 @@ def wait_for(url: str) -> httpx.Response:
         except httpx.TransportError:
             assert time.monotonic() < give_up, f"{url} does not answer"
             time.sleep(0.02)
+
+
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    """Look again and again, for what has no event of its own outside this process."""
+    give_up = time.monotonic() + seconds
+    while not await holds():
+        assert time.monotonic() < give_up, "did not come about"
+        await asyncio.sleep(0.002)
 
 
 def children(pid: int) -> list[int]:

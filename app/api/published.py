@@ -47,7 +47,7 @@ async def store_topics(context: Context) -> None:
                 [Change("delete", each.type, each.id, None, each) for each in gone]
             )
 
-    await until_undisturbed(clear)
+    await until_undisturbed(context.store, clear)
 
 
 async def _store(context: Context, resources: Sequence[Resource]) -> None:
@@ -64,4 +64,4 @@ async def _store(context: Context, resources: Sequence[Resource]) -> None:
         if changes:
             await context.store.commit(changes)
 
-    await until_undisturbed(attempt)
+    await until_undisturbed(context.store, attempt)

@@ -441,6 +441,9 @@ class RestrictedStore(ResourceStore):
         sender = self._access.caller.organization
         return await self._store.commit([replace(each, sender=sender) for each in changes], guards)
 
+    def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
+        return self._store.reserving(keys)
+
 
 def _narrowed(filter_: Filter, sight: Sight) -> Filter:
     return {"$and": [filter_, *sight.filters]} if sight.filters else filter_

@@ -26,7 +26,7 @@ from app.bulk.export_request import ExportRequest
 from app.context import Context
 from app.errors import TooManyRequests
 from app.fhir.ids import new_id
-from app.runtime import collections
+from app.runtime import collections, transactions
 from app.runtime.leases import BackOff, Claim, Leases, LostError
 from app.runtime.mongo import Document, Mongo, Session
 
@@ -161,7 +161,7 @@ class Jobs:
             if patients:
                 await self._patients.insert_many(patients, session=session)
 
-        await self._mongo.transaction(transaction)
+        await transactions.run(self._mongo, transaction)
         claim.tries = 0
 
     async def pieces(self, export_id: str, file: int, count: int) -> AsyncIterator[bytes]:

@@ -152,7 +152,9 @@ async def _transaction(
         await _rehearse(planned, reads, dispatch)
 
     if writes:
-        answers = await interactions.until_undisturbed(lambda: _commit(context, writes, rehearse))
+        answers = await interactions.until_undisturbed(
+            context.store, lambda: _commit(context, writes, rehearse)
+        )
     else:
         answers = {}
     for entry in reads:

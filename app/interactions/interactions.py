@@ -8,6 +8,7 @@ version they read; where another writer was faster they read again, unless the c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -22,6 +23,7 @@ from app.interactions import history as history_page, plan as write
 from app.interactions.plan import Target, WritePlan
 from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
 from app.interactions.result import InteractionResult
+from app.records.reader import ResourceStore
 from app.records.versions import HistoryRange, ResourceVersion, VersionConflict
 from app.search import compartment, contained_search, page, query, system
 
@@ -30,6 +32,7 @@ Parameters = list[tuple[str, str]]
 
 # A write that loses this many races in a row fails with a Conflict.
 _MAX_RACES = 50
+_STARVING_SECONDS = 2.0
 # How many resources one conditional delete may delete, where it may delete several.
 MAX_CONDITIONAL_DELETES = 1000
 
@@ -189,7 +192,7 @@ async def conditional_delete(
             await context.store.commit(changes)
         return InteractionResult(204)
 
-    return await until_undisturbed(attempt)
+    return await until_undisturbed(context.store, attempt)
 
 
 async def search_type(
@@ -297,7 +300,7 @@ async def _commit(
         (stored,) = await context.store.commit([plan.change], plan.guards)
         return plan.answer(stored)
 
-    return await until_undisturbed(attempt)
+    return await until_undisturbed(context.store, attempt)
 
 
 def _not_modified(stored: ResourceVersion, preconditions: Preconditions) -> bool:
@@ -307,11 +310,20 @@ def _not_modified(stored: ResourceVersion, preconditions: Preconditions) -> bool
     return since is not None and stored.at.replace(microsecond=0) <= since
 
 
-async def until_undisturbed(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a write that lost a race; each attempt reads the newest version and checks the preconditions again."""
+async def until_undisturbed(store: ResourceStore, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a write that lost a race; each attempt reads the newest version and checks the preconditions again.
+
+    One that has lost for `_STARVING_SECONDS` comes before other writers of what it has lost.
+    """
+    loop = asyncio.get_running_loop()
+    starving_at = loop.time() + _STARVING_SECONDS
+    lost: frozenset[str] = frozenset()
     for _ in range(_MAX_RACES):
         try:
-            return await attempt()
-        except VersionConflict:
-            continue
+            if not lost or loop.time() < starving_at:
+                return await attempt()
+            async with store.reserving(lost):
+                return await attempt()
+        except VersionConflict as conflict:
+            lost |= conflict.keys
     raise Conflict("Too many concurrent changes of this resource; try again")

@@ -205,7 +205,7 @@ async def _keep(context: Context, notices: Sequence[NoticeRecord]) -> None:
         if changes:
             await context.store.commit(changes)
 
-    await until_undisturbed(attempt)
+    await until_undisturbed(context.store, attempt)
 
 
 async def _stays(context: Context, previous: ResourceVersion, resource: Resource) -> bool:

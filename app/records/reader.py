@@ -134,6 +134,9 @@ class ResourceStore(Reader, Protocol):
         over the limit.
         """
 
+    def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Let other writes of these keys, of any process, wait for those of this task: it has lost to them for long."""
+
     async def annotate(
         self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]
     ) -> None:

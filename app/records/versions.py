@@ -145,7 +145,14 @@ class HistoryRange(msgspec.Struct, frozen=True):
 
 
 class VersionConflict(Exception):
-    """Somebody else committed first: a version or guard that the unit was judged against has moved on."""
+    """Somebody else committed first: a version or guard that the unit was judged against has moved on.
+
+    `keys` are those (of a Change, of a Guard), where they are known.
+    """
+
+    def __init__(self, keys: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.keys = keys
 
 
 def with_meta(resource: Resource, resource_id: str, version: int, at: datetime) -> Resource:

@@ -1,7 +1,10 @@
 """The process and its place among others: what every room above leans on, without FHIR.
 
 mongo               is the MongoDB client and the seam between its two drivers
+connection_string   judges the options of the MongoDB URI
+transactions        runs transactions, and ends those of dead processes
 cluster             keeps this process's row, finds silent processes and gives the commit horizon
+reservations        let writes that keep losing come first
 collections         makes the collections and indexes that are missing
 leases              claims rows of work, keeps them while they are done, and gives them up
 dead_letters        shows the rows that were given up

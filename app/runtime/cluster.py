@@ -1,6 +1,6 @@
 """The server processes that share a database: who is a member, who is silent, and what can still commit.
 
-    processes  {_id: owner, seen, horizon, parameters, format, refused?, taken_over?}
+    processes  {_id: owner, seen, horizon, parameters, format, reserved?, refused?, taken_over?}
 
 Each process writes one row, its own, twice a second (a heartbeat). Two kinds of silence follow from it:
 
@@ -11,6 +11,9 @@ Each process writes one row, its own, twice a second (a heartbeat). Two kinds of
 
 With every heartbeat a process also asks whether it may go on (`why_not`, app/store/format.py). One that may not writes
 no resource any more, and says `refused` as soon as nothing of it can commit.
+
+What a silent process has left open in the database is ended with the take-over (app/runtime/transactions.py), or what
+it has locked would stay so for a minute. `reserved` is what others' writes wait for (app/runtime/reservations.py).
 
 **The commit horizon.** A resource's time of change is set before its commit, so writes become visible out of their
 order in time. Who polls with `_lastUpdated=gt<the last time seen>` would miss one that commits late. Answers to such
@@ -28,7 +31,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
@@ -36,8 +39,9 @@ from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from app.errors import Unavailable
-from app.runtime import background_tasks
+from app.runtime import background_tasks, transactions
 from app.runtime.mongo import Document, Mongo, boot_seconds
+from app.runtime.reservations import Reservation, Reservations
 
 COLLECTION = "processes"
 HEARTBEAT_EVERY = 0.5
@@ -88,6 +92,7 @@ class Member(TypedDict, total=False):
     horizon: datetime
     parameters: str
     format: int
+    reserved: list[Document]
     refused: bool
     taken_over: datetime
 
@@ -119,6 +124,7 @@ class Cluster:
         self._task: asyncio.Task[None] | None = None
         self._last_heartbeat: float | None = None
         self._patient_until = 0.0
+        self.reservations = Reservations()
         # After so long without a heartbeat nothing that the process began can still commit.
         self.silence = _silence(_TRANSACTION_LIFETIME)
         # What this process extracts (a digest of its search parameters), said to the others with every heartbeat.
@@ -141,12 +147,13 @@ class Cluster:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Leave; nothing of this process can commit any more, so its row goes at once."""
+        """Leave. The row goes at once, or ages where something of this process may still commit."""
         if self._task is not None:
             await background_tasks.end([self._task])
             self._task = None
-        with contextlib.suppress(PyMongoError):  # the row then ages
-            await self._rows.delete_one({"_id": self.owner})
+        if not self._is_writing:
+            with contextlib.suppress(PyMongoError):
+                await self._rows.delete_one({"_id": self.owner})
 
     async def beat(self) -> None:
         """Renew this process's row, and look who else is there."""
@@ -156,7 +163,8 @@ class Cluster:
             "horizon": self._own_horizon(),
             "parameters": self.parameters,
             "format": self._format,
-            "refused": self.refusal is not None and not any(True for _ in self._pending()),
+            "refused": self.refusal is not None and not self._is_writing,
+            "reserved": {"$literal": self.reservations.rows()},
         }
         asked = boot_seconds()
         written: Document = await self._rows.find_one_and_update(
@@ -171,7 +179,9 @@ class Cluster:
             self._patient_until = begun + _GRACE
         self._last_heartbeat = begun
         others = await self._others()
-        self.alone = all("taken_over" in row for row in others)
+        heard = [row for row in others if "taken_over" not in row]
+        self.alone = not heard
+        self.reservations.read(heard)
         self.oldest_format = min(
             [self._format, *(row.get("format", 0) for row in others if not row.get("refused"))]
         )
@@ -180,6 +190,16 @@ class Cluster:
             self.refusal = await self._why_not()
             if self.refusal is not None:
                 self.refused.set()
+
+    @contextlib.asynccontextmanager
+    async def reserving(self, keys: Collection[str]) -> AsyncIterator[None]:
+        """What this task writes of these keys comes first; once the other processes know."""
+        reservation = Reservation(self._mongo.now(), self.owner, frozenset(keys))
+        with self.reservations.holding(reservation):
+            await self.beat()
+            if not self.alone:
+                await asyncio.sleep(2 * HEARTBEAT_EVERY)
+            yield
 
     async def take_over_silent(self, take_over: TakeOver) -> list[str]:
         """Take over, once, what silent processes held; returns their names.
@@ -191,6 +211,7 @@ class Cluster:
         found = self._rows.find({"_id": {"$ne": self.owner}, **_SILENT})
         silent = [row["_id"] for row in await found.to_list(None)]
         for owner in silent:
+            await transactions.end_those_of(self._mongo, owner)
             await take_over(owner, self._mongo.now())
             # Only while it is still silent: a process that is heard again may be silent another time.
             mark = [{"$set": {"taken_over": "$$NOW"}}]
@@ -230,6 +251,10 @@ class Cluster:
             raise Unavailable(self.refusal)
         if self._mongo.now() - min(times) > _OLDEST or self._unheard > _OLDEST:
             raise Unavailable("The write could not be committed in time; try again")
+
+    @property
+    def _is_writing(self) -> bool:
+        return any(True for _ in self._pending())
 
     @property
     def _unheard(self) -> timedelta:

@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from bson.codec_options import CodecOptions
-from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
-from pymongo.errors import ConnectionFailure, OperationFailure, ServerSelectionTimeoutError
-from pymongo.read_concern import ReadConcern
+from pymongo import AsyncMongoClient
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
 
 from app.errors import Unavailable
+from app.runtime import connection_string
 from app.settings import Settings
 
-T = TypeVar("T")
 # What a request's searches may take of MongoDB, in milliseconds; None for work that nobody waits for.
 max_time_ms: ContextVar[int | None] = ContextVar("max_time_ms", default=None)
 Document = dict[str, Any]
@@ -35,15 +39,24 @@ _NAIVE: CodecOptions[Document] = CodecOptions()
 _CLIENT_OPTIONS: dict[str, Any] = {
     "tz_aware": True,
     "w": "majority",
+    "readPreference": "primary",
     "readConcernLevel": "majority",
     "retryWrites": True,
-    "appname": "carerelay",
     "serverSelectionTimeoutMS": 5000,
+    # A primary that stands still is noticed about as soon as the others have elected one: what waits for it goes on
+    # after 12 s, and not after the drivers' own 28.
+    "connectTimeoutMS": 10_000,
+    "heartbeatFrequencyMS": 2_000,
     "maxPoolSize": 64,
 }
 _NAMESPACE_EXISTS = 48
 # An estimate of the database's clock that is off by less, in seconds, is kept.
 _CLOCK_DRIFT = 0.1
+
+
+def name_of(owner: str | None) -> str:
+    """What a process calls itself towards MongoDB: by that others find what it has left open."""
+    return f"carerelay {owner}" if owner else "carerelay"
 
 
 def boot_seconds() -> float:
@@ -70,29 +83,48 @@ class Mongo:
         self._naive: dict[str, Collection] = {}
 
     @classmethod
-    async def open(cls, settings: Settings) -> Mongo:
+    async def open(cls, settings: Settings, owner: str | None = None) -> Mongo:
         """Connect, insist on a replica set (transactions and change streams need one) and read its clock.
 
-        Raises Unavailable where no server answers or where it is no replica set.
+        `owner` is the name of this process where it is a server; MongoDB is told it too. Raises Unavailable where no
+        server answers, where the URI asks for what cannot be, or where it leads to something else.
         """
-        if settings.mongodb_driver == "motor":
-            from motor.motor_asyncio import AsyncIOMotorClient
+        is_motor = settings.mongodb_driver == "motor"
+        make_client: Any = AsyncMongoClient
+        if is_motor:
+            from motor import motor_asyncio
 
-            client: Any = AsyncIOMotorClient(settings.mongodb_uri, **_CLIENT_OPTIONS)
-        else:
-            client = AsyncMongoClient(settings.mongodb_uri, **_CLIENT_OPTIONS)
-        mongo = cls(client, settings.mongodb_database, motor=settings.mongodb_driver == "motor")
+            make_client = motor_asyncio.AsyncIOMotorClient
+        uri = connection_string.settled(settings.mongodb_uri)
         try:
-            hello = await mongo.hello()
+            client = make_client(uri, appname=name_of(owner), **_CLIENT_OPTIONS)
+        except ConfigurationError:  # its text may hold the password
+            raise Unavailable("The MongoDB URI is not one: see docs/settings.md") from None
+        mongo = cls(client, settings.mongodb_database, motor=is_motor)
+        try:
+            mongo._insist(await mongo.hello())
         except ConnectionFailure as error:
             await mongo.close()
             raise Unavailable("MongoDB does not answer at the configured address") from error
-        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        except Unavailable:
             await mongo.close()
+            raise
+        return mongo
+
+    def _insist(self, hello: Document) -> None:
+        """Raises Unavailable where the server that said hello is not the primary of a replica set."""
+        if hello.get("msg") == "isdbgrid":
+            raise Unavailable(f"MongoDB is a mongos: {connection_string.NO_MONGOS}")
+        if "setName" not in hello:
             raise Unavailable(
                 "MongoDB runs as a standalone server; CareRelay needs a replica set (one node is enough)"
             )
-        return mongo
+        members = [*hello.get("hosts", ()), *hello.get("passives", ())]
+        if self.client.options.direct_connection and len(members) > 1:
+            raise Unavailable(
+                "The MongoDB URI says directConnection, and the replica set has several members: after a change of "
+                "primary the server would read what is old, and write nothing. Leave the option out."
+            )
 
     async def hello(self) -> Document:
         """Ask the server who it is; keeps the estimate of its clock fresh."""
@@ -170,29 +202,16 @@ class Mongo:
         rows: list[Document] = cursor["firstBatch"]
         return rows
 
-    async def transaction(self, callback: Callable[[Session], Awaitable[T]]) -> T:
-        """Run `callback(session)` in one transaction, again when MongoDB calls the failure transient.
+    async def session(self) -> Session:
+        """A session of the driver's; it is a context manager."""
+        session = self.client.start_session()
+        return await session if self._motor else session
 
-        The callback may run more than once, so it must have no effect outside the transaction. Any exception it
-        raises aborts the transaction and comes through. Raises ConnectionFailure where no server can be found.
-        """
-
-        async def attempt(session: Session) -> T:
-            try:
-                return await callback(session)
-            except ServerSelectionTimeoutError as error:
-                # The driver would call this transient too, and try for two minutes.
-                raise ConnectionFailure("no server to write to") from error
-
-        session = await self.client.start_session() if self._motor else self.client.start_session()
-        async with session:
-            result: T = await session.with_transaction(
-                attempt,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern("majority"),
-                read_preference=ReadPreference.PRIMARY,
-            )
-            return result
+    async def begin(self, session: Session, **options: Any) -> None:
+        """Begin a transaction. See app/runtime/transactions.py."""
+        begun = session.start_transaction(**options)
+        if not self._motor:
+            await begun
 
     async def aggregate(
         self, collection: Collection, pipeline: list[Document], **options: Any

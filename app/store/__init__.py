@@ -3,6 +3,7 @@
 store              reads current versions, versions and terms; `Store.commit` is the only write
 commit             writes changes, versions, events and audit rows in one transaction
 guards             keep two conditional writes from both seeing nothing
+lost_races         says which versions that a write was judged by have moved on
 events             are committed changes, and the rows that tell of them
 format             says in which format the database is, and brings it forward
 reindexing         extracts stored resources anew, and learns clients' search parameters

@@ -36,17 +36,19 @@ from app.records.versions import (
     version_document,
     with_meta,
 )
-from app.runtime import collections
+from app.runtime import collections, transactions
 from app.runtime.cluster import Cluster
-from app.runtime.group_commit import GroupCommit
+from app.runtime.group_commit import GroupCommit, InDoubt
 from app.runtime.mongo import Document, Mongo, Session
 from app.runtime.secrets import Secrets
+from app.runtime.transactions import ContentionError
 from app.search import group_members
 from app.search.extract import extract, index_models
 from app.search.terms import senders
 from app.store import format
 from app.store.events import EVENTS, Event, event_rows
 from app.store.guards import Guards
+from app.store.lost_races import lost_keys
 
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
@@ -147,8 +149,8 @@ class Commits:
     ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
-        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
-        over the limit. Units that arrive while others are being written share the next transaction.
+        Raises VersionConflict, with the keys, where a version or guard is no longer the one that was read, TooLarge for
+        a resource over the limit. Units that arrive while others are being written share the next transaction.
         """
         for resource_type in {change.type for change in changes}:
             if resource_type not in self._ready:
@@ -157,11 +159,17 @@ class Commits:
                     await self._ensure(rows, group_members.index_models())
         await self.cluster.be_heard()
         unit = CommitUnit(changes, guards)
+        await self.cluster.reservations.give_way(unit.keys)
         for change in changes:
             self._prepare_change(unit, change)
         if self._audit is not None:
             self._prepare_entries(unit)
-        await self._group.submit(unit)
+        try:
+            await self._group.submit(unit)
+        except VersionConflict:
+            lost = await lost_keys(self._mongo, unit.changes)
+            lost |= await self.guards.moved_on(unit.guards)
+            raise VersionConflict(frozenset(lost)) from None
         audit_entry.count(unit.entries)
         return unit.stored
 
@@ -241,8 +249,8 @@ class Commits:
             raise TooLarge(f"The resource is over the limit of {self._max_resource_bytes} bytes")
         return encoded.decode()
 
-    async def _write(self, units: Sequence[CommitUnit]) -> None:
-        """One transaction for all units; VersionConflict where any of them lost a race."""
+    async def _write(self, units: Sequence[CommitUnit], in_doubt: InDoubt) -> None:
+        """One transaction for all units; VersionConflict where one has lost a race, ContentionError where it runs."""
         versions = [
             version_document(stored) for unit in units for stored in (*unit.passing, *unit.stored)
         ]
@@ -291,10 +299,14 @@ class Commits:
         entries = [entry for unit in units for entry in unit.entries]
         try:
             if self._audit is None or not self._audit.required:
-                await self._mongo.transaction(transaction)
+                await transactions.attempt(self._mongo, transaction, in_doubt)
             else:
                 async with self._audit.links(entries) as links:
-                    await self._mongo.transaction(transaction)
+                    try:
+                        await transactions.attempt(self._mongo, transaction, in_doubt)
+                    except ContentionError:
+                        links.in_doubt = False  # nothing of it is left
+                        raise
         except OperationFailure as error:
             codes = _codes(error)
             if _DUPLICATE_KEY in codes:

@@ -14,6 +14,7 @@ while one is about, a write guards these as well, in a row without `at`. docs/de
 from __future__ import annotations
 
 import secrets as randomness
+from collections.abc import Sequence
 from datetime import timedelta
 
 from pymongo import ASCENDING, IndexModel
@@ -60,6 +61,14 @@ class Guards:
             self._may_be_clear = False
         found = {row["_id"]: row["n"] async for row in self._rows.find({"_id": {"$in": keys}})}
         return tuple(Guard(key, found.get(key, 0), key == criteria) for key in keys)
+
+    async def moved_on(self, guards: Sequence[Guard]) -> set[str]:
+        """The keys of those that others have counted up since, but for criteria in the clear: no row may name these."""
+        keys = [guard.key for guard in guards if not guard.in_the_clear]
+        if not keys:
+            return set()
+        found = {row["_id"]: row["n"] async for row in self._rows.find({"_id": {"$in": keys}})}
+        return {each.key for each in guards if found.get(each.key, 0) != each.seen} & {*keys}
 
     async def compare(self, guard: Guard, session: Session) -> None:
         """Count a write, in its transaction. Raises VersionConflict where another was counted since."""

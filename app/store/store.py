@@ -25,7 +25,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -430,6 +430,10 @@ class Store(ResourceStore):
         """
         with self.search_state.applied():
             return await self._commits.commit(changes, guards)
+
+    def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Let other writes of these keys, of any process, wait for those of this task."""
+        return self.cluster.reserving(keys)
 
     async def raise_event(
         self,

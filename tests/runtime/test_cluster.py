@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from tests.builders.exporting import ASYNC
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import make_settings
-from tests.processes import environment, started
+from tests.processes import environment, started, until
 
 pytestmark = pytest.mark.mongo
 
@@ -283,14 +283,6 @@ def two_servers(mongod: str) -> Iterator[tuple[Any, str, str, str]]:
             for _ in range(2)
         ]
         yield pairs[0][0], pairs[0][1], pairs[1][1], settings.mongodb_database
-
-
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    """Look again and again, for what has no event of its own outside this process."""
-    give_up = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < give_up, "did not come about"
-        await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

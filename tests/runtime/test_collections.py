@@ -9,7 +9,7 @@ import pytest
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import OperationFailure
 
-from app.runtime import collections
+from app.runtime import collections, transactions
 from app.runtime.collections import UnusableDatabaseError, ensure
 from app.runtime.mongo import Mongo, Session
 from tests.conftest import make_settings
@@ -61,7 +61,7 @@ async def test_what_is_missing_is_made_and_what_is_there_is_only_looked_at(mongo
             await ensure(mongo, NAME, models)
             await ensure(mongo, "empty")
 
-    await mongo.transaction(as_another_process)
+    await transactions.run(mongo, as_another_process)
 
 
 @pytest.mark.parametrize(("old", "new"), DEFINITIONS.values(), ids=DEFINITIONS)

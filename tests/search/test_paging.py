@@ -181,22 +181,18 @@ async def test_pages_past_the_snapshots_window_are_gone(store: Store) -> None:
 
 
 class Late:
-    """Holds the transactions of one store up after their first statement."""
+    """Holds up the transactions of one store."""
 
     def __init__(self, mongo: Mongo) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
-        transaction = mongo.transaction
+        begin = mongo.begin
 
-        async def held(callback: Any) -> Any:
-            async def first(session: Session) -> Any:
-                result = await callback(session)
-                self.begun.set()
-                await self.go_on.wait()
-                return result
+        async def held(session: Session, **options: Any) -> None:
+            await begin(session, **options)
+            self.begun.set()
+            await self.go_on.wait()
 
-            return await transaction(first)
-
-        mongo.transaction = held  # type: ignore[method-assign]
+        mongo.begin = held  # type: ignore[method-assign]
 
 
 def horizon(bundle: dict[str, Any]) -> datetime:

@@ -171,7 +171,7 @@ async def _ask(context: Context, patient: str, cause: str) -> None:
         if plan.change is not None:
             await context.store.commit([plan.change], guards)
 
-    await interactions.until_undisturbed(attempt)
+    await interactions.until_undisturbed(context.store, attempt)
 
 
 # Enrolment in case management: an EpisodeOfCare of the type `case-management`.
