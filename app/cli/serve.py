@@ -200,9 +200,9 @@ def _run(settings: Settings, listener: socket.socket) -> None:
         server.should_exit = True
 
     app = create_app(settings, end)
-    stopped = leave_when_overdue(app)
+    started, stopped = leave_when_overdue(app)
     server = uvicorn.Server(uvicorn.Config(app, **options(settings)))
-    threading.Thread(target=_leave_unless_started, args=(server, stopped), daemon=True).start()
+    _leave_unless_started(lambda: server.should_exit, started, stopped)
     try:
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
@@ -245,38 +245,51 @@ def worker_app() -> FastAPI:
         child_process.end_with(supervisor.pid)
         # A worker that ended alone would be started anew.
         app = create_app(Settings(), partial(os.kill, supervisor.pid, signal.SIGTERM))
-    leave_when_overdue(app)
+    _leave_unless_started(_is_asked_to_stop(), *leave_when_overdue(app))
     return app
 
 
-def leave_when_overdue(app: FastAPI) -> threading.Event:
-    """End the process where the application does not stop in time; set the event once it has.
+def _is_asked_to_stop() -> Callable[[], bool]:
+    """Whether this worker is to stop. uvicorn knows, from before it imported this, by the handler of its server."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return lambda: isinstance(server, uvicorn.Server) and server.should_exit
+
+
+def leave_when_overdue(app: FastAPI) -> tuple[threading.Event, threading.Event]:
+    """End the process where the application does not stop in time. Returns events of its start and of its stop.
 
     A database that is reached but does not answer keeps its driver waiting for most of a minute. Nothing is lost: what
     this process had in hand is taken over by others, or at the next start, as if it had been killed.
     """
-    stopped = threading.Event()
+    started, stopped = threading.Event(), threading.Event()
     opened = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with opened(app) as state:
+            started.set()
             yield state
             watching = (stopped, asyncio.get_running_loop())
             threading.Thread(target=_leave_unless, args=watching, daemon=True).start()
 
     app.router.lifespan_context = lifespan
-    return stopped
+    return started, stopped
 
 
-def _leave_unless_started(server: uvicorn.Server, stopped: threading.Event) -> None:
+def _leave_unless_started(
+    is_asked: Callable[[], bool], started: threading.Event, stopped: threading.Event
+) -> None:
     """End the process where it is asked to stop while it starts, and a database that does not answer holds it up."""
-    while not (server.should_exit or server.started):
-        if stopped.wait(_LOOK_SECONDS):
-            return
-    if not server.started and not stopped.wait(STOP_SECONDS):
-        log.error("did not start, and did not stop in time", extra={"action": "stop"})
-        os._exit(1)
+
+    def watch() -> None:
+        while not is_asked():
+            if started.wait(_LOOK_SECONDS) or stopped.is_set():
+                return
+        if not started.is_set() and not stopped.wait(STOP_SECONDS):
+            log.error("did not start, and did not stop in time", extra={"action": "stop"})
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave_unless(stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
-import subprocess
 import sys
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app.cli.serve import ServeError, bind, check_exposure
+from app.cli.serve import GRACE_SECONDS, STOP_SECONDS, ServeError, bind, check_exposure
 from app.settings import Settings
+from tests.builders.transactions import failing, failing_mongod
 from tests.processes import carerelay, children, environment, started, wait_for, wait_until_gone
 
 
@@ -154,15 +156,26 @@ def test_pinned_uv_is_the_same_everywhere():
     assert f"astral-sh/uv:{pinned} " in (root / "Dockerfile").read_text()
 
 
-def test_ends_in_time_where_its_start_does_not_come_about() -> None:
-    """A database that answers no more holds the start up; who asks the server to stop is heard."""
-    script = """
-import os, threading, types
-from app.cli import serve
-serve.STOP_SECONDS = 0.2
-server = types.SimpleNamespace(should_exit=True, started=False)
-threading.Thread(target=serve._leave_unless_started, args=(server, threading.Event())).start()
-threading.Event().wait()
-"""
-    done = subprocess.run([sys.executable, "-c", script], timeout=30, check=False)
-    assert done.returncode == 1
+@pytest.mark.processes
+@pytest.mark.slow
+async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) -> None:
+    """A database that does not answer a write holds the start up; who asks the server to stop is heard."""
+    with failing_mongod(tmp_path) as uri:
+        block = failing(uri, "findAndModify", blockConnection=True, blockTimeMS=600_000)
+        async with block as wait_for_failures:
+            with ExitStack() as opened:
+                starting = [
+                    opened.enter_context(
+                        started(
+                            "FHIR base: ",
+                            *("serve", "--port", "0", "--workers", workers),
+                            env=environment(mongodb_uri=uri, mongodb_database=f"w{workers}"),
+                        )
+                    )[0]
+                    for workers in ("1", "2")
+                ]
+                await wait_for_failures(3)
+                for process in starting:
+                    process.send_signal(signal.SIGTERM)
+                for process in starting:
+                    await asyncio.to_thread(process.wait, STOP_SECONDS + GRACE_SECONDS)
