@@ -41,10 +41,11 @@ PATIENCE_SECONDS = 60.0
 class Cluster:
     """The processes under attack. `committed`: the ids of admissions that were answered."""
 
-    mongo: EmbeddedMongo
+    uri: str
     directory: Path
     ports: list[int]
     random: random.Random
+    mongo: EmbeddedMongo | None = None
     servers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
 
@@ -53,7 +54,7 @@ class Cluster:
         command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
         with self._log(port).open("ab") as log:
             self.servers[port] = subprocess.Popen(
-                [*command, "--mongodb-uri", self.mongo.uri],
+                [*command, "--mongodb-uri", self.uri],
                 env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -71,6 +72,7 @@ class Cluster:
 
     async def kill_mongod(self) -> None:
         """SIGKILL to the database, which comes back at the same address."""
+        assert self.mongo is not None
         self.mongo.process.send_signal(signal.SIGKILL)
         await asyncio.to_thread(self.mongo.process.wait)
         self.mongo.stop()
@@ -145,21 +147,27 @@ async def cluster(
     port = free_port()
     monkeypatch.setattr(embedded_mongod, "_free_port", lambda: port)
     with EmbeddedMongo(directory) as mongo:
-        cluster = Cluster(
-            mongo, directory, [free_port() for _ in range(SERVERS)], random.Random(seed)
-        )
-        try:
-            for each in cluster.ports:
-                cluster.start(each)
-            await cluster.ready()
+        async with servers(mongo.uri, directory, seed, SERVERS) as cluster:
+            cluster.mongo = mongo
             yield cluster
-        finally:
-            cluster.stop()
+
+
+@asynccontextmanager
+async def servers(uri: str, directory: Path, seed: int, count: int) -> AsyncIterator[Cluster]:
+    """So many servers on a database, all answering."""
+    cluster = Cluster(uri, directory, [free_port() for _ in range(count)], random.Random(seed))
+    try:
+        for each in cluster.ports:
+            cluster.start(each)
+        await cluster.ready()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 async def verify(cluster: Cluster, receiver: Receiver, subscriptions: list[str]) -> None:
     """Wait until everything committed has arrived, and judge what did."""
-    mongo = await Mongo.open(Settings(mongodb_uri=cluster.mongo.uri))
+    mongo = await Mongo.open(Settings(mongodb_uri=cluster.uri))
     try:
         stored = {
             row["_id"] for row in await mongo.collection("Encounter").find({}, {"_id": 1}).to_list()

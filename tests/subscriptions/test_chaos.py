@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders.receiver import receiving
-from tests.subscriptions.chaos import Cluster, cluster, verify
+from tests.builders.replica_set import replica_set
+from tests.subscriptions.chaos import Cluster, cluster, servers, verify
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow, pytest.mark.processes]
 
@@ -57,3 +58,21 @@ async def test_ten_kills_of_the_database_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await play(tmp_path, monkeypatch, admissions=1000, attacks="ms" * 10)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+async def test_a_frozen_primary_loses_nothing(tmp_path: Path) -> None:
+    """Writes go on while the primary of three stands still, after the election, and after it goes on; so do notices."""
+    with replica_set(tmp_path) as mongo:
+        async with servers(mongo.uri, tmp_path, 7, 2) as chaos, receiving() as receiver:
+            subscriptions = [await chaos.subscribe(f"{receiver.url}/{name}") for name in "ab"]
+            for number in range(3):
+                writing = asyncio.create_task(
+                    chaos.admit([f"e{number}-{index}" for index in range(200)])
+                )
+                await asyncio.sleep(0.3)
+                with mongo.frozen_primary():
+                    await writing
+                await chaos.admit([f"after{number}-{index}" for index in range(20)])
+            await verify(chaos, receiver, subscriptions)
