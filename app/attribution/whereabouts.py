@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.fhir import instants
+from app.fhir.encounter_status import recorded_end
 from app.fhir.json import Resource
 from app.records.reader import Reader
 
@@ -59,11 +61,18 @@ async def facility_of(store: Reader, stay: Resource, base_url: str = "") -> Faci
 
 
 def current_locations(stay: Resource) -> list[str]:
-    """The references to the patient's current Locations: the active ones, else those without status and end."""
+    """The references to the patient's current Locations: the active ones, else those without status and end.
+
+    An end that was still to come when the version was stored is none.
+    """
     locations = stay.get("location", ())
+    stored_at = stay.get("meta", {}).get("lastUpdated")
+    at = instants.END if stored_at is None else instants.moment(stored_at)
     active = [each for each in locations if each.get("status") == "active"]
     unsaid = [
-        each for each in locations if "status" not in each and "end" not in each.get("period", {})
+        each
+        for each in locations
+        if "status" not in each and recorded_end(each.get("period", {}), at) is None
     ]
     return [
         reference

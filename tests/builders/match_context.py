@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ class Pair:
     type: str = "Encounter"
     resource_id: str = "e1"
     version: int = 2
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def method(self) -> str:

@@ -225,6 +225,27 @@ async def test_a_discharge_is_a_transition_as_well(member: Member) -> None:
     assert len(await member.reviews()) == 1
 
 
+async def test_an_expected_end_is_no_discharge_and_the_real_one_is(member: Member) -> None:
+    home: dict[str, Any] = {"hospitalization": {"dischargeDisposition": {"text": "home"}}}
+    expected: dict[str, Any] = {"period": {"start": member.day(-3), "end": member.day(2)}, **home}
+    await stay(member, **expected)
+    await member.finish(days_ago=0)
+    await stay(member, **expected, reasonCode=[{"text": "falls"}])
+    assert await member.reviews() == []
+    await stay(member, "finished", **expected)
+    assert len(await member.reviews()) == 1
+
+
+async def test_who_has_left_is_discharged_before_the_status_says_so(member: Member) -> None:
+    left: dict[str, Any] = {"period": {"start": member.day(-3), "end": member.day(0)}}
+    await stay(member)
+    await member.finish(days_ago=0)
+    await stay(member, **left)
+    assert await member.reviews() == []
+    await stay(member, **left, hospitalization={"dischargeDisposition": {"text": "home"}})
+    assert len(await member.reviews()) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "class_"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ STAYS = ("admission", "snf-admission", "discharge", "transfer", "cancelled")
 ROLE_CODE = "http://terminology.hl7.org/CodeSystem/v3-RoleCode"
 PHYSICAL = "http://terminology.hl7.org/CodeSystem/location-physical-type"
 ORGANIZATION = "http://terminology.hl7.org/CodeSystem/organization-type"
+DISPOSITION = "http://terminology.hl7.org/CodeSystem/discharge-disposition"
+NUBC = "https://www.nubc.org/CodeSystem/PatDischargeStatus"
+EXPECTED = (datetime.now(UTC) + timedelta(days=2)).isoformat(timespec="seconds")
 
 
 def concept(system: str, code: str) -> dict[str, Any]:
@@ -80,9 +84,11 @@ async def door(mongod: str) -> AsyncIterator[Listener]:
 
 
 def stay(id_: str, text: str, minute: int = 0) -> dict[str, Any] | None:
-    """A message: `status class`, then `end`, `by:<organization>`, `at:<location>` or `note:<anything>`; `-` deletes.
+    """A message: `status class`, then any of these words; `-` deletes. `minute` is when it happened.
 
-    `minute` is when it happened.
+    `end` and `expected` record an end that has come or is to come, `home` a disposition, `left` an end with one.
+    `still` is the disposition of who has not left. `by:<organization>`, `at:<location>`, `note:<anything>`.
+    `until:<location>` is a place that the patient is expected to leave.
     """
     if text == "-":
         return None
@@ -92,13 +98,23 @@ def stay(id_: str, text: str, minute: int = 0) -> dict[str, Any] | None:
     found["extension"] = [{"url": EVENT_TIME, "valueDateTime": time}]
     for word in rest:
         key, _, value = word.partition(":")
-        if key == "end":
+        if key in ("end", "left"):
             found["period"]["end"] = value or "2026-11-19T13:35:00-06:00"
-        elif key == "by":
+        elif key == "expected":
+            found["period"]["end"] = EXPECTED
+        if key in ("home", "left"):
+            found["hospitalization"] = {"dischargeDisposition": concept(DISPOSITION, "home")}
+        elif key == "still":
+            found["hospitalization"] = {"dischargeDisposition": concept(NUBC, "30")}
+        if key == "by":
             found["serviceProvider"] = {"reference": f"Organization/{value}"}
         elif key == "at":
             found["location"] = [{"location": {"reference": f"Location/{value}"}}]
-        else:
+        elif key == "until":
+            found["location"] = [
+                {"location": {"reference": f"Location/{value}"}, "period": {"end": EXPECTED}}
+            ]
+        elif key == "note":
             found["reasonCode"] = [{"text": value}]
     return found
 
@@ -132,21 +148,50 @@ STEPS = [
         id="edits-after-the-discharge",
     ),
     pytest.param([("finished IMP end", A03), ("finished IMP end note:late", "")], id="discharge-alone"),
-    pytest.param([("in-progress IMP end", A03)], id="admitted-with-its-discharge-recorded"),
+    pytest.param([("in-progress IMP left", A03)], id="admitted-with-its-discharge-recorded"),
     pytest.param(
-        [("planned IMP", ""), ("in-progress IMP end", A03), ("finished IMP end", "")],
+        [("planned IMP", ""), ("in-progress IMP left", A03), ("finished IMP left", "")],
         id="never-known-as-admitted",
     ),
     pytest.param(
-        [("in-progress IMP", A01), ("in-progress IMP end", A03), ("finished IMP end", ""),
-         ("finished IMP end note:x", "")],
-        id="end-first-then-status",
+        [("in-progress IMP", A01), ("in-progress IMP left", A03), ("finished IMP left", ""),
+         ("finished IMP left note:x", "")],
+        id="left-first-then-status",
     ),
     pytest.param(
-        [("in-progress IMP", A01), ("in-progress IMP end", A03), ("in-progress IMP", A13),
+        [("in-progress IMP", A01), ("in-progress IMP left", A03), ("in-progress IMP", A13),
          ("finished IMP end", A03)],
-        id="end-taken-back",
+        id="leaving-taken-back",
     ),
+    pytest.param(
+        [("in-progress IMP", A01), ("in-progress IMP left", A03), ("in-progress IMP home expected", A13),
+         ("finished IMP end", A03)],
+        id="leaving-put-off",
+    ),
+    pytest.param(
+        [("in-progress IMP expected", A01), ("in-progress IMP expected note:x", ""), ("finished IMP end", A03)],
+        id="expected-end-in-the-first-message",
+    ),
+    pytest.param(
+        [("in-progress EMER", A04), ("in-progress IMP expected", f"{A06} {ROSE}"), ("in-progress IMP", ""),
+         ("finished IMP", A03)],
+        id="expected-end-comes-and-goes",
+    ),
+    pytest.param(
+        [("in-progress IMP home expected", A01), ("finished IMP left", A03)], id="expected-end-with-disposition"
+    ),
+    pytest.param([("finished IMP expected", A03)], id="finished-before-the-expected-end"),
+    pytest.param(
+        [("in-progress IMP", A01), ("in-progress IMP end", ""), ("in-progress IMP", ""), ("finished IMP end", A03)],
+        id="an-end-alone-is-no-discharge",
+    ),
+    pytest.param([("in-progress IMP", A01), ("in-progress IMP home", ""), ("finished IMP left", A03)],
+        id="a-disposition-alone-is-no-discharge",
+    ),
+    pytest.param([("in-progress IMP", A01), ("in-progress IMP still end", ""), ("finished IMP left", A03)],
+        id="still-patient-is-no-disposition",
+    ),
+    pytest.param([("in-progress IMP end", A01)], id="admitted-with-an-end-that-nobody-confirms"),
     pytest.param(
         [("in-progress IMP", A01), ("finished IMP end", A03), ("in-progress IMP", A13),
          ("finished IMP end", A03)],
@@ -155,7 +200,12 @@ STEPS = [
     pytest.param(
         [("in-progress IMP", A01), ("finished IMP end", A03), ("in-progress IMP end", A13),
          ("finished IMP end", A03)],
-        id="discharge-taken-back-but-the-end-left",
+        id="discharge-taken-back-but-the-end-kept",
+    ),
+    pytest.param(
+        [("in-progress IMP", A01), ("finished IMP left", A03), ("in-progress IMP left", ""),
+         ("finished IMP left", "")],
+        id="status-alone-taken-back",
     ),
     pytest.param([("in-progress IMP", A01), ("cancelled IMP", A11), ("entered-in-error IMP", "")], id="cancelled"),
     pytest.param([("in-progress IMP", A01), ("entered-in-error IMP", A11)], id="entered-in-error"),
@@ -182,6 +232,10 @@ STEPS = [
         [("in-progress IMP at:falls-bed-1", A01), ("in-progress IMP at:falls-bed-2", ""),
          ("in-progress IMP at:lake-bed", MOVED)],
         id="bed-move-then-another-site",
+    ),
+    pytest.param(
+        [("in-progress IMP until:falls-bed-1", A01), ("in-progress IMP until:lake-bed", MOVED)],
+        id="places-to-be-left-some-day",
     ),
     pytest.param(
         [("in-progress IMP at:flat-bed-1", A01), ("in-progress IMP at:flat-bed-2", ""),
@@ -225,7 +279,7 @@ STEPS = [
         id="nursing-facility-told-later",
     ),
     pytest.param(
-        [("in-progress AMB at:rehab-bed", ""), ("in-progress IMP end at:rehab-bed", A03)],
+        [("in-progress AMB at:rehab-bed", ""), ("in-progress IMP left at:rehab-bed", A03)],
         id="nursing-facility-but-no-stay",
     ),
 ]  # fmt: skip

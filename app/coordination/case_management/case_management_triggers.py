@@ -10,31 +10,37 @@ from datetime import datetime
 
 from app.automation.patient_resources import codes_in, moment, patient_of, resources_of
 from app.context import Context
-from app.fhir.codes import CASE_MANAGEMENT, FLAG_CATEGORY, RISK_TIER, RISK_TIERS, SERVICE_CATEGORY
+from app.fhir.codes import (
+    CASE_MANAGEMENT,
+    FLAG_CATEGORY,
+    INPATIENT,
+    RISK_TIER,
+    RISK_TIERS,
+    SERVICE_CATEGORY,
+)
+from app.fhir.encounter_status import ACTIVE, is_discharged, recorded_end
 from app.fhir.json import Resource
 from app.store.events import Event
 
-_INPATIENT = frozenset({"IMP", "ACUTE", "NONAC", "SS"})
-_PRESENT = frozenset({"arrived", "triaged", "in-progress", "onleave"})
 _PROBABILITY = "http://terminology.hl7.org/CodeSystem/risk-probability"
 _PROBABILITIES = ("negligible", "low", "moderate", "high", "certain")
 
 
 async def transition(context: Context, event: Event, encounter: Resource) -> datetime | None:
     """The time at which an inpatient stay began or ended with this change."""
-    period, before = encounter.get("period", {}), event.previous
-    if encounter["class"].get("code") not in _INPATIENT:
+    if encounter["class"].get("code") not in INPATIENT:
         return None
-    if encounter["status"] in _PRESENT:
-        was_there = (
-            before is not None
-            and before["status"] in _PRESENT
-            and before["class"].get("code") in _INPATIENT
-        )
-        return None if was_there else moment(period.get("start")) or context.services.clock.now()
-    if encounter["status"] == "finished" and (before is None or before["status"] != "finished"):
-        return moment(period.get("end")) or context.services.clock.now()
-    return None
+    before, period = event.previous or {}, encounter.get("period", {})
+    if is_discharged(encounter, event.at):
+        is_news = not before or not is_discharged(before, event.at)
+        if encounter["status"] == "finished":  # whatever end was expected before
+            is_news = before.get("status") != "finished"
+        return (moment(recorded_end(period, event.at)) or event.at) if is_news else None
+    if encounter["status"] not in ACTIVE:
+        return None
+    was_there = before.get("status") in ACTIVE and before["class"].get("code") in INPATIENT
+    start = moment(period.get("start"))
+    return None if was_there else min(start or event.at, event.at)
 
 
 async def assessed_risk(context: Context, event: Event, assessment: Resource) -> datetime | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl
@@ -36,6 +37,8 @@ class ResourceChange(Protocol):
     def version(self) -> int: ...
     @property
     def method(self) -> str: ...
+    @property
+    def at(self) -> datetime: ...
     @property
     def resource(self) -> Resource | None: ...
     @property

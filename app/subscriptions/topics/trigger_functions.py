@@ -7,15 +7,17 @@ raises the events of such triggers (`Store.raise_event`), no change fires them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from app.attribution.whereabouts import current_locations
+from app.fhir import instants
+from app.fhir.encounter_status import ACTIVE, is_discharged
 from app.fhir.json import Resource
 from app.subscriptions.topics.topics import Around, Inquiry, ResourceChange, Test
 
 RAISED = "raised"
 _ASIDE = frozenset({"meta", "text"})
-_ACTIVE = frozenset({"arrived", "triaged", "in-progress", "onleave"})
 _NO_TEAM = frozenset({"inactive", "entered-in-error"})
 _STAYS = "encounter-"
 _DISCHARGE, _CANCELLED = "encounter-discharge", "encounter-cancelled"
@@ -35,8 +37,8 @@ def status_changed(change: ResourceChange) -> bool:
 
 
 def not_ended(change: ResourceChange) -> bool:
-    """Whether the stay has no recorded end."""
-    return change.resource is not None and not _end(change.resource)
+    """Whether the stay is not over."""
+    return change.resource is not None and not is_discharged(change.resource, change.at)
 
 
 def about_a_request(change: ResourceChange) -> bool:
@@ -71,17 +73,19 @@ def never(change: ResourceChange) -> bool:
 
 
 async def discharged(change: ResourceChange, around: Around) -> bool:
-    """Whether the stay is over, by its status or by an end recorded for the first time; once for each discharge."""
+    """Whether the patient has left, by what this version is the first to say; once for each discharge.
+
+    An end that was expected and has come meanwhile says nothing: nobody has said that the patient left.
+    """
     now, before = change.resource, change.previous or {}
-    if now is None or before.get("status") == "finished":
+    if now is None or before.get("status") == "finished" or not is_discharged(now, change.at):
         return False
     if now.get("status") != "finished":
-        return now.get("status") in _ACTIVE and bool(_end(now)) and not _end(before)
-    if before.get("status") not in _ACTIVE or not _end(before):
+        return not is_discharged(before, change.at)
+    if not is_discharged(before, _said_at(before, change.at)):
         return True
-    # Its end was known already: a notice of it may have been sent then, and one of its cancellation since.
-    sent = [slug for slug in await around.told(change) if slug in (_DISCHARGE, _CANCELLED)]
-    return not sent or sent[-1] != _DISCHARGE
+    # A notice of it may have been sent when the version before came, and one of its cancellation since.
+    return await _last_told(change, around) != _DISCHARGE
 
 
 async def told_before(change: ResourceChange, around: Around) -> bool:
@@ -89,14 +93,14 @@ async def told_before(change: ResourceChange, around: Around) -> bool:
     return any(slug.startswith(_STAYS) and slug != _CANCELLED for slug in await around.told(change))
 
 
-def reopened(change: ResourceChange) -> bool:
-    """Whether a discharge is taken back: a finished stay is active again, or the end of an active one is gone."""
+async def reopened(change: ResourceChange, around: Around) -> bool:
+    """Whether a discharge is taken back: a finished stay goes on, or an active one of whose discharge was told."""
     now, before = change.resource, change.previous
-    if now is None or before is None or now.get("status") not in _ACTIVE:
+    if now is None or before is None or now.get("status") not in ACTIVE:
         return False
-    if before.get("status") == "finished":
-        return True
-    return before.get("status") in _ACTIVE and bool(_end(before)) and not _end(now)
+    if is_discharged(now, change.at) or not is_discharged(before, change.at):
+        return False
+    return before.get("status") == "finished" or await _last_told(change, around) == _DISCHARGE
 
 
 async def facility_changed(change: ResourceChange, around: Around) -> bool:
@@ -129,16 +133,27 @@ TESTS: Mapping[str, Test] = {
     "participant-ended": participant_ended,
     "participant-removed": participant_removed,
     RAISED: never,
-    "reopened": reopened,
     "status-changed": status_changed,
 }
 INQUIRIES: Mapping[str, Inquiry] = {
     "discharged": discharged,
     "facility-changed": facility_changed,
     "in-nursing-facility": in_nursing_facility,
+    "reopened": reopened,
     "told-before": told_before,
     "was-elsewhere": was_elsewhere,
 }
+
+
+def _said_at(version: Resource, otherwise: datetime) -> datetime:
+    stored_at = version.get("meta", {}).get("lastUpdated")
+    return otherwise if stored_at is None else instants.moment(stored_at)
+
+
+async def _last_told(change: ResourceChange, around: Around) -> str | None:
+    """Which of discharge and cancellation the last notice of a stay was about."""
+    slugs = [slug for slug in await around.told(change) if slug in (_DISCHARGE, _CANCELLED)]
+    return slugs[-1] if slugs else None
 
 
 def _places(stay: Resource) -> tuple[Any, list[str]]:
