@@ -114,7 +114,7 @@ def respond(
     returns = prefer.returns if prefer is not None and stored is not None else "representation"
     if returns == "minimal":
         body = None
-    elif returns == "OperationOutcome":
+    elif returns == "OperationOutcome" or (answer.status == 202 and answer.issues):
         issues = answer.issues or (Issue("informational", "Done", severity="information"),)
         body = fhir_json.encode(operation_outcome(issues))
     if body is None or answer.status in (204, 304):

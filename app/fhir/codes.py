@@ -6,9 +6,11 @@ BASE = "http://carerelay.example/"
 EXTENSION = BASE + "StructureDefinition/"
 CODE_SYSTEM = BASE + "CodeSystem/"
 
-# When the event of an Encounter's message happened (valueDateTime or valueInstant), and what tells of a late one.
+# When the event of an Encounter's message happened (valueDateTime or valueInstant), and what tells of a late one, and
+# of one whose status was not applied for want of a time that says what is newer.
 EVENT_TIME = EXTENSION + "event-time"
 LATE_MESSAGE = BASE + "SubscriptionTopic/encounter-late-message"
+UNSETTLED_MESSAGE = BASE + "SubscriptionTopic/encounter-unsettled-message"
 ENCOUNTER_STATUS = "http://hl7.org/fhir/encounter-status"
 
 # When a Patient.generalPractitioner is one (valuePeriod on the Reference).
@@ -121,6 +123,7 @@ REVIEW_REASONS = {
     "plan-not-told": "A notice about a care plan could not be made",
     "re-enrolment": "The member may need case management again",
     "several-pcps": "Several primary care practices are known",
+    "unapplied-message": "A message gives a visit another status and was not applied",
     "unknown-patient": "The record is about a patient who is not known here",
     "unmatched": "It could not be decided whom an event concerns",
     "unsuitable-consent": "A consent cannot be understood",

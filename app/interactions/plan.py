@@ -62,7 +62,7 @@ class WritePlan:
         if committed is not None:
             stored = self.prepared.shown(committed)
         return InteractionResult(
-            self.status,
+            202 if self.prepared.only_kept else self.status,
             stored,
             issues=self.prepared.issues,
             location=self.location,

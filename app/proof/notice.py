@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from app.attribution.claims import relative
 from app.fhir import instants
+from app.fhir.encounter_status import FINAL
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.resources import event_time
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 UNROUTED = "unrouted-"
 _SUBJECTS = ("subject", "patient", "beneficiary", "for")
 _READ_AT_ONCE = 50
+# As far as a time may be open that is no date.
+_MINUTE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +137,16 @@ def of_row(
 
 
 def happened(resource: Resource, committed: datetime) -> datetime:
-    """The time at which the event of a version happened; its commit where the version does not state it."""
+    """The time at which the event of a version happened; its commit where the version does not state it.
+
+    Of a visit that is over on a day, it is the end of that day, as far as it had passed: no deadline begins earlier.
+    """
     if resource.get("resourceType") == "Encounter":
         moment = event_time.moment(resource, committed)
         if moment is not None and moment.time not in (event_time.BEGINNING, event_time.PLANNED):
-            return instants.moment(moment.time)
+            first, last = (instants.moment(each) for each in (moment.time, moment.latest))
+            is_day = resource["status"] in FINAL and last - first > _MINUTE
+            return min(last, committed) if is_day else first
     return committed
 
 

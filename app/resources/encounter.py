@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from app.errors import Issue
-from app.fhir.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE
+from app.fhir.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE, UNSETTLED_MESSAGE
 from app.fhir.json import Resource
 from app.records.versions import LateMessage, ResourceVersion, VersionConflict, is_same_content
 from app.resources import event_time, visit_order
@@ -27,6 +27,7 @@ _NOTES = {
     "history-only": "Newer messages are known of this visit: this one is kept in the history and changes nothing",
     "repeated": "This message is known already; nothing was changed",
 }
+_UNSETTLED = "The status was not applied, a person is asked to look: state the event time, or send If-Match or a PATCH"
 
 
 def is_message(resource: Resource) -> bool:
@@ -65,17 +66,30 @@ def _merged(
         )
         return _noted(prepared, "repeated" if same else "all")
     is_history = outcome.applied == "history-only"
-    if is_history and visit_order.digest(message) in memory.seen:
-        return _noted(Prepared(current, repeats=True), "repeated")
+    known_as_such = memory.has_not_applied(message)
+    # Without a stated time, what counted before may be sent again to take back what came after it.
+    if is_history and (
+        known_as_such or (memory.has_applied(message) and (when.stated or not outcome.unsettled))
+    ):
+        return _noted(Prepared(current, repeats=True), "repeated", unsettled=known_as_such)
     trigger = {"system": ENCOUNTER_STATUS, "code": message["status"]}
-    late = LateMessage(LATE_MESSAGE, trigger, message if is_history else None)
-    return _noted(Prepared(outcome.resource, prepared.private, late=late), outcome.applied)
+    topic = UNSETTLED_MESSAGE if outcome.unsettled else LATE_MESSAGE
+    late = LateMessage(topic, trigger, message if is_history else None)
+    found = Prepared(outcome.resource, prepared.private, late=late, only_kept=is_history)
+    return _noted(found, outcome.applied, unsettled=outcome.unsettled)
 
 
-def _noted(prepared: Prepared, applied: str) -> Prepared:
+def _noted(prepared: Prepared, applied: str, *, unsettled: bool = False) -> Prepared:
     text = _NOTES.get(applied)
-    issues = (Issue("informational", text, severity="information"),) if text else ()
-    return replace(prepared, headers={APPLIED: applied}, issues=issues)
+    issues = [Issue("informational", text, severity="information")] if text else []
+    if unsettled:
+        issues.append(Issue("business-rule", _UNSETTLED, severity="warning"))
+    return replace(
+        prepared,
+        headers={APPLIED: applied},
+        issues=tuple(issues),
+        only_kept=prepared.only_kept or unsettled,
+    )
 
 
 async def _memory(context: Context, previous: ResourceVersion, current: Resource) -> Memory:

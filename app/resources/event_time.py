@@ -12,26 +12,36 @@ from typing import Any
 
 from app.fhir import instants
 from app.fhir.codes import EVENT_TIME
+from app.fhir.encounter_status import FINAL
 from app.fhir.json import Resource
 
 Time = str
 
-ACTIVE = frozenset({"arrived", "triaged", "in-progress", "onleave"})
-CANCELLED = frozenset({"cancelled", "entered-in-error"})
 # Earlier than every time, and the time of fields that have none.
 BEGINNING: Time = ""
 # A plan is earlier than the visit's events, whenever it was made.
 PLANNED: Time = "0"
-# A time that is ahead by more than this is not believed.
+# A stated time that is ahead by more than this is not believed.
 _AHEAD = timedelta(hours=1)
+# What the last millisecond of a span leaves out.
+_REST_OF_MILLISECOND = timedelta(microseconds=999)
+_REST_OF_MINUTE = timedelta(seconds=59)
+
+_Span = tuple[Time, Time]
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The time of a message's event; `stated` by EVENT_TIME and not only inferred from its periods."""
+    """When a message's event happened, from `time` to `latest` by the precision with which it is said.
+
+    `stated` by EVENT_TIME, else inferred from its periods or from its arrival. `certain`: stated, and not ahead of the
+    server's clock, so that it can be compared with the times of other senders.
+    """
 
     time: Time
-    stated: bool
+    latest: Time
+    stated: bool = False
+    certain: bool = False
 
 
 def time_of(at: datetime) -> Time:
@@ -41,38 +51,45 @@ def time_of(at: datetime) -> Time:
 def moment(message: Resource, arrival: datetime) -> Moment | None:
     """The time of a message's event; None where the message has no time at all.
 
-    The arrival counts for times further ahead than an hour, and for the end of a visit that does not state it.
+    The arrival counts for a stated time that is further ahead than an hour, for a visit that is over without saying
+    when, and where all that the periods say is still to come.
     """
-    latest = time_of(arrival + _AHEAD)
+    now = time_of(arrival)
     stated = _stated(message)
     if stated is not None:
-        return Moment(stated if stated <= latest else time_of(arrival), True)
+        if stated[0] > time_of(arrival + _AHEAD):
+            return Moment(now, now, stated=True)
+        return Moment(*stated, stated=True, certain=stated[0] <= now)
     if not (message.get("period") or message.get("statusHistory")):
         return None
     status = message.get("status")
     if status == "planned" and not message.get("statusHistory"):
-        return Moment(PLANNED, False)
-    now = time_of(arrival)
-    if status in CANCELLED or status == "finished":
-        ends = [each.get("period", {}).get("end") for each in _objects(message, "statusHistory")]
-        if status == "finished":
-            ends.append(message.get("period", {}).get("end"))
-        if not any(ends):
-            return Moment(now, False)
-    return Moment(
-        max([time if time <= latest else now for time in _evidence(message)], default=now), False
-    )
+        return Moment(PLANNED, PLANNED)
+    shown = [each for each in _evidence(message) if each[0] <= now]
+    if not shown or (status in FINAL and not _shows_its_end(message, now)):
+        return Moment(now, now)
+    first = max(each[0] for each in shown)
+    return Moment(first, max(first, min(now, max(each[1] for each in shown))))
 
 
-def _stated(message: Resource) -> Time | None:
+def _stated(message: Resource) -> _Span | None:
     for extension in _objects(message, "extension"):
         if extension.get("url") == EVENT_TIME:
-            return next(_times(extension.get("valueDateTime"), extension.get("valueInstant")), None)
+            texts = extension.get("valueDateTime"), extension.get("valueInstant")
+            return next(_spans(*texts), None)
     return None
 
 
-def _evidence(message: Resource) -> Iterator[Time]:
-    """The times at which, by its periods, something had happened to the visit."""
+def _shows_its_end(message: Resource, now: Time) -> bool:
+    """Whether the message of a visit that is over shows when that was; a cancelled one only by its history."""
+    ends = [each.get("period", {}).get("end") for each in _objects(message, "statusHistory")]
+    if message.get("status") == "finished":
+        ends.append(message.get("period", {}).get("end"))
+    return any(span[0] <= now for span in _spans(*ends))
+
+
+def _evidence(message: Resource) -> Iterator[_Span]:
+    """The times at which, by its periods, something has happened to the visit, or is expected to."""
     periods = [message.get("period", {})]
     for name in ("statusHistory", "classHistory"):
         periods += [each.get("period", {}) for each in _objects(message, name)]
@@ -82,18 +99,23 @@ def _evidence(message: Resource) -> Iterator[Time]:
         if each.get("status") not in ("planned", "reserved")
     ]
     for period in periods:
-        yield from _times(period.get("start"))
-        yield from _times(period.get("end"), end=True)
+        yield from _spans(period.get("start"), period.get("end"))
 
 
-def _times(*texts: Any, end: bool = False) -> Iterator[Time]:
-    """The times of those texts that can be read. A date without a time is its first moment, as an `end` its last."""
+def _spans(*texts: Any) -> Iterator[_Span]:
+    """The first and the last time that each of those texts may mean that can be read.
+
+    Whole minutes are taken for times that know no seconds: R4 has no other way to write those of HL7 v2.
+    """
     for text in texts:
         if isinstance(text, str):
             try:
-                is_time = len(text) > 10
-                whole = instants.moment(text) if is_time else instants.span(text)[1 if end else 0]
-                yield time_of(whole)
+                first, last = instants.span(text)
+                if len(text) > 10:
+                    first = instants.moment(text)
+                    if text[17:19] == "00" and text[19:20] != ".":
+                        last += _REST_OF_MINUTE
+                yield time_of(first), time_of(last + _REST_OF_MILLISECOND)
             except (ValueError, OverflowError):
                 continue
 

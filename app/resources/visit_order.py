@@ -4,7 +4,9 @@ Pure functions over decoded Encounters; docs/encounters.md explains the rules to
 
 Every part of an Encounter ("field": `status`, `period/start`, `location` ...) is a register with the value of the
 newest message that has one for it. So the outcome does not depend on the order of arrival, and repeating a message
-changes nothing.
+changes nothing. Where times overlap, by the precision with which they are said, arrival decides; where one of two
+messages does not state its time, nothing but a step back of the status is taken for late
+(docs/decisions/0020-what-a-visit-tells.md).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import msgspec
 
 from app.fhir import meta
 from app.fhir.codes import EVENT_TIME
+from app.fhir.encounter_status import ACTIVE, FINAL, phase
 from app.fhir.json import Resource
-from app.resources.event_time import ACTIVE, BEGINNING, Moment, Time, moment, time_of
+from app.resources.event_time import BEGINNING, Moment, Time, moment, time_of
 
 Field = str
 Applied = Literal["all", "filled", "history-only"]
@@ -29,6 +32,8 @@ Applied = Literal["all", "filled", "history-only"]
 _CANONICAL = msgspec.json.Encoder(order="deterministic")
 # How many digests of messages are kept, by which repetitions of late ones are recognized.
 _REMEMBERED = 50
+# Before the digest of a message that was not applied.
+_NOT_APPLIED = "-"
 # Objects whose parts come in different messages: an admission has the start, a discharge the end.
 _SPLIT = ("period", "hospitalization")
 # Fields that a visit has only at its end; a message about one that goes on removes those it does not mention.
@@ -39,30 +44,48 @@ _APART = frozenset({"resourceType", "id", "meta", "text", "contained"})
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The memory of a visit beside its current version: when each field was last written, and digests of messages."""
+    """The memory of a visit beside its current version: when each field was last written, and digests of messages.
+
+    `latest` and `certain` are of the message that gave the visit its status (`Moment`).
+    """
 
     clocks: Mapping[Field, Time]
     seen: tuple[str, ...] = ()
+    latest: Time = BEGINNING
+    certain: bool = False
 
     @property
     def newest(self) -> Time:
         """The time of the newest message that was applied; `BEGINNING` while none had one."""
         return max(self.clocks.values(), default=BEGINNING)
 
-    def with_message(self, message: Resource) -> Memory:
+    def with_message(self, message: Resource, *, applied: bool = True) -> Memory:
         """This memory with the digest of a message added."""
-        mark = digest(message)
+        mark = digest(message) if applied else _NOT_APPLIED + digest(message)
         rest = tuple(each for each in self.seen if each != mark)
         return replace(self, seen=(*rest, mark)[-_REMEMBERED:])
+
+    def has_applied(self, message: Resource) -> bool:
+        """Whether the message has come before and counted, or was older than others."""
+        return digest(message) in self.seen
+
+    def has_not_applied(self, message: Resource) -> bool:
+        """Whether the message has come before and was not applied."""
+        return _NOT_APPLIED + digest(message) in self.seen
 
 
 @dataclass(frozen=True, slots=True)
 class VisitOutcome:
-    """The visit after a message. `history-only`: the message changed nothing."""
+    """The visit after a message. `history-only`: the message changed nothing.
+
+    `unsettled`: the message gives the visit another status, which was not applied, and a person has to look whether
+    that is right: nothing says that it is older, or it says that the visit is over.
+    """
 
     resource: Resource
     memory: Memory
     applied: Applied
+    unsettled: bool = False
 
 
 # Fields
@@ -145,42 +168,97 @@ def remembered(current: Resource, arrival: datetime) -> Memory:
     clocks = dict.fromkeys(_statement(current), found.time)
     if _leaves_status_open(current, found):
         del clocks["status"]
-    return Memory(clocks).with_message(current)
+    known = Memory(clocks, latest=found.latest, certain=found.certain)
+    return known.with_message(current)
 
 
 def merge(current: Resource, memory: Memory, message: Resource, when: Moment) -> VisitOutcome:
     """The visit after one more message about it.
 
     A message that is not older than any before it sets the state: one with a stated time keeps the fields that it does
-    not mention, one without is a whole Encounter and drops them. An older one sets only fields that no newer one has.
+    not mention, one without is a whole Encounter and drops them. An older one sets only fields that no newer one has,
+    one that is doubted only those that are unknown.
     """
-    is_late = when.time < memory.newest
-    known = memory.with_message(message)
+    doubted = _is_doubted(current, memory, message, when)
+    is_newest = not doubted and _is_newest(current, memory, message, when)
     said, had = _statement(message), fields(current)
     if _leaves_status_open(message, when) and "status" in had:
         del said["status"]
     whole = "contained" in message or "contained" in current  # its parts cannot be merged
-    if is_late and whole:
-        return VisitOutcome(current, known, "history-only")
-    if not is_late and (whole or not when.stated):
+    if not is_newest and whole:
+        return _older(current, current, memory, message, doubted=doubted)
+    if is_newest and (whole or not when.stated):
         said = {**dict.fromkeys(had.keys() - {"status"}), **said}
     clocks, parts = dict(memory.clocks), dict(had)
-    for name, members in said.items():
-        if when.time < clocks.get(name, BEGINNING):
-            continue
-        clocks[name] = when.time
+    counts = {
+        name: members
+        for name, members in said.items()
+        if (
+            name not in clocks
+            if doubted
+            else is_newest or when.latest >= clocks.get(name, BEGINNING)
+        )
+    }
+    for name, members in counts.items():
+        clocks[name] = max(clocks.get(name, BEGINNING), when.time)
         if members is None:
             parts.pop(name, None)
         else:
             parts[name] = members
-    known = replace(known, clocks=clocks)
-    if not is_late:
-        return VisitOutcome(_assemble(message, parts), known, "all")
-    merged = _assemble(current, parts)
+    known = replace(memory, clocks=clocks)
+    if "status" in counts:
+        known = replace(known, latest=max(when.latest, clocks["status"]), certain=when.certain)
+    if is_newest:
+        return VisitOutcome(_assemble(message, parts), known.with_message(message), "all")
+    return _older(current, _assemble(current, parts), known, message, doubted=doubted)
+
+
+def _older(
+    current: Resource, merged: Resource, known: Memory, message: Resource, *, doubted: bool
+) -> VisitOutcome:
+    """The outcome of a message that is older than others, or doubted: the visit goes on from `merged`."""
     labelled = meta.add(current.get("meta", {}), message.get("meta", {}))
     if labelled != current.get("meta", {}):
         merged = {**merged, "meta": labelled}
-    return VisitOutcome(merged, known, "history-only" if merged == current else "filled")
+    is_other = merged.get("status") != message.get("status")
+    unsettled = is_other and (doubted or message.get("status") in FINAL)
+    applied: Applied = "history-only" if merged == current else "filled"
+    known = known.with_message(message, applied=not unsettled)
+    return VisitOutcome(merged, known, applied, unsettled)
+
+
+def _is_doubted(current: Resource, memory: Memory, message: Resource, when: Moment) -> bool:
+    """Whether a message takes the status back with nothing newer to show than the visit has.
+
+    Two times that are certain speak for themselves.
+    """
+    if _leaves_status_open(message, when) or phase(message) >= phase(current):
+        return False
+    if when.certain and memory.certain:
+        return False
+    shown = when.latest if when.stated else when.time
+    return shown <= memory.latest and not _shows_status_of(current, message)
+
+
+def _is_newest(current: Resource, memory: Memory, message: Resource, when: Moment) -> bool:
+    """Whether nothing that is known is newer than a message. One without a stated time is not judged by it.
+
+    Nor is one that takes the status forward from where the time of that is not certain: a cancellation must not be
+    lost because the clock of who sent the admission is ahead.
+    """
+    if not when.stated or when.latest >= memory.newest:
+        return True
+    return (
+        phase(message) > phase(current)
+        and not memory.certain
+        and not _leaves_status_open(message, when)
+    )
+
+
+def _shows_status_of(current: Resource, message: Resource) -> bool:
+    """Whether a message knows of the status that it takes back: its history has one that is as far."""
+    history = message.get("statusHistory", ())
+    return any(phase(each) == phase(current) for each in history if isinstance(each, dict))
 
 
 def _leaves_status_open(message: Resource, when: Moment) -> bool:
@@ -197,7 +275,9 @@ def edited(current: Resource, memory: Memory, resource: Resource, arrival: datet
         return memory
     before, after = fields(current), fields(resource)
     changed = [name for name in before | after if before.get(name) != after.get(name)]
-    return replace(memory, clocks={**memory.clocks, **dict.fromkeys(changed, time_of(arrival))})
+    now = time_of(arrival)
+    known = replace(memory, clocks={**memory.clocks, **dict.fromkeys(changed, now)})
+    return replace(known, latest=now, certain=True) if "status" in changed else known
 
 
 def digest(message: Resource) -> str:
@@ -208,8 +288,16 @@ def digest(message: Resource) -> str:
 
 def as_document(memory: Memory) -> dict[str, Any]:
     """The memory as it is stored beside the current version."""
-    return {"clocks": dict(memory.clocks), "seen": list(memory.seen)}
+    return {
+        "clocks": dict(memory.clocks),
+        "seen": list(memory.seen),
+        "latest": memory.latest,
+        "certain": memory.certain,
+    }
 
 
 def of_document(document: Mapping[str, Any]) -> Memory:
-    return Memory(dict(document["clocks"]), tuple(document["seen"]))
+    """The memory of its document. One without `latest` is of earlier servers: it is as late as its newest clock."""
+    clocks = dict(document["clocks"])
+    latest = document.get("latest", max(clocks.values(), default=BEGINNING))
+    return Memory(clocks, tuple(document["seen"]), latest, document.get("certain", False))

@@ -12,8 +12,9 @@ from tests.builders.subscriptions import ACT_CODE
 
 Message = dict[str, Any]
 
-# Lately: what was over long ago is no news. All that a drawn visit tells of has happened by now.
-START = datetime.now(UTC).replace(microsecond=0) - timedelta(days=10)
+# Lately: what was over long ago is no news. All that a drawn visit tells of has happened by now. No message falls on a
+# whole minute, which would be taken for a time without seconds.
+START = datetime.now(UTC).replace(second=7, microsecond=0) - timedelta(days=10)
 # The status that each event leaves a visit in; A08 does not say.
 STATUS = {
     "A05": "planned",

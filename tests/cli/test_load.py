@@ -250,6 +250,25 @@ async def test_ndjson_keeps_decimals_and_refuses_line_by_line(base, tmp_path):
 
 
 @pytest.mark.processes
+async def test_a_message_that_is_kept_and_not_applied_is_named(base, tmp_path):
+    stay = {
+        "resourceType": "Encounter",
+        "id": uuid.uuid4().hex,
+        "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"},
+    }
+    period = {"start": "2026-05-04T08:00:00Z"}
+    over = {**stay, "status": "finished", "period": {**period, "end": "2026-05-06T08:00:00Z"}}
+    back = {**stay, "status": "in-progress", "period": period}
+    path = tmp_path / "stays.ndjson"
+    path.write_text(f"{json.dumps(over)}\n{json.dumps(back)}\n")
+    report = await loaded(base, path)
+    [refusal] = report.refusals
+    assert "202" in refusal.reason
+    assert "The status was not applied" in refusal.reason
+    assert report.created == {"Encounter": 1}
+
+
+@pytest.mark.processes
 async def test_conditional_reference_without_one_match_is_refused(base, tmp_path):
     encounter = {"resourceType": "Encounter", "subject": {"reference": "Patient?identifier=no|one"}}
     report = await loaded(base, write(tmp_path, "e.json", bundle(posted(encounter))))

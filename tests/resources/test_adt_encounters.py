@@ -187,9 +187,8 @@ async def test_an_older_message_with_nothing_new_is_kept_in_the_history_only(pai
     answer = await client.put(
         "/Encounter/late",
         json={**late, "id": "late"},
-        headers={"Prefer": "return=OperationOutcome"},
     )
-    assert answer.status_code == 200
+    assert answer.status_code == 202
     assert answer.headers[APPLIED] == "history-only"
     assert "kept in the history" in issue(answer.json())
     now = (await client.get("/Encounter/late")).json()
@@ -271,7 +270,7 @@ async def test_a_cancel_before_its_admission_stays_and_is_looked_at(
     await put(client, "a11", cancelled)
     answer = await put(client, "a11", admitted)
     assert answer.headers[APPLIED] == "history-only"
-    assert answer.json()["status"] == "cancelled"
+    assert (await client.get("/Encounter/a11")).json()["status"] == "cancelled"
     assert await reviews(pair, "a11") == ["cancel-without-admission"]
     await server.worker.drain()
     assert receiver.events == []
@@ -309,7 +308,7 @@ async def test_messages_without_event_time_are_ordered_by_their_periods(pair: Pa
     active = {**whole, "status": "in-progress", "period": {"start": "2026-11-01T07:00:00Z"}}
     await client.put("/Encounter/derived", json=finished)
     answer = await client.put("/Encounter/derived", json=active)
-    assert answer.headers[APPLIED] == "history-only"
+    assert (answer.status_code, answer.headers[APPLIED]) == (202, "history-only")
     reopened = {
         **active,
         "statusHistory": [
@@ -339,7 +338,7 @@ async def test_messages_side_by_side_end_as_if_one_by_one(mongod: str) -> None:
                 for each in sent
             )
         )
-        assert {answer.status_code for answer in answers} <= {200, 201}
+        assert {answer.status_code for answer in answers} <= {200, 201, 202}
         stay = await the_visit(one, "many")
         history = (await one.get(f"/Encounter/{stay['id']}/_history?_count=100")).json()["entry"]
     assert stay["status"] == "finished"
@@ -484,7 +483,7 @@ async def test_any_order_of_arrival_ends_in_the_same_visit(
     number = data.draw(st.uuids()).hex
     for messages, name in ((visit, f"a-{number}"), (arrived, f"b-{number}")):
         for each in messages:
-            assert (await put(client, name, each)).status_code in (200, 201)
+            assert (await put(client, name, each)).status_code in (200, 201, 202)
     straight, crooked = [
         (await client.get(f"/Encounter/{name}")).json() for name in (f"a-{number}", f"b-{number}")
     ]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from app.fhir.encounter_status import ACTIVE
 from app.resources import visit_order
-from app.resources.event_time import ACTIVE, BEGINNING, PLANNED, moment
+from app.resources.event_time import BEGINNING, PLANNED, moment
 from app.resources.visit_order import Memory, VisitOutcome, merge, remembered
 from tests.builders.visit_messages import EVENT_TIME, START, Message, deliveries, visits
 
@@ -119,8 +120,23 @@ def period(start: str | None, end: str | None = None) -> dict[str, str]:
         ),
         pytest.param(
             {"status": "finished", "period": {"start": "2026-11-19", "end": "2026-11-20"}},
-            "2026-11-20T23:59:59.999000+00:00",
+            "2026-11-20T00:00:00.000000+00:00",
             id="end-on-a-day",
+        ),
+        pytest.param(
+            {"status": "in-progress", "period": period("07:00") | {"end": "2026-11-23"}},
+            "2026-11-20T07:00:00.000000+00:00",
+            id="an-end-to-come-says-nothing",
+        ),
+        pytest.param(
+            {"status": "in-progress", "period": {"start": "2026-11-21T12:04:00Z"}},
+            "2026-11-21T12:00:00.000000+00:00",
+            id="a-start-to-come-is-the-arrival",
+        ),
+        pytest.param(
+            {"status": "finished", "period": period("07:00") | {"end": "2026-11-23"}},
+            "2026-11-21T12:00:00.000000+00:00",
+            id="finished-before-the-expected-end-is-the-arrival",
         ),
         pytest.param(
             {"status": "finished", "period": period("07:00")},
@@ -173,6 +189,34 @@ def period(start: str | None, end: str | None = None) -> dict[str, str]:
 def test_when_a_message_happened(encounter: dict[str, Any], expected: str | None) -> None:
     found = moment({"resourceType": "Encounter", **encounter}, ARRIVAL)
     assert (found and found.time) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        pytest.param("2026", "2026-01-01T00:00:00.000000", "2026-12-31T23:59:59.999999", id="year"),
+        pytest.param("2026-11", "2026-11-01T00:00:00.000000", "2026-11-30T23:59:59.999999", id="month"),
+        pytest.param("2026-11-20", "2026-11-20T00:00:00.000000", "2026-11-20T23:59:59.999999", id="day"),
+        pytest.param(
+            "2026-11-20T09:30:00-06:00", "2026-11-20T15:30:00.000000", "2026-11-20T15:30:59.999999", id="minute"
+        ),
+        pytest.param(
+            "2026-11-20T09:30:15Z", "2026-11-20T09:30:15.000000", "2026-11-20T09:30:15.999999", id="second"
+        ),
+        pytest.param(
+            "2026-11-20T09:30:00.0Z", "2026-11-20T09:30:00.000000", "2026-11-20T09:30:00.099999", id="tenth"
+        ),
+        pytest.param(
+            "2026-11-20T09:30:15.250Z", "2026-11-20T09:30:15.250000", "2026-11-20T09:30:15.250999", id="millisecond"
+        ),
+    ],
+)  # fmt: skip
+def test_a_time_is_as_precise_as_it_is_written(text: str, first: str, last: str) -> None:
+    found = moment(
+        {"resourceType": "Encounter", "status": "in-progress", **EVENT_TIME(text)}, ARRIVAL
+    )
+    assert found is not None
+    assert (found.time, found.latest) == (f"{first}+00:00", f"{last}+00:00")
 
 
 def snapshot(**content: Any) -> Message:
@@ -245,3 +289,19 @@ def test_memory_survives_its_document() -> None:
     memory = deliver([FINISHED, ADMITTED])[-1].memory
     assert visit_order.of_document(visit_order.as_document(memory)) == memory
     assert Memory({}).newest == BEGINNING
+
+
+def test_the_memory_of_earlier_servers_is_read() -> None:
+    """They kept no more than clocks and digests: forward steps count, and a step back that is not newer is doubted."""
+    document = visit_order.as_document(remembered(FINISHED, ARRIVAL))
+    memory = visit_order.of_document({name: document[name] for name in ("clocks", "seen")})
+    assert (memory.latest, memory.certain) == (memory.newest, False)
+    cancelled = {**FINISHED, "status": "cancelled", **EVENT_TIME(f"{DAY}10:00:00Z")}
+    for message, expected in (
+        (ADMITTED, "finished"),
+        (snapshot(**{**FINISHED, "status": "cancelled"}), "cancelled"),
+        (cancelled, "finished"),
+    ):
+        when = moment(message, ARRIVAL)
+        assert when is not None
+        assert merge(FINISHED, memory, message, when).resource["status"] == expected

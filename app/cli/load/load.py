@@ -201,7 +201,7 @@ class Loader:
         response = await self._request(method, url, fhir_json.encode(entry.resource))
         if response.status_code == 201:
             self.report.created[entry.resource_type] += 1
-        elif response.is_success:
+        elif response.is_success and response.status_code != 202:  # that is kept, and not in force
             self.report.updated[entry.resource_type] += 1
         else:
             self._refuse(file, entry, _reason(response))

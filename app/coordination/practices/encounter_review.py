@@ -14,11 +14,12 @@ from app.automation.reactions import Reaction
 from app.automation.review_tasks import RecentlyChecked
 from app.consent.judgement import directives
 from app.context import Context
-from app.fhir.codes import LATE_MESSAGE
+from app.fhir.codes import LATE_MESSAGE, UNSETTLED_MESSAGE
+from app.fhir.encounter_status import ACTIVE, FINAL
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.versions import HistoryRange, ResourceVersion
-from app.resources.event_time import ACTIVE, CANCELLED, moment, time_of
+from app.resources.event_time import moment, time_of
 from app.store.events import Event
 
 # Visits that were over so long ago are loaded records and no news.
@@ -29,7 +30,7 @@ _VERSIONS = 1000
 async def run(context: Context, event: Event) -> None:
     if event.resource is None:
         return
-    if event.topic == LATE_MESSAGE:
+    if event.topic is not None:
         await _review_late(context, event)
     elif not is_record(event):
         await _review_visit(context, event, event.resource)
@@ -37,20 +38,32 @@ async def run(context: Context, event: Event) -> None:
 
 
 ENCOUNTER_REACTION = Reaction(
-    "encounter-review", frozenset({"Encounter"}), run, frozenset({LATE_MESSAGE})
+    "encounter-review",
+    frozenset({"Encounter"}),
+    run,
+    frozenset({LATE_MESSAGE, UNSETTLED_MESSAGE}),
 )
 
 
 async def _review_late(context: Context, event: Event) -> None:
-    """Create a Task for an admission that became known after the discharge, where no earlier version showed one."""
-    status = (event.trigger or {}).get("code")
+    """Create a Task for the first admission that became known after the discharge, else for what was not applied."""
     before = event.previous
-    if status not in ACTIVE or before is None or before.get("status") != "finished":
+    if before is None:
         return
+    if await _is_late_admission(context, event, before):
+        await _ask(context, event, before, "late-admission")
+    elif event.topic == UNSETTLED_MESSAGE:
+        await _ask(context, event, before, "unapplied-message", about=str(event.version))
+
+
+async def _is_late_admission(context: Context, event: Event, before: Resource) -> bool:
+    """Whether a message says that the visit goes on, and no earlier version of one that is finished did."""
+    status = (event.trigger or {}).get("code")
+    if status not in ACTIVE or before.get("status") != "finished":
+        return False
     versions = await context.store.history(HistoryRange("Encounter", event.resource_id), _VERSIONS)
     known = [v.resource() for v in versions if v.version < event.version and not v.deleted]
-    if not any(version.get("status") in ACTIVE for version in known):
-        await _ask(context, event, before, "late-admission")
+    return not any(version.get("status") in ACTIVE for version in known)
 
 
 async def _review_visit(context: Context, event: Event, encounter: Resource) -> None:
@@ -98,18 +111,21 @@ def _is_merged(patient: Resource) -> bool:
 def is_record(event: Event) -> bool:
     """Whether a visit's first version says that it was over long ago."""
     resource = event.resource or {}
-    if event.version > 1 or resource.get("status") not in CANCELLED | {"finished"}:
+    if event.version > 1 or resource.get("status") not in FINAL:
         return False
     when = moment(resource, event.at)
     return when is not None and when.time < time_of(event.at - _NEWS)
 
 
-async def _ask(context: Context, event: Event, encounter: Resource, reason: str) -> None:
+async def _ask(
+    context: Context, event: Event, encounter: Resource, reason: str, about: str = ""
+) -> None:
     place = split(encounter.get("subject", {}).get("reference", ""))
     patient = "/".join(place) if place is not None and place[0] == "Patient" else None
     if patient is not None and reason == "unknown-patient":
         patient = None  # a Task for a Patient that is not stored would be refused where references are checked
-    await review_tasks.ask(context, reason, f"Encounter/{event.resource_id}", patient=patient)
+    focus = f"Encounter/{event.resource_id}"
+    await review_tasks.ask(context, reason, focus, patient=patient, about=about)
 
 
 # A Consent that the server does not understand is reviewed by a person; until then it restricts as far as it may.
