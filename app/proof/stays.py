@@ -17,11 +17,12 @@ from app.automation.patient_resources import token
 from app.context import Context
 from app.fhir import instants
 from app.fhir.codes import ADMISSION, EVENT_NOTICE, INPATIENT, NOTICE_KIND, SNF_ADMISSION
+from app.fhir.encounter_status import ACTIVE, recorded_end
 from app.fhir.json import Resource
 from app.proof.communication import Receipt, receipt, receipt_of
 from app.proof.days import Zones, day_of, local_day
 from app.proof.notice import gather_readable, local, patient_of
-from app.records.versions import CURRENT, ResourceVersion, stored_current
+from app.records.versions import CURRENT, HistoryRange, ResourceVersion, stored_current
 from app.search import query
 from app.search.resolution import resolve
 from app.subscriptions.ledger.ledger import delivery_rows
@@ -37,6 +38,8 @@ _COUNTED = "arrived,triaged,in-progress,onleave,finished"
 # The trigger of an emergency's or observation's registration, which is no notice of an inpatient admission.
 _REGISTRATION, _REGISTERED = "A04", frozenset({"EMER", "OBSENC"})
 _BATCH, _AT_ONCE = 200, 8
+# A stay has fewer versions.
+_MOST_VERSIONS = 1_000
 # So far may a local day lie from that of UTC, and one more, for what begins on the day is not after it.
 _ZONES = timedelta(days=2)
 
@@ -68,13 +71,22 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True)
+class _Event:
+    """An event by its local day; its PCP is determined `at` a moment, and no notice of it is earlier than `first`."""
+
+    day: date
+    at: datetime
+    first: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class _Stay:
-    reference: str
+    stored: ResourceVersion
     patient: str | None
     class_: str
     hospital: str | None
     zone: tzinfo
-    days: Mapping[EventKind, tuple[date, datetime]]
+    days: Mapping[EventKind, _Event]
 
 
 async def happenings(context: Context, wanted: StaysQuery) -> AsyncIterator[Happening]:
@@ -119,16 +131,17 @@ async def _stay(
     encounter = stored.resource()
     base_url = context.settings.base_url.rstrip("/")
     zone = await zones.of(encounter)
-    days: dict[EventKind, tuple[date, datetime]] = {}
+    days: dict[EventKind, _Event] = {}
     for kind in KINDS:
-        text = _when(kind, encounter, wanted.classes)
+        text = _when(kind, encounter, wanted.classes, stored.at)
         if text is None and (kind == "admission" or encounter.get("status") != "finished"):
             continue
-        day = day_of(text, zone) if text else local_day(stored.at, zone)
+        known = stored.at if text else await _became_known(context, stored, kind)
+        day = day_of(text, zone) if text else local_day(known, zone)
         if day is not None and wanted.start <= day <= wanted.end:
-            days[kind] = day, _moment(text, day, zone, stored.at)
+            days[kind] = _event(text, day, zone, known)
     return _Stay(
-        stored.reference,
+        stored,
         patient_of(encounter, base_url),
         encounter.get("class", {}).get("code", ""),
         local(encounter.get("serviceProvider"), base_url),
@@ -137,11 +150,11 @@ async def _stay(
     )
 
 
-def _when(kind: EventKind, encounter: Resource, classes: Sequence[str]) -> str | None:
+def _when(kind: EventKind, encounter: Resource, classes: Sequence[str], at: datetime) -> str | None:
     """The text with the event's time; a stay that changed into one of the classes was admitted then."""
     period: dict[str, str] = encounter.get("period", {})
     if kind == "discharge":
-        return period.get("end") if encounter.get("status") == "finished" else None
+        return recorded_end(period, at) if encounter.get("status") == "finished" else None
     history = [each for each in encounter.get("classHistory", ()) if isinstance(each, dict)]
     own = [each for each in history if each.get("class", {}).get("code") in classes]
     starts: list[str] = [start for each in own if (start := each.get("period", {}).get("start"))]
@@ -160,21 +173,25 @@ def _order(text: str) -> datetime:
     return datetime.combine(day or date.min, time(), UTC)
 
 
-def _moment(text: str | None, day: date, zone: tzinfo, otherwise: datetime) -> datetime:
-    """The moment for which the event's PCP is determined: its time, else noon of its day."""
+def _event(text: str | None, day: date, zone: tzinfo, known: datetime) -> _Event:
+    """The event at a time that is said; without one, it was when it became known, and of a day it counts at noon."""
     if text is None:
-        return otherwise
-    return _order(text) if len(text) > 10 else datetime.combine(day, time(12), zone)
+        return _Event(day, known, known)
+    if len(text) > 10:
+        return _Event(day, _order(text), _order(text))
+    return _Event(day, datetime.combine(day, time(12), zone), datetime.combine(day, time(), zone))
 
 
 async def _known(context: Context, stays: Sequence[_Stay], base_url: str) -> list[Happening]:
     """The events of stays with the receipts about them."""
-    receipts = await _receipts(context, [stay.reference for stay in stays], base_url)
+    receipts = await _receipts(context, [stay.stored.reference for stay in stays], base_url)
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def judged(stay: _Stay, kind: EventKind) -> Happening:
         async with room:
-            own = [each for each in receipts.get(stay.reference, ()) if _is_of(each, kind, stay)]
+            own = [
+                each for each in receipts.get(stay.stored.reference, ()) if _is_of(each, kind, stay)
+            ]
             return await _happening(context, stay, kind, own)
 
     return list(await asyncio.gather(*(judged(stay, kind) for stay in stays for kind in stay.days)))
@@ -190,23 +207,52 @@ async def _happening(
     context: Context, stay: _Stay, kind: EventKind, receipts: Sequence[Receipt]
 ) -> Happening:
     """The recipient of a panel's notice was the PCP then; without one, the records of that day decide."""
-    day, moment = stay.days[kind]
+    event = stay.days[kind]
     found = Attribution("", (), ())
     if stay.patient is not None:
-        found = await attributed(context.store, stay.patient, moment, context.settings)
+        found = await attributed(context.store, stay.patient, event.at, context.settings)
     known = {each for provider in found.providers for each in provider.references}
     mine = [each for each in receipts if each.to_pcp or known.intersection(each.recipients)]
     provider, others = await _responsible(context, found.providers, mine)
-    times = [each.at for each in mine if each.at is not None]
+    times = await _in_order_of_events(context, stay, kind, [each.at for each in mine if each.at])
     return Happening(
         kind,
-        stay.reference,
-        day,
+        stay.stored.reference,
+        event.day,
         provider,
         tuple(dict.fromkeys([*([provider] if provider else []), *others])),
         stay.hospital,
         local_day(min(times), stay.zone) if times else None,
     )
+
+
+async def _in_order_of_events(
+    context: Context, stay: _Stay, kind: EventKind, received: Sequence[datetime]
+) -> list[datetime]:
+    """The receipts at or after the event: what was received before it told of something else, or wrongly.
+
+    An event whose sender's clock is ahead, or that was corrected to a later time, happened when it became known.
+    """
+    since = stay.days[kind].first
+    if any(each < since for each in received):
+        since = min(since, await _became_known(context, stay.stored, kind))
+    return [each for each in received if each >= since]
+
+
+async def _became_known(context: Context, stored: ResourceVersion, kind: EventKind) -> datetime:
+    """The time of the first of the latest versions that all say what the current one does: admitted, or finished."""
+    wanted = HistoryRange(stored.type, stored.id)
+    at = stored.at
+    for version in await context.store.history(wanted, _MOST_VERSIONS):
+        if version.deleted or not _says(kind, version.resource()):
+            break
+        at = version.at
+    return at
+
+
+def _says(kind: EventKind, encounter: Resource) -> bool:
+    status = encounter.get("status")
+    return status == "finished" or (kind == "admission" and status in ACTIVE)
 
 
 async def _responsible(

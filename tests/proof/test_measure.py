@@ -237,6 +237,76 @@ async def test_what_counts_in_numerator_and_denominator(hub: Pair) -> None:
     assert share(emergencies, "admission") == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("received_at", "in_time"),
+    [
+        pytest.param("2026-05-03T08:00:00-04:00", False, id="three-days-before"),
+        pytest.param("2026-05-06T10:59:59-04:00", False, id="on-that-day-but-before"),
+        pytest.param("2026-05-06T11:00:00-04:00", True, id="at-the-moment"),
+        pytest.param("2026-05-08T23:00:00-04:00", True, id="after"),
+    ],
+)
+async def test_a_notice_before_the_event_was_not_of_it(
+    hub: Pair, received_at: str, in_time: bool
+) -> None:
+    """A discharge that was told when it was expected, and not when it happened."""
+    await put(
+        hub[1],
+        stay("false", "2026-05-01T09:00:00-04:00", "2026-05-06T11:00:00-04:00"),
+        received("false", received_at, "encounter-discharge"),
+    )
+    assert share(await evaluate(hub), "discharge") == (int(in_time), 1)
+
+
+async def test_a_notice_of_a_day_counts_from_its_beginning(hub: Pair) -> None:
+    await put(
+        hub[1],
+        stay("dated", "2026-05-01", "2026-05-06"),
+        received("dated", "2026-05-06T00:00:00-04:00", "encounter-discharge"),
+        received("dated", "2026-04-30T23:59:00-04:00"),
+    )
+    report = await evaluate(hub)
+    assert (share(report, "admission"), share(report, "discharge")) == ((0, 1), (1, 1))
+
+
+async def test_a_notice_counts_though_the_time_of_its_event_is_corrected_to_a_later_one(
+    hub: Pair,
+) -> None:
+    """What counts is that it was received after the discharge became known, not after what is said of it now."""
+    now = datetime.now(UTC)
+    start = (now - timedelta(days=2)).isoformat()
+    await put(hub[1], stay("clock", start, (now - timedelta(hours=1)).isoformat()))
+    receipt = datetime.now(UTC)
+    await put(hub[1], received("clock", receipt.isoformat(), "encounter-discharge"))
+    later = (receipt + timedelta(milliseconds=20)).isoformat(timespec="milliseconds")
+    while datetime.now(UTC) < datetime.fromisoformat(later):
+        await hub[1].get("/Encounter/clock")
+    await put(hub[1], stay("clock", start, later))
+    assert share(await evaluate(hub, **lately(now)), "discharge") == (1, 1)
+
+
+def lately(now: datetime) -> dict[str, str]:
+    """The parameters for the days around now."""
+    days = {"periodStart": -4, "periodEnd": 4}
+    return {name: (now + timedelta(days=each)).date().isoformat() for name, each in days.items()}
+
+
+async def test_a_discharge_before_its_expected_end_was_when_it_became_known(hub: Pair) -> None:
+    """And stays so, whatever is written of the stay afterwards."""
+    now = datetime.now(UTC)
+    start = (now - timedelta(days=2)).isoformat()
+    expected = stay("expected", start, (now + timedelta(days=3)).isoformat())
+    await put(hub[1], {**expected, "status": "in-progress"})
+    too_early = datetime.now(UTC).isoformat()
+    await put(hub[1], received("expected", too_early, "encounter-discharge"))
+    await put(hub[1], expected)
+    assert share(await evaluate(hub, **lately(now)), "discharge") == (0, 1)
+    told = received("expected", datetime.now(UTC).isoformat(), "encounter-discharge")
+    await put(hub[1], {**told, "id": "expected-told"})
+    await put(hub[1], {**expected, "reasonCode": [{"text": "coded"}]})
+    assert share(await evaluate(hub, **lately(now)), "discharge") == (1, 1)
+
+
 async def test_an_inpatient_stay_begins_when_it_becomes_one(hub: Pair) -> None:
     emergency = {
         "class": {"system": ACT_CODE, "code": "EMER"},
