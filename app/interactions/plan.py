@@ -245,6 +245,7 @@ async def _plan_change(
         previous,
         prepared.private,
         prepared.late,
+        prepared.withdrawn,
     )
     return WritePlan(status, change, None, prepared, target.guards, location=status == 201)
 

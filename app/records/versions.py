@@ -73,7 +73,8 @@ class Change:
 
     `private` is kept beside the current version and never becomes part of its text or of a version. A `silent` one
     makes no event: nobody is told of what the server keeps about its own notices, or telling would never end. `sender`
-    is the organization that writes, where it is known.
+    is the organization that writes, where it is known. `withdrawn` is a version that comes before, with an event of its
+    own: what the resource said of somebody whom it is not about any more.
     """
 
     method: Method
@@ -83,6 +84,7 @@ class Change:
     previous: ResourceVersion | None = None
     private: Document | None = None
     late: LateMessage | None = None
+    withdrawn: Resource | None = None
     silent: bool = False
     sender: str | None = None
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from app.attribution.claims import survivor_of
+from app.attribution.derived import patient_of
 from app.errors import Issue
 from app.fhir.codes import ENCOUNTER_STATUS, EVENT_TIME, LATE_MESSAGE, UNSETTLED_MESSAGE
+from app.fhir.encounter_status import CANCELLED
 from app.fhir.json import Resource
 from app.records.versions import LateMessage, ResourceVersion, VersionConflict, is_same_content
 from app.resources import event_time, visit_order
 from app.resources.event_time import Moment
 from app.resources.type_rules import Prepared
 from app.resources.visit_order import Memory
+from app.search.extract import extract
 
 if TYPE_CHECKING:
     from app.context import Context
@@ -41,9 +45,18 @@ def is_message(resource: Resource) -> bool:
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Merge a message into its visit by event time; an edit, or a resource without any time, is stored as it is."""
+    """Merge a message into its visit by event time; an edit, or a resource without any time, is stored as it is.
+
+    Where the visit turns out to be another patient's, what was stored is withdrawn from the one before.
+    """
     if previous is None or previous.deleted:
         return _noted(Prepared(resource), "all") if is_message(resource) else Prepared(resource)
+    prepared = await _ordered(context, resource, previous)
+    withdrawn = await _withdrawn(context, previous.resource(), prepared.resource)
+    return prepared if withdrawn is None else replace(prepared, withdrawn=withdrawn)
+
+
+async def _ordered(context: Context, resource: Resource, previous: ResourceVersion) -> Prepared:
     arrival = context.services.clock.now()
     when = event_time.moment(resource, arrival)
     current = previous.resource()
@@ -90,6 +103,38 @@ def _noted(prepared: Prepared, applied: str, *, unsettled: bool = False) -> Prep
         issues=tuple(issues),
         only_kept=prepared.only_kept or unsettled,
     )
+
+
+async def _withdrawn(context: Context, before: Resource, now: Resource) -> Resource | None:
+    """The version that ends a visit for the patient whose it was not; None where the patient is the same.
+
+    Of two records of one person, of which one was replaced by the other, it stays that person's.
+    """
+    if before.get("subject") == now.get("subject") or before["status"] in CANCELLED:
+        return None
+    base_url = context.settings.base_url.rstrip("/")
+    was, becomes = (
+        patient_of("Encounter", extract("Encounter", e), base_url) for e in (before, now)
+    )
+    if was == becomes or await _is_same_person(context, was, becomes, base_url):
+        return None
+    return {**before, "status": "entered-in-error"}
+
+
+async def _is_same_person(
+    context: Context, one: str | None, other: str | None, base_url: str
+) -> bool:
+    """Whether one of two Patients was replaced by the other."""
+    if one is None or other is None:
+        return False
+    keys = [("Patient", each.removeprefix("Patient/")) for each in (one, other)]
+    found = await context.services.store.read_many(keys)
+    survivors = {
+        each.reference: survivor_of(each.resource(), base_url)
+        for each in found.values()
+        if not each.deleted
+    }
+    return survivors.get(one) == other or survivors.get(other) == one
 
 
 async def _memory(context: Context, previous: ResourceVersion, current: Resource) -> Memory:

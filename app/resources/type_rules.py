@@ -32,6 +32,8 @@ class Prepared:
     # There is nothing to write, whatever the setting for identical updates.
     repeats: bool = False
     late: LateMessage | None = None
+    # A version that comes before (Change.withdrawn).
+    withdrawn: Resource | None = None
     # What was sent is stored and not in force, which is answered 202.
     only_kept: bool = False
     issues: tuple[Issue, ...] = ()

@@ -67,7 +67,7 @@ class CommitUnit:
     changes: Sequence[Change]
     guards: Sequence[Guard]
     stored: list[ResourceVersion] = field(default_factory=list)
-    # Messages that became versions without ever having been the current one.
+    # Versions that have never been the current one: late messages, and what was withdrawn.
     passing: list[ResourceVersion] = field(default_factory=list)
     current: list[Document] = field(default_factory=list)
     rows: list[group_members.RowChange] = field(default_factory=list)
@@ -187,6 +187,14 @@ class Commits:
         at = self.cluster.stamp()
         if previous and at <= previous.at:  # versions of one resource never share or turn back time
             at = previous.at + _MILLISECOND
+        before = previous.text if previous and not previous.deleted else None
+        if change.withdrawn is not None:
+            passed = self._pass_version(unit, change, change.withdrawn, version, at)
+            told = passed.resource()
+            unit.events.append(
+                _event(change, version, at, told, extract(change.type, told), before)
+            )
+            version, at, before = version + 1, at + _MILLISECOND, passed.text
         if change.late is not None:
             version, at = self._take_late(unit, change, change.late, version, at)
         document: Document = {"_id": change.id, "v": version, "at": at}
@@ -208,15 +216,15 @@ class Commits:
             document["text"] = text
         if rows := group_members.collection_of(change.type):
             lives = previous is not None and not previous.deleted
-            before = group_members.aside(previous.resource()) if previous and lives else None
-            unit.rows.append(group_members.row_change(rows, change.id, before, fields))
+            members = group_members.aside(previous.resource()) if previous and lives else None
+            unit.rows.append(group_members.row_change(rows, change.id, members, fields))
         method = _HTTP_METHOD[change.method]
         unit.current.append(document)
         unit.stored.append(
             ResourceVersion(change.type, change.id, version, at, text, resource is None, method)
         )
         if not change.silent and (change.late is None or change.late.content is None):
-            unit.events.append(_event(change, version, at, resource, fields))
+            unit.events.append(_event(change, version, at, resource, fields, before))
 
     def _take_late(
         self, unit: CommitUnit, change: Change, late: LateMessage, version: int, at: datetime
@@ -226,16 +234,23 @@ class Commits:
         Returns version and time of the current state that follows.
         """
         resource = with_meta(late.content or change.resource or {}, change.id, version, at)
-        event = _event(change, version, at, resource, extract(change.type, resource))
+        before = change.previous.text if change.previous else None
+        event = _event(change, version, at, resource, extract(change.type, resource), before)
         unit.events.append(replace(event, topic=late.topic, trigger=late.trigger))
         if late.content is None:
             return version, at
-        method = _HTTP_METHOD[change.method]
-        text = self._text(resource)
-        unit.passing.append(
-            ResourceVersion(change.type, change.id, version, at, text, method=method)
-        )
+        self._pass_version(unit, change, late.content, version, at)
         return version + 1, at + _MILLISECOND
+
+    def _pass_version(
+        self, unit: CommitUnit, change: Change, content: Resource, version: int, at: datetime
+    ) -> ResourceVersion:
+        """Add a version that is followed by another one at once."""
+        text = self._text(with_meta(content, change.id, version, at))
+        method = _HTTP_METHOD[change.method]
+        passed = ResourceVersion(change.type, change.id, version, at, text, method=method)
+        unit.passing.append(passed)
+        return passed
 
     def _times_under_way(self) -> Iterator[datetime]:
         return (
@@ -393,8 +408,8 @@ def _event(
     at: datetime,
     resource: Resource | None,
     fields: Document | None,
+    before: str | None,
 ) -> Event:
-    previous = change.previous
     return Event(
         ObjectId(),
         change.type,
@@ -404,7 +419,7 @@ def _event(
         at,
         resource,
         fields,
-        previous.text if previous and not previous.deleted else None,
+        before,
     )
 
 
