@@ -262,6 +262,11 @@ class Settings(BaseSettings):
     delivery_window: float = Field(
         72 * 3600, gt=0, description="Seconds during which a failing delivery is tried again."
     )
+    refusal_window: float = Field(
+        6 * 3600,
+        gt=0,
+        description="Seconds during which a delivery is tried again that is answered 401, 403 or 404.",
+    )
     delivery_retention_days: float = Field(
         90,
         ge=4,

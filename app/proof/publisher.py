@@ -51,7 +51,8 @@ _AT_ONCE = 10
 # Ids are made before their rows are stored.
 _LATE = timedelta(seconds=30)
 _LOOK_BACK, _LOOK_BACK_EVERY = timedelta(days=1), timedelta(hours=1)
-_SOONEST, _LATEST = timedelta(seconds=10), timedelta(hours=1)
+# A row that is open is published when it is settled, which sets `publish`; servers of format 1 do not.
+_SEEN_AGAIN = timedelta(days=1)
 _NOT_ABOUT = ["AuditEvent", "Communication"]
 
 
@@ -152,7 +153,7 @@ async def _take(context: Context, rows: Sequence[Document]) -> None:
     later = [
         UpdateOne(
             {"_id": row["_id"], "open": True},
-            {"$set": {"publish": now + min(max(now - row["created_at"], _SOONEST), _LATEST)}},
+            {"$set": {"publish": now + _SEEN_AGAIN}},
         )
         for row in rows
         if "open" in row

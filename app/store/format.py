@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pymongo import ReturnDocument
+from pymongo import ASCENDING, IndexModel, ReturnDocument
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from app.runtime import background_tasks, cluster
@@ -88,9 +88,32 @@ async def _remove_guards_in_the_clear(mongo: Mongo) -> None:
     await mongo.collection("guards").delete_many({"at": {"$exists": False}})
 
 
+async def _index_waiting_deliveries(mongo: Mongo) -> None:
+    """Open deliveries are found by what they wait for, and settled ones have no time at which they are due.
+
+    A server of format 1 takes what waits for due, and uses the new indexes.
+    """
+    deliveries = mongo.collection("deliveries")
+    waiting = [(key, ASCENDING) for key in ("next_at", "subscription", "state", "number")]
+    lanes = [(key, ASCENDING) for key in ("open", "lane", "number")]
+    await deliveries.create_indexes(
+        [
+            IndexModel(waiting, partialFilterExpression={"next_at": {"$exists": True}}),
+            IndexModel(lanes, partialFilterExpression={"open": True}),
+        ]
+    )
+    for name in ("next_at_1", "lane_1_number_1"):
+        if name in await deliveries.index_information():
+            await deliveries.drop_index(name)
+    await deliveries.update_many(
+        {"open": {"$exists": False}, "next_at": {"$exists": True}}, {"$unset": {"next_at": ""}}
+    )
+
+
 STEPS: Sequence[Step] = (
     Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),
     Step("2: guards without identifiers", _remove_guards_in_the_clear),
+    Step("2: deliveries by what they wait for", _index_waiting_deliveries),
 )
 
 

@@ -11,7 +11,6 @@ import pytest
 from bson import ObjectId
 
 from app.fhir.ids import first_id, new_id, time_of
-from app.subscriptions.ledger.retention import Retention
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import encounter, topic_based
 from tests.conftest import Server, make_settings, running
@@ -209,7 +208,7 @@ async def test_what_is_older_than_it_is_kept_is_gone(
         {"_id": pending, "state": "pending", "attempts": 99, "lease_until": now}
     )
     try:
-        assert await Retention(server.settings, server.mongo).clear(now) == (1, 1)
+        assert await server.worker.retention.clear(now) == (1, 1)
         assert await rows.find_one({"_id": ids["old"]}) is None
         assert await events.count_documents({"_id": {"$in": [young, pending]}}) == 2
         answer = await client.get(f"{ADMIN}/deliveries/{ids['old']}")

@@ -169,7 +169,7 @@ async def test_an_event_whose_reactions_fail_again_and_again_is_given_up(mongo: 
             await reactions.idle()
     assert (row["react_failed"], row["react_error"]) == (True, "RuntimeError")
     await mongo.collection("events").update_one({}, {"$set": {"state": "done"}})
-    retention = Retention(make_settings(""), mongo)
+    retention = Retention(make_settings(""), mongo, lambda _: "active")
     assert await retention.clear(mongo.now() + timedelta(days=1000)) == (0, 0)
     await mongo.collection("events").update_one({}, {"$unset": {"react_failed": ""}})
     assert await retention.clear(mongo.now() + timedelta(days=1000)) == (1, 0)

@@ -31,6 +31,7 @@ from app.fhir.validation import check
 from app.fhir.validation.models import model_issues
 from app.proof.communication import communication, receipt, receipt_of
 from app.proof.notice import gather
+from app.subscriptions.ledger.waiting_rows import WaitingRows
 from tests.builders.practices import organization, patient, practitioner, put, ref
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, encounter, topic_based
@@ -170,12 +171,12 @@ async def test_a_notice_under_way_is_in_progress(hub: Pair, receiver: Receiver) 
 
 async def test_a_notice_that_was_refused_is_stopped(hub: Pair, receiver: Receiver) -> None:
     await subscribe(hub, receiver)
-    receiver.answers([], then=404)
+    receiver.answers([], then=410)
     await admit(hub, stay())
     ((told, audited),) = await notices(hub)
     assert told["status"] == "stopped"
     assert told["statusReason"]["coding"][0]["code"] == "system-error"
-    assert extensions(told)[NOTICE_STATUS] == 404
+    assert extensions(told)[NOTICE_STATUS] == 410
     assert audited["outcome"] == "8"
 
 
@@ -319,7 +320,7 @@ async def test_a_notice_that_gets_through_later_is_published_then(
     deliveries = server.mongo.collection("deliveries")
     while not await deliveries.count_documents({"state": "delivered"}):
         # A slow machine has seen the endpoint fail so often that its circuit is open for a second or two.
-        await server.worker.ledger.expedite(subscription)
+        await WaitingRows(server.mongo).hasten(subscription)
         await server.worker.run_once()
         await asyncio.sleep(0.05)
     server.clock.advance(timedelta(hours=1))

@@ -68,9 +68,11 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.parameters import Parameters
 
+from app.runtime.leases import BackOff
 from app.subscriptions.matching.channel_terms import BACKPORT, CHANNEL_TYPE, PAYLOAD_CONTENT
 from app.subscriptions.matching.registration import FILTER_CRITERIA
 from app.subscriptions.notices.notification import STATUS_PROFILE
+from app.subscriptions.sending import lifecycle
 from tests.builders.receiver import Received, Receiver
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based, websocket
 from tests.conftest import BASE, Server, make_settings, running
@@ -84,8 +86,11 @@ CONTENTS = ("empty", "id-only", "full-resource")
 
 @pytest.fixture(scope="module")
 async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with running(make_settings(mongod)) as pair:
-        yield pair
+    """A server that gives an endpoint up at the first failure, where others take their time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lifecycle, "_BACK_OFF", BackOff(timedelta(), timedelta(), most=1))
+        async with running(make_settings(mongod, refusal_window=0.001)) as pair:
+            yield pair
 
 
 async def subscribed(pair: Pair, subscription: dict[str, Any]) -> dict[str, Any]:
@@ -551,7 +556,7 @@ async def test_x4_only_the_client_brings_it_back(pair: Pair, receiver: Receiver)
     await admit(pair, "x4")
     await server.worker.run_once()
     path = f"/Subscription/{created['id']}"
-    assert (await client.get(path)).json()["status"] == "error"
+    assert (await client.get(path)).json()["status"] == "off"
     await client.put(path, json={**created, "status": "requested"})
     await server.worker.drain()
     assert receiver.requests[-1].kind == "handshake"

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from app.records.versions import Change
+from app.runtime.leases import BackOff
 from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.channels.protocol import NOTICE_ID_HEADER
+from app.subscriptions.sending import lifecycle
 from app.subscriptions.sending.retry import RetryPolicy
 from tests.builders.deliveries import create, make_due, rows, status_of, update, working
 from tests.builders.receiver import Receiver, receiving
@@ -123,8 +125,10 @@ async def test_events_during_the_handshake_are_held_and_then_sent(
 
 
 async def test_a_refused_handshake_ends_in_error_until_the_client_asks_again(
-    mongo: Mongo, store: Store, receiver: Receiver
+    mongo: Mongo, store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What comes meanwhile is numbered, and sent once the Subscription is active."""
+    monkeypatch.setattr(lifecycle, "_BACK_OFF", BackOff(timedelta(), timedelta(), most=1))
     receiver.answer = lambda _: 500
     async with working(mongo, store) as worker:
         stored = await create(store, topic_based(endpoint=receiver.url))
@@ -132,9 +136,11 @@ async def test_a_refused_handshake_ends_in_error_until_the_client_asks_again(
         status, error = await status_of(store, stored.id)
         assert status == "error"
         assert error == "The handshake was answered with 500"
-        await create(store, encounter(patient="missed"))
+        await create(store, encounter(patient="waits"))
         await worker.drain()
         assert len(receiver.requests) == 1
+        (row,) = await rows(mongo)
+        assert (row["state"], row["open"]) == ("queued", True)
 
         receiver.answer = lambda _: 200
         current = await store.read("Subscription", stored.id)
@@ -142,11 +148,27 @@ async def test_a_refused_handshake_ends_in_error_until_the_client_asks_again(
         await update(store, current, status="requested")
         await worker.drain()
         assert (await status_of(store, stored.id))[0] == "active"
-        assert receiver.requests[-1].parameter("events-since-subscription-start") == "1"
+        assert receiver.requests[1].parameter("events-since-subscription-start") == "1"
         await create(store, encounter(patient="seen"))
         await worker.drain()
-    assert [r.number for r in receiver.events] == [2]
-    assert [row["state"] for row in await rows(mongo)] == ["suppressed", "delivered"]
+    assert [r.number for r in receiver.events] == [1, 2]
+    assert [row["state"] for row in await rows(mongo)] == ["delivered", "delivered"]
+
+
+async def test_a_refused_handshake_is_sent_again(
+    mongo: Mongo, store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "_BACK_OFF", BackOff(timedelta(), timedelta(), most=3))
+    statuses = [503, 404]
+    receiver.answer = lambda _: statuses.pop(0) if statuses else 200
+    async with working(mongo, store, loops=False) as worker:
+        stored = await create(store, topic_based(endpoint=receiver.url))
+        await worker.drain()
+        for _ in range(2):
+            assert await status_of(store, stored.id) == ("requested", None)
+            await worker.run_once()
+        assert await status_of(store, stored.id) == ("active", None)
+    assert [each.kind for each in receiver.requests] == ["handshake"] * 3
 
 
 async def test_a_failing_endpoint_is_tried_again_until_it_answers(
@@ -180,24 +202,21 @@ async def test_the_first_retry_comes_within_a_second_by_itself(
     assert second.at - first.at < 1.5  # 0.9 where nothing else is running
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
-async def test_a_refusal_stops_the_subscription(
-    mongo: Mongo, store: Store, receiver: Receiver, status: int
+async def test_an_endpoint_that_is_gone_ends_the_subscription(
+    mongo: Mongo, store: Store, receiver: Receiver
 ) -> None:
-    receiver.answers([status], then=200)
+    """What waits is settled, and no event counts any more."""
+    receiver.answers([410], then=200)
     async with working(mongo, store, loops=False) as worker:
         stored = await create(store, topic_based(endpoint=receiver.url))
         await worker.run_once()
         await create(store, encounter())
         await worker.drain()
-        assert await status_of(store, stored.id) == ("error", f"The endpoint answered {status}")
+        assert await status_of(store, stored.id) == ("off", "The endpoint answered 410")
         await create(store, encounter())
         await worker.run_once()
     assert len(receiver.events) == 1
-    assert [(row["state"], row["number"]) for row in await rows(mongo)] == [
-        ("dead", 1),
-        ("suppressed", 2),
-    ]
+    assert [(row["state"], row["number"]) for row in await rows(mongo)] == [("dead", 1)]
 
 
 async def test_an_exhausted_window_ends_in_error(
@@ -210,7 +229,8 @@ async def test_an_exhausted_window_ends_in_error(
         await create(store, encounter())
         await worker.drain()
         assert await status_of(store, stored.id) == ("error", "The endpoint answered 503")
-    assert [row["state"] for row in await rows(mongo)] == ["dead"]
+    (row,) = await rows(mongo)
+    assert (row["state"], row["open"]) == ("retrying", True)
 
 
 async def test_nothing_leaves_for_an_ended_or_deleted_subscription(

@@ -195,7 +195,7 @@ def smtp(port: int, **more: Any) -> Settings:
     [
         pytest.param("250 OK", Verdict.DELIVERED, 250, id="taken"),
         pytest.param("451 Later", Verdict.RETRY, 451, id="greylisted"),
-        pytest.param("550 Nobody here", Verdict.STOP, 550, id="unknown-mailbox"),
+        pytest.param("550 Nobody here", Verdict.REJECTED, 550, id="unknown-mailbox"),
     ],
 )
 async def test_the_mail_servers_answer_decides(

@@ -12,14 +12,20 @@ import pytest
 
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from app.subscriptions.channels import AttemptOutcome
 from app.subscriptions.sending.circuit_breaker import (
     FAILURES_TO_OPEN,
-    FIRST_ATTEMPTS,
     FIRST_PAUSE,
     LONGEST_PAUSE,
+    Circuit,
+)
+from app.subscriptions.sending.slots import Slots
+from app.subscriptions.sending.targets import (
+    FIRST_ATTEMPTS,
     MOST_ATTEMPTS,
-    EndpointState,
-    blames_endpoint,
+    Origin,
+    Target,
+    blames_target,
 )
 from tests.builders.deliveries import create, rows, working
 from tests.builders.receiver import Receiver, receiving
@@ -32,60 +38,111 @@ pytestmark = pytest.mark.slow
 BAD, NOBODYS = ("b0", "b1", "b2"), ("n0", "n1", "n2")
 
 
-def test_an_endpoint_that_answers_gains_leave_and_one_that_fails_loses_it() -> None:
-    endpoint = EndpointState()
-    assert endpoint.allowed == FIRST_ATTEMPTS
+def test_a_target_that_answers_gains_leave_and_one_that_fails_loses_it() -> None:
+    target = Target()
+    assert target.allowed == FIRST_ATTEMPTS
     for _ in range(100):
-        assert not endpoint.answered()
-    assert endpoint.allowed == MOST_ATTEMPTS
-    assert not endpoint.failed(0.0)
-    assert endpoint.allowed == MOST_ATTEMPTS // 2
+        assert not target.answered("s")
+    assert target.allowed == MOST_ATTEMPTS
+    target.failed(0.0, "s")
+    assert target.room(0.0) > 0
+    assert target.allowed == MOST_ATTEMPTS // 2
 
 
 def test_a_circuit_opens_after_failures_in_a_row_and_is_tried_within_half_a_minute() -> None:
-    endpoint, now = EndpointState(), 100.0
-    for _ in range(FAILURES_TO_OPEN - 1):
-        assert not endpoint.failed(now)
-    assert endpoint.failed(now)
+    circuit, now = Circuit(), 100.0
+    for _ in range(FAILURES_TO_OPEN):
+        assert not circuit.is_open(now)
+        circuit.failed(now)
     pauses = []
     for _ in range(10):
-        assert endpoint.room(now) == 0
-        assert endpoint.open_until - now <= LONGEST_PAUSE
-        pauses.append(endpoint.open_until - now)
-        now = endpoint.open_until
-        assert endpoint.room(now) == 1  # one attempt tells whether it is back
-        assert endpoint.failed(now)
+        assert circuit.is_open(now)
+        assert circuit.open_until - now <= LONGEST_PAUSE
+        pauses.append(circuit.open_until - now)
+        now = circuit.open_until
+        assert not circuit.is_open(now)  # one attempt tells whether it is back
+        circuit.failed(now)
     assert pauses[0] == FIRST_PAUSE
     assert pauses[-1] == LONGEST_PAUSE
-    assert endpoint.answered()
-    assert endpoint.room(now) > 1
+    assert circuit.answered()
+    assert circuit.is_closed
+
+
+def test_one_attempt_is_made_where_a_circuit_is_half_open() -> None:
+    target = Target()
+    for _ in range(FAILURES_TO_OPEN):
+        target.failed(0.0, "s")
+    assert target.room(0.0) == 0
+    assert target.room(FIRST_PAUSE) == 1
+    target.in_hand = 1
+    assert target.room(FIRST_PAUSE) == 0
 
 
 def test_attempts_that_were_under_way_when_a_circuit_opened_do_not_lengthen_it() -> None:
-    endpoint = EndpointState()
+    circuit = Circuit()
     for _ in range(FAILURES_TO_OPEN + 20):
-        endpoint.failed(10.0)
-    assert endpoint.open_until == 10.0 + FIRST_PAUSE
+        circuit.failed(10.0)
+    assert circuit.open_until == 10.0 + FIRST_PAUSE
 
 
 def test_an_endpoint_that_asks_for_a_wait_is_left_alone_at_once() -> None:
-    endpoint = EndpointState()
-    assert endpoint.failed(10.0, wait=7.0)
-    assert endpoint.open_until == 17.0
+    circuit = Circuit()
+    circuit.failed(10.0, wait=7.0)
+    assert circuit.open_until == 17.0
+
+
+def test_what_fails_while_others_are_answered_does_not_count_against_the_target() -> None:
+    target = Target()
+    target.failed(0.0, "poison")
+    target.answered("good")
+    for _ in range(100):
+        target.failed(0.0, "poison")
+    assert target.circuit.is_closed
+    for _ in range(FAILURES_TO_OPEN):
+        target.failed(0.0, "good")
+    assert target.circuit.is_open(0.0), "now nobody is answered"
 
 
 @pytest.mark.parametrize(
-    ("status", "blamed"),
+    ("outcome", "blamed"),
     [
-        pytest.param(None, True, id="no-answer"),
-        pytest.param(500, True, id="broken"),
-        pytest.param(429, True, id="busy"),
-        pytest.param(422, False, id="the-notice-itself"),
-        pytest.param(200, False, id="taken"),
+        pytest.param(AttemptOutcome(None, "timeout"), True, id="no-answer"),
+        pytest.param(AttemptOutcome(500), True, id="broken"),
+        pytest.param(AttemptOutcome(429), True, id="busy"),
+        pytest.param(AttemptOutcome(404), True, id="takes-none-now"),
+        pytest.param(AttemptOutcome(422), False, id="the-notice-itself"),
+        pytest.param(AttemptOutcome(500, refused=True), False, id="refused"),
+        pytest.param(AttemptOutcome(None, accepted=True), False, id="accepted"),
+        pytest.param(AttemptOutcome(200), False, id="taken"),
     ],
 )
-def test_who_is_to_blame(status: int | None, blamed: bool) -> None:
-    assert blames_endpoint(status) is blamed
+def test_who_is_to_blame(outcome: AttemptOutcome, blamed: bool) -> None:
+    assert blames_target(outcome) is blamed
+
+
+def test_slots_go_round_origins_and_their_targets() -> None:
+    """One origin has many targets that want all there is; the other's only one is the next but one."""
+    slots = Slots(most=4, most_of_origin=3)
+    big, small = Origin(), Origin()
+    many = [Target(big) for _ in range(10)]
+    one = Target(small)
+    held = [target for target in many if slots.take(target)]
+    assert len(held) == 3, "an origin never takes all"
+    assert slots.take(one)
+    other = Target(small)
+    assert not slots.take(other)
+    for target in (*many[3:], other):
+        slots.wait(target)
+    turns = []
+    for _ in range(3):
+        slots.give_back(held.pop(0))
+        waiting = slots.next()
+        assert waiting is not None
+        assert slots.take(waiting)
+        held.append(waiting)
+        turns.append(waiting)
+    assert turns == [many[3], other, many[4]]
+    assert slots.contended
 
 
 @asynccontextmanager

@@ -128,13 +128,13 @@ async def test_the_status_of_many_comes_in_pages(pair: Pair, receiver: Receiver)
 
 async def test_the_status_tells_what_is_wrong(pair: Pair, receiver: Receiver) -> None:
     id_ = await subscribed(pair, topic_based(endpoint=receiver.url))
-    receiver.answers([404])
-    await admitted(pair, 2)
+    receiver.answers([410])
+    await admitted(pair, 1)
     (entry,) = (await got(pair[1], f"/Subscription/{id_}/$status"))["entry"]
     found = values(entry["resource"])
-    assert (found["status"], found["events-since-subscription-start"]) == ("error", "2")
+    assert (found["status"], found["events-since-subscription-start"]) == ("off", "1")
     assert found["error"]["coding"][0]["code"] == "error-response"
-    assert found["error"]["text"] == "The endpoint answered 404"
+    assert found["error"]["text"] == "The endpoint answered 410"
 
 
 @pytest.mark.parametrize(

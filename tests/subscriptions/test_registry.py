@@ -274,7 +274,7 @@ async def test_a_topic_that_is_put_reaches_the_subscriptions_of_other_processes(
         await one.collection("topics").delete_many({})
         await soon(lambda: other.registry.get(stored.id) is None)
         assert await concerned(other.registry, {**PLAN, "status": "revoked"}) == set()
-        assert other.registry.delivery_mode(stored.id) == "errored"
+        assert other.registry.delivery_mode(stored.id) == "errored", "its notices wait"
 
 
 async def test_a_subscription_without_its_topic_waits_for_it(one: Mongo) -> None:

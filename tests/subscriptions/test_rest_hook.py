@@ -97,7 +97,7 @@ async def test_a_forbidden_address_is_never_called(receiver: Receiver) -> None:
     hook = HttpSender(Egress(loopback=False))
     for url in (receiver.url, receiver.url.replace("127.0.0.1", "localhost")):
         outcome = await hook.send(notice(url))
-        assert (outcome.status, outcome.verdict) == (None, Verdict.STOP)
+        assert (outcome.status, outcome.verdict) == (None, Verdict.REJECTED)
     await hook.close()
     assert not receiver.requests
 
@@ -114,7 +114,7 @@ async def test_a_name_is_judged_where_the_connection_is_opened(
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
     hook = HttpSender(Egress(loopback=False))
     outcome = await hook.send(notice(f"http://pcp.example:{port}/"))
-    assert (outcome.status, outcome.verdict) == (None, Verdict.STOP)
+    assert (outcome.status, outcome.verdict) == (None, Verdict.REJECTED)
     assert not receiver.requests
     trusting = HttpSender(Egress(hosts=frozenset({"pcp.example"})))
     assert (await trusting.send(notice(f"http://pcp.example:{port}/"))).status == 200

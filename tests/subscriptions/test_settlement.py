@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app.runtime.mongo import Mongo
-from app.subscriptions.ledger.ledger import Delivery, Settlement, settle
+from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.ledger.settlement import Settlement, settle
 
 pytestmark = pytest.mark.mongo
 

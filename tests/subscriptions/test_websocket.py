@@ -105,7 +105,7 @@ async def test_what_came_while_nobody_was_there_is_sent_in_order_on_binding(
     assert numbers == ["1", "2"]
 
 
-async def test_a_client_that_stays_away_for_the_whole_window_is_given_up(
+async def test_a_client_that_stays_away_for_the_whole_window_has_its_notices_wait(
     mongo: Mongo, store: Store
 ) -> None:
     async with working(mongo, store, loops=False, policy=RetryPolicy(window=0.0)) as worker:
@@ -116,7 +116,7 @@ async def test_a_client_that_stays_away_for_the_whole_window_is_given_up(
         await worker.drain()
         reason = "The endpoint failed: nobody is connected"
         assert await status_of(store, stored.id) == ("error", reason)
-    assert [(row["state"], row["reason"]) for row in await rows(mongo)] == [("dead", reason)]
+    assert [(row["state"], row["open"]) for row in await rows(mongo)] == [("retrying", True)]
 
 
 async def test_what_a_connection_took_is_not_sent_again_on_the_next(

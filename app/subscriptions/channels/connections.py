@@ -20,7 +20,10 @@ import aiohttp
 
 from app.network.egress_policy import CheckedResolver, Egress
 
-CONNECTIONS_PER_ORIGIN = 32
+# Concurrent attempts at one origin (app/subscriptions/sending/dispatcher.py), and connections: some more, for the
+# requests for tokens.
+ATTEMPTS_OF_ORIGIN = 128
+CONNECTIONS_PER_ORIGIN = ATTEMPTS_OF_ORIGIN + 16
 _MAX_ORIGINS = 512
 _USER_AGENT = "CareRelay"
 

@@ -48,11 +48,16 @@ class Email:
         self._settings = settings
         # Not the loop's own threads: names are resolved there, and a mail server that hangs must not stop that.
         self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="smtp")
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
 
     async def send(self, notice: Notice) -> AttemptOutcome:
-        """One attempt. 4xx answers are tried again, 5xx answers are final."""
+        """One attempt. 4xx answers are tried again, 5xx answers for a shorter while."""
         try:
-            async with asyncio.timeout(notice.timeout + 1):  # the thread's own timeout comes first
+            # Its time begins when it is its turn.
+            async with (
+                self._turns,
+                asyncio.timeout(notice.timeout + 1),
+            ):  # the thread's own timeout comes first
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._threads, self._transmit, notice)
         except smtplib.SMTPRecipientsRefused as refusal:
@@ -66,7 +71,7 @@ class Email:
             silent = isinstance(error.__context__, TimeoutError)
             return AttemptOutcome(None, "timeout" if silent else "broken connection")
         except OSError:
-            return AttemptOutcome(None, "no connection")
+            return AttemptOutcome(None, "no connection", unreachable=True)
         return AttemptOutcome(250, accepted=True)
 
     def _transmit(self, notice: Notice) -> None:

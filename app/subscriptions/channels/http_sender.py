@@ -9,6 +9,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -43,6 +44,18 @@ _FAILURES = (
 )
 
 
+# Seconds for which the body of a response is waited for.
+_END_OF_ANSWER = 1.0
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One attempt at a notice; `outcome` is what the head of the response said, None before there is one."""
+
+    notice: Notice
+    outcome: AttemptOutcome | None = None
+
+
 class HttpSender:
     """Sends notices over HTTP. `terms`: the credentials that single origins require."""
 
@@ -59,19 +72,24 @@ class HttpSender:
         return cls(around.egress, terms=endpoint_credentials.of_settings(around.settings))
 
     async def send(self, notice: Notice) -> AttemptOutcome:
-        """One attempt: no redirects, `notice.timeout` seconds for all of it; a failure is an outcome, no exception."""
+        """One attempt: no redirects, `notice.timeout` seconds for all of it; a failure is an outcome, no exception.
+
+        What the head of a response says counts, whatever becomes of the connection after it.
+        """
+        exchange = _Exchange(notice)
         try:
             async with asyncio.timeout(notice.timeout):
                 if not self._terms:
-                    return await self._exchange(notice, ())
-                return await self._on_terms(notice)
+                    return await self._send(exchange, ())
+                return await self._on_terms(exchange)
         except TimeoutError:
-            return AttemptOutcome(None, "timeout")
+            return exchange.outcome or AttemptOutcome(None, "timeout")
         except _FAILURES as error:
-            return _failure(error)
+            return exchange.outcome or _failure(error)
 
-    async def _on_terms(self, notice: Notice) -> AttemptOutcome:
+    async def _on_terms(self, exchange: _Exchange) -> AttemptOutcome:
         """An exchange with the credentials that the endpoint requires; a token that it refuses is replaced once."""
+        notice = exchange.notice
         key = endpoint_credentials.origin_of(notice.url)
         terms = self._terms.get(key, NO_TERMS) if key else NO_TERMS
         more: list[tuple[str, str]] = []
@@ -79,32 +97,35 @@ class HttpSender:
             signed = signature(terms.signature_secret, notice.id, int(time.time()), notice.body)
             more.append((SIGNATURE_HEADER, signed))
         if key is None or terms.token is None:
-            return await self._exchange(notice, more)
+            return await self._send(exchange, more)
         token = self._tokens.setdefault(key, BackendToken(terms.token, self._post))
         outcome = AttemptOutcome(None, "no token")
         for _ in range(2):
+            exchange.outcome = None
             value = await token.value()
-            outcome = await self._exchange(notice, [*more, ("Authorization", f"Bearer {value}")])
+            outcome = await self._send(exchange, [*more, ("Authorization", f"Bearer {value}")])
             if outcome.status != 401:
                 break
             token.refused(value)
         return outcome
 
-    async def _exchange(self, notice: Notice, more: Iterable[tuple[str, str]]) -> AttemptOutcome:
+    async def _send(self, exchange: _Exchange, more: Iterable[tuple[str, str]]) -> AttemptOutcome:
+        notice = exchange.notice
         url, origin = self._target(notice.url)
         headers = [*notice.headers, *more, (NOTICE_ID_HEADER, notice.id)]
         with await self._connections.to(origin) as pool:
             async with pool.session.request(
                 notice.method, url, headers=headers, data=notice.body or None, allow_redirects=False
             ) as response:
+                wait = None
+                if not response.ok:
+                    wait = retry_after_seconds(response.headers, datetime.now(UTC))
+                exchange.outcome = AttemptOutcome(response.status, retry_after=wait)
                 answer = await _beginning(response.content)
-                return AttemptOutcome(
-                    response.status,
-                    answer=answer.decode("utf-8", "replace"),
-                    retry_after=None
-                    if response.ok
-                    else retry_after_seconds(response.headers, datetime.now(UTC)),
+                exchange.outcome = exchange.outcome._replace(
+                    answer=answer.decode("utf-8", "replace")
                 )
+        return exchange.outcome
 
     async def _post(self, request: httpx.Request) -> httpx.Response:
         """A request of our own, to an authorization server, under the same rules as a notice."""
@@ -126,10 +147,17 @@ class HttpSender:
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:
-    """The first bytes of a response body as received: not decompressed, and nothing beyond the limit is read."""
+    """The first bytes of a response body as received: not decompressed, and nothing beyond the limit is read.
+
+    The head has said what there is to say: a body that breaks off or does not end is taken as far as it came.
+    """
     answer = b""
-    while len(answer) < ANSWER_LIMIT and not content.at_eof():
-        answer += await content.read(ANSWER_LIMIT - len(answer))
+    try:
+        async with asyncio.timeout(_END_OF_ANSWER):
+            while len(answer) < ANSWER_LIMIT and not content.at_eof():
+                answer += await content.read(ANSWER_LIMIT - len(answer))
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        pass
     return answer
 
 
@@ -142,10 +170,13 @@ def _failure(error: BaseException) -> AttemptOutcome:
     while cause is not None:
         if isinstance(cause, EgressRefusedError):
             return AttemptOutcome(None, str(cause), forbidden=True)
-        if isinstance(cause, UnresolvableError | TokenError):
+        if isinstance(cause, UnresolvableError):
+            return AttemptOutcome(None, str(cause), unreachable=True)
+        if isinstance(cause, TokenError):
             return AttemptOutcome(None, str(cause))
         if isinstance(cause, aiohttp.ClientConnectorError):
             error = cause
         cause = cause.__cause__ or cause.__context__
-    connected = not isinstance(error, aiohttp.ClientConnectorError)
-    return AttemptOutcome(None, "broken connection" if connected else "no connection")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return AttemptOutcome(None, "no connection", unreachable=True)
+    return AttemptOutcome(None, "broken connection")

@@ -44,8 +44,9 @@ class Notice(NamedTuple):
 class AttemptOutcome(NamedTuple):
     """The result of an attempt. `status` is None without a response; `reason` then is its cause in a few words.
 
-    `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: no retry can succeed; `refused`:
-    this notice will never be accepted, others may be; `accepted`: delivered, over a channel without a status.
+    `answer` is the beginning of the body; `retry_after` is in seconds. `forbidden`: the endpoint may not be called, or
+    takes no notices; `refused`: this notice will never be accepted, others may be; `accepted`: delivered, over a
+    channel without a status; `unreachable`: no connection could be made.
     """
 
     status: int | None
@@ -55,6 +56,7 @@ class AttemptOutcome(NamedTuple):
     forbidden: bool = False
     accepted: bool = False
     refused: bool = False
+    unreachable: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -62,7 +64,7 @@ class AttemptOutcome(NamedTuple):
             return Verdict.DELIVERED
         if self.refused:
             return Verdict.REFUSED
-        return Verdict.STOP if self.forbidden else judge(self.status)
+        return Verdict.REJECTED if self.forbidden else judge(self.status)
 
 
 class Channel(Protocol):

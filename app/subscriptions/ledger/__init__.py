@@ -8,7 +8,9 @@ rematching          matches events once more: what was set aside, what a Subscri
 outbox              records a batch: numbers, rows, then counters and events
 sequence_numbers    remembers each Subscription's last number and its busy lanes
 delivery_rows       says what a new row looks like, and which lane it belongs to
-ledger              claims, renews, settles and closes rows of `deliveries`
+ledger              claims, renews and closes rows of `deliveries`
+settlement          settles rows after an attempt, in bulk
+waiting_rows        finds rows that wait for their Subscription, without a look at each
 ledger_queries      searches rows for operators and `$events`, and reopens them for `$resend`
 retention           deletes what is older than it is kept
 """

@@ -10,7 +10,7 @@ from typing import Any
 from app.fhir.ids import new_id
 from app.runtime.mongo import Document
 from app.store.events import Event
-from app.subscriptions.ledger.ledger import LEASE_MARGIN, SECOND_LOOK
+from app.subscriptions.ledger.ledger import BEHIND, LEASE_MARGIN, WAITING
 from app.subscriptions.ledger.sequence_numbers import Known
 from app.subscriptions.matching.event_matcher import SubscriptionMatch
 from app.subscriptions.matching.registration import Registration
@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """The inputs of a new row's state: its Subscription's `delivery_mode`, room at its endpoint, and its `owner`."""
+    """The inputs of a new row's state: its Subscription's `delivery_mode`, room at its target, and its `owner`."""
 
     owner: str
     now: datetime
@@ -42,24 +42,24 @@ class Birth:
     def row(self, pair: Pair, number: int, known: Known, *, behind: bool) -> Document:
         """A new row with this number; `behind`: another new row of its lane comes before it.
 
-        Where its lane is free and its endpoint has room it is `sending`, already leased to `owner`.
+        Where its lane is free and its target has room it is `sending`, already leased to `owner`.
         """
         registration = pair.match.registration
         document = _row(pair, number, self.now)
         delivery_mode = self.delivery_mode(registration.id)
-        if delivery_mode in ("errored", "ended"):
+        if delivery_mode == "ended":
             document["state"] = "suppressed"
             document["reason"] = f"Subscription is {registration.status}"
             return document
         document["open"] = True
-        if delivery_mode == "waiting" or behind or known.is_busy(pair.lane):
-            document["state"], document["next_at"] = "queued", self.now + SECOND_LOOK
-        elif self.admit(registration):
+        if behind or known.is_busy(pair.lane):
+            document["state"], document["next_at"] = "queued", BEHIND
+        elif delivery_mode == "active" and self.admit(registration):
             document["state"], document["owner"], document["attempt"] = "sending", self.owner, 1
             lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
             document["next_at"], document["first_at"] = self.now + lease, self.now
         else:
-            document["state"], document["next_at"] = "queued", self.now
+            document["state"], document["next_at"] = "queued", WAITING
         return document
 
 
@@ -108,7 +108,6 @@ def row_of(
         "created_at": now,
         "owner": "",
         "attempt": 0,
-        "next_at": now,
         "first_at": None,
         "attempts": [],
     }

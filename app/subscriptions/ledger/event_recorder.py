@@ -119,7 +119,7 @@ class EventRecorder:
         admit = self._sender.admission()
         waiting = await self._outbox.record(busy, admit, self._sender.start, finishes=finishes)
         if waiting:
-            await self._backlog.advance({row.lane for row in waiting}, waiting)
+            await self._backlog.follow_up(waiting)
 
     async def load(self, row: Document) -> Event | None:
         """The event of a row of `events`; one that cannot be read is set aside. Raises what is nobody's fault."""

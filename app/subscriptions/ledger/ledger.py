@@ -5,8 +5,11 @@
                 state, open?, owner, attempt, next_at, first_at, attempts: [...]}
 
 `open` is set until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease while
-it is being sent, the time of the next attempt while it is retried, the next check while it waits for its lane.
-A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be taken.
+it is being sent, the time of the next attempt while it is retried. A row that waits for something else than a time has
+one of two marks there, and costs nothing while it waits: WAITING for its Subscription (its target answers again, its
+endpoint is proven, it is in `error` no more), BEHIND another row of its lane. `rejected_at` is since when each attempt
+was rejected. A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be
+taken.
 
 Deliveries follow the rules of app/runtime/leases.py, in bulk: a claim takes a page of rows by the database's clock and
 counts the attempt of each, settlements are guarded by owner and attempt, hundreds in one update, and `dead` is the dead
@@ -20,10 +23,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from pymongo import ASCENDING, IndexModel, UpdateOne
+from pymongo import ASCENDING, IndexModel
 from pymongo.errors import BulkWriteError
 
 from app.runtime import collections
@@ -36,8 +39,21 @@ State = Literal["queued", "sending", "delivered", "retrying", "suppressed", "dea
 # A lease outlasts the attempt it is for by this much: rows may wait for their turn at the endpoint. The rows of a dead
 # process are found by its silence (app/runtime/cluster.py), long before.
 LEASE_MARGIN = timedelta(seconds=120)
-# How long a row waits in its lane before a sweep checks whether it was forgotten there.
+# How long a row waits that something of ours kept from being sent.
 SECOND_LOOK = timedelta(seconds=5)
+# Marks in `next_at`. They lie in the past: servers of format 1 take rows that have them for due (app/store/format.py).
+WAITING = datetime(1970, 1, 1, tzinfo=UTC)
+BEHIND = datetime(1970, 1, 2, tzinfo=UTC)
+# Fields that a row loses when it is settled for good.
+OF_OPEN_ROWS = ("open", "next_at", "owner", "claim", "rejected_at")
+# Open rows but for those that some process is sending now; and the state of one of them whose lease is over.
+_NOT_BEING_SENT: Document = {
+    "open": True,
+    "$or": [{"state": {"$ne": "sending"}}, {"$expr": {"$lte": ["$next_at", "$$NOW"]}}],
+}
+_NO_LONGER_SENT: Document = {"$cond": [{"$eq": ["$state", "sending"]}, "retrying", "$state"]}
+# Of a row that is settled: proof that was looked for while it was open (app/proof) is made now.
+PUBLISH_NOW: Document = {"$cond": [{"$gt": ["$publish", None]}, "$$NOW", "$$REMOVE"]}
 _DUPLICATE_KEY = 11000
 
 
@@ -60,6 +76,7 @@ class Delivery(NamedTuple):
     first_at: datetime | None
     # Relative references that the notice carries besides those of the topic.
     context: tuple[str, ...] = ()
+    rejected_at: datetime | None = None
 
     @classmethod
     def from_document(cls, document: Document) -> Delivery:
@@ -76,10 +93,16 @@ class Delivery(NamedTuple):
             document["state"],
             document["owner"],
             document["attempt"],
-            document["next_at"],
+            document.get("next_at") or document["created_at"],  # a settled row has none
             document["first_at"],
             tuple(document.get("context", ())),
+            document.get("rejected_at"),
         )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for something else than a time."""
+        return self.next_at <= BEHIND
 
     @property
     def held(self) -> Document:
@@ -122,10 +145,16 @@ class Ledger:
         models = [
             IndexModel([("subscription", ASCENDING), ("event", ASCENDING)], unique=True),
             IndexModel([("subscription", ASCENDING), ("number", ASCENDING)], unique=True),
+            # `open` leads, so that the first row of a lane is found in one step however many there are.
             IndexModel(
-                [("lane", ASCENDING), ("number", ASCENDING)], partialFilterExpression=open_rows
+                [(key, ASCENDING) for key in ("open", "lane", "number")],
+                partialFilterExpression=open_rows,
             ),
-            IndexModel([("next_at", ASCENDING)], partialFilterExpression=open_rows),
+            # Those whose time has come; and those that wait, by Subscription, new ones before failed ones.
+            IndexModel(
+                [(key, ASCENDING) for key in ("next_at", "subscription", "state", "number")],
+                partialFilterExpression={"next_at": {"$exists": True}},
+            ),
             # For those who search the ledger: by what a notice was about, and what has failed.
             IndexModel([("focus.id", ASCENDING)]),
             IndexModel(
@@ -147,12 +176,10 @@ class Ledger:
             return Refusal(failure["index"], "event" in failure["keyPattern"])
         return None
 
-    async def due(self, limit: int, without: Collection[str] = ()) -> list[Delivery]:
-        """Open rows whose time has come, oldest first, but for those of some Subscriptions."""
-        filter_: Document = {"open": True, "next_at": {"$lte": self._mongo.now()}}
-        if without:
-            filter_["subscription"] = {"$nin": list(without)}
-        cursor = self._deliveries.find(filter_)
+    async def due(self, limit: int) -> list[Delivery]:
+        """Open rows whose time has come, oldest first."""
+        its_time = {"$gt": BEHIND, "$lte": self._mongo.now()}
+        cursor = self._deliveries.find({"open": True, "next_at": its_time})
         documents = await cursor.sort("next_at", ASCENDING).limit(limit).to_list(None)
         return [Delivery.from_document(document) for document in documents]
 
@@ -168,8 +195,9 @@ class Ledger:
 
     async def queued(self, lanes: Collection[str]) -> list[Delivery]:
         """The rows that wait in lanes, in the order of their numbers."""
+        waits = [{"state": "queued"}, {"next_at": {"$lte": BEHIND}}]
         cursor = self._deliveries.find(
-            {"lane": {"$in": list(lanes)}, "open": True, "state": "queued"}, {"attempts": 0}
+            {"lane": {"$in": list(lanes)}, "open": True, "$or": waits}, {"attempts": 0}
         )
         documents = await cursor.sort([("lane", ASCENDING), ("number", ASCENDING)]).to_list(None)
         return [Delivery.from_document(document) for document in documents]
@@ -177,8 +205,8 @@ class Ledger:
     async def claim(self, ids: Sequence[str], lease: timedelta) -> list[Delivery]:
         """Take rows for sending, in one update; each counts its attempt. Rows that another has taken are left out.
 
-        A process that knows a queued row's lane to be free may take it at any time; others are taken when `next_at` has
-        come, by the database's clock.
+        A process that knows the lane of a queued or waiting row to be free may take it at any time; others are taken
+        when `next_at` has come, by the database's clock.
         """
         token = uuid.uuid4().hex
         # A number, not a string: in an update pipeline strings with a dollar sign would be expressions.
@@ -207,16 +235,17 @@ class Ledger:
 
     async def renew(self, delivery: Delivery, lease: timedelta) -> bool:
         """Extend the lease of a row that waited long for its turn; False where it has been lost."""
+        milliseconds = int(lease.total_seconds() * 1000)
         result = await self._deliveries.update_one(
-            delivery.held, {"$set": {"next_at": self._mongo.now() + lease}}
+            delivery.held, [{"$set": {"next_at": {"$add": ["$$NOW", milliseconds]}}}]
         )
         return bool(result.matched_count)
 
-    async def postpone(self, ids: Iterable[str], until: datetime) -> None:
-        """Set when waiting rows are checked again."""
+    async def mark(self, ids: Iterable[str], mark: datetime) -> None:
+        """Let rows wait, with one of the marks; one that is being sent only where its lease is over."""
         await self._deliveries.update_many(
-            {"_id": {"$in": list(ids)}, "open": True, "state": {"$ne": "sending"}},
-            {"$set": {"next_at": until}},
+            {"_id": {"$in": list(ids)}, **_NOT_BEING_SENT},
+            [{"$set": {"next_at": mark, "state": _NO_LONGER_SENT}}],
         )
 
     async def close(self, subscription: str, reason: str) -> None:
@@ -224,61 +253,20 @@ class Ledger:
 
         `dead` where an attempt was made, `suppressed` where none was.
         """
-        await self._deliveries.update_many(
-            {"subscription": subscription, "open": True, "state": {"$ne": "sending"}},
-            [
-                {
-                    "$set": {
-                        "state": {"$cond": [{"$gt": ["$attempt", 0]}, "dead", "suppressed"]},
-                        "reason": {"$literal": reason},
-                    }
-                },
-                {"$unset": ["open", "next_at", "owner", "claim"]},
-            ],
-        )
+        state = {"$cond": [{"$gt": ["$attempt", 0]}, "dead", "suppressed"]}
+        await self._close({"subscription": subscription}, reason, {"state": state})
 
-    async def open_lanes(self, subscription: str) -> list[str]:
-        """The lanes of a Subscription that have an open row."""
-        lane = {"$gte": f"{subscription}|", "$lt": f"{subscription}}}"}
-        lanes: list[str] = await self._deliveries.distinct("lane", {"lane": lane, "open": True})
-        return lanes
+    async def give_up(self, subscription: str, reason: str, before: str, at: datetime) -> int:
+        """Settle those of a Subscription's open rows whose id is smaller, at a time; returns how many."""
+        which = {"subscription": subscription, "_id": {"$lt": before}}
+        return await self._close(which, reason, {"state": "dead", "given_up_at": at})
 
-    async def postpone_subscriptions(self, subscriptions: Collection[str], until: datetime) -> None:
-        """Postpone the due rows of Subscriptions whose endpoint is not to be called before `until`."""
-        await self._deliveries.update_many(
-            {
-                "open": True,
-                "next_at": {"$lte": self._mongo.now()},
-                "subscription": {"$in": list(subscriptions)},
-                "state": {"$ne": "sending"},
-            },
-            {"$set": {"next_at": until}},
+    async def _close(self, which: Document, reason: str, changes: Document) -> int:
+        changes |= {"reason": {"$literal": reason}, "publish": PUBLISH_NOW}
+        result = await self._deliveries.update_many(
+            {**which, **_NOT_BEING_SENT}, [{"$set": changes}, {"$unset": list(OF_OPEN_ROWS)}]
         )
-
-    async def resume(self, subscriptions: Collection[str]) -> None:
-        """Make the queued rows of Subscriptions due, whose endpoint answers again. Retries keep their own time."""
-        await self._deliveries.update_many(
-            {
-                "open": True,
-                "next_at": {"$gt": self._mongo.now()},
-                "subscription": {"$in": list(subscriptions)},
-                "state": "queued",
-            },
-            {"$set": {"next_at": self._mongo.now()}},
-        )
-
-    async def expedite(self, subscription: str) -> None:
-        """Make all waiting rows of a Subscription due, retries too."""
-        now = self._mongo.now()
-        await self._deliveries.update_many(
-            {
-                "open": True,
-                "next_at": {"$gt": now},
-                "subscription": subscription,
-                "state": {"$in": ["queued", "retrying"]},
-            },
-            {"$set": {"next_at": now}},
-        )
+        return int(result.modified_count)
 
     async def abandon(self, owner: str, but: Collection[str] = ()) -> int:
         """Make the rows that a process was sending due for any process, but for some; returns how many."""
@@ -296,82 +284,3 @@ class Ledger:
         """The number of rows that are not settled for good."""
         count: int = await self._deliveries.count_documents({"open": True})
         return count
-
-
-# The settlement of rows after an attempt: written in bulk, guarded by the row's owner and attempt.
-#
-# Rows that were delivered, nearly all, are written by one update that finds the record of each row's attempt in a
-# list. A bulk of single updates costs MongoDB twice as much for each row, since it plans each and records each as a
-# retryable write, and the driver twice as much to send.
-
-# Fields that a row loses when it is settled for good.
-_OF_OPEN_ROWS = ("open", "next_at", "owner", "claim")
-# The answers that the records hold must fit into one command (16 MiB).
-_AT_ONCE = 500
-
-
-class Settlement(NamedTuple):
-    """The new state of a row after an attempt, or without one; `attempt` is the record of it to store.
-
-    `queued` puts a row back whose attempt was never made: it does not count.
-    """
-
-    delivery: Delivery
-    state: State
-    next_at: datetime | None = None
-    attempt: Document | None = None
-    reason: str = ""
-
-    @property
-    def is_final(self) -> bool:
-        return self.next_at is None
-
-
-async def settle(deliveries: MongoCollection, settlements: Sequence[Settlement]) -> int:
-    """Write settlements; one whose lease was lost changes nothing. Returns how many rows were settled."""
-    delivered: dict[tuple[str, int], dict[str, Document | None]] = {}
-    others = []
-    for entry in settlements:
-        delivery = entry.delivery
-        if entry.state == "delivered":
-            holder = (delivery.owner, delivery.attempt)
-            delivered.setdefault(holder, {})[delivery.id] = entry.attempt
-        else:
-            others.append(UpdateOne(delivery.held, _settled(entry)))
-    count = 0
-    for (owner, attempt), records in delivered.items():
-        ids = list(records)
-        for begin in range(0, len(ids), _AT_ONCE):
-            some = ids[begin : begin + _AT_ONCE]
-            held = {"_id": {"$in": some}, "state": "sending", "owner": owner, "attempt": attempt}
-            update = _delivered(some, [records[id_] for id_ in some])
-            count += (await deliveries.update_many(held, update)).matched_count
-    if others:
-        count += (await deliveries.bulk_write(others, ordered=False)).matched_count
-    return count
-
-
-def _delivered(ids: Sequence[str], records: Sequence[Document | None]) -> list[Document]:
-    """An update of all these rows; `records` are of their attempts, in the same order."""
-    place = {"$indexOfArray": [{"$literal": ids}, "$_id"]}
-    record = {"$arrayElemAt": [{"$literal": records}, place]}
-    values = {"state": "delivered", "attempts": {"$concatArrays": ["$attempts", [record]]}}
-    return [{"$set": values}, {"$unset": list(_OF_OPEN_ROWS)}]
-
-
-def _settled(entry: Settlement) -> Document:
-    values: Document = {"state": entry.state}
-    if entry.reason:
-        values["reason"] = entry.reason
-    update: Document = {"$set": values}
-    if not entry.is_final:
-        values["next_at"] = entry.next_at
-    else:
-        update["$unset"] = dict.fromkeys(_OF_OPEN_ROWS, "")
-    if entry.state == "queued":
-        update["$inc"] = {"attempt": -1}
-        if entry.delivery.attempt == 1:
-            values["first_at"] = None
-    if entry.attempt is not None:
-        update["$push"] = {"attempts": entry.attempt}
-    return update

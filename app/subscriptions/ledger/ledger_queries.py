@@ -13,7 +13,7 @@ from app.errors import BadRequest, Gone, NotFound
 from app.fhir.ids import first_id, time_of
 from app.fhir.instants import BEGINNING, END, instant
 from app.runtime.mongo import Document, Mongo
-from app.subscriptions.ledger.ledger import Delivery, State, delivery_rows
+from app.subscriptions.ledger.ledger import BEHIND, WAITING, Delivery, State, delivery_rows
 
 STATES: tuple[State, ...] = get_args(State)
 # Ids are made by a process's own clock, times are the database's.
@@ -120,7 +120,7 @@ async def resend(
 
 def shown(row: Document) -> Document:
     """A row as JSON: no lease, no owner; times as instants."""
-    focus = row["focus"]
+    focus, next_at = row["focus"], row.get("next_at")
     found: Document = _plain(
         {
             "id": row["_id"],
@@ -134,7 +134,7 @@ def shown(row: Document) -> Document:
             "method": focus["method"],
             "committed_at": focus["at"],
             "created_at": row["created_at"],
-            "next_at": row.get("next_at"),
+            "next_at": None if next_at is None or next_at <= BEHIND else next_at,
             "attempts": row["attempts"],
         }
     )
@@ -181,11 +181,8 @@ async def rows(mongo: Mongo, subscription: str, span: Span, limit: int) -> list[
         {"subscription": subscription, **span.condition()}, {"attempts": 0}
     )
     documents = await cursor.sort("number", ASCENDING).limit(limit).to_list(None)
-    # Fields that a settled row has lost.
-    return [
-        Delivery.from_document({"owner": "", "next_at": document["created_at"], **document})
-        for document in documents
-    ]
+    # A field that a settled row has lost.
+    return [Delivery.from_document({"owner": "", **document}) for document in documents]
 
 
 async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
@@ -202,11 +199,11 @@ async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
                 "open": True,
                 "state": "queued",
                 "owner": "",
-                "next_at": now,
+                "next_at": WAITING,
                 "first_at": None,
                 "publish": now,
             },
-            "$unset": {"reason": ""},
+            "$unset": {"reason": "", "given_up_at": ""},
         },
     )
     return int(result.modified_count)

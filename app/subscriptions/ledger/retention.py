@@ -1,4 +1,7 @@
-"""The retention of the outbox and the ledger. Open rows stay, however old, and so do those that were given up.
+"""The retention of the outbox and the ledger. What waits for longer than that is given up, where people see it.
+
+Open rows of active Subscriptions stay, however old. Those of others, as of one that is in `error`, become `dead` with
+the reason, and are kept for as long again.
 
 Events that are done are only needed to find Subscriptions that changed a moment ago. A delivery row is the ledger's
 entry, and the source of `$events`, which answers 410 without it, and of `$resend`. Ids are in order of time, so both
@@ -7,6 +10,8 @@ are found by them and need no further index.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from bson import ObjectId
@@ -15,16 +20,26 @@ from app.fhir.ids import first_id
 from app.runtime.mongo import Mongo
 from app.settings import Settings
 from app.store.events import event_rows
-from app.subscriptions.ledger.ledger import delivery_rows
+from app.subscriptions.ledger.ledger import Ledger, delivery_rows
+from app.subscriptions.ledger.waiting_rows import WaitingRows
+
+log = logging.getLogger(__name__)
 
 EVERY = timedelta(hours=1)
+EXPIRED = "Not sent for as long as deliveries are kept"
 
 
 class Retention:
     """Deletes old rows once an hour, in every process; doing it twice changes nothing."""
 
-    def __init__(self, settings: Settings, mongo: Mongo) -> None:
+    def __init__(
+        self, settings: Settings, mongo: Mongo, delivery_mode: Callable[[str], str]
+    ) -> None:
+        """`delivery_mode` returns the mode of a Subscription."""
         self._mongo = mongo
+        self._ledger = Ledger(mongo, "")
+        self._waiting = WaitingRows(mongo)
+        self._delivery_mode = delivery_mode
         self.events = timedelta(days=settings.event_retention_days)
         self.deliveries = timedelta(days=settings.delivery_retention_days)
         self._next: datetime | None = None
@@ -46,11 +61,25 @@ class Retention:
                 "react_failed": {"$exists": False},
             }
         )
+        oldest = first_id(now - self.deliveries)
+        given_up_lately = {"given_up_at": {"$gte": now - self.deliveries}}
         deliveries = await delivery_rows(self._mongo).delete_many(
             {
-                "_id": {"$lt": first_id(now - self.deliveries)},
+                "_id": {"$lt": oldest},
                 "open": {"$exists": False},
                 "unpublished": {"$exists": False},
+                "$nor": [given_up_lately],
             }
         )
+        await self._give_up(oldest, now)
         return events.deleted_count, deliveries.deleted_count
+
+    async def _give_up(self, oldest: str, now: datetime) -> None:
+        """Settle the rows before an id that wait for a Subscription which is not active."""
+        for subscription in await self._waiting.older_than(oldest):
+            if self._delivery_mode(subscription) != "active":
+                count = await self._ledger.give_up(subscription, EXPIRED, oldest, now)
+                log.warning(
+                    "notices expired",
+                    extra={"action": "expire", "id": subscription, "count": count},
+                )

@@ -115,10 +115,7 @@ class EventMatcher:
     def _topics_of(self, found: Iterable[SubscriptionMatch]) -> Iterator[str]:
         for match in found:
             registered = match.registration
-            if registered.topic and self._registry.delivery_mode(registered.id) in (
-                "active",
-                "waiting",
-            ):
+            if registered.topic and self._registry.delivery_mode(registered.id) != "ended":
                 yield registered.topic.url
 
     async def _collect(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from app.errors import Unprocessable
 from app.fhir import instants
+from app.fhir.codes import SUBSCRIPTION_OWNER
 from app.fhir.json import Resource
 from app.settings import Settings
 from app.subscriptions.matching import channel_terms, criteria as criteria_
@@ -30,7 +31,7 @@ _CANONICAL = ("http://", "https://", "urn:")
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One Subscription as the server acts on it."""
+    """One Subscription as the server acts on it; `kept_for` is the practice or contract it is kept for."""
 
     id: str
     version: int
@@ -39,6 +40,7 @@ class Registration:
     topic: Topic | None
     criteria: Criteria
     channel: ChannelTerms
+    kept_for: str | None = None
 
 
 def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Registration:
@@ -64,7 +66,13 @@ def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Regist
         topic=topic,
         criteria=criteria,
         channel=channel,
+        kept_for=_kept_for(resource),
     )
+
+
+def _kept_for(resource: Resource) -> str | None:
+    tags = resource.get("meta", {}).get("tag", ())
+    return next((tag.get("code") for tag in tags if tag.get("system") == SUBSCRIPTION_OWNER), None)
 
 
 def _read_criteria(

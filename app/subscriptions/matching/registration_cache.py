@@ -91,14 +91,14 @@ class Shelf:
 
 # The compact form of a Subscription, which the registry keeps in memory and beside its document.
 #
-#     Subscription.private.watch   JSON: by, topic, end, criteria, channel
+#     Subscription.private.watch   JSON: by, topic, end, criteria, channel, kept_for
 #
 # So 100,000 of them are read in a second or two, and each is one string until an event concerns it. It is derived from
 # the resource, and only used while `by` is the digest of the rules it was derived by: this program, the settings and
 # the topic as they are now. Otherwise the resource itself is read again.
 
 # Increased whenever the same Subscription compiles to something else.
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Watch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -109,6 +109,7 @@ class Watch(msgspec.Struct, array_like=True, frozen=True, gc=False):
     end: datetime | None
     criteria: Criteria
     channel: ChannelTerms
+    kept_for: str | None = None
 
 
 _decoder = msgspec.json.Decoder(Watch)
@@ -124,6 +125,7 @@ def encode(registration: Registration, settings: Settings) -> str:
         registration.end,
         registration.criteria,
         registration.channel,
+        registration.kept_for,
     )
     return _encoder.encode(watch).decode()
 
@@ -151,7 +153,7 @@ def registration(
     topic = catalogue.by_url.get(watch.topic) if watch.topic is not None else None
     if watch.topic is not None and topic is None:
         return None
-    return Registration(*key, watch.end, topic, watch.criteria, watch.channel)
+    return Registration(*key, watch.end, topic, watch.criteria, watch.channel, watch.kept_for)
 
 
 def rules(topic: Topic | None, settings: Settings) -> str:

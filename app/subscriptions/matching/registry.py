@@ -340,7 +340,7 @@ class SubscriptionRegistry:
         return self._cache.get(subscription)
 
     def delivery_mode(self, subscription: str) -> DeliveryMode:
-        """The current delivery mode of a Subscription; one that cannot be read here counts as one in error."""
+        """The current delivery mode of a Subscription; of one that is not supported now, that of one in error."""
         found = self.get(subscription)
         if found is None and self.is_unsupported(subscription):
             return "errored"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Collection, Hashable, Sequence
 from datetime import datetime
@@ -25,6 +26,8 @@ from app.subscriptions.notices.envelope import Envelope, Template
 from app.subscriptions.notices.event_reader import EventReader, WithheldError
 from app.subscriptions.notices.notification import Head, NotificationKind
 from app.subscriptions.sending.release_limits import NO_LIMITS, Limits
+
+log = logging.getLogger(__name__)
 
 _ENVELOPES, _TEMPLATES = 10_000, 256
 
@@ -58,7 +61,25 @@ class Composer:
         unknown = [id_ for id_ in subscriptions if id_ not in self._envelopes]
         if unknown:
             for current, private in await self._registry.many_with_private(unknown):
-                self._keep(current, private)
+                try:
+                    self._keep(current, private)
+                except Exception as error:  # its own notices will fail by it, and no others
+                    log.error(
+                        "secrets cannot be opened",
+                        extra={
+                            "action": "compose",
+                            "id": current.id,
+                            "error": type(error).__name__,
+                        },
+                    )
+
+    def owner(self, registration: Registration) -> str | None:
+        """For whom a Subscription's notices are sent: whom the server keeps it for, else the client that wrote it.
+
+        The client is known once `registration` or `make_ready` has read its secrets.
+        """
+        envelope = self._envelopes.get(registration.id)
+        return registration.kept_for or (None if envelope is None else envelope.owner)
 
     def _keep(self, current: Registration, private: Document) -> None:
         self._envelopes[current.id] = Envelope.of(current, private, self._settings)

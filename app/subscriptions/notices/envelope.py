@@ -25,7 +25,10 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """`base_url` is the FHIR base as the subscriber knows it; `media_type` the format of the body."""
+    """`base_url` is the FHIR base as the subscriber knows it; `media_type` the format of the body.
+
+    `owner` is the client whose Subscription it is, if it is one's.
+    """
 
     subscription: str
     version: int
@@ -37,6 +40,7 @@ class Envelope:
     headers_of_body: Headers
     method: str
     url: str
+    owner: str | None
 
     @classmethod
     def of(cls, registration: Registration, private: Document, settings: Settings) -> Envelope:
@@ -57,6 +61,7 @@ class Envelope:
             headers_of_body=(*headers, ("Content-Type", terms.payload or FHIR_JSON)),
             method=method,
             url=url,
+            owner=private.get("owner", {}).get("client_id"),
         )
 
     @property

@@ -6,35 +6,45 @@ and heartbeats are about no patient and are not recorded.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from app.audit.entry import FAILED, OK, of_caller, with_patients
 from app.authentication.caller import NOBODY, Caller
+from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
-from app.subscriptions.ledger.ledger import Settlement
+from app.subscriptions.ledger.settlement import Settlement
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.sending.owner_rights import OwnerRights
+
+log = logging.getLogger(__name__)
 
 
 async def entries(
     settlements: Sequence[Settlement], registry: SubscriptionRegistry, rights: OwnerRights
 ) -> list[Document]:
-    """The audit entries of those settlements that come from an attempt. Raises PyMongoError."""
-    attempted = [(each, each.attempt) for each in settlements if each.attempt is not None]
+    """The audit entries of those settlements that come from an attempt. Raises where the database is away."""
     known: dict[str, tuple[Registration | None, Caller]] = {}
-    for each, _ in attempted:
+    found: list[Document] = []
+    for each in settlements:
+        if each.attempt is None:
+            continue
         name = each.delivery.subscription
-        if name not in known:
-            registration = registry.get(name)
-            owner = await rights.whose(registration) if registration is not None else NOBODY
-            known[name] = registration, owner
-    return [
-        row
-        for each, attempt in attempted
-        for row in _rows(each, attempt, *known[each.delivery.subscription])
-    ]
+        try:
+            if name not in known:
+                registration = registry.get(name)
+                owner = await rights.whose(registration) if registration is not None else NOBODY
+                known[name] = registration, owner
+            found += _rows(each, each.attempt, *known[name])
+        except Exception as error:
+            if is_nobodys_fault(error):
+                raise
+            extra = {"action": "audit", "id": name, "error": type(error).__name__}
+            log.error("attempt on record in part", extra=extra)
+            found += _rows(each, each.attempt, None, NOBODY)
+    return found
 
 
 def _rows(

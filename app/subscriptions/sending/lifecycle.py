@@ -1,22 +1,25 @@
 """The status that the server gives a Subscription: proven, failed, ended; and the heartbeats in between.
 
-requested -> active (handshake accepted; at once where there is nothing to prove: classic, websocket, davinci-alerts) or
-error; active -> error when deliveries fail for good; any -> off at its `end`. Only the client sets it to `requested`
-again. These writes go through the store as all do.
+requested -> active (handshake accepted; at once where there is nothing to prove: classic, websocket, davinci-alerts)
+or, where it is not accepted again and again, error; active -> error when deliveries fail for too long; any -> off at
+its `end`, or when its endpoint answers 410. Only the client sets it to `requested` again. These writes go through the
+store as all do.
 
     subscription_state  {..., heartbeat_at?, handshake?: {version, attempt, tries, lease_until?, owner?, done?}}
 
 One process at a time sends the handshake of a version (app/runtime/leases.py). A newer version begins anew, whoever is
-at the older one. What keeps a handshake from being sent, again and again, ends in `error` as well.
+at the older one. Handshakes and heartbeats go through the queue of their target, as notices do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypedDict
 
 from pymongo.errors import DuplicateKeyError
@@ -32,15 +35,27 @@ from app.subscriptions.ledger.sequence_numbers import SUBSCRIPTION_STATE_COLLECT
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.notices.notification import NotificationKind
+from app.subscriptions.sending.dispatcher import Dispatcher
 from app.subscriptions.sending.retry import Verdict
+from app.subscriptions.sending.targets import Targets
 
 log = logging.getLogger(__name__)
 
 _MAX_RACES = 20
 _HEARTBEATS_AT_ONCE = 100
+_REMEMBERED = 100_000
+# When a heartbeat is tried again that could not be made.
+_BEAT_AGAIN = timedelta(minutes=1)
 _LEASE = timedelta(seconds=60)
+# A quarter of an hour until a handshake is given up.
 _BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=5), most=10)
+# Seconds until a handshake is looked at again that is another process's, or not due.
+_LOOK_AGAIN = 2.0
 _UNSENT = "The handshake could not be sent"
+
+
+class _UnprovenError(Exception):
+    """The endpoint did not accept the handshake; the text is our own."""
 
 
 class State(TypedDict, total=False):
@@ -55,9 +70,17 @@ class Lifecycle:
     """Moves Subscriptions between their states."""
 
     def __init__(
-        self, mongo: Mongo, store: Store, composer: Composer, channels: Mapping[str, Channel]
+        self,
+        mongo: Mongo,
+        store: Store,
+        composer: Composer,
+        channels: Mapping[str, Channel],
+        targets: Targets,
+        dispatcher: Dispatcher,
     ) -> None:
         self._mongo = mongo
+        self._targets = targets
+        self._dispatcher = dispatcher
         self._store = store
         self._composer = composer
         self._channels = channels
@@ -73,11 +96,17 @@ class Lifecycle:
         )
         self._beating = asyncio.Lock()
         self._activating: set[tuple[str, int]] = set()
+        # Handshakes that are not to be claimed before: by Subscription, with its version.
+        self._not_before: dict[str, tuple[int, float]] = {}
+        # Subscriptions whose heartbeat waits for its target, or is being sent.
+        self._beats: set[str] = set()
 
     async def activate(self, registration: Registration) -> None:
         """Prove the endpoint of a requested Subscription, in one process at a time, and set its status accordingly."""
         key = (registration.id, registration.version)
-        if key in self._activating:
+        version, not_before = self._not_before.get(registration.id, (0, 0.0))
+        too_early = version == registration.version and time.monotonic() < not_before
+        if key in self._activating or too_early:
             return
         self._activating.add(key)
         try:
@@ -93,6 +122,7 @@ class Lifecycle:
             return
         claim = await self._claim_handshake(registration)
         if claim is None:
+            self._wait(registration, _LOOK_AGAIN)
             return
         if self._handshakes.is_spent(claim):
             await self._give_up(registration, claim, NO_END)
@@ -102,6 +132,9 @@ class Lifecycle:
                 await self._prove(registration, claim)
         except LostError:
             log.info("handshake left", extra={"action": "handshake", "id": registration.id})
+        except _UnprovenError as refusal:
+            log.info("handshake refused", extra={"action": "handshake", "id": registration.id})
+            await self._again(registration, claim, refusal, str(refusal))
         except Exception as error:
             name = type(error).__name__
             log.warning(
@@ -109,15 +142,39 @@ class Lifecycle:
                 extra={"action": "handshake", "id": registration.id, "error": name},
                 exc_info=not is_nobodys_fault(error),
             )
-            if self._handshakes.is_last(claim, error):
-                await self._give_up(registration, claim, name)
-            else:
-                await self._handshakes.postpone(claim, error)
+            await self._again(registration, claim, error, _UNSENT)
+
+    async def _again(
+        self, registration: Registration, claim: Claim[State], error: Exception, reason: str
+    ) -> None:
+        """Put a handshake off that failed; after the last try the Subscription is in error, with the reason."""
+        if not self._handshakes.is_last(claim, error):
+            await self._handshakes.postpone(claim, error)
+            pause = _BACK_OFF.pause(claim.tries)
+            if pause is not None and not is_nobodys_fault(error):
+                self._wait(registration, pause.total_seconds())
+        elif isinstance(error, _UnprovenError):
+            if await self._handshakes.renew(claim):
+                ended = _status("error", reason, only_version=registration.version)
+                await self._change(registration.id, ended)
+                await self._handshakes.settle(claim, {"handshake.done": True})
+        else:
+            await self._give_up(registration, claim, type(error).__name__)
+
+    def _wait(self, registration: Registration, seconds: float) -> None:
+        if len(self._not_before) >= _REMEMBERED:
+            self._not_before.clear()
+        self._not_before[registration.id] = registration.version, time.monotonic() + seconds
 
     async def _prove(self, registration: Registration, claim: Claim[State]) -> None:
         """Send the handshake and say what came of it. Raises LostError where that is another's to say by then."""
         version = registration.version
-        outcome = await self._send(registration, "handshake", claim.row["number"])
+        number = claim.row["number"]
+        await self._composer.make_ready([registration.id])
+        target = self._targets.of(registration)
+        outcome = await self._dispatcher.ask(
+            target, lambda: self._send(registration, "handshake", number)
+        )
         if not await self._handshakes.renew(claim):
             raise LostError
         if outcome is not None and outcome.verdict is Verdict.DELIVERED:
@@ -127,7 +184,9 @@ class Lifecycle:
             reason = f"The handshake was answered with {outcome.status}"
             if outcome.status is None:
                 reason = f"The handshake failed: {outcome.reason}"
-            await self._change(registration.id, _status("error", reason, only_version=version))
+            if outcome.verdict is not Verdict.GONE:
+                raise _UnprovenError(reason)
+            await self._change(registration.id, _status("off", reason, only_version=version))
         await self._handshakes.settle(claim, {"handshake.done": True})
 
     async def _give_up(self, registration: Registration, claim: Claim[State], why: str) -> None:
@@ -138,14 +197,18 @@ class Lifecycle:
         await self._change(registration.id, gave_up)
         await self._handshakes.give_up(claim, why, {"handshake.done": True})
 
-    async def fail(self, registration: Registration, reason: str) -> None:
-        """Set `error` after deliveries failed for good, unless the client has changed the Subscription since."""
+    async def fail(self, registration: Registration, reason: str, *, gone: bool) -> None:
+        """Set `error` after deliveries failed, `off` where the endpoint is gone for good.
+
+        Unless the client has changed the Subscription since.
+        """
+        status = "off" if gone else "error"
 
         def change(resource: Resource, version: int) -> Resource | None:
             same = resource["channel"].get("endpoint") == registration.channel.endpoint
             if resource["status"] != "active" or not (same or version == registration.version):
                 return None
-            return {**resource, "status": "error", "error": reason}
+            return {**resource, "status": status, "error": reason}
 
         await self._change(registration.id, change)
 
@@ -168,27 +231,60 @@ class Lifecycle:
         if self._beating.locked():
             return
         async with self._beating:
-            now = self._mongo.now()
-            cursor = self._states.find({"heartbeat_at": {"$lte": now}}, {"_id": 1})
-            due = await cursor.limit(_HEARTBEATS_AT_ONCE).to_list(None)
-            await asyncio.gather(*(self._beat(row["_id"], now) for row in due))
+            due = _HEARTBEATS_AT_ONCE
+            while due == _HEARTBEATS_AT_ONCE:
+                now = self._mongo.now()
+                cursor = self._states.find({"heartbeat_at": {"$lte": now}}, {"_id": 1})
+                rows = await cursor.limit(_HEARTBEATS_AT_ONCE).to_list(None)
+                due = len(rows)
+                for row in rows:
+                    await self._beat_or_skip(row["_id"], now)
+
+    async def _beat_or_skip(self, subscription: str, now: datetime) -> None:
+        """As `_beat`; a Subscription whose heartbeat cannot be made is looked at again in a while."""
+        try:
+            await self._beat(subscription, now)
+        except Exception as error:
+            if is_nobodys_fault(error):
+                raise
+            log.warning(
+                "no heartbeat",
+                extra={"action": "beat", "id": subscription, "error": type(error).__name__},
+            )
+            later = {"$set": {"heartbeat_at": now + _BEAT_AGAIN}}
+            await self._states.update_one({"_id": subscription}, later)
 
     async def _beat(self, subscription: str, now: datetime) -> None:
+        """Queue a heartbeat at its target, unless nothing is to be sent there now."""
         registration = await self._composer.registration(subscription)
         period = registration.channel.heartbeat if registration else None
         if registration is None or period is None or registration.status != "active":
             await self._states.update_one({"_id": subscription}, {"$unset": {"heartbeat_at": ""}})
             return
+        next_at = {"$add": ["$$NOW", round(period * 1000)]}
         state = await self._states.find_one_and_update(
             {"_id": subscription, "heartbeat_at": {"$lte": now}},
-            {"$set": {"heartbeat_at": now + timedelta(seconds=period)}},
+            [{"$set": {"heartbeat_at": next_at}}],
         )
-        if state is not None:
-            await self._send(registration, "heartbeat", state["number"])
+        target = self._targets.of(registration)
+        clock = self._targets.clock()
+        if state is None or subscription in self._beats or target.is_paused(clock):
+            return
+        self._beats.add(subscription)
+        self._dispatcher.submit(
+            target, partial(self._send_heartbeat, registration, state["number"]), first=True
+        )
+
+    async def _send_heartbeat(self, registration: Registration, number: int) -> None:
+        try:
+            await self._send(registration, "heartbeat", number)
+        finally:
+            self._beats.discard(registration.id)
 
     async def take_from(self, owner: str) -> None:
         """End the leases of the handshakes that a process which is gone had begun."""
         await self._handshakes.take_from(owner)
+        self._not_before.clear()
 
     async def _schedule_heartbeat(self, registration: Registration) -> None:
         if registration.channel.heartbeat is not None:
@@ -206,7 +302,9 @@ class Lifecycle:
         if current is None or current.version != registration.version:
             return None
         notice = await self._composer.status_notice(current, kind, number, self._mongo.now())
-        return await self._channels[current.channel.type].send(notice)
+        outcome = await self._channels[current.channel.type].send(notice)
+        self._targets.learn(self._targets.of(current), current.id, outcome)
+        return outcome
 
     async def _claim_handshake(self, registration: Registration) -> Claim[State] | None:
         """The handshake of this version, if it is this process's to send."""

@@ -8,7 +8,8 @@ from datetime import datetime
 
 from app.settings import Settings
 from app.store.store import Store
-from app.subscriptions.ledger.ledger import Delivery, Settlement
+from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.ledger.settlement import Settlement
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.sending.batching import DeliveryWithEvent
 from app.subscriptions.sending.owner_rights import OwnerRights, stricter

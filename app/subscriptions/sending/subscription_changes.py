@@ -1,6 +1,7 @@
 """The follow-up of each new version of a Subscription, of this process or another.
 
-One that is requested is proven, one that is active gets the rows recorded meanwhile, the rows of any other are closed.
+One that is requested is proven, one that is active gets the rows recorded meanwhile, those of one in error wait, the
+rows of any other are closed.
 """
 
 from __future__ import annotations
@@ -105,20 +106,15 @@ class SubscriptionChanges:
             self._background.do(self._lifecycle.refuse(subscription, version, reason))
 
     def _follow_up(self, subscription: str, registration: Registration | None) -> None:
-        if registration is None and self._registry.is_unsupported(subscription):
-            return
-        status = "off" if registration is None else registration.status
-        if registration is not None and status == "requested":
+        mode = self._registry.delivery_mode(subscription)
+        if mode == "waiting" and registration is not None:
             self._background.do(self._lifecycle.activate(registration))
-        elif status == "active":
-            self._background.do(self._release(subscription))
-        else:
-            self._background.do(self._ledger.close(subscription, f"Subscription is {status}"))
-        if status == "off":
-            self._background.do(self._unmatched.end(judges.of_subscription(subscription)))
+        elif mode == "active":
+            self._background.do(self._backlog.release(subscription))
+        elif mode == "ended":
+            status = "deleted" if registration is None else registration.status
+            self._background.do(self._close(subscription, f"Subscription is {status}"))
 
-    async def _release(self, subscription: str) -> None:
-        """Send the rows recorded while the endpoint was being proven."""
-        lanes = await self._ledger.open_lanes(subscription)
-        if lanes:
-            await self._backlog.advance(lanes)
+    async def _close(self, subscription: str, reason: str) -> None:
+        await self._ledger.close(subscription, reason)
+        await self._unmatched.end(judges.of_subscription(subscription))

@@ -43,12 +43,15 @@ from app.subscriptions.sending.attempt import Attempts
 from app.subscriptions.sending.background import BackgroundTasks, retry_loop, warn
 from app.subscriptions.sending.backlog import Backlog
 from app.subscriptions.sending.delivery import Sender
+from app.subscriptions.sending.dispatcher import Dispatcher
 from app.subscriptions.sending.lifecycle import Lifecycle
 from app.subscriptions.sending.owner_rights import OwnerRights
 from app.subscriptions.sending.release_check import ReleaseCheck
 from app.subscriptions.sending.release_limits import ReleaseLimits
 from app.subscriptions.sending.retry import RetryPolicy
+from app.subscriptions.sending.settling import Settling
 from app.subscriptions.sending.subscription_changes import SubscriptionChanges
+from app.subscriptions.sending.targets import Targets
 from app.subscriptions.websocket.binding import Binder
 
 log = logging.getLogger(__name__)
@@ -94,24 +97,27 @@ class Worker:
         self.composer = composer = Composer(settings, store, registry)
         self.limits = limits = ReleaseLimits(store, settings, directives, directives.now)
         self.rights = rights = OwnerRights(accesses, store, settings, clients)
-        self._lifecycle = Lifecycle(mongo, store, composer, self._channels)
+        self.targets = targets = Targets(composer.owner)
+        dispatcher = Dispatcher()
+        self._lifecycle = Lifecycle(mongo, store, composer, self._channels, targets, dispatcher)
         attempts = Attempts(
             mongo,
             ledger,
             registry,
             composer,
-            policy or RetryPolicy(settings.delivery_window),
+            policy or RetryPolicy(settings.delivery_window, refusal_window=settings.refusal_window),
             self._channels,
             self._lifecycle.fail,
             ReleaseCheck(limits, rights, store, settings, directives.now, self._tell_new_practice),
         )
-        self._sender = sender = Sender(
-            mongo, ledger, registry, attempts, outbox.numbering, rights, audit
+        settling = Settling(mongo, registry, outbox.numbering, rights, audit)
+        self._sender = sender = Sender(mongo, registry, targets, dispatcher, attempts, settling)
+        self._backlog = backlog = Backlog(
+            mongo, ledger, registry, composer, targets, sender, outbox.numbering
         )
-        self._backlog = backlog = Backlog(mongo, ledger, registry, sender, outbox.numbering)
         self.binder = Binder(mongo, composer, outbox, backlog, self._channels, rights)
         self._cluster = store.cluster
-        self.retention = Retention(settings, mongo)
+        self.retention = Retention(settings, mongo, registry.delivery_mode)
         self._background = BackgroundTasks()
         matcher = EventMatcher(registry)
         recorder = EventRecorder(
@@ -306,6 +312,7 @@ class Worker:
         await self.unmatched.take_from(owner)
         await self.rematching.learn_for(owner)
         await self._lifecycle.take_from(owner)
+        self._backlog.look_for_forgotten()
         log.warning("took over", extra={"action": "take-over", "owner": owner, "count": taken})
 
     async def _sweep_loop(self) -> None:

@@ -66,7 +66,7 @@ class Binder:
             raise BindingRefusedError("A topic-based Subscription is bound with a token")
         await listener(await self._greeting(registration))
         binding = await self._channel.bind(subscription, listener)
-        await self._backlog.resume(registration)
+        await self._backlog.resume(subscription)
         return binding
 
     async def unbind(self, subscription: str, binding: str) -> None:
