@@ -14,6 +14,7 @@ from app.coordination.practices import (
     encounter_review,
     endpoint_subscriptions,
     no_recipient,
+    subscription_review,
     unmatched_review,
 )
 from app.proof import publisher
@@ -27,6 +28,7 @@ REACTIONS: Sequence[Reaction] = (
     encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,
     endpoint_subscriptions.REACTION,
+    subscription_review.REACTION,
     quiet_period.REACTION,
     *case_management.REACTIONS,
     continuity.REACTION,

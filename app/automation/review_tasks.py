@@ -1,6 +1,7 @@
 """The review queue: a Task for each thing that a person has to look at.
 
-People close them; the server closes those about work that it gave up, once that is done (dead_letter_tasks.py).
+People close them; the server closes those about work that it gave up, once that is done (dead_letter_tasks.py), and
+those whose cause it sees mended (`settle`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from cachetools import TTLCache
 
-from app.automation.follow_up_tasks import OPEN
+from app.automation.follow_up_tasks import OPEN, amend
 from app.automation.patient_resources import resources_of, token
 from app.automation.reactions import stable_id
 from app.context import Context
@@ -18,6 +19,7 @@ from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.records.versions import ResourceVersion
 from app.store.events import Event
 
 
@@ -47,6 +49,33 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
     found = task(context, reason, focus, patient=patient)
     found["id"] = stable_id("review", reason, patient, asked_before)
     await interactions.update(context, "Task", found["id"], found)
+
+
+async def ask_while(context: Context, reason: str, focus: str, about: str) -> None:
+    """Put something into the queue that the server itself will see mended, unless a Task about it is open.
+
+    `about` tells the occasions apart: the next one is a Task of its own.
+    """
+    if not await _open(context, reason, focus):
+        await ask(context, reason, focus, patient=None, about=about)
+
+
+async def settle(context: Context, reason: str, focus: str) -> None:
+    """Close the open Tasks about something that is mended."""
+    for stored in await _open(context, reason, focus):
+
+        def close(current: Resource | None) -> Resource | None:
+            is_open = current is not None and current["status"] in OPEN
+            return {**current, "status": "completed"} if current is not None and is_open else None
+
+        await amend(context, "Task", stored.id, close)
+
+
+async def _open(context: Context, reason: str, focus: str) -> list[ResourceVersion]:
+    """The open Tasks of a reason that are about a resource, given as a relative reference."""
+    terms = {"$all": [f"focus={focus}", token("code", REVIEW_REASON, reason)]}
+    found = await context.store.search("Task", {"terms": terms}, 0)
+    return [each for each in found if each.resource()["status"] in OPEN]
 
 
 def task(
