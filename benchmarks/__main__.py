@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from app.runtime.embedded_mongod import EmbeddedMongoError
-from benchmarks import authorized, growth, matching, notices, routing
+from benchmarks import authorized, growth, matching, notices, routing, waiting
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
 
 MATCHING, GROWTH, ROUTING = "match100k", "growth", "routing"
-NAMES = (*BENCHMARKS, authorized.NAME, *notices.NAMES, MATCHING, ROUTING, GROWTH)
+NAMES = (*BENCHMARKS, authorized.NAME, *notices.NAMES, MATCHING, ROUTING, waiting.NAME, GROWTH)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -56,6 +56,8 @@ def main(
                 others[MATCHING] = matching.measure()
             if ROUTING in (names or NAMES):
                 others[ROUTING] = routing.measure(status.update, seconds=seconds)
+            if waiting.NAME in (names or NAMES):
+                others[waiting.NAME] = waiting.measure(status.update)
             if GROWTH in (names or NAMES):
                 others[GROWTH] = growth.measure(status.update, scale=scale)
     except (BenchmarkError, EmbeddedMongoError) as error:
