@@ -127,8 +127,9 @@ async def test_a_newer_version_begins_anew_beside_the_older(mongo: Mongo, store:
         await update(store, first, reason="Another")
         await endpoint.begun.wait()
         async with asyncio.timeout(10):
-            while (await status_of(store, first.id))[0] != "active":  # noqa: ASYNC110
+            while not (await handshake(mongo)).get("done"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+        assert (await status_of(store, first.id))[0] == "active"
         row = await handshake(mongo)
         assert (row["version"], row["attempt"], endpoint.asked) == (2, 2, 2)
         await worker.stop()
