@@ -22,6 +22,8 @@ from tests.private_words import PrivateWords
 
 # What every record has; and a logical id, which may be logged whatever it is made of.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "id"}
+# That id where a line has it among its fields.
+_ID = re.compile(r' id=(?:"(?:\\.|[^"\\])*"|\S+)')
 # When a line was written is nobody's birth date.
 _STAMP = re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?")
 # Code, which has no data: a frame of a traceback with the line of source, and the marks below it.
@@ -38,7 +40,7 @@ class LogWatch(logging.Handler):
         self.setFormatter(_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        said = self.format(record).removeprefix(record.asctime)
+        said = _ID.sub("", self.format(record).removeprefix(record.asctime), count=1)
         attached = {name: each for name, each in vars(record).items() if name not in _OWN}
         self.look(f"{said} {attached}" if attached else said)
 

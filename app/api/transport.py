@@ -135,10 +135,9 @@ class Transport:
         except Exception as error:
             # Neither re-raised nor logged with its text, which may hold patients' data.
             log.error(
-                "request failed, id %s\n%s",
-                scope["request_id"],
+                "request failed\n%s",
                 places(error),
-                extra={"action": "request"},
+                extra={"action": "request", "request_id": scope["request_id"]},
             )
             return FhirError("Internal error; the server's log has the details")
         finally:

@@ -439,14 +439,16 @@ class Leases(Generic[R]):
                 kept = await self._renewed(due)
         except Exception as error:  # whatever it was: without a renewal the lease ends
             if not isinstance(error, PyMongoError | TimeoutError):
-                log.exception("cannot renew leases of %s", self._name)
+                told = {"action": "renew", "collection": self._name, "error": type(error).__name__}
+                log.exception("cannot renew leases", extra=told)
             now = boot_seconds()
             kept = {claim.id for claim in due if claim.until > now}
             for claim in due:
                 claim.look_at = max(claim.look_at, now + seconds * _AGAIN)
         held = [claim for claim in due if self._held.get(claim.id) is claim]
         if lost := [claim for claim in held if claim.id not in kept]:
-            log.warning("leases of %s lost: %s", self._name, len(lost))
+            gone = {"action": "renew", "collection": self._name, "count": len(lost)}
+            log.warning("leases lost", extra=gone)
             for claim in lost:
                 self._lose(claim)
 
