@@ -25,7 +25,8 @@ from app.audit.write_batch import WriteBatch
 from app.authentication.caller import Caller
 from app.errors import Unavailable
 from app.fhir.ids import new_id
-from app.runtime import background_tasks, collections, secrets
+from app.runtime import collections, secrets
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 
@@ -59,7 +60,7 @@ class AuditLog:
         # Entries that sum up refusals and are not written yet.
         self._owed: list[Document] = []
         self._retire_at: datetime | None = None
-        self._loop: asyncio.Task[None] | None = None
+        self.loops = Loops(Loop("audit", patience=LONG_PATIENCE))
 
     async def start(self) -> None:
         """Create the indexes, anchor the chains of dead processes, and start the loop that anchors."""
@@ -70,13 +71,11 @@ class AuditLog:
         await collections.ensure(self._mongo, COLLECTION, models)
         await self.registry.prepare()
         await self._anchor_found()
-        self._loop = asyncio.create_task(self._run())
+        self.loops["audit"].start(self._run())
 
     async def stop(self) -> None:
         """Close this process's chains; nothing is recorded after this."""
-        if self._loop is not None:
-            await background_tasks.end([self._loop])
-            self._loop = None
+        await self.loops.end()
         with suppress(PyMongoError, Unavailable):  # no response waits for these entries
             await self.sum_up()
         self._ending += [(chain, True) for chain in self._free]
@@ -204,15 +203,19 @@ class AuditLog:
         while True:
             await asyncio.sleep(ANCHOR_EVERY)
             try:
-                await self.sum_up()
-                await self.anchor()
-                now = self._mongo.now()
-                if self._retire_at is None or now >= self._retire_at:
-                    self._retire_at = now + _RETIRE_EVERY
-                    await self.retire(now)
+                with self.loops["audit"].step():
+                    await self._tidy()
             except (PyMongoError, Unavailable) as error:
                 extra = {"action": "audit-anchor", "error": type(error).__name__}
                 log.warning("audit not anchored", extra=extra)
+
+    async def _tidy(self) -> None:
+        await self.sum_up()
+        await self.anchor()
+        now = self._mongo.now()
+        if self._retire_at is None or now >= self._retire_at:
+            self._retire_at = now + _RETIRE_EVERY
+            await self.retire(now)
 
 
 def within(chain: str) -> Document:

@@ -36,8 +36,8 @@ class Engine:
 
     @property
     def parts(self) -> list[object]:
-        """What reactions and timers ask for by its class."""
-        return [self.timers, self.dead_letters, self.recently]
+        """What reactions and timers ask for by its class, and what has loops."""
+        return [self.timers, self.dead_letters, self.recently, self.reactions]
 
     async def start(self, context: Context) -> None:
         """`context` is the server's own; what is written in it is written by the server."""

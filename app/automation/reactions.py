@@ -31,9 +31,10 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.context import Context
-from app.runtime import background_tasks, collections
+from app.runtime import collections
 from app.runtime.dead_letters import DeadLetter
 from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 from app.store.commit import EVENT_LEASE
@@ -137,7 +138,7 @@ class Reactions:
         self._idle = asyncio.Event()
         self._idle.set()
         self._hurry = asyncio.Event()
-        self._loops: list[asyncio.Task[None]] = []
+        self.loops = Loops(Loop("reactions", patience=LONG_PATIENCE), Loop("reactions-sweep"))
 
     async def start(self, context: Context) -> None:
         waiting = IndexModel(
@@ -152,16 +153,14 @@ class Reactions:
         )
         await collections.ensure(self._mongo, EVENTS, [waiting, failed])
         self._store.listeners.append(self._committed)
-        self._loops = [
-            asyncio.create_task(self._run_loop(context)),
-            asyncio.create_task(self._sweep_loop()),
-        ]
+        self.loops["reactions"].start(self._run_loop(context))
+        self.loops["reactions-sweep"].start(self._sweep_loop())
 
     async def stop(self) -> None:
         """Leave off; what has not run is free for others at once."""
         if self._committed in self._store.listeners:
             self._store.listeners.remove(self._committed)
-        await background_tasks.end(self._loops)
+        await self.loops.end()
         self._queue.clear()
         with suppress(PyMongoError):  # the leases then end by themselves
             await self._leases.hand_back()
@@ -237,7 +236,8 @@ class Reactions:
             self._arrived.clear()
             while self._queue:
                 count = min(len(self._queue), _BATCH)
-                await self._react(context, [self._queue.popleft() for _ in range(count)])
+                with self.loops["reactions"].step():
+                    await self._react(context, [self._queue.popleft() for _ in range(count)])
             self._idle.set()
 
     async def _react(self, context: Context, batch: Sequence[_Due]) -> None:
@@ -308,7 +308,8 @@ class Reactions:
     async def _sweep_loop(self) -> None:
         while True:
             try:
-                await self.sweep()
+                with self.loops["reactions-sweep"].step():
+                    await self.sweep()
             except PyMongoError as error:
                 _warn("sweep", error)
             await asyncio.sleep(SWEEP_SECONDS)

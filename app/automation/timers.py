@@ -15,6 +15,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
@@ -23,10 +24,11 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.context import Context
-from app.runtime import background_tasks, collections
+from app.runtime import collections
 from app.runtime.clock import Clock
 from app.runtime.dead_letters import DeadLetter
 from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
@@ -52,10 +54,14 @@ Run = Callable[[Context, str, Mapping[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """A kind of timer. `run` gets its key and data, and may be called again for the same."""
+    """A kind of timer. `run` gets its key and data, and may be called again for the same.
+
+    `is_loop`: it sets itself anew for as long as there are servers, so that how it goes is told as of any loop.
+    """
 
     kind: str
     run: Run
+    is_loop: bool = False
 
 
 class Row(TypedDict, total=False):
@@ -106,7 +112,10 @@ class Timers:
         )
         self._changed = asyncio.Event()
         self._running = asyncio.Lock()
-        self._loops: list[asyncio.Task[None]] = []
+        self.loops = Loops(
+            Loop("timers", patience=LONG_PATIENCE),
+            *(Loop(kind.kind, patience=LONG_PATIENCE) for kind in kinds if kind.is_loop),
+        )
 
     async def start(self, context: Context) -> None:
         due = IndexModel([("due", ASCENDING)], name="due")
@@ -117,11 +126,11 @@ class Timers:
         )
         await collections.ensure(self._mongo, COLLECTION, [due, failed])
         self._clock.moved.append(self._changed.set)
-        self._loops = [asyncio.create_task(self._loop(context))]
+        self.loops["timers"].start(self._loop(context))
 
     async def stop(self) -> None:
         """Leave off; another process, or the next start, rings what was ringing."""
-        await background_tasks.end(self._loops)
+        await self.loops.end()
 
     async def set(
         self, kind: str, key: str, due: datetime, data: Mapping[str, Any] | None = None
@@ -213,10 +222,17 @@ class Timers:
         """Run all whose time has come, one after another; returns how many."""
         async with self._running:
             count = 0
-            while (claim := await self._claim()) is not None:
-                await self._run(context, claim)
+            while await self._run_next(context):
                 count += 1
             return count
+
+    async def _run_next(self, context: Context) -> bool:
+        """Run the next whose time has come; False where there is none."""
+        with self.loops["timers"].step():
+            claim = await self._claim()
+            if claim is not None:
+                await self._run(context, claim)
+            return claim is not None
 
     async def _claim(self) -> Claim[Row] | None:
         # An older server, which guards by `claim`, has lost what it took before.
@@ -238,7 +254,7 @@ class Timers:
             return await self._leases.give_up(claim, NO_END, self._failed(NO_END), unchanged)
         try:
             async with self._leases.kept(claim):
-                await self._kinds[row["kind"]].run(context, row["key"], row["data"])
+                await self._call(context, self._kinds[row["kind"]], row)
         except LostError:
             log.warning("timer left", extra={"action": row["kind"], "id": row["_id"]})
             return False
@@ -248,6 +264,10 @@ class Timers:
             tell("timer failed", extra={"action": row["kind"], "error": name})
             return await self._leases.failed(claim, error, self._failed(name), unchanged)
         return await self._leases.remove(claim, {"$or": [unchanged, {"cancelled": True}]})
+
+    async def _call(self, context: Context, kind: Timer, row: Row) -> None:
+        with self.loops[kind.kind].step() if kind.is_loop else nullcontext():
+            await kind.run(context, row["key"], row["data"])
 
     def _failed(self, error: str) -> Document:
         return {"failed": {"at": self._mongo.now(), "error": error}}

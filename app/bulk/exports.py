@@ -20,9 +20,9 @@ from app.bulk.writing import Writer
 from app.context import Context, Services
 from app.errors import FhirError
 from app.fhir import definitions, json as fhir_json
-from app.runtime import background_tasks
 from app.runtime.clock import Clock
 from app.runtime.leases import Claim, LostError, is_nobodys_fault
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Document, Mongo
 from app.store.store import Store
 
@@ -44,17 +44,22 @@ class Exports:
         self._asked_for = asyncio.Event()
         self._to_clear = asyncio.Event()
         self._running = asyncio.Lock()
-        self._loops: list[asyncio.Task[None]] = []
+        # An export takes as long as it takes, and is kept by its lease.
+        self.loops = Loops(
+            Loop("exports", patience=LONG_PATIENCE, may_hang=True),
+            Loop("exports-clear", patience=LONG_PATIENCE),
+        )
 
     async def start(self, services: Services) -> None:
         self._services = services
         await self.jobs.prepare()
         self._clock.moved.append(self._to_clear.set)
-        self._loops = [asyncio.create_task(self._run()), asyncio.create_task(self._clear())]
+        self.loops["exports"].start(self._run())
+        self.loops["exports-clear"].start(self._clear())
 
     async def stop(self) -> None:
         """Leave off; another process, or the next start, goes on."""
-        await background_tasks.end(self._loops)
+        await self.loops.end()
 
     async def request(self, context: Context, asked: ExportRequest, request: str) -> str:
         """Ask for an export; returns its id. Raises TooManyRequests."""
@@ -150,7 +155,8 @@ class Exports:
 
     async def _run(self) -> None:
         while True:
-            with contextlib.suppress(PyMongoError):  # the next round tries again
+            # After a failure the next round tries again.
+            with contextlib.suppress(PyMongoError), self.loops["exports"].step():
                 while await self.run_once():
                     pass
             with contextlib.suppress(TimeoutError):
@@ -162,5 +168,5 @@ class Exports:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._to_clear.wait(), _CLEAR_EVERY)
             self._to_clear.clear()
-            with contextlib.suppress(PyMongoError):
+            with contextlib.suppress(PyMongoError), self.loops["exports-clear"].step():
                 await self.jobs.clear(self._clock.now())

@@ -14,9 +14,13 @@ batch_cache         lets reads of the same moment share a query
 snapshot            reads at one cluster time
 clock               is the calendar, which tests may move
 background_tasks    ends tasks for certain
+loops               tells how the loops of a part are doing
+commit_watch        watches whether commits get through
+metrics             counts what a process does
+exposition          shows the counts of all processes of a server as one page for Prometheus
 child_process       starts children that end with their parent
 embedded_mongod     runs a MongoDB for development
 secrets             seals secrets at rest
 masking             shows secrets in headers as everybody but their writer sees them
-logs                writes exceptions without their texts
+logs                writes lines with their fields, and exceptions without their texts
 """

@@ -39,7 +39,8 @@ from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from app.errors import Unavailable
-from app.runtime import background_tasks, transactions
+from app.runtime import transactions
+from app.runtime.loops import Loop, Loops
 from app.runtime.mongo import Document, Mongo, boot_seconds
 from app.runtime.reservations import Reservation, Reservations
 
@@ -121,7 +122,7 @@ class Cluster:
         self._why_not = why_not
         self._rows = mongo.collection(COLLECTION)
         self._promised = datetime.min.replace(tzinfo=UTC)
-        self._task: asyncio.Task[None] | None = None
+        self.loops = Loops(Loop("heartbeat"))
         self._last_heartbeat: float | None = None
         self._patient_until = 0.0
         self.reservations = Reservations()
@@ -144,13 +145,11 @@ class Cluster:
         if await self._others():
             # They have given horizons by their own estimate of the database's clock: begin later than all of these.
             await asyncio.sleep(_CLOCK_ERROR)
-        self._task = asyncio.create_task(self._run())
+        self.loops["heartbeat"].start(self._run())
 
     async def stop(self) -> None:
         """Leave. The row goes at once, or ages where something of this process may still commit."""
-        if self._task is not None:
-            await background_tasks.end([self._task])
-            self._task = None
+        await self.loops.end()
         if not self._is_writing:
             with contextlib.suppress(PyMongoError):
                 await self._rows.delete_one({"_id": self.owner})
@@ -221,7 +220,7 @@ class Cluster:
 
     async def be_heard(self) -> None:
         """Return once the others know of this process again, should it have stalled. Before a write gets its time."""
-        unheard = self._unheard
+        unheard = self.unheard
         if unheard > TAKE_OVER_AFTER:
             await self.beat()
         if unheard > self.silence:
@@ -249,7 +248,7 @@ class Cluster:
         """
         if self.refusal is not None:
             raise Unavailable(self.refusal)
-        if self._mongo.now() - min(times) > _OLDEST or self._unheard > _OLDEST:
+        if self._mongo.now() - min(times) > _OLDEST or self.unheard > _OLDEST:
             raise Unavailable("The write could not be committed in time; try again")
 
     @property
@@ -257,9 +256,9 @@ class Cluster:
         return any(True for _ in self._pending())
 
     @property
-    def _unheard(self) -> timedelta:
+    def unheard(self) -> timedelta:
         """The time since this process's last heartbeat; none for one that has not joined."""
-        if self._task is None or self._last_heartbeat is None:
+        if not self.loops["heartbeat"].is_started or self._last_heartbeat is None:
             return timedelta()
         return timedelta(seconds=self._clock() - self._last_heartbeat)
 
@@ -287,8 +286,8 @@ class Cluster:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_EVERY)
-            with contextlib.suppress(PyMongoError):  # the next one tries again
-                await self.beat()
+            with contextlib.suppress(PyMongoError), self.loops["heartbeat"].step():
+                await self.beat()  # after a failure the next one tries again
 
 
 def _silence(transaction_lifetime: int) -> timedelta:

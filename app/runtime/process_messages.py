@@ -19,6 +19,7 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.runtime import background_tasks, collections
+from app.runtime.loops import Loop, Loops
 from app.runtime.mongo import Document, Mongo
 
 log = logging.getLogger(__name__)
@@ -39,14 +40,17 @@ class ProcessMessages:
         self._answer = answer
         self._rows = mongo.collection(COLLECTION)
         self._waiting: dict[Any, asyncio.Future[Document]] = {}
-        self._reading: asyncio.Task[None] | None = None
+        self.loops = Loops(Loop("mailbox", lasting=True))
         self._answering: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Be able to receive; whatever is sent from now on arrives."""
-        if self._reading is not None:
+        reading = self.loops["mailbox"]
+        if reading.is_started:
             return
-        self._reading = asyncio.create_task(self._read(await self._operation_time()))
+        since = await self._operation_time()
+        if not reading.is_started:  # another call may have been faster
+            reading.start(self._read(since))
         expiry = IndexModel([("at", ASCENDING)], expireAfterSeconds=_KEPT_SECONDS)
         await collections.ensure(self._mongo, COLLECTION, [expiry])
 
@@ -63,8 +67,8 @@ class ProcessMessages:
             del self._waiting[question_id]
 
     async def close(self) -> None:
-        reading = [] if self._reading is None else [self._reading]
-        await background_tasks.end([*self._answering, *reading])
+        await background_tasks.end(self._answering)
+        await self.loops.end()
 
     async def _post(self, to: str, row: Document) -> None:
         await self._rows.insert_one(
@@ -79,12 +83,13 @@ class ProcessMessages:
         pipeline = [{"$match": {"operationType": "insert", "fullDocument.to": self._owner}}]
         while True:
             try:
-                async with self._mongo.watch(
-                    self._rows, pipeline, start_at_operation_time=since
-                ) as stream:
-                    async for change in stream:
-                        since = change["clusterTime"]
-                        self._take(change["fullDocument"])
+                with self.loops["mailbox"].step():
+                    async with self._mongo.watch(
+                        self._rows, pipeline, start_at_operation_time=since
+                    ) as stream:
+                        async for change in stream:
+                            since = change["clusterTime"]
+                            self._take(change["fullDocument"])
             except PyMongoError as error:
                 log.warning("worker", extra={"action": "mailbox", "error": type(error).__name__})
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE)

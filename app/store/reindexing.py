@@ -28,8 +28,8 @@ from pymongo.errors import PyMongoError
 
 from app.errors import FhirError
 from app.fhir.json import Resource, decode_stored
-from app.runtime import background_tasks
 from app.runtime.leases import NO_END, BackOff, Claim, Leases, LostError, is_nobodys_fault
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Document, Mongo
 from app.search import custom
 from app.search.custom import Custom
@@ -92,18 +92,18 @@ class Reindexing:
         self._seen: Any = None
         self._polls = 0
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        # A reindexing takes as long as it takes, and is kept by its lease.
+        self.loops = Loops(Loop("reindexing", patience=LONG_PATIENCE, may_hang=True))
 
     async def start(self) -> None:
         await self.learn()
         self._store.listeners.append(self._hear)
-        self._task = asyncio.create_task(self._run())
+        self.loops["reindexing"].start(self._run())
 
     async def stop(self) -> None:
         """Stop between two batches; another process, or the next start, goes on."""
         self._store.listeners.remove(self._hear)
-        if self._task is not None:
-            await background_tasks.end([self._task])
+        await self.loops.end()
         self._state.learn(())
 
     # Clients' parameters
@@ -256,9 +256,8 @@ class Reindexing:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _POLL)
             self._wake.clear()
-            with contextlib.suppress(
-                PyMongoError
-            ):  # the next round tries again; a job stays as it was settled
+            # After a failure the next round tries again; a job stays as it was settled.
+            with contextlib.suppress(PyMongoError), self.loops["reindexing"].step():
                 await self._learn_what_changed()
                 while await self.run_once():
                     pass

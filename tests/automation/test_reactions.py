@@ -55,7 +55,7 @@ async def reacting(
         mongo, store, [Reaction("act", frozenset({"Basic"}), actor.run)], **options
     )
     await reactions.start(NOBODY)
-    reactions._loops[1].cancel()  # it sweeps when the test says so
+    await reactions.loops["reactions-sweep"].end()  # it sweeps when the test says so
     yield store, reactions
     await reactions.stop()
 

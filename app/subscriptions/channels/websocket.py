@@ -27,7 +27,8 @@ from pymongo.errors import PyMongoError
 
 from app.fhir.json import Resource
 from app.network.egress_policy import is_loopback_host
-from app.runtime import background_tasks, collections
+from app.runtime import collections
+from app.runtime.loops import Loop
 from app.runtime.mongo import Document
 from app.runtime.process_messages import ProcessMessages
 from app.settings import Settings
@@ -63,7 +64,11 @@ class Websocket:
         self._bindings = around.mongo.collection(COLLECTION)
         self._messages = ProcessMessages(around.mongo, around.owner, self._from_elsewhere)
         self._listeners: dict[str, dict[str, Listener]] = {}
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal = Loop("websockets")
+
+    @property
+    def loops(self) -> list[Loop]:
+        return [self._renewal, *self._messages.loops]
 
     async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt over every bound connection; it is accepted where at least one took the text."""
@@ -111,10 +116,10 @@ class Websocket:
             await self._bindings.delete_one({"_id": binding})
 
     async def close(self) -> None:
-        if self._renewal is None:
+        if not self._renewal.is_started:
             await self._messages.close()
             return
-        await background_tasks.end([self._renewal])
+        await self._renewal.end()
         await self._messages.close()
         with contextlib.suppress(PyMongoError):
             await self._bindings.delete_many({"owner": self._owner})
@@ -144,9 +149,9 @@ class Websocket:
 
     async def _open(self) -> None:
         """Receive process messages and renew leases, which a process without connections does not need."""
-        if self._renewal is not None:
+        if self._renewal.is_started:
             return
-        self._renewal = asyncio.create_task(self._renew())
+        self._renewal.start(self._renew())
         models = [
             IndexModel([("subscription", ASCENDING)]),
             IndexModel([("until", ASCENDING)], expireAfterSeconds=0),
@@ -158,9 +163,10 @@ class Websocket:
         while True:
             await asyncio.sleep(_RENEW_EVERY)
             try:
-                await self._bindings.update_many(
-                    {"owner": self._owner}, {"$set": {"until": self._mongo.now() + _LEASE}}
-                )
+                with self._renewal.step():
+                    await self._bindings.update_many(
+                        {"owner": self._owner}, {"$set": {"until": self._mongo.now() + _LEASE}}
+                    )
             except PyMongoError as error:
                 log.warning("worker", extra={"action": "renew", "error": type(error).__name__})
 

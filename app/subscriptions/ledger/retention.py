@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from bson import ObjectId
 
 from app.fhir.ids import first_id
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Mongo
 from app.settings import Settings
 from app.store.events import event_rows
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 EVERY = timedelta(hours=1)
 EXPIRED = "Not sent for as long as deliveries are kept"
+_AFTER_FAILURE = timedelta(minutes=5)
 
 
 class Retention:
@@ -43,13 +45,16 @@ class Retention:
         self.events = timedelta(days=settings.event_retention_days)
         self.deliveries = timedelta(days=settings.delivery_retention_days)
         self._next: datetime | None = None
+        self.loops = Loops(Loop("retention", patience=LONG_PATIENCE))
 
     async def sweep(self) -> None:
-        """Delete old rows if an hour has passed since the last time."""
+        """Delete old rows if an hour has passed since the last time, or a few minutes since it failed."""
         now = self._mongo.now()
         if self._next is None or now >= self._next:
+            self._next = now + _AFTER_FAILURE
+            with self.loops["retention"].step():
+                await self.clear(now)
             self._next = now + EVERY
-            await self.clear(now)
 
     async def clear(self, now: datetime) -> tuple[int, int]:
         """Delete rows past their retention at `now`; returns how many events and deliveries."""

@@ -175,7 +175,9 @@ class Attempts:
         The record names the error's type; its text may hold content.
         """
         name = type(error).__name__
-        log.error("attempt failed", extra={"action": "deliver", "error": name})
+        first = batch[0][0]
+        of_row = {"subscription": first.subscription, "delivery": first.id}
+        log.error("attempt failed", extra={"action": "deliver", **of_row, "error": name})
         record: Document = {"at": self._mongo.now(), "ms": 0.0, "status": None}
         record |= {"reason": f"error of the server: {name}", "answer": "", "sha256": None}
         registration = self._registry.get(batch[0][0].subscription)

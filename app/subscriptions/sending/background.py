@@ -12,6 +12,7 @@ from pymongo.errors import PyMongoError
 
 from app.errors import Unavailable
 from app.runtime import background_tasks
+from app.runtime.loops import Loop
 from app.subscriptions.ledger.outbox import ContentionError
 
 log = logging.getLogger(__name__)
@@ -50,15 +51,17 @@ class BackgroundTasks:
             warn("chore", error)
 
 
-async def retry_loop(action: str, step: Callable[[], Awaitable[object]]) -> None:
+async def retry_loop(loop: Loop, step: Callable[[], Awaitable[object]]) -> None:
     """Run a loop's step; a failure is logged and followed by a pause, the loop goes on."""
     try:
-        await step()
+        with loop.step():
+            await step()
     except (PyMongoError, ContentionError, Unavailable) as error:
-        warn(action, error)
+        warn(loop.name, error)
         await asyncio.sleep(_PAUSE_AFTER_FAILURE)
     except Exception as error:
-        log.exception("worker step failed", extra={"action": action, "error": type(error).__name__})
+        told = {"action": loop.name, "error": type(error).__name__}
+        log.exception("worker step failed", extra=told)
         await asyncio.sleep(_PAUSE_AFTER_FAILURE)
 
 

@@ -20,7 +20,7 @@ from app.authorization.access import Accesses
 from app.consent.directives import ConsentDirectives
 from app.errors import Unavailable
 from app.network.egress_policy import Egress
-from app.runtime import background_tasks
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops, loops_of
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
 from app.store.events import Event
@@ -39,6 +39,7 @@ from app.subscriptions.matching.criteria_check import TERMINOLOGY
 from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
+from app.subscriptions.sending import overdue
 from app.subscriptions.sending.attempt import Attempts
 from app.subscriptions.sending.background import BackgroundTasks, retry_loop, warn
 from app.subscriptions.sending.backlog import Backlog
@@ -139,12 +140,25 @@ class Worker:
             self._background,
         )
         self._arrived = asyncio.Event()
-        self._loops: list[asyncio.Task[None]] = []
+        self._loops = Loops(
+            # One step is all that waits, which /readyz judges by the age of the events.
+            Loop("intake", patience=LONG_PATIENCE),
+            Loop("sweep"),
+            Loop("watch", lasting=True),
+            Loop("refresh"),
+            Loop("take-over"),
+            Loop("settle"),
+        )
         self._looks: dict[int, asyncio.TimerHandle] = {}
 
     @property
     def running(self) -> bool:
-        return bool(self._loops) and not any(loop.done() for loop in self._loops)
+        return self._loops.are_running
+
+    @property
+    def loops(self) -> list[Loop]:
+        """The worker's own, and those of its parts."""
+        return [*self._loops, *self.retention.loops, *loops_of(self._channels.values())]
 
     @property
     def idle(self) -> bool:
@@ -165,6 +179,15 @@ class Worker:
             self.retention,
         ]
 
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries this process has claimed and not settled."""
+        return len(self._sender.in_hand)
+
+    async def oldest_overdue(self, before: datetime) -> datetime | None:
+        """When the first delivery was due that could be sent and is not begun, if that is earlier than `before`."""
+        return await overdue.oldest_overdue(self.ledger, self.registry, self._sender, before)
+
     async def start(self, *, loops: bool = True) -> None:
         """Create the indexes, load the Subscriptions, listen to the store and start the loops.
 
@@ -177,22 +200,18 @@ class Worker:
         await self._cluster.take_over_silent(self._take_over)
         self._store.listeners.append(self._committed)
         if loops:
-            steps = (
-                self._intake_loop,
-                self._sweep_loop,
-                self._watch_loop,
-                self._refresh_loop,
-                self._take_over_loop,
-                self._settle_loop,
-            )
-            self._loops = [asyncio.create_task(step()) for step in steps]
+            self._loops["intake"].start(self._intake_loop())
+            self._loops["sweep"].start(self._sweep_loop())
+            self._loops["watch"].start(self._watch_loop())
+            self._loops["refresh"].start(self._refresh_loop())
+            self._loops["take-over"].start(self._take_over_loop())
+            self._loops["settle"].start(self._settle_loop())
 
     async def stop(self) -> None:
         """Stop in order: attempts under way end or are cancelled, and other processes may take the rest at once."""
         if self._committed in self._store.listeners:
             self._store.listeners.remove(self._committed)
-        await background_tasks.end(self._loops)
-        self._loops = []
+        await self._loops.end()
         for look in self._looks.values():
             look.cancel()
         self._looks = {}
@@ -261,7 +280,7 @@ class Worker:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            await retry_loop("intake", self._intake.take_in)
+            await retry_loop(self._loops["intake"], self._intake.take_in)
             if not self._intake.empty:
                 self._arrived.set()
 
@@ -271,7 +290,7 @@ class Worker:
             await self._sender.unsettled.wait()
             await asyncio.sleep(_SETTLE_APART)
             self._sender.unsettled.clear()
-            await retry_loop("settle", self._settle)
+            await retry_loop(self._loops["settle"], self._settle)
             if self.outbox.behind:
                 self._sender.unsettled.set()
 
@@ -284,7 +303,7 @@ class Worker:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-            if result is not None and self._loops:
+            if result is not None and self._loops.are_running:
                 self._look_at(result)
 
     def _look_at(self, due: datetime) -> None:
@@ -303,7 +322,7 @@ class Worker:
         """Take over the rows and events of silent processes, whatever else this one is busy with."""
         take_over = partial(self._cluster.take_over_silent, self._take_over)
         while True:
-            await retry_loop("take-over", take_over)
+            await retry_loop(self._loops["take-over"], take_over)
             await asyncio.sleep(_TAKE_OVER_EVERY)
 
     async def _take_over(self, owner: str, at: datetime) -> None:
@@ -317,7 +336,7 @@ class Worker:
 
     async def _sweep_loop(self) -> None:
         while True:
-            await retry_loop("sweep", self._sweep)
+            await retry_loop(self._loops["sweep"], self._sweep)
             await asyncio.sleep(SWEEP_EVERY)
 
     async def _sweep(self) -> None:
@@ -337,11 +356,11 @@ class Worker:
         while True:
             await self._subscription_changes.poked.wait()
             self._subscription_changes.poked.clear()
-            await retry_loop("refresh", self._subscription_changes.read_heard)
+            await retry_loop(self._loops["refresh"], self._subscription_changes.read_heard)
             await asyncio.sleep(_REFRESH_APART)
 
     async def _watch_loop(self) -> None:
         """Follow the change stream, so that Subscriptions of other processes are read sooner."""
         watch = partial(self._subscription_changes.watch, self._mongo, self._store.owner)
         while True:
-            await retry_loop("watch", watch)
+            await retry_loop(self._loops["watch"], watch)
