@@ -7,17 +7,19 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import __version__
-from app.api import audited, exchange, published, router, websocket_session
+from app.api import audited, exchange, health, published, router, websocket_session
 from app.api.admin import operators
+from app.api.readiness import Readiness
 from app.api.smart import Smart
 from app.api.transport import Transport
 from app.audit.log import AuditLog
@@ -36,6 +38,8 @@ from app.proof import publisher
 from app.runtime import background_tasks, secrets
 from app.runtime.clock import Clock
 from app.runtime.cluster import new_owner
+from app.runtime.exposition import Exposition
+from app.runtime.loops import loops_of
 from app.runtime.mongo import Mongo
 from app.search.search_state import SearchState
 from app.settings import Settings
@@ -107,6 +111,12 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports]
             if authority is not None:
                 parts.append(authority)
+            watched: list[object] = [store.cluster, audit, *parts]
+            loops = partial(loops_of, watched)
+            measures = health.Measures(mongo, store, worker, loops)
+            exposition = Exposition(measures.of_process, settings.metrics_directory)
+            watched.append(exposition)
+            parts += [Readiness(settings, mongo, store, worker, loops), measures, exposition]
             services = Services(settings, mongo, store, clock, accesses, audit, parts)
             app.state.services = services
             await worker.start()
@@ -116,6 +126,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             running.push_async_callback(engine.stop)
             await exports.start(services)
             running.push_async_callback(exports.stop)
+            exposition.start()
+            running.push_async_callback(exposition.stop)
             await published.store_definitions(own)
             await published.store_topics(own)
             await contracts.load(own)
@@ -174,8 +186,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=networks)
     app.router.routes.extend(websocket_session.routes(settings))
     app.router.routes.extend(operators.ROUTES)
-    app.add_route("/healthz", _healthz, include_in_schema=False)
-    app.add_route("/readyz", _readyz, include_in_schema=False)
+    app.router.routes.extend(health.ROUTES)
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(Exception, _unexpected_error)
     return app
@@ -186,26 +197,6 @@ async def _end_when_refused(store: Store, end: Callable[[], None] | None) -> Non
     log.error("ends: %s", store.cluster.refusal, extra={"action": "format"})
     if end is not None:
         end()
-
-
-async def _healthz(request: Request) -> Response:
-    """The process is alive."""
-    return JSONResponse({"status": "ok"})
-
-
-async def _readyz(request: Request) -> Response:
-    """The database answers and is one for this server, and the worker runs."""
-    services: Services = request.app.state.services
-    try:
-        await services.mongo.hello()
-        database = "ok"
-    except Exception:  # whatever keeps the database from answering, the verdict is the same
-        database = "unreachable"
-    worker = "ok" if services.get(Worker).running else "stopped"
-    data_format = services.store.cluster.refusal or "ok"
-    ready = database == worker == data_format == "ok"
-    verdict = {"database": database, "worker": worker, "format": data_format}
-    return JSONResponse(verdict, 200 if ready else 503)
 
 
 async def _framework_error(request: Request, error: Exception) -> Response:

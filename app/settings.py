@@ -98,6 +98,25 @@ class Settings(BaseSettings):
         description="Seconds a body may take to arrive, besides one for each 16 KiB of it: 408.",
     )
 
+    metrics_token: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer token that may read /metrics, beside administrators; at least 16 characters.",
+    )
+    metrics_directory: Path | None = Field(
+        None,
+        description="Directory in which the workers of one server add up their metrics; unset makes a temporary one.",
+    )
+    ready_event_age: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds for which a committed event may wait to be matched before /readyz says 503.",
+    )
+    ready_delivery_age: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds for which a delivery that is due may wait to be begun before /readyz says 503.",
+    )
+
     data: Path = Field(Path("data"), description="Directory for the embedded database.")
     mongodb_uri: str = Field(
         "",
@@ -340,6 +359,13 @@ class Settings(BaseSettings):
         """The header of requests to a server that wants a token; empty where there is none to show."""
         token = self.token.get_secret_value()
         return {"Authorization": f"Bearer {token}"} if token else {}
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _is_hard_to_guess(cls, token: SecretStr) -> SecretStr:
+        if 0 < len(token.get_secret_value()) < 16:
+            raise ValueError("shorter than 16 characters")
+        return token
 
     @field_validator("time_zone")
     @classmethod

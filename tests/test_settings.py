@@ -80,6 +80,8 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         pytest.param("conditional_delete", "all", id="another-choice"),
         pytest.param("delivery_timeout", "0", id="no-time"),
         pytest.param("allow_open", "perhaps", id="no-boolean"),
+        pytest.param("metrics_token", "secret", id="easy-to-guess"),
+        pytest.param("ready_event_age", "0", id="never-ready"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(

@@ -8,6 +8,9 @@ audited              puts each request on record, answered or refused
 audit_events         answers reads and searches of AuditEvent out of the audit's rows
 capabilities         computes the CapabilityStatement from the registries that serve requests
 published            stores the server's own definitions and topics as resources
+health               answers those who watch a server: alive, ready, metrics
+readiness            judges whether this process does what it is there for
+measured             keeps answers of the database for those who ask often
 export_status        tells how far a Bulk Data export is, and serves its files
 smart                answers the discovery document, the token endpoint and the keys of SMART Backend Services
 websocket_session    talks to the websocket clients of Subscriptions

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 from urllib.parse import unquote
 
@@ -49,6 +49,7 @@ class FhirEndpoint:
         self.routes = {verb.upper(): route for verb, route in routes.items()}
         if "GET" in self.routes:
             self.routes["HEAD"] = self.routes["GET"]
+        self.counted_as = _counted_as(self.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -88,6 +89,7 @@ class DirectEndpoint:
     def __init__(self, **routes: DirectRoute) -> None:
         self.routes = {verb.upper(): route for verb, route in routes.items()}
         self.routes["HEAD"] = self.routes["GET"]
+        self.counted_as = _counted_as(self.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -111,6 +113,11 @@ class DirectEndpoint:
 
     async def answer(self, request: Request, context: Context) -> InteractionResult:
         raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
+
+
+def _counted_as(routes: Mapping[str, Route | DirectRoute]) -> dict[str, str]:
+    """What the metrics call the interaction of each verb: by the code of the audit."""
+    return {verb: code or "capabilities" for verb, (code, _) in routes.items()}
 
 
 def _refusing(
@@ -380,6 +387,7 @@ class FhirRouter:
             await nowhere(scope, receive, send)
             return
         endpoint, scope["path_params"] = found
+        scope["interaction"] = endpoint.counted_as.get(scope["method"], "request")
         await endpoint(scope, receive, send)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import re
+import time
 import zlib
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -20,12 +21,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import audited, exchange
-from app.api.limits import RequestBudget, RequestLimits
+from app.api.limits import TOKEN_PATHS, RequestBudget, RequestLimits
 from app.api.security_headers import secured
 from app.errors import FhirError, Forbidden, UnsupportedMediaType, UriTooLong
 from app.fhir.ids import new_id
 from app.network import exposure
 from app.runtime.logs import places
+from app.runtime.metrics import REQUESTS
 from app.runtime.mongo import max_time_ms
 from app.search.search_state import SearchState, in_force
 from app.settings import Settings
@@ -36,7 +38,10 @@ REQUEST_ID = b"x-request-id"
 # What a client may choose as its request id: it comes back in a header and goes into logs.
 _USABLE_ID = re.compile(rb"^[A-Za-z0-9._\-]{1,128}$")
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
-_PROBES = frozenset({"/healthz", "/readyz"})
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+_OVER_ANYTHING = frozenset({"/healthz", "/readyz"})
+# By status; 0 is that of a client that went away unanswered.
+_CLASSES = ["none"] * 100 + [f"{status // 100}xx" for status in range(100, 600)]
 # Below this, compressing costs more than it saves.
 _MIN_SIZE = 1024
 _QUALITY = re.compile(r"^\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*$")
@@ -88,10 +93,21 @@ class Transport:
                 has_body = True
             elif name == b"content-encoding":
                 scope["content_encoding"] = value
+        begun = time.perf_counter()
         request_id = given if _USABLE_ID.match(given) else new_id().encode()
         scope["request_id"] = request_id.decode()
         encoding = choose_encoding(accepted.decode("latin-1"))
         sender = _Sender(send, request_id, encoding, tls=scope["scheme"] == "https")
+        try:
+            await self._answer(scope, receive, sender, has_body=has_body)
+        finally:
+            interaction = scope.get("interaction") or _without_interaction(scope["path"])
+            REQUESTS.observe(time.perf_counter() - begun, interaction, _CLASSES[sender.status])
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, sender: _Sender, *, has_body: bool
+    ) -> None:
+        """Answer within the limits, whatever happens."""
         try:
             self._check(scope)
             visit = self._limits.begin(scope)
@@ -114,7 +130,7 @@ class Transport:
             raise UnsupportedMediaType(
                 "Send bodies without Content-Encoding", headers={"Accept-Encoding": "identity"}
             )
-        if self._only_tls and scope["scheme"] != "https" and scope["path"] not in _PROBES:
+        if self._only_tls and scope["scheme"] != "https" and scope["path"] not in _OVER_ANYTHING:
             raise Forbidden("Only over TLS: call the address of the proxy")
 
     async def _run(
@@ -146,6 +162,15 @@ class Transport:
         return None
 
 
+def _without_interaction(path: str) -> str:
+    """What a request counts as that no interaction of FHIR was begun for."""
+    if path in _PROBES:
+        return "probe"
+    if path in TOKEN_PATHS:
+        return "token"
+    return "administration" if path.startswith("/admin/") else "none"
+
+
 def choose_encoding(accepted: str) -> str | None:
     """The best encoding that an Accept-Encoding header allows, RFC 9110 12.5.3; None for identity."""
     if not accepted:
@@ -166,6 +191,7 @@ class _Sender:
 
     def __init__(self, send: Send, request_id: bytes, encoding: str | None, *, tls: bool) -> None:
         self.started = False
+        self.status = 0
         self._tls = tls
         self._send = send
         self._request_id = request_id
@@ -175,6 +201,7 @@ class _Sender:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             headers = secured(message["headers"], tls=self._tls)
             headers.append((REQUEST_ID, self._request_id))
             message["headers"] = headers

@@ -19,9 +19,9 @@ from app.errors import NotFound
 from app.fhir.codes import DEAD_LETTER, REVIEW_REASON
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
-from app.runtime import background_tasks
 from app.runtime.dead_letters import DeadLetter, Queue
 from app.runtime.leases import is_nobodys_fault
+from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.search.terms import escape
 
 log = logging.getLogger(__name__)
@@ -37,17 +37,17 @@ class DeadLetters:
 
     def __init__(self, queues: Sequence[Queue]) -> None:
         self._queues = {queue.name: queue for queue in queues}
-        self._loops: list[asyncio.Task[None]] = []
+        self.loops = Loops(Loop("dead-letters", patience=LONG_PATIENCE))
 
     @property
     def queues(self) -> list[str]:
         return sorted(self._queues)
 
     def start(self, context: Context) -> None:
-        self._loops = [asyncio.create_task(self._loop(context))]
+        self.loops["dead-letters"].start(self._loop(context))
 
     async def stop(self) -> None:
-        await background_tasks.end(self._loops)
+        await self.loops.end()
 
     async def list(self) -> list[DeadLetter]:
         """Those of all queues."""
@@ -81,7 +81,8 @@ class DeadLetters:
     async def _loop(self, context: Context) -> None:
         while True:
             try:
-                await self.look(context)
+                with self.loops["dead-letters"].step():
+                    await self.look(context)
             except Exception as error:
                 tell = log.warning if is_nobodys_fault(error) else log.exception
                 tell("dead letters", extra={"action": "look", "error": type(error).__name__})

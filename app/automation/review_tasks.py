@@ -19,8 +19,11 @@ from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.records.reader import Reader
 from app.records.versions import ResourceVersion
 from app.store.events import Event
+
+MOST_COUNTED = 10_000
 
 
 async def ask(
@@ -99,6 +102,19 @@ def task(
     if patient is not None:
         found["for"] = {"reference": patient}
     return found
+
+
+async def open_counts(store: Reader) -> dict[str, int]:
+    """How many Tasks of each reason nobody has closed, counted up to `MOST_COUNTED`."""
+    is_open = {"terms": {"$in": [f"status={status}" for status in sorted(OPEN)]}}
+    return {
+        reason: await store.count(
+            "Task",
+            {"$and": [{"terms": token("code", REVIEW_REASON, reason)}, is_open]},
+            MOST_COUNTED,
+        )
+        for reason in REVIEW_REASONS
+    }
 
 
 # Patients of whom nothing is amiss, for a moment: who is looked into at every message of a visit costs as much as it.

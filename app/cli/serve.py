@@ -11,10 +11,12 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -217,6 +219,13 @@ def _run(settings: Settings, listener: socket.socket) -> None:
 
 def _run_workers(settings: Settings, listener: socket.socket) -> None:
     """Several processes on one port; being new interpreters, they read the environment."""
+    with tempfile.TemporaryDirectory(prefix="carerelay-metrics-") as metrics:
+        if settings.metrics_directory is None:
+            settings = settings.model_copy(update={"metrics_directory": Path(metrics)})
+        _supervise(settings, listener)
+
+
+def _supervise(settings: Settings, listener: socket.socket) -> None:
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         if value is not None:

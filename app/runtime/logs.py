@@ -24,6 +24,7 @@ FIELDS = (
     "resource_type",
     "id",
     "version_id",
+    "number",
     "subscription",
     "delivery",
     "contract",

@@ -237,6 +237,18 @@ class Mongo:
         async with stream:
             yield stream
 
+    def connections(self) -> dict[str, int]:
+        """How many connections are in use, and how many are idle.
+
+        From the inside of the driver: it tells of this by an event for each use, and reads would pay for that.
+        """
+        client = self.client.delegate if self._motor else self.client
+        pools = [server.pool for server in client._topology._servers.values()]
+        return {
+            "in-use": sum(pool.active_sockets for pool in pools),
+            "idle": sum(len(pool.conns) for pool in pools),
+        }
+
     async def close(self) -> None:
         closing = self.client.close()
         if asyncio.iscoroutine(closing):

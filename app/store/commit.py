@@ -18,12 +18,13 @@ from pymongo.errors import (
     DocumentTooLarge,
     DuplicateKeyError,
     OperationFailure,
+    PyMongoError,
 )
 
 from app.audit import entry as audit_entry
 from app.audit.hash_chain import Links
 from app.audit.log import COLLECTION as AUDIT, AuditLog
-from app.errors import MethodNotAllowed, TooLarge
+from app.errors import MethodNotAllowed, TooLarge, Unavailable
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records import versions
@@ -36,8 +37,9 @@ from app.records.versions import (
     version_document,
     with_meta,
 )
-from app.runtime import collections, transactions
+from app.runtime import collections, metrics, transactions
 from app.runtime.cluster import Cluster
+from app.runtime.commit_watch import CommitWatch
 from app.runtime.group_commit import GroupCommit, InDoubt
 from app.runtime.mongo import Document, Mongo, Session
 from app.runtime.secrets import Secrets
@@ -109,6 +111,7 @@ class Commits:
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[CommitUnit](self._write, hopeless=ConnectionFailure)
+        self.commit_watch = CommitWatch(VersionConflict, (PyMongoError, Unavailable))
         self.cluster = Cluster(
             mongo,
             owner,
@@ -164,14 +167,19 @@ class Commits:
             self._prepare_change(unit, change)
         if self._audit is not None:
             self._prepare_entries(unit)
+        with self.commit_watch.commit():
+            await self._submit(unit)
+        audit_entry.count(unit.entries)
+        return unit.stored
+
+    async def _submit(self, unit: CommitUnit) -> None:
+        """Have a unit committed. Raises VersionConflict with the keys that others have changed."""
         try:
             await self._group.submit(unit)
         except VersionConflict:
             lost = await lost_keys(self._mongo, unit.changes)
             lost |= await self.guards.moved_on(unit.guards)
             raise VersionConflict(frozenset(lost)) from None
-        audit_entry.count(unit.entries)
-        return unit.stored
 
     def _prepare_entries(self, unit: CommitUnit) -> None:
         """What the audit says of each change: by whom, of which patients' data. Raises MethodNotAllowed for its own."""
@@ -339,6 +347,7 @@ class Commits:
             await self._audit.record(entries)
         # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
         committed = [event for unit in units for event in unit.events]
+        metrics.EVENTS.add(by=len(committed))
         for listener in self.listeners:
             listener(committed)
 

@@ -104,6 +104,7 @@ class Store(ResourceStore):
         secrets = secrets or Secrets([Fernet.generate_key().decode()])
         self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting, secrets)
         self.cluster = self._commits.cluster
+        self.commit_watch = self._commits.commit_watch
         self.listeners = self._commits.listeners
 
     async def prepare(self) -> None:

@@ -244,7 +244,7 @@ async def test_a_reaction_that_fails_keeps_no_other_from_its_turn(mongo: Mongo) 
     ]
     reactions = Reactions(mongo, store, both, back_off=AT_ONCE)
     await reactions.start(NOBODY)
-    reactions._loops[1].cancel()
+    await reactions.loops["reactions-sweep"].end()
     await put(store, "a")
     await reactions.idle()
     assert (poor.done, well.done) == ([], ["a 1"])

@@ -542,7 +542,7 @@ async def test_a_server_that_becomes_too_old_writes_nothing_more_and_is_not_read
         mongo: Mongo = app.state.services.mongo
         assert (await client.put("/Patient/p", json=PATIENT)).status_code == 201
         ready = await client.get("http://x/readyz")
-        assert ready.json() == {"database": "ok", "worker": "ok", "format": "ok"}
+        assert (ready.status_code, ready.json()["format"]) == (200, "ok")
         await mark(mongo, format=FORMAT + 1, oldest=FORMAT + 1)
 
         async def has_stopped() -> bool:
@@ -557,7 +557,7 @@ async def test_a_server_that_becomes_too_old_writes_nothing_more_and_is_not_read
         assert reason in refused.json()["issue"][0]["diagnostics"]
         ready = await client.get("http://x/readyz")
         assert ready.status_code == 503
-        assert reason in ready.json()["format"]
+        assert reason in ready.json()["format"]["reason"]
         assert await mongo.collection("versions").count_documents({"_id.t": "Patient"}) == 1
         await mongo.client.drop_database(settings.mongodb_database)
 

@@ -12,5 +12,6 @@ ledger              claims, renews and closes rows of `deliveries`
 settlement          settles rows after an attempt, in bulk
 waiting_rows        finds rows that wait for their Subscription, without a look at each
 ledger_queries      searches rows for operators and `$events`, and reopens them for `$resend`
+open_rows           counts what is open, and says since when
 retention           deletes what is older than it is kept
 """

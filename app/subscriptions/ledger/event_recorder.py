@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
+from app.runtime import metrics
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
 from app.store.events import Event, load_event
@@ -99,7 +100,9 @@ class EventRecorder:
         failed = [(plan.event, failure) for plan in plans for failure in plan.failures]
         if failed:
             await self._unmatched.add(failed, as_of_now=as_of_now)
+            metrics.MATCH_FAILURES.add(by=sum(each.reason != BEHIND for _, each in failed))
             self._tell(failed)
+        metrics.MATCHES.add(by=sum(len(plan.matches) for plan in plans))
         idle = [plan.event.id for plan in plans if not plan.matches]
         busy = [plan for plan in plans if plan.matches]
         if idle and finishes:

@@ -13,6 +13,7 @@ from functools import partial
 from pymongo.errors import PyMongoError
 
 from app.errors import Unavailable
+from app.runtime.metrics import DELIVERIES, NOTICE_SECONDS
 from app.runtime.mongo import Mongo
 from app.store.events import Event
 from app.subscriptions.ledger.ledger import BEHIND, SECOND_LOOK, WAITING, Delivery
@@ -144,6 +145,18 @@ class Sender:
 
     def _settled(self, entry: Settlement) -> None:
         self._in_hand.discard(_hold(entry.delivery))
+        self._count(entry)
+
+    def _count(self, entry: Settlement) -> None:
+        """Count what came of a row, unless it was only put back."""
+        if entry.state == "queued":
+            return
+        registration = self._registry.get(entry.delivery.subscription)
+        channel = registration.channel.type if registration else "none"
+        DELIVERIES.add(channel, entry.state)
+        if entry.state == "delivered":
+            waited = self._mongo.now() - entry.delivery.focus["at"]
+            NOTICE_SECONDS.observe(waited.total_seconds(), channel)
 
     async def wait(self) -> None:
         """Return when a job under way has ended, at once where there is none."""
