@@ -104,10 +104,13 @@ class Readiness:
     async def _ask_stuck(self) -> list[datetime]:
         before = self._mongo.now() - self._event_age
         found = await open_rows.stuck_since(self._mongo, self._store.owner, before)
+        standstill = self._worker.standstill
+        if standstill is not None and standstill <= before:
+            found = standstill if found is None else min(found, standstill)
         return [] if found is None else [found]
 
     async def _ask_overdue(self) -> list[datetime]:
-        found = await self._worker.oldest_overdue(self._mongo.now() - self._delivery_age)
+        found = await self._worker.ledger.oldest_due(self._mongo.now() - self._delivery_age)
         return [] if found is None else [found]
 
     def _since(self, seconds: float, reason: str) -> dict[str, str]:

@@ -124,7 +124,7 @@ REVIEW_REASONS = {
     "re-enrolment": "The member may need case management again",
     "several-pcps": "Several primary care practices are known",
     "unapplied-message": "A message gives a visit another status and was not applied",
-    "subscription-error": "The endpoint of a Subscription takes no notices; they wait until it is asked for again",
+    "subscription-error": "A Subscription is in error, or its endpoint is gone: its practice hears nothing",
     "unknown-patient": "The record is about a patient who is not known here",
     "unmatched": "It could not be decided whom an event concerns",
     "unsuitable-consent": "A consent cannot be understood",

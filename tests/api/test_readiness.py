@@ -16,14 +16,15 @@ import pytest
 from pymongo.errors import ConnectionFailure
 
 from app.fhir.instants import moment
-from app.runtime import loops
+from app.runtime import loops, transactions
 from app.runtime.cluster import Cluster
 from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.loops import Loop
 from app.store.events import event_rows
 from app.subscriptions.ledger.event_intake import EventIntake
 from app.subscriptions.ledger.ledger import delivery_rows
-from app.subscriptions.matching.registry import SubscriptionRegistry
+from app.subscriptions.ledger.unmatched import Selected
+from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.sending.worker import Worker
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, encounter
@@ -95,12 +96,33 @@ async def test_while_nothing_is_matched_it_is_not_ready(
             raise ConnectionFailure("away")
 
         with monkeypatch.context() as patched:
-            patched.setattr(SubscriptionRegistry, "match", broken)
+            patched.setattr(EventMatcher, "match", broken)
             (await client.put("/Encounter/e1", json=encounter(id="e1"))).raise_for_status()
             said = await failing(client, "events")
             assert said["reason"] == "not matched"
             assert 0.3 <= seconds_since(said, server) < 30
         await receiver.wait(1, events=False)
+        await until(lambda: is_ready(client))
+
+
+async def test_while_every_event_is_set_aside_it_is_not_ready(
+    mongod: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(make_settings(mongod, **SOON)) as (server, client):
+        await subscribe(server, client, receiver)
+
+        async def broken(*_: Any, **__: Any) -> None:
+            raise ValueError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(EventMatcher, "match", broken)
+            for number in range(3):
+                stay = encounter(id=f"e{number}")
+                (await client.put(f"/Encounter/e{number}", json=stay)).raise_for_status()
+            said = await failing(client, "events")
+            assert said["reason"] == "not matched"
+        await server.worker.rematching.replay(Selected())
+        await receiver.wait(3, events=False)
         await until(lambda: is_ready(client))
 
 
@@ -126,8 +148,8 @@ async def test_one_record_that_fails_while_others_are_matched_is_its_own_trouble
             return bool(server.mongo.now() - odd_one["at"] > timedelta(seconds=1.5))
 
         await until(waited)
-        assert await server.worker.outbox.pending_count() == 1
-        assert await told(client) == READY
+        assert await server.worker.unmatched.count() == 1
+        await until(lambda: is_ready(client))
 
 
 async def test_a_row_that_is_due_and_that_nobody_begins_makes_it_not_ready(
@@ -158,11 +180,12 @@ async def test_a_row_that_is_due_and_that_nobody_begins_makes_it_not_ready(
         await until(lambda: is_ready(client))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [None, 503], ids=["hangs", "fails"])
 async def test_an_endpoint_that_is_of_no_use_does_not_make_it_unready(
     mongod: str, receiver: Receiver, status: int | None
 ) -> None:
-    settings = make_settings(mongod, ready_delivery_age=0.3, delivery_timeout=0.3)
+    settings = make_settings(mongod, ready_delivery_age=5, delivery_timeout=0.3)
     async with running(settings) as (server, client):
         await subscribe(server, client, receiver)
         receiver.answer = lambda _: status
@@ -174,7 +197,7 @@ async def test_an_endpoint_that_is_of_no_use_does_not_make_it_unready(
 
         async def waited() -> bool:
             assert await told(client) == READY
-            return server.mongo.now() - now > timedelta(seconds=1.5)
+            return server.mongo.now() - now > timedelta(seconds=7)
 
         await until(waited)
         assert await server.worker.ledger.open_count() == 12
@@ -245,15 +268,15 @@ async def test_commits_that_wait_without_end_make_it_unready(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.api.readiness._COMMITS_STALLED", 0.3)
-    async with running(make_settings(mongod)) as (server, client):
+    async with running(make_settings(mongod)) as (_, client):
         goes_on = asyncio.Event()
-        transaction = server.mongo.transaction
+        attempt = transactions.attempt
 
-        async def hanging(callback: Any) -> Any:
+        async def hanging(*arguments: Any) -> Any:
             await goes_on.wait()
-            return await transaction(callback)
+            return await attempt(*arguments)
 
-        monkeypatch.setattr(server.mongo, "transaction", hanging)
+        monkeypatch.setattr(transactions, "attempt", hanging)
         body = {"resourceType": "Patient", "id": "p1"}
         writing = asyncio.create_task(client.put("/Patient/p1", json=body))
         said = await failing(client, "commits")

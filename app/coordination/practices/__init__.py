@@ -3,7 +3,7 @@
 endpoint_subscriptions  keeps a Subscription for each Endpoint of a primary care practice
 no_recipient            records events that no practice could be told of, and asks a person
 unmatched_review        asks a person about events that could not be matched
-subscription_review     asks a person about a Subscription whose endpoint takes no notices
+subscription_review     asks a person about a Subscription that is in error
 encounter_review        asks a person about a visit without a known patient, or told in part, and about unclear Consents
 
 docs/routing.md, docs/encounters.md

@@ -1,4 +1,4 @@
-"""A review Task for each Subscription whose endpoint takes no notices, closed once it is active again.
+"""A review Task for each Subscription that is in error, or whose endpoint is gone, closed once it is active again.
 
 docs/delivery.md
 """

@@ -2,6 +2,7 @@
 
 event_intake        queues committed events, has them matched and records them in order
 event_recorder      matches an event, and records what comes of it
+standstill          says since when nothing could be judged at all
 recorded_events     remembers what this process has recorded a moment ago
 unmatched           has the events that a judge could not decide on
 rematching          matches events once more: what was set aside, what a Subscription missed, a new practice

@@ -13,11 +13,12 @@ from datetime import datetime
 
 from app.runtime import metrics
 from app.runtime.leases import is_nobodys_fault
-from app.runtime.mongo import Document
+from app.runtime.mongo import Document, Mongo
 from app.store.events import Event, load_event
 from app.store.store import Store
 from app.subscriptions.ledger import unmatched as unmatched_
 from app.subscriptions.ledger.outbox import Outbox, Planned
+from app.subscriptions.ledger.standstill import Standstill
 from app.subscriptions.ledger.unmatched import BEHIND, Unmatched
 from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.judges import ALL, Failure, subscription_of
@@ -37,6 +38,7 @@ class EventRecorder:
 
     def __init__(
         self,
+        mongo: Mongo,
         store: Store,
         matcher: EventMatcher,
         outbox: Outbox,
@@ -47,6 +49,7 @@ class EventRecorder:
         limits: ReleaseLimits,
         on_fault: OnFault,
     ) -> None:
+        self._mongo = mongo
         self._store = store
         self._matcher = matcher
         self._outbox = outbox
@@ -57,6 +60,7 @@ class EventRecorder:
         self._limits = limits
         self._on_fault = on_fault
         self.lock = asyncio.Lock()
+        self.standstill = Standstill()
 
     async def plan(
         self,
@@ -102,6 +106,7 @@ class EventRecorder:
             await self._unmatched.add(failed, as_of_now=as_of_now)
             metrics.MATCH_FAILURES.add(by=sum(each.reason != BEHIND for _, each in failed))
             self._tell(failed)
+        self.standstill.note(plans, self._mongo.now())
         metrics.MATCHES.add(by=sum(len(plan.matches) for plan in plans))
         idle = [plan.event.id for plan in plans if not plan.matches]
         busy = [plan for plan in plans if plan.matches]

@@ -176,6 +176,17 @@ class Ledger:
             return Refusal(failure["index"], "event" in failure["keyPattern"])
         return None
 
+    async def oldest_due(self, before: datetime) -> datetime | None:
+        """When the first open row's time came, if that is earlier than `before`: no sweep has looked at it since.
+
+        What waits for its endpoint, its Subscription or another row of its lane has no time.
+        """
+        its_time = {"$gt": BEHIND, "$lt": before}
+        found = await self._deliveries.find_one(
+            {"open": True, "next_at": its_time}, {"next_at": 1}, sort=[("next_at", ASCENDING)]
+        )
+        return None if found is None else found["next_at"]
+
     async def due(self, limit: int) -> list[Delivery]:
         """Open rows whose time has come, oldest first."""
         its_time = {"$gt": BEHIND, "$lte": self._mongo.now()}

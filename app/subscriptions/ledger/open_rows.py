@@ -16,7 +16,7 @@ from app.subscriptions.ledger.ledger import delivery_rows
 
 # The indexes of open rows alone, which are no part of what a planner would choose for sure.
 _OF_PENDING = "state_1_lease_until_1"
-_OF_OPEN = "lane_1_number_1"
+_OF_OPEN = "open_1_lane_1_number_1"
 # Of so many events that one process holds, the oldest is looked for, and so many later ones are looked at.
 _MOST = 10_000
 

@@ -4,7 +4,6 @@ worker                  owns all of this in one process, and runs its loops
 subscription_changes    learns new versions of Subscriptions and does what they ask for
 lifecycle               proves endpoints, sets statuses and sends heartbeats
 backlog                 claims due rows, the first of each lane, and those whose target is ready again
-overdue                 finds rows that are due and that nobody begins
 delivery                queues claimed rows at their targets, and has attempts made on them
 targets                 says where notices go, how much is in hand for whom, and whom to trust
 dispatcher              runs attempts, heartbeats and handshakes of all targets side by side

@@ -39,7 +39,6 @@ from app.subscriptions.matching.criteria_check import TERMINOLOGY
 from app.subscriptions.matching.event_matcher import EventMatcher
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
-from app.subscriptions.sending import overdue
 from app.subscriptions.sending.attempt import Attempts
 from app.subscriptions.sending.background import BackgroundTasks, retry_loop, warn
 from app.subscriptions.sending.backlog import Backlog
@@ -122,9 +121,19 @@ class Worker:
         self._background = BackgroundTasks()
         matcher = EventMatcher(registry)
         recorder = EventRecorder(
-            store, matcher, outbox, unmatched, composer, sender, backlog, limits, self._on_fault
+            mongo,
+            store,
+            matcher,
+            outbox,
+            unmatched,
+            composer,
+            sender,
+            backlog,
+            limits,
+            self._on_fault,
         )
         recorded = RecordedEvents()
+        self._recorder = recorder
         self._intake = EventIntake(mongo, store, outbox, unmatched, recorder, recorded, sender)
         self.rematching = rematching = Rematching(
             mongo, store, registry, matcher, outbox, unmatched, recorder, recorded
@@ -184,9 +193,10 @@ class Worker:
         """How many deliveries this process has claimed and not settled."""
         return len(self._sender.in_hand)
 
-    async def oldest_overdue(self, before: datetime) -> datetime | None:
-        """When the first delivery was due that could be sent and is not begun, if that is earlier than `before`."""
-        return await overdue.oldest_overdue(self.ledger, self.registry, self._sender, before)
+    @property
+    def standstill(self) -> datetime | None:
+        """Since when no event can be judged, whatever it is about; None while they are."""
+        return self._recorder.standstill.since
 
     async def start(self, *, loops: bool = True) -> None:
         """Create the indexes, load the Subscriptions, listen to the store and start the loops.
