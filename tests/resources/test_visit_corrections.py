@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from app.fhir.codes import EVENT_TIME
 from app.fhir.encounter_status import phase
 from app.fhir.ids import new_id
+from tests.builders.receiver import Received
 from tests.builders.subscriptions import encounter
 from tests.builders.topic_listener import Listener, label, listening
 from tests.builders.visit_messages import Message, deliveries, visits
@@ -73,14 +74,15 @@ async def current(practice: Listener, id_: str) -> Message:
 
 
 async def told(practice: Listener, id_: str) -> list[str]:
-    """What was told of a visit, in order."""
+    """What was told of a visit, by the order of its versions: notices of several Subscriptions may cross."""
     await practice.server.worker.drain()
-    notices = practice.receiver.events
-    return [
-        label(each).removeprefix("encounter-")
-        for each in notices
-        if each.focus.endswith(f"Encounter/{id_}")
-    ]
+    mine = [each for each in practice.receiver.events if each.focus.endswith(f"Encounter/{id_}")]
+    return [label(each).removeprefix("encounter-") for each in sorted(mine, key=version_of)]
+
+
+def version_of(notice: Received) -> int:
+    etag: str = notice.json["entry"][1]["response"]["etag"]
+    return int(etag.removeprefix('W/"').removesuffix('"'))
 
 
 async def asked(practice: Listener, id_: str) -> list[str]:
