@@ -1,6 +1,7 @@
 """The process and its place among others: what every room above leans on, without FHIR.
 
 mongo               is the MongoDB client and the seam between its two drivers
+driver_waits        keeps the async driver from locking itself
 connection_string   judges the options of the MongoDB URI
 transactions        runs transactions, and ends those of dead processes
 cluster             keeps this process's row, finds silent processes and gives the commit horizon

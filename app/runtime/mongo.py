@@ -25,7 +25,7 @@ from pymongo.errors import (
 )
 
 from app.errors import Unavailable
-from app.runtime import connection_string
+from app.runtime import connection_string, driver_waits
 from app.settings import Settings
 
 # What a request's searches may take of MongoDB, in milliseconds; None for work that nobody waits for.
@@ -95,6 +95,7 @@ class Mongo:
             from motor import motor_asyncio
 
             make_client = motor_asyncio.AsyncIOMotorClient
+        driver_waits.mend()
         uri = connection_string.settled(settings.mongodb_uri)
         try:
             client = make_client(uri, appname=name_of(owner), **_CLIENT_OPTIONS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient
+from pymongo.errors import ConnectionFailure
 
 from app.runtime import embedded_mongod
 from app.runtime.embedded_mongod import EmbeddedMongo
@@ -36,15 +37,14 @@ async def held(
 
 
 @contextmanager
-def failing_mongod(directory: Path) -> Iterator[str]:
-    """The URI of a mongod that fails on demand, see `failing`."""
+def failing_mongod(directory: Path) -> Iterator[EmbeddedMongo]:
+    """A mongod that fails on demand, see `failing`."""
     made = embedded_mongod._options
     with pytest.MonkeyPatch.context() as patch:
         test_commands = ("--setParameter", "enableTestCommands=1")
         patch.setattr(embedded_mongod, "_options", lambda *given: [*made(*given), *test_commands])
         with EmbeddedMongo(directory) as mongo:
-            yield mongo.uri
-            mongo.process.kill()  # it would wait for what it holds up
+            yield mongo
 
 
 @asynccontextmanager
@@ -53,9 +53,10 @@ async def failing(
 ) -> AsyncIterator[Callable[[int], Awaitable[object]]]:
     """Let a command fail, as MongoDB's own tests do: `closeConnection`, `errorCode`, `blockConnection`.
 
-    Gives a function that returns once it has failed so many times.
+    Gives a function that returns once it has failed so many times. To kill the mongod inside the context is fine, and
+    the way to end it at once where connections are blocked.
     """
-    async with AsyncMongoClient[dict[str, Any]](uri) as client:
+    async with AsyncMongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=5_000) as client:
         data = {"failCommands": [command], **how}
         fail: dict[str, Any] = {"configureFailPoint": "failCommand"}
         reply = await client.admin.command({**fail, "mode": "alwaysOn", "data": data})
@@ -67,4 +68,5 @@ async def failing(
         try:
             yield wait
         finally:
-            await client.admin.command({**fail, "mode": "off"})
+            with suppress(ConnectionFailure):
+                await client.admin.command({**fail, "mode": "off"})

@@ -160,8 +160,8 @@ def test_pinned_uv_is_the_same_everywhere():
 @pytest.mark.slow
 async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) -> None:
     """A database that does not answer a write holds the start up; who asks the server to stop is heard."""
-    with failing_mongod(tmp_path) as uri:
-        block = failing(uri, "findAndModify", blockConnection=True, blockTimeMS=600_000)
+    with failing_mongod(tmp_path) as mongo:
+        block = failing(mongo.uri, "findAndModify", blockConnection=True, blockTimeMS=600_000)
         async with block as wait_for_failures:
             with ExitStack() as opened:
                 starting = [
@@ -169,7 +169,7 @@ async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) 
                         started(
                             "FHIR base: ",
                             *("serve", "--port", "0", "--workers", workers),
-                            env=environment(mongodb_uri=uri, mongodb_database=f"w{workers}"),
+                            env=environment(mongodb_uri=mongo.uri, mongodb_database=f"w{workers}"),
                         )
                     )[0]
                     for workers in ("1", "2")
@@ -179,3 +179,4 @@ async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) 
                     process.send_signal(signal.SIGTERM)
                 for process in starting:
                     await asyncio.to_thread(process.wait, STOP_SECONDS + GRACE_SECONDS)
+            mongo.process.kill()

@@ -119,8 +119,8 @@ async def test_the_transactions_of_a_silent_process_end_with_the_take_over(
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A mongod of the module's own, that fails as it is told to."""
-    with failing_mongod(tmp_path_factory.mktemp("faulty")) as uri:
-        yield uri
+    with failing_mongod(tmp_path_factory.mktemp("faulty")) as mongo:
+        yield mongo.uri
 
 
 @pytest.mark.processes
