@@ -79,11 +79,13 @@ class Receiver:
 
     async def wait(self, count: int, *, events: bool = True) -> list[Received]:
         """The requests, once there are that many."""
-        async with asyncio.timeout(15), self._changed:
-            await self._changed.wait_for(
-                lambda: len(self.events if events else self.requests) >= count
-            )
+        await self.until(lambda: len(self.events if events else self.requests) >= count)
         return self.events if events else self.requests
+
+    async def until(self, holds: Callable[[], bool], seconds: float = 15) -> None:
+        """Return once it holds of what was received."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(holds)
 
     async def handle(self, request: web.Request) -> web.Response:
         at = time.perf_counter()
