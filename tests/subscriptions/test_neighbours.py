@@ -132,6 +132,31 @@ async def test_hundreds_of_practices_on_one_host(
         receiver.closing.set()
 
 
+async def test_more_hang_on_a_host_than_it_has_connections(
+    mongo: Mongo, store: Store, receiver: Receiver
+) -> None:
+    """Forty practices with five notices each were fast and hang now: the others are told all the same."""
+    hanging = [f"s{index}" for index in range(40)]
+    async with working(mongo, store) as worker:
+        for name in [*hanging, *(f"w{index}" for index in range(5))]:
+            asked = f"service-provider=Organization/{name}"
+            endpoint = f"{receiver.url}/{name}/n"
+            await create(store, topic_based(asked, endpoint=endpoint, timeout=HANGS))
+        await worker.drain()
+        receiver.answer = answering(**dict.fromkeys(hanging))
+        async with asyncio.TaskGroup() as all_at_once:
+            for name in hanging:
+                for number in range(5):
+                    stay = _stay(name, f"{name}-{number}")
+                    all_at_once.create_task(create(store, stay))
+        for index in range(5):
+            await create(store, _stay(f"w{index}", f"w{index}"))
+        async with asyncio.timeout(HANGS / 2):
+            while not all(at(receiver, f"w{index}/") for index in range(5)):
+                await receiver.wait(len(receiver.events) + 1)
+        receiver.closing.set()
+
+
 async def test_a_host_that_takes_no_connections_is_left_alone_as_a_whole(
     mongo: Mongo, store: Store
 ) -> None:

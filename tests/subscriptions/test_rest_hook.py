@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -84,6 +86,50 @@ async def test_a_broken_answer_is_no_delivery(hook: HttpSender) -> None:
         port = server.sockets[0].getsockname()[1]
         outcome = await hook.send(notice(f"http://127.0.0.1:{port}/"))
     assert outcome.status is None
+    assert outcome.verdict is Verdict.RETRY
+
+
+@asynccontextmanager
+async def answering(*segments: bytes, again: bytes = b"") -> AsyncIterator[str]:
+    """An endpoint that answers with these bytes, then with `again` for as long as it is heard."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"{}")
+            for segment in segments:
+                writer.write(segment)
+            while again:
+                writer.write(again)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 204 No Content\r\n\r\nhello",
+        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nmuch more",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_the_head_counts_whatever_comes_with_it(hook: HttpSender, answer: bytes) -> None:
+    async with answering(answer) as url:
+        outcome = await hook.send(notice(url))
+    assert outcome.status in (200, 204)
+    assert outcome.verdict is Verdict.DELIVERED
+
+
+async def test_informational_responses_without_end_are_a_failure(hook: HttpSender) -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    async with answering(hint, again=hint * 100) as url:
+        outcome = await hook.send(notice(url, timeout=60.0))
+    assert outcome.status is None
+    assert outcome.reason != "timeout"
     assert outcome.verdict is Verdict.RETRY
 
 

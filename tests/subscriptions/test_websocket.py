@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
@@ -156,6 +157,26 @@ async def test_a_client_of_another_process_is_told(
     assert (
         await server.mongo.collection("mailbox").count_documents({"question": {"$exists": 1}}) == 0
     )
+
+
+async def test_a_connection_of_a_dead_process_holds_up_no_other(
+    pair: Pair, other: Pair, session: aiohttp.ClientSession
+) -> None:
+    """What is sent is taken here at once, though the binding there seems to be alive."""
+    server, client = pair
+    id_ = await subscribed(pair, websocket("patient=orphan", timeout=1))
+    here, _ = await bound(session, client, id_)
+    binding = {"_id": "orphan", "subscription": id_, "owner": "dead"}
+    bindings = server.mongo.collection("websocket_bindings")
+    await bindings.insert_one({**binding, "until": server.mongo.now() + timedelta(seconds=30)})
+    for number in ("1", "2"):
+        await client.post("/Encounter", json=encounter(patient="orphan"))
+        assert parameters(await here.notice())["events-since-subscription-start"] == number
+        await server.worker.drain()
+    rows = await server.mongo.collection("deliveries").find({"subscription": id_}).to_list(None)
+    assert [(row["state"], row["attempt"]) for row in rows] == [("delivered", 1)] * 2
+    await other[0].worker._take_over("dead", server.mongo.now())
+    assert await bindings.count_documents({"_id": "orphan"}) == 0
 
 
 async def test_a_classic_client_is_pinged(pair: Pair, session: aiohttp.ClientSession) -> None:

@@ -9,6 +9,8 @@ davinci          sends Da Vinci Unsolicited Notifications
 http_sender      sends over HTTP for the channels that call an endpoint: signature, certificate, token
 http_endpoint    checks endpoint, headers and payload type of these
 connections      keeps a small pool for each origin, with addresses judged as they are opened
+response_heads   reads the head of a response before what follows it, and few informational ones
+patience         lets an attempt that hangs be ended for others
 payload          reads the payload types that `channel.payload` may name
 """
 

@@ -19,6 +19,7 @@ from typing import Self
 import aiohttp
 
 from app.network.egress_policy import CheckedResolver, Egress
+from app.subscriptions.channels.response_heads import Connector
 
 # Concurrent attempts at one origin (app/subscriptions/sending/dispatcher.py), and connections: some more, for the
 # requests for tokens.
@@ -72,7 +73,7 @@ class Connections:
         return pool
 
     def _connect(self, origin: str) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
+        connector = Connector(
             ssl=self._tls(origin) or _shared_tls(),
             limit=CONNECTIONS_PER_ORIGIN,
             resolver=CheckedResolver(self._egress),

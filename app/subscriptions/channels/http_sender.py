@@ -23,6 +23,7 @@ from app.network.backend_services_client import BackendToken, TokenError
 from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError
 from app.network.endpoint_credentials import NO_TERMS, EndpointTerms, Origin
 from app.network.notice_signature import SIGNATURE_HEADER, signature
+from app.subscriptions.channels import patience
 from app.subscriptions.channels.connections import Connections
 from app.subscriptions.channels.protocol import (
     ANSWER_LIMIT,
@@ -78,10 +79,11 @@ class HttpSender:
         """
         exchange = _Exchange(notice)
         try:
-            async with asyncio.timeout(notice.timeout):
-                if not self._terms:
-                    return await self._send(exchange, ())
-                return await self._on_terms(exchange)
+            async with asyncio.timeout(notice.timeout) as limit:
+                with patience.current().for_exchange(limit):
+                    if not self._terms:
+                        return await self._send(exchange, ())
+                    return await self._on_terms(exchange)
         except TimeoutError:
             return exchange.outcome or AttemptOutcome(None, "timeout")
         except _FAILURES as error:

@@ -73,6 +73,7 @@ class Websocket:
     async def send(self, notice: Notice) -> AttemptOutcome:
         """One attempt over every bound connection; it is accepted where at least one took the text."""
         text = notice.body.decode()
+        taken = 0
         try:
             async with asyncio.timeout(notice.timeout):
                 taken = await self._send_here(notice.subscription, text)
@@ -81,16 +82,13 @@ class Websocket:
                 answers = await asyncio.gather(
                     *(self._messages.ask(owner, message) for owner in elsewhere)
                 )
+            taken += sum(answer["taken"] for answer in answers)
+            failure = "nobody is connected"
         except TimeoutError:
-            return AttemptOutcome(None, "timeout")
+            failure = "timeout"
         except PyMongoError:
-            return AttemptOutcome(None, "the process that holds the connection cannot be reached")
-        taken += sum(answer["taken"] for answer in answers)
-        return (
-            AttemptOutcome(None, accepted=True)
-            if taken
-            else AttemptOutcome(None, "nobody is connected")
-        )
+            failure = "the process that holds the connection cannot be reached"
+        return AttemptOutcome(None, accepted=True) if taken else AttemptOutcome(None, failure)
 
     async def bind(self, subscription: str, listener: Listener) -> str:
         """Send the Subscription's notices to `listener` from now on; returns the binding's id for `unbind`."""
@@ -114,6 +112,10 @@ class Websocket:
             self._listeners.pop(subscription, None)
         with contextlib.suppress(PyMongoError):  # its lease ends by itself
             await self._bindings.delete_one({"_id": binding})
+
+    async def take_from(self, owner: str) -> None:
+        """End the bindings of a process that is gone: their connections went with it."""
+        await self._bindings.delete_many({"owner": owner})
 
     async def close(self) -> None:
         if not self._renewal.is_started:

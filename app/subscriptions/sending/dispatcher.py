@@ -1,7 +1,8 @@
 """The dispatcher: runs what there is to do for each target, a few jobs of each side by side, and fairly.
 
 Jobs are attempts on rows, heartbeats and handshakes. Those that take longer than a moment, and all of targets whose
-last attempt failed, have slots of their own (slots.py), so that what hangs holds up what hangs.
+last attempt failed, have slots of their own (slots.py), so that what hangs holds up what hangs. Where even these are
+taken by what hangs, that which has hung longest is ended for the next: its time is over early.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from app.subscriptions.channels.connections import ATTEMPTS_OF_ORIGIN
+from app.subscriptions.channels.patience import CURRENT, Patience
 from app.subscriptions.sending.slots import Slots
 from app.subscriptions.sending.targets import Job, Target
 
@@ -24,16 +26,18 @@ T = TypeVar("T")
 # that are slow, or may well be.
 _MOST, _MOST_SLOW = 256, 256
 _MOST_OF_ORIGIN = 32
-# After so many seconds an attempt is slow.
-_SLOW = 1.0
+# After so many seconds an attempt is slow, and after so many it may be ended where others need its slot.
+_SLOW, _LONG = 1.0, 5.0
 
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A target's turn: the slot that one of its concurrent jobs takes."""
+    """A target's turn: the slot that one of its concurrent jobs takes, and since when it is at the present job."""
 
     target: Target
     slots: Slots
+    began: float = 0.0
+    patience: Patience = field(default_factory=Patience)
 
 
 class Dispatcher:
@@ -43,6 +47,10 @@ class Dispatcher:
         self._slots = Slots(_MOST, _MOST_OF_ORIGIN)
         self._slow = Slots(_MOST_SLOW, ATTEMPTS_OF_ORIGIN - _MOST_OF_ORIGIN)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_ending = False
+        # The turns in slow slots, and those that are slow and have found no slow slot: the longest first.
+        self._hanging: dict[_Turn, None] = {}
+        self._held_up: dict[_Turn, None] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -77,14 +85,17 @@ class Dispatcher:
 
     def _run(self, target: Target) -> None:
         """Start one more concurrent job of a target, within its limit and those of all."""
-        if not target.jobs or target.under_way >= target.allowed:
+        if self._is_ending or not target.jobs or target.under_way >= target.allowed:
             return
         slots = self._slots_of(target)
         if not slots.take(target):
             slots.wait(target)
             return
         target.under_way += 1
-        task = asyncio.create_task(self._work(_Turn(target, slots)))
+        turn = _Turn(target, slots)
+        if slots is self._slow:
+            self._hanging[turn] = None
+        task = asyncio.create_task(self._work(turn))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -96,11 +107,14 @@ class Dispatcher:
         target, loop = turn.target, asyncio.get_running_loop()
         try:
             while target.jobs and target.under_way <= target.allowed:
+                turn.began, turn.patience = loop.time(), Patience()
+                CURRENT.set(turn.patience)
                 timer = loop.call_later(_SLOW, self._make_way, turn)
                 try:
                     await self._do(target.jobs.popleft())
                 finally:
                     timer.cancel()
+                    self._held_up.pop(turn, None)
                 self._run(target)
                 if turn.slots.contended or turn.slots is not self._slots_of(target):
                     break
@@ -111,12 +125,43 @@ class Dispatcher:
 
     def _make_way(self, turn: _Turn) -> None:
         """Let others have the slot of an attempt that is slow."""
-        if turn.slots is self._slots and self._slow.take(turn.target):
-            self._give_back(turn)
-            turn.slots = self._slow
+        if turn.slots is self._slow or self._move(turn):
+            return
+        self._held_up[turn] = None
+        self._end_longest(turn.target)
+        asyncio.get_running_loop().call_later(_SLOW, self._look_again, turn, turn.began)
+
+    def _look_again(self, turn: _Turn, began: float) -> None:
+        if turn in self._held_up and turn.began == began:
+            self._make_way(turn)
+
+    def _move(self, turn: _Turn) -> bool:
+        """Give an attempt a slow slot for the one it has, if one is free."""
+        if not self._slow.take(turn.target):
+            return False
+        self._held_up.pop(turn, None)
+        self._give_back(turn)
+        turn.slots = self._slow
+        self._hanging[turn] = None
+        return True
+
+    def _end_longest(self, target: Target) -> None:
+        """End the attempt that has hung longest of those whose slot a target could have."""
+        until = asyncio.get_running_loop().time() - _LONG
+        is_own = self._slow.is_full_of(target.origin)
+        for turn in self._hanging:
+            if is_own and turn.target.origin is not target.origin:
+                continue
+            if turn.began <= until and turn.patience.may_end:
+                turn.patience.end()
+                return
 
     def _give_back(self, turn: _Turn) -> None:
         turn.slots.give_back(turn.target)
+        if turn.slots is self._slow:
+            self._hanging.pop(turn, None)
+            if any(self._move(held_up) for held_up in list(self._held_up)):
+                return
         while (waiting := turn.slots.next()) is not None:
             self._run(waiting)
 
@@ -133,7 +178,8 @@ class Dispatcher:
             await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
 
     async def finish(self, patience: float) -> None:
-        """Wait `patience` seconds for jobs under way, and cancel those left."""
+        """Wait `patience` seconds for jobs under way, and cancel those left; none is begun any more."""
+        self._is_ending = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=patience)
         for task in set(self._tasks):

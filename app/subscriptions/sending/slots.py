@@ -55,5 +55,9 @@ class Slots:
                 return target
         return None
 
+    def is_full_of(self, origin: Origin) -> bool:
+        """Whether an origin has all the slots that it may take."""
+        return self._of_origin[origin] >= self._most_of_origin
+
     def _is_free(self, origin: Origin) -> bool:
-        return self._taken < self._most and self._of_origin[origin] < self._most_of_origin
+        return self._taken < self._most and not self.is_full_of(origin)

@@ -336,6 +336,7 @@ class Worker:
             await asyncio.sleep(_TAKE_OVER_EVERY)
 
     async def _take_over(self, owner: str, at: datetime) -> None:
+        await self.binder.take_from(owner)
         taken = await self.ledger.abandon(owner)
         await self.outbox.take_from(owner, at)
         await self.unmatched.take_from(owner)

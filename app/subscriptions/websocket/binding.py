@@ -72,6 +72,11 @@ class Binder:
     async def unbind(self, subscription: str, binding: str) -> None:
         await self._channel.unbind(subscription, binding)
 
+    async def take_from(self, owner: str) -> None:
+        """End the bindings of a process that is gone, so that nothing is sent there."""
+        if WEBSOCKET in self._channels:
+            await self._channel.take_from(owner)
+
     async def _greeting(self, registration: Registration) -> str:
         if registration.topic is None:
             return f"bound {registration.id}"
