@@ -20,6 +20,7 @@ from app.resources.event_time import Moment
 from app.resources.type_rules import Prepared
 from app.resources.visit_order import Memory
 from app.search.extract import extract
+from app.search.terms import escape
 
 if TYPE_CHECKING:
     from app.context import Context
@@ -116,9 +117,20 @@ async def _withdrawn(context: Context, before: Resource, now: Resource) -> Resou
     was, becomes = (
         patient_of("Encounter", extract("Encounter", e), base_url) for e in (before, now)
     )
+    becomes = becomes or await _identified(context, now.get("subject", {}))
     if was == becomes or await _is_same_person(context, was, becomes, base_url):
         return None
     return {**before, "status": "entered-in-error"}
+
+
+async def _identified(context: Context, subject: Resource) -> str | None:
+    """The one Patient whose identifier a subject without a reference names; None where none or several have it."""
+    identifier = subject.get("identifier", {})
+    if "reference" in subject or "value" not in identifier:
+        return None
+    term = f"identifier={escape(identifier.get('system', ''))}|{escape(identifier['value'])}"
+    found = await context.services.store.search("Patient", {"terms": term}, 2)
+    return found[0].reference if len(found) == 1 else None
 
 
 async def _is_same_person(

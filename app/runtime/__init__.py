@@ -13,6 +13,7 @@ process_messages    carries questions from one process to another
 group_commit        lets writes of the same moment share a transaction
 batch_cache         lets reads of the same moment share a query
 snapshot            reads at one cluster time
+time_limit          breaks off a step that everybody waits for
 clock               is the calendar, which tests may move
 background_tasks    ends tasks for certain
 loops               tells how the loops of a part are doing

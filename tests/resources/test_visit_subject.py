@@ -234,3 +234,14 @@ async def test_each_notice_is_about_the_version_that_says_so(hub: Listener) -> N
         ("A11", "Patient/anna"),
         ("A01", "Patient/berta"),
     }
+
+
+async def test_a_patient_named_by_identifier_alone_is_the_same(hub: Listener) -> None:
+    number = {"system": "urn:oid:1.2.3", "value": "anna-1"}
+    north = ref("Organization/north")
+    await write(hub, patient("anna", north, identifier=[number]))
+    await write(hub, stay("number", "anna"))
+    assert await told(hub, "number") == ["north admission:A01", "state admission:A01"]
+    await write(hub, {**stay("number", None), "subject": {"identifier": number}})
+    assert await told(hub, "number") == []
+    assert (await hub.client.get("/Encounter/number")).headers["ETag"] == 'W/"2"'

@@ -287,3 +287,42 @@ async def p99_of_healthy(mongod: str, broken: list[Breakage]) -> float:
             if (visit := event.focus.rpartition("Encounter/")[2]) in heard_of
         ]
     return quantiles(waits, n=100)[-1]
+
+
+async def test_rows_that_cannot_be_read_are_nobody_elses_trouble(mongod: str) -> None:
+    """Two Subscriptions and a topic were damaged in the database before the server began."""
+    settings_ = make_settings(mongod)
+    async with receiving() as receiver:
+        async with running(settings_) as (server, client):
+            world = World(server, client, receiver)
+            topic = await world.put_topic("right", EVERY_VERSION)
+            await world.put_topic("damaged", EVERY_VERSION)
+            for number in range(HEALTHY):
+                await world.listen(f"right-{number}", topic)
+            for name, text in (("no-json", "garbage"), ("no-object", "[]")):
+                subscription = await world.listen(name, topic)
+                rows = server.mongo.collection("Subscription")
+                await rows.update_one({"_id": subscription}, {"$set": {"text": text}})
+            damaged = {"$set": {"text": "garbage", "url": "garbage"}}
+            await server.mongo.collection("topics").update_one({"_id": "damaged"}, damaged)
+        async with running(settings_) as (server, client):
+            await stay(World(server, client, receiver), 1)
+            await receiver.until(
+                lambda: all(len(heard) >= VERSIONS for heard in healthy(receiver).values())
+            )
+            assert await server.worker.unmatched.count() == 0
+
+
+async def test_an_expression_without_end_holds_nobody_up(mongod: str) -> None:
+    """Matching its pattern takes the age of the world, for one record."""
+    pattern = "%current.identifier.value.matches('^([A-Za-z0-9]+-?)+$').exists()"
+    async with receiving() as receiver, running(make_settings(mongod)) as (server, client):
+        world = World(server, client, receiver)
+        await world.listen("right-0", await world.put_topic("right", EVERY_VERSION))
+        await world.listen("wrong", await world.put_topic("slow", {"fhirPathCriteria": pattern}))
+        visit = {**encounter(identifier=[{"value": "VN20260000000000000000000012345 (old)"}])}
+        await world.put("/Encounter/visit", {**visit, "id": "visit"})
+        await receiver.until(lambda: len(healthy(receiver)["/right-0"]) == 1)
+        await server.worker.drain()
+        (row,) = await server.mongo.collection("unmatched").find({}).to_list(None)
+        assert (row["judge"], row["reason"]) == (TOPIC.format("slow"), "OutOfTimeError")

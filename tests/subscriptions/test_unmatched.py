@@ -242,6 +242,22 @@ async def test_what_waits_for_a_subscription_ends_with_it(
     assert await unmatched(client) == []
 
 
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("%current.trace('told').exists()", "trace"),
+        ("'" + "a" * 40 + "!'.matches('(a+)+$')", "takes too long"),
+    ],
+    ids=["prints", "without-end"],
+)
+async def test_an_expression_that_may_not_be_evaluated_is_refused(
+    client: httpx.AsyncClient, expression: str, reason: str
+) -> None:
+    answer = await client.put(f"{ADMIN}/topics/checked", json=topic(expression))
+    assert answer.status_code == 422
+    assert reason in answer.text
+
+
 async def test_a_topic_that_raises_silences_its_subscriptions_alone(
     pair: Pair, receiver: Receiver
 ) -> None:

@@ -253,8 +253,24 @@ class SubscriptionRegistry:
         return True
 
     def _put_document(self, document: Document, *, again: bool = False) -> Registration | None:
-        resource = None if "deleted" in document else fhir_json.decode_stored(document["text"])
-        return self.put(document["_id"], document["v"], resource, again=again)
+        subscription, version = document["_id"], document["v"]
+        try:
+            resource = None if "deleted" in document else fhir_json.decode_stored(document["text"])
+            return self.put(subscription, version, resource, again=again)
+        except Exception as error:  # a row that cannot be read is nobody else's trouble
+            self._forget(subscription)
+            self._cache.put_away(subscription, version)
+            self._unsupported[subscription] = ""
+            log.error(
+                "subscription cannot be read",
+                extra={
+                    "action": "register",
+                    "id": subscription,
+                    "version_id": version,
+                    "error": type(error).__name__,
+                },
+            )
+            return None
 
     def put(
         self, subscription: str, version: int, resource: Resource | None, *, again: bool = False

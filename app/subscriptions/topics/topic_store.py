@@ -66,12 +66,11 @@ class TopicStore:
         return url in self._retired and url not in self.of_files.by_url
 
     def _compiled(self, row: Document) -> Topic | None:
-        resource = fhir_json.decode_stored(row["text"])
-        if resource.get("status") != "active":
+        if _status(row) != "active":
             return None
         try:
-            return compile_topic(resource, self._settings)
-        except FhirError:
+            return compile_topic(fhir_json.decode_stored(row["text"]), self._settings)
+        except Exception:  # whatever is wrong with it, the others are evaluated
             log.error("topic cannot be evaluated", extra={"action": "topic", "id": row["_id"]})
             return None
 
@@ -135,8 +134,12 @@ class TopicStore:
 
 
 def _status(row: Document) -> str | None:
-    status: str | None = fhir_json.decode_stored(row["text"]).get("status")
-    return status
+    """The status of a topic; of one that cannot be read that of one in use."""
+    try:
+        resource = fhir_json.decode_stored(row["text"])
+    except ValueError:
+        return "active"
+    return resource.get("status") if isinstance(resource, dict) else "active"
 
 
 # The SubscriptionTopics in files: those of the server, and those of the operator's directory.

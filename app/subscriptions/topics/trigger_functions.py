@@ -6,6 +6,7 @@ raises the events of such triggers (`Store.raise_event`), no change fires them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from app.attribution.whereabouts import current_locations
 from app.fhir import instants
 from app.fhir.encounter_status import ACTIVE, is_discharged
 from app.fhir.json import Resource
+from app.runtime.time_limit import OutOfTimeError, limited
 from app.subscriptions.topics.topics import Around, Inquiry, ResourceChange, Test
 
 RAISED = "raised"
@@ -192,7 +194,12 @@ def _roles(participant: Mapping[str, Any]) -> Iterator[str]:
 # fhirPathCriteria of topics: FHIRPath over the versions before and after a change, `%previous` and `%current`.
 #
 # https://hl7.org/fhir/R5/subscriptiontopic.html. A version that does not exist is empty. The engine takes a quarter of
-# a millisecond, so it runs after the other tests, and is loaded only where a topic uses it.
+# a millisecond, so it runs after the other tests, and is loaded only where a topic uses it. An expression that takes
+# very much longer is broken off: everybody waits for it. `trace` would print what the records say.
+
+_MOST_SECONDS = 0.25
+_STRING = re.compile(r"'(?:\\.|[^'\\])*'")
+_TRACE = re.compile(r"\btrace\s*\(")
 
 
 def compiled(expression: str) -> Test:
@@ -201,9 +208,14 @@ def compiled(expression: str) -> Test:
         import fhirpathpy
     except ImportError:
         raise ValueError("The FHIRPath engine is not installed (package fhirpathpy)") from None
+    if _TRACE.search(_STRING.sub("", expression)):
+        raise ValueError("FHIRPath's trace() is not evaluated here")
     try:
-        evaluate = fhirpathpy.compile(expression)
-        evaluate({}, {"previous": [], "current": []})
+        with limited(_MOST_SECONDS):
+            evaluate = fhirpathpy.compile(expression)
+            evaluate({}, {"previous": [], "current": []})
+    except OutOfTimeError:
+        raise ValueError("The FHIRPath expression takes too long") from None
     except Exception as error:  # the engine raises plain Exceptions
         raise ValueError(f"Not a FHIRPath expression: {str(error)[:200]}") from None
 
@@ -212,6 +224,8 @@ def compiled(expression: str) -> Test:
             "previous": change.previous if change.previous is not None else [],
             "current": change.resource if change.resource is not None else [],
         }
-        return bool(evaluate(versions["current"] or versions["previous"], versions) == [True])
+        with limited(_MOST_SECONDS):
+            found = evaluate(versions["current"] or versions["previous"], versions)
+        return bool(found == [True])
 
     return test
