@@ -40,6 +40,7 @@ FIELDS = (
     "count",
     "tries",
     "assumed",
+    "options",
     "code",
     "error",
 )

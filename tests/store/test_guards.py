@@ -160,5 +160,5 @@ async def test_what_an_older_version_left_is_taken_away_at_the_first_start(
         assert await rows(mongo) == []
         marker = await mongo.collection("settings").find_one({"_id": "format"})
         assert (marker["format"], marker["oldest"]) == (FORMAT, 1)
-        assert marker["steps"][-1] == "2: guards without identifiers"
+        assert "2: guards without identifiers" in marker["steps"]
         assert await create(client) == 200

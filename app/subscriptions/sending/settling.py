@@ -112,8 +112,11 @@ class Settling:
 
     async def _settle_without_record(self, entry: Settlement, error: Exception) -> None:
         """Write a settlement without what its attempt has brought; if that fails too, its lease ends by itself."""
-        names = {"action": "settle", "id": entry.delivery.id, "error": type(error).__name__}
-        log.error("settlement without its record", extra=names)
+        delivery = entry.delivery.id
+        log.error(
+            "settlement without its record",
+            extra={"action": "settle", "delivery": delivery, "error": type(error).__name__},
+        )
         plain: Document | None = None
         if (attempt := entry.attempt) is not None:
             plain = {"at": attempt["at"], "ms": 0.0, "status": None, "answer": "", "sha256": None}
@@ -123,7 +126,10 @@ class Settling:
         except Exception as again:
             if is_nobodys_fault(again):
                 raise
-            log.error("settlement lost", extra={**names, "error": type(again).__name__})
+            log.error(
+                "settlement lost",
+                extra={"action": "settle", "delivery": delivery, "error": type(again).__name__},
+            )
 
     async def _record(self) -> None:
         """Record the attempts whose outcome is about to be settled."""
