@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -20,16 +19,19 @@ from app.automation.engine import Engine
 from app.bulk.exports import Exports
 from app.context import Services
 from app.main import create_app
-from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
 from app.settings import Settings
 from app.store.reindexing import Reindexing
 from app.store.store import Store
 from app.subscriptions.sending.worker import Worker
 from tests.builders.receiver import Receiver, receiving
+from tests.databases import DATABASES, running_mongod
 from tests.log_watch import WATCH
+from tests.processes import programs
 
 BASE = "http://carerelay.test/fhir"
+_MONGOD = pytest.StashKey[str]()
+_CLOSING = pytest.StashKey[ExitStack]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +53,27 @@ def _watched_logs() -> Iterator[None]:
         yield
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    closing = config.stash[_CLOSING] = ExitStack()
+    config.add_cleanup(closing.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Workers that share the tests share one mongod, which the process that hands out the tests keeps for them."""
+    config: pytest.Config = node.config
+    if _MONGOD not in config.stash:
+        config.stash[_MONGOD] = config.stash[_CLOSING].enter_context(running_mongod())
+    node.workerinput["mongod"] = config.stash[_MONGOD]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """What starts programs of its own says so: `make test-fast` leaves it out."""
+    with programs(may_start=item.get_closest_marker("processes") is not None):
+        return (yield)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
     """What was logged since the test before, by the test and by whatever was set up for it."""
@@ -66,17 +89,27 @@ def pytest_runtest_teardown() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mongod(pytestconfig: pytest.Config) -> Iterator[str]:
     """The connection string of a real mongod, alive for the whole session."""
-    with EmbeddedMongo(tmp_path_factory.mktemp("mongod")) as embedded:
-        yield embedded.uri
+    shared: str | None = getattr(pytestconfig, "workerinput", {}).get("mongod")
+    with ExitStack() as opened:
+        if shared is None:
+            with programs(may_start=True):
+                shared = opened.enter_context(running_mongod())
+        opened.enter_context(DATABASES.on(shared))
+        yield shared
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _databases_go() -> Iterator[None]:
+    """What was made for a module goes with it."""
+    with DATABASES.dropped():
+        yield
 
 
 def make_settings(uri: str, **changes: Any) -> Settings:
-    """Settings on a database of its own."""
-    return Settings(
-        **{"mongodb_uri": uri, "mongodb_database": f"t{uuid.uuid4().hex[:12]}", **changes}
-    )
+    """Settings on a database of its own, which goes with the module."""
+    return Settings(**{"mongodb_uri": uri, "mongodb_database": DATABASES.new(), **changes})
 
 
 class Server:
@@ -127,7 +160,9 @@ async def running(
 
 @pytest.fixture(scope="session")
 async def shared_app(mongod: str) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    async with running(make_settings(mongod)) as pair:
+    settings = make_settings(mongod)
+    DATABASES.keep(settings.mongodb_database)
+    async with running(settings) as pair:
         yield pair
 
 
@@ -148,7 +183,6 @@ async def mongo(mongod: str, request: pytest.FixtureRequest) -> AsyncIterator[Mo
     """A fresh database, through either driver."""
     mongo = await Mongo.open(make_settings(mongod, mongodb_driver=request.param))
     yield mongo
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

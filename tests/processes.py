@@ -16,10 +16,24 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import httpx
+import pytest
 
 from tests.log_watch import WATCH, HeardOutput
 
 COMMAND = (sys.executable, "-m", "app.cli")
+_start = subprocess.Popen.__init__
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("A test that starts a program has the mark `processes`")
+
+
+@contextmanager
+def programs(*, may_start: bool) -> Iterator[None]:
+    """Whether programs may be started inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", _start if may_start else _refuse)
+        yield
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -83,6 +83,7 @@ def test_database_that_cannot_start_is_named(tmp_path):
     assert "Cannot write to" in done.stdout
 
 
+@pytest.mark.processes
 def test_database_that_does_not_answer_is_told_in_a_sentence():
     done = carerelay("serve", "--port", "0", "--mongodb-uri", "mongodb://127.0.0.1:9/?replicaSet=x")
     assert done.returncode == 1

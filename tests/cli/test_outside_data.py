@@ -25,7 +25,7 @@ def present(directory: Path) -> pytest.MarkDecorator:
 
 async def loaded(mongod: str, *paths: Path) -> tuple[LoadReport, dict[str, Any]]:
     """The report of a load into a server of its own, and what its care plan and messages look like there."""
-    async with running(make_settings(mongod)) as (server, client):
+    async with running(make_settings(mongod)) as (_, client):
         transport = client._transport
         report = await load(paths, str(client.base_url), lambda _: None, transport)
         found = {}
@@ -33,7 +33,6 @@ async def loaded(mongod: str, *paths: Path) -> tuple[LoadReport, dict[str, Any]]
             answer = await client.get(f"/{query}&_count=1000")
             bundle = fhir_json.decode(answer.content)
             found[query] = [each["resource"] for each in bundle.get("entry", ())]
-        await server.mongo.client.drop_database(server.mongo.db.name)
     return report, found
 
 

@@ -27,7 +27,6 @@ async def test_servers_that_start_at_once_on_an_empty_database_all_serve(
             for server, client in started:
                 assert (await client.get("http://localhost/readyz")).status_code == 200
                 assert server.worker.running
-            await started[0][0].mongo.client.drop_database(settings.mongodb_database)
 
 
 async def test_a_collection_is_made_once_by_whoever_is_first(mongo: Mongo) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,9 @@ import pytest
 
 from app.errors import Unavailable
 from app.runtime.cluster import TAKE_OVER_AFTER, Cluster
+from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
+from app.settings import Settings
 from app.store.store import Store
 from tests.builders.deliveries import create, rows, working
 from tests.builders.exporting import ASYNC
@@ -201,19 +204,21 @@ async def test_a_process_that_has_stalled_is_heard_of_before_it_writes_again(mon
         await here.stop()
 
 
-async def test_the_silence_outlasts_the_transactions_that_the_database_allows(mongo: Mongo) -> None:
-    name = "transactionLifetimeLimitSeconds"
-    admin = mongo.client.admin
-    before = (await admin.command("getParameter", 1, **{name: 1}))[name]
-    await admin.command("setParameter", 1, **{name: 300})
-    here = cluster(mongo, "here")
-    try:
-        await here.start()
-        # 20 s in which it may begin, 300 s, up to 60 s until MongoDB looks for it, and some room.
-        assert here.silence > timedelta(seconds=20 + 300 + 60)
-    finally:
-        await here.stop()
-        await admin.command("setParameter", 1, **{name: before})
+@pytest.mark.processes
+async def test_the_silence_outlasts_the_transactions_that_the_database_allows(
+    tmp_path: Path,
+) -> None:
+    with EmbeddedMongo(tmp_path) as own:  # what is set is set for all who use it
+        mongo = await Mongo.open(make_settings(own.uri))
+        await mongo.client.admin.command("setParameter", 1, transactionLifetimeLimitSeconds=300)
+        here = cluster(mongo, "here")
+        try:
+            await here.start()
+            # 20 s in which it may begin, 300 s, up to 60 s until MongoDB looks for it, and some room.
+            assert here.silence > timedelta(seconds=20 + 300 + 60)
+        finally:
+            await here.stop()
+            await mongo.close()
 
 
 async def test_setting_this_machines_clock_changes_no_time(
@@ -269,20 +274,24 @@ ENTRIES = 1_500
 
 
 @pytest.fixture
-def two_servers(mongod: str) -> Iterator[tuple[Any, str, str, str]]:
-    """Two server processes on one database: the first one, the addresses of both, the database's name."""
-    settings = make_settings(mongod)
-    options: dict[str, Any] = {
-        "env": environment(
-            mongodb_uri=mongod, mongodb_database=settings.mongodb_database, egress_allow="127.0.0.1"
-        )
-    }
+def two_servers(tmp_path: Path) -> Iterator[tuple[Any, str, str, Settings]]:
+    """Two server processes on a mongod of their own, whose transactions are theirs: the first process, the addresses
+    of both, where their data are.
+    """
     with ExitStack() as opened:
+        settings = make_settings(opened.enter_context(EmbeddedMongo(tmp_path)).uri)
+        options: dict[str, Any] = {
+            "env": environment(
+                mongodb_uri=settings.mongodb_uri,
+                mongodb_database=settings.mongodb_database,
+                egress_allow="127.0.0.1",
+            )
+        }
         pairs = [
             opened.enter_context(started("FHIR base: ", "serve", "--port", "0", **options))
             for _ in range(2)
         ]
-        yield pairs[0][0], pairs[0][1], pairs[1][1], settings.mongodb_database
+        yield pairs[0][0], pairs[0][1], pairs[1][1], settings
 
 
 @asynccontextmanager
@@ -298,11 +307,11 @@ async def stopped(process: Any) -> AsyncIterator[None]:
 @pytest.mark.processes
 @pytest.mark.slow
 async def test_a_poller_sees_what_a_process_commits_after_it_was_taken_over(
-    mongod: str, two_servers: tuple[Any, str, str, str]
+    two_servers: tuple[Any, str, str, Settings],
 ) -> None:
     """It stalls in a transaction; others take it over, answer polls, and it commits after all."""
-    process, slow_url, fast_url, database = two_servers
-    mongo = await Mongo.open(make_settings(mongod, mongodb_database=database))
+    process, slow_url, fast_url, settings = two_servers
+    mongo = await Mongo.open(settings)
     processes = mongo.collection("processes")
     entries = [
         {

@@ -186,7 +186,6 @@ async def test_processes_that_start_at_once_all_succeed(
         found = await listed(opened[0])
         assert len(found) == 2
         assert {each.get("expireAfterSeconds") for each in found.values()} == {0, None}
-        await opened[0].client.drop_database(settings.mongodb_database)
         for each in opened:
             await each.close()
 
@@ -199,6 +198,5 @@ async def test_processes_of_two_versions_that_start_at_once_all_succeed(mongod: 
         await asyncio.gather(
             *(ensure(each, NAME, [model]) for each, model in zip(opened, wanted, strict=True))
         )
-        await opened[0].client.drop_database(settings.mongodb_database)
         for each in opened:
             await each.close()

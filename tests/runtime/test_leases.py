@@ -551,6 +551,7 @@ def child(mongod: str, mongo: Mongo) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.processes
 async def test_the_row_of_a_killed_process_is_free_when_its_lease_ends(
     mongod: str, mongo: Mongo
 ) -> None:

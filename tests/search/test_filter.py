@@ -134,7 +134,6 @@ async def filled(mongod: str) -> AsyncIterator[Store]:
         ]
     )
     yield store
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

@@ -271,7 +271,6 @@ async def populated(mongod: str) -> AsyncIterator[Store]:
     for start in range(0, len(changes), 500):
         await store.commit(changes[start : start + 500])
     yield store
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

@@ -68,7 +68,6 @@ async def table(mongod: str) -> AsyncIterator[Table]:
     for start in range(0, len(resources), 50):
         await create(store, *resources[start : start + 50])
     yield Table(store)
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

@@ -37,11 +37,7 @@ async def two(mongod: str, **changes: Any) -> AsyncIterator[tuple[App, App]]:
         running(make_settings(mongod, **changes)) as first,
         running(make_settings(mongod)) as second,
     ):
-        try:
-            yield first, second
-        finally:
-            for server, _ in (first, second):
-                await server.mongo.client.drop_database(server.mongo.db.name)
+        yield first, second
 
 
 @pytest.fixture(scope="module")

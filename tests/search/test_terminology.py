@@ -103,7 +103,6 @@ async def held(mongod: str) -> AsyncIterator[Store]:
     await store.prepare()
     await store.commit([Change("create", r["resourceType"], r["id"], r) for r in RESOURCES])
     yield store
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

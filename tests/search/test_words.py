@@ -47,7 +47,6 @@ async def stored(mongod: str) -> AsyncIterator[Store]:
     await store.prepare()
     await store.commit([Change("create", "CarePlan", "plan", CARE_PLAN)])
     yield store
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

@@ -71,7 +71,6 @@ async def clients(uri: str, count: int) -> AsyncIterator[list[Mongo]]:
     settings = make_settings(uri)
     opened = [await Mongo.open(settings) for _ in range(count)]
     yield opened
-    await opened[0].client.drop_database(settings.mongodb_database)
     for each in opened:
         await each.close()
 
@@ -133,7 +132,6 @@ async def test_a_row_without_a_heartbeat_that_an_older_server_left_is_in_nobodys
         # The other may still commit, for all we know: it goes when it has been silent for long enough.
         assert await processes.count_documents({"_id": {"$regex": "^dead"}}) == 1
         assert (await marker(mongo))["format"] == FORMAT
-    await mongo.client.drop_database(settings.mongodb_database)
     await mongo.close()
 
 
@@ -149,6 +147,7 @@ async def test_an_older_server_refuses_before_it_writes_anything(mongo: Mongo) -
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["one", "workers"])
+@pytest.mark.processes
 async def test_the_command_says_why_it_does_not_serve(
     mongod: str, arguments: tuple[str, ...]
 ) -> None:
@@ -169,6 +168,7 @@ async def test_the_command_says_why_it_does_not_serve(
 @pytest.mark.parametrize(
     "arguments", [("clients", "list"), ("keys", "list"), ("audit", "verify")], ids=" ".join
 )
+@pytest.mark.processes
 async def test_commands_on_the_database_ask_as_a_server_does(
     mongod: str, arguments: tuple[str, ...], tmp_path: Any
 ) -> None:
@@ -208,7 +208,6 @@ async def test_a_rolling_upgrade_goes_on(mongod: str) -> None:
                 return not first.mongo.replaces_indexes
 
             await until(both_know)
-        await first.mongo.client.drop_database(settings.mongodb_database)
 
 
 # Steps are taken once
@@ -276,6 +275,7 @@ def on(database: Mongo, uri: str) -> dict[str, Any]:
     return {"env": environment(mongodb_uri=uri, mongodb_database=database.db.name)}
 
 
+@pytest.mark.processes
 async def test_of_processes_that_start_at_once_one_takes_the_step(mongod: str) -> None:
     async with clients(mongod, 1) as (mongo,):
         await unmarked(mongo)
@@ -294,6 +294,7 @@ async def test_of_processes_that_start_at_once_one_takes_the_step(mongod: str) -
         assert await mongo.collection("step").find_one() == {"_id": "runs", "begun": 1, "ended": 1}
 
 
+@pytest.mark.processes
 async def test_a_step_whose_process_is_killed_is_taken_again_by_the_next(mongod: str) -> None:
     async with clients(mongod, 1) as (mongo,):
         await unmarked(mongo)
@@ -315,6 +316,7 @@ async def test_a_step_whose_process_is_killed_is_taken_again_by_the_next(mongod:
         assert row["steps"] == [*OWN_STEPS, "2: of the next version"]
 
 
+@pytest.mark.processes
 async def test_a_step_that_fails_keeps_the_server_from_starting_and_is_not_recorded(
     mongod: str,
 ) -> None:
@@ -559,10 +561,10 @@ async def test_a_server_that_becomes_too_old_writes_nothing_more_and_is_not_read
         assert ready.status_code == 503
         assert reason in ready.json()["format"]["reason"]
         assert await mongo.collection("versions").count_documents({"_id.t": "Patient"}) == 1
-        await mongo.client.drop_database(settings.mongodb_database)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.processes
 async def test_a_process_that_becomes_too_old_ends(mongod: str, workers: int) -> None:
     async with clients(mongod, 1) as (mongo,):
 
@@ -601,4 +603,3 @@ async def test_a_write_under_way_is_not_committed_any_more(
         assert (await writing).status_code == 503
         monkeypatch.undo()
         assert await server.mongo.collection("versions").count_documents({"_id.t": "Patient"}) == 0
-        await server.mongo.client.drop_database(settings.mongodb_database)

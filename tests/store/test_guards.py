@@ -42,7 +42,6 @@ async def mongo(mongod: str) -> AsyncIterator[Mongo]:
     """A database of its own; the driver makes no difference here."""
     mongo = await Mongo.open(make_settings(mongod))
     yield mongo
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

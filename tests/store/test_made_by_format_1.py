@@ -19,7 +19,7 @@ from app.runtime.embedded_mongod import EmbeddedMongo
 from app.store import format
 from tests.store import make_format_1 as made
 
-pytestmark = [pytest.mark.mongo, pytest.mark.slow]
+pytestmark = [pytest.mark.mongo, pytest.mark.slow, pytest.mark.processes]
 
 # `carerelay` of a next version, whose step counts its runs.
 NEXT_VERSION = """

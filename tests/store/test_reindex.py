@@ -238,7 +238,6 @@ async def test_reindexing_of_a_dead_process_is_finished_by_another(mongod: str) 
     assert await collection.count_documents({"terms": "gender=female"}) == 1
     (done,) = await alive.jobs()
     assert (done["state"], done["done"], done["changed"]) == ("done", 250, 249)
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

@@ -123,7 +123,6 @@ async def test_newer_versions_never_go_out_before_older_ones(
         receiver.answer = lambda _: 200
         await settled(mongo, live, receiver)
     ledger = await rows(mongo)
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
     numbers = [row["number"] for row in ledger]
     assert numbers == list(range(1, WRITERS * VERSIONS + 1)), shown(ledger)

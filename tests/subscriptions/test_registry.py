@@ -55,7 +55,6 @@ async def no_codes(topic: Topic) -> None:
 async def one(mongod: str) -> AsyncIterator[Mongo]:
     mongo = await Mongo.open(make_settings(mongod))
     yield mongo
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 

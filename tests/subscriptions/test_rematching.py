@@ -29,7 +29,6 @@ Pair = tuple[Server, httpx.AsyncClient]
 async def one(mongod: str) -> AsyncIterator[Mongo]:
     mongo = await Mongo.open(make_settings(mongod))
     yield mongo
-    await mongo.client.drop_database(mongo.db.name)
     await mongo.close()
 
 
