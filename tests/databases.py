@@ -31,8 +31,8 @@ _WINDOW_SECONDS = 30
 def running_mongod() -> Iterator[str]:
     """A real mongod whose data end with it, in memory where there is room. Its connection string.
 
-    It acknowledges a write before its journal is on disk: otherwise a drop, or an index of a collection with rows, waits
-    for a tenth of a second. Who kills a mongod starts one of its own.
+    It acknowledges a write before its journal is on disk: otherwise a drop, or an index of a collection with rows,
+    waits for a tenth of a second. Who kills a mongod starts one of its own.
     """
     _sweep(MEMORY)
     place = MEMORY if _has_room(MEMORY) else None

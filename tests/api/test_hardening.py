@@ -11,6 +11,7 @@ import ssl
 import time
 import uuid
 import zlib
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +44,7 @@ from tests.processes import environment, started
 
 ELSEWHERE = "192.0.2.7"
 JSON = {"content-type": "application/fhir+json"}
+TOO_LARGE = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +276,10 @@ async def test_who_comes_too_often_is_told_when_to_come_back(mongod: str) -> Non
             assert (await client.get("http://fhir.test/healthz")).status_code == 200
 
 
-async def test_nobody_is_limited_without_authorization_unless_it_is_set(mongod: str) -> None:
-    async with running(make_settings(mongod)) as (_, client):
-        answers = [await client.get("/Patient/none") for _ in range(500)]
+async def test_nobody_is_limited_without_authorization_unless_it_is_set(
+    client: httpx.AsyncClient,
+) -> None:
+    answers = [await client.get("/Patient/none") for _ in range(500)]
     assert {answer.status_code for answer in answers} == {404}
 
 
@@ -472,6 +475,13 @@ async def connected(mongod: str, **settings: Any):
         yield connect, client
 
 
+@pytest.fixture(scope="module")
+async def served(mongod: str) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
+    """One for all that ask for nothing else; larger bodies than this are refused."""
+    async with connected(mongod, max_resource_bytes=TOO_LARGE // 2) as pair:
+        yield pair
+
+
 POST = b"POST /fhir/Patient HTTP/1.1\r\nhost: x\r\ncontent-type: application/fhir+json\r\n"
 
 
@@ -508,24 +518,26 @@ async def test_a_body_that_drips_is_given_up(mongod: str) -> None:
 
 
 @pytest.mark.slow
-async def test_headers_that_drip_are_given_up(mongod: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_headers_that_drip_are_given_up(
+    served: tuple[Any, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uvicorn_http, "HEADER_SECONDS", 0.3)
-    async with connected(mongod) as (connect, client):
-        for beginning, told in (
-            (b"", b""),  # nobody has asked anything
-            (b"GET /fhir/metadata HTTP/1.1\r\nhost: x\r\nx-a: ", b"HTTP/1.1 408 "),
-            (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", b"HTTP/1.1 408 "),
-        ):
-            reader, writer = await connect()
-            writer.write(beginning)
-            if beginning.endswith(b"\r\n\r\n"):  # the second request of the connection drips
-                await reader.readuntil(b"}")
-                writer.write(b"GET /healthz HTTP/1.1\r\nx-a: ")
-            async with dripping(writer) if beginning else nullcontext(), asyncio.timeout(3):
-                answer = await reader.read()
-            assert answer[:13] == told
-            writer.close()
-        assert (await client.get("/metadata")).status_code == 200
+    connect, client = served
+    for beginning, told in (
+        (b"", b""),  # nobody has asked anything
+        (b"GET /fhir/metadata HTTP/1.1\r\nhost: x\r\nx-a: ", b"HTTP/1.1 408 "),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", b"HTTP/1.1 408 "),
+    ):
+        reader, writer = await connect()
+        writer.write(beginning)
+        if beginning.endswith(b"\r\n\r\n"):  # the second request of the connection drips
+            await reader.readuntil(b"}")
+            writer.write(b"GET /healthz HTTP/1.1\r\nx-a: ")
+        async with dripping(writer) if beginning else nullcontext(), asyncio.timeout(3):
+            answer = await reader.read()
+        assert answer[:13] == told
+        writer.close()
+    assert (await client.get("/metadata")).status_code == 200
 
 
 # A body whose first chunk is there, and not the whole of it.
@@ -546,31 +558,32 @@ CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"
     ],
 )
 async def test_a_refusal_is_not_overtaken_by_a_reset(
-    mongod: str, request_: bytes, status: int
+    served: tuple[Any, httpx.AsyncClient], request_: bytes, status: int
 ) -> None:
     """What comes after the refusal is on its way already; unread, it would reset the connection."""
-    async with connected(mongod) as (connect, client):
-        reader, writer = await connect()
-        for at in range(0, len(request_), 8000):
-            writer.write(request_[at : at + 8000])
-            await writer.drain()
-        async with asyncio.timeout(10):
-            answer = await reader.read()
-        writer.close()
-        assert answer.startswith(b"HTTP/1.1 %d " % status)
-        assert (await client.get("/metadata")).status_code == 200
+    connect, client = served
+    reader, writer = await connect()
+    for at in range(0, len(request_), 8000):
+        writer.write(request_[at : at + 8000])
+        await writer.drain()
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert (await client.get("/metadata")).status_code == 200
 
 
-async def test_trailers_of_a_body_are_thrown_away(mongod: str) -> None:
-    async with connected(mongod) as (connect, _):
-        reader, writer = await connect()
-        writer.write(CHUNKED + b"0\r\nx-a: b\r\nhost: y\r\n\r\n")
-        async with asyncio.timeout(5):
-            assert b" 400 " in await reader.readuntil(b"\r\n\r\n")  # `{` is no resource
-        writer.close()
+async def test_trailers_of_a_body_are_thrown_away(
+    served: tuple[Any, httpx.AsyncClient],
+) -> None:
+    connect, _ = served
+    reader, writer = await connect()
+    writer.write(CHUNKED + b"0\r\nx-a: b\r\nhost: y\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert b" 400 " in await reader.readuntil(b"\r\n\r\n")  # `{` is no resource
+    writer.close()
 
 
-TOO_LARGE = 2**20
 LARGE_BODIES = [
     pytest.param(b"content-length: %d\r\n\r\n" % TOO_LARGE, b"", id="length-told"),
     pytest.param(
@@ -581,19 +594,19 @@ LARGE_BODIES = [
 
 @pytest.mark.parametrize(("head", "tail"), LARGE_BODIES)
 async def test_who_sends_too_much_hears_of_it_and_may_go_on(
-    mongod: str, head: bytes, tail: bytes
+    served: tuple[Any, httpx.AsyncClient], head: bytes, tail: bytes
 ) -> None:
-    async with connected(mongod, max_resource_bytes=2**16) as (connect, _):
-        reader, writer = await connect()
-        writer.write(POST + head)
-        for _ in range(0, TOO_LARGE, 2**16):
-            writer.write(b" " * 2**16)
-            await writer.drain()
-        writer.write(tail + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        async with asyncio.timeout(10):
-            assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
-            assert b" 200 " in (await reader.readuntil(b'"ok"}')).rpartition(b"HTTP/1.1")[2]
-        writer.close()
+    connect, _ = served
+    reader, writer = await connect()
+    writer.write(POST + head)
+    for _ in range(0, TOO_LARGE, 2**16):
+        writer.write(b" " * 2**16)
+        await writer.drain()
+    writer.write(tail + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(10):
+        assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
+        assert b" 200 " in (await reader.readuntil(b'"ok"}')).rpartition(b"HTTP/1.1")[2]
+    writer.close()
 
 
 @pytest.mark.parametrize(("limit", "most"), [("LINGER_SECONDS", 0.3), ("LINGER_BYTES", 20)])
@@ -605,25 +618,31 @@ async def test_who_sends_too_much_hears_of_it_and_may_go_on(
     ],
 )
 async def test_who_never_ends_what_is_answered_is_cut_off(
-    mongod: str, monkeypatch: pytest.MonkeyPatch, request_: bytes, limit: str, most: float
+    served: tuple[Any, httpx.AsyncClient],
+    monkeypatch: pytest.MonkeyPatch,
+    request_: bytes,
+    limit: str,
+    most: float,
 ) -> None:
-    async with connected(mongod, max_resource_bytes=2**16) as (connect, client):
-        monkeypatch.setattr(uvicorn_http, limit, most)
-        reader, writer = await connect()
-        writer.write(request_)
-        async with asyncio.timeout(5):
-            assert b" 4" in await reader.readuntil(b"\r\n\r\n")
-            async with dripping(writer) as task:
-                await task  # what is sent is refused
-        assert (await client.get("/metadata")).status_code == 200
+    monkeypatch.setattr(uvicorn_http, limit, most)
+    connect, client = served
+    reader, writer = await connect()
+    writer.write(request_)
+    async with asyncio.timeout(5):
+        assert b" 4" in await reader.readuntil(b"\r\n\r\n")
+        async with dripping(writer) as task:
+            await task  # what is sent is refused
+    assert (await client.get("/metadata")).status_code == 200
 
 
-async def test_a_large_body_in_one_piece_is_no_header(mongod: str) -> None:
-    async with connected(mongod) as (_, client):
-        note = "x" * 300_000
-        patient = {"resourceType": "Patient", "name": [{"text": note}]}
-        for _ in range(2):  # both on one connection
-            assert (await client.post("/Patient", json=patient)).status_code == 201
+async def test_a_large_body_in_one_piece_is_no_header(
+    served: tuple[Any, httpx.AsyncClient],
+) -> None:
+    _, client = served
+    note = "x" * 300_000
+    patient = {"resourceType": "Patient", "name": [{"text": note}]}
+    for _ in range(2):  # both on one connection
+        assert (await client.post("/Patient", json=patient)).status_code == 201
 
 
 # Packed bodies

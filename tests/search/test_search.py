@@ -167,8 +167,20 @@ def encounter(number: int) -> dict[str, Any]:
     return resource
 
 
+@pytest.fixture(scope="module", params=["pymongo", "motor"])
+async def encounters(mongod: str, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Those that nobody changes."""
+    mongo = await Mongo.open(make_settings(mongod, mongodb_driver=request.param))
+    store = Store(mongo)
+    await store.prepare()
+    await create(store, *[encounter(number) for number in range(30)])
+    yield store
+    await mongo.close()
+
+
 @pytest.fixture
-async def encounters(store: Store) -> Store:
+async def own_encounters(store: Store) -> Store:
+    """Those that a test may change."""
     await create(store, *[encounter(number) for number in range(30)])
     return store
 
@@ -191,11 +203,11 @@ async def test_empty_result_has_no_entries(encounters: Store) -> None:
     assert "entry" not in bundle
 
 
-async def test_deleted_resources_are_not_found(encounters: Store) -> None:
-    previous = await encounters.read("Encounter", "e01")
-    await encounters.commit([Change("delete", "Encounter", "e01", None, previous)])
+async def test_deleted_resources_are_not_found(own_encounters: Store) -> None:
+    previous = await own_encounters.read("Encounter", "e01")
+    await own_encounters.commit([Change("delete", "Encounter", "e01", None, previous)])
     for text in ("_id=e01", "status:not=x", "subject:missing=true", "_lastUpdated=gt2020"):
-        assert "e01" not in ids(await search(encounters, "Encounter", f"{text}&_count=100"))
+        assert "e01" not in ids(await search(own_encounters, "Encounter", f"{text}&_count=100"))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +320,7 @@ async def test_page_link_of_another_search_is_refused(encounters: Store) -> None
         await follow(encounters, url.replace("status=finished", "status=planned"))
 
 
-async def test_rows_that_stay_appear_once_while_others_write(encounters: Store) -> None:
+async def test_rows_that_stay_appear_once_while_others_write(own_encounters: Store) -> None:
     """A writer adds, moves and deletes rows of its own between all pages."""
     stop = asyncio.Event()
 
@@ -317,7 +329,7 @@ async def test_rows_that_stay_appear_once_while_others_write(encounters: Store) 
         while not stop.is_set():
             number += 1
             name = f"w{number % 5}"
-            previous = await encounters.read("Encounter", name)
+            previous = await own_encounters.read("Encounter", name)
             resource = {**encounter(number % 28 + 1), "id": name}
             if previous is None or previous.deleted:
                 change = Change("create", "Encounter", name, resource, previous)
@@ -325,12 +337,12 @@ async def test_rows_that_stay_appear_once_while_others_write(encounters: Store) 
                 change = Change("update", "Encounter", name, resource, previous)
             else:
                 change = Change("delete", "Encounter", name, None, previous)
-            await encounters.commit([change])
+            await own_encounters.commit([change])
 
     writer = asyncio.create_task(write())
     try:
         for _ in range(5):
-            pages = await all_pages(encounters, "Encounter", "_count=3&_sort=date")
+            pages = await all_pages(own_encounters, "Encounter", "_count=3&_sort=date")
             found = [each for rows in pages for each in rows if each.startswith("e")]
             assert sorted(found) == [f"e{number:02}" for number in range(30)]
     finally:
