@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ from tests.processes import programs
 BASE = "http://carerelay.test/fhir"
 _MONGOD = pytest.StashKey[str]()
 _CLOSING = pytest.StashKey[ExitStack]()
+# As many quick tests take as long as a slow one.
+_SLOW = 100
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +59,19 @@ def _watched_logs() -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     closing = config.stash[_CLOSING] = ExitStack()
     config.add_cleanup(closing.close)
+    # Files are handed out in the order in which they are collected.
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers begin with the files that take the longest: one that came last would keep one of them busy alone."""
+    if not hasattr(config, "workerinput"):
+        return
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += _SLOW if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)
