@@ -6,6 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # The lock file pins uv as it pins everything else.
 UV_VERSION := $(shell awk '/^name = "uv"$$/ { getline; gsub(/"/, "", $$3); print $$3 }' uv.lock)
+# Test files that pytest has rewritten are kept, whatever the environment says: to rewrite all takes each worker 5 s.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
@@ -20,19 +22,19 @@ run: $(STAMP) ## Start everything, play a hospital stay, show the notices (ARGS=
 	@$(BIN)/carerelay run $(ARGS)
 
 test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a part of it)
-	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(STAMP) ## Run the quick tests of every room, without those that start programs (ARGS as for test)
-	@$(BIN)/pytest -n 2 --dist loadfile -m "not (slow or processes or chaos)" $(ARGS)
+	@$(PYTEST) -n 2 --dist loadfile -m "not (slow or processes or chaos)" $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
-	@$(BIN)/pytest -m chaos tests/subscriptions $(ARGS)
+	@$(PYTEST) -m chaos tests/subscriptions $(ARGS)
 
 mutants: $(STAMP) ## Put 200 faults into copies of the code, see whether tests notice; an hour (ARGS="--sample 20 --seed 3 --room search")
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
 cov: $(STAMP) ## Run the tests and show which lines and branches they miss
-	@$(BIN)/pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 bench: $(STAMP) ## Compare the server's speed with a bare baseline's; writes build/bench.json (ARGS="read --runs 5")
 	@$(BIN)/python -m benchmarks $(ARGS)
