@@ -276,6 +276,7 @@ async def test_who_comes_too_often_is_told_when_to_come_back(mongod: str) -> Non
             assert (await client.get("http://fhir.test/healthz")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_nobody_is_limited_without_authorization_unless_it_is_set(
     client: httpx.AsyncClient,
 ) -> None:

@@ -86,6 +86,7 @@ async def subscribe(server: Server, client: httpx.AsyncClient, receiver: Receive
     await server.worker.drain()
 
 
+@pytest.mark.slow
 async def test_while_nothing_is_matched_it_is_not_ready(
     mongod: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ async def test_while_nothing_is_matched_it_is_not_ready(
         await until(lambda: is_ready(client))
 
 
+@pytest.mark.slow
 async def test_while_every_event_is_set_aside_it_is_not_ready(
     mongod: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ async def test_while_every_event_is_set_aside_it_is_not_ready(
         await until(lambda: is_ready(client))
 
 
+@pytest.mark.slow
 async def test_one_record_that_fails_while_others_are_matched_is_its_own_trouble(
     mongod: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +155,7 @@ async def test_one_record_that_fails_while_others_are_matched_is_its_own_trouble
         await until(lambda: is_ready(client))
 
 
+@pytest.mark.slow
 async def test_a_row_that_is_due_and_that_nobody_begins_makes_it_not_ready(
     mongod: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ async def test_a_group_filter_covers_its_current_members(
     assert await told(hub, receiver) == ([f"gr-{name}"] if expected else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facility", "expected"),
     [
@@ -486,6 +487,7 @@ async def test_a_message_endpoint_is_told_by_message(keeping: Pair, receiver: Re
     assert entry["resource"]["channel"]["type"] == "message"
 
 
+@pytest.mark.slow
 async def test_a_roster_of_ten_thousand_is_applied_while_notices_flow(
     hub: Pair, receiver: Receiver
 ) -> None:

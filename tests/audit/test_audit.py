@@ -822,6 +822,7 @@ async def test_a_registry_that_was_cut_lacks_the_hash_that_was_noted_down(mongod
         assert any(noted in finding for finding in report.findings)
 
 
+@pytest.mark.slow
 async def test_processes_write_side_by_side_into_chains_of_their_own(mongod: str) -> None:
     settings = make_settings(mongod, audit="required")
     async with running(settings) as (first, client), running(settings) as (second, other):
@@ -853,6 +854,7 @@ async def test_what_a_dead_process_left_is_anchored_by_the_next(mongod: str) -> 
         assert any("cut off its end" in finding for finding in report.findings)
 
 
+@pytest.mark.slow
 async def test_what_is_past_its_time_goes_and_the_rest_still_holds(mongod: str) -> None:
     settings = make_settings(mongod, audit="required", audit_retention_days=2190)
     async with running(settings) as (_, client):

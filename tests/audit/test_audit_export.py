@@ -190,6 +190,7 @@ async def test_a_file_about_many_names_them_once_and_every_fetch_is_accounted_fo
     assert await told_of(many, "nobody") == []
 
 
+@pytest.mark.slow
 async def test_what_was_lost_of_a_file_about_many_is_recorded_when_it_is_fetched_again(
     mongod: str,
 ) -> None:

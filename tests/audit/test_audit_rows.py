@@ -16,7 +16,7 @@ from tests.builders.practices import group, patient
 from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 Pair = tuple[Server, httpx.AsyncClient]
 MORE = ENTRIES_A_ROW + 1

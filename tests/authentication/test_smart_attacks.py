@@ -264,6 +264,7 @@ async def test_a_signature_is_needed_and_has_to_be_that_of_the_client(server, cl
     assert (await ask(client, good)).status_code == 200, "none of these used up its jti"
 
 
+@pytest.mark.slow
 async def test_a_signature_with_two_keys_of_one_id_is_not_guessed_at(server, client):
     """The registry takes no such set; one that came otherwise is refused all the same."""
     client_id = await register(server, ec_key("same"))
@@ -276,6 +277,7 @@ async def test_a_signature_with_two_keys_of_one_id_is_not_guessed_at(server, cli
         assert await refused(other, signed(claims, first)) == "invalid_client"
 
 
+@pytest.mark.slow
 async def test_an_assertion_is_good_once_in_all_processes(server, client):
     async with running(server.settings) as (_, other):
         assertion = signed(claims_of(server, "victim"), MINE)

@@ -295,6 +295,7 @@ async def test_signing_keys_are_sealed_where_they_are_stored(server):
     assert "d" not in row["public"]
 
 
+@pytest.mark.slow
 async def test_processes_that_start_together_sign_with_one_key(mongod, tmp_path):
     settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path, token_rate_limit=0)
     async with running(settings) as (one, _), running(settings) as (other, _):

@@ -599,6 +599,7 @@ async def test_labels_in_use_are_those_of_ones_own(world: World) -> None:
     assert "secret-of-s" in (await world.get("south", "/Condition/$meta")).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["/$export", "/Patient/$export", "/Group/{own}/$export"])
 @pytest.mark.parametrize("who", ["north", "general", "plan-a", "agency"])
 async def test_exports_hold_what_may_be_seen(world: World, who: str, url: str) -> None:

@@ -34,7 +34,7 @@ from tests.builders.practices import (
     role,
 )
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 OTHERS, MAY_EXAMINE = 3_000, 1_500
 NORTH = ref("PractitionerRole/role-n")
 

@@ -28,7 +28,7 @@ from tests.builders.access_world import (
 )
 from tests.builders.practices import ref
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 # In everything of the other side, and in no request.
 MARKER = "Zwietrachtsmarke"
@@ -281,7 +281,6 @@ async def compare(world: World, who: str, request: dict[str, Any], given_scopes:
     assert told[0] == told[1], (who, given_scopes, request)
 
 
-@pytest.mark.slow
 @bounded
 @given(callers, types, parameters, headers, scopes)
 async def test_any_search(

@@ -92,6 +92,7 @@ async def test_a_reaction_that_failed_is_tried_again(
     assert recorder.seen == [("update", "b1", 1)]
 
 
+@pytest.mark.slow
 async def test_another_process_reacts_for_one_that_died(mongod: str, recorder: Recorder) -> None:
     settings = make_settings(mongod)
     async with running(settings) as (server, client):

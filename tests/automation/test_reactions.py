@@ -73,6 +73,7 @@ async def rows(mongo: Mongo) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [0, 3600], ids=["same-clock", "an-hour-ahead"])
 async def test_slow_reactions_run_once(
     mongod: str, mongo: Mongo, monkeypatch: pytest.MonkeyPatch, ahead: int
@@ -108,6 +109,7 @@ async def test_slow_reactions_run_once(
     await elsewhere.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fails", "is_done"),
     [

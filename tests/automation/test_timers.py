@@ -53,6 +53,7 @@ async def row(mongo: Mongo) -> dict[str, Any] | None:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [0, 3600], ids=["same-clock", "an-hour-ahead"])
 async def test_a_slow_timer_rings_once(mongod: str, mongo: Mongo, ahead: int) -> None:
     """Twice as long as its lease, beside a process that may take the time for another."""
@@ -132,6 +133,7 @@ async def test_a_timer_that_sets_itself_anew_and_fails_keeps_its_new_time(mongo:
     assert 3590 < await here._seconds_to_next() <= 3600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_timer_that_is_cancelled_while_it_rings_rings_to_its_end(
     mongo: Mongo, fails: bool

@@ -142,6 +142,7 @@ async def test_an_export_is_nobody_elses(world: World, who: str) -> None:
     assert await export.found() == NORTH
 
 
+@pytest.mark.slow
 async def test_an_export_is_worked_on_elsewhere_as_its_client_sees(world: World) -> None:
     """By a process that knows of the caller what the row says."""
     async with running(world.server.settings, world.authority) as (second, _):
@@ -294,6 +295,7 @@ async def test_with_real_tokens_the_registry_is_asked(mongod: str, tmp_path: Pat
             assert_outcome(await client.get(place, headers=headers), 403, "forbidden")
 
 
+@pytest.mark.slow
 async def test_what_was_asked_for_without_authorization_is_nobodys_with_it(mongod: str) -> None:
     settings = make_settings(mongod)
     async with running(settings) as (server, client), server.exports._running:
@@ -308,6 +310,7 @@ async def test_what_was_asked_for_without_authorization_is_nobodys_with_it(mongo
 # How long it takes
 
 
+@pytest.mark.slow
 async def test_the_time_limit_of_requests_is_not_that_of_an_export(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

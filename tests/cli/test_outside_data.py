@@ -52,6 +52,7 @@ async def test_every_file_of_the_chronic_care_plan_loads(mongod: str) -> None:
     assert len(found["CarePlan?"]) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 @present(ALERTS)
 async def test_every_published_message_and_profile_loads(mongod: str) -> None:

@@ -310,6 +310,7 @@ def test_markup_in_the_data_stays_text() -> None:
     assert etree.fromstring(line)[0].text == "<script>alert(1)</script> &   'x'"
 
 
+@pytest.mark.slow
 @needs_shared
 async def test_a_plan_as_others_send_it_yields_a_readable_copy(
     pair: Pair,

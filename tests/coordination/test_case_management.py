@@ -468,6 +468,7 @@ async def test_records_without_a_patient_of_ours_ask_nothing(member: Member) -> 
 # Lists of candidates, refreshed every month
 
 
+@pytest.mark.slow
 async def test_candidates_refreshed_every_month_are_versions_of_one_group(member: Member) -> None:
     months = [range(2000), range(500, 2500), range(1000, 3000)]
     for month in months:

@@ -100,6 +100,7 @@ async def test_an_earlier_plan_that_arrives_after_the_enrolment_counts_too(membe
     assert [flag["status"] for flag in await flags(member)] == ["active"]
 
 
+@pytest.mark.slow
 async def test_after_90_days_the_flag_ends_and_the_task_is_overdue(member: Member) -> None:
     await plan(member)
     await insure(member)
@@ -182,6 +183,7 @@ async def test_an_enrolment_of_long_ago_brings_none(member: Member) -> None:
     assert await flags(member) == await tasks(member) == []
 
 
+@pytest.mark.slow
 async def test_a_coverage_that_ends_takes_continuity_with_it(member: Member) -> None:
     await plan(member)
     await insure(member)

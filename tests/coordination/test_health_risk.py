@@ -86,6 +86,7 @@ async def test_an_assessment_that_is_not_done_in_time_is_overdue_and_urgent(memb
     assert (late["status"], late["priority"]) == ("completed", "routine")
 
 
+@pytest.mark.slow
 async def test_every_year_another_assessment_falls_due(member: Member) -> None:
     await member.enrol()
     await member.assess("first", days=30)

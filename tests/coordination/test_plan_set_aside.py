@@ -48,6 +48,7 @@ async def reviews(at: Desk) -> list[dict[str, Any]]:
     return [each for each in tasks if each["code"]["coding"][0]["code"] == "plan-not-told"]
 
 
+@pytest.mark.slow
 async def test_a_notice_that_cannot_be_made_is_set_aside_and_the_next_one_goes_out(
     at: Desk,
 ) -> None:

@@ -35,6 +35,7 @@ def test_every_r4_resource_type_is_served_or_known_to_be_unserved():
     assert "DomainResource" not in SUPPORTED_TYPES  # abstract
 
 
+@pytest.mark.slow
 def test_served_types_are_those_that_the_r4b_models_know():
     from fhir.resources.R4B import get_fhir_model_class
 

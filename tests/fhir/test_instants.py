@@ -320,6 +320,7 @@ def test_the_range_of_a_text_cut_short_has_the_moment(
         assert first <= found < last + MILLISECOND
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(MOMENTS, st.integers(0, 9)), min_size=2, max_size=2))
 def test_more_digits_keep_the_order(pair: list[tuple[datetime, int]]) -> None:
     texts = sorted(

@@ -89,6 +89,7 @@ def test_the_check_refuses_what_the_models_refuse():
     assert both > MUTATIONS / 4  # the mutations do spoil something
 
 
+@pytest.mark.slow
 @needs_shared
 def test_the_models_accept_the_official_examples_too():
     refused = {

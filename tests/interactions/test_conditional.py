@@ -110,6 +110,7 @@ async def test_twenty_at_once_with_the_same_criteria_leave_one_resource(
         assert len(await found(client, value)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["create", "update"])
 async def test_criteria_that_served_before_leave_one_resource_again(
     client: httpx.AsyncClient, method: str
@@ -148,6 +149,7 @@ async def test_conditional_delete_of_one(client: httpx.AsyncClient) -> None:
     assert len(await found(client, value)) == 2
 
 
+@pytest.mark.slow
 async def test_conditional_delete_of_several_behind_the_setting(mongod: str) -> None:
     settings = make_settings(mongod, conditional_delete="multiple")
     async with running(settings) as (_, client):

@@ -19,6 +19,8 @@ from app.fhir.definitions import EXAMPLES
 from tests.builders.minimal_resources import minimal
 from tests.conftest import BASE
 
+pytestmark = pytest.mark.slow
+
 JSON = "application/fhir+json"
 XML = "application/fhir+xml"
 FORM = "application/x-www-form-urlencoded"
@@ -350,7 +352,6 @@ def address(path: list[str]) -> str:
     return f"{BASE}/" + "/".join(quote(part, safe="") for part in path)
 
 
-@pytest.mark.slow
 @bounded
 @given(
     st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),

@@ -120,6 +120,7 @@ async def test_of_two_concurrent_updates_with_the_same_if_match_one_wins(
         assert (await client.get(url)).json() == winner.json()
 
 
+@pytest.mark.slow
 async def test_concurrent_updates_without_if_match_all_succeed_one_after_the_other(
     client: httpx.AsyncClient,
 ) -> None:

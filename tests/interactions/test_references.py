@@ -251,6 +251,7 @@ async def test_a_base_that_only_begins_like_ours_is_somebody_elses(
     assert stored.json()["subject"]["reference"] == foreign
 
 
+@pytest.mark.slow
 async def test_a_conditional_delete_of_several_may_take_those_that_refer_to_one_another(
     mongod: str,
 ) -> None:

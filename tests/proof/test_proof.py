@@ -344,6 +344,7 @@ async def test_nothing_is_published_where_the_operator_says_so(
         assert await published(pair, "Communication") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "missing"),
     [

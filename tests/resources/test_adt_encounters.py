@@ -322,6 +322,7 @@ async def test_messages_without_event_time_are_ordered_by_their_periods(pair: Pa
     assert (answer.headers[APPLIED], answer.json()["status"]) == ("all", "in-progress")
 
 
+@pytest.mark.slow
 async def test_messages_side_by_side_end_as_if_one_by_one(mongod: str) -> None:
     """Two processes, each with a connection of its own, on one database."""
     shared = make_settings(mongod)
@@ -469,6 +470,7 @@ async def test_loaded_records_of_long_ago_ask_for_nothing(pair: Pair) -> None:
         assert await reviews(pair, f"old-{status}") == []
 
 
+@pytest.mark.slow
 @given(visits(), st.data())
 @settings(
     max_examples=25,
@@ -533,6 +535,7 @@ async def test_notices_never_contradict_what_is_known_to_be_later(
     assert heard == expected
 
 
+@pytest.mark.slow
 async def test_a_late_admission_is_looked_at_though_its_process_died(mongod: str) -> None:
     shared = make_settings(mongod)
     async with running(shared) as (server, client):

@@ -386,6 +386,7 @@ async def test_two_messages_of_a_sender_whose_clock_is_ahead_keep_their_order(
     assert (await current(practice, "fast"))["status"] == "finished"
 
 
+@pytest.mark.slow
 async def test_a_correction_counts_in_whichever_process(mongod: str) -> None:
     shared = make_settings(mongod)
     async with running(shared) as (_, one), running(shared) as (_, other):
@@ -451,6 +452,7 @@ _OFTEN = {
 }
 
 
+@pytest.mark.slow
 @given(st.lists(_WHOLE, min_size=2, max_size=6))
 @settings(max_examples=15, **_OFTEN)  # type: ignore[arg-type]
 async def test_of_whole_encounters_each_counts_or_is_answered_as_one_that_does_not(

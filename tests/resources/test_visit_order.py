@@ -39,6 +39,7 @@ def normal(encounter: Message) -> Any:
     return {**encounter, "extension": sorted(encounter.get("extension", ()), key=str)}
 
 
+@pytest.mark.slow
 @given(visits(), st.data())
 @settings(max_examples=400, deadline=None)
 def test_the_order_of_arrival_and_repetitions_make_no_difference(
@@ -49,6 +50,7 @@ def test_the_order_of_arrival_and_repetitions_make_no_difference(
     assert normal(deliver(arrived, LATER)[-1].resource) == normal(expected)
 
 
+@pytest.mark.slow
 @given(visits(), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_visit_never_goes_back_to_what_an_older_message_says(
@@ -65,6 +67,7 @@ def test_a_visit_never_goes_back_to_what_an_older_message_says(
                 assert "end" not in outcome.resource.get("period", {})
 
 
+@pytest.mark.slow
 @given(visits(), st.data())
 @settings(max_examples=200, deadline=None)
 def test_what_has_come_before_changes_nothing(visit: list[Message], data: st.DataObject) -> None:

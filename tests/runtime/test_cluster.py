@@ -187,6 +187,7 @@ async def test_a_process_that_stalls_before_its_commit_gives_the_write_up(store:
     assert await store.read("Encounter", "e1") is None
 
 
+@pytest.mark.slow
 async def test_a_process_that_has_stalled_is_heard_of_before_it_writes_again(mongo: Mongo) -> None:
     """It may have been forgotten: others then give horizons that take no account of it."""
     clock = Clock()

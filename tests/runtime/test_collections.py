@@ -168,6 +168,7 @@ async def test_other_failures_come_through(mongo: Mongo) -> None:
         await ensure(mongo, NAME, [index(keys=[("a", "nonsense")])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [None, {"keys": [("b", ASCENDING)]}, {"expireAfterSeconds": 60}])
 async def test_processes_that_start_at_once_all_succeed(
     mongod: str, old: dict[str, Any] | None
@@ -190,6 +191,7 @@ async def test_processes_that_start_at_once_all_succeed(
             await each.close()
 
 
+@pytest.mark.slow
 async def test_processes_of_two_versions_that_start_at_once_all_succeed(mongod: str) -> None:
     for _ in range(5):
         settings = make_settings(mongod)

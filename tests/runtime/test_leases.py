@@ -162,6 +162,7 @@ async def test_a_lease_that_has_ended_is_still_the_owners_until_somebody_claims(
     assert await worker.settle(claim, {"state": "done"})
 
 
+@pytest.mark.slow
 async def test_a_slow_worker_keeps_its_row(mongo: Mongo) -> None:
     """Twice as long as the lease."""
     lease = timedelta(seconds=1)
@@ -236,6 +237,7 @@ async def test_work_is_cancelled_when_its_lease_is_lost(
     assert (await stored(mongo))["state"] == "withdrawn"
 
 
+@pytest.mark.slow
 async def test_work_is_cancelled_when_its_lease_cannot_be_renewed(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +258,7 @@ async def test_work_is_cancelled_when_its_lease_cannot_be_renewed(
     assert boot_seconds() >= ends
 
 
+@pytest.mark.slow
 async def test_a_renewal_that_hangs_ends_with_the_lease(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ async def test_a_renewal_that_hangs_ends_with_the_lease(
                 await asyncio.sleep(60)
 
 
+@pytest.mark.slow
 async def test_a_renewal_that_failed_is_tried_again(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

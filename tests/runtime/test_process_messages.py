@@ -19,6 +19,7 @@ async def nothing(question: Document) -> Document:
     return {}
 
 
+@pytest.mark.slow
 async def test_it_is_closed_also_where_a_cancellation_got_lost(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

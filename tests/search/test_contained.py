@@ -216,6 +216,7 @@ async def test_chains_look_into_contained_resources(
     assert names == set(expected.split())
 
 
+@pytest.mark.slow
 async def test_a_chain_that_leads_to_too_much_still_looks_inside(mongod: str) -> None:
     async with running(make_settings(mongod, max_chain_found=1)) as (_, client):
         others = [medication(f"other{number}", "abc", "l", "2026-01-01") for number in range(3)]

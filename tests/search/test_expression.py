@@ -159,6 +159,7 @@ def test_refers_to(reference: dict[str, str], expected: bool) -> None:
     assert refers_to(reference, "Organization") is expected
 
 
+@pytest.mark.slow
 @needs_examples
 def test_every_official_example_can_be_extracted_and_stored() -> None:
     examples = official_examples()

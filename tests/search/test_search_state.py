@@ -69,6 +69,7 @@ async def next_link(app: App, search: str) -> str:
     return next(str(link["url"]) for link in links if link["relation"] == "next")
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 @pytest.mark.parametrize("is_first_without", [True, False])
 async def test_words_are_one_apps_matter(mongod: str, is_first_without: bool) -> None:
@@ -95,6 +96,7 @@ async def test_words_are_one_apps_matter(mongod: str, is_first_without: bool) ->
         assert not [t for t in await terms(without, "CarePlan", "plan") if t.startswith("_content")]
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 async def test_a_clients_parameter_is_unknown_to_the_other_app(apps: tuple[App, App]) -> None:
     knowing, other = apps
@@ -146,6 +148,7 @@ async def test_what_may_be_included_is_stated_anew_and_by_one_app(apps: tuple[Ap
     assert await stated(other) == before
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 @pytest.mark.parametrize(
     "search",
@@ -178,6 +181,7 @@ async def test_page_links_are_good_for_one_app(mongod: str, search: str) -> None
         assert len(await found(first, late)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 async def test_all_tasks_of_an_app_inherit_its_state(mongod: str) -> None:
     mine = ContextVar("mine", default=False)

@@ -56,6 +56,7 @@ def transaction(count: int, family: str = "") -> dict[str, Any]:
     return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
 
 
+@pytest.mark.slow
 async def test_writes_beside_one_that_meets_another_transaction_do_not_wait(
     mongod: str, mongo: Mongo, store: Store
 ) -> None:

@@ -112,6 +112,7 @@ async def test_a_database_without_a_marker_goes_forward_from_the_beginning_once(
     assert (await marker(mongo))["format"] == 4
 
 
+@pytest.mark.slow
 async def test_a_row_without_a_heartbeat_that_an_older_server_left_is_in_nobodys_way(
     mongod: str,
 ) -> None:
@@ -189,6 +190,7 @@ async def test_commands_on_the_database_ask_as_a_server_does(
         assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 async def test_a_rolling_upgrade_goes_on(mongod: str) -> None:
     """A newer server has brought the database forward, and still gets along with this one."""
     settings = make_settings(mongod)
@@ -228,6 +230,7 @@ async def test_of_many_that_start_at_once_one_takes_the_steps(
         assert row.keys() == {"_id", "format", "oldest", "steps"}
 
 
+@pytest.mark.slow
 async def test_of_many_that_start_at_once_on_nothing_all_agree(mongod: str) -> None:
     for _ in range(5):
         async with clients(mongod, 8) as opened:
@@ -356,6 +359,7 @@ async def test_after_a_failure_the_next_start_goes_on_where_it_was(
     assert runs == ["2", "tried", "3"]
 
 
+@pytest.mark.slow
 async def test_a_process_that_has_lost_its_lease_leaves_off_and_records_nothing(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +388,7 @@ async def test_a_process_that_has_lost_its_lease_leaves_off_and_records_nothing(
     assert (await marker(mongo)).keys() == {"_id", "format", "oldest", "steps"}
 
 
+@pytest.mark.slow
 async def test_a_step_that_ends_after_its_lease_is_not_recorded(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +407,7 @@ async def test_a_step_that_ends_after_its_lease_is_not_recorded(
     assert recorded == [OWN_STEPS, OWN_STEPS]
 
 
+@pytest.mark.slow
 async def test_a_lease_is_renewed_for_as_long_as_a_step_takes(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +420,7 @@ async def test_a_lease_is_renewed_for_as_long_as_a_step_takes(
         assert runs == ["2"]
 
 
+@pytest.mark.slow
 async def test_who_waits_for_too_long_says_so(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -444,6 +451,7 @@ async def older(mongo: Mongo, **row: Any) -> None:
     await mongo.collection("processes").replace_one({"_id": "older"}, told, upsert=True)
 
 
+@pytest.mark.slow
 async def test_older_servers_are_not_shut_out_while_they_run(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +508,7 @@ async def test_older_servers_that_stay_are_named(
     assert (await marker(mongo))["oldest"] == OLDEST
 
 
+@pytest.mark.slow
 async def test_an_older_server_that_starts_at_that_moment_is_waited_for(
     mongo: Mongo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,6 +538,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_server_that_becomes_too_old_writes_nothing_more_and_is_not_ready(
     mongod: str,
 ) -> None:

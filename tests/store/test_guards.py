@@ -76,6 +76,7 @@ async def test_another_key_makes_another_digest(mongod: str, mongo: Mongo) -> No
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -95,6 +96,7 @@ async def test_of_conditional_creates_at_once_in_two_processes_one_creates(
         assert sorted(statuses) == [200] * 15 + [201]
 
 
+@pytest.mark.slow
 async def test_a_guard_that_has_gone_is_not_met_again(mongod: str, mongo: Mongo) -> None:
     """A write that has seen it loses, whatever was counted anew since."""
     async with serving(mongod, mongo.db.name) as (server, client):
@@ -120,6 +122,7 @@ async def old_server(mongo: Mongo) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_beside_an_older_server_its_guards_hold_too(mongod: str, mongo: Mongo) -> None:
     clear = mongo.collection("guards")
     async with serving(mongod, mongo.db.name) as (server, client):
@@ -145,6 +148,7 @@ async def test_beside_an_older_server_its_guards_hold_too(mongod: str, mongo: Mo
         assert all(NUMBER not in str(row) for row in await rows(mongo))
 
 
+@pytest.mark.slow
 async def test_what_an_older_version_left_is_taken_away_at_the_first_start(
     mongod: str, mongo: Mongo
 ) -> None:

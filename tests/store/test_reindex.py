@@ -185,6 +185,7 @@ async def test_changed_parameter_waits_for_the_next_reindex(http: httpx.AsyncCli
     assert_outcome(await http.get("/Patient?changing=M"), 400, "not-supported")
 
 
+@pytest.mark.slow
 async def test_other_processes_learn_of_it(
     own: tuple[Server, httpx.AsyncClient], http: httpx.AsyncClient
 ) -> None:

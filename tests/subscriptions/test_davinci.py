@@ -233,6 +233,7 @@ async def test_what_a_stay_says_of_people_who_are_not_stored_is_their_name(
     assert bundle["entry"][0]["resource"]["sender"]["display"] == "General Hospital"
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 async def test_every_attempt_sends_the_same_bytes(
     pair: Pair, receiver: Receiver, hospital: Hospital

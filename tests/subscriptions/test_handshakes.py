@@ -66,6 +66,7 @@ async def handshake(mongo: Mongo) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [0, 3600], ids=["same-clock", "an-hour-ahead"])
 async def test_a_slow_handshake_is_sent_once(
     mongo: Mongo, store: Store, monkeypatch: pytest.MonkeyPatch, ahead: int
@@ -94,6 +95,7 @@ async def test_a_slow_handshake_is_sent_once(
     assert (await handshake(mongo))["attempt"] == 1
 
 
+@pytest.mark.slow
 async def test_who_lost_a_handshake_says_nothing_of_it(mongo: Mongo, store: Store) -> None:
     """Its endpoint refused, but another process has taken over, and that one is taken."""
     go_on = asyncio.Event()
@@ -117,6 +119,7 @@ async def test_who_lost_a_handshake_says_nothing_of_it(mongo: Mongo, store: Stor
     assert (late.asked, well.asked) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_a_newer_version_begins_anew_beside_the_older(mongo: Mongo, store: Store) -> None:
     endpoint = Endpoint(never)
     async with working(mongo, store, endpoint) as worker:
@@ -136,6 +139,7 @@ async def test_a_newer_version_begins_anew_beside_the_older(mongo: Mongo, store:
     assert await handshake(mongo) == {**row, "done": True}, "the older changes nothing"
 
 
+@pytest.mark.slow
 async def test_a_process_that_stops_leaves_its_handshake_to_others(
     mongo: Mongo, store: Store
 ) -> None:

@@ -81,6 +81,7 @@ async def test_a_classic_message_has_the_resource_as_its_focus(
     assert focus == (stay.resource() if payload else None)
 
 
+@pytest.mark.slow
 async def test_a_failed_message_is_repeated_to_the_byte(
     mongo: Mongo, store: Store, receiver: Receiver
 ) -> None:

@@ -155,6 +155,7 @@ async def test_an_admission_reaches_the_practice_and_a_deletion_stops_it(
     assert len(receiver.events) == 1
 
 
+@pytest.mark.slow
 async def test_many_subscriptions_at_once_are_all_proven(
     server: Server, client: httpx.AsyncClient, receiver: Receiver
 ) -> None:

@@ -164,6 +164,7 @@ async def test_a_topic_whose_queries_cannot_be_settled_is_refused(
     assert_outcome(answer, 422, "not-supported", "SubscriptionTopic.resourceTrigger")
 
 
+@pytest.mark.slow
 async def test_a_value_set_that_goes_silences_its_subscription_alone(
     pair: Pair, receiver: Receiver
 ) -> None:
@@ -206,6 +207,7 @@ async def test_a_value_set_that_goes_silences_its_subscription_alone(
     ]
 
 
+@pytest.mark.slow
 async def test_what_waits_is_matched_without_being_asked_for(
     pair: Pair, receiver: Receiver
 ) -> None:
@@ -258,6 +260,7 @@ async def test_an_expression_that_may_not_be_evaluated_is_refused(
     assert reason in answer.text
 
 
+@pytest.mark.slow
 async def test_a_topic_that_raises_silences_its_subscriptions_alone(
     pair: Pair, receiver: Receiver
 ) -> None:

@@ -138,6 +138,7 @@ async def test_what_a_connection_took_is_not_sent_again_on_the_next(
     assert len(missed.json()["entry"]) == 2
 
 
+@pytest.mark.slow
 async def test_a_client_of_another_process_is_told(
     pair: Pair, other: Pair, session: aiohttp.ClientSession
 ) -> None:
