@@ -263,6 +263,7 @@ async def test_a_url_over_the_limit_is_refused(client: httpx.AsyncClient) -> Non
     assert_outcome(await client.get("/Patient", params={"name": "x" * 9000}), 414, "too-long")
 
 
+@pytest.mark.slow
 async def test_cors_is_off_unless_origins_are_set(client: httpx.AsyncClient, mongod: str) -> None:
     origin = {"origin": "https://app.example"}
     assert (

@@ -174,6 +174,7 @@ async def called_from(settings: Settings, address: str):
 FORWARDED = {"x-forwarded-proto": "https", "x-forwarded-for": "203.0.113.9"}
 
 
+@pytest.mark.slow
 async def test_only_a_trusted_proxy_is_believed(mongod: str) -> None:
     settings = make_settings(mongod, trusted_proxy="10.1.0.0/16, 10.9.9.9")
     for address, scheme in (
@@ -188,6 +189,7 @@ async def test_only_a_trusted_proxy_is_believed(mongod: str) -> None:
         assert ("strict-transport-security" in answer.headers) is (scheme == "https")
 
 
+@pytest.mark.slow
 async def test_by_default_no_proxy_is_believed(mongod: str) -> None:
     async with listening(make_settings(mongod), **{**options(Settings()), "log_config": None}) as (
         _,
@@ -198,6 +200,7 @@ async def test_by_default_no_proxy_is_believed(mongod: str) -> None:
         assert "server" not in answer.headers
 
 
+@pytest.mark.slow
 async def test_behind_a_proxy_plain_http_past_it_is_refused(mongod: str) -> None:
     settings = make_settings(mongod, host=ELSEWHERE, auth="smart", trusted_proxy="10.1.0.0/16")
     async with called_from(settings, "10.2.0.1") as client:
@@ -362,6 +365,7 @@ async def test_requests_under_way_are_counted(mongod: str, monkeypatch: pytest.M
 # Time
 
 
+@pytest.mark.slow
 async def test_an_answer_that_takes_too_long_is_given_up(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +386,7 @@ async def test_an_answer_that_takes_too_long_is_given_up(
         assert (await client.get("/metadata")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_cancellation_of_somebody_else_goes_through(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +511,7 @@ async def dripping(writer: asyncio.StreamWriter):
         writer.close()
 
 
+@pytest.mark.slow
 async def test_a_body_that_drips_is_given_up(mongod: str) -> None:
     async with connected(mongod, body_timeout=0.3) as (connect, client):
         reader, writer = await connect()

@@ -100,6 +100,7 @@ async def test_what_is_done_is_counted_once(mongod: str, receiver: Receiver) -> 
     assert grown.of("carerelay_notice_seconds_sum", channel="rest-hook") > 0
 
 
+@pytest.mark.slow
 async def test_writers_that_were_too_late_are_conflicts(mongod: str) -> None:
     async with running(make_settings(mongod)) as (_, client):
         patient: dict[str, Any] = {"resourceType": "Patient", "id": "p1"}
@@ -115,6 +116,7 @@ async def test_writers_that_were_too_late_are_conflicts(mongod: str) -> None:
     assert grown.of("carerelay_commit_seconds_count", outcome="conflict") > 0
 
 
+@pytest.mark.slow
 async def test_what_is_open_in_the_database_is_shown_with_its_age(
     mongod: str, receiver: Receiver
 ) -> None:
@@ -151,6 +153,7 @@ async def test_what_is_open_in_the_database_is_shown_with_its_age(
         assert value(found, "carerelay_loop_in_trouble", loop=loop) == 0
 
 
+@pytest.mark.slow
 async def test_nothing_of_anybody_is_a_label(mongod: str, receiver: Receiver) -> None:
     """Traffic with identifiers in every place, and then each label is a word of ours."""
     planted = ["quetzalcoatlus", "qxz-member-77", "987-65-4320", "planted-id"]
@@ -189,6 +192,7 @@ async def test_nothing_of_anybody_is_a_label(mongod: str, receiver: Receiver) ->
     assert [label for label in labels if not WORD.fullmatch(label)] == []
 
 
+@pytest.mark.slow
 async def test_the_page_is_there_while_the_database_is_not(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,7 @@ async def test_an_endpoint_that_is_of_no_use_does_not_make_it_unready(
         assert await server.worker.ledger.open_count() == 12
 
 
+@pytest.mark.slow
 async def test_no_write_that_gets_through_makes_it_unready(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +255,7 @@ async def test_a_database_that_stands_still_is_noticed_and_the_probes_are_answer
             assert (await client.put("/Patient/p1", json=patient)).status_code == 201
 
 
+@pytest.mark.slow
 async def test_a_heartbeat_that_fails_is_told_at_once(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +270,7 @@ async def test_a_heartbeat_that_fails_is_told_at_once(
         await until(lambda: is_ready(client))
 
 
+@pytest.mark.slow
 async def test_commits_that_wait_without_end_make_it_unready(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +293,7 @@ async def test_commits_that_wait_without_end_make_it_unready(
         assert await is_ready(client)
 
 
+@pytest.mark.slow
 async def test_a_loop_that_has_ended_is_named(mongod: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(make_settings(mongod)) as (server, client):
         sweep = next(loop for loop in server.worker.loops if loop.name == "sweep")
@@ -300,6 +304,7 @@ async def test_a_loop_that_has_ended_is_named(mongod: str, monkeypatch: pytest.M
         assert said["sweep"]["reason"] == "ended"
 
 
+@pytest.mark.slow
 async def test_every_loop_of_a_server_is_looked_at(mongod: str) -> None:
     """Each task that never ends by itself is one of the loops, but for those that wait for a signal."""
     settings = make_settings(mongod, auth="smart")

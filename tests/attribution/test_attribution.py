@@ -222,6 +222,7 @@ async def test_the_first_source_that_names_anybody_wins(practices: httpx.AsyncCl
     assert await who(practices, "at-9") == (["Organization/at-org-c"], set())
 
 
+@pytest.mark.slow
 async def test_the_order_of_the_sources_is_a_setting(mongod: str) -> None:
     settings = make_settings(mongod, attribution="group,general-practitioner")
     async with running(settings) as (_, client):

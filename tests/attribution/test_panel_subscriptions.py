@@ -235,6 +235,7 @@ async def test_a_facility_filter_tells_nursing_facilities_from_hospitals(
     assert await told(hub, receiver) == [each.replace("fa-", f"{name}-") for each in expected]
 
 
+@pytest.mark.slow
 async def test_an_operators_table_says_what_facilities_are(
     mongod: str, receiver: Receiver, tmp_path: Any
 ) -> None:
@@ -432,6 +433,7 @@ async def kept(client: httpx.AsyncClient) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 async def test_an_endpoint_of_the_pcp_is_enough(keeping: Pair, receiver: Receiver) -> None:
     await put(
         keeping[1],
@@ -446,6 +448,7 @@ async def test_an_endpoint_of_the_pcp_is_enough(keeping: Pair, receiver: Receive
     assert await told(keeping, receiver) == ["e1"]
 
 
+@pytest.mark.slow
 async def test_the_kept_subscription_goes_with_its_endpoint_and_returns(
     keeping: Pair, receiver: Receiver
 ) -> None:

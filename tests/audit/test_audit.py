@@ -447,6 +447,7 @@ async def test_administrators_need_the_scope(
     assert (await guarded.get("admin", place, scopes=scope)).status_code == status
 
 
+@pytest.mark.slow
 async def test_tokens_given_and_refused_are_on_record(mongod: str, tmp_path: Path) -> None:
     settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path)
     async with running(settings) as (server, client):
@@ -475,6 +476,7 @@ async def test_what_a_newer_server_has_recorded_is_shown_as_a_request(mongod: st
 # Writing together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
 async def test_who_reads_at_the_same_time_shares_writes_and_each_is_on_record(
     mongod: str, driver: str
@@ -491,6 +493,7 @@ async def test_who_reads_at_the_same_time_shares_writes_and_each_is_on_record(
         assert (await check(server)).findings == []
 
 
+@pytest.mark.slow
 async def test_who_shares_a_write_that_fails_is_told_nothing(mongod: str) -> None:
     async with running(make_settings(mongod, audit="required")) as (server, client):
         await put_patient(client, "p1")
@@ -504,6 +507,7 @@ async def test_who_shares_a_write_that_fails_is_told_nothing(mongod: str) -> Non
         assert (await check(server)).findings == []
 
 
+@pytest.mark.slow
 async def test_a_row_that_somebody_put_in_the_way_ends_a_chain_and_is_shown(mongod: str) -> None:
     async with running(make_settings(mongod, audit="required")) as (server, client):
         await put_patient(client, "p1")
@@ -516,6 +520,7 @@ async def test_a_row_that_somebody_put_in_the_way_ends_a_chain_and_is_shown(mong
         assert (await check(server)).findings != []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrives", [True, False], ids=["answer-lost", "request-lost"])
 async def test_a_connection_that_breaks_is_no_failure(
     mongod: str, monkeypatch: pytest.MonkeyPatch, arrives: bool
@@ -543,6 +548,7 @@ async def test_a_connection_that_breaks_is_no_failure(
         assert (await check(server)).findings == []
 
 
+@pytest.mark.slow
 async def test_without_a_database_nobody_waits_twice(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,6 +587,7 @@ async def test_what_cannot_be_recorded_is_not_done(mongod: str) -> None:
         assert (await check(server)).findings == []
 
 
+@pytest.mark.slow
 async def test_a_delivery_is_settled_only_when_it_is_on_record(mongod: str) -> None:
     async with (
         running(make_settings(mongod, audit="required")) as (server, client),
@@ -616,6 +623,7 @@ async def test_a_delivery_is_settled_only_when_it_is_on_record(mongod: str) -> N
         assert [row["state"] async for row in deliveries.find({})] == ["delivered"]
 
 
+@pytest.mark.slow
 async def test_best_effort_answers_and_counts_what_it_lost(mongod: str) -> None:
     async with running(make_settings(mongod, audit="best-effort")) as (server, client):
         await put_patient(client, "p1")
@@ -800,6 +808,7 @@ def test_the_command_line_accounts_for_disclosures(
     assert len(late.output.splitlines()) == 1
 
 
+@pytest.mark.slow
 async def test_changes_of_clients_by_command_line_are_on_record(mongod: str) -> None:
     settings = make_settings(mongod, audit="required")
     async with running(settings) as (server, client):
@@ -810,6 +819,7 @@ async def test_changes_of_clients_by_command_line_are_on_record(mongod: str) -> 
         assert (await check(server)).findings == []
 
 
+@pytest.mark.slow
 async def test_a_registry_that_was_cut_lacks_the_hash_that_was_noted_down(mongod: str) -> None:
     async with running(make_settings(mongod, audit="required")) as (server, client):
         await put_patient(client, "p1")
@@ -836,6 +846,7 @@ async def test_processes_write_side_by_side_into_chains_of_their_own(mongod: str
         assert report.chains >= 2
 
 
+@pytest.mark.slow
 async def test_what_a_dead_process_left_is_anchored_by_the_next(mongod: str) -> None:
     settings = make_settings(mongod, audit="required")
     async with running(settings) as (server, client):

@@ -396,6 +396,7 @@ async def register_once(server: Server, client_id: str) -> None:
         await register(server, client_id=client_id)
 
 
+@pytest.mark.slow
 async def test_a_provider_that_says_it_is_another_is_not_believed(mongod, tmp_path, publisher):
     publisher.documents["/.well-known/openid-configuration"] = {
         "issuer": "https://elsewhere.example",

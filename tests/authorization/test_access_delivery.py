@@ -155,6 +155,7 @@ async def test_the_scopes_of_the_token_that_made_it_remain_a_limit(
     ]
 
 
+@pytest.mark.slow
 async def test_who_is_reassigned_or_labelled_is_no_longer_told_of(
     world: World, receiver: Receiver
 ) -> None:
@@ -207,6 +208,7 @@ async def test_subscriptions_are_ones_own(world: World, receiver: Receiver) -> N
         assert explained.status_code == 404
 
 
+@pytest.mark.slow
 async def test_events_that_may_no_longer_be_seen_are_told_as_numbers(
     world: World, receiver: Receiver
 ) -> None:
@@ -236,6 +238,7 @@ async def test_a_dry_run_and_an_explanation_show_ones_own(world: World) -> None:
     assert (await world.get("north", explained + "cn")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_an_administrator_who_changes_a_subscription_does_not_widen_it(
     world: World, receiver: Receiver
 ) -> None:

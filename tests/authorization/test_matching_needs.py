@@ -72,6 +72,7 @@ async def reindexed(server: Server, client: httpx.AsyncClient) -> None:
         await server.reindexing.run_once()
 
 
+@pytest.mark.slow
 async def test_nobody_changes_what_is_needed_without_proof_of_being_an_administrator(
     mongod: str,
 ) -> None:

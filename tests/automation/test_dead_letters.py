@@ -89,6 +89,7 @@ async def test_reactions_that_are_given_up_are_asked_about_until_they_have_run(
     assert task["statusReason"]["coding"][0]["code"] == "done-after-all"
 
 
+@pytest.mark.slow
 async def test_a_timer_that_is_given_up_is_asked_about_until_it_has_rung(pair: Pair) -> None:
     server, client = pair
     async with desk(pair) as at:
@@ -113,6 +114,7 @@ async def test_a_timer_that_is_given_up_is_asked_about_until_it_has_rung(pair: P
         assert task["status"] == "completed"
 
 
+@pytest.mark.slow
 async def test_what_fails_again_is_asked_about_again(pair: Pair) -> None:
     """Also where somebody had closed the Task without having it run again."""
     server, client = pair
@@ -134,6 +136,7 @@ async def test_what_fails_again_is_asked_about_again(pair: Pair) -> None:
             assert task["status"] == "completed", "people have the last word until it fails"
 
 
+@pytest.mark.slow
 async def test_a_notice_that_cannot_be_published_is_set_aside_and_the_others_are(
     pair: Pair, receiver: Receiver
 ) -> None:

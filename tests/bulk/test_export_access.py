@@ -56,6 +56,7 @@ async def test_an_export_holds_the_callers_own(world: World, who: str, level: st
     assert await export.found() == OWN[who]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["north", "plan-a", "agency", "admin"])
 async def test_a_groups_export_holds_the_callers_own_among_its_members(
     world: World, who: str
@@ -270,6 +271,7 @@ async def test_a_token_fetches_what_could_be_asked_for_with_it(
             assert "system/Condition." in said
 
 
+@pytest.mark.slow
 async def test_with_real_tokens_the_registry_is_asked(mongod: str, tmp_path: Path) -> None:
     settings = make_settings(mongod, auth="smart", base_url=BASE, data=tmp_path)
     async with running(settings) as (server, client):

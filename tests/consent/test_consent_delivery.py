@@ -501,6 +501,7 @@ async def test_where_consents_cannot_be_read_nothing_is_sent(
     assert len(await receiver.wait(1)) == 1
 
 
+@pytest.mark.slow
 async def test_an_operator_may_have_labelled_content_withheld(
     mongod: str, receiver: Receiver
 ) -> None:

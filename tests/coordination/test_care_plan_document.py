@@ -270,6 +270,7 @@ async def test_a_stored_document_is_what_its_index_says(told: Desk) -> None:
     assert (index["type"]["coding"][0]["code"], index["status"]) == ("18776-5", "current")
 
 
+@pytest.mark.slow
 async def test_a_document_never_changes(told: Desk) -> None:
     await told.after(seconds=900)
     search = f"DocumentReference?related={told.ref('CarePlan/plan')}"

@@ -117,6 +117,7 @@ async def test_after_90_days_the_flag_ends_and_the_task_is_overdue(member: Membe
     assert (task["status"], flag["period"]["end"]) == ("completed", end)
 
 
+@pytest.mark.slow
 async def test_a_new_plan_that_replaces_the_earlier_one_ends_it_at_once(member: Member) -> None:
     await plan(member)
     await insure(member)
@@ -217,6 +218,7 @@ async def test_an_enrolment_that_is_withdrawn_takes_it_back(
     assert (flag["status"], task["status"]) == (status, "cancelled")
 
 
+@pytest.mark.slow
 async def test_told_again_nothing_changes(member: Member) -> None:
     earlier = await plan(member)
     coverage = await insure(member)

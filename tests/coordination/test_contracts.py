@@ -104,6 +104,7 @@ def failing(receiver: Receiver) -> None:
     receiver.answers([], then=500)
 
 
+@pytest.mark.slow
 async def test_hospital_and_snf_admissions_of_the_group_go_to_the_state(
     hub: Pair, receiver: Receiver
 ) -> None:
@@ -211,6 +212,7 @@ async def test_a_contract_that_ends_tells_nobody(hub: Pair, receiver: Receiver) 
     assert_outcome(await client.get(f"{ADMIN}/contracts/state"), 404, "not-found")
 
 
+@pytest.mark.slow
 async def test_a_person_is_asked_before_the_deadline_and_at_it(
     hub: Pair, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -241,6 +243,7 @@ async def test_what_was_delivered_needs_nobody(hub: Pair, receiver: Receiver) ->
     assert await reviews(hub) == []
 
 
+@pytest.mark.slow
 async def test_what_the_endpoint_refused_for_good_is_late_too(
     hub: Pair, receiver: Receiver
 ) -> None:
@@ -302,6 +305,7 @@ async def test_what_a_contract_must_not_say_is_refused(
     assert "state-secret" not in answer.text
 
 
+@pytest.mark.slow
 async def test_contracts_come_from_files_and_go_with_them(
     mongod: str, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -339,6 +343,7 @@ async def test_a_bad_file_keeps_the_server_from_starting(
             pass
 
 
+@pytest.mark.slow
 async def test_a_record_that_cannot_be_read_hides_no_missed_deadline(
     hub: Pair, receiver: Receiver
 ) -> None:

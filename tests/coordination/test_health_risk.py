@@ -72,6 +72,7 @@ async def test_an_assessment_closes_the_task_and_opens_the_yearly_one(member: Me
     assert until(yearly) == a_year_after(member.date(20)).isoformat()
 
 
+@pytest.mark.slow
 async def test_an_assessment_that_is_not_done_in_time_is_overdue_and_urgent(member: Member) -> None:
     await member.enrol()
     await member.days_pass(90)
@@ -183,6 +184,7 @@ async def test_what_people_close_stays_closed_and_is_asked_again_next_year(membe
     assert until(tasks[1]) == a_year_after(member.date()).isoformat()
 
 
+@pytest.mark.slow
 async def test_what_people_write_into_a_task_is_kept(member: Member) -> None:
     await member.enrol()
     (task,) = await due(member)

@@ -73,6 +73,7 @@ async def test_a_notice_that_cannot_be_made_is_set_aside_and_the_next_one_goes_o
     assert len(await reviews(at)) == 1
 
 
+@pytest.mark.slow
 async def test_it_holds_up_no_other_plan(pair: Pair, at: Desk) -> None:
     await at.begin(description=TOO_LONG)
     async with desk(pair) as other:

@@ -61,6 +61,7 @@ async def test_a_plan_that_was_told_can_be_deleted_and_that_is_told_too(told: De
     assert words(notice) == "The care plan was deleted."
 
 
+@pytest.mark.slow
 async def test_a_goal_that_was_dropped_and_deleted_does_not_stop_its_plan(told: Desk) -> None:
     await told.put(plan(goals=()))
     await delete(told, "Goal/walk")
@@ -71,6 +72,7 @@ async def test_a_goal_that_was_dropped_and_deleted_does_not_stop_its_plan(told: 
     assert words(held) == "The care plan is on-hold (was active)."
 
 
+@pytest.mark.slow
 async def test_what_people_wrote_still_keeps_things(told: Desk) -> None:
     """Somebody answers the notice: that is not the server's record, whatever it looks like."""
     answer: dict[str, Any] = {
@@ -99,6 +101,7 @@ async def test_a_document_of_somebody_else_still_keeps_its_plan(told: Desk) -> N
     assert_outcome(await told.client.delete(f"/{told.ref('CarePlan/plan')}"), 409, "conflict")
 
 
+@pytest.mark.slow
 async def test_a_stay_that_is_deleted_before_its_proof_stops_no_proof(
     pair: Pair, receiver: Receiver
 ) -> None:

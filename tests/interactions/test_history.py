@@ -112,6 +112,7 @@ async def test_pages_show_every_version_once(
     assert seen == whole["entry"]
 
 
+@pytest.mark.slow
 async def test_versions_written_while_paging_do_not_shift_the_pages(mongod: str) -> None:
     async with running(make_settings(mongod)) as (_, client):
         for number in range(4):

@@ -115,6 +115,7 @@ async def test_by_default_nothing_is_checked(client: httpx.AsyncClient) -> None:
 # On delete
 
 
+@pytest.mark.slow
 async def test_what_others_refer_to_cannot_be_deleted_before_them(
     checked: httpx.AsyncClient,
 ) -> None:
@@ -181,6 +182,7 @@ async def test_a_transaction_may_not_refer_to_what_it_deletes(checked: httpx.Asy
     assert (await checked.get(f"/{reference}")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_transaction_may_delete_a_resource_with_all_that_refer_to_it(
     checked: httpx.AsyncClient,
 ) -> None:

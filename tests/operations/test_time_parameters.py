@@ -193,6 +193,7 @@ async def test_notices_are_sent_again_between_instants(
         assert answer.status_code == 202, answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/Patient/tp/$everything", "/CarePlan/tc/$changes"])
 async def test_posted_instants_are_judged_as_those_of_a_query(
     client: httpx.AsyncClient, path: str

@@ -289,6 +289,7 @@ async def test_a_notice_sent_again_keeps_the_day_it_was_first_received(
     assert len(await published(hub, "AuditEvent")) == 2
 
 
+@pytest.mark.slow
 async def test_notices_of_criteria_are_not_published_even_when_sent_again(
     hub: Pair, receiver: Receiver
 ) -> None:
@@ -330,6 +331,7 @@ async def test_a_notice_that_gets_through_later_is_published_then(
     assert kept["received"] > kept["sent"]
 
 
+@pytest.mark.slow
 async def test_nothing_is_published_where_the_operator_says_so(
     mongod: str, receiver: Receiver
 ) -> None:

@@ -149,6 +149,7 @@ async def test_a_discharge_whose_end_lies_before_the_arrival_of_the_expected_one
     assert await told(practice, "early") == ["admission:A01", "discharge:A03"]
 
 
+@pytest.mark.slow
 async def test_an_expected_end_that_passes_is_no_discharge(practice: Listener) -> None:
     soon = (datetime.now(UTC) + timedelta(milliseconds=400)).isoformat(timespec="milliseconds")
     sent = plain("passes", "in-progress", "08:00", soon, hospitalization=HOME)
@@ -475,6 +476,7 @@ async def test_of_whole_encounters_each_counts_or_is_answered_as_one_that_does_n
         before = now
 
 
+@pytest.mark.slow
 @given(visits(), st.data())
 @settings(max_examples=15, **_OFTEN)  # type: ignore[arg-type]
 async def test_what_was_told_last_is_how_the_visit_is_in_whatever_order_its_messages_came(

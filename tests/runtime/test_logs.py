@@ -68,6 +68,7 @@ def keys(around: ast.AST, call: ast.Call) -> list[str] | None:
     return [str(ast.literal_eval(key)) for key in attached.keys if key is not None]
 
 
+@pytest.mark.slow
 def test_every_field_that_code_attaches_is_written() -> None:
     found = {(path, key) for path, around, call in calls() for key in keys(around, call) or ()}
     assert len(found) > 50
@@ -120,6 +121,7 @@ def test_what_libraries_attach_is_left_out() -> None:
     assert written("said", color_message="Quetzalcoatlus", command="find") == "said"
 
 
+@pytest.mark.slow
 async def test_a_failing_reaction_to_a_request_is_found_by_the_request_id(
     mongod: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,6 +289,7 @@ async def test_conditional_writes_follow_chains(client: httpx.AsyncClient) -> No
     assert (await client.post("", json=transaction)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_what_would_run_for_minutes_is_refused_with_advice(mongod: str) -> None:
     async with running(make_settings(mongod, max_chain_found=2, max_chain_examined=3)) as (
         _,

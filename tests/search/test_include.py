@@ -204,6 +204,7 @@ async def test_inclusion_that_cannot_be_is_refused(
     assert_outcome(await world.get(f"/CarePlan?{text}"), 400, code)
 
 
+@pytest.mark.slow
 async def test_what_does_not_fit_is_left_out_and_told(mongod: str) -> None:
     async with running(make_settings(mongod, max_included=2)) as (_, client):
         await put(client, RESOURCES)

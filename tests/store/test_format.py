@@ -215,6 +215,7 @@ async def test_a_rolling_upgrade_goes_on(mongod: str) -> None:
 # Steps are taken once
 
 
+@pytest.mark.slow
 async def test_of_many_that_start_at_once_one_takes_the_steps(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -592,6 +593,7 @@ async def test_a_process_that_becomes_too_old_ends(mongod: str, workers: int) ->
         assert await asyncio.to_thread(serve) == (1 if workers == 1 else 0)
 
 
+@pytest.mark.slow
 async def test_a_write_under_way_is_not_committed_any_more(
     mongod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ async def rows(mongo: Mongo) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 async def test_no_row_tells_whose_record_was_asked_for(mongod: str, mongo: Mongo) -> None:
     async with serving(mongod, mongo.db.name) as (server, client):
         assert await create(client) == 201
@@ -66,6 +67,7 @@ async def test_no_row_tells_whose_record_was_asked_for(mongod: str, mongo: Mongo
         assert abs(row["at"] - server.mongo.now()) < guards.KEPT / 60
 
 
+@pytest.mark.slow
 async def test_another_key_makes_another_digest(mongod: str, mongo: Mongo) -> None:
     """So nobody can find out by trying, who has the database and not the key."""
     seen = set()

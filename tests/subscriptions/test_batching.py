@@ -94,6 +94,7 @@ async def test_events_of_one_patient_wait_for_the_first_and_then_go_together(
     assert [numbers(each) for each in receiver.events] == [["1"], ["2", "3", "4"], ["5"]]
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 async def test_a_failed_notice_is_repeated_as_it_was(mongo: Mongo, store: Store) -> None:
     async with receiving() as receiver, working(mongo, store, loops=False) as worker:

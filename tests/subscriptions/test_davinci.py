@@ -101,6 +101,7 @@ async def admit(pair: Pair, receiver: Receiver, hospital: Hospital, **more: Any)
 # What is sent
 
 
+@pytest.mark.slow
 @needs_profiles
 @pytest.mark.mongo
 @pytest.mark.parametrize(
@@ -398,6 +399,7 @@ async def test_a_classic_subscription_has_no_such_channel(pair: Pair) -> None:
     assert response.json()["issue"][0]["expression"] == ["Subscription.channel.type"]
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 async def test_a_practice_with_an_endpoint_for_messages_needs_no_subscription(
     mongod: str, receiver: Receiver, hospital: Hospital

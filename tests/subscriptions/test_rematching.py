@@ -44,6 +44,7 @@ async def two_processes(mongo: Mongo) -> AsyncIterator[tuple[Store, Store, Worke
         yield first, other, worker, late
 
 
+@pytest.mark.slow
 async def test_a_subscription_is_told_what_another_process_recorded_before_it_knew_it(
     one: Mongo, receiver: Receiver
 ) -> None:
@@ -125,6 +126,7 @@ async def subscribe(pair: Pair, receiver: Receiver, practice: str) -> str:
     return str(answer.json()["id"])
 
 
+@pytest.mark.slow
 async def test_a_new_practice_is_told_what_the_old_one_could_not_be(
     hub: Pair, receiver: Receiver
 ) -> None:

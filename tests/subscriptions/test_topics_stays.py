@@ -332,6 +332,7 @@ async def test_nobody_is_told_of_a_cancellation_whose_stay_nobody_was_told_of(
         assert await door.told(message, "Encounter/quiet") == []
 
 
+@pytest.mark.slow
 async def test_notices_that_were_suppressed_are_no_notices(door: Listener) -> None:
     """The only one to be told of the admission wants nothing more: its Subscription is off."""
     await door.listen("encounter-cancelled", "patient=hushed")
@@ -348,6 +349,7 @@ async def test_notices_that_were_suppressed_are_no_notices(door: Listener) -> No
         assert await door.told(message, "Encounter/hushed") == []
 
 
+@pytest.mark.slow
 async def test_the_filters_of_stays(door: Listener) -> None:
     """A filter on the practice, the kind of facility, the class, the disposition and the trigger."""
     for id_, gp in (("mine", "doctor"), ("other", "somebody")):

@@ -314,6 +314,7 @@ async def test_a_subscription_whose_topic_is_retired_says_so(
     assert len(receiver.events) == 1
 
 
+@pytest.mark.slow
 async def test_a_record_that_criteria_fail_on_puts_nobody_into_error(
     pair: Pair, receiver: Receiver
 ) -> None:
@@ -347,6 +348,7 @@ async def test_a_record_that_criteria_fail_on_puts_nobody_into_error(
     assert sorted(paths(receiver)) == ["/c1", "/c2", "/c3", "/c4"]
 
 
+@pytest.mark.slow
 async def test_an_event_that_cannot_be_read_is_set_aside_for_everybody(
     pair: Pair, receiver: Receiver
 ) -> None:
@@ -372,6 +374,7 @@ async def test_an_event_that_cannot_be_read_is_set_aside_for_everybody(
     assert len(receiver.requests) == 2
 
 
+@pytest.mark.slow
 async def test_a_person_is_asked_until_the_cause_is_gone(pair: Pair, receiver: Receiver) -> None:
     server, client = pair
     context = server.engine.context

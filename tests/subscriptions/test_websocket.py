@@ -90,6 +90,7 @@ async def test_a_client_binds_with_a_token_and_is_told(
     await server.worker.drain()
 
 
+@pytest.mark.slow
 async def test_what_came_while_nobody_was_there_is_sent_in_order_on_binding(
     pair: Pair, session: aiohttp.ClientSession
 ) -> None:
@@ -120,6 +121,7 @@ async def test_a_client_that_stays_away_for_the_whole_window_has_its_notices_wai
     assert [(row["state"], row["open"]) for row in await rows(mongo)] == [("retrying", True)]
 
 
+@pytest.mark.slow
 async def test_what_a_connection_took_is_not_sent_again_on_the_next(
     pair: Pair, session: aiohttp.ClientSession
 ) -> None:
@@ -160,6 +162,7 @@ async def test_a_client_of_another_process_is_told(
     )
 
 
+@pytest.mark.slow
 async def test_a_connection_of_a_dead_process_holds_up_no_other(
     pair: Pair, other: Pair, session: aiohttp.ClientSession
 ) -> None:
@@ -180,6 +183,7 @@ async def test_a_connection_of_a_dead_process_holds_up_no_other(
     assert await bindings.count_documents({"_id": "orphan"}) == 0
 
 
+@pytest.mark.slow
 async def test_a_classic_client_is_pinged(pair: Pair, session: aiohttp.ClientSession) -> None:
     """Nothing but the id travels; neither a deletion nor a change that no longer matches is told."""
     server, client = pair
