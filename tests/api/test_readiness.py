@@ -310,6 +310,7 @@ async def test_every_loop_of_a_server_is_looked_at(mongod: str) -> None:
     settings = make_settings(mongod, auth="smart")
     before = asyncio.all_tasks()
     async with running(settings) as (server, _):
+        await server.worker.drain()  # what the start has recorded is on its way, for a moment
         tasks = asyncio.all_tasks() - before
         parts = [server.store.cluster, server.audit, server.worker, *server.engine.parts]
         watched = loops.loops_of([*parts, server.reindexing, server.exports])
