@@ -138,6 +138,8 @@ def main(
     if unknown := sorted(set(rooms) - set(ROOMS)):
         raise typer.BadParameter(f"no room is called {', '.join(unknown)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A fault of the same length, written within the same second, would meet what was compiled before.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     tried: list[Mutant] = []
     try:
         with TemporaryDirectory(prefix="carerelay-mutants-") as place:
