@@ -81,6 +81,7 @@ async def told(pair: Pair, receiver: Receiver) -> list[str]:
     return [event.focus.rpartition("/")[2] for event in receiver.events]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("filter_", "named"),
     [

@@ -59,6 +59,7 @@ def client_of(event: dict[str, Any]) -> str | None:
     return clients[0] if clients else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "role"), [("north", "practice"), ("plan-a", "plan"), ("agency", "state")]
 )

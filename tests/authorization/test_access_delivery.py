@@ -98,6 +98,7 @@ async def test_nobody_calls_itself_an_authority(world: World, who: str) -> None:
     assert (await world.ask("admin", "POST", "/Subscription", body)).status_code == 201
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classic", "id-only", "full-resource"])
 async def test_everybody_is_told_of_their_own(world: World, receiver: Receiver, kind: str) -> None:
     own = {}

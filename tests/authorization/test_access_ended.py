@@ -68,6 +68,7 @@ def contract(id_: str, group: str, agency: str) -> dict[str, Any]:
 # Members of a roster
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -105,6 +105,7 @@ async def test_nobody_changes_what_is_needed_without_proof_of_being_an_administr
             assert (await client.delete(f"/{needed['resourceType']}/{needed['id']}")).is_success
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("needed", NEEDED, ids=lambda each: f"{each['resourceType']}-{each['id']}")
 async def test_an_administrator_ends_what_needs_it_and_nobody_else(
     world: World, needed: dict[str, Any]

@@ -49,6 +49,7 @@ async def world(mongod: str) -> AsyncIterator[World]:
 # What is in one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", OWN)
 @pytest.mark.parametrize("level", ["", "/Patient"])
 async def test_an_export_holds_the_callers_own(world: World, who: str, level: str) -> None:

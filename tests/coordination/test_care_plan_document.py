@@ -197,6 +197,7 @@ async def test_its_text_alone_says_who_and_whom_to_call(told: Desk) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

@@ -27,7 +27,6 @@ from tests.outcomes import assert_outcome
 pytestmark = pytest.mark.mongo
 
 ADMIN = "http://carerelay.test/admin"
-NOW = datetime.now(UTC)
 Pair = tuple[Server, httpx.AsyncClient]
 
 
@@ -75,7 +74,7 @@ async def keep(pair: Pair, terms: dict[str, Any], status: int = 201) -> dict[str
 async def admit(pair: Pair, name: str, of: str = "member", **more: Any) -> None:
     """An admission that happened now."""
     server, client = pair
-    period = {"start": NOW.isoformat(timespec="seconds")}
+    period = {"start": datetime.now(UTC).isoformat(timespec="seconds")}
     await put(client, {**encounter(patient=of, **{"period": period, **more}), "id": name})
     await server.worker.drain()
 
@@ -261,7 +260,7 @@ async def test_the_deadline_counts_from_the_event_and_not_from_its_message(
 ) -> None:
     await keep(hub, contract(receiver))
     failing(receiver)
-    start = (NOW - timedelta(hours=25)).isoformat(timespec="seconds")
+    start = (datetime.now(UTC) - timedelta(hours=25)).isoformat(timespec="seconds")
     await admit(hub, "late", period={"start": start})
     hub[0].clock.advance(timedelta(minutes=6))
     assert await reviews(hub) == [("deadline-missed", "Encounter/late")]

@@ -45,6 +45,7 @@ def until(task: Resource) -> str:
     return end
 
 
+@pytest.mark.slow
 async def test_an_enrolment_asks_for_an_assessment_within_90_days(member: Member) -> None:
     manager = {"reference": "Practitioner/imogen"}
     episode = await member.enrol(careManager=manager)

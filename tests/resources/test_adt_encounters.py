@@ -496,6 +496,7 @@ async def test_any_order_of_arrival_ends_in_the_same_visit(
 TOPICS = ("admission", "snf-admission", "discharge", "transfer", "cancelled")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrived", "expected"),
     [

@@ -274,6 +274,7 @@ async def populated(mongod: str) -> AsyncIterator[Store]:
     await mongo.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("resource_type", "text"),
     [

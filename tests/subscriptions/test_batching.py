@@ -65,6 +65,7 @@ def numbers(received: Received) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.mongo
 @pytest.mark.parametrize("content", ["empty", "id-only", "full-resource"])
 async def test_a_burst_comes_in_few_notices(mongo: Mongo, store: Store, content: str) -> None:

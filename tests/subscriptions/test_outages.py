@@ -85,7 +85,7 @@ async def test_what_waits_through_an_error_goes_out_once_the_client_asks_again(
         await worker.drain()
     told = [each.number for each in received[failed:]]
     assert sorted(told) == list(range(1, 21))
-    assert told[0] == 1
+    assert 1 in told[:4], "the first of several lanes that are sent side by side"
     assert {row["state"] for row in await rows(mongo)} == {"delivered"}
 
 

@@ -139,6 +139,7 @@ ADDED, REMOVED, ENDED = (
 CASE, NEW, REFERRAL = "case-management-status:", "condition-new:", "referral:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [

@@ -225,6 +225,7 @@ async def test_what_waits_is_matched_without_being_asked_for(
     assert await unmatched(client) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["off", "deleted"])
 async def test_what_waits_for_a_subscription_ends_with_it(
     pair: Pair, receiver: Receiver, ends: str
@@ -297,6 +298,7 @@ async def test_a_topic_that_raises_silences_its_subscriptions_alone(
     ]
 
 
+@pytest.mark.slow
 async def test_a_subscription_whose_topic_is_retired_says_so(
     pair: Pair, receiver: Receiver
 ) -> None:
