@@ -283,8 +283,8 @@ class Settings(BaseSettings):
     )
     refusal_window: float = Field(
         6 * 3600,
-        gt=0,
-        description="Seconds during which a delivery is tried again that is answered 401, 403 or 404.",
+        ge=0,
+        description="Seconds during which a delivery is tried again that is answered 401, 403 or 404; 0: not at all.",
     )
     delivery_retention_days: float = Field(
         90,

@@ -157,6 +157,7 @@ def test_pinned_uv_is_the_same_everywhere():
     assert f"astral-sh/uv:{pinned} " in (root / "Dockerfile").read_text()
 
 
+@pytest.mark.chaos
 @pytest.mark.processes
 @pytest.mark.slow
 async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) -> None:

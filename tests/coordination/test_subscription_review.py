@@ -20,7 +20,7 @@ Pair = tuple[Server, httpx.AsyncClient]
 @pytest.fixture
 async def pair(mongod: str) -> AsyncIterator[Pair]:
     """A server that gives up on a refusal at once."""
-    async with running(make_settings(mongod, refusal_window=0.001)) as pair:
+    async with running(make_settings(mongod, refusal_window=0)) as pair:
         yield pair
 
 

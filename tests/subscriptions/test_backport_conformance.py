@@ -89,7 +89,7 @@ async def pair(mongod: str) -> AsyncIterator[Pair]:
     """A server that gives an endpoint up at the first failure, where others take their time."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lifecycle, "_BACK_OFF", BackOff(timedelta(), timedelta(), most=1))
-        async with running(make_settings(mongod, refusal_window=0.001)) as pair:
+        async with running(make_settings(mongod, refusal_window=0)) as pair:
             yield pair
 
 

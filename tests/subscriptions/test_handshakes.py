@@ -19,9 +19,18 @@ from app.subscriptions.sending.worker import Worker
 from tests.builders.deliveries import SETTINGS, create, status_of, update
 from tests.builders.subscriptions import topic_based
 from tests.builders.worker import make_worker
+from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo
 TAKEN = AttemptOutcome(200)
+
+
+@pytest.fixture
+async def mongo(mongod: str) -> AsyncIterator[Mongo]:
+    """A fresh database. What takes long here is time that has to pass, whichever the driver."""
+    mongo = await Mongo.open(make_settings(mongod))
+    yield mongo
+    await mongo.close()
 
 
 class Endpoint:

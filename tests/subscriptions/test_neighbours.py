@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from app.subscriptions.topics import topic_store
 from tests.builders.deliveries import create, rows, working
 from tests.builders.receiver import Received, Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.conftest import make_settings
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
@@ -27,6 +28,14 @@ pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 AT_ONCE = 8.0
 
 HANGS = 60
+
+
+@pytest.fixture
+async def mongo(mongod: str) -> AsyncIterator[Mongo]:
+    """A fresh database. What takes long here is time that has to pass, whichever the driver."""
+    mongo = await Mongo.open(make_settings(mongod))
+    yield mongo
+    await mongo.close()
 
 
 def answering(**by_path: int | None) -> Callable[[Received], int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,9 +19,18 @@ from app.subscriptions.sending.worker import Worker
 from tests.builders.deliveries import create, make_due, rows, status_of, update, working
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import encounter, topic_based
+from tests.conftest import make_settings
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 IMPATIENT = RetryPolicy(window=3600, jitter=lambda: 0.0, refusal_window=0.0)
+
+
+@pytest.fixture
+async def mongo(mongod: str) -> AsyncIterator[Mongo]:
+    """A fresh database. What takes long here is time that has to pass, whichever the driver."""
+    mongo = await Mongo.open(make_settings(mongod))
+    yield mongo
+    await mongo.close()
 
 
 async def ask_again(store: Store, subscription: str) -> None:

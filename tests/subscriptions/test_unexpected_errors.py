@@ -16,8 +16,17 @@ from app.subscriptions.sending.retry import RetryPolicy
 from tests.builders.deliveries import create, make_due, rows, status_of, working
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
+from tests.conftest import make_settings
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
+
+
+@pytest.fixture
+async def mongo(mongod: str) -> AsyncIterator[Mongo]:
+    """A fresh database. What takes long here is time that has to pass, whichever the driver."""
+    mongo = await Mongo.open(make_settings(mongod))
+    yield mongo
+    await mongo.close()
 
 
 async def break_secrets(mongo: Mongo, subscription: str) -> None:
