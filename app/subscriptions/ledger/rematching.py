@@ -24,7 +24,7 @@ from app.subscriptions.ledger.outbox import ContentionError, Outbox
 from app.subscriptions.ledger.recorded_events import RecordedEvents
 from app.subscriptions.ledger.unmatched import Row, Selected, Unmatched, event_row, is_waiting
 from app.subscriptions.matching.event_matcher import EventMatcher
-from app.subscriptions.matching.judges import ALL, subscription_of
+from app.subscriptions.matching.judges import ALL, Failure, subscription_of
 from app.subscriptions.matching.registry import Learnt, SubscriptionRegistry
 
 log = logging.getLogger(__name__)
@@ -65,22 +65,20 @@ class Rematching:
 
     async def match_again(
         self, event: Event, only: Collection[str] | None, *, as_of_now: bool = False
-    ) -> set[str]:
-        """Match an event for these Subscriptions, None for all, and record it; returns the judges that failed."""
+    ) -> Sequence[Failure]:
+        """Match an event for these Subscriptions, None for all, and record it; returns what judges failed of."""
         async with self._recorder.lock:
-            return await self._match_again([event], only, as_of_now=as_of_now)
+            return await self._match_again(event, only, as_of_now=as_of_now)
 
     async def _match_again(
-        self, events: Sequence[Event], only: Collection[str] | None, *, as_of_now: bool = False
-    ) -> set[str]:
+        self, event: Event, only: Collection[str] | None, *, as_of_now: bool = False
+    ) -> Sequence[Failure]:
+        """The same for who holds the `lock`."""
         at = self._mongo.now() if as_of_now else None
-        plans = []
         with self._store.search_state.applied():
-            for event in events:
-                waiting = await self._waiting(event)
-                plans.append(await self._recorder.plan(event, waiting, only, at))
-            await self._recorder.record(plans, finishes=False, as_of_now=as_of_now)
-        return {failure.judge for plan in plans for failure in plan.failures}
+            plan = await self._recorder.plan(event, await self._waiting(event), only, at)
+            await self._recorder.record([plan], finishes=False, as_of_now=as_of_now)
+        return plan.failures
 
     async def _waiting(self, event: Event) -> set[str]:
         key = (event.type, event.resource_id)
@@ -138,14 +136,9 @@ class Rematching:
         if is_waiting(judge, await self._waiting(event)):
             await self._unmatched.put_behind(claim)
             return
-        as_of_now = row.get("as_of_now", False)
         only = None if judge == ALL else self._matcher.judged_by(judge)
-        async with self._recorder.lock:
-            with self._store.search_state.applied():
-                at = self._mongo.now() if as_of_now else None
-                plan = await self._recorder.plan(event, await self._waiting(event), only, at)
-                await self._recorder.record([plan], finishes=False, as_of_now=as_of_now)
-        own = next((failure for failure in plan.failures if failure.judge == judge), None)
+        failures = await self.match_again(event, only, as_of_now=row.get("as_of_now", False))
+        own = next((failure for failure in failures if failure.judge == judge), None)
         if own is None:
             await self._unmatched.decided(claim)
         else:
@@ -202,7 +195,7 @@ class Rematching:
                 if row["at"] >= at and self._may_concern(each, row["type"])
             }
             if only and (event := await self._recorder.load(row)) is not None:
-                await self._match_again([event], only)
+                await self._match_again(event, only)
 
     def _may_concern(self, subscription: str, resource_type: str) -> bool:
         known = self._registry.get(subscription)
