@@ -213,9 +213,10 @@ class Rematching:
         is not told of this one: it would come after the newer.
         """
         focus = delivery.focus
-        names = ("type", "id", "version", "method", "at")
-        plain = {"_id": delivery.event, **{name: focus[name] for name in names}}
-        event = await load_event(self._store, await self._outbox.row(delivery.event) or plain)
+        row = await self._outbox.row(delivery.event)
+        if row is None:
+            row = event_row({"event": delivery.event, "focus": dict(focus)})
+        event = await load_event(self._store, row)
         try:
             following = await self._matcher.following(event, self._mongo.now())
         except Exception as error:
