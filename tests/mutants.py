@@ -281,9 +281,8 @@ def _settle(copies: Queue[str], parent: int) -> None:
 
 def _command(tests: Iterable[str]) -> str:
     """Runs tests so that they end with this process."""
-    launcher = ("-I", "-S", child_process.__file__, str(os.getpid()))
     scratch = f"--basetemp={Path.cwd()}-scratch"
-    return shlex.join([sys.executable, *launcher, sys.executable, *_PYTEST, scratch, *tests])
+    return shlex.join([*child_process.launcher(), sys.executable, *_PYTEST, scratch, *tests])
 
 
 def _baseline(room: str) -> float:

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import httpx
 import pytest
 
+from app.runtime import child_process
 from tests.log_watch import WATCH, HeardOutput
 
 COMMAND = (sys.executable, "-m", "app.cli")
@@ -67,10 +68,10 @@ def started(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A command that keeps running, and the word after `announcement` in what it prints first.
 
-    `is_log`: nobody's data may be in what it prints.
+    It does not outlive the tests, however they end. `is_log`: nobody's data may be in what it prints.
     """
     with subprocess.Popen(
-        [*command, *arguments],
+        [*child_process.launcher(), *command, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -51,6 +51,7 @@ class Measures:
     def of_process(self) -> Iterable[Measurement]:
         yield metrics.COMMITS_UNDER_WAY, (), self._store.commit_watch.under_way
         yield metrics.DELIVERIES_IN_HAND, (), self._worker.in_hand
+        yield metrics.BROKEN_TARGETS, (), self._worker.targets.broken
         for state, count in self._mongo.connections().items():
             yield metrics.CONNECTIONS, (state,), count
         for loop in self._loops():

@@ -40,9 +40,8 @@ def spawn(
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("child processes are started from the main thread only")
-    launcher = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
     return subprocess.Popen(  # noqa: S603 - commands are our own, never a client's
-        [*launcher, *command],
+        [*launcher(), *command],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
@@ -50,6 +49,11 @@ def spawn(
         start_new_session=True,
         env=env,
     )
+
+
+def launcher() -> tuple[str, ...]:
+    """What a command is put behind so that it is killed when the thread that starts it ends, or its process."""
+    return (sys.executable, "-I", "-S", __file__, str(os.getpid()))
 
 
 def end(process: subprocess.Popen[bytes], patience: float) -> None:

@@ -132,6 +132,9 @@ COMMITS_UNDER_WAY = Gauge(
 DELIVERIES_IN_HAND = Gauge(
     "carerelay_deliveries_in_hand", "Deliveries that a process has claimed and not settled."
 )
+BROKEN_TARGETS = Gauge(
+    "carerelay_broken_targets", "Delivery targets that a process spares because attempts failed."
+)
 CONNECTIONS = Gauge(
     "carerelay_database_connections", "Connections to the database by what they do.", ("state",)
 )

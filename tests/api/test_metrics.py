@@ -140,6 +140,7 @@ async def test_what_is_open_in_the_database_is_shown_with_its_age(
     assert value(found, "carerelay_database_up") == 1
     assert value(found, "carerelay_open_deliveries", state="retrying") == 2
     assert 0 < value(found, "carerelay_open_delivery_age_seconds", state="retrying") < 60
+    assert value(found, "carerelay_broken_targets") == 0
     assert value(found, "carerelay_pending_events") == 0
     assert value(found, "carerelay_open_deliveries", state="queued") == 0
     assert value(found, "carerelay_open_review_tasks", reason="no-pcp") == 2

@@ -12,6 +12,7 @@ from typing import Any
 
 from pymongo import MongoClient
 
+from app.runtime import child_process
 from app.runtime.embedded_mongod import LOOPBACK, REPLICA_SET, _options, find_mongod
 from tests.processes import free_port
 
@@ -64,7 +65,7 @@ def _ports() -> list[int]:
 def _member(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     files = directory / str(port)
     files.mkdir()
-    command = [str(find_mongod()), *_options(files, port)]
+    command = [*child_process.launcher(), str(find_mongod()), *_options(files, port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             yield process

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.runtime import embedded_mongod
+from app.runtime import child_process, embedded_mongod
 from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
 from app.settings import Settings
@@ -51,10 +51,10 @@ class Cluster:
 
     def start(self, port: int) -> None:
         """A server on this port; one that was there is gone. What both say goes into one file."""
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+        serve = ["-m", "app.cli", "serve", "--port", str(port), "--mongodb-uri", self.uri]
         with self._log(port).open("ab") as log:
             self.servers[port] = subprocess.Popen(
-                [*command, "--mongodb-uri", self.uri],
+                [*child_process.launcher(), sys.executable, *serve],
                 env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
