@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 
 LOG_LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
-# Whether an object can be changed, how large it is and how its arguments are passed is told to programmers.
-DECLARATIONS = {"frozen", "slots", "gc", "kw_only", "maxsize"}
+# Whether an object can be changed, how large it is, how its arguments are passed and what a dict has to hold is told
+# to programmers.
+DECLARATIONS = {"frozen", "slots", "gc", "kw_only", "maxsize", "total"}
 # What is remembered is found sooner, and is the same.
 CACHES = {"cache", "lru_cache"}
 
@@ -14,8 +15,8 @@ CACHES = {"cache", "lru_cache"}
 def behaviour(source: str) -> str:
     """The same text for two sources that only differ in what is no behaviour.
 
-    Left out are annotations, log messages, the words of errors, what only type checkers read, caches,
-    and keywords that guard against mistakes of programmers (`frozen`, `strict` of `zip`).
+    Left out are annotations, log messages, the words of errors, what only type checkers read, caches, how arguments are
+    passed, and keywords that guard against mistakes of programmers (`frozen`, `strict` of `zip`).
 
     Raises SyntaxError.
     """
@@ -25,6 +26,12 @@ def behaviour(source: str) -> str:
 class _WithoutTheRest(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = _evaluated(node.annotation)
+        return self.generic_visit(node)
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+        node.defaults += [each for each in node.kw_defaults if each is not None]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
         return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     LIMIT = 1
 
 @dataclass(frozen=True)
-class Page(Base, gc=False):
+class Page(Base, gc=False, total=False):
     size: int | None = 10
 
     @lru_cache(maxsize=8)
-    def rows(self, most: int | None) -> list[int] | None:
+    def rows(self, *, most: int | None = 7) -> list[int] | None:
         log.info("asked for %s", most + 1)
         if most == 0:
             raise Empty(404, f"none of {most + 1}" + "rows")
@@ -73,6 +73,9 @@ def test_every_listed_equivalent_still_stands_in_the_code_and_says_why() -> None
         pytest.param("LIMIT = 1", "LIMIT = 2", False, id="type-checking"),
         pytest.param("frozen=True", "frozen=False", False, id="frozen"),
         pytest.param("gc=False", "gc=True", False, id="gc"),
+        pytest.param("total=False", "total=True", False, id="total"),
+        pytest.param("(self, *,", "(self, /,", False, id="how-an-argument-is-passed"),
+        pytest.param("= 7)", "= 8)", True, id="default-of-an-argument"),
         pytest.param("@lru_cache(maxsize=8)\n", "\n", False, id="cache"),
         pytest.param("strict=True", "strict=False", False, id="strict-zip"),
         pytest.param('%s", most + 1', '%s", most - 1', False, id="log"),

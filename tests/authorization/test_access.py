@@ -316,6 +316,10 @@ async def test_a_restricted_scope_shows_what_its_query_finds(world: World) -> No
     for body in (encounter("en", "pn", status="finished"), encounter(name, "pn")):
         answer = await world.ask("north", "PUT", f"/Encounter/{body['id']}", body, scopes=finished)
         assert_outcome(answer, 403, "forbidden")
+    # What stays inside may.
+    body = encounter(name, "pn", "general", status="finished", priority={"text": "urgent"})
+    answer = await world.ask("general", "PUT", f"/Encounter/{name}", body, scopes=finished)
+    assert answer.status_code == 200, answer.text
     both = finished + " system/Patient.rs"
     assert await world.found("north", "/Patient?_has:Encounter:patient:_id=en", scopes=both) == []
 
