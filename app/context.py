@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, cast
 
 from app.audit.log import AuditLog
@@ -11,6 +11,7 @@ from app.authentication.caller import Caller
 from app.authentication.scopes import Action
 from app.authorization.access import Access, Accesses
 from app.authorization.restricted_store import RestrictedStore
+from app.authorization.subject_store import Subject, SubjectStore
 from app.records.reader import ResourceStore
 from app.runtime.clock import Clock
 from app.runtime.mongo import Mongo
@@ -92,6 +93,8 @@ class Context:
     write_scope: WriteScope = NO_WRITES
     # The caller waits for no result (Prefer: respond-async).
     respond_async: bool = False
+    # Whom this is about, where it is to reach nobody else.
+    subject: Subject | None = None
 
     @property
     def settings(self) -> Settings:
@@ -104,10 +107,29 @@ class Context:
 
     @property
     def store(self) -> ResourceStore:
-        """The store as the caller may see it."""
+        """The store as the caller may see it, and as far as it is about the subject."""
         access = self.access
-        store = self.services.store
-        return store if access is None else RestrictedStore(store, access)
+        whole = self.services.store
+        store = whole if access is None else RestrictedStore(whole, access)
+        if self.subject is None:
+            return store
+        return SubjectStore(store, self.subject, self.settings.base_url.rstrip("/"))
+
+    def about(self, patients: Iterable[str], *own: str) -> Context:
+        """The same as far as it is about these patients (`Patient/p1`), and no others than it was about before.
+
+        `own` are references to resources that count though they are about nobody.
+        """
+        whom = frozenset(patients)
+        if self.subject is not None:
+            whom &= self.subject.patients
+        return replace(self, subject=Subject(whom, frozenset(own)))
+
+    def owning(self, reference: str) -> Context:
+        """The same with one more resource of its own, which counts though it is about nobody."""
+        if self.subject is None:
+            return self
+        return replace(self, subject=Subject(self.subject.patients, self.subject.own | {reference}))
 
     def require(self, resource_type: str, *actions: Action) -> None:
         """Raises Forbidden where the caller lacks one of the rights (c, r, u, d, s) to a type."""

@@ -9,7 +9,8 @@ disclosure          asks consent and labels about reads
 scope_filters       makes filters of the queries that restrict scopes
 candidates          pages through what a filter finds and keeps what may be seen
 restricted_store    is the store as a caller may see it
+subject_store       is the store as far as it is about the patients of one matter
 write_check         judges the changes of one commit before they are written
 
-docs/access.md, docs/decisions/0010-access.md
+docs/access.md, docs/decisions/0010-access.md, docs/decisions/0023-subject-store.md
 """

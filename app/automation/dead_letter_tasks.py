@@ -64,6 +64,7 @@ class DeadLetters:
 
     async def look(self, context: Context) -> None:
         """Ask about what is new, and close the Tasks about what has been done."""
+        context = context.about(())
         for queue in self._queues.values():
             for letter in await queue.dead(_AT_ONCE, unasked=True):
                 with _set_aside("ask", letter.key):
@@ -117,7 +118,7 @@ async def _open_tasks(context: Context) -> list[ResourceVersion]:
     term = f"code={escape(REVIEW_REASON)}|{REASON}"
     open_ = [f"status={status}" for status in sorted(OPEN)]
     wanted = {"terms": {"$all": [term], "$in": open_}}
-    return await context.store.search("Task", wanted, MOST_LISTED)
+    return await context.services.store.search("Task", wanted, MOST_LISTED)
 
 
 def _key_in(task: Resource) -> str:

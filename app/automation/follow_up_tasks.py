@@ -103,6 +103,7 @@ async def amend(
     `change` returns None to leave things as they are, and is asked again where another writer was faster. What was
     deleted stays so.
     """
+    context = context.owning(f"{resource_type}/{resource_id}")
     for _ in range(_MAX_RACES):
         stored = await context.store.read(resource_type, resource_id)
         if stored is not None and stored.deleted:

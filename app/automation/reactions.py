@@ -30,6 +30,7 @@ from bson.errors import InvalidId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
+from app.authorization.subject_store import patients_named
 from app.context import Context
 from app.runtime import collections
 from app.runtime.dead_letters import DeadLetter
@@ -62,6 +63,8 @@ Sift = Callable[[Context, Sequence[Event]], Awaitable[Sequence[Event]]]
 @dataclass(frozen=True, slots=True)
 class Reaction:
     """Something to do after each commit of these types. `run` may be called again for the same event.
+
+    The context of `run` is about the patients of the event, that of `sift` about those of all events.
 
     Events that were raised for a topic, without a change of state, go to those who name it alone. `is_wanted`: by the
     settings; events that nobody reacts to are not marked. `sift`: which of many events `run` has to look at, asked once
@@ -266,7 +269,8 @@ class Reactions:
             if reaction.sift is None or not events:
                 continue
             try:
-                wanted = {event.id for event in await reaction.sift(context, events)}
+                found = await reaction.sift(about(context, *events), events)
+                wanted = {event.id for event in found}
             except Exception as error:  # each event is then looked at, and fails for itself
                 _warn(f"sift {reaction.name}", error)
                 continue
@@ -285,7 +289,7 @@ class Reactions:
                     if not reaction.concerns(event) or (reaction.name, event.id) in spared:
                         continue
                     try:
-                        await reaction.run(context, event)
+                        await reaction.run(about(context, event), event)
                     except Exception as error:
                         _tell_failure(reaction, event, error)
                         failures.append(error)
@@ -344,6 +348,19 @@ def _tell_failure(reaction: Reaction, event: Event, error: Exception) -> None:
             "error": type(error).__name__,
         },
     )
+
+
+def about(context: Context, *events: Event) -> Context:
+    """The context as far as it is about the patients of these events, before them and after."""
+    base_url = context.settings.base_url.rstrip("/")
+    patients = {
+        patient
+        for event in events
+        for each in (event.resource, event.previous)
+        if each is not None
+        for patient in patients_named(event.type, each, base_url)
+    }
+    return context.about(patients, *(f"{event.type}/{event.resource_id}" for event in events))
 
 
 async def for_each(run: Callable[[T], Awaitable[None]], several: Iterable[T]) -> None:

@@ -34,6 +34,7 @@ async def ask(
     `focus` and `patient` are relative references; `about` is one of several matters of the same focus.
     """
     asked = task(context, reason, focus, patient=patient, about=about)
+    context = context.owning(f"Task/{asked['id']}")
     if await context.store.read("Task", asked["id"]) is None:
         await interactions.update(context, "Task", asked["id"], asked)
 
@@ -75,9 +76,9 @@ async def settle(context: Context, reason: str, focus: str) -> None:
 
 
 async def _open(context: Context, reason: str, focus: str) -> list[ResourceVersion]:
-    """The open Tasks of a reason that are about a resource, given as a relative reference."""
+    """The open Tasks of a reason that are about a resource, given as a relative reference; most are about nobody."""
     terms = {"$all": [f"focus={focus}", token("code", REVIEW_REASON, reason)]}
-    found = await context.store.search("Task", {"terms": terms}, 0)
+    found = await context.services.store.search("Task", {"terms": terms}, 0)
     return [each for each in found if each.resource()["status"] in OPEN]
 
 

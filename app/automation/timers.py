@@ -56,12 +56,15 @@ Run = Callable[[Context, str, Mapping[str, Any]], Awaitable[None]]
 class Timer:
     """A kind of timer. `run` gets its key and data, and may be called again for the same.
 
+    The key is the patient (`Patient/p1`) whom it is about, and the context of `run` is about nobody else; with
+    `is_about_many` the key is something else, and that context is the server's own, without limits.
     `is_loop`: it sets itself anew for as long as there are servers, so that how it goes is told as of any loop.
     """
 
     kind: str
     run: Run
     is_loop: bool = False
+    is_about_many: bool = False
 
 
 class Row(TypedDict, total=False):
@@ -266,8 +269,9 @@ class Timers:
         return await self._leases.remove(claim, {"$or": [unchanged, {"cancelled": True}]})
 
     async def _call(self, context: Context, kind: Timer, row: Row) -> None:
+        own = context if kind.is_about_many else context.about([row["key"]])
         with self.loops[kind.kind].step() if kind.is_loop else nullcontext():
-            await kind.run(context, row["key"], row["data"])
+            await kind.run(own, row["key"], row["data"])
 
     def _failed(self, error: str) -> Document:
         return {"failed": {"at": self._mongo.now(), "error": error}}

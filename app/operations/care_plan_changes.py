@@ -24,7 +24,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     before = await _compared_with(context, plan.id, moment)
     if before is None:
         raise Gone("The version to compare with is no longer stored")
-    after = await care_plan_state.current(context.store, plan)
+    after = await care_plan_state.current(context, plan)
     changes = await plan_notices.changes_between(context, before, after)
     head = [
         {"name": "since", "valueInstant": before.plan["meta"]["lastUpdated"]},
@@ -39,15 +39,13 @@ async def _compared_with(
 ) -> PlanState | None:
     """The state at a time; without one that in the last notice, else that of the first version."""
     if moment is not None:
-        return await care_plan_state.at_time(context.store, plan_id, moment)
+        return await care_plan_state.at_time(context, plan_id, moment)
     row = await plan_notices.record_of(context, plan_id)
     last = await plan_notices.state_told(context, row)
     if last is not None:
         return last
     first = await context.store.vread("CarePlan", plan_id, 1)
-    return (
-        None if first is None else await care_plan_state.at_time(context.store, plan_id, first.at)
-    )
+    return None if first is None else await care_plan_state.at_time(context, plan_id, first.at)
 
 
 def _version(state: PlanState) -> str:

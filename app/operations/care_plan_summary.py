@@ -27,9 +27,9 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     if persist and not invocation.posted:
         raise MethodNotAllowed("persist stores the document; use POST", headers={"Allow": "POST"})
     plan = await interactions.current(context, *invocation.instance)
-    state = await care_plan_state.current(context.store, plan)
+    state = await care_plan_state.current(context, plan)
     now = context.services.clock.now()
-    record = await care_plan_record.gather(context.store, state, now)
+    record = await care_plan_record.gather(context, state, now)
     edition = Edition(str(uuid.uuid4()), now, context.base_url)
     bundle = document.build(record, edition)
     if persist:

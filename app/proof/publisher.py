@@ -93,7 +93,7 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
     await context.services.get(Timers).set(_KIND, _KEY, context.services.clock.now() + pause)
 
 
-TIMER = Timer(_KIND, run, is_loop=True)
+TIMER = Timer(_KIND, run, is_loop=True, is_about_many=True)
 
 
 async def _round(context: Context, limit: int) -> bool:

@@ -20,12 +20,12 @@ from app.store import commit
 from app.store.events import Event, load_event
 from app.store.store import Store
 from app.subscriptions.ledger.retention import Retention
-from tests.builders.reactions import make_due
+from tests.builders.reactions import bare_context, make_due
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo
 
-NOBODY: Any = None
+CONTEXT = bare_context()
 AT_ONCE = BackOff(timedelta(), timedelta(), most=3)
 
 
@@ -54,7 +54,7 @@ async def reacting(
     reactions = Reactions(
         mongo, store, [Reaction("act", frozenset({"Basic"}), actor.run)], **options
     )
-    await reactions.start(NOBODY)
+    await reactions.start(CONTEXT)
     await reactions.loops["reactions-sweep"].end()  # it sweeps when the test says so
     yield store, reactions
     await reactions.stop()
@@ -245,7 +245,7 @@ async def test_a_reaction_that_fails_keeps_no_other_from_its_turn(mongo: Mongo) 
         for name, each in (("poor", poor), ("well", well))
     ]
     reactions = Reactions(mongo, store, both, back_off=AT_ONCE)
-    await reactions.start(NOBODY)
+    await reactions.start(CONTEXT)
     await reactions.loops["reactions-sweep"].end()
     await put(store, "a")
     await reactions.idle()

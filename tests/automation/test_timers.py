@@ -13,11 +13,12 @@ from app.automation.timers import SWEEP_SECONDS, Timer, Timers
 from app.runtime.clock import Clock
 from app.runtime.leases import BackOff
 from app.runtime.mongo import Mongo
+from tests.builders.reactions import bare_context
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo
 
-NOBODY: Any = None
+CONTEXT = bare_context()
 AT_ONCE = BackOff(timedelta(), timedelta(), most=3)
 
 
@@ -71,11 +72,11 @@ async def test_a_slow_timer_rings_once(mongod: str, mongo: Mongo, ahead: int) ->
     here = timers(mongo, bell, "here", lease=lease)
     there = timers(elsewhere, bell, "there", lease=lease)
     await here.set("ring", "a", mongo.now())
-    ringing = asyncio.create_task(here.run_due(NOBODY))
+    ringing = asyncio.create_task(here.run_due(CONTEXT))
     await bell.begun.wait()
     taken = 0
     while not ringing.done():
-        taken += await there.run_due(NOBODY)
+        taken += await there.run_due(CONTEXT)
         await asyncio.sleep(0.02)
     assert (await ringing, taken, bell.rung, bell.most_at_once) == (1, 0, ["a"], 1)
     assert await row(mongo) is None
@@ -88,11 +89,11 @@ async def test_what_a_timer_does_that_lost_its_lease_is_cancelled(mongo: Mongo) 
     here = timers(mongo, stuck, "here", lease=timedelta(seconds=0.5))
     there = timers(mongo, well, "there")
     await here.set("ring", "a", mongo.now())
-    ringing = asyncio.create_task(here.run_due(NOBODY))
+    ringing = asyncio.create_task(here.run_due(CONTEXT))
     await stuck.begun.wait()
     past = {"$set": {"taken_until": mongo.now() - timedelta(seconds=1)}}
     await mongo.collection("timers").update_one({}, past)
-    assert await there.run_due(NOBODY) == 1
+    assert await there.run_due(CONTEXT) == 1
     async with asyncio.timeout(10):
         await ringing
     assert (stuck.rung, well.rung) == ([], ["a"])
@@ -106,10 +107,10 @@ async def test_a_timer_that_is_set_anew_while_it_rings_rings_once_more_and_later
     bell = Bell(go_on.wait)
     here, there = timers(mongo, bell, "here"), timers(mongo, bell, "there")
     await here.set("ring", "a", mongo.now(), {"of": "first", "gone": 1})
-    ringing = asyncio.create_task(here.run_due(NOBODY))
+    ringing = asyncio.create_task(here.run_due(CONTEXT))
     await bell.begun.wait()
     await there.set("ring", "a", mongo.now(), {"of": "second"})
-    assert await there.run_due(NOBODY) == 0, "not twice at once"
+    assert await there.run_due(CONTEXT) == 0, "not twice at once"
     go_on.set()
     assert await ringing == 2
     assert bell.rung == ["first", "second"]
@@ -126,7 +127,7 @@ async def test_a_timer_that_sets_itself_anew_and_fails_keeps_its_new_time(mongo:
 
     here = timers(mongo, Bell(fail))
     await here.set("ring", "a", mongo.now())
-    assert await here.run_due(NOBODY) == 1
+    assert await here.run_due(CONTEXT) == 1
     found = await row(mongo)
     assert found is not None
     assert (found["due"], found["tries"], found["owner"]) == (later, 0, None)
@@ -150,7 +151,7 @@ async def test_a_timer_that_is_cancelled_while_it_rings_rings_to_its_end(
     bell = Bell(cancel)
     here = timers(mongo, bell, lease=timedelta(seconds=0.5), back_off=AT_ONCE)
     await here.set("ring", "a", mongo.now())
-    await here.run_due(NOBODY)
+    await here.run_due(CONTEXT)
     assert bell.rung == ([] if fails else ["a"])
     assert await row(mongo) is None
 
@@ -162,15 +163,15 @@ async def test_a_timer_that_fails_again_and_again_is_given_up(mongo: Mongo) -> N
     bell = Bell(fail)
     here = timers(mongo, bell, back_off=AT_ONCE)
     await here.set("ring", "a", mongo.now())
-    assert await here.run_due(NOBODY) == 3
+    assert await here.run_due(CONTEXT) == 3
     found = await row(mongo)
     assert found is not None
     assert found["failed"]["error"] == "RuntimeError"
     assert await here.due_of("ring", "a") is None
     bell.ring = None
-    assert await here.run_due(NOBODY) == 0
+    assert await here.run_due(CONTEXT) == 0
     await here.set("ring", "a", mongo.now())
-    assert await here.run_due(NOBODY) == 1
+    assert await here.run_due(CONTEXT) == 1
     assert await row(mongo) is None
 
 
@@ -179,7 +180,7 @@ async def test_a_timer_that_kills_its_process_is_given_up(mongo: Mongo) -> None:
     here = timers(mongo, bell, back_off=AT_ONCE)
     await here.set("ring", "a", mongo.now())
     await mongo.collection("timers").update_one({}, {"$set": {"tries": 3}})
-    await here.run_due(NOBODY)
+    await here.run_due(CONTEXT)
     found = await row(mongo)
     assert found is not None
     assert "failed" in found
@@ -189,11 +190,11 @@ async def test_a_timer_that_kills_its_process_is_given_up(mongo: Mongo) -> None:
 async def test_a_process_that_stops_gives_back_what_rings(mongo: Mongo) -> None:
     stopped, well = Bell(lambda: asyncio.sleep(60)), Bell()
     here, there = timers(mongo, stopped, "here"), timers(mongo, well, "there")
-    await here.start(NOBODY)
+    await here.start(CONTEXT)
     await here.set("ring", "a", mongo.now())
     await stopped.begun.wait()
     await here.stop()
-    assert await there.run_due(NOBODY) == 1
+    assert await there.run_due(CONTEXT) == 1
     assert well.rung == ["a"]
 
 
@@ -205,7 +206,7 @@ async def test_a_timer_of_an_older_server_rings(mongo: Mongo) -> None:
         {"_id": "ring|a", **old, "taken_until": until, "claim": "x"}
     )
     bell = Bell()
-    assert await timers(mongo, bell).run_due(NOBODY) == 1
+    assert await timers(mongo, bell).run_due(CONTEXT) == 1
     assert bell.rung == ["old"]
     assert await row(mongo) is None
 
@@ -216,7 +217,7 @@ async def test_timers_of_kinds_that_a_process_does_not_know_are_left_to_others(
     """And nobody looks for them again and again."""
     here = timers(mongo, Bell())
     await here.set("newer", "a", mongo.now())
-    assert await here.run_due(NOBODY) == 0
+    assert await here.run_due(CONTEXT) == 0
     assert await here._seconds_to_next() == SWEEP_SECONDS
 
 
@@ -244,7 +245,7 @@ async def test_what_has_begun_to_ring_is_set_once_more_whatever_the_clocks_say(
     bell = Bell(go_on.wait)
     here, there = timers(mongo, bell, "here"), timers(elsewhere, bell, "there")
     await here.set_unless_waiting("ring", "a", mongo.now())
-    ringing = asyncio.create_task(here.run_due(NOBODY))
+    ringing = asyncio.create_task(here.run_due(CONTEXT))
     await bell.begun.wait()
     await there.set_unless_waiting("ring", "a", mongo.now())
     go_on.set()
@@ -262,5 +263,5 @@ async def test_what_was_given_up_or_cancelled_is_set_anew(mongo: Mongo, ended: s
     mark = {"at": mongo.now(), "error": "E"} if ended == "failed" else True
     await mongo.collection("timers").update_one({}, {"$set": {ended: mark}})
     await here.set_unless_waiting("ring", "a", mongo.now())
-    assert await here.run_due(NOBODY) == 1
+    assert await here.run_due(CONTEXT) == 1
     assert bell.rung == ["a"]

@@ -1,10 +1,21 @@
-"""Events whose reactions are to run now, in whatever process looks next."""
+"""Events whose reactions are to run now, in whatever process looks next; and a context for reactions that use none."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
+from app.authentication.caller import SERVER
+from app.context import Context
 from app.runtime.mongo import Mongo
+from app.settings import Settings
+
+
+def bare_context() -> Context:
+    """The server's own, with settings and no other parts."""
+    services: Any = SimpleNamespace(settings=Settings())
+    return Context(services, SERVER, "")
 
 
 async def make_due(mongo: Mongo, *, all_again: bool = False) -> None:

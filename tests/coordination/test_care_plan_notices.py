@@ -32,6 +32,7 @@ from tests.builders.care_plans import (
 from tests.builders.reactions import make_due
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
+ANN = reference("Patient/ann")
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +336,13 @@ class TestAnniversary:
                 1,
                 id="by-the-member",
             ),
-            pytest.param({"resourceType": "Task", "intent": "order", "focus": ...}, 0, id="task"),
+            pytest.param({"resourceType": "Task", "for": ANN, "focus": ...}, 0, id="task"),
             pytest.param(
-                {"resourceType": "Task", "intent": "order", "focus": ..., "status": "requested"},
+                {"resourceType": "Task", "for": ANN, "focus": ..., "status": "requested"},
                 1,
                 id="open-task",
             ),
+            pytest.param({"resourceType": "Task", "focus": ...}, 1, id="task-about-nobody"),
         ],
     )
     async def test_an_unchanged_plan_that_was_acknowledged_needs_no_summary(
@@ -350,8 +352,8 @@ class TestAnniversary:
         notice = reference(f"Communication/{entry['resource']['id']}")
         listed = answer["resourceType"] == "Communication"
         filled = {k: ([notice] if listed else notice) if v is ... else v for k, v in answer.items()}
-        subject = {"subject": reference("Patient/ann")} if listed else {}
-        await reviewed.put({"id": "answer", "status": "completed", **subject, **filled})
+        own = {"subject": ANN} if listed else {"intent": "order"}
+        await reviewed.put({"id": "answer", "status": "completed", **own, **filled})
         assert len(await reviewed.after(days=366)) == expected
 
     async def test_a_change_that_was_acknowledged_before_does_not_count(
@@ -374,7 +376,7 @@ class TestAnniversary:
         (entry,) = (await self.notices(reviewed))["entry"]
         earlier = reference(f"Communication/{entry['resource']['id']}")
         task = {"resourceType": "Task", "id": "answer", "status": "completed", "intent": "order"}
-        await reviewed.put(task | {"focus": earlier})
+        await reviewed.put(task | {"for": ANN, "focus": earlier})
         due = await reviewed.server.engine.timers.due_of("care-plan-review", reviewed.ref("plan"))
         assert due is not None
         ahead = (due - reviewed.server.clock.now()).total_seconds()

@@ -101,6 +101,28 @@ async def admit(pair: Pair, receiver: Receiver, hospital: Hospital, **more: Any)
 # What is sent
 
 
+@pytest.mark.mongo
+async def test_a_message_holds_nothing_about_somebody_else(
+    pair: Pair, receiver: Receiver, hospital: Hospital
+) -> None:
+    """Neither what the stay names nor what names the stay."""
+    other = ref(f"Patient/other-{hospital.n}")
+    named, naming = (
+        {**hospital.condition, "id": f"{name}-{hospital.n}", "subject": other}
+        for name in ("named", "naming")
+    )
+    kin = {"resourceType": "RelatedPerson", "id": f"kin-{hospital.n}", "patient": other}
+    await put(pair, hospital.patient, named, naming, kin)
+    bundle = await admit(
+        pair,
+        receiver,
+        hospital,
+        diagnosis=[{"condition": ref(f"Condition/{named['id']}")}],
+        participant=[{"individual": ref(f"RelatedPerson/{kin['id']}")}],
+    )
+    assert {"Condition", "RelatedPerson"}.isdisjoint(types(bundle))
+
+
 @pytest.mark.slow
 @needs_profiles
 @pytest.mark.mongo

@@ -146,6 +146,27 @@ async def test_what_refers_to_another_stays_behind(
     assert context(notice) == ["Patient/w3", "Condition/w3-c1"]
 
 
+async def test_what_is_about_somebody_else_stays_behind(
+    pair: tuple[Server, httpx.AsyncClient], receiver: Receiver
+) -> None:
+    """Whoever writes the focus has it name what they like, and others' records may refer to it."""
+    await subscribe(pair, "w7", receiver.url, "full-resource")
+    for id_ in ("named", "naming"):
+        other = {
+            "resourceType": "Condition",
+            "id": f"w7-{id_}",
+            "subject": {"reference": "Patient/somebody-else"},
+            "encounter": {"reference": "Encounter/w7-e"},
+        }
+        assert (await pair[1].put(f"Condition/w7-{id_}", json=other)).status_code == 201
+    named = [{"condition": {"reference": "Condition/w7-named"}}]
+    admitted = encounter(patient="w7", diagnosis=named) | {"id": "w7-e"}
+    assert (await pair[1].put("Encounter/w7-e", json=admitted)).status_code == 201
+    (notice,) = await receiver.wait(1)
+    assert context(notice) == ["Patient/w7"]
+    assert carried(notice) == {"Encounter/w7-e": "Encounter", "Patient/w7": None}
+
+
 async def test_an_empty_notice_says_nothing_of_it(
     pair: tuple[Server, httpx.AsyncClient], receiver: Receiver
 ) -> None:

@@ -341,6 +341,7 @@ async def test_what_travels_along_with_a_discharge(door: Listener) -> None:
     )
     await door.put(
         {"resourceType": "DocumentReference", "id": "summary", "status": "current",
+         "subject": {"reference": "Patient/p9"},
          "context": {"encounter": [{"reference": "Encounter/e9"}]},
          "content": [{"attachment": {"url": "Binary/1"}}]}
     )  # fmt: skip

@@ -37,7 +37,7 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
     last = await state_told(context, row)
     if row is None or last is None or stored is None or stored.deleted:
         return
-    now = await state.current(context.store, stored)
+    now = await state.current(context, stored)
     if now.plan.get("status") in _ENDED:
         return
     clock = context.services.clock
@@ -45,7 +45,7 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
         await remind(context, key, row["told_at"])
         return
     changed = await changes_between(context, last, now)
-    if not changed and await _is_acknowledged(context, row, now.plan):
+    if not changed and await _is_acknowledged(state.of_plan(context, now.plan), row, now.plan):
         await remind(context, key, clock.now())
         return
     if not await tell(context, key, "yearly", row, dict(now.versions)):
@@ -85,4 +85,4 @@ def _acknowledges(row: Document, notice: set[str]) -> bool:
     )
 
 
-REVIEW = Timer(REVIEW_TIMER, _fire)
+REVIEW = Timer(REVIEW_TIMER, _fire, is_about_many=True)

@@ -32,13 +32,14 @@ from app.coordination.care_plans import (
 from app.coordination.care_plans.changes import parameters, text_of
 from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.document import Edition
-from app.coordination.care_plans.state import PlanState, subject_of
+from app.coordination.care_plans.state import PlanState, is_of_same_patient, of_plan, subject_of
 from app.errors import PreconditionFailed
 from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import Preconditions
+from app.records.versions import ResourceVersion
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
 
@@ -105,7 +106,7 @@ async def state_told(
     """The state in the last notice, or in the last document (`shown`); None without one."""
     if row is None or not row.get(what):
         return None
-    return await care_plan_state.pinned(context.store, row["_id"], dict(row[what]))
+    return await care_plan_state.pinned(context, row["_id"], dict(row[what]))
 
 
 async def changes_between(
@@ -113,7 +114,7 @@ async def changes_between(
 ) -> list[PlanChange]:
     """The changes from one state to the other, with the names of the resources that both refer to."""
     resources = [before.plan, after.plan, *before.others.values(), *after.others.values()]
-    names = await care_plan_state.names_of(context.store, resources)
+    names = await care_plan_state.names_of(context, after.plan, resources)
     return care_plan_changes.diff(before, after, names)
 
 
@@ -167,14 +168,14 @@ async def _carry_out(context: Context, row: Document) -> None:
 async def _notice(context: Context, row: Document) -> PlanNotice | None:
     """The pending notice; None where its version of the plan is no longer stored."""
     pending = row["pending"]
-    state = await care_plan_state.pinned(context.store, row["_id"], dict(pending["versions"]))
+    state = await care_plan_state.pinned(context, row["_id"], dict(pending["versions"]))
     if state is None:
         return None
     kind = pending["kind"]
     before = await state_told(context, row, "shown" if kind == "yearly" else "versions")
     if kind == "deleted":
         changes = [PlanChange("status", "removed", "The care plan was deleted.")]
-    elif before is None:
+    elif before is None or not is_of_same_patient(before, state):
         changes = []
     else:
         changes = await changes_between(context, before, state)
@@ -183,14 +184,18 @@ async def _notice(context: Context, row: Document) -> PlanNotice | None:
 
 async def _send(context: Context, notice: PlanNotice, row: Document) -> Document:
     """Store the resources of a notice and raise its event; returns the fields of the row to set."""
+    earlier = row.get("document")
+    own = of_plan(context, notice.state.plan)
     known: Document = {}
     carried: list[str] = []
     if notice.kind in ("created", "yearly"):
         known["document"] = notice.id("document-reference")
-        carried = await _store_document(context, notice, row.get("document"))
+        carried = await _store_document(own, notice, earlier)
+        if earlier is not None:
+            await _supersede(context, earlier)
         carried.append(f"Bundle/{notice.id('document')}")
     message = communication(notice, carried)
-    await once(context, message)
+    await once(own, message)
     known["communication"] = message["id"]
     topic = REVIEW_TOPIC if notice.kind == "yearly" else CHANGE_TOPIC
     key = f"CarePlan/{notice.plan}"
@@ -206,18 +211,15 @@ async def _send(context: Context, notice: PlanNotice, row: Document) -> Document
 
 
 async def _store_document(context: Context, notice: PlanNotice, earlier: str | None) -> list[str]:
-    """Store the document and its DocumentReference, supersede the earlier one; returns the new one's reference."""
+    """Store the document and its DocumentReference; returns the latter's reference."""
     own_id = notice.id("document-reference")
     changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
     edition = Edition(notice.id("document"), notice.at, context.base_url, earlier, changes)
     if await context.store.read("DocumentReference", own_id) is None:
-        record = await care_plan_record.gather(context.store, notice.state, notice.at)
-        await once(context, document.build(record, edition))
-        stored = await context.store.read("Bundle", edition.id)
+        record = await care_plan_record.gather(context, notice.state, notice.at)
+        stored = await once(context, document.build(record, edition))
         if stored is not None:
             await once(context, document.reference_to(record, stored, edition, own_id))
-    if earlier is not None:
-        await _supersede(context, earlier)
     return [f"DocumentReference/{own_id}"]
 
 
@@ -228,15 +230,17 @@ async def _supersede(context: Context, earlier: str) -> None:
         await interactions.update(context, "DocumentReference", earlier, reference)
 
 
-async def once(context: Context, resource: Resource) -> None:
-    """Store a resource under its id, unless one is stored there or was deleted there."""
-    resource_type, resource_id = resource["resourceType"], resource["id"]
-    if await context.store.read(resource_type, resource_id) is not None:
-        return
+async def once(context: Context, resource: Resource) -> ResourceVersion | None:
+    """Store a resource under its id, unless one is stored there or was deleted there; returns what lies there then."""
+    key = resource["resourceType"], resource["id"]
+    context = context.owning("/".join(key))
+    stored = await context.store.read(*key)
+    if stored is not None:
+        return stored
     try:
-        await interactions.update(context, resource_type, resource_id, resource, _ONLY_NEW)
+        return (await interactions.update(context, *key, resource, _ONLY_NEW)).stored
     except PreconditionFailed:  # another process carries out the same notice
-        return
+        return await context.store.read(*key)
 
 
 async def remind(context: Context, plan_id: str, told_at: datetime) -> None:

@@ -112,6 +112,8 @@ async def tell_of(context: Context, plan_id: str, event: Event | None = None) ->
             row = await finish(context, plan_id)
             last = await state_told(context, row)
             found = await _now(context, plan_id, event, last)
+            if last and found and not state.is_of_same_patient(last, found):
+                last = None  # the plan is new to those who hear of this patient
             if found is None:
                 if last is None or row is None:
                     return
@@ -138,7 +140,7 @@ async def _now(
     if event is None or last is None:
         if event is not None and event.type == "CarePlan" and event.resource is not None:
             plan = await context.store.vread("CarePlan", plan_id, event.version)
-        return None if plan is None or plan.deleted else await state.current(context.store, plan)
+        return None if plan is None or plan.deleted else await state.current(context, plan)
     if event.type == "CarePlan" and event.resource is None:
         return None
     return await _with_event(context, plan_id, event, last)
@@ -156,7 +158,7 @@ async def _with_event(
     plan = await context.store.vread("CarePlan", plan_id, versions[plan_key])
     if plan is None or plan.deleted:
         return None
-    now = await state.current(context.store, plan)
+    now = await state.current(context, plan)
     wanted = {
         each: versions.get(each, version)
         for each, version in now.versions.items()
@@ -164,7 +166,7 @@ async def _with_event(
     }
     if event.type == "Flag" and key not in now.versions:
         wanted.pop(key, None)
-    return await state.pinned(context.store, plan_id, wanted)
+    return await state.pinned(context, plan_id, wanted)
 
 
 async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
@@ -172,4 +174,4 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
 
 
 REACTION = Reaction("care-plan-watch", _TYPES, _watch)
-QUIET = Timer(QUIET_TIMER, _fire)
+QUIET = Timer(QUIET_TIMER, _fire, is_about_many=True)

@@ -1,4 +1,4 @@
-"""The resources for a care plan's document, read from the patient's record; none is about another patient."""
+"""The resources for a care plan's document, read from the patient's record and the directory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from app.context import Context
 from app.coordination.care_plans import wording as words
-from app.coordination.care_plans.state import PlanState, names_of, subject_of
+from app.coordination.care_plans.state import PlanState, names_of, of_plan, subject_of
 from app.coordination.care_plans.wording import Names, codes, key_of
 from app.fhir.instants import span
 from app.fhir.json import Resource
@@ -64,8 +65,9 @@ class PlanRecord:
         return self.state.find(key) if key.startswith("#") else self.entries.get(key)
 
 
-async def gather(store: Reader, state: PlanState, now: datetime) -> PlanRecord:
+async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecord:
     """The resources for the document of a plan in this state; stays count up to a year before `now`."""
+    store = of_plan(context, state.plan).store
     patient_key = subject_of(state.plan)
     sections = await _sections(store, state, patient_key, now) if patient_key else {}
     plan_key = f"CarePlan/{state.plan['id']}"
@@ -79,7 +81,7 @@ async def gather(store: Reader, state: PlanState, now: datetime) -> PlanRecord:
     for section in sections.values():
         found |= {f"{each['resourceType']}/{each['id']}": each for each in section.resources}
     await _follow(store, found, patient_key)
-    names = await names_of(store, found.values())
+    names = await names_of(context, state.plan, found.values())
     return PlanRecord(state, found.get(patient_key or ""), sections, found, names)
 
 
@@ -176,7 +178,7 @@ def _is_recent_stay(encounter: Resource, now: datetime) -> bool:
 
 
 async def _follow(store: Reader, found: dict[str, Resource], patient: str | None) -> None:
-    """Add what these refer to, and so on, up to MOST_ENTRIES; nothing restricted or about another patient."""
+    """Add what these refer to, and so on, up to MOST_ENTRIES; nothing restricted."""
     frontier = list(found)
     while frontier and len(found) < MOST_ENTRIES:
         wanted = {
@@ -187,15 +189,12 @@ async def _follow(store: Reader, found: dict[str, Resource], patient: str | None
             if (target := split(reference)) is not None
             and reference not in found
             and target[0] not in _NOT_FOLLOWED
-            and (target[0] != "Patient" or reference == patient)
         }
         stored = await store.read_many(sorted(wanted))
         frontier = []
         for key, each in sorted(stored.items()):
             resource = None if each.deleted else each.resource()
             if resource is None or words.is_restricted(resource) or len(found) >= MOST_ENTRIES:
-                continue
-            if _is_of_another(resource, patient):
                 continue
             found[key] = resource
             frontier.append(key)
@@ -212,9 +211,3 @@ def _targets(value: Any) -> Iterable[str]:
     elif isinstance(value, list):
         for child in value:
             yield from _targets(child)
-
-
-def _is_of_another(resource: Resource, patient: str | None) -> bool:
-    """Whether a resource says itself that it is about another patient."""
-    subject = key_of(resource.get("subject") or resource.get("patient") or resource.get("for"))
-    return subject.startswith("Patient/") and subject != patient

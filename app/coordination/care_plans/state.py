@@ -1,6 +1,7 @@
 """A care plan as its recipient knows it: the plan with its goals, activities, care teams and risk tier at one moment.
 
-A state is named by the versions it is made of, so it can be read again at any time.
+A state is named by the versions it is made of, so it can be read again at any time. What the plan names counts only as
+far as it is about the plan's patient, or directory: whoever writes a plan must not learn by it of others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from app.context import Context
 from app.coordination.care_plans.wording import codes, key_of, title
 from app.fhir.json import Resource
 from app.interactions.references import split
@@ -70,9 +72,16 @@ def subject_of(plan: Resource) -> str | None:
     return key if key.startswith("Patient/") and split(key) else None
 
 
-async def current(store: Reader, plan: ResourceVersion) -> PlanState:
+def of_plan(context: Context, plan: Resource) -> Context:
+    """The context as far as it is about the plan's patient."""
+    patient = subject_of(plan)
+    return context.about([patient] if patient else [], f"CarePlan/{plan['id']}")
+
+
+async def current(context: Context, plan: ResourceVersion) -> PlanState:
     """The plan in this version with the other resources as they are now."""
     resource = plan.resource()
+    store = of_plan(context, resource).store
     keys = [target for key in followed(resource) if (target := split(key))]
     stored = dict(await store.read_many(keys))
     for flag in await _flags(store, subject_of(resource)):
@@ -80,28 +89,31 @@ async def current(store: Reader, plan: ResourceVersion) -> PlanState:
     return _state(plan, resource, stored.values())
 
 
-async def pinned(store: Reader, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
+async def pinned(context: Context, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
     """The state made of these versions; None where the plan's is no longer stored."""
-    plan = await _version(store, f"CarePlan/{plan_id}", versions)
+    plan = await _version(context.store, f"CarePlan/{plan_id}", versions)
     if plan is None:
         return None
+    resource = plan.resource()
+    store = of_plan(context, resource).store
     found = [
         stored
         for key in versions
         if not key.startswith("CarePlan/")
         and (stored := await _version(store, key, versions)) is not None
     ]
-    return _state(plan, plan.resource(), found)
+    return _state(plan, resource, found)
 
 
-async def at_time(store: Reader, plan_id: str, moment: datetime) -> PlanState | None:
+async def at_time(context: Context, plan_id: str, moment: datetime) -> PlanState | None:
     """The state at a moment, or with the plan's first version where it is younger; None for an unknown plan."""
-    plan = await _as_of(store, "CarePlan", plan_id, moment)
+    plan = await _as_of(context.store, "CarePlan", plan_id, moment)
     if plan is None:
-        plan = await store.vread("CarePlan", plan_id, 1)
+        plan = await context.store.vread("CarePlan", plan_id, 1)
     if plan is None or plan.deleted:
         return None
     resource = plan.resource()
+    store = of_plan(context, resource).store
     moment = max(moment, plan.at)
     keys = followed(resource)
     keys += [flag.reference for flag in await _flags(store, subject_of(resource), ended=True)]
@@ -114,11 +126,18 @@ async def at_time(store: Reader, plan_id: str, moment: datetime) -> PlanState | 
     return _state(plan, resource, found)
 
 
-async def names_of(store: Reader, resources: Iterable[Resource]) -> dict[str, str]:
-    """The titles of the resources that these refer to, by relative reference."""
+def is_of_same_patient(one: PlanState, other: PlanState) -> bool:
+    """Whether two states of a plan are about one patient: a plan may have been moved from somebody else."""
+    return subject_of(one.plan) == subject_of(other.plan)
+
+
+async def names_of(
+    context: Context, plan: Resource, resources: Iterable[Resource]
+) -> dict[str, str]:
+    """The titles of the resources that these, of a plan's state, refer to, by relative reference."""
     keys = {key for resource in resources for key in _references(resource)}
     targets = [target for key in sorted(keys) if (target := split(key))]
-    found = await store.read_many(targets)
+    found = await of_plan(context, plan).store.read_many(targets)
     live = [stored.resource() for stored in found.values() if not stored.deleted]
     return {f"{each['resourceType']}/{each['id']}": name for each in live if (name := title(each))}
 

@@ -121,7 +121,7 @@ async def _is_candidate(context: Context, patient: str) -> bool:
         "terms": token("code", GROUP_KIND, CASE_MANAGEMENT_CANDIDATES),
         "roster.live": True,
     }
-    return bool(groups) and await context.store.count("Group", lists, 1) > 0
+    return bool(groups) and await context.services.store.count("Group", lists, 1) > 0
 
 
 async def _has_declined(context: Context, patient: str, last: Resource | None) -> bool:

@@ -129,7 +129,7 @@ async def _write(
     base = {"about": [{"reference": about}], **({"sender": sender} if sender else {})}
     await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **_to(patient)})
     now = context.services.clock.now()
-    found = await primary_care(context.store, patient, now, context.settings)
+    found = await primary_care(context.services.store, patient, now, context.settings)
     if not found.providers:
         await review_tasks.ask_of_patient(context, "no-pcp", about, patient)
         withheld = _withheld("recipient-unavailable")

@@ -63,7 +63,7 @@ async def run(context: Context, contract: str, data: Mapping[str, Any]) -> None:
     await context.services.get(Timers).set(_KIND, contract, following)
 
 
-TIMER = Timer(_KIND, run)
+TIMER = Timer(_KIND, run, is_about_many=True)
 
 
 async def _look(

@@ -98,7 +98,7 @@ async def _patient(context: Context, subject: dict[str, Any]) -> ResourceVersion
     if "reference" in subject or "value" not in identifier:
         return None
     term = token("identifier", identifier.get("system", ""), identifier["value"])
-    records = await context.store.search("Patient", {"terms": term}, 1)
+    records = await context.services.store.search("Patient", {"terms": term}, 1)
     return records[0] if records else None
 
 

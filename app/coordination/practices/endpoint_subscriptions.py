@@ -46,7 +46,9 @@ _CHANNEL = {REST: "rest-hook", MESSAGE: "message"}
 async def run(context: Context, event: Event) -> None:
     base_url = context.settings.base_url.rstrip("/")
     versions = [each for each in (event.resource, event.previous) if each is not None]
-    owners = await panels.owners(context.store, event.type, event.resource_id, versions, base_url)
+    owners = await panels.owners(
+        context.services.store, event.type, event.resource_id, versions, base_url
+    )
     keep = partial(_keep, context, anew=event.type in _DIRECTORY)
     await for_each(keep, owners)
 
@@ -66,7 +68,10 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
     """
     existing = {each.id: each for each in await _existing(context, owner)}
     endpoints = await panels.endpoints_to_tell(
-        context.store, owner, context.settings.base_url.rstrip("/"), context.services.mongo.now()
+        context.services.store,
+        owner,
+        context.settings.base_url.rstrip("/"),
+        context.services.mongo.now(),
     )
     catalogue = context.services.get(SubscriptionRegistry).catalogue
     for endpoint in endpoints:
@@ -84,7 +89,7 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
 
 async def _existing(context: Context, owner: str) -> Sequence[ResourceVersion]:
     tag = f"_tag={SUBSCRIPTION_OWNER}|{owner}"
-    return await context.store.search("Subscription", {"terms": tag}, 0)
+    return await context.services.store.search("Subscription", {"terms": tag}, 0)
 
 
 def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -> Resource:

@@ -76,7 +76,7 @@ async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
     if unchecked:
         now = context.services.mongo.now()
         for patient in await many.in_order(
-            context.store, unchecked, now, context.settings, listening(context)
+            context.services.store, unchecked, now, context.settings, listening(context)
         ):
             checked.note(patient)
     return [event for event in events if not checked.knows(about.get(event.id) or "")]
@@ -97,7 +97,7 @@ async def _attribution(context: Context, patient: str | None, at: datetime) -> A
     if patient is None:
         return Attribution("", (), ("no-subject",))
     return await attribution.primary_care(
-        context.store, patient, at, context.settings, listening=listening(context)
+        context.services.store, patient, at, context.settings, listening=listening(context)
     )
 
 

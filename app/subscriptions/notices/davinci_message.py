@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from app.authorization.subject_store import Subject, SubjectStore, patients_named
 from app.fhir.instants import instant
 from app.fhir.json import Resource
-from app.records.reader import Reader
+from app.records.reader import Reader, ResourceStore
 from app.subscriptions.channels.davinci import Coding
 from app.subscriptions.notices.davinci_stay import (
     Closure,
@@ -80,7 +81,7 @@ class Alert:
 class Messages:
     """Composes messages; the resources besides the focus are current ones."""
 
-    def __init__(self, store: Reader) -> None:
+    def __init__(self, store: ResourceStore) -> None:
         self._store = store
 
     async def of(self, alert: Alert) -> Resource:
@@ -121,9 +122,11 @@ class Messages:
         return {key: each for key, each in read.items() if _is_valid(each)}
 
     def _seen_by(self, alert: Alert) -> Reader:
-        """The store as the recipient may see it."""
+        """The store as the recipient may see it, as far as it is about the patients of the focus."""
         view = alert.limit.view if alert.limit is not None else None
-        return view or self._store
+        patients = patients_named(alert.focus["resourceType"], alert.focus, alert.base_url)
+        subject = Subject(patients, own=frozenset(alert.context))
+        return SubjectStore(view or self._store, subject, alert.base_url)
 
     async def _gather(
         self, alert: Alert, beside: Mapping[str, Resource]

@@ -1,4 +1,8 @@
-"""The events of notices: the pinned version and the resources sent with it, as far as a content level allows."""
+"""The events of notices: the pinned version and the resources sent with it, as far as a content level allows.
+
+What travels along is about the patients of the focus, or directory, whoever the recipient is: the writer of the focus
+chooses what it names. What an event was raised with is the server's own choice.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ from datetime import UTC, datetime
 
 from cachetools import FIFOCache
 
+from app.authorization.subject_store import Subject, SubjectStore, is_everybodys, patients_named
 from app.fhir.json import Resource
-from app.records.reader import Reader
+from app.records.reader import Reader, ResourceStore
 from app.runtime.mongo import Document
 from app.search import include
 from app.search.extract import extract
@@ -36,17 +41,18 @@ class WithheldError(Exception):
 
 @dataclass(slots=True)
 class _Pinned:
-    """A version with its search fields and, for each topic, its context; shared by all notices of the event."""
+    """A version with its search fields and patients and, for each topic, its context; for all notices of the event."""
 
     resource: Resource
     fields: Document
+    patients: frozenset[str]
     context: dict[tuple[str, tuple[str, ...]], list[str]] = field(default_factory=dict)
 
 
 class EventReader:
     """Reads the events of notices, with a cache of the last versions read, which never change."""
 
-    def __init__(self, store: Reader, base_url: str = "") -> None:
+    def __init__(self, store: ResourceStore, base_url: str = "") -> None:
         self._store = store
         self._base_url = base_url
         self._pinned: FIFOCache[tuple[str, str, int], _Pinned] = FIFOCache(_REMEMBERED)
@@ -76,9 +82,15 @@ class EventReader:
                     context = [each for each in context if each not in limit.hidden]
         included: dict[str, Resource | None] = dict.fromkeys(context)
         if content == "full-resource":
-            included = dict(zip(context, await self._read_all(context), strict=True))
+            read = zip(context, await self._read_all(context), strict=True)
+            raised = frozenset(delivery.context)
+            included = {
+                reference: each
+                for reference, each in read
+                if each is None or reference in raised or self._may_travel(each, version)
+            }
             if not all(each is None or carries(limit, ref, each) for ref, each in included.items()):
-                content, included = "id-only", dict.fromkeys(context)
+                content, included = "id-only", dict.fromkeys(included)
         whole = resource if content == "full-resource" else None
         return Told(delivery.number, _focus(delivery, whole), included, content)
 
@@ -109,22 +121,34 @@ class EventReader:
         except KeyError:
             pass
         if event is not None and event.resource is not None and event.fields is not None:
-            found = _Pinned(event.resource, event.fields)
+            found = self._pin(event.type, event.resource, event.fields)
         else:
             stored = await self._store.vread(*key)
             if stored is None or stored.deleted:
                 raise VersionGoneError("The version is no longer stored")
             resource = stored.resource()
-            found = _Pinned(resource, extract(stored.type, resource))
+            found = self._pin(stored.type, resource, extract(stored.type, resource))
         self._pinned[key] = found
         return found
+
+    def _pin(self, resource_type: str, resource: Resource, fields: Document) -> _Pinned:
+        patients = patients_named(resource_type, resource, self._base_url)
+        return _Pinned(resource, fields, patients)
+
+    def _may_travel(self, resource: Resource, focus: _Pinned) -> bool:
+        resource_type = resource["resourceType"]
+        if is_everybodys(resource_type):
+            return True
+        patients = patients_named(resource_type, resource, self._base_url)
+        return bool(patients) and patients <= focus.patients
 
     async def _context(self, version: _Pinned, topic: Topic, delivery: Delivery) -> list[str]:
         """The context references: those of the topic, then those that the event was raised with."""
         known = version.context.get((topic.digest, delivery.context))
         if known is None:
             focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
-            known = await alongside(self._store, topic, focus, version.fields)
+            store = SubjectStore(self._store, Subject(version.patients), self._base_url)
+            known = await alongside(store, topic, focus, version.fields)
             known = list(dict.fromkeys((*known, *delivery.context)))
             version.context[topic.digest, delivery.context] = known
         return known

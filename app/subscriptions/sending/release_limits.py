@@ -20,7 +20,7 @@ from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient, RecipientKind
 from app.fhir.definitions import compartment
 from app.fhir.json import Resource
-from app.records.reader import Reader
+from app.records.reader import Reader, ResourceStore
 from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search.extract import extract
@@ -61,7 +61,7 @@ class Limit:
     question: ConsentQuestion
     topic: str | None
     hidden: frozenset[str] = frozenset()
-    view: Reader | None = None
+    view: ResourceStore | None = None
 
     @property
     def verdict(self) -> str:
