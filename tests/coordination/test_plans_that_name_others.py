@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app.fhir.codes import CASE_MANAGEMENT, EPISODE_TYPE
 from tests.builders.access_world import World, condition, coverage, encounter, world as a_world
 from tests.builders.care_plans import CHANGE, REVIEW, achieved, tier, trigger, words
 from tests.builders.practices import group, ref
@@ -24,6 +25,10 @@ WORD = "Quillfeather"
 PHONE = "+1 555 7734"
 QUIET = timedelta(seconds=900)
 TEXT = {"text": WORD}
+TOPICS = "http://carerelay.example/SubscriptionTopic/"
+OTHERS = [
+    f"{TOPICS}{each}" for each in ("encounter-admission", "case-management-status", "referral")
+]
 PHONES = [{"system": "phone", "value": PHONE}]
 
 
@@ -174,6 +179,37 @@ async def write(world: World, who: str, *resources: Resource) -> None:
     await world.put(who, *({k: v for k, v in each.items() if v != []} for each in resources))
 
 
+def more_of_north(*others: str) -> list[Resource]:
+    """What else makes the server do something: a stay, an enrolment, a referral, a risk; all of them name others."""
+    named = [ref(each) for each in others]
+    attending = {"coding": [{"code": "ATND"}]}
+    return [
+        encounter(
+            "stay-n",
+            "pn",
+            participant=[{"type": [attending], "individual": each} for each in named],
+            diagnosis=[{"condition": each} for each in named],
+            location=[{"location": each} for each in named],
+            serviceProvider=named[-1],
+        ),
+        {
+            "resourceType": "EpisodeOfCare",
+            "id": "episode-n",
+            "status": "active",
+            "type": [{"coding": [{"system": EPISODE_TYPE, "code": CASE_MANAGEMENT}]}],
+            "patient": ref("Patient/pn"),
+            "managingOrganization": named[-1],
+            "careManager": named[-1],
+            "referralRequest": named,
+            "diagnosis": [{"condition": each} for each in named],
+            "period": {"start": "2026-01-01"},
+        },
+        {**tier("high"), "id": "tier-n", "subject": ref("Patient/pn"), "author": named[-1]},
+        order("referral-n", "pn", "Cardiology", intent="order", reasonReference=named)
+        | {"requester": named[-1], "performer": named},
+    ]
+
+
 async def settle(world: World, after: timedelta = QUIET) -> None:
     await world.server.engine.drain()
     world.server.clock.advance(after)
@@ -181,8 +217,8 @@ async def settle(world: World, after: timedelta = QUIET) -> None:
     await world.server.worker.drain()
 
 
-async def subscribe(world: World, who: str, patient: str, receiver: Receiver) -> None:
-    for topic in (CHANGE, REVIEW):
+async def subscribe(world: World, who: str, patient: str, receiver: Receiver, *topics: str) -> None:
+    for topic in topics or (CHANGE, REVIEW):
         draft = topic_based(f"patient={patient}", endpoint=receiver.url, content="full-resource")
         answer = await world.ask(who, "POST", "/Subscription", {**draft, "criteria": topic})
         assert answer.status_code == 201, answer.text
@@ -206,7 +242,13 @@ async def test_a_plan_tells_its_writer_nothing_of_others(
     await world.put("admin", patient, *secrets)
     for each in named:
         assert (await world.get("north", f"/{each}")).status_code == 404
-    async with receiving() as receiver:
+    async with receiving() as receiver, receiving() as elsewhere:
+        # What the administrator has sent to a practice leaves the server, too.
+        for who in ("north", "admin"):
+            await subscribe(world, who, "Patient/pn", elsewhere, *OTHERS)
+        await world.put("north", *more_of_north(*named))
+        await settle(world)
+        assert len({each.focus for each in elsewhere.events}) >= len(OTHERS)
         await subscribe(world, "north", "Patient/pn", receiver)
         await write(world, "north", *of_north(*named), plan_of_north(*named))
         await settle(world)
@@ -238,7 +280,8 @@ async def test_a_plan_tells_its_writer_nothing_of_others(
         await settle(world)
         await settle(world, timedelta(days=367))
         assert trigger(receiver.events[-1]) == "yearly"
-        told = b"\n".join(each.body for each in receiver.requests).decode()
+        requests = (*receiver.requests, *elsewhere.requests)
+        told = b"\n".join(each.body for each in requests).decode()
 
     asked = [
         (await world.get(who, f"/CarePlan/plan-n/{operation}")).text
