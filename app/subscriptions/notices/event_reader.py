@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from cachetools import FIFOCache
 
+from app.authorization.relations import patients_of
 from app.authorization.subject_store import Subject, SubjectStore, is_everybodys, patients_named
 from app.fhir.json import Resource
 from app.records.reader import Reader, ResourceStore
@@ -132,8 +133,8 @@ class EventReader:
         return found
 
     def _pin(self, resource_type: str, resource: Resource, fields: Document) -> _Pinned:
-        patients = patients_named(resource_type, resource, self._base_url)
-        return _Pinned(resource, fields, patients)
+        row = {"_id": resource["id"], "terms": fields["terms"]}
+        return _Pinned(resource, fields, patients_of(resource_type, row, self._base_url))
 
     def _may_travel(self, resource: Resource, focus: _Pinned) -> bool:
         resource_type = resource["resourceType"]
