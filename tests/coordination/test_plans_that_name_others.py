@@ -327,3 +327,40 @@ async def test_whether_a_notice_lacks_names_says_nothing_of_others(world: World)
     tasks = (await world.get("north", "/Task?code=incomplete-names")).json().get("entry", ())
     asked = [each["resource"]["focus"]["reference"] for each in tasks]
     assert sorted(asked) == ["Encounter/nobody", "Encounter/ps"]
+
+
+async def told_of(world: World, suffix: str) -> list[str]:
+    """What north is told of a plan that names everything under ids with this suffix, and of its end."""
+    named = [
+        f"{each['resourceType']}/{each['id'].removesuffix('-s')}-{suffix}"
+        for each in of_south()
+        if each["id"].endswith("-s")
+    ]
+    id_ = f"plan-n{suffix}"
+    for plan in (plan_of_north(*named, id=id_), plan_of_north(id=id_)):
+        await write(world, "north", plan)
+        await settle(world)
+    summary = (await world.get("north", f"/CarePlan/{id_}/$summary")).json()
+    changes = await world.get("north", f"/CarePlan/{id_}/$changes?_since=2020-01-01T00:00:00Z")
+    found = (await world.get("north", f"/Communication?based-on=CarePlan/{id_}")).json()["entry"]
+    sections = summary["entry"][0]["resource"]["section"]
+    told = [
+        *(each["text"]["div"] for each in sections),
+        *(each["resource"]["payload"][0]["contentString"] for each in found),
+        *(str(each) for each in changes.json()["parameter"] if each["name"] == "change"),
+    ]
+    assert len(found) == 2
+    return sorted(each.replace(f"-{suffix}", "-?") for each in told)
+
+
+async def test_hidden_gone_and_unknown_are_told_alike(world: World) -> None:
+    """So that nobody learns by a plan which ids there are."""
+    await write(world, "north", *of_north())
+    for each in of_south():
+        if each["id"].endswith("-s"):
+            gone = {**each, "id": f"{each['id'].removesuffix('-s')}-g"}
+            await world.put("admin", each, gone)
+            await world.ask("admin", "DELETE", f"/{gone['resourceType']}/{gone['id']}")
+    hidden, deleted, unknown = [await told_of(world, suffix) for suffix in ("s", "g", "x")]
+    assert hidden == unknown
+    assert deleted == unknown
