@@ -61,11 +61,8 @@ async def _is_acknowledged(context: Context, row: Document, plan: Resource) -> b
     tasks = {"terms": {"$in": terms, "$all": ["status=completed"]}}
     if await context.store.search("Task", tasks, 1):
         return True
-    terms = [f"based-on=CarePlan/{row['_id']}"]
-    if patient := subject_of(plan):
-        terms.append(f"subject={patient}")
-    filter_ = {"terms": {"$in": terms}}
-    async with context.store.batches("Communication", filter_, read_ahead=_BATCH) as read:
+    of_patient = {"terms": f"subject={subject_of(plan)}"}
+    async with context.store.batches("Communication", of_patient, read_ahead=_BATCH) as read:
         while rows := await read(_BATCH):
             for found in rows:
                 if _acknowledges(found, notice):
