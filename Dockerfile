@@ -12,9 +12,11 @@ COPY examples examples
 RUN uv sync --frozen --no-dev --no-editable
 
 FROM python:3.11-slim
-RUN useradd --system --uid 10001 --no-create-home carerelay
+RUN useradd --system --uid 10001 --no-create-home carerelay \
+    && install -d -o carerelay -m 700 /var/lib/carerelay
 COPY --from=build /srv/.venv /srv/.venv
-ENV PATH=/srv/.venv/bin:$PATH PYTHONUNBUFFERED=1
+# Where the secret key is made, unless a setting names one.
+ENV PATH=/srv/.venv/bin:$PATH PYTHONUNBUFFERED=1 XDG_CONFIG_HOME=/var/lib/carerelay XDG_STATE_HOME=/var/lib/carerelay
 WORKDIR /srv
 USER carerelay
 EXPOSE 8080

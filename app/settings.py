@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
@@ -11,6 +12,16 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
+KEY_FILE = "secret.key"
+
+
+def _home(variable: str, default: str) -> Path:
+    """The server's part of one of the user's directories.
+
+    Raises RuntimeError where the user has none. https://specifications.freedesktop.org/basedir-spec/latest/
+    """
+    named = os.environ.get(variable, "")
+    return (Path(named) if named.startswith("/") else Path.home() / default) / "carerelay"
 
 
 class Settings(BaseSettings):
@@ -308,7 +319,7 @@ class Settings(BaseSettings):
     )
     secret_key_file: Path | None = Field(
         None,
-        description="File with these keys, one a line; without either, DATA/secret.key is made at first use.",
+        description="File with these keys, one a line; without either, the server makes one: docs/delivery.md.",
     )
     endpoints_file: Path | None = Field(
         None,
@@ -331,6 +342,15 @@ class Settings(BaseSettings):
         False,
         description="Mail is secured all the way to its reader (as Direct is), so it may carry whole resources.",
     )
+
+    @property
+    def own_key_file(self) -> Path:
+        """The file with the key that the server makes for itself: apart from what it protects, and from its copies.
+
+        One that an earlier version made beside the database goes on to be used.
+        """
+        beside = self.data / KEY_FILE
+        return beside if beside.exists() else _home("XDG_CONFIG_HOME", ".config") / KEY_FILE
 
     @property
     def audit_mode(self) -> Literal["off", "best-effort", "required"]:

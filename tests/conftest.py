@@ -38,10 +38,12 @@ _SLOW = 100
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_environment() -> None:
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in [name for name in os.environ if name.startswith("CARERELAY_")]:
         if name != "CARERELAY_SHARED":
             del os.environ[name]
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):  # keys and the like of nobody's own servers
+        os.environ[name] = str(tmp_path_factory.mktemp(name.lower()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,7 @@ from app.network import exposure
 from app.network.egress_policy import is_loopback_host
 from app.runtime import child_process, logs
 from app.runtime.embedded_mongod import EmbeddedMongo
-from app.settings import Settings
+from app.settings import KEY_FILE, Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -61,6 +61,7 @@ def serve(settings: Settings, say: Say) -> None:
             target=importlib.import_module, args=("app.main",), daemon=True
         )
         importing.start()
+        _warn_of_key(settings, say)
         with _database(settings, say) as settings:
             importing.join()  # two threads importing the same modules may see them half made
             logging.config.dictConfig(logs.CONFIG)
@@ -128,6 +129,17 @@ def address(host: str, port: int) -> str:
     return f"http://{shown}:{port}"
 
 
+def _warn_of_key(settings: Settings, say: Say) -> None:
+    """Say where the key that protects the database is copied and taken together with it."""
+    named = settings.secret_key.get_secret_value() or settings.secret_key_file
+    beside = settings.data / KEY_FILE
+    if not named and beside.exists():
+        say(
+            f"[bold white on red] WARNING [/] {beside} lies beside what it protects: who has a copy of {settings.data} "
+            'has the key too. docs/upgrading.md, "The key", says how to move it.'
+        )
+
+
 @contextmanager
 def _database(settings: Settings, say: Say) -> Iterator[Settings]:
     """The settings with a database behind them: the operator's, or an embedded one of our own."""
@@ -135,7 +147,7 @@ def _database(settings: Settings, say: Say) -> Iterator[Settings]:
         yield settings
         return
     with EmbeddedMongo(settings.data) as mongo:
-        say(f"Embedded MongoDB: files in {mongo.files}")
+        say(f"Embedded MongoDB: files in {mongo.files}, for its owner alone: {mongo.uri}")
         yield settings.model_copy(update={"mongodb_uri": mongo.uri})
 
 

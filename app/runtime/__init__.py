@@ -22,6 +22,7 @@ metrics             counts what a process does
 exposition          shows the counts of all processes of a server as one page for Prometheus
 child_process       starts children that end with their parent
 embedded_mongod     runs a MongoDB for development
+mongod_log          keeps its log, without what clients asked
 secrets             seals secrets at rest
 masking             shows secrets in headers as everybody but their writer sees them
 logs                writes lines with their fields, and exceptions without their texts

@@ -29,12 +29,13 @@ def spawn(
     output: IO[bytes] | int | None = None,
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
+    umask: int = -1,
 ) -> subprocess.Popen[bytes]:
     """Start `command` so that it is killed when this process ends; its pid is the command's own.
 
-    Standard output and error both go to `output`. The child has a session of its own: Ctrl-C
-    reaches the parent only, which then stops its children in order. Where there is no such kernel
-    call (not Linux), a parent that is killed leaves the child behind.
+    Standard output and error both go to `output`; `umask` is what files that it makes lack.
+    The child has a session of its own: Ctrl-C reaches the parent only, which then stops its children in order. Where
+    there is no such kernel call (not Linux), a parent that is killed leaves the child behind.
 
     Raises RuntimeError outside the main thread, because the kernel watches the thread that forked.
     """
@@ -48,6 +49,7 @@ def spawn(
         pass_fds=pass_fds,
         start_new_session=True,
         env=env,
+        umask=umask,
     )
 
 

@@ -7,6 +7,7 @@ new key in front, and take the old one away once every Subscription with secrets
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,8 +18,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from app.settings import Settings
 
+log = logging.getLogger(__name__)
+
 # What is sealed says so: rows from before there were keys hold the values themselves.
 _MARK = "sealed:"
+_NAME_ONE = "CARERELAY_SECRET_KEY is a key, CARERELAY_SECRET_KEY_FILE names a file of keys"
 
 
 class SecretsError(Exception):
@@ -66,22 +70,31 @@ class Secrets:
 
 
 def of_settings(settings: Settings) -> Secrets:
-    """The secrets that the settings' keys protect; makes a key file in the data directory where none is named.
+    """The secrets that the settings' keys protect; where none is named, those of a file that is made at first use.
 
     Raises SecretsError for unusable keys.
     """
     text = settings.secret_key.get_secret_value()
-    return _secrets(text, settings.secret_key_file, settings.data)
+    if text:
+        return _of_text(text)
+    if settings.secret_key_file is not None:
+        return _of_file(settings.secret_key_file, may_make=False)
+    try:
+        return _of_file(settings.own_key_file, may_make=True)
+    except RuntimeError as error:
+        raise SecretsError(f"There is no place for a secret key: {error}. {_NAME_ONE}") from None
 
 
 @lru_cache(maxsize=16)
-def _secrets(text: str, file: Path | None, data: Path) -> Secrets:
-    if not text:
-        path = file or data / "secret.key"
-        try:
-            text = _read_or_make(path) if file is None else path.read_text()
-        except OSError as error:
-            raise SecretsError(f"The secret key in {path}: {error.strerror}") from None
+def _of_file(path: Path, *, may_make: bool) -> Secrets:
+    try:
+        return _of_text(_read_or_make(path) if may_make else path.read_text())
+    except OSError as error:
+        raise SecretsError(f"The secret key in {path}: {error.strerror}. {_NAME_ONE}") from None
+
+
+@lru_cache(maxsize=16)
+def _of_text(text: str) -> Secrets:
     keys = [key.strip() for key in text.replace(",", "\n").splitlines() if key.strip()]
     if not keys:
         raise SecretsError("The secret key is empty")
@@ -92,13 +105,19 @@ def _read_or_make(path: Path) -> str:
     """The key file, made for its owner alone; written aside and linked: processes that start together agree on it."""
     with suppress(FileNotFoundError):
         return path.read_text()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         out.write(Fernet.generate_key().decode() + "\n")
     try:
         with suppress(FileExistsError):
             os.link(draft, path)
+            log.warning(
+                "a new secret key was made: %s. Without it nothing that it seals can be opened again; keep a copy, "
+                "apart from copies of the database",
+                path,
+                extra={"action": "secret-key"},
+            )
     finally:
         draft.unlink()
     return path.read_text()

@@ -13,9 +13,10 @@ from typing import Any
 from pymongo import MongoClient
 
 from app.runtime import child_process
-from app.runtime.embedded_mongod import LOOPBACK, REPLICA_SET, _options, find_mongod
+from app.runtime.embedded_mongod import REPLICA_SET, _options, find_mongod
 from tests.processes import free_port
 
+LOOPBACK = "127.0.0.1"
 MEMBERS = 3
 _PATIENCE_MS = 60_000
 _ELECTION_MS = 2_000
@@ -65,7 +66,9 @@ def _ports() -> list[int]:
 def _member(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     files = directory / str(port)
     files.mkdir()
-    command = [*child_process.launcher(), str(find_mongod()), *_options(files, port)]
+    listening = ["--bind_ip", LOOPBACK, "--port", str(port), "--nounixsocket"]
+    mongod = [str(find_mongod()), *_options(files), *listening]
+    command = [*child_process.launcher(), *mongod]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             yield process

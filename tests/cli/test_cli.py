@@ -84,8 +84,9 @@ def test_database_that_cannot_start_is_named(tmp_path):
 
 
 @pytest.mark.processes
-def test_database_that_does_not_answer_is_told_in_a_sentence():
-    done = carerelay("serve", "--port", "0", "--mongodb-uri", "mongodb://127.0.0.1:9/?replicaSet=x")
+def test_database_that_does_not_answer_is_told_in_a_sentence(tmp_path):
+    uri = "mongodb://127.0.0.1:9/?replicaSet=x"
+    done = carerelay("serve", "--port", "0", "--data", tmp_path, "--mongodb-uri", uri)
     assert done.returncode == 1
     assert done.stdout == "MongoDB does not answer at the configured address\n"
     assert "Traceback" not in done.stderr
@@ -182,3 +183,10 @@ async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) 
                 for process in starting:
                     await asyncio.to_thread(process.wait, STOP_SECONDS + GRACE_SECONDS)
             mongo.process.kill()
+
+
+def test_a_key_that_lies_beside_the_data_is_told_at_start(tmp_path):
+    (tmp_path / "secret.key").write_text("4hGuCGXZ0WRYg4vuAnH1RQuvbnXbzSBj5iJK2q3DTZ0=")
+    uri = "mongodb://127.0.0.1:9/?replicaSet=x"
+    done = carerelay("serve", "--port", "0", "--data", tmp_path, "--mongodb-uri", uri)
+    assert "secret.key lies beside what it protects" in done.stdout + done.stderr

@@ -47,13 +47,44 @@ def test_a_key_that_is_none_is_refused() -> None:
         keyed("password")
 
 
-def test_without_a_key_one_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_without_a_key_one_is_made_for_its_owner_alone_and_apart_from_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     settings = Settings(data=tmp_path / "data")
     sealed = secrets.of_settings(settings).seal("x")
-    file = tmp_path / "data" / "secret.key"
+    file = tmp_path / "config" / "carerelay" / "secret.key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert keyed(file.read_text()).open(sealed) == "x"
     assert [each.name for each in file.parent.iterdir()] == ["secret.key"]
+    assert not settings.data.exists()
+
+
+def test_a_key_beside_the_data_goes_on_to_be_used_until_it_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    beside = tmp_path / "secret.key"
+    beside.write_text(OLD)
+    settings = Settings(data=tmp_path)
+    assert secrets.of_settings(settings).open(keyed(OLD).seal("x")) == "x"
+    apart = tmp_path / "config" / "carerelay" / "secret.key"
+    apart.parent.mkdir(parents=True)
+    apart.write_text(f"{NEW}\n{OLD}\n")
+    beside.unlink()
+    moved = secrets.of_settings(settings)
+    assert moved.open(keyed(OLD).seal("x")) == "x"
+    assert keyed(NEW).open(moved.seal("y")) == "y"
+
+
+def test_where_no_key_can_be_made_the_ways_out_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    with pytest.raises(SecretsError, match="CARERELAY_SECRET_KEY_FILE"):
+        secrets.of_settings(Settings(data=tmp_path))
 
 
 def test_a_key_file_that_is_named_must_be_there(tmp_path: Path) -> None:

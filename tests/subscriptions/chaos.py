@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from app.runtime import child_process, embedded_mongod
+from app.runtime import child_process
 from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
 from app.settings import Settings
@@ -140,12 +139,8 @@ async def _is_ready(client: httpx.AsyncClient, port: int) -> bool:
 
 
 @asynccontextmanager
-async def cluster(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> AsyncIterator[Cluster]:
+async def cluster(directory: Path, seed: int) -> AsyncIterator[Cluster]:
     """Three servers on a database of their own, all answering."""
-    port = free_port()
-    monkeypatch.setattr(embedded_mongod, "_free_port", lambda: port)
     with EmbeddedMongo(directory) as mongo:
         async with servers(mongo.uri, directory, seed, SERVERS) as cluster:
             cluster.mongo = mongo

@@ -15,12 +15,10 @@ from tests.subscriptions.chaos import Cluster, cluster, servers, verify
 pytestmark = [pytest.mark.mongo, pytest.mark.slow, pytest.mark.processes]
 
 
-async def play(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, *, admissions: int, attacks: str
-) -> None:
+async def play(directory: Path, *, admissions: int, attacks: str) -> None:
     """Admissions in as many portions as there are attacks (`s`erver or `m`ongod), each in the middle of one."""
     seed = int(os.environ.get("CHAOS_SEED", "7"))
-    async with cluster(directory, monkeypatch, seed) as chaos, receiving() as receiver:
+    async with cluster(directory, seed) as chaos, receiving() as receiver:
         subscriptions = [await chaos.subscribe(f"{receiver.url}/{name}") for name in "ab"]
         portion = admissions // len(attacks)
         for number, attack in enumerate(attacks):
@@ -40,24 +38,20 @@ async def strike(chaos: Cluster, attack: str) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_five_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await play(tmp_path, monkeypatch, admissions=200, attacks="ssmss")
+async def test_five_kills_lose_nothing(tmp_path: Path) -> None:
+    await play(tmp_path, admissions=200, attacks="ssmss")
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-async def test_fifty_kills_of_servers_lose_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await play(tmp_path, monkeypatch, admissions=1000, attacks="s" * 50)
+async def test_fifty_kills_of_servers_lose_nothing(tmp_path: Path) -> None:
+    await play(tmp_path, admissions=1000, attacks="s" * 50)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-async def test_ten_kills_of_the_database_lose_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await play(tmp_path, monkeypatch, admissions=1000, attacks="ms" * 10)
+async def test_ten_kills_of_the_database_lose_nothing(tmp_path: Path) -> None:
+    await play(tmp_path, admissions=1000, attacks="ms" * 10)
 
 
 @pytest.mark.chaos

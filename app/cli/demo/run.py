@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from cryptography.fernet import Fernet
 from rich.console import Console
 
 from app.cli.demo.practices import Practice, practice
@@ -68,13 +69,15 @@ def run(settings: Settings, console: Console, *, once: bool) -> None:
     """Play the story; then serve until Ctrl-C unless `once`. Raises DemoError where it fails."""
     with ExitStack() as stack:
         stack.enter_context(stop_on_terminate())
+        more: dict[str, str] = {}
         if "data" in settings.model_fields_set:
             directory = settings.data
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="carerelay-")))
+            more["CARERELAY_SECRET_KEY_FILE"] = str(_throwaway_key(directory))
         told, others = stack.enter_context(practice()), stack.enter_context(practice())
         port = free_port(settings.port, console)
-        process = stack.enter_context(server(settings, directory, port))
+        process = stack.enter_context(server(settings, directory, port, more))
         base = f"{address(HOST, port)}/fhir"
         client = stack.enter_context(httpx.Client(base_url=base, timeout=30))
         wait_until_ready(process, client, directory)
@@ -86,6 +89,13 @@ def run(settings: Settings, console: Console, *, once: bool) -> None:
         _end(stage)
         if not once:
             _keep_serving(process, base, stage)
+
+
+def _throwaway_key(directory: Path) -> Path:
+    """A key for data that go with the demonstration: the user's own servers have another."""
+    file = directory / "demonstration.key"
+    file.write_bytes(Fernet.generate_key())
+    return file
 
 
 def _prepare(stage: Stage) -> None:

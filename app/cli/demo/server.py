@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,20 @@ def free_port(wanted: int, console: Console) -> int:
 
 
 @contextmanager
-def server(settings: Settings, directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """`carerelay serve` as a child process; what it prints goes to `directory`/server.log."""
-    directory.mkdir(parents=True, exist_ok=True)
+def server(
+    settings: Settings, directory: Path, port: int, more: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`carerelay serve` as a child process; what it prints goes to `directory`/server.log.
+
+    `more` are variables of its environment.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "app.cli", "serve", "--host", HOST]
     command += ["--port", str(port), "--data", str(directory)]
     if settings.mongodb_uri:
         command += ["--mongodb-uri", settings.mongodb_uri]
     with (directory / "server.log").open("wb") as log:
-        process = child_process.spawn(command, output=log, env={**os.environ, **OPERATOR})
+        process = child_process.spawn(command, output=log, env={**os.environ, **OPERATOR, **more})
     try:
         yield process
     finally:
