@@ -185,6 +185,7 @@ async def test_ends_in_time_where_its_start_does_not_come_about(tmp_path: Path) 
             mongo.process.kill()
 
 
+@pytest.mark.processes
 def test_a_key_that_lies_beside_the_data_is_told_at_start(tmp_path):
     (tmp_path / "secret.key").write_text("4hGuCGXZ0WRYg4vuAnH1RQuvbnXbzSBj5iJK2q3DTZ0=")
     uri = "mongodb://127.0.0.1:9/?replicaSet=x"
