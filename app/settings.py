@@ -180,6 +180,18 @@ class Settings(BaseSettings):
     max_exports: int = Field(
         4, ge=1, description="Most bulk exports that wait or are under way at once; beyond, 429."
     )
+    max_exports_per_client: int | None = Field(
+        None,
+        ge=1,
+        description="Of these, most of one client that is no administrator. Unset means half of max_exports with "
+        "authorization and any without.",
+    )
+    max_subscriptions_per_client: int | None = Field(
+        None,
+        ge=0,
+        description="Most Subscriptions that are not off of one client that is no administrator; beyond, 403; 0 for "
+        "any. Unset means 1,000 with authorization and any without.",
+    )
 
     max_chain_found: int = Field(
         5_000,
@@ -190,6 +202,16 @@ class Settings(BaseSettings):
         100_000,
         ge=1,
         description="Candidates that one page of a search driven so may examine; beyond it answers 422 too-costly.",
+    )
+    max_criteria_bytes: int = Field(
+        256 * 1024,
+        ge=1024,
+        description="Longest criteria of a Subscription, its filters included, in bytes; beyond, 422 too-costly.",
+    )
+    max_search_cost: int = Field(
+        2_000,
+        ge=100,
+        description="What the values, words, tests, steps and inclusions of one search may cost: docs/search.md.",
     )
     max_included: int = Field(
         1_000, ge=1, description="Most resources that _include and _revinclude add to one page."

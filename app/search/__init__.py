@@ -23,6 +23,7 @@ What is stored:
     spans                 are Periods as pairs of instants
 
 From the request to the answer:
+    cost                  bounds what one search may ask for
     query                 reads request parameters into a Query
     escaping              splits search values at unescaped separators
     filter                reads `_filter`

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import BadRequest
 from app.fhir import definitions
-from app.search import contained, group_members
+from app.search import contained, cost, group_members
 from app.search.chain_step import ChainStep, alive
 from app.search.deferred_condition import DeferredCondition, Document, TooMany
 from app.search.parameter import Condition, Parameter, SearchScope, UnknownParameter
@@ -57,13 +57,16 @@ def parse(resource_type: str, name: str, text: str, scope: SearchScope, read: Re
             raise _refused(
                 name, f"'{code}' of {resource_type} does not refer to a '{modifier}'", "value"
             )
+        scope.budget.spend(cost.STEP, name)
         links = [ChainStep(modifier, read(modifier, rest, text))]
     else:
-        links = _untyped(parameter, rest, text, read, name)
+        links = _untyped(parameter, rest, text, scope, read, name)
     return Chain(parameter, tuple(links), scope)
 
 
-def _untyped(parameter: Parameter, rest: str, text: str, read: Read, name: str) -> list[ChainStep]:
+def _untyped(
+    parameter: Parameter, rest: str, text: str, scope: SearchScope, read: Read, name: str
+) -> list[ChainStep]:
     """A link for every type that the reference may lead to and that has the rest of the chain."""
     types = _types(parameter)
     if len(types) > _MOST_TYPES:
@@ -73,6 +76,7 @@ def _untyped(parameter: Parameter, rest: str, text: str, read: Read, name: str) 
     links: list[ChainStep] = []
     refusals: list[BadRequest] = []
     for each in types:
+        scope.budget.spend(cost.STEP, name)
         try:
             links.append(ChainStep(each, read(each, rest, text)))
         except BadRequest as refusal:
@@ -92,6 +96,7 @@ def _has(resource_type: str, name: str, text: str, scope: SearchScope, read: Rea
     parameter = _reference(source, code, name)
     if resource_type not in _types(parameter):
         raise _refused(name, f"'{code}' of {source} does not refer to a '{resource_type}'", "value")
+    scope.budget.spend(cost.STEP, HAS)
     return Has(resource_type, parameter, ChainStep(source, read(source, rest, text)), scope)
 
 

@@ -106,7 +106,12 @@ def index_models(resource_type: str) -> list[IndexModel]:
         IndexModel([("terms", ASCENDING), ("date", ASCENDING), ("_id", ASCENDING)], name="terms"),
         IndexModel([("at", ASCENDING), ("_id", ASCENDING)], name="at"),
     ]
-    return [*models, near.index_model()] if resource_type == "Location" else models
+    if resource_type == "Location":
+        models.append(near.index_model())
+    if resource_type == "Subscription":  # those of one client are counted
+        owner = [("private.owner.client_id", ASCENDING)]
+        models.append(IndexModel(owner, name="owner", sparse=True))
+    return models
 
 
 @kept

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.errors import BadRequest
-from app.search import chain
+from app.search import chain, cost
 from app.search.escaping import split, unescape
 from app.search.filter_grammar import Assertion, Connection, Negation, Node, Step, parse
 from app.search.parameter import (
@@ -48,6 +48,8 @@ _OPERATORS = {
     "composite": frozenset({"eq"}),
     "special": frozenset({"eq"}),
 }
+# Operators that look into each term, and so take longer.
+_SEARCHING = frozenset({"co", "ew", "ne", "sw"})
 # Operators that are a modifier of the plain search.
 _MODIFIERS = {"ss": "below", "sb": "above", "in": "in", "ni": "not-in"}
 
@@ -58,7 +60,7 @@ def condition(resource_type: str, text: str, scope: SearchScope) -> Condition:
     Lenient handling forgives no part of it: without one test the rest of a filter means something else.
     """
     try:
-        return _node(parse(text), resource_type, scope)
+        return _node(parse(text, scope.budget), resource_type, scope)
     except UnknownParameter as unknown:
         raise BadRequest(issues=unknown.issues) from None
 
@@ -157,6 +159,10 @@ def _compare(parameter: Parameter, test: Assertion, scope: SearchScope) -> Condi
         raise _refused(
             f"Operator '{operator}' is not supported on search parameter '{parameter.code}' of type {parameter.type}"
         )
+    if operator in _SEARCHING:
+        scope.budget.spend(cost.PATTERN, NAME)
+    elif operator in _MODIFIERS:
+        scope.budget.spend(cost.STORED, NAME)
     value = test.value
     if test.quoted and parameter.type in ("string", "uri"):
         value = value.replace("\\", "\\\\")

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from app.errors import BadRequest
+from app.search.cost import NEGATION, PARAMETER, Budget
 
 OPERATORS = frozenset(
     [
@@ -76,9 +77,9 @@ class Connection:
 Node = Assertion | Negation | Connection
 
 
-def parse(text: str) -> Node:
-    """The tree of a filter. Raises BadRequest saying where it stops making sense."""
-    reader = _Reader(text)
+def parse(text: str, budget: Budget) -> Node:
+    """The tree of a filter. Raises BadRequest saying where it stops making sense, Unprocessable for too much of it."""
+    reader = _Reader(text, budget)
     node = reader.filter(0)
     if reader.rest():
         raise reader.expected("'and', 'or' or the end")
@@ -86,8 +87,9 @@ def parse(text: str) -> Node:
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, budget: Budget) -> None:
         self._text = text
+        self._budget = budget
         self._at = 0
 
     def expected(self, what: str) -> BadRequest:
@@ -123,6 +125,7 @@ class _Reader:
         before = self._at
         if self._take_word("not"):
             if self.rest() == "(":
+                self._budget.spend(NEGATION, "_filter")
                 return Negation(self._bracketed("(", ")", depth))
             self._at = before
         return self._test(depth)
@@ -136,6 +139,7 @@ class _Reader:
         return node
 
     def _test(self, depth: int) -> Assertion:
+        self._budget.spend(PARAMETER, "_filter")
         path = self._path(depth)
         self.rest()
         operator = self._match(_WORD)

@@ -19,7 +19,7 @@ import msgspec
 
 from app.errors import BadRequest
 from app.fhir import definitions
-from app.search import group_members
+from app.search import cost, group_members
 from app.search.parameter import Parameter, SearchScope, UnknownParameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
@@ -91,6 +91,10 @@ def parse(resource_type: str, name: str, text: str) -> Include:
     found = Include(source, None if code == EVERYTHING else code, target, is_reverse, iterates)
     _check(found, kind, resource_type)
     return found
+
+
+def cost_of(include: Include) -> int:
+    return cost.INCLUSION if include.source else cost.EVERYTHING
 
 
 def _check(include: Include, kind: str, resource_type: str) -> None:

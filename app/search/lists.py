@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.errors import BadRequest
+from app.search import cost
 from app.search.deferred_condition import DeferredCondition, Document, TooMany
 from app.search.parameter import Condition, SearchScope
 from app.search.parameters.special import Ids
@@ -64,7 +65,8 @@ def condition(resource_type: str, modifier: str, text: str, scope: SearchScope) 
     """The condition of a `_list` parameter. Raises BadRequest."""
     if modifier:
         raise _refused(f"Modifier ':{modifier}' is not supported on '{NAME}'", "not-supported")
-    lists = text.split(",")
+    lists = list(dict.fromkeys(text.split(",")))
+    scope.budget.spend(cost.STORED, NAME, len(lists))
     if any(each.startswith("$") for each in lists):
         raise _refused(
             "Functional lists such as $current-problems are not supported; name the id of a List",

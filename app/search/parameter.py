@@ -6,11 +6,12 @@ https://hl7.org/fhir/R4/searchparameter.html
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
 from app.errors import BadRequest
+from app.search.cost import Budget
 from app.search.expression import AccessPath
 
 Filter = dict[str, Any]
@@ -82,11 +83,15 @@ class SearchLimits:
 
 @dataclass(frozen=True, slots=True)
 class SearchScope:
-    """What the reading of search values depends on: the server's own base without a trailing slash, and the time."""
+    """What the reading of search values depends on: the server's own base without a trailing slash, and the time.
+
+    `budget` is what the search may still ask for.
+    """
 
     base_url: str
     now: datetime
     limits: SearchLimits = SearchLimits()
+    budget: Budget = field(default_factory=Budget, compare=False)
 
 
 class Condition(Protocol):

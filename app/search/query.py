@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bson import Timestamp
 
 from app.errors import BadRequest, Issue
-from app.search import chain, cursor, filter as filter_, include, lists, sorting, words
+from app.search import chain, cost, cursor, filter as filter_, include, lists, sorting, words
 from app.search.contained import Within
 from app.search.deferred_condition import DeferredCondition
 from app.search.escaping import split
@@ -39,6 +39,8 @@ from app.settings import Settings
 Parameters = Sequence[tuple[str, str]]
 Total = Literal["none", "estimate", "accurate"]
 
+# What each type of a search on all of them may cost at the least.
+_LEAST_COST = 200
 _IGNORED = frozenset({"_format", "_pretty"})
 _SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
 # Parameters that every server knows of, and this one does not serve. They are refused under any handling.
@@ -112,15 +114,22 @@ def parse(
     lenient: bool,
     settings: Settings,
     base_url: str = "",
+    share: int = 1,
 ) -> Query:
     """The search that request parameters ask for.
 
-    `base_url` is the server's own, for references that are written with it. Raises BadRequest naming the parameter.
+    `base_url` is the server's own, for references that are written with it. What the search may cost is divided among
+    the `share` types that it is on. Raises BadRequest naming the parameter, Unprocessable where it asks for too much.
     """
     limits = SearchLimits(
         settings.max_chain_found, settings.max_chain_examined, settings.max_included
     )
-    scope = SearchScope((base_url or settings.base_url).rstrip("/"), datetime.now(UTC), limits)
+    scope = SearchScope(
+        (base_url or settings.base_url).rstrip("/"),
+        datetime.now(UTC),
+        limits,
+        cost.Budget(max(settings.max_search_cost // share, _LEAST_COST)),
+    )
     query = Query(
         resource_type,
         count=settings.default_count,
@@ -158,7 +167,10 @@ def _add(query: Query, name: str, text: str, *, lenient: bool) -> None:
     """Add a parameter that selects or includes; lenient handling leaves out and reports what is unknown."""
     try:
         if include.is_include(name):
-            query.includes.append(include.parse(query.resource_type, name, text))
+            wanted = include.parse(query.resource_type, name, text)
+            if wanted not in query.includes:
+                query.scope.budget.spend(include.cost_of(wanted), name)
+                query.includes.append(wanted)
         else:
             query.conditions.append(_read(query.scope, query.resource_type, name, text))
     except UnknownParameter as refusal:
@@ -183,7 +195,7 @@ def _read(scope: SearchScope, resource_type: str, name: str, text: str) -> Condi
     if code == filter_.NAME:
         return filter_.condition(resource_type, text, scope)
     if code in words.NAMES:
-        return words.condition(resource_type, code, text)
+        return words.condition(resource_type, code, text, scope)
     if code == lists.NAME:
         return lists.condition(resource_type, modifier, text, scope)
     parameter = parameters(resource_type).get(code)
@@ -195,6 +207,7 @@ def _read(scope: SearchScope, resource_type: str, name: str, text: str) -> Condi
 
 
 def _condition(parameter: Parameter, modifier: str, text: str, scope: SearchScope) -> Condition:
+    scope.budget.spend(cost.of_parameter(modifier), parameter.code)
     if modifier == "missing":
         if parameter.code in ("_id", "_lastUpdated") or parameter.type == "special":
             raise parameter.unknown_modifier(modifier)
@@ -203,6 +216,7 @@ def _condition(parameter: Parameter, modifier: str, text: str, scope: SearchScop
     texts = split(text, ",")
     if not all(texts):
         raise parameter.malformed("values between all commas")
+    scope.budget.spend(cost.of_value(parameter.type, modifier), parameter.code, len(texts))
     return condition(parameter, modifier or None, texts, scope)
 
 
@@ -214,6 +228,7 @@ def _refused(name: str, diagnostics: str, code: str = "value") -> BadRequest:
 
 
 def _read_sort(query: Query, text: str, settings: Settings) -> None:
+    cost.check_sort_keys(text.count(",") + 1)
     query.sort = sorting.parse(query.resource_type, text)
 
 
@@ -240,7 +255,8 @@ def _read_summary(query: Query, text: str, settings: Settings) -> None:
 
 
 def _read_elements(query: Query, text: str, settings: Settings) -> None:
-    query.elements = tuple(text.split(","))
+    query.elements = tuple(dict.fromkeys(text.split(",")))
+    query.scope.budget.spend(cost.VALUE, "_elements", len(query.elements))
     if not all(each.replace(".", "", 1).isidentifier() for each in query.elements):
         raise _refused(
             "_elements", "The value of '_elements' is malformed; expected names of elements"

@@ -18,7 +18,7 @@ from bson import Timestamp
 from app.errors import BadRequest, Issue
 from app.fhir import definitions
 from app.runtime.snapshot import reading_at
-from app.search import candidate_scan, cursor, explain, include, page, query, sorting
+from app.search import candidate_scan, cost, cursor, explain, include, page, query, sorting
 from app.search.compartment import membership
 from app.search.include import IncludedRow
 from app.search.page import Page
@@ -73,13 +73,17 @@ def parse(
     rest = [pair for pair in params if pair[0] not in own and not include.is_include(pair[0])]
     if types is None:
         _check_common(rest)
+    served = types or allowed
     queries = [
-        query.parse(each, rest, lenient=lenient, settings=settings, base_url=base_url)
-        for each in types or allowed
+        query.parse(
+            each, rest, lenient=lenient, settings=settings, base_url=base_url, share=len(served)
+        )
+        for each in served
     ]
+    includes = _includes(params, cost.Budget(settings.max_search_cost))
     for each in queries:
         each.sort = order(each, params)
-        each.includes = [include.parse("", *pair) for pair in params if include.is_include(pair[0])]
+        each.includes = includes
         if compartment:
             each.conditions.append(membership(*compartment[:2], each.resource_type, each.scope))
     place = f"{compartment[0]}/{compartment[1]}/*" if compartment else ""
@@ -89,6 +93,13 @@ def parse(
             search.issues.append(issue)
     begin(search, params, settings)
     return search
+
+
+def _includes(params: Parameters, budget: cost.Budget) -> list[include.Include]:
+    found = {include.parse("", *pair): pair[0] for pair in params if include.is_include(pair[0])}
+    for each, name in found.items():
+        budget.spend(include.cost_of(each), name)
+    return list(found)
 
 
 def begin(search: Search, params: Parameters, settings: Settings) -> None:

@@ -53,8 +53,9 @@ class InValueSet(NeedsStore):
 
     async def resolved(self, store: Reader) -> Condition:
         found: Codes = set()
-        for each in self.value_sets:
+        for each in dict.fromkeys(self.value_sets):
             found |= await expand(store, each)
+            _check_number(self.parameter, found)
         return _coded(self.parameter, found)
 
 
@@ -68,21 +69,26 @@ class InHierarchy(NeedsStore):
 
     async def resolved(self, store: Reader) -> Condition:
         found: Codes = set()
-        for system, code in self.concepts:
+        for system, code in dict.fromkeys(self.concepts):
             held = await CodeSystem.held(store, system)
             codes = held.below(code) if self.direction == "below" else held.above(code)
             found |= {(system, each) for each in codes}
+            _check_number(self.parameter, found)
         return _coded(self.parameter, found)
 
 
 def _coded(parameter: Parameter, codes: Codes) -> Terms:
+    _check_number(parameter, codes)
+    return any_of(token.coded(parameter, system, code) for system, code in sorted(codes))
+
+
+def _check_number(parameter: Parameter, codes: Codes) -> None:
     if len(codes) > _MOST_CODES:
         raise BadRequest(
             f"Search parameter '{parameter.code}' would have to compare with more than {_MOST_CODES} codes",
             code="too-costly",
             expression=f"http.{parameter.code}",
         )
-    return any_of(token.coded(parameter, system, code) for system, code in sorted(codes))
 
 
 def _value_sets(parameter: Parameter, texts: Iterable[str], scope: SearchScope) -> tuple[str, ...]:
@@ -238,7 +244,7 @@ async def _included(store: Reader, include: Mapping[str, Any], depth: int) -> Co
     system = include.get("system")
     if system is not None:
         parts.append(await _of_system(store, system, include))
-    for each in include.get("valueSet", ()):
+    for each in dict.fromkeys(include.get("valueSet", ())):
         parts.append(await expand(store, each, depth + 1))  # noqa: PERF401 - awaits
     return set.intersection(*parts) if parts else set()
 

@@ -19,8 +19,9 @@ from typing import Any
 from app.errors import BadRequest
 from app.fhir import definitions
 from app.fhir.definitions import Element
+from app.search import cost
 from app.search.escaping import split, unescape
-from app.search.parameter import AllOf, AnyOf, Condition
+from app.search.parameter import AllOf, AnyOf, Condition, SearchScope
 from app.search.parameters.string import normalise
 from app.search.search_state import current
 from app.search.terms import Terms
@@ -47,21 +48,22 @@ def terms(resource_type: str, resource: Mapping[str, Any]) -> list[str]:
     return [f"_text={word}" for word in found] + [f"_content={word}" for word in content]
 
 
-def condition(resource_type: str, name: str, text: str) -> Condition:
+def condition(resource_type: str, name: str, text: str, scope: SearchScope) -> Condition:
     """What any of the values asks for. Raises BadRequest."""
     if not current().has_words:
         raise _refused(name, f"'{name}' is switched off on this server", "not-supported")
     if name not in definitions.search_parameters(resource_type):
         raise _refused(name, f"'{name}' does not apply to {resource_type}", "not-supported")
-    found = tuple(_all_words(name, unescape(each)) for each in split(text, ","))
+    found = tuple(_all_words(name, unescape(each), scope) for each in split(text, ","))
     return found[0] if len(found) == 1 else AnyOf(found)
 
 
-def _all_words(name: str, text: str) -> Condition:
+def _all_words(name: str, text: str, scope: SearchScope) -> Condition:
     keys = ("_text",) if name == "_text" else ("_content", "_text")
     wanted = normalise(text)
     conditions: list[Condition] = []
     for match in _WORD.finditer(wanted):
+        scope.budget.spend(cost.WORD, name)
         word = match.group()[:_LONGEST]
         whole = tuple(f"{key}={word}" for key in keys)
         is_beginning = wanted[match.end() : match.end() + 1] == "*"

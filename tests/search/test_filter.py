@@ -11,6 +11,7 @@ from app.errors import BadRequest
 from app.fhir.json import decode_stored
 from app.records.versions import Change
 from app.runtime.mongo import Mongo
+from app.search.cost import Budget
 from app.search.extract import extract
 from app.search.filter_grammar import Assertion, Connection, Negation, parse as parse_filter
 from app.search.query import Query, parse
@@ -33,7 +34,7 @@ def shape(text: str) -> Any:
             case Connection(word, nodes):
                 return (word, *map(of, nodes))
 
-    return of(parse_filter(text))
+    return of(parse_filter(text, Budget()))
 
 
 @pytest.mark.parametrize(
