@@ -59,6 +59,17 @@ class Piece(NamedTuple):
     patients: Sequence[str] = ()
 
 
+def _most_of_client(context: Context) -> int | None:
+    """How many exports of the caller may be under way at once; None for any number up to that of all."""
+    access, settings = context.access, context.settings
+    if settings.max_exports_per_client is not None:
+        is_exempt = access is not None and access.is_administrator
+        return None if is_exempt else settings.max_exports_per_client
+    if access is None or access.is_administrator:
+        return None
+    return (settings.max_exports + 1) // 2
+
+
 class Jobs:
     """The rows of exports and of their files."""
 
@@ -85,7 +96,7 @@ class Jobs:
             await collections.ensure(self._mongo, name)
 
     async def request(self, context: Context, asked: ExportRequest, request: str) -> str:
-        """A new export's id. Raises TooManyRequests where too many are under way.
+        """A new export's id. Raises TooManyRequests where too many are under way, of all or of this client.
 
         The row comes first and is counted after that: of two that come at once, at most both are refused.
         """
@@ -106,14 +117,23 @@ class Jobs:
             "lines": 0,
         }
         await self._exports.insert_one(row)
-        under_way = await self._exports.count_documents({"state": {"$in": OPEN}})
-        if under_way > context.settings.max_exports:
+        refusal = await self._refusal(context)
+        if refusal is not None:
             await self._exports.delete_one({"_id": row["_id"]})
-            raise TooManyRequests(
-                "Too many exports are under way; try again later",
-                headers={"Retry-After": str(_RETRY_KICK_OFF_SECONDS)},
-            )
+            raise TooManyRequests(refusal, headers={"Retry-After": str(_RETRY_KICK_OFF_SECONDS)})
         return str(row["_id"])
+
+    async def _refusal(self, context: Context) -> str | None:
+        """Why there is one export too many; None where there is not."""
+        under_way = {"state": {"$in": OPEN}}
+        most = _most_of_client(context)
+        if most is not None:
+            own = {**under_way, "caller.client_id": context.caller.client_id}
+            if await self._exports.count_documents(own) > most:
+                return f"This client may have {most} exports under way at once; try again when one is done"
+        if await self._exports.count_documents(under_way) > context.settings.max_exports:
+            return "Too many exports are under way; try again later"
+        return None
 
     async def read(self, export_id: str, client_id: str, now: datetime) -> Document | None:
         """An export of this client; None once it was cancelled or has expired."""

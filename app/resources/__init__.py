@@ -9,4 +9,5 @@ episode_of_care     checks the reason for which case management ended
 search_parameter    refuses an active SearchParameter that cannot be searched by
 matching_needs      keeps from others what Subscriptions are evaluated by
 subscription        refuses what cannot be served, masks secrets and sets the status
+subscription_limits bounds how long criteria are, and how many Subscriptions a client has
 """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import Forbidden, Issue, Unprocessable
 from app.fhir.json import Resource
 from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError, origin
+from app.resources import subscription_limits
 from app.resources.type_rules import Prepared
 from app.runtime import secrets
 from app.runtime.masking import MASK, mask
@@ -34,6 +35,7 @@ async def prepare(
     The stored copy has masked header values; the values themselves go into `private`, and back to the writer alone.
     Any status that the client sends, but `off`, becomes `requested`: the server proves the endpoint anew.
     """
+    subscription_limits.check_size(context, resource)
     sent = resource.get("channel", {}).get("header", [])
     known = await _private(context, previous.id) if previous is not None else {}
     headers = _unmasked(context, resource, sent, previous, known)
@@ -42,6 +44,7 @@ async def prepare(
         full, context.services.get(SubscriptionRegistry).catalogue, context.settings
     )
     check_rights(context, read)
+    await subscription_limits.check_number(context, resource, previous)
     if resource.get("status") != "off":
         await _check_criteria(context, read)
     if read.end is not None and read.end <= context.services.mongo.now():

@@ -355,3 +355,18 @@ class Commands(pymongo.monitoring.CommandListener):
     def succeeded(self, event: Any) -> None: ...
 
     def failed(self, event: Any) -> None: ...
+
+
+async def test_one_client_does_not_take_the_place_of_the_others(mongod: str) -> None:
+    async with a_world(mongod, max_exports=4) as world, world.server.exports._running:
+        for _ in range(2):
+            await kick_off(world, "north", "/$export?_type=Patient")
+        refused = await world.get("north", "/$export?_type=Patient", headers=ASYNC)
+        outcome = assert_outcome(refused, 429, "throttled")
+        assert "This client may have 2 exports" in outcome["issue"][0]["diagnostics"]
+        assert int(refused.headers["retry-after"]) > 0
+        for _ in range(2):
+            await kick_off(world, "admin", "/$export?_type=Patient")
+        refused = await world.get("south", "/$export?_type=Patient", headers=ASYNC)
+        outcome = assert_outcome(refused, 429, "throttled")
+        assert "Too many exports" in outcome["issue"][0]["diagnostics"]
