@@ -22,7 +22,7 @@ from app.api.admin import operators
 from app.api.readiness import Readiness
 from app.api.smart import Smart
 from app.api.transport import Transport
-from app.audit.log import AuditLog
+from app.audit.log import AuditLog, note_off
 from app.authentication.access_tokens import Authority, base_url as own_base_url
 from app.authentication.caller import SERVER
 from app.authorization.access import Accesses
@@ -72,6 +72,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 audit = AuditLog(settings, mongo, owner)
                 await audit.start()
                 running.push_async_callback(audit.stop)
+            else:
+                await note_off(mongo, settings, owner)
             reactions = [each for each in REACTIONS if each.is_wanted(settings)]
             store = Store(
                 mongo,

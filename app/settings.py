@@ -331,6 +331,15 @@ class Settings(BaseSettings):
         None,
         description="Whether all is put on record, or else refused; unset: required with smart (docs/audit.md).",
     )
+    audit_head_directory: Path | None = Field(
+        None,
+        description="Directory for what is kept of the audit outside of the database; unset: ~/.local/state/carerelay.",
+    )
+    audit_syslog: str = Field(
+        "",
+        pattern=r"^(/.+|[^/]+:\d+)?$",
+        description="Syslog that hears each minute how far the audit has come: a socket's path, or host:port by UDP.",
+    )
     audit_retention_days: float = Field(
         2190, ge=1, description="Days for which the audit is kept; six years as HIPAA asks."
     )
@@ -364,6 +373,11 @@ class Settings(BaseSettings):
         False,
         description="Mail is secured all the way to its reader (as Direct is), so it may carry whole resources.",
     )
+
+    @property
+    def state_home(self) -> Path:
+        """Where the server keeps what it has to know of the database apart from it. Raises RuntimeError for nowhere."""
+        return self.audit_head_directory or _home("XDG_STATE_HOME", ".local/state")
 
     @property
     def own_key_file(self) -> Path:

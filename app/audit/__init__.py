@@ -8,6 +8,9 @@ write_batch        lets entries of the same moment share one insert
 refusal_counter    bounds the entries that strangers can cause
 recorded           records what is being asked when it ends, by an answer or a failure
 balp               shows an entry as an AuditEvent
+kept_head          is the registry's head outside of the database: a sealed file, and a syslog
+head_keeper        keeps it each minute, and notices what was cut off meanwhile
+version_check      compares the audit with the versions of resources
 verification       checks that the rows are as they were written
 accounting         lists whom a patient's data were shown or sent to
 

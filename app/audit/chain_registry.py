@@ -4,6 +4,7 @@ _id    1, 2, 3 ...
 kind   begin       a chain begins; its first row holds this row's hash
        checkpoint  the last rows of chains now: a chain that is cut off before its row is detected
        close       a chain ends; `sure` is false where the result of its last insert is unknown: rows may follow
+       off         a process begins that records nothing: until the next begin, versions have no entries
        retire      all chains begun before `before` are past their time and deleted; `heads` are their last rows
 heads  [{c: chain, n: number, h: hash}]
 prev, hash   as in a chain
@@ -26,7 +27,7 @@ from app.runtime import collections
 from app.runtime.mongo import Document, Mongo
 from app.runtime.secrets import Secrets
 
-ChainRowKind = Literal["begin", "checkpoint", "close", "retire"]
+ChainRowKind = Literal["begin", "checkpoint", "close", "off", "retire"]
 COLLECTION = "audit_registry"
 _TRIES, _BACK_OFF = 100, 0.005
 
@@ -51,7 +52,7 @@ class ChainRegistry:
         Raises Unavailable after _TRIES lost races with other processes.
         """
         for attempt in range(_TRIES):
-            last = await self._rows.find_one({}, sort=[("_id", DESCENDING)])
+            last = await self.newest()
             row: Document = {
                 "_id": last["_id"] + 1 if last else 1,
                 "at": self._mongo.now(),
@@ -70,6 +71,21 @@ class ChainRegistry:
                 continue
             return row
         raise Unavailable("The registry of the audit is contended; try again")
+
+    async def newest(self) -> Document | None:
+        """The last row."""
+        row: Document | None = await self._rows.find_one({}, sort=[("_id", DESCENDING)])
+        return row
+
+    async def is_off(self) -> bool:
+        """Whether the last process to begin records nothing."""
+        off, begin = await self.last("off"), await self.last("begin")
+        return off is not None and (begin is None or off["_id"] > begin["_id"])
+
+    async def has(self, number: int, hash_: str) -> bool:
+        """Whether the row of this number is there, with this hash."""
+        row = await self._rows.find_one({"_id": number}, {"hash": 1})
+        return row is not None and row["hash"].hex() == hash_
 
     async def last(self, kind: ChainRowKind) -> Document | None:
         """The newest row of a kind."""

@@ -20,6 +20,7 @@ from app.audit import chain_registry
 from app.audit.chain_registry import ChainRegistry, head_of
 from app.audit.entry import AuditedRequest, asking, count, entry
 from app.audit.hash_chain import SORRY, HashChain, Links, place
+from app.audit.head_keeper import HeadKeeper
 from app.audit.refusal_counter import Refusals
 from app.audit.write_batch import WriteBatch
 from app.authentication.caller import Caller
@@ -47,7 +48,9 @@ class AuditLog:
         """Raises SecretsError where the secret key cannot be used."""
         self.required = settings.audit_mode == "required"
         self.lost = 0
-        self.registry = ChainRegistry(mongo, secrets.of_settings(settings), owner)
+        known = secrets.of_settings(settings)
+        self.registry = ChainRegistry(mongo, known, owner)
+        self._keeper = HeadKeeper(settings, known, self.registry)
         self._mongo = mongo
         self.rows = mongo.collection(COLLECTION)
         self._kept = timedelta(days=settings.audit_retention_days)
@@ -71,6 +74,7 @@ class AuditLog:
         await collections.ensure(self._mongo, COLLECTION, models)
         await self.registry.prepare()
         await self._anchor_found()
+        await self._keeper.keep()
         self.loops["audit"].start(self._run())
 
     async def stop(self) -> None:
@@ -82,6 +86,8 @@ class AuditLog:
         self._free = []
         with suppress(PyMongoError):  # the next start finds where they end
             await self.anchor()
+            await self._keeper.keep()
+        self._keeper.close()
 
     def now(self) -> datetime:
         return self._mongo.now()
@@ -212,6 +218,7 @@ class AuditLog:
     async def _tidy(self) -> None:
         await self.sum_up()
         await self.anchor()
+        await self._keeper.keep()
         now = self._mongo.now()
         if self._retire_at is None or now >= self._retire_at:
             self._retire_at = now + _RETIRE_EVERY
@@ -221,6 +228,13 @@ class AuditLog:
 def within(chain: str) -> Document:
     """The filter of a chain's rows."""
     return {"_id": {"$gt": f"{chain}.", "$lt": f"{chain}/"}}  # `/` is the character after `.`
+
+
+async def note_off(mongo: Mongo, settings: Settings, owner: str) -> None:
+    """Say in the registry, where the database has one, that a process begins which records nothing."""
+    registry = ChainRegistry(mongo, secrets.of_settings(settings), owner)
+    if await registry.newest() is not None:
+        await registry.append("off", [])
 
 
 # Commands of an operator, recorded where the database has an audit.
@@ -236,9 +250,12 @@ async def note(mongo: Mongo, settings: Settings, command: str) -> None:
     if settings.audit_mode == "off" and not has_audit:
         return
     audit = AuditLog(settings, mongo, f"{os.getpid()}-command-line")
+    was_off = await audit.registry.is_off()
     await audit.start()
     try:
         with asking(AuditedRequest(COMMAND_LINE, "", "", f"carerelay {command}")):
             await audit.record([entry("clients", audit.now())])
     finally:
         await audit.stop()
+        if was_off:
+            await audit.registry.append("off", [])

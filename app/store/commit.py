@@ -187,7 +187,11 @@ class Commits:
             if change.type == "AuditEvent" and not change.silent:
                 raise MethodNotAllowed("The audit is written by the server alone")
             previous = change.previous.text if change.previous else ""
-            unit.entries += audit_entry.of_change(change.method, stored, previous)
+            for version in (
+                *(each for each in unit.passing if each.reference == change.key),
+                stored,
+            ):
+                unit.entries += audit_entry.of_change(change.method, version, previous)
 
     def _prepare_change(self, unit: CommitUnit, change: Change) -> None:
         previous = change.previous

@@ -148,7 +148,7 @@ async def test_too_many_exports_are_on_record(world: World) -> None:
     await world.server.exports.drain()
     async with world.server.exports._running:
         for _ in range(world.server.settings.max_exports):
-            await kick_off(world, "north", "/$export?_type=Patient")
+            await kick_off(world, "admin", "/$export?_type=Patient")
         assert (await world.get("south", "/$export", headers=ASYNC)).status_code == 429
     (event,) = await refused(world, agent="south")
     assert entities(event, *QUERY)[0]["description"] == "GET /fhir/$export"
