@@ -16,7 +16,7 @@ from app.context import Context
 from app.errors import BadRequest, TooLarge
 from app.fhir import definitions
 from app.runtime.mongo import Document
-from app.search import compartment, query
+from app.search import compartment, cost, query
 from app.search.query import Query
 
 Level = Literal["system", "patient", "group"]
@@ -118,6 +118,7 @@ def read_filters(
 ) -> tuple[tuple[str, str], ...]:
     """The queries of `_typeFilter`, each tried. Raises BadRequest; lenient, a type beside `_type` is left out."""
     found: list[tuple[str, str]] = []
+    budget = cost.Budget(context.settings.max_search_cost)
     for text in (each for whole in texts for each in _NEXT_QUERY.split(whole)):
         kind, mark, criteria = text.partition("?")
         if not mark or kind not in types:
@@ -128,6 +129,7 @@ def read_filters(
                 code="value",
                 expression="_typeFilter",
             )
+        budget.spend(cost.INCLUSION, "_typeFilter")
         query_of(context, kind, criteria, lenient=lenient)
         found.append((kind, criteria))
     return tuple(found)

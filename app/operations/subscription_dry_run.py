@@ -14,6 +14,7 @@ from app.fhir.instants import instant
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import HistoryRange, ResourceVersion
+from app.resources import subscription_limits
 from app.resources.subscription import check_rights
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.registration import Registration
@@ -34,6 +35,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     count = _DEFAULT_COUNT if count is None else count
     if not 1 <= count <= _MOST:
         raise BadRequest(f"From 1 to {_MOST} events", code="value", expression="count")
+    subscription_limits.check_size(context, draft)
     registry = context.services.get(SubscriptionRegistry)
     read = registration.read(draft, registry.catalogue, context.settings)
     check_rights(context, read)

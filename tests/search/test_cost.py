@@ -57,6 +57,11 @@ async def test_as_much_as_the_budget_is_answered(client: httpx.AsyncClient) -> N
     assert (answer.status_code, answer.json().get("entry")) == (200, None)
 
 
+def dry_run(subscription: dict[str, Any]) -> dict[str, Any]:
+    parameter = {"name": "subscription", "resource": subscription}
+    return {"resourceType": "Parameters", "parameter": [parameter]}
+
+
 async def test_every_way_in_has_the_budget(client: httpx.AsyncClient) -> None:
     asked = "identifier:not=" + many(300, "&identifier:not=", "x{}")
     patient = {"resourceType": "Patient"}
@@ -66,6 +71,13 @@ async def test_every_way_in_has_the_budget(client: httpx.AsyncClient) -> None:
         await client.delete(f"/Patient?{asked}"),
         await client.post("/_search", content=asked.replace("identifier", "_tag"), headers=FORM),
         await client.get("/Patient/p/*?" + asked.replace("identifier", "_tag")),
+        await client.get(
+            "/$export?" + many(60, "&", "_typeFilter=Patient?_id=x{}"),
+            headers={"Prefer": "respond-async"},
+        ),
+        await client.post(
+            "/Subscription/$dry-run", json=dry_run(classic("Patient?_id=" + "x," * 200_000))
+        ),
     ):
         assert_outcome(answer, 422, "too-costly")
     entry = {"request": {"method": "GET", "url": f"Patient?{asked}"}}
