@@ -47,6 +47,10 @@ def free_port(wanted: int, console: Console) -> int:
     return port
 
 
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 @contextmanager
 def server(
     settings: Settings, directory: Path, port: int, more: Mapping[str, str]
@@ -60,7 +64,7 @@ def server(
     command += ["--port", str(port), "--data", str(directory)]
     if settings.mongodb_uri:
         command += ["--mongodb-uri", settings.mongodb_uri]
-    with (directory / "server.log").open("wb") as log:
+    with open(directory / "server.log", "wb", opener=_for_its_owner) as log:
         process = child_process.spawn(command, output=log, env={**os.environ, **OPERATOR, **more})
     try:
         yield process
