@@ -33,15 +33,19 @@ class HeadKeeper:
             file = KeptHead(place(self._settings), self._secrets)
             known = await asyncio.to_thread(file.read)
             if known is not None and not await self._registry.has(known.number, known.hash):
-                extra = {"action": "audit-cut", "hash": known.hash}
-                log.error("the audit was cut back: a row that was kept is not there", extra=extra)
+                log.error(
+                    "the audit was cut back: a row that was kept is not there",
+                    extra={"action": "audit-cut", "hash": known.hash},
+                )
                 return
             await asyncio.to_thread(file.advance, head)
         except KeptHeadError as error:
             log.error("audit head: %s", error, extra={"action": "audit-head"})
         except (OSError, RuntimeError) as error:
-            extra = {"action": "audit-head", "error": type(error).__name__}
-            log.warning("audit head not kept outside of the database", extra=extra)
+            log.warning(
+                "audit head not kept outside of the database",
+                extra={"action": "audit-head", "error": type(error).__name__},
+            )
 
     def _send(self, head: Head) -> None:
         if not self._settings.audit_syslog:
@@ -50,8 +54,10 @@ class HeadKeeper:
             self._syslog = self._syslog or Syslog(self._settings.audit_syslog)
             self._syslog.send(head)
         except OSError as error:
-            extra = {"action": "audit-syslog", "error": type(error).__name__}
-            log.warning("audit head not sent to the syslog", extra=extra)
+            log.warning(
+                "audit head not sent to the syslog",
+                extra={"action": "audit-syslog", "error": type(error).__name__},
+            )
 
     def close(self) -> None:
         if self._syslog is not None:
