@@ -15,6 +15,7 @@ from app.coordination.practices import (
     endpoint_subscriptions,
     no_recipient,
     subscription_review,
+    taken_id_review,
     unmatched_review,
 )
 from app.proof import publisher
@@ -29,6 +30,7 @@ REACTIONS: Sequence[Reaction] = (
     no_recipient.REACTION,
     endpoint_subscriptions.REACTION,
     subscription_review.REACTION,
+    taken_id_review.REACTION,
     quiet_period.REACTION,
     *case_management.REACTIONS,
     continuity.REACTION,

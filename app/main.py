@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 settings.max_resource_bytes,
                 owner=owner,
                 audit=audit,
-                reacting={type_ for each in reactions for type_ in each.types},
+                reacting={name for each in reactions for name in (*each.types, *each.topics)},
                 search_state=search_state,
                 secrets=secrets.of_settings(settings),
             )

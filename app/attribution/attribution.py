@@ -7,9 +7,10 @@ because yesterday's PCP would receive what is no longer theirs to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from app.attribution import claims as claims_
 from app.attribution.claims import Claim, Record, Source
@@ -27,12 +28,13 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 class Attribution:
     """The providers who receive a patient's notices, latest first, and the problems found (review reasons).
 
-    `patient` is a reference, after merges were followed.
+    `patient` is a reference, after merges were followed; `way` are all the patients that led there.
     """
 
     patient: str
     providers: tuple[Provider, ...] = ()
     problems: tuple[str, ...] = ()
+    way: tuple[str, ...] = ()
 
 
 async def primary_care(
@@ -68,34 +70,75 @@ async def attributed(store: Reader, patient: str, at: datetime, settings: Settin
 
 async def judged(store: Reader, record: Record, at: datetime, settings: Settings) -> Attribution:
     """`attributed` from a record that has been read already."""
-    problems = ["merged-patient"] if record.merged else []
+    problems = ["merged-patient"] if len(record.way) > 1 else []
     if not record.known:
         problems.append("unknown-patient")
     ended: set[str] = set()
     over = False
-    for source in sources(settings):
-        claims = await _claims(store, record, source, settings)
+    order, base_url = ranks(settings), _base(settings)
+    for rank in order:
+        claims = of_rank(rank, await _claims(store, record, rank.source, settings))
         current = standing(claims, ended, at)
         if not current:
             continue
-        resolved = await resolve(store, current, source, at, _base(settings))
+        resolved = await resolve(store, current, rank.source, at, base_url)
         over = over or resolved.ended
         if resolved.providers:
             providers, several = told_of(resolved)
             problems += ["several-pcps"] if several else []
-            return Attribution(record.patient, providers, tuple(problems))
+            said = standing(by_providers(order, record.claims), ended, at)
+            if said and not rank.is_providers:
+                staff = await resolve(store, said, "care-team", at, base_url)
+                providers = with_staff(providers, staff)
+            return Attribution(record.patient, providers, tuple(problems), record.way)
     problems.append("pcp-period-ended" if ended or over else "no-pcp")
-    return Attribution(record.patient, (), tuple(problems))
+    return Attribution(record.patient, (), tuple(problems), record.way)
 
 
-def sources(settings: Settings) -> Sequence[Source]:
-    """The sources in their order."""
+class Rank(NamedTuple):
+    """A source as far as it has the same weight: what providers say in CareTeams has less than all the others."""
+
+    source: Source
+    is_providers: bool = False
+
+
+def ranks(settings: Settings) -> Sequence[Rank]:
+    """The sources in their order, and behind them what practices and hospitals say themselves."""
     known: dict[str, Source] = {
         "care-team": "care-team",
         "general-practitioner": "general-practitioner",
         "group": "group",
     }
-    return [known[name] for name in settings.attribution.split(",")]
+    found = [Rank(known[name]) for name in settings.attribution.split(",")]
+    own = Rank("care-team", is_providers=True)
+    return [*found, own] if Rank("care-team") in found else found
+
+
+def of_rank(rank: Rank, claims: Sequence[Claim]) -> list[Claim]:
+    """The claims of a source that have the rank's weight."""
+    return [claim for claim in claims if claim.from_provider == rank.is_providers]
+
+
+def by_providers(
+    order: Sequence[Rank], claims: Mapping[Source, Sequence[Claim]]
+) -> Sequence[Claim]:
+    """What practices and hospitals say themselves, where it counts."""
+    return [
+        claim for rank in order if rank.is_providers for claim in of_rank(rank, claims[rank.source])
+    ]
+
+
+def with_staff(providers: Sequence[Provider], staff: Resolved) -> tuple[Provider, ...]:
+    """The providers; where a practice says who of its staff it is for the patient, those in its place."""
+    found: dict[Provider, None] = {}
+    for provider in providers:
+        own = [
+            each
+            for each in staff.providers
+            if each.organization and each.organization == provider.organization
+        ]
+        found.update(dict.fromkeys(own or [provider]))
+    return tuple(found)
 
 
 async def _claims(

@@ -25,30 +25,42 @@ Source = Literal["care-team", "general-practitioner", "group"]
 ROSTERS = "group_members"
 # A chain of merges longer than this is a mistake.
 _MOST_MERGES = 5
+# Where a CareTeam's document has the keys of the claims that practices or hospitals began (app/resources/care_team.py),
+# and the fields that its claims are read from.
+FROM_PROVIDERS = "from_providers"
+TEAM_FIELDS = {"text": 1, f"private.{FROM_PROVIDERS}": 1, "by": 1}
 _NO_ROSTER: Mapping[str, Any] = {"pcp": ()}
 _PROVIDERS = frozenset({"Practitioner", "PractitionerRole", "Organization"})
 
 
 class Claim(NamedTuple):
-    """One source's claim that `reference` is the patient's PCP in a span; `behalf` is the organization acted for."""
+    """One source's claim that `reference` is the patient's PCP in a span; `behalf` is the organization acted for.
+
+    `from_provider`: a practice or hospital said so in a CareTeam, which may be the one that gains by it.
+    """
 
     reference: str
     span: Span
     behalf: str | None = None
+    from_provider: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The claims of a patient's own record, and the patient's memberships in Groups.
 
-    `patient` is the survivor where the patient was merged; `known` is False where that Patient is not stored.
+    `patient` is the survivor where the patient was merged, at the end of the `way`; `known` is False where that Patient
+    is not stored.
     """
 
-    patient: str
+    way: tuple[str, ...]
     known: bool
-    merged: bool
     claims: Mapping[Source, Sequence[Claim]]
     memberships: Mapping[str, Sequence[Span]]
+
+    @property
+    def patient(self) -> str:
+        return self.way[-1]
 
 
 async def read(store: Reader, patient: str, base_url: str) -> Record:
@@ -59,7 +71,7 @@ async def read(store: Reader, patient: str, base_url: str) -> Record:
         found, teams, rows = await store.find_together(
             (
                 ("Patient", {"_id": patient[8:], "terms": EVERY}, {"text": 1}),
-                ("CareTeam", teams_of([patient], base_url), {"text": 1}),
+                ("CareTeam", teams_of([patient], base_url), TEAM_FIELDS),
                 (ROSTERS, {"_id.m": {"$in": members}}, {"when": 1}),
             )
         )
@@ -70,15 +82,11 @@ async def read(store: Reader, patient: str, base_url: str) -> Record:
         followed.append(survivor)
         patient = survivor
     claims: dict[Source, Sequence[Claim]] = {
-        "care-team": [
-            claim
-            for team in teams
-            for claim in of_care_team(fhir_json.decode_stored(team["text"]), base_url)
-        ],
+        "care-team": [claim for team in teams for claim in of_stored_team(team, base_url)],
         "general-practitioner": list(of_patient(resource, base_url)),
     }
     memberships = group_members.memberships_in(rows)
-    return Record(patient, bool(found), len(followed) > 1, claims, memberships)
+    return Record(tuple(followed), bool(found), claims, memberships)
 
 
 async def of_rosters(
@@ -121,6 +129,22 @@ def of_care_team(team: Resource, base_url: str) -> Iterator[Claim]:
             continue
         behalf = relative(participant.get("onBehalfOf", {}).get("reference"), base_url)
         yield Claim(named, spans.within(whole, spans.of(participant.get("period"))), behalf)
+
+
+def of_stored_team(row: Mapping[str, Any], base_url: str) -> Iterator[Claim]:
+    """`of_care_team` of a document with TEAM_FIELDS, each claim with whose it is.
+
+    Of teams that were stored before that was kept, what any organization wrote counts as a provider's.
+    """
+    begun = row.get("private", {}).get(FROM_PROVIDERS)
+    for claim in of_care_team(fhir_json.decode_stored(row["text"]), base_url):
+        is_own = bool(row.get("by")) if begun is None else key(claim) in begun
+        yield claim._replace(from_provider=is_own)
+
+
+def key(claim: Claim) -> str:
+    """A text by which a claim is known again."""
+    return " ".join(str(each) for each in (claim.reference, claim.behalf, *claim.span))
 
 
 def of_patient(patient: Resource, base_url: str) -> Iterator[Claim]:

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from app.attribution import claims as claims_
-from app.attribution.attribution import Listening, is_heard, sources, standing, told_of
+from app.attribution.attribution import (
+    Listening,
+    Rank,
+    by_providers,
+    is_heard,
+    of_rank,
+    ranks,
+    standing,
+    told_of,
+    with_staff,
+)
 from app.attribution.claims import ROSTERS, Claim, Source
 from app.attribution.practices import Provider, Roles, read_roles, resolve_by, with_endpoints
 from app.fhir import json as fhir_json
@@ -90,11 +100,11 @@ async def _primary_care(
     }
     names = [claim.reference for own in claims.values() for each in own.values() for claim in each]
     roles = await read_roles(store, names, base_url) if names else Roles({}, {})
-    order = sources(settings)
+    order = ranks(settings)
     found = {}
     for patient in wanted:
         own = claims[survivors[patient]]
-        providers, several = _judged([(each, own[each]) for each in order], roles, at, base_url)
+        providers, several = _judged(order, own, roles, at, base_url)
         is_itself = records[patient].known and survivors[patient] == patient
         found[patient] = _PrimaryCare(providers, is_itself and not several)
     return found
@@ -120,16 +130,25 @@ class _Record:
 
 
 def _judged(
-    claims: Sequence[tuple[Source, Sequence[Claim]]], roles: Roles, at: datetime, base_url: str
+    order: Sequence[Rank],
+    claims: Mapping[Source, Sequence[Claim]],
+    roles: Roles,
+    at: datetime,
+    base_url: str,
 ) -> tuple[tuple[Provider, ...], bool]:
     """The providers who receive notices, and whether a person should choose among them."""
     ended: set[str] = set()
-    for source, each in claims:
-        current = standing(each, ended, at)
+    for rank in order:
+        current = standing(of_rank(rank, claims[rank.source]), ended, at)
         if current:
-            resolved = resolve_by(roles, current, source, at, base_url)
+            resolved = resolve_by(roles, current, rank.source, at, base_url)
             if resolved.providers:
-                return told_of(resolved)
+                providers, several = told_of(resolved)
+                if not rank.is_providers:
+                    said = standing(by_providers(order, claims), ended, at)
+                    staff = resolve_by(roles, said, "care-team", at, base_url)
+                    providers = with_staff(providers, staff)
+                return providers, several
     return (), False
 
 
@@ -160,7 +179,7 @@ async def _round(store: Reader, patients: Sequence[str], base_url: str) -> dict[
                 {"_id": {"$in": [each[8:] for each in patients]}, "terms": EVERY},
                 {"text": 1},
             ),
-            ("CareTeam", claims_.teams_of(patients, base_url), {"text": 1}),
+            ("CareTeam", claims_.teams_of(patients, base_url), claims_.TEAM_FIELDS),
             (ROSTERS, {"_id.m": {"$in": list(members)}}, {"when": 1}),
         )
     )
@@ -171,10 +190,9 @@ async def _round(store: Reader, patients: Sequence[str], base_url: str) -> dict[
         record.survivor = claims_.survivor_of(resource, base_url)
         record.own = list(claims_.of_patient(resource, base_url))
     for row in teams:
-        team = fhir_json.decode_stored(row["text"])
-        record_of_team = records.get(_subject(team, base_url))
+        record_of_team = records.get(_subject(fhir_json.decode_stored(row["text"]), base_url))
         if record_of_team is not None:
-            record_of_team.teams += claims_.of_care_team(team, base_url)
+            record_of_team.teams += claims_.of_stored_team(row, base_url)
     by_member: dict[str, list[Document]] = {}
     for row in rows:
         by_member.setdefault(members[row["_id"]["m"]], []).append(row)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 # An organization's role towards its patients; docs/access.md says what each may see and write.
-Role = Literal["practice", "hospital", "plan", "state", "administrator", "everybody", "server"]
+Role = Literal[
+    "practice", "hospital", "plan", "state", "directory", "administrator", "everybody", "server"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from app.runtime.mongo import Document, Mongo
 COLLECTION = "clients"
 # The algorithms that clients may sign assertions with.
 ALGORITHMS = ("RS384", "ES384")
-ROLES = ("practice", "hospital", "plan", "state", "administrator")
+ROLES = ("practice", "hospital", "plan", "state", "directory", "administrator")
 # Seconds for which a row is cached.
 BELIEVED = 1.0
 _MAX_KEPT = 10_000

@@ -11,6 +11,9 @@ candidates          pages through what a filter finds and keeps what may be seen
 restricted_store    is the store as a caller may see it
 subject_store       is the store as far as it is about the patients of one matter
 write_check         judges the changes of one commit before they are written
+named_resources     judges what a write names: whose word it is, and where its references lead
+directory_entries   says what the owner of a directory entry may not change of it
+taken_ids           answers a write under an id that a hidden resource has
 
 docs/access.md, docs/decisions/0010-access.md, docs/decisions/0023-subject-store.md
 """

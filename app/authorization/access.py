@@ -86,7 +86,7 @@ class Access:
         self.restrictions = Restrictions(self.scopes, accesses.settings)
         self._disclosure = accesses.disclosure
         self._panels = accesses.panels
-        self._base_url = accesses.settings.base_url.rstrip("/")
+        self.base_url = accesses.settings.base_url.rstrip("/")
         # By type and right. Scopes and role never change; a sight may depend on the family and is kept with it.
         self._allowed: dict[tuple[str, Action], bool] = {}
         self._sights: dict[tuple[str, Action], tuple[OrganizationTree | None, Sight]] = {}
@@ -171,7 +171,7 @@ class Access:
         family: OrganizationTree,
         filters: list[Filter],
     ) -> Sight:
-        found = [relations.filter_of(each, resource_type, family, self._base_url) for each in read]
+        found = [relations.filter_of(each, resource_type, family, self.base_url) for each in read]
         named = [each for each in found if each is not None]
         if len(named) == len(found):
             filters.append(named[0] if len(named) == 1 else {"$or": named})
@@ -188,7 +188,7 @@ class Access:
                     panel = await self._panels.of(self.caller.role, family)
                 part = None if panel is None else self._about_panel(resource_type, panel)
             else:
-                part = relations.filter_of(relation, resource_type, family, self._base_url)
+                part = relations.filter_of(relation, resource_type, family, self.base_url)
             if part is None:
                 return None
             parts.append(part)
@@ -233,7 +233,7 @@ class Access:
         passed: set[str] = set()
         family = await self.family()
         traits = {
-            row["_id"]: (row, relations.traits_of(resource_type, row, self._base_url))
+            row["_id"]: (row, relations.traits_of(resource_type, row, self.base_url))
             for row in rows
         }
         for relation in sorted(by, key=lambda each: each not in KNOWN_ALREADY):
@@ -250,7 +250,7 @@ class Access:
                     key
                     for key, (row, _) in left.items()
                     if relations.holds(
-                        relation, resource_type, row, family, self.caller, self._base_url
+                        relation, resource_type, row, family, self.caller, self.base_url
                     )
                 }
         return passed

@@ -87,7 +87,9 @@ class Panels:
         return await self._with_merged(found) if len(found) <= _MOST else None
 
     async def _members(self, family: OrganizationTree, *, by_coverage: bool) -> set[str] | None:
-        found = await self._listed(await self._relationships.groups(family))
+        found = await self._listed(
+            await self._relationships.groups(family, managed=not by_coverage)
+        )
         if by_coverage and len(found) <= _MOST:
             payors = self._terms("Coverage", "payor", family)
             filter_ = {"$and": [{"terms": {"$in": payors}}, {"terms": "status=active"}]}

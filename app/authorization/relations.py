@@ -13,7 +13,15 @@ from typing import Any
 from app.attribution import claims
 from app.authentication.caller import Caller, Role
 from app.authorization.relationships import OrganizationTree, Relationships
-from app.authorization.rules import BY_COVERAGE, OWNERS, PATIENTS, Relation
+from app.authorization.rules import (
+    BY_COVERAGE,
+    LEADS_TO,
+    LEADS_TO_OWN,
+    OWNERS,
+    PATIENTS,
+    SPEAKS_FOR,
+    Relation,
+)
 from app.consent import labels
 from app.consent.labels import Labels
 from app.search.expression import follow
@@ -22,6 +30,9 @@ from app.search.parameters import reference
 from app.search.search_parameters import parameters, standard
 from app.search.terms import senders, unescape
 
+# Search parameters that rules read besides those of OWNERS and of these tables.
+_FURTHER = {"Group": "managing-entity", "Provenance": "target"}
+_NAMING = (SPEAKS_FOR, LEADS_TO, LEADS_TO_OWN)
 # The `_id` and `terms` of a document. A version's `_id` identifies the version, and its `id` the resource.
 DocumentRow = Mapping[str, Any]
 _SECURITY = "_security="
@@ -100,7 +111,8 @@ def very_restricted() -> tuple[str, ...]:
     return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
 
 
-def _named(resource_type: str, code: str, row: DocumentRow, base_url: str) -> set[str]:
+def named(resource_type: str, code: str, row: DocumentRow, base_url: str) -> set[str]:
+    """The resources on this server (`Organization/o1`) that a search parameter leads to."""
     parameter = parameters(resource_type)[code]
     return {f"{kind}/{id_}" for kind, id_ in reference.targets(parameter, row["terms"], base_url)}
 
@@ -108,11 +120,9 @@ def _named(resource_type: str, code: str, row: DocumentRow, base_url: str) -> se
 def facts_of(resource_type: str, resource_id: str, resource: Mapping[str, Any]) -> DocumentRow:
     """The terms of an unstored resource that relations read, at a tenth of the cost of extracting all."""
     codes = {
-        "service-provider" if resource_type == "Encounter" else None,
-        "managing-entity" if resource_type == "Group" else None,
         OWNERS.get(resource_type),
-        "payor" if resource_type == "Coverage" else None,
-        "practitioner" if resource_type == "PractitionerRole" else None,
+        _FURTHER.get(resource_type),
+        *(table[resource_type][0] for table in _NAMING if resource_type in table),
     }
     subject = about(resource_type)
     wanted = [parameters(resource_type)[code] for code in codes if code]
@@ -135,26 +145,8 @@ def holds(
     caller: Caller,
     base_url: str,
 ) -> bool:
-    """Whether a resource has a relation that its own terms decide: any but `patients`."""
+    """Whether a resource has a relation that its own terms decide: any but `patients` and `targets`."""
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
-
-
-def names_only(
-    code: str, resource_type: str, row: DocumentRow, family: OrganizationTree, base_url: str
-) -> bool:
-    """Whether all Organizations that an element names are of the family; true where it names none."""
-    named = _named(resource_type, code, row, base_url)
-    return all(each in family for each in named)
-
-
-def same(
-    codes: Iterable[str], resource_type: str, row: DocumentRow, other: DocumentRow, base_url: str
-) -> bool:
-    """Whether two versions have the same references by these search parameters."""
-    return all(
-        _named(resource_type, code, row, base_url) == _named(resource_type, code, other, base_url)
-        for code in codes
-    )
 
 
 Holds = Callable[[str, DocumentRow, OrganizationTree, Caller, str], bool]
@@ -173,7 +165,7 @@ def _by(code: str, only: str) -> Holds:
         resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
     ) -> bool:
         return resource_type == only and not family.isdisjoint(
-            _named(resource_type, code, row, base)
+            named(resource_type, code, row, base)
         )
 
     return holds_
@@ -183,7 +175,7 @@ def _owned(
     resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
 ) -> bool:
     code = OWNERS.get(resource_type)
-    return code is not None and not family.isdisjoint(_named(resource_type, code, row, base))
+    return code is not None and not family.isdisjoint(named(resource_type, code, row, base))
 
 
 def _itself(

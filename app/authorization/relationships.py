@@ -37,6 +37,8 @@ V = TypeVar("V")
 OrganizationTree = frozenset[str]
 # Organizations and a patient.
 Pair = tuple[OrganizationTree, str]
+# Organizations, and whether Groups that they manage count.
+Listing = tuple[OrganizationTree, bool]
 
 
 class Relationships:
@@ -58,7 +60,7 @@ class Relationships:
         self._covered: BatchCache[Pair, bool] = BatchCache(
             self._read_covered, False, lasting=_CACHE_SECONDS
         )
-        self._listed: BatchCache[Pair, bool] = BatchCache(
+        self._listed: BatchCache[tuple[Listing, str], bool] = BatchCache(
             self._read_listed, False, lasting=_CACHE_SECONDS
         )
         self._families: BatchCache[str, OrganizationTree] = BatchCache(
@@ -126,12 +128,13 @@ class Relationships:
     async def members(
         self, patients: Collection[str], family: OrganizationTree, *, by_coverage: bool
     ) -> set[str]:
-        """The patients in a Group of the family (`groups`) and, with `by_coverage`, under a Coverage that it pays."""
-        pairs = [(family, each) for each in patients]
-        found = {p for (_, p), is_so in (await self._all(self._listed, pairs)).items() if is_so}
+        """The patients in a Group of the family; with `by_coverage` in a designated one, or under a Coverage it pays."""
+        listing = (family, not by_coverage)
+        listed = await self._all(self._listed, [(listing, each) for each in patients])
+        found = {patient for (_, patient), is_so in listed.items() if is_so}
         if by_coverage:
-            pairs = [pair for pair in pairs if pair[1] not in found]
-            covered = await self._all(self._covered, pairs)
+            left = [(family, each) for each in patients if each not in found]
+            covered = await self._all(self._covered, left)
             found |= {patient for (_, patient), is_so in covered.items() if is_so}
         return found
 
@@ -152,7 +155,7 @@ class Relationships:
 
     async def _read_treated(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
         found: dict[Pair, bool] = {}
-        for family, patients in _by_family(pairs):
+        for family, patients in _by_first(pairs):
             wrote = senders(family)
             rows = await self._store.find(
                 "Patient",
@@ -185,7 +188,7 @@ class Relationships:
     async def _read_covered(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
         found: dict[Pair, bool] = {}
         now = self.now()
-        for family, patients in _by_family(pairs):
+        for family, patients in _by_first(pairs):
             rows = await self._store.find(
                 "Coverage",
                 {
@@ -204,12 +207,15 @@ class Relationships:
                         found[family, patient] = True
         return found
 
-    async def _read_listed(self, pairs: list[Pair]) -> Mapping[Pair, bool]:
-        found: dict[Pair, bool] = {}
+    async def _read_listed(
+        self, pairs: list[tuple[Listing, str]]
+    ) -> Mapping[tuple[Listing, str], bool]:
+        found: dict[tuple[Listing, str], bool] = {}
         now = self.now()
-        for family, patients in _by_family(pairs):
+        for listing, patients in _by_first(pairs):
             members = self._terms("Group", "member", patients)
-            groups = await self.groups(family)
+            family, is_managed = listing
+            groups = await self.groups(family, managed=is_managed)
             keys = [{"g": group, "m": member} for group in groups for member in members]
             for start in range(0, len(keys), _KEYS_AT_ONCE):
                 some = {"_id": {"$in": keys[start : start + _KEYS_AT_ONCE]}}
@@ -217,11 +223,21 @@ class Relationships:
                     (when,) = group_members.memberships_in([row]).values()
                     if any(spans.holds(span, now) for span in when):
                         for patient in self._patients("Group", "member", [row["_id"]["m"]]):
-                            found[family, patient] = True
+                            found[listing, patient] = True
         return found
 
-    async def groups(self, family: OrganizationTree) -> list[str]:
-        """The ids of live Groups that a family manages, or that an executed Contract with its authority is about."""
+    async def groups(self, family: OrganizationTree, *, managed: bool) -> list[str]:
+        """The ids of live Groups that are designated to a family, or with `managed` that it manages."""
+        any_of: list[Document] = [{"_id": {"$in": sorted(await self.designated(family))}}]
+        if managed:
+            any_of.append({"terms": {"$in": self._terms("Group", "managing-entity", family)}})
+        rows = await self._store.find(
+            "Group", {"$and": [{"roster.live": True}, {"$or": any_of}]}, projection={"_id": 1}
+        )
+        return [row["_id"] for row in rows]
+
+    async def designated(self, family: OrganizationTree) -> set[str]:
+        """The ids of the Groups that an executed Contract with the family as its authority is about."""
         contracts = await self._store.find(
             "Contract",
             {
@@ -233,19 +249,12 @@ class Relationships:
             projection={"terms": 1},
         )
         subject = parameters("Contract")["subject"]
-        named = {
+        return {
             id_
             for row in contracts
             for kind, id_ in reference.targets(subject, row["terms"], self._base_url)
             if kind == "Group"
         }
-        managed = {"terms": {"$in": self._terms("Group", "managing-entity", family)}}
-        rows = await self._store.find(
-            "Group",
-            {"$and": [{"roster.live": True}, {"$or": [managed, {"_id": {"$in": sorted(named)}}]}]},
-            projection={"_id": 1},
-        )
-        return [row["_id"] for row in rows]
 
     async def _read_families(self, organizations: list[str]) -> Mapping[str, OrganizationTree]:
         return {each: await self._family(each) for each in organizations}
@@ -287,10 +296,11 @@ def _some(patients: Sequence[str]) -> Iterable[Sequence[str]]:
     return (patients[at : at + _AT_ONCE] for at in range(0, len(patients), _AT_ONCE))
 
 
-def _by_family(pairs: Iterable[Pair]) -> Iterable[tuple[OrganizationTree, Sequence[str]]]:
-    found: dict[OrganizationTree, list[str]] = {}
-    for family, patient in pairs:
-        found.setdefault(family, []).append(patient)
-    for family, patients in found.items():
+def _by_first(pairs: Iterable[tuple[K, str]]) -> Iterable[tuple[K, Sequence[str]]]:
+    """The patients of each of the first halves, some at a time."""
+    found: dict[K, list[str]] = {}
+    for first, patient in pairs:
+        found.setdefault(first, []).append(patient)
+    for first, patients in found.items():
         for some in _some(patients):
-            yield family, some
+            yield first, some

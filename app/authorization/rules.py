@@ -6,6 +6,7 @@ A relation is a claim about a resource and the caller's organization, or one tha
 
     everyone   holds for every resource
     patients   every patient that the resource is about is the organization's (PATIENTS says what that means)
+    targets    every resource here that a Provenance is about may be changed by the organization
     sent       the organization wrote a version of it
     provided   an Encounter whose serviceProvider the organization is
     managed    a Group whose managingEntity the organization is
@@ -37,7 +38,7 @@ Room = Literal[
     "closed",
 ]
 Relation = Literal[
-    "everyone", "patients", "sent", "provided", "managed", "owned", "itself", "published"
+    "everyone", "patients", "targets", "sent", "provided", "managed", "owned", "itself", "published"
 ]
 # The ways in which a patient is an organization's.
 Belonging = Literal["attributed", "treated", "member"]
@@ -62,7 +63,7 @@ ALL = Rule(read=("everyone",), old=("everyone",), new=("everyone",))
 _DIRECTORY = Rule(read=("everyone",), old=("owned", "itself"), new=("owned", "itself"))
 _REFERENCE = Rule(read=("everyone",))
 _OWN = Rule(read=("sent",), old=("sent",), new=("everyone",))
-_PROVENANCE = Rule(read=("patients", "sent"), new=("patients",))
+_PROVENANCE = Rule(read=("patients", "sent"), new=("targets",))
 _RECORD = Rule(read=("patients",), old=("patients",), new=("patients",))
 _BASIC = Rule(read=("patients", "published"), old=("patients",), new=("patients",))
 _PATIENT = Rule(read=("patients",), old=("patients",), new=("patients",), fresh=True)
@@ -87,7 +88,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "reference": _REFERENCE,
         "subscription": _OWN,
         "paper": _OWN,
-        "provenance": Rule(read=("sent",), old=(), new=("patients",)),
+        "provenance": Rule(read=("sent",), new=("targets",)),
     },
     "plan": {
         "patient": _PATIENT,
@@ -110,6 +111,8 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "subscription": _OWN,
         "provenance": Rule(read=("patients",)),
     },
+    # It keeps the directory for everybody, and sees no patient.
+    "directory": {"directory": ALL, "reference": _REFERENCE},
 }
 
 # The way in which a patient is a role's: in its primary care now, treated there, or a member of a plan or Group now.
@@ -119,19 +122,24 @@ PATIENTS: Mapping[Role, Belonging] = {
     "plan": "member",
     "state": "member",
 }
-# A plan's members are those of its Coverages, too; a state agency's are designated by Groups alone.
+# A plan's members are those of its Coverages, and of Groups that a Contract designates: a Group that it manages is
+# written by itself. A state agency writes none, so that those it manages designate its members too.
 BY_COVERAGE: frozenset[Role] = frozenset({"plan"})
 
 # Roles that a patient's general refusal of access for providers is not about (docs/consent.md, "authority").
 NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
 
+# Roles of organizations that care for patients: they gain or lose patients by who is named as primary care provider.
+PROVIDERS: frozenset[Role] = frozenset({"practice", "hospital"})
+
 # Read past consent and labels: the organization knows it already. Only administrators read what is labelled V.
 KNOWN_ALREADY: frozenset[Relation] = frozenset({"sent", "provided"})
 
-# Elements by which a role's writing could speak for another organization: they must name its own, or none.
-SPEAKS_FOR: Mapping[tuple[Role, str], str] = {
-    ("hospital", "Encounter"): "service-provider",
-    ("plan", "Coverage"): "payor",
+# The search parameter and the element that say whose word a resource is. What names an Organization is written, changed
+# and deleted by that one alone.
+SPEAKS_FOR: Mapping[str, tuple[str, str]] = {
+    "Coverage": ("payor", "payor"),
+    "Encounter": ("service-provider", "serviceProvider"),
 }
 
 # The search parameter that names a directory entry's owner. Entries of other types have none but `itself`.
@@ -141,8 +149,22 @@ OWNERS: Mapping[str, str] = {
     "Location": "organization",
     "PractitionerRole": "organization",
 }
-# Roles decide whose patient somebody is: the owner may change the other elements of an entry, and create none.
-FIXED: Mapping[str, tuple[str, ...]] = {"PractitionerRole": ("organization", "practitioner")}
+# Elements that decide whose patient somebody is, or who is told: who keeps the directory writes them. The owner of an
+# entry changes the others, and may end it: set `active` to false, or its period to an earlier end.
+FIXED: Mapping[str, tuple[str, ...]] = {
+    "Organization": ("partOf",),
+    "PractitionerRole": ("organization", "practitioner", "code"),
+}
+KEEPERS: frozenset[Role] = frozenset({"administrator", "directory"})
+
+# The search parameter and the element whose targets on this server have to be ones that the writer sees, but for those
+# that the version before has already.
+LEADS_TO: Mapping[str, tuple[str, str]] = {"Patient": ("link", "link")}
+# The same of targets that have to be the writer's to change.
+LEADS_TO_OWN: Mapping[str, tuple[str, str]] = {
+    "Organization": ("endpoint", "endpoint"),
+    "PractitionerRole": ("endpoint", "endpoint"),
+}
 
 _DIRECTORY_TYPES = (
     "Endpoint",

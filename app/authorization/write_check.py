@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from app.authentication.scopes import Action
-from app.authorization import relations
+from app.authorization import directory_entries, named_resources, relations, taken_ids
 from app.authorization.access import Access
 from app.authorization.relations import DocumentRow
-from app.authorization.rules import FIXED, SPEAKS_FOR, rule_of
+from app.authorization.rules import KEEPERS, LEADS_TO, LEADS_TO_OWN, SPEAKS_FOR, rule_of
 from app.errors import Forbidden
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, RECIPIENT_KIND
 from app.fhir.json import Resource
@@ -34,48 +35,64 @@ def refused() -> Forbidden:
 
 async def check(access: Access, changes: Sequence[Change]) -> None:
     """Raises Forbidden for the first change that the caller may not make."""
-    promised = frozenset(
-        f"Patient/{change.id}" for change in changes if change.type == "Patient" and _is_new(change)
+    together = _Together(
+        frozenset(f"{change.type}/{change.id}" for change in changes if _is_new(change)),
+        frozenset(f"{change.type}/{change.id}" for change in changes if change.resource),
     )
-    await asyncio.gather(*(_Writing(access, change, promised).check() for change in changes))
+    await asyncio.gather(*(_Writing(access, change, together).check() for change in changes))
 
 
 def _is_new(change: Change) -> bool:
     return change.previous is None or change.previous.deleted
 
 
-class _Writing:
-    """One change. `promised` are the patients that the same commit creates."""
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """The resources (`Patient/p1`) that one commit creates, and all that it writes, each of which is judged itself."""
 
-    def __init__(self, access: Access, change: Change, promised: frozenset[str]) -> None:
+    created: frozenset[str]
+    written: frozenset[str]
+
+
+class _Writing:
+    """One change, judged as a part of its commit."""
+
+    def __init__(self, access: Access, change: Change, together: _Together) -> None:
         self._access = access
         self._change = change
-        self._promised = promised
+        self._together = together
         self._action = _ACTIONS[change.method]
-        self._base_url = access.settings.base_url.rstrip("/")
+        self._base_url = access.base_url
         self._rule = rule_of(access.caller.role, change.type)
 
     async def check(self) -> None:
-        change = self._change
-        self._access.require(change.type, self._action)
-        before = await self._before()
+        change, access = self._change, self._access
+        access.require(change.type, self._action)
+        hidden = await self._hidden()
+        before = None if hidden else await self._before()
         if change.resource is not None:
             await self._check_new(before, change.resource)
-        if not self._access.is_administrator:
+        if access.caller.role not in KEEPERS:
+            directory_entries.check(change, self._base_url)
+        if not access.is_administrator:
             check_server_owned(change)
+        if hidden is not None:
+            raise await taken_ids.refusal(access, change, hidden)
+
+    async def _hidden(self) -> DocumentRow | None:
+        """The row that is stored under the id of what the caller takes for new, where there is one."""
+        change = self._change
+        if change.previous is not None or change.method == "create":
+            return None
+        return (await self._access.current(change.type, {change.id})).get(change.id)
 
     async def _before(self) -> DocumentRow | None:
         """The stored version's row; None without one. Raises Forbidden where the caller may not change it."""
         change = self._change
-        if change.previous is None and change.method == "create":
-            return None
-        current = await self._access.current(change.type, {change.id})
-        row = current.get(change.id)
-        if row is None:
-            return None
         if change.previous is None:
-            raise refused()  # it is stored, and hidden from the caller
-        own = await self._access.facts_of(change.type, row)
+            return None
+        row = (await self._access.current(change.type, {change.id})).get(change.id)
+        own = None if row is None else await self._access.facts_of(change.type, row)
         if own is None or not await self._access.related(
             change.type, [own], self._rule.old, is_own_past=True
         ):
@@ -84,6 +101,7 @@ class _Writing:
             fields = extract(change.type, change.previous.resource())
             if not self._access.restrictions.match(change.type, self._action, fields):
                 raise refused()
+        await self._check_word(own)
         return own
 
     async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
@@ -99,18 +117,40 @@ class _Writing:
         row = relations.facts_of(change.type, change.id, resource)
         if not (self._rule.fresh and _is_new(change)) and not await self._is_related(row):
             raise refused()
-        family = await access.family()
-        role = access.caller.role
-        speaks = SPEAKS_FOR.get((role, change.type)) if role else None
-        if speaks and not relations.names_only(speaks, change.type, row, family, self._base_url):
-            raise refused()
-        if change.type in FIXED and (
-            before is None
-            or not relations.same(FIXED[change.type], change.type, row, before, self._base_url)
-        ):
-            raise refused()
+        await self._check_word(row)
+        if access.caller.role not in KEEPERS:
+            await self._check_targets(before, row)
         if change.type == "Group":
             await self._check_members(resource)
+
+    async def _check_word(self, row: DocumentRow) -> None:
+        """Raises Forbidden for a version that speaks for another organization."""
+        access, type_ = self._access, self._change.type
+        if access.is_administrator or await named_resources.is_own_word(access, type_, row):
+            return
+        element = f"{type_}.{SPEAKS_FOR[type_][1]}"
+        raise Forbidden(
+            f"{element} names another organization, which alone writes this {type_}",
+            expression=element,
+        )
+
+    async def _check_targets(self, before: DocumentRow | None, row: DocumentRow) -> None:
+        """Raises Forbidden where the new version leads to what the caller may not let it lead to."""
+        type_ = self._change.type
+        for table, are_allowed, whose in (
+            (LEADS_TO, named_resources.are_seen, "that this client does not see"),
+            (LEADS_TO_OWN, named_resources.are_own, "that is not this client's"),
+        ):
+            if type_ not in table:
+                continue
+            code, element = table[type_]
+            new = relations.named(type_, code, row, self._base_url) - self._together.written
+            if before is not None:
+                new -= relations.named(type_, code, before, self._base_url)
+            if new and not await are_allowed(self._access, new):
+                raise Forbidden(
+                    f"{type_}.{element} names a resource {whose}", expression=f"{type_}.{element}"
+                )
 
     async def _is_related(self, row: DocumentRow) -> bool:
         """Whether the new version has one of the relations that its rule requires."""
@@ -119,8 +159,13 @@ class _Writing:
         for relation in self._rule.new:
             if relation == "patients":
                 about = relations.patients_of(type_, row, self._base_url)
-                own = await access.own_patients(set(about - self._promised), family)
-                if about and about <= own | self._promised:
+                left = set(about - self._together.created)
+                if about and left <= await access.own_patients(left, family):
+                    return True
+            elif relation == "targets":
+                targets = relations.named(type_, "target", row, self._base_url)
+                left = targets - self._together.written
+                if targets and await named_resources.are_own(access, left):
                     return True
             elif relations.holds(relation, type_, row, family, access.caller, self._base_url):
                 return True
@@ -140,9 +185,15 @@ class _Writing:
             for kind, id_ in reference.targets(parameter, terms, self._base_url)
             if kind == "Patient"
         }
-        own = await self._access.own_patients(named - self._promised, await self._access.family())
-        if not named <= own | self._promised:
+        access, left = self._access, named - self._together.created
+        family = await access.family()
+        if not left <= await access.own_patients(left, family):
             raise refused()
+        if named and self._change.id in await access.relationships.designated(family):
+            raise Forbidden(
+                "A Contract makes the members of this Group this organization's: an administrator adds them",
+                expression="Group.member",
+            )
 
     @property
     def _is_restricted(self) -> bool:

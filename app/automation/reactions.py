@@ -66,9 +66,9 @@ class Reaction:
 
     The context of `run` is about the patients of the event, that of `sift` about those of all events.
 
-    Events that were raised for a topic, without a change of state, go to those who name it alone. `is_wanted`: by the
-    settings; events that nobody reacts to are not marked. `sift`: which of many events `run` has to look at, asked once
-    for all of them where most are of no interest and only the database can tell.
+    Events that were raised for a topic, without a change of state, go to those who name it alone, whatever type they
+    are about. `is_wanted`: by the settings; events that nobody reacts to are not marked. `sift`: which of many events
+    `run` has to look at, asked once for all of them where most are of no interest and only the database can tell.
     """
 
     name: str
@@ -79,8 +79,7 @@ class Reaction:
     sift: Sift | None = None
 
     def concerns(self, event: Event) -> bool:
-        wanted = event.topic is None or event.topic in self.topics
-        return wanted and event.type in self.types
+        return event.type in self.types if event.topic is None else event.topic in self.topics
 
 
 def stable_id(*parts: str) -> str:

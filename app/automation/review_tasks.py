@@ -27,13 +27,22 @@ MOST_COUNTED = 10_000
 
 
 async def ask(
-    context: Context, reason: str, focus: str, *, patient: str | None, about: str = ""
+    context: Context,
+    reason: str,
+    focus: str,
+    *,
+    patient: str | None,
+    about: str = "",
+    requester: str | None = None,
 ) -> None:
     """Put something into the queue, once for each reason and focus, also where somebody has closed it since.
 
-    `focus` and `patient` are relative references; `about` is one of several matters of the same focus.
+    `focus`, `patient` and `requester`, whose doing it is, are relative references; `about` is one of several matters of
+    the same focus.
     """
     asked = task(context, reason, focus, patient=patient, about=about)
+    if requester is not None:
+        asked["requester"] = {"reference": requester}
     context = context.owning(f"Task/{asked['id']}")
     if await context.store.read("Task", asked["id"]) is None:
         await interactions.update(context, "Task", asked["id"], asked)

@@ -44,7 +44,9 @@ console = Console(soft_wrap=True, highlight=False)
 @clients.command()
 def add(
     name: Annotated[str, typer.Option(help="What people call it.")],
-    role: Annotated[str, typer.Option(help="practice, hospital, plan, state or administrator.")],
+    role: Annotated[
+        str, typer.Option(help="practice, hospital, plan, state, directory or administrator.")
+    ],
     scopes: Annotated[str, typer.Option(help="What it may ask for, as 'system/*.rs'.")],
     organization: Annotated[
         str | None, typer.Option(help="Whom it acts for: Organization/<id>.")

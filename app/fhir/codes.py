@@ -11,6 +11,8 @@ CODE_SYSTEM = BASE + "CodeSystem/"
 EVENT_TIME = EXTENSION + "event-time"
 LATE_MESSAGE = BASE + "SubscriptionTopic/encounter-late-message"
 UNSETTLED_MESSAGE = BASE + "SubscriptionTopic/encounter-unsettled-message"
+# What tells that a client was refused an id since the resource that has it is another's (the client is in the context).
+TAKEN_ID = BASE + "SubscriptionTopic/taken-id"
 ENCOUNTER_STATUS = "http://hl7.org/fhir/encounter-status"
 
 # When a Patient.generalPractitioner is one (valuePeriod on the Reference).
@@ -123,6 +125,7 @@ REVIEW_REASONS = {
     "plan-not-told": "A notice about a care plan could not be made",
     "re-enrolment": "The member may need case management again",
     "several-pcps": "Several primary care practices are known",
+    "taken-id": "A client sends a record under an id that another's record has",
     "unapplied-message": "A message gives a visit another status and was not applied",
     "subscription-error": "A Subscription is in error, or its endpoint is gone: its practice hears nothing",
     "unknown-patient": "The record is about a patient who is not known here",

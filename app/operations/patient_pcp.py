@@ -5,9 +5,11 @@ http://carerelay.example/OperationDefinition/Patient-pcp; docs/routing.md
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from app.attribution import attribution
+from app.attribution.attribution import Attribution
 from app.attribution.practices import Provider
 from app.context import Context
 from app.coordination.practices import no_recipient
@@ -34,12 +36,21 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         context.settings,
         listening=no_recipient.listening(context),
     )
+    if not await _sees_all(context, found.way):
+        # As where the survivor is not stored.
+        found = Attribution(found.patient, (), ("merged-patient", "unknown-patient", "no-pcp"))
     parameters = [{"name": "pcp", "part": _parts(provider)} for provider in found.providers]
     parameters += [{"name": "problem", "valueCode": problem} for problem in found.problems]
     answer: Resource = {"resourceType": "Parameters"}
     if parameters:
         answer["parameter"] = parameters
     return InteractionResult(200, text=fhir_json.encode(answer))
+
+
+async def _sees_all(context: Context, way: Sequence[str]) -> bool:
+    """Whether the caller may see every patient by whom the answer was found: a link alone gives no right to it."""
+    keys = [("Patient", each.removeprefix("Patient/")) for each in way]
+    return len(await context.store.read_many(keys)) == len(way)
 
 
 def _moment(context: Context, text: str | None) -> datetime:

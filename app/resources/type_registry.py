@@ -6,6 +6,7 @@ from app.context import Context
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.resources import (
+    care_team,
     encounter,
     episode_of_care,
     matching_needs,
@@ -15,6 +16,7 @@ from app.resources import (
 from app.resources.type_rules import Prepared, Rule
 
 RULES: dict[str, Rule] = {
+    "CareTeam": care_team.prepare,
     "CodeSystem": matching_needs.prepare,
     "Encounter": encounter.prepare,
     "EpisodeOfCare": episode_of_care.prepare,

@@ -98,7 +98,7 @@ class Commits:
         reacting: Collection[str],
         secrets: Secrets,
     ) -> None:
-        """`reacting` are the types whose events somebody reacts to (app/automation/reactions.py)."""
+        """`reacting` are the types and topics whose events somebody reacts to (app/automation/reactions.py)."""
         self._mongo = mongo
         self._owner = owner
         self._max_resource_bytes = max_resource_bytes
@@ -378,10 +378,11 @@ class Commits:
 
         `told` may have a `trigger` and a `context`. Returns its row, leased to this process; None where it is there.
         """
-        event = Event(ObjectId(), about.type, about.id, about.version, "update", at, None, None)
+        event = Event(
+            ObjectId(), about.type, about.id, about.version, "update", at, None, None, topic=topic
+        )
         row = self._event_document(event, self._mongo.now() + EVENT_LEASE)
-        row.pop("react_until", None)
-        row |= {"topic": topic, "key": f"{topic} {key}", **told}
+        row |= {"key": f"{topic} {key}", **told}
         try:
             await self._events.insert_one(row)
         except DuplicateKeyError:
@@ -401,7 +402,7 @@ class Commits:
             "lease_until": lease_until,
             "attempts": 0,
         }
-        if event.type in self._reacting:
+        if (event.topic or event.type) in self._reacting:
             row["react_until"] = lease_until
         if event.topic is not None:
             row |= {"topic": event.topic, "trigger": dict(event.trigger or {})}

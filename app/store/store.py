@@ -94,8 +94,8 @@ class Store(ResourceStore):
         `secrets` are those that all processes on the database share; without them conditional writes are guarded
         against those of this store alone.
 
-        The events of the types in `reacting` wait for somebody who reacts to them. `search_state` says what is
-        extracted from all that is written.
+        The events of the types in `reacting`, and those raised for a topic in it, wait for somebody who reacts to them.
+        `search_state` says what is extracted from all that is written.
         """
         self._mongo = mongo
         self.owner = owner or new_owner()

@@ -156,6 +156,8 @@ DEFINITIONS = frozenset(
     }
 )
 OPEN = DIRECTORY | DEFINITIONS
+# What names an organization as its own is that one's to write, whoever else has the patient.
+ITS_WORD = frozenset({"Coverage", "Encounter"})
 # Whose they are is who sent them, and nothing else.
 SENDERS = frozenset({"Binary", "Bundle", "Subscription"})
 
@@ -256,9 +258,7 @@ def may_change(who: str, record: Record) -> bool:
         return True
     if role == "state" or (type_ == "Group" and role == "practice"):
         return False
-    # Nobody speaks for another hospital or another plan.
-    speaks_for = {("hospital", "Encounter"), ("plan", "Coverage")}
-    return (role, type_) not in speaks_for or record.owner in (None, who)
+    return type_ not in ITS_WORD or record.owner in (None, who)
 
 
 def may_create(who: str, record: Record) -> bool:
@@ -272,8 +272,7 @@ def may_create(who: str, record: Record) -> bool:
         return True
     if type_ == "Group":
         return role == "plan" and record.owner == who and _all_own(who, record)
-    speaks_for = {("hospital", "Encounter"), ("plan", "Coverage")}
-    if (role, type_) in speaks_for and record.owner not in (None, who):
+    if type_ in ITS_WORD and record.owner not in (None, who):
         return False
     return bool(record.patients) and _all_own(who, record)
 

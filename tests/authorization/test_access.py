@@ -14,6 +14,7 @@ from tests.builders.access_world import (
     Registered,
     World,
     condition,
+    contract,
     coverage,
     designated,
     encounter,
@@ -238,16 +239,9 @@ async def test_members_end_with_their_coverage(world: World) -> None:
 
 async def test_a_contract_designates_a_group(world: World) -> None:
     name = new_id()
-    contract = {
-        "resourceType": "Contract",
-        "id": name,
-        "status": "executed",
-        "subject": [ref(f"Group/{name}")],
-        "authority": [ref("Organization/agency")],
-    }
     await world.put("admin", patient(name), designated(name, "plan-b", name))
     assert (await world.get("agency", f"/Patient/{name}")).status_code == 404
-    await world.put("admin", contract)
+    await world.put("admin", contract(name, name, "agency"))
     assert (await world.get("agency", f"/Patient/{name}")).status_code == 200
 
 

@@ -11,6 +11,7 @@ from app.fhir.ids import new_id
 from tests.builders.access_world import (
     World,
     condition,
+    contract,
     coverage,
     designated,
     encounter,
@@ -55,16 +56,6 @@ async def sees(world: World, who: str, name: str) -> bool:
     return doors[0]
 
 
-def contract(id_: str, group: str, agency: str) -> dict[str, Any]:
-    return {
-        "resourceType": "Contract",
-        "id": id_,
-        "status": "executed",
-        "subject": [ref(f"Group/{group}")],
-        "authority": [ref(f"Organization/{agency}")],
-    }
-
-
 # Members of a roster
 
 
@@ -82,7 +73,7 @@ def contract(id_: str, group: str, agency: str) -> dict[str, Any]:
     ("who", "manager"),
     [
         pytest.param("north", "north", id="practice"),
-        pytest.param("plan-a", "plan-a", id="plan"),
+        pytest.param("plan-a", "plan-a", id="plan-by-contract"),
         pytest.param("agency", "agency", id="state"),
         pytest.param("agency", "plan-b", id="state-by-contract"),
     ],
@@ -95,7 +86,7 @@ async def test_a_roster_opens_its_members_while_they_are_members(
     if who == "north":
         roster = panel(name, "Organization/north", f"Patient/{name}")
     await world.put("admin", patient(name), condition(name, name), roster)
-    if who != manager:
+    if who != manager or who == "plan-a":
         assert not await sees(world, who, name)
         await world.put("admin", contract(name, name, who))
     assert await sees(world, who, name)

@@ -16,6 +16,7 @@ from app.records.versions import Change
 from tests.builders.access_world import (
     World,
     condition,
+    contract,
     coverage,
     designated,
     encounter,
@@ -78,7 +79,9 @@ async def world(mongod: str) -> AsyncIterator[World]:
             condition("z-c", "y-team"),
             coverage("z-v", "y-doctor", "plan-a"),
             coverage("z-over", "y-team", "plan-a", period={"end": "2020-01-01"}),
-            designated("z-list", "plan-a", "y-panel"),
+            designated("z-list", "plan-b", "y-panel"),
+            contract("z-list", "z-list", "plan-a"),
+            designated("z-own", "plan-a", "y-team"),
             designated("z-state", "agency", "y-team"),
         )
         await found.put("admin", *former())
@@ -95,6 +98,7 @@ def former() -> list[dict[str, Any]]:
     team = care_team("f-team", "f-team", "PractitionerRole/role-n") | ended
     team["participant"][0]["period"] = {"start": PAST, "end": TOMORROW}
     return [
+        contract("f-plan", "f-plan", "plan-a"),
         *(patient(f"f-{each}") for each in ("panel", "plan", "state", "team", "paid")),
         *(roster, *members, team),
         role("f-role", "dr-former", "north") | ended,

@@ -71,6 +71,7 @@ CLIENTS: dict[str, Registered] = {
     "plan-b": Registered("Organization/plan-b", "plan"),
     "agency": Registered("Organization/agency", "state"),
     "bureau": Registered("Organization/bureau", "state"),
+    "registrar": Registered("Organization/registrar", "directory"),
 }
 
 
@@ -150,6 +151,17 @@ def designated(id_: str, agency: str, *who: str) -> Resource:
     return group(
         id_, *(f"Patient/{each}" for each in who), managingEntity=ref(f"Organization/{agency}")
     )
+
+
+def contract(id_: str, group: str, authority: str) -> Resource:
+    """It designates the members of a Group to an organization."""
+    return {
+        "resourceType": "Contract",
+        "id": id_,
+        "status": "executed",
+        "subject": [ref(f"Group/{group}")],
+        "authority": [ref(f"Organization/{authority}")],
+    }
 
 
 def security(code: str) -> Resource:

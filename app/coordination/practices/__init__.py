@@ -5,6 +5,7 @@ no_recipient            records events that no practice could be told of, and as
 unmatched_review        asks a person about events that could not be matched
 subscription_review     asks a person about a Subscription that is in error
 encounter_review        asks a person about a visit without a known patient, or told in part, and about unclear Consents
+taken_id_review         asks a person about an id under which two organizations have a record
 
 docs/routing.md, docs/encounters.md
 """

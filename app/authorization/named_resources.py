@@ -1,0 +1,90 @@
+"""The resources that a write names: whose word it is, and where its references lead.
+
+What a client may not see is answered as what never was: in the same words, and after the same reads as far as the
+patient's relation to the organization decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from app.authorization import relations
+from app.authorization.access import Access
+from app.authorization.relations import DocumentRow
+from app.authorization.rules import SPEAKS_FOR, rule_of
+from app.search.search_parameters import parameters
+
+
+async def is_own_word(access: Access, resource_type: str, row: DocumentRow) -> bool:
+    """Whether a resource speaks for the caller's organizations, or for none that is known here.
+
+    One that is named by an identifier alone is known here if an Organization of the directory has it. Where several
+    have it, one of the caller's is enough: a directory may list an organization twice.
+    """
+    if resource_type not in SPEAKS_FOR:
+        return True
+    code, _ = SPEAKS_FOR[resource_type]
+    family = await access.family()
+    named = relations.named(resource_type, code, row, access.base_url)
+    if not all(each in family for each in named if each.startswith("Organization/")):
+        return False
+    identified = _identifiers(resource_type, code, row)
+    if not identified:
+        return True
+    found = await access.store.find(
+        "Organization", {"terms": {"$in": identified}}, projection={"_id": 1}
+    )
+    return not found or any(f"Organization/{each['_id']}" in family for each in found)
+
+
+def _identifiers(resource_type: str, code: str, row: DocumentRow) -> list[str]:
+    """The terms that Organizations have by which a reference identifies one, with their systems."""
+    prefix = f"{parameters(resource_type)[code].key}:identifier="
+    written = (term.removeprefix(prefix) for term in row["terms"] if term.startswith(prefix))
+    return [f"identifier={each}" for each in written if all(each.partition("|")[::2])]
+
+
+async def are_seen(access: Access, references: Collection[str]) -> bool:
+    """Whether all these resources (`Patient/p1`) are there and may be seen, scopes aside."""
+    for resource_type, ids in _by_type(references).items():
+        if not await _may_be_own(access, resource_type, ids):
+            return False
+        rows = [
+            row
+            for row in (await access.current(resource_type, ids)).values()
+            if not row.get("deleted")
+        ]
+        if await access.seen(resource_type, rows) != ids:
+            return False
+    return True
+
+
+async def are_own(access: Access, references: Collection[str]) -> bool:
+    """Whether all these resources are there, or were, and may be changed by the caller, scopes aside."""
+    for resource_type, ids in _by_type(references).items():
+        if not await _may_be_own(access, resource_type, ids):
+            return False
+        found = (await access.current(resource_type, ids)).values()
+        rows = [own for row in found if (own := await access.facts_of(resource_type, row))]
+        old = rule_of(access.caller.role, resource_type).old
+        if await access.related(resource_type, rows, old, is_own_past=True) != ids:
+            return False
+        if not all([await is_own_word(access, resource_type, row) for row in rows]):
+            return False
+    return True
+
+
+async def _may_be_own(access: Access, resource_type: str, ids: set[str]) -> bool:
+    """Whether Patients are the organization's: asked in the same way of those that are here and those that are not."""
+    if resource_type != "Patient":
+        return True
+    patients = {f"Patient/{each}" for each in ids}
+    return patients <= await access.own_patients(patients, await access.family())
+
+
+def _by_type(references: Collection[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for each in references:
+        resource_type, _, id_ = each.partition("/")
+        found.setdefault(resource_type, set()).add(id_)
+    return found
