@@ -128,7 +128,7 @@ class Relationships:
     async def members(
         self, patients: Collection[str], family: OrganizationTree, *, by_coverage: bool
     ) -> set[str]:
-        """The patients in a Group of the family; with `by_coverage` in a designated one, or under a Coverage it pays."""
+        """The patients in a Group of the family; with `by_coverage` in a designated one, or under its Coverage."""
         listing = (family, not by_coverage)
         listed = await self._all(self._listed, [(listing, each) for each in patients])
         found = {patient for (_, patient), is_so in listed.items() if is_so}
