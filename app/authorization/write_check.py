@@ -18,7 +18,7 @@ from app.authorization.rules import KEEPERS, LEADS_TO, LEADS_TO_OWN, SPEAKS_FOR,
 from app.errors import Forbidden
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, RECIPIENT_KIND
 from app.fhir.json import Resource
-from app.records.versions import Change
+from app.records.versions import Change, VersionConflict
 from app.search import group_members
 from app.search.extract import extract
 from app.search.parameters import reference
@@ -70,8 +70,10 @@ class _Writing:
         access.require(change.type, self._action)
         hidden = await self._hidden()
         before = None if hidden else await self._before()
-        if change.resource is not None:
-            await self._check_new(before, change.resource)
+        late = change.late.content if change.late is not None else None
+        for content in (change.resource, late):
+            if content is not None:
+                await self._check_new(before, content)
         if access.caller.role not in KEEPERS:
             directory_entries.check(change, self._base_url)
         if not access.is_administrator:
@@ -80,11 +82,22 @@ class _Writing:
             raise await taken_ids.refusal(access, change, hidden)
 
     async def _hidden(self) -> DocumentRow | None:
-        """The row that is stored under the id of what the caller takes for new, where there is one."""
-        change = self._change
+        """The row that is stored under the id of what the caller takes for new, where there is one.
+
+        Raises VersionConflict where the caller could have known it: somebody has written it in the meantime.
+        """
+        change, access = self._change, self._access
         if change.previous is not None or change.method == "create":
             return None
-        return (await self._access.current(change.type, {change.id})).get(change.id)
+        row = (await access.current(change.type, {change.id})).get(change.id)
+        own = None if row is None else await access.facts_of(change.type, row)
+        if own is not None and await access.related(
+            change.type, [own], self._rule.old, is_own_past=True
+        ):
+            stored = await access.store.read(change.type, change.id)
+            if stored is None or stored.deleted or self._is_within(stored.resource()):
+                raise VersionConflict(frozenset({change.key}))
+        return row
 
     async def _before(self) -> DocumentRow | None:
         """The stored version's row; None without one. Raises Forbidden where the caller may not change it."""
@@ -97,19 +110,15 @@ class _Writing:
             change.type, [own], self._rule.old, is_own_past=True
         ):
             raise refused()
-        if self._is_restricted:
-            fields = extract(change.type, change.previous.resource())
-            if not self._access.restrictions.match(change.type, self._action, fields):
-                raise refused()
+        if not self._is_within(change.previous.resource()):
+            raise refused()
         await self._check_word(own)
         return own
 
     async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
         change, access = self._change, self._access
-        if self._is_restricted:
-            fields = extract(change.type, {**resource, "id": change.id})
-            if not access.restrictions.match(change.type, self._action, fields):
-                raise refused()
+        if not self._is_within({**resource, "id": change.id}):
+            raise refused()
         if access.is_administrator:
             if "everyone" not in self._rule.new:
                 raise refused()
@@ -195,9 +204,12 @@ class _Writing:
                 expression="Group.member",
             )
 
-    @property
-    def _is_restricted(self) -> bool:
-        return bool(self._access.restrictions.of(self._change.type, self._action))
+    def _is_within(self, resource: Resource) -> bool:
+        """Whether the scopes' restrictions let the caller act on a resource."""
+        type_, restrictions = self._change.type, self._access.restrictions
+        return not restrictions.of(type_, self._action) or restrictions.match(
+            type_, self._action, extract(type_, resource)
+        )
 
 
 def _is_live(group: dict[str, Any]) -> bool:

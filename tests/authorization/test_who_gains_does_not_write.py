@@ -9,10 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from app.fhir.codes import REVIEW_REASON
+from app.authentication.caller import Caller
+from app.authorization.restricted_store import RestrictedStore
+from app.fhir.codes import EVENT_TIME, REVIEW_REASON
 from app.fhir.ids import new_id
+from app.records.versions import Change, VersionConflict
 from tests.authorization.access_records import bundle, entry
 from tests.builders.access_world import (
+    EVERYTHING,
     Registered,
     World,
     condition,
@@ -324,6 +328,22 @@ async def test_nobody_writes_a_visit_in_a_hospital_s_name(world: World, who: str
     await world.put(who, encounter(f"by-{name}", "pn"))
 
 
+@pytest.mark.parametrize(
+    "change", [{"serviceProvider": ref("Organization/city")}, {"subject": ref("Patient/ps")}]
+)
+async def test_nor_does_a_message_that_came_late(world: World, change: Resource) -> None:
+    """What is kept in the history alone is somebody's word, too."""
+    name = new_id()
+
+    def message(hour: int, **more: Any) -> Resource:
+        time = {"url": EVENT_TIME, "valueDateTime": f"2026-11-01T{hour:02}:00:00Z"}
+        return {**encounter(name, "pn", "general"), "extension": [time], **more}
+
+    await world.put("general", message(10), message(12, status="finished"))
+    answer = await world.ask("general", "PUT", f"/Encounter/{name}", message(11, **change))
+    assert_outcome(answer, 403, "forbidden")
+
+
 @pytest.mark.parametrize("who", ["north", "general", "plan-b"])
 async def test_nobody_writes_a_coverage_in_a_plan_s_name(world: World, who: str) -> None:
     name = new_id()
@@ -402,3 +422,18 @@ async def test_a_taken_id_does_not_keep_a_hospital_from_telling_of_a_visit(world
     assert "ps" not in str(task)
     for who in ("general", "city", "south"):
         assert await world.found(who, asked) == []
+
+
+async def test_what_somebody_of_ones_own_wrote_meanwhile_is_no_taken_id(world: World) -> None:
+    """Of two first messages of a visit the slower one is planned again, on top of the other."""
+    name = new_id()
+    mine = encounter(name, "pn", "general")
+    planned = Change("update", "Encounter", name, {**mine, "status": "finished"})
+    await world.put("general", mine)
+    caller = Caller("general", "Organization/general", "hospital", EVERYTHING)
+    access = world.server.accesses.of(caller)
+    assert access is not None
+    with pytest.raises(VersionConflict):
+        await RestrictedStore(world.server.store, access).commit([planned])
+    await world.server.engine.drain()
+    assert await world.found("admin", f"/Task?focus=Encounter/{name}&code=taken-id") == []
