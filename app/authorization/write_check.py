@@ -18,7 +18,7 @@ from app.authorization.rules import KEEPERS, LEADS_TO, LEADS_TO_OWN, SPEAKS_FOR,
 from app.errors import Forbidden
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, RECIPIENT_KIND
 from app.fhir.json import Resource
-from app.records.versions import Change, VersionConflict
+from app.records.versions import Change, ResourceVersion, VersionConflict
 from app.search import group_members
 from app.search.extract import extract
 from app.search.parameters import reference
@@ -95,7 +95,7 @@ class _Writing:
             change.type, [own], self._rule.old, is_own_past=True
         ):
             stored = await access.store.read(change.type, change.id)
-            if stored is None or stored.deleted or self._is_within(stored.resource()):
+            if stored is None or self._is_within(stored):
                 raise VersionConflict(frozenset({change.key}))
         return row
 
@@ -110,14 +110,14 @@ class _Writing:
             change.type, [own], self._rule.old, is_own_past=True
         ):
             raise refused()
-        if not self._is_within(change.previous.resource()):
+        if not self._is_within(change.previous):
             raise refused()
         await self._check_word(own)
         return own
 
     async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
         change, access = self._change, self._access
-        if not self._is_within({**resource, "id": change.id}):
+        if self._is_restricted and not self._matches({**resource, "id": change.id}):
             raise refused()
         if access.is_administrator:
             if "everyone" not in self._rule.new:
@@ -204,12 +204,17 @@ class _Writing:
                 expression="Group.member",
             )
 
-    def _is_within(self, resource: Resource) -> bool:
-        """Whether the scopes' restrictions let the caller act on a resource."""
-        type_, restrictions = self._change.type, self._access.restrictions
-        return not restrictions.of(type_, self._action) or restrictions.match(
-            type_, self._action, extract(type_, resource)
-        )
+    def _is_within(self, stored: ResourceVersion) -> bool:
+        """Whether the scopes' restrictions let the caller replace a version; a deletion says nothing to restrict."""
+        return not self._is_restricted or stored.deleted or self._matches(stored.resource())
+
+    def _matches(self, resource: Resource) -> bool:
+        type_ = self._change.type
+        return self._access.restrictions.match(type_, self._action, extract(type_, resource))
+
+    @property
+    def _is_restricted(self) -> bool:
+        return bool(self._access.restrictions.of(self._change.type, self._action))
 
 
 def _is_live(group: dict[str, Any]) -> bool:

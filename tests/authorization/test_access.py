@@ -318,6 +318,15 @@ async def test_a_restricted_scope_shows_what_its_query_finds(world: World) -> No
     assert await world.found("north", "/Patient?_has:Encounter:patient:_id=en", scopes=both) == []
 
 
+async def test_what_was_deleted_may_be_written_anew_within_a_restriction(world: World) -> None:
+    name = new_id()
+    scopes = "system/Condition.cruds?code=c"
+    for method, status in (("PUT", 201), ("DELETE", 204), ("PUT", 201)):
+        body = condition(name, "pn") if method == "PUT" else None
+        answer = await world.ask("north", method, f"/Condition/{name}", body, scopes=scopes)
+        assert answer.status_code == status, answer.text
+
+
 async def test_a_restriction_that_is_not_understood_grants_nothing(world: World) -> None:
     for query in ("_count=1", "nonsense=1", "patient.family=Familyn", "_sort=_id", "_has:X:y:z=1"):
         scopes = f"system/Encounter.rs?{query}"
