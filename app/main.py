@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             owner = new_owner()
             mongo = await Mongo.open(settings, owner)
             running.push_async_callback(mongo.close)
-            await format.prepare(mongo, owner)
+            await format.prepare(mongo, settings, owner)
             clock = Clock(mongo)
             audit = None
             if settings.audit_mode != "off":

@@ -43,7 +43,7 @@ def on_database(
 async def _run(settings: Settings, work: Callable[[Mongo, Settings], Awaitable[T]]) -> T:
     mongo = await Mongo.open(settings)
     try:
-        await format.prepare(mongo)
+        await format.prepare(mongo, settings)
         return await work(mongo, settings)
     finally:
         await mongo.close()
@@ -79,10 +79,9 @@ def ask(
     """The server's answer; without one, or with a refusal, the command says why and ends. `timeout` in seconds."""
     import httpx  # takes its time, which other commands should not wait for
 
+    headers = {"Content-Type": "application/json", **Settings().token_header}
     try:
-        answer = httpx.request(
-            method, url, params=parameters, timeout=timeout, headers=Settings().token_header
-        )
+        answer = httpx.request(method, url, params=parameters, timeout=timeout, headers=headers)
     except httpx.TransportError as error:
         _fail(console, f"No server at {url}: {error}")
     if answer.is_success:

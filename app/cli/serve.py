@@ -97,6 +97,9 @@ def check_exposure(settings: Settings, say: Say) -> None:
             f"[bold white on red] WARNING [/] {warning}, on {settings.host} port {settings.port} "
             "(CARERELAY_ALLOW_OPEN is set)."
         )
+    warning = exposure.pages_warning(settings)
+    if warning is not None:
+        say(f"[bold white on red] WARNING [/] {warning}.")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -161,7 +164,7 @@ async def _bring_forward(settings: Settings) -> None:
     try:
         mongo = await Mongo.open(settings)
         try:
-            await format.prepare(mongo)
+            await format.prepare(mongo, settings)
         finally:
             await mongo.close()
     except (UnusableDatabaseError, Unavailable) as error:

@@ -54,6 +54,13 @@ def check(settings: Settings) -> str | None:
     return "No TLS: tokens and records can be read on their way"
 
 
+def pages_warning(settings: Settings) -> str | None:
+    """A warning for the operator where pages from anywhere may use a server without authorization."""
+    if settings.auth == "smart" or "*" not in settings.cors_origins:
+        return None
+    return "No authorization, and CARERELAY_CORS_ORIGINS lets every web page read and change every record"
+
+
 def check_certificate(settings: Settings) -> None:
     """Raises ExposureError where the certificate or its key cannot be used."""
     if settings.tls_certificate is None:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from app.authentication.caller import EVERYBODY
 from app.errors import Forbidden, Issue, Unprocessable
 from app.fhir.json import Resource
-from app.network.egress_policy import Egress, EgressRefusedError, UnresolvableError, origin
-from app.resources import subscription_limits
+from app.network.egress_policy import Egress, EgressRefusedError
+from app.resources import secret_headers, subscription_limits
+from app.resources.secret_headers import Known
 from app.resources.type_rules import Prepared
-from app.runtime import secrets
-from app.runtime.masking import MASK, mask
 from app.runtime.mongo import Document
 from app.subscriptions.channels import CHANNELS
 from app.subscriptions.matching import criteria_check, registration, registration_cache
 from app.subscriptions.matching.criteria import led_through
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
-from app.subscriptions.sending.owner_rights import owner_document
+from app.subscriptions.sending.owner_rights import NO_OWNER, owner_document
 
 if TYPE_CHECKING:
     from app.context import Context
@@ -37,8 +37,11 @@ async def prepare(
     """
     subscription_limits.check_size(context, resource)
     sent = resource.get("channel", {}).get("header", [])
-    known = await _private(context, previous.id) if previous is not None else {}
-    headers = _unmasked(context, resource, sent, previous, known)
+    known = await _known(context, previous)
+    address = resource.get("channel", {}).get("endpoint")
+    headers = secret_headers.unmasked(
+        sent, known, address, context.settings, path="Subscription.channel.header"
+    )
     full = _with_headers(resource, headers)
     read = registration.read(
         full, context.services.get(SubscriptionRegistry).catalogue, context.settings
@@ -50,17 +53,17 @@ async def prepare(
     if read.end is not None and read.end <= context.services.mongo.now():
         raise _refused("end", "The end lies in the past", "value")
     if CHANNELS[read.channel.type].calls_out:
-        await _check_egress(context, read.channel.endpoint)
-    stored = _with_headers(resource, [mask(header) for header in headers])
+        _check_egress(context, read.channel.endpoint)
+    stored = masked(full)
     stored["status"] = "off" if resource.get("status") == "off" else "requested"
     stored.pop("error", None)  # the server's to say, and a new request starts without one
     return Prepared(
         stored,
         private={
-            "headers": secrets.of_settings(context.settings).seal_all(headers) if headers else [],
+            "headers": secret_headers.sealed(headers, context.settings),
             "base_url": context.base_url,
             "watch": registration_cache.encode(read, context.settings),
-            **_owner(context, known),
+            **_owner(context, known.private),
         },
         echo={"channel": {**stored["channel"], "header": sent}} if sent else None,
     )
@@ -86,17 +89,23 @@ def check_rights(context: Context, read: Registration) -> None:
 
 
 def _owner(context: Context, known: Document) -> Document:
-    """The owner, whose rights count for the notices; an administrator's change of a Subscription keeps its owner."""
-    if context.access is None:
-        return {"owner": known["owner"]} if "owner" in known else {}
-    if context.access.is_administrator and "owner" in known:
+    """The owner, whose rights count for the notices.
+
+    A change by an administrator or by the server keeps it. Written without authorization, it is nobody's from then on.
+    """
+    if context.caller == EVERYBODY:
+        return {"owner": NO_OWNER}
+    has_owner = known.get("owner", NO_OWNER) != NO_OWNER
+    access = context.access
+    if has_owner and (access is None or access.is_administrator):
         return {"owner": known["owner"]}
-    return {"owner": owner_document(context.caller)}
+    return {} if access is None else {"owner": owner_document(context.caller)}
 
 
 def masked(resource: Resource) -> Resource:
     """The Subscription with every header masked, as it is stored."""
-    return _with_headers(resource, [mask(h) for h in resource.get("channel", {}).get("header", [])])
+    headers = resource.get("channel", {}).get("header", [])
+    return _with_headers(resource, secret_headers.masked(headers))
 
 
 async def _check_criteria(context: Context, read: Registration) -> None:
@@ -107,56 +116,23 @@ async def _check_criteria(context: Context, read: Registration) -> None:
         raise _refused("criteria", diagnostics, "not-supported")
 
 
-async def _check_egress(context: Context, endpoint: str) -> None:
+def _check_egress(context: Context, endpoint: str) -> None:
+    """Raises Unprocessable for an address that may not be called.
+
+    What a name leads to is judged when it is called: here its refusal would tell what names there are inside.
+    """
     try:
-        await Egress.from_settings(context.settings).check(endpoint)
+        Egress.from_settings(context.settings).check_url(endpoint)
     except EgressRefusedError as refusal:
         raise _refused("channel.endpoint", str(refusal), "security") from None
-    except UnresolvableError:
-        pass  # not forbidden; the handshake or the first delivery will show whether it can be reached
 
 
-def _unmasked(
-    context: Context,
-    resource: Resource,
-    sent: list[Any],
-    previous: ResourceVersion | None,
-    private: Document,
-) -> list[Any]:
-    """The headers with stored values in place of masks, so that a client can send back what it has read.
-
-    Only towards the same origin: otherwise a new endpoint would receive the old one's secret.
-    """
-    wanted = [
-        i for i, header in enumerate(sent) if isinstance(header, str) and header.endswith(MASK)
-    ]
-    if not wanted:
-        return list(sent)
-    known: list[str] = []
-    if previous is not None and not previous.deleted:
-        endpoint = previous.resource()["channel"].get("endpoint", "")
-        if origin(endpoint) == origin(resource["channel"].get("endpoint", "")):
-            sealed = private.get("headers", [])
-            known = secrets.of_settings(context.settings).open_all(sealed) if sealed else []
-    headers = list(sent)
-    for index in wanted:
-        secret = next((header for header in known if mask(header) == sent[index]), None)
-        if secret is None:
-            raise _refused(
-                f"channel.header[{index}]", "A masked value needs the header itself here", "value"
-            )
-        known = [header for header in known if header is not secret]
-        headers[index] = secret
-    return headers
-
-
-async def _private(context: Context, subscription: str) -> Document:
-    # Read past the caller's limits: no caller may see these values.
-    found = await context.services.store.find(
-        "Subscription", {"_id": subscription}, projection={"private": 1}
-    )
-    private: Document = found[0].get("private", {}) if found else {}
-    return private
+async def _known(context: Context, previous: ResourceVersion | None) -> Known:
+    if previous is None:
+        return Known({}, None)
+    private = await secret_headers.private_of(context.services.store, "Subscription", previous.id)
+    channel = {} if previous.deleted else previous.resource()["channel"]
+    return Known(private, channel.get("endpoint"))
 
 
 def _with_headers(resource: Resource, headers: list[Any]) -> Resource:

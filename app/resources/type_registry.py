@@ -8,6 +8,7 @@ from app.records.versions import ResourceVersion
 from app.resources import (
     care_team,
     encounter,
+    endpoint,
     episode_of_care,
     matching_needs,
     search_parameter,
@@ -19,6 +20,7 @@ RULES: dict[str, Rule] = {
     "CareTeam": care_team.prepare,
     "CodeSystem": matching_needs.prepare,
     "Encounter": encounter.prepare,
+    "Endpoint": endpoint.prepare,
     "EpisodeOfCare": episode_of_care.prepare,
     "SearchParameter": search_parameter.prepare,
     "Subscription": subscription.prepare,

@@ -6,6 +6,7 @@ guards             keep two conditional writes from both seeing nothing
 lost_races         says which versions that a write was judged by have moved on
 events             are committed changes, and the rows that tell of them
 format             says in which format the database is, and brings it forward
+endpoint_headers   seals what older servers left open, a step of the format
 reindexing         extracts stored resources anew, and learns clients' search parameters
 shared_settings    has the rows that all processes share
 

@@ -36,10 +36,12 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from app.runtime import background_tasks, cluster
 from app.runtime.collections import UnusableDatabaseError
 from app.runtime.mongo import Document, Mongo
+from app.settings import Settings
+from app.store import endpoint_headers
 from app.store.shared_settings import shared_settings
 
 # What this server writes: raised by every release that changes what is stored.
-FORMAT = 2
+FORMAT = 3
 # Whose servers it still gets along with: raised later, to a format that was released before. Servers from before the
 # marker, of format 0, do not look at it; they get along with format 1.
 OLDEST = 1
@@ -66,10 +68,10 @@ class Step:
     """
 
     name: str
-    run: Callable[[Mongo], Awaitable[None]]
+    run: Callable[[Mongo, Settings], Awaitable[None]]
 
 
-async def _remove_rows_without_heartbeat(mongo: Mongo) -> None:
+async def _remove_rows_without_heartbeat(mongo: Mongo, _: Settings) -> None:
     """Rows of processes that died before their first heartbeat, as servers of format 0 could leave them.
 
     Nobody takes those away, and the commit horizon cannot be told from them.
@@ -80,7 +82,7 @@ async def _remove_rows_without_heartbeat(mongo: Mongo) -> None:
     )
 
 
-async def _remove_guards_in_the_clear(mongo: Mongo) -> None:
+async def _remove_guards_in_the_clear(mongo: Mongo, _: Settings) -> None:
     """Rows of `guards` that name the criteria of conditional writes, identifiers of patients among them.
 
     A write that compares one of them at this moment begins anew.
@@ -88,7 +90,7 @@ async def _remove_guards_in_the_clear(mongo: Mongo) -> None:
     await mongo.collection("guards").delete_many({"at": {"$exists": False}})
 
 
-async def _index_waiting_deliveries(mongo: Mongo) -> None:
+async def _index_waiting_deliveries(mongo: Mongo, _: Settings) -> None:
     """Open deliveries are found by what they wait for, and settled ones have no time at which they are due.
 
     A server of format 1 takes what waits for due, and uses the new indexes.
@@ -110,10 +112,25 @@ async def _index_waiting_deliveries(mongo: Mongo) -> None:
     )
 
 
+async def _seal_headers_of_endpoints(mongo: Mongo, settings: Settings) -> None:
+    """What a server of format 2 writes beside this one stays as it is until it is written again."""
+    await endpoint_headers.seal(
+        mongo.collection("Endpoint"), mongo.collection("versions"), settings
+    )
+
+
+async def _doubt_clients_from_before_authorization(mongo: Mongo, _: Settings) -> None:
+    """Clients of a database that no server with authorization has used: whoever reached the server could add them."""
+    if await mongo.collection("signing_keys").find_one({}) is None:
+        await mongo.collection("clients").update_many({}, {"$set": {"unconfirmed": True}})
+
+
 STEPS: Sequence[Step] = (
     Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),
     Step("2: guards without identifiers", _remove_guards_in_the_clear),
     Step("2: deliveries by what they wait for", _index_waiting_deliveries),
+    Step("3: headers of Endpoints sealed", _seal_headers_of_endpoints),
+    Step("3: clients to be confirmed", _doubt_clients_from_before_authorization),
 )
 
 
@@ -121,11 +138,11 @@ class _LeaseLostError(Exception):
     """Another process takes the steps."""
 
 
-async def prepare(mongo: Mongo, owner: str | None = None) -> None:
+async def prepare(mongo: Mongo, settings: Settings, owner: str | None = None) -> None:
     """Bring the database forward where that is left to do, or wait for the process that does it; before any write.
 
-    `owner` names this process. Raises UnusableDatabaseError where this server may not use the database, or where a step
-    fails.
+    `owner` names this process, `settings` the keys that secrets are sealed with. Raises UnusableDatabaseError where
+    this server may not use the database, or where a step fails.
     """
     owner = owner or cluster.new_owner()
     loop = asyncio.get_running_loop()
@@ -138,7 +155,7 @@ async def prepare(mongo: Mongo, owner: str | None = None) -> None:
         if not _left(marker):
             return
         if await _claim(mongo, owner):
-            await _bring_forward(mongo, owner)
+            await _bring_forward(mongo, settings, owner)
             continue
         if give_up is None:
             give_up = loop.time() + PATIENCE
@@ -217,9 +234,9 @@ def _lease_end() -> Document:
     return {"$add": ["$$NOW", int(LEASE.total_seconds() * 1000)]}
 
 
-async def _bring_forward(mongo: Mongo, owner: str) -> None:
+async def _bring_forward(mongo: Mongo, settings: Settings, owner: str) -> None:
     """Take the steps that are left while the lease lasts. Raises UnusableDatabaseError where one fails."""
-    work = asyncio.create_task(_take_steps(mongo, owner))
+    work = asyncio.create_task(_take_steps(mongo, settings, owner))
     lease = asyncio.create_task(_renew(mongo, owner))
     try:
         await asyncio.wait({work, lease}, return_when=asyncio.FIRST_COMPLETED)
@@ -234,7 +251,7 @@ async def _bring_forward(mongo: Mongo, owner: str) -> None:
             work.result()
 
 
-async def _take_steps(mongo: Mongo, owner: str) -> None:
+async def _take_steps(mongo: Mongo, settings: Settings, owner: str) -> None:
     marker = await _marker(mongo)
     if marker["oldest"] < OLDEST:
         await _outlast_older(mongo)
@@ -247,7 +264,7 @@ async def _take_steps(mongo: Mongo, owner: str) -> None:
         extra = {"action": "format", "step": step.name}
         log.warning("the database goes to format %s, step %s", FORMAT, step.name, extra=extra)
         try:
-            await step.run(mongo)
+            await step.run(mongo, settings)
         except Exception as error:
             log.exception("step %s failed", step.name, extra=extra)
             raise UnusableDatabaseError(

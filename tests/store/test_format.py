@@ -20,8 +20,9 @@ from app.main import create_app
 from app.runtime import cluster
 from app.runtime.collections import UnusableDatabaseError
 from app.runtime.mongo import Mongo
+from app.settings import Settings
 from app.store import format
-from app.store.format import FORMAT, OLDEST, STEPS, Step, prepare
+from app.store.format import FORMAT, OLDEST, STEPS, Step
 from tests.conftest import BASE, make_settings, running
 from tests.processes import carerelay, environment, started, wait_for
 
@@ -30,6 +31,10 @@ pytestmark = pytest.mark.mongo
 PATIENT = {"resourceType": "Patient", "id": "p"}
 OWN_STEPS = [step.name for step in STEPS]
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+async def prepare(mongo: Mongo) -> None:
+    await format.prepare(mongo, Settings())
 
 
 async def marker(mongo: Mongo) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def version(patch: pytest.MonkeyPatch, format_: int, oldest: int, *steps: Step) 
 def counting(name: str, runs: list[str], work: Callable[[], Awaitable[None]] | None = None) -> Step:
     """A step that notes each of its runs when it is through."""
 
-    async def run(mongo: Mongo) -> None:
+    async def run(mongo: Mongo, _: Settings) -> None:
         if work is not None:
             await work()
         runs.append(name)
@@ -250,7 +255,7 @@ import asyncio, sys
 from datetime import timedelta
 from app.store import format
 
-async def step(mongo):
+async def step(mongo, settings):
     rows = mongo.collection("step")
     begun = await rows.find_one_and_update(
         {"_id": "runs"}, {"$inc": {"begun": 1}}, upsert=True, return_document=True
@@ -460,7 +465,7 @@ async def test_older_servers_are_not_shut_out_while_they_run(
     runs: list[str] = []
     await prepare(mongo)
     await older(mongo)
-    version(monkeypatch, OLDEST + 1, OLDEST + 1, counting("2", runs))
+    version(monkeypatch, FORMAT, OLDEST + 1, counting("2", runs))
     starting = asyncio.create_task(prepare(mongo))
     await asyncio.sleep(0.5)
     assert not starting.done()
@@ -468,7 +473,7 @@ async def test_older_servers_are_not_shut_out_while_they_run(
     await mongo.collection("processes").delete_one({"_id": "older"})
     await asyncio.wait_for(starting, 10)
     row = await marker(mongo)
-    assert (row["format"], row["oldest"], runs) == (OLDEST + 1, OLDEST + 1, ["2"])
+    assert (row["format"], row["oldest"], runs) == (FORMAT, OLDEST + 1, ["2"])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.mongo, pytest.mark.slow, pytest.mark.processes]
 NEXT_VERSION = """
 from app.store import format
 
-async def step(mongo):
+async def step(mongo, settings):
     await mongo.collection("step").update_one({"_id": "runs"}, {"$inc": {"n": 1}}, upsert=True)
 
 format.FORMAT += 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.runtime.mongo import Document, Mongo
+from app.settings import Settings
 from app.store import format
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import BEHIND, WAITING
@@ -51,7 +52,7 @@ async def test_what_an_older_server_left_is_brought_forward_and_sent(
         {"$set": {"format": 1, "oldest": 1, "steps": [format.STEPS[0].name]}},
         upsert=True,
     )
-    await format.prepare(mongo)
+    await format.prepare(mongo, Settings())
     marker = await mongo.collection("settings").find_one({"_id": "format"})
     assert (marker["format"], marker["oldest"]) == (format.FORMAT, 1)
     assert "next_at" not in (await deliveries.find_one({"_id": "old-4"}))

@@ -36,7 +36,7 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.runtime import secrets
+from app.resources import secret_headers
 from app.runtime.masking import MASK, mask
 from app.runtime.mongo import Document
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
@@ -206,22 +206,20 @@ async def _differs(context: Context, wanted: Resource) -> bool:
     headers = wanted["channel"].get("header", [])
     masked = dict(wanted["channel"])
     if headers:
-        masked["header"] = [mask(each) for each in headers]
+        masked["header"] = secret_headers.masked(headers)
     own = {**wanted, "channel": masked}
     if any(
         known.get(name) != own[name] for name in ("extension", "criteria", "_criteria", "channel")
     ):
         return True
-    return await _headers(context, wanted["id"]) != list(headers)
+    private = await secret_headers.private_of(context.store, "Subscription", wanted["id"])
+    # With an owner it is as somebody else has written it.
+    return "owner" in private or not secret_headers.are_known(headers, private, context.settings)
 
 
 async def _headers(context: Context, subscription: str) -> list[str]:
     """The headers of a stored Subscription with their values."""
-    rows = await context.store.find(
-        "Subscription", {"_id": subscription}, projection={"private.headers": 1}
-    )
-    sealed = rows[0].get("private", {}).get("headers", []) if rows else []
-    return secrets.of_settings(context.settings).open_all(sealed) if sealed else []
+    return await secret_headers.of(context.store, "Subscription", subscription, context.settings)
 
 
 async def _unmasked(

@@ -28,7 +28,7 @@ from app.fhir.codes import (
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.records.versions import ResourceVersion
-from app.runtime.masking import mask
+from app.resources import secret_headers
 from app.settings import Settings
 from app.store.events import Event
 from app.subscriptions.channels import davinci
@@ -74,12 +74,13 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
         context.services.mongo.now(),
     )
     catalogue = context.services.get(SubscriptionRegistry).catalogue
-    for endpoint in endpoints:
+    for masked in endpoints:
+        endpoint = await _with_secrets(context, masked)
         for topic in urls(context):
             if topic in catalogue.by_url:
                 wanted = subscription(context, owner, endpoint, topic)
                 before = existing.pop(wanted["id"], None)
-                if before is None or _differs(wanted, before.resource(), anew=anew):
+                if before is None or await _differs(context, wanted, before.resource(), anew=anew):
                     await _write(context, owner, wanted)
     for stored in existing.values():
         resource = stored.resource()
@@ -138,16 +139,37 @@ def _channel(settings: Settings, endpoint: Resource, topic: str) -> Resource:
     return channel
 
 
-def _differs(wanted: Resource, stored: Mapping[str, Any], *, anew: bool) -> bool:
+async def _with_secrets(context: Context, endpoint: Resource) -> Resource:
+    """The Endpoint with the values of its headers, which a Subscription of the server seals in its turn."""
+    if not endpoint.get("header"):
+        return endpoint
+    store = context.services.store
+    headers = await secret_headers.of(store, "Endpoint", endpoint["id"], context.settings)
+    # A server of the release before stores them as they are, while it runs beside this one.
+    return {**endpoint, "header": headers} if headers else endpoint
+
+
+async def _differs(
+    context: Context, wanted: Resource, stored: Mapping[str, Any], *, anew: bool
+) -> bool:
+    """Whether the stored Subscription is another one, is to be tried anew, or was written by somebody else.
+
+    Header values are compared too.
+    """
     if anew and stored["status"] in ("off", "error"):
         return True
-    masked = dict(wanted["channel"])
-    if "header" in masked:
-        masked["header"] = [mask(header) for header in masked["header"]]
-    own = {**wanted, "channel": masked}
-    return any(
+    channel = dict(wanted["channel"])
+    headers = channel.get("header", [])
+    if headers:
+        channel["header"] = secret_headers.masked(headers)
+    own = {**wanted, "channel": channel}
+    if any(
         stored.get(key) != own[key] for key in ("extension", "criteria", "_criteria", "channel")
-    )
+    ):
+        return True
+    store = context.services.store
+    private = await secret_headers.private_of(store, "Subscription", wanted["id"])
+    return "owner" in private or not secret_headers.are_known(headers, private, context.settings)
 
 
 async def _write(context: Context, owner: str, resource: Resource) -> None:

@@ -61,7 +61,7 @@ class Envelope:
             headers_of_body=(*headers, ("Content-Type", terms.payload or FHIR_JSON)),
             method=method,
             url=url,
-            owner=private.get("owner", {}).get("client_id"),
+            owner=private.get("owner", {}).get("client_id") or None,
         )
 
     @property

@@ -1,8 +1,9 @@
 """The current rights of a Subscription's owner, checked for every notice, however old the Subscription is.
 
 `private.owner` holds the client that made a Subscription, and its scopes of then. They count as far as the client is
-still registered with them; its role, organization and patients are those of now. A Subscription that the server keeps
-itself (for Endpoints and contracts) has its recipient's rights.
+still registered with them; its role, organization and patients are those of now. What was written without
+authorization is nobody's, whatever it says of itself. A Subscription that the server keeps itself (for Endpoints and
+contracts) has no such field, and its recipient's rights.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ NO_ACCESS = Judgement("withhold", "access")
 _KEPT_FOR: Mapping[str, Role] = {"endpoint": "practice", "contract": "state"}
 _READ_ALL = ("system/*.rs",)
 _REMEMBERED = 10_000
+
+# The content of `private.owner` where whoever reached the server could write the Subscription.
+NO_OWNER: Document = {"client_id": "", "scopes": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class OwnerRights:
             projection={"private.owner": 1, "text": 1, "v": 1, "at": 1},
         )
         private: Any = rows[0].get("private", {}).get("owner") if rows else None
+        if private == NO_OWNER:
+            return Owner(NOBODY, is_client=False)
         if private is not None:
             scopes = tuple(private["scopes"])
             return Owner(Caller(private["client_id"], scopes=scopes), is_client=True)
