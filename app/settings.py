@@ -40,6 +40,11 @@ class Settings(BaseSettings):
         None,
         description="Authorization: off, or smart (docs/smart.md). Unset means off on loopback and smart elsewhere.",
     )
+    hosts: str = Field(
+        "",
+        description="Names, separated by commas, that a server without authorization answers to beside loopback, its "
+        "address and the name in the base URL.",
+    )
     allow_open: bool = Field(
         False,
         description="Accept --auth off, or tokens without TLS, beyond loopback, with a loud warning.",

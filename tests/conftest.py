@@ -31,6 +31,8 @@ from tests.log_watch import WATCH
 from tests.processes import programs
 
 BASE = "http://carerelay.test/fhir"
+# The type that also a POST without a body declares.
+JSON = {"content-type": "application/json"}
 _MONGOD = pytest.StashKey[str]()
 _CLOSING = pytest.StashKey[ExitStack]()
 # As many quick tests take as long as a slow one.
@@ -126,8 +128,14 @@ def _databases_go() -> Iterator[None]:
 
 
 def make_settings(uri: str, **changes: Any) -> Settings:
-    """Settings on a database of its own, which goes with the module."""
-    return Settings(**{"mongodb_uri": uri, "mongodb_database": DATABASES.new(), **changes})
+    """Settings on a database of its own, which goes with the module.
+
+    The server is called as BASE has it, and receivers are on loopback, also of a server with authorization.
+    """
+    usual: dict[str, Any] = {"hosts": "carerelay.test,fhir.test"}
+    if changes.get("auth") == "smart":
+        usual["egress_allow"] = "127.0.0.0/8,::1,localhost"
+    return Settings(**{"mongodb_uri": uri, "mongodb_database": DATABASES.new(), **usual, **changes})
 
 
 class Server:

@@ -1,4 +1,7 @@
-"""The egress rules: this server calls public addresses, those the operator lists, and loopback only from loopback.
+"""The egress rules: this server calls public addresses, those the operator lists, and loopback while it is open.
+
+Open is a server on loopback without authorization: who reaches it is on this machine already. With authorization a
+proxy may stand in front, and what listens on loopback is not its clients' to call.
 
 A name is resolved and checked when a Subscription is stored and again by the connector that opens the connection
 (`CheckedResolver`), so an answer that changes in between (DNS rebinding) reaches no forbidden address.
@@ -36,6 +39,8 @@ _INTERNAL: tuple[Network, ...] = (
     ipaddress.IPv4Network("100.64.0.0/10"),
     ipaddress.IPv6Network("fc00::/7"),
 )
+# The same words whatever kind of address it is: what a name leads to is not its caller's to know.
+_NOT_CALLED = "The address is not public and not on the operator's egress allow-list"
 
 
 class EgressRefusedError(Exception):
@@ -66,7 +71,8 @@ class Egress:
                 networks.append(ipaddress.ip_network(item, strict=False))
             except ValueError:
                 hosts.add(item)
-        return cls(frozenset(hosts), tuple(networks), is_loopback_host(settings.host))
+        is_open = settings.auth != "smart" and is_loopback_host(settings.host)
+        return cls(frozenset(hosts), tuple(networks), is_open)
 
     def check_url(self, url: str) -> SplitResult:
         """Check a URL without resolving its name; returns its parts. Raises EgressRefusedError."""
@@ -74,13 +80,13 @@ class Egress:
         literal = _literal(parts.hostname or "")
         if literal is not None:
             self._check_address(literal, by_name=False)
-        elif is_loopback_host(parts.hostname or "") and not (
-            self.loopback or parts.hostname in self.hosts
-        ):
-            raise EgressRefusedError(
-                "Loopback may be called only while the server itself listens on loopback"
-            )
+        elif is_loopback_host(parts.hostname or "") and not self._may_be_loopback(parts):
+            raise EgressRefusedError(_NOT_CALLED)
         return parts
+
+    def _may_be_loopback(self, parts: SplitResult) -> bool:
+        is_listed = (parts.hostname or "").rstrip(".") in self.hosts
+        return self.loopback or is_listed or any(each.is_loopback for each in self.networks)
 
     async def check(self, url: str) -> None:
         """Check a URL with all addresses its name has now. Raises EgressRefusedError or UnresolvableError."""
@@ -115,13 +121,9 @@ class Egress:
                 continue
             if judged.is_loopback:
                 if not (self.loopback or by_name):
-                    raise EgressRefusedError(
-                        "Loopback may be called only while the server itself listens on loopback"
-                    )
+                    raise EgressRefusedError(_NOT_CALLED)
             elif not (_is_public(judged) or (by_name and _is_internal(judged))):
-                raise EgressRefusedError(
-                    "The address is private, link-local or reserved and not on the operator's egress allow-list"
-                )
+                raise EgressRefusedError(_NOT_CALLED)
 
 
 class CheckedResolver(AbstractResolver):

@@ -125,7 +125,8 @@ def _extensions(notice: NoticeRecord) -> list[dict[str, Any]]:
     ]
     if notice.endpoint is not None:
         found.append({"url": NOTICE_ENDPOINT, "valueUrl": notice.endpoint})
-    if notice.status is not None:
+    # Of one that was not taken its readers are told no more than the reason (app/subscriptions/channels/protocol.py).
+    if notice.status is not None and notice.received is not None:
         found.append({"url": NOTICE_STATUS, "valueInteger": notice.status})
     if notice.subscription is not None:
         reference = {"reference": f"Subscription/{notice.subscription}"}

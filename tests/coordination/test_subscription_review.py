@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.fhir.codes import REVIEW_REASON
+from app.subscriptions.channels.protocol import REFUSED
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import encounter, subscribed, topic_based
 from tests.conftest import Server, make_settings, running
@@ -59,7 +60,7 @@ async def test_an_error_is_a_task_which_closes_itself(pair: Pair, receiver: Rece
     id_ = await subscribed(pair, topic_based(endpoint=receiver.url))
     await fail(pair, receiver, id_, 404)
     current = (await pair[1].get(f"/Subscription/{id_}")).json()
-    assert (current["status"], current["error"]) == ("error", "The endpoint answered 404")
+    assert (current["status"], current["error"]) == ("error", REFUSED)
     assert await tasks(pair, id_) == ["requested"]
     await ask_again(pair, id_)
     assert await tasks(pair, id_) == ["completed"]

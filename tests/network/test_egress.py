@@ -12,8 +12,8 @@ from app.network.egress_policy import CheckedResolver, Egress, EgressRefusedErro
 from app.settings import Settings
 
 
-def egress(host: str = "192.0.2.1", allow: str = "") -> Egress:
-    return Egress.from_settings(Settings(host=host, egress_allow=allow))
+def egress(host: str = "192.0.2.1", allow: str = "", auth: Any = None) -> Egress:
+    return Egress.from_settings(Settings(host=host, egress_allow=allow, auth=auth))
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -102,6 +102,41 @@ async def test_loopback_is_allowed_while_the_server_is_on_loopback(host: str) ->
     await egress(host).check("http://localhost:9000/")
     with pytest.raises(EgressRefusedError):
         await egress(host).check("http://10.0.0.1/")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("127.0.0.1", "127.9.8.7", "[::1]", "[::ffff:127.0.0.1]", "[::]"),
+        "0.0.0.0",  # noqa: S104 - it is not listened on
+        *("localhost", "LOCALHOST.", "a.localhost", "169.254.169.254", "[fe80::1]"),
+    ],
+)
+async def test_with_authorization_loopback_has_to_be_listed(name: str) -> None:
+    """Clients may come through a proxy on the same host, and what listens on loopback is not theirs."""
+    with pytest.raises(EgressRefusedError) as refused:
+        await egress("127.0.0.1", auth="smart").check(f"http://{name}:9000/")
+    assert (
+        str(refused.value)
+        == "The address is not public and not on the operator's egress allow-list"
+    )
+
+
+@pytest.mark.parametrize(
+    ("allow", "name"),
+    [
+        ("127.0.0.0/8", "127.0.0.1"),
+        ("127.0.0.1,::1", "localhost"),
+        ("localhost", "localhost"),
+        ("::1", "[::1]"),
+    ],
+)
+async def test_loopback_that_is_listed_may_be_called_with_authorization(
+    allow: str, name: str
+) -> None:
+    await egress("127.0.0.1", allow, "smart").check(f"http://{name}:9000/")
+    with pytest.raises(EgressRefusedError):
+        await egress("127.0.0.1", allow, "smart").check("http://10.0.0.1/")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import httpx
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 
+from app.subscriptions.channels.protocol import REFUSED
 from app.subscriptions.notices.notification import NOTIFICATION_PROFILE, STATUS_PROFILE
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import ADMISSION, classic, encounter, subscribed, topic_based
-from tests.conftest import BASE, Server, make_settings, running
+from tests.conftest import BASE, JSON, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -111,7 +112,7 @@ async def test_the_status_of_several_by_id_and_status_with_get_and_post(
     posted = await client.post(path, json={"resourceType": "Parameters", "parameter": given})
     assert statuses(posted.json()) == {empty: "active"}
     assert "topic" not in values(posted.json()["entry"][0]["resource"])
-    posted = await client.post(f"/Subscription/{off}/$status")
+    posted = await client.post(f"/Subscription/{off}/$status", headers=JSON)
     assert statuses(posted.json()) == {off: "off"}
     assert_outcome(await client.get(path, params={"status": "asleep"}), 400, "value", "status")
     assert_outcome(await client.get("/Subscription/nobody/$status"), 404, "not-found")
@@ -134,7 +135,7 @@ async def test_the_status_tells_what_is_wrong(pair: Pair, receiver: Receiver) ->
     found = values(entry["resource"])
     assert (found["status"], found["events-since-subscription-start"]) == ("off", "1")
     assert found["error"]["coding"][0]["code"] == "error-response"
-    assert found["error"]["text"] == "The endpoint answered 410"
+    assert found["error"]["text"] == REFUSED
 
 
 @pytest.mark.parametrize(

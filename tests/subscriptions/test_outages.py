@@ -12,6 +12,7 @@ import pytest
 from app.records.versions import Change
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from app.subscriptions.channels.protocol import REFUSED
 from app.subscriptions.ledger.ledger import BEHIND, WAITING
 from app.subscriptions.ledger.retention import EXPIRED
 from app.subscriptions.sending.retry import LONGEST_RETRY_AFTER, RetryPolicy
@@ -51,7 +52,7 @@ async def in_error(worker: Worker, store: Store, receiver: Receiver) -> str:
     receiver.answers([], then=404)
     await admissions(store, 1)
     await worker.drain()
-    assert await status_of(store, stored.id) == ("error", "The endpoint answered 404")
+    assert await status_of(store, stored.id) == ("error", REFUSED)
     return stored.id
 
 
@@ -117,7 +118,7 @@ async def test_the_end_of_a_subscription_settles_what_waits(
             receiver.answer = lambda _: 410
             await ask_again(store, id_)
             await worker.drain()
-            answered = "The handshake was answered with 410"
+            answered = REFUSED
             assert await status_of(store, id_) == ("off", answered)
         await worker.drain()
     assert [row["state"] for row in await rows(mongo)] == ["dead", "suppressed"]
@@ -163,7 +164,7 @@ async def test_one_notice_that_is_never_taken_stops_nobody_else(
         assert await status_of(store, stored.id) == ("active", None)
     poison, good = await rows(mongo)
     assert (poison["state"], good["state"]) == ("dead", "delivered")
-    assert poison["reason"] == "The endpoint answered 500, and later notices were taken"
+    assert poison["reason"] == f"{REFUSED}, and later notices were taken"
 
 
 async def test_an_endpoint_that_is_dead_for_the_whole_window_ends_in_error_whatever_is_tried(
@@ -185,7 +186,7 @@ async def test_an_endpoint_that_is_dead_for_the_whole_window_ends_in_error_whate
             while (await status_of(store, stored.id))[0] == "active":
                 await worker.run_once()
                 await asyncio.sleep(0.1)
-    assert await status_of(store, stored.id) == ("error", "The endpoint answered 503")
+    assert await status_of(store, stored.id) == ("error", REFUSED)
     assert all(row["open"] for row in await rows(mongo))
 
 

@@ -13,12 +13,13 @@ import pytest
 from app.fhir.xml import decode
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from app.subscriptions.channels.protocol import UNREACHED
 from app.subscriptions.sending.retry import RetryPolicy
 from tests.builders.deliveries import create, rows, status_of, working
 from tests.builders.listening import listening
 from tests.builders.subscriptions import classic, encounter, subscribed, topic_based, websocket
 from tests.builders.websocket_clients import Client, connect, parameters
-from tests.conftest import Server, make_settings
+from tests.conftest import JSON, Server, make_settings
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -116,7 +117,7 @@ async def test_a_client_that_stays_away_for_the_whole_window_has_its_notices_wai
         assert await status_of(store, stored.id) == ("active", None)
         await create(store, encounter())
         await worker.drain()
-        reason = "The endpoint failed: nobody is connected"
+        reason = UNREACHED
         assert await status_of(store, stored.id) == ("error", reason)
     assert [(row["state"], row["open"]) for row in await rows(mongo)] == [("retrying", True)]
 
@@ -269,5 +270,5 @@ async def test_tokens_are_for_topic_based_websocket_subscriptions(pair: Pair) ->
     assert_outcome(await client.get(path), 422, "not-supported", "Subscription.channel.type")
     await client.delete(f"/Subscription/{created.json()['id']}")
     nobody = "/Subscription/nobody/$get-ws-binding-token"
-    assert_outcome(await client.post(nobody), 404, "not-found")
+    assert_outcome(await client.post(nobody, headers=JSON), 404, "not-found")
     assert_outcome(await client.get("/Subscription/$get-ws-binding-token"), 400, "required", "id")

@@ -22,6 +22,11 @@ ANSWER_LIMIT = 2048
 # The header by which a receiver recognizes a repeated notice.
 NOTICE_ID_HEADER = "CareRelay-Notification-Id"
 
+# What clients are told of an attempt that failed: more would let them find out what there is behind an address. The
+# ledger's attempts have the cause, for administrators.
+UNREACHED = "The endpoint could not be reached"
+REFUSED = "The endpoint answered with a refusal"
+
 # An element below `channel`, an issue code, and the diagnostics.
 Complaint = tuple[str, str, str]
 
@@ -65,6 +70,11 @@ class AttemptOutcome(NamedTuple):
         if self.refused:
             return Verdict.REFUSED
         return Verdict.REJECTED if self.forbidden else judge(self.status)
+
+    @property
+    def failure(self) -> str:
+        """What clients are told of an attempt that was not delivered."""
+        return UNREACHED if self.status is None else REFUSED
 
 
 class Channel(Protocol):

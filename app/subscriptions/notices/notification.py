@@ -192,11 +192,7 @@ def _status_entry(
 
 def _error(words: str) -> dict[str, Any]:
     """The CodeableConcept of a failure by the server's text for it (attempt.py and lifecycle.py write it)."""
-    code = "no-response"
-    if " answered " in words:
-        code = "error-response"
-    elif words.endswith("cannot be resolved"):
-        code = "dns-resolution-error"
+    code = "error-response" if " answered " in words else "no-response"
     return {"coding": [{"system": _ERRORS, "code": code}], "text": words}
 
 

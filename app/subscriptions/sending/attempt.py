@@ -154,8 +154,7 @@ class Attempts:
         verdict = outcome.verdict
         if verdict is Verdict.DELIVERED:
             return [Settlement(delivery, "delivered", attempt=record) for delivery, _ in batch]
-        what = f"answered {outcome.status}" if outcome.status else f"failed: {outcome.reason}"
-        reason = f"The endpoint {what}"
+        reason = outcome.failure
         if verdict in (Verdict.RETRY, Verdict.REJECTED):
             rejected = verdict is Verdict.REJECTED
             failure = _Failure(record, reason, outcome.retry_after or 0.0, rejected)

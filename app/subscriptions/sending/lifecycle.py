@@ -55,7 +55,11 @@ _UNSENT = "The handshake could not be sent"
 
 
 class _UnprovenError(Exception):
-    """The endpoint did not accept the handshake; the text is our own."""
+    """The endpoint did not accept the handshake; the text is for the client."""
+
+    def __init__(self, outcome: AttemptOutcome) -> None:
+        super().__init__(outcome.failure)
+        self.cause = outcome.reason or f"answered {outcome.status}"
 
 
 class State(TypedDict, total=False):
@@ -133,7 +137,8 @@ class Lifecycle:
         except LostError:
             log.info("handshake left", extra={"action": "handshake", "id": registration.id})
         except _UnprovenError as refusal:
-            log.info("handshake refused", extra={"action": "handshake", "id": registration.id})
+            extra = {"action": "handshake", "id": registration.id, "reason": refusal.cause}
+            log.info("handshake refused", extra=extra)
             await self._again(registration, claim, refusal, str(refusal))
         except Exception as error:
             name = type(error).__name__
@@ -181,12 +186,10 @@ class Lifecycle:
             await self._change(registration.id, _status("active", only_version=version))
             await self._schedule_heartbeat(registration)
         elif outcome is not None:
-            reason = f"The handshake was answered with {outcome.status}"
-            if outcome.status is None:
-                reason = f"The handshake failed: {outcome.reason}"
             if outcome.verdict is not Verdict.GONE:
-                raise _UnprovenError(reason)
-            await self._change(registration.id, _status("off", reason, only_version=version))
+                raise _UnprovenError(outcome)
+            ended = _status("off", outcome.failure, only_version=version)
+            await self._change(registration.id, ended)
         await self._handshakes.settle(claim, {"handshake.done": True})
 
     async def _give_up(self, registration: Registration, claim: Claim[State], why: str) -> None:
