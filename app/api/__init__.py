@@ -15,6 +15,7 @@ export_status        tells how far a Bulk Data export is, and serves its files
 smart                answers the discovery document, the token endpoint and the keys of SMART Backend Services
 websocket_session    talks to the websocket clients of Subscriptions
 websocket_limits     bounds handshakes, open sockets and messages
+web_pages            says what a browser may be made to ask by pages from elsewhere
 security_headers     names the headers that every answer carries
 uvicorn_http         is uvicorn's HTTP/1.1 with limits on headers
 uvicorn_websocket    is uvicorn's websocket with limits on frames

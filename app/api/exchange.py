@@ -49,8 +49,25 @@ async def read_resource(request: Request, limit: int) -> Resource:
     return formats.decode(request.headers.get("content-type", ""), await read_body(request, limit))
 
 
+async def read_json(request: Request, limit: int) -> Resource:
+    """The decoded body of a request that takes JSON alone. Raises UnsupportedMediaType, TooLarge or BadRequest."""
+    if formats.SPELLINGS.get(_media_type(request)) != formats.FHIR_JSON:
+        raise UnsupportedMediaType("Send the body as application/json")
+    return fhir_json.decode(await read_body(request, limit))
+
+
+def check_declared(request: Request) -> None:
+    """Raises UnsupportedMediaType where a POST or PUT that may be empty declares no format of a resource.
+
+    A page from elsewhere can have a browser send such a request, but not with this header.
+    """
+    if request.method in ("POST", "PUT"):
+        formats.check(request.headers.get("content-type", ""))
+
+
 async def read_parameters(request: Request, limit: int) -> Resource | list[tuple[str, str]]:
     """What an operation is given: a posted resource, or the query."""
+    check_declared(request)
     if request.method == "POST":
         body = await read_body(request, limit, may_be_empty=True)
         if body:
@@ -65,9 +82,9 @@ async def read_patch(request: Request, limit: int) -> Patch:
 
 async def read_form(request: Request) -> list[tuple[str, str]]:
     """The parameters of a search by POST, https://hl7.org/fhir/R4/http.html#search."""
-    if _media_type(request) not in ("", FORM):
-        raise UnsupportedMediaType(f"Send search parameters as {FORM}")
     body = await read_body(request, MAX_FORM_BYTES, may_be_empty=True)
+    if _media_type(request) != FORM and (body or _media_type(request)):
+        raise UnsupportedMediaType(f"Send search parameters as {FORM}")
     try:
         return parse_qsl(body.decode(), keep_blank_values=True)
     except UnicodeDecodeError:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api import audited, exchange
 from app.api.limits import TOKEN_PATHS, RequestBudget, RequestLimits
 from app.api.security_headers import secured
+from app.api.web_pages import WebPages
 from app.errors import FhirError, Forbidden, UnsupportedMediaType, UriTooLong
 from app.fhir.ids import new_id
 from app.network import exposure
@@ -69,6 +70,7 @@ class Transport:
         self._max_url_bytes = settings.max_url_bytes
         self._limits = RequestLimits(settings)
         self._max_time_ms = math.ceil(settings.request_timeout * 1000)
+        self._web_pages = WebPages(settings)
         self._only_tls = exposure.needs_tls(settings) and not exposure.has_own_tls(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,6 +134,8 @@ class Transport:
             )
         if self._only_tls and scope["scheme"] != "https" and scope["path"] not in _OVER_ANYTHING:
             raise Forbidden("Only over TLS: call the address of the proxy")
+        if scope["path"] not in _OVER_ANYTHING:
+            self._web_pages.check(scope["method"], scope["headers"])
 
     async def _run(
         self, visit: RequestBudget, scope: Scope, receive: Receive, sender: _Sender

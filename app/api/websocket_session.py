@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from urllib.parse import urlsplit
 
 from pymongo.errors import PyMongoError
 from starlette.routing import WebSocketRoute
@@ -26,6 +25,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from app.api import audited, exchange
 from app.api.router import PREFIX
 from app.api.security_headers import secured
+from app.api.web_pages import WebPages
 from app.api.websocket_limits import Place, WebSocketLimits
 from app.authentication.caller import EVERYBODY, Caller
 from app.context import Services
@@ -181,13 +181,14 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self._limits = WebSocketLimits(settings)
+        self._web_pages = WebPages(settings)
         self._only_tls = exposure.needs_tls(settings) and not exposure.has_own_tls(settings)
 
     async def serve(self, websocket: WebSocket) -> None:
         """One connection, from its handshake to its end."""
         services: Services = websocket.app.state.services
         try:
-            place = self._admit(websocket, services)
+            place = self._admit(websocket)
         except FhirError as error:
             response = exchange.respond_error(error)
             response.raw_headers = secured(response.raw_headers, tls=_is_encrypted(websocket))
@@ -207,12 +208,11 @@ class Door:
         finally:
             place.leave()
 
-    def _admit(self, websocket: WebSocket, services: Services) -> Place:
+    def _admit(self, websocket: WebSocket) -> Place:
         """Raises FhirError for a handshake that is refused."""
         if self._only_tls and not _is_encrypted(websocket):
             raise Forbidden("Only over TLS: call the address of the proxy")
-        if not _is_own_page(websocket, services):
-            raise Forbidden("Pages from elsewhere may not connect")
+        self._web_pages.check_socket(websocket.scope["headers"])
         return self._limits.enter(_address(websocket))
 
 
@@ -227,16 +227,6 @@ def _caller(holder: Holder | None) -> Caller:
 
 def _is_encrypted(websocket: WebSocket) -> bool:
     return bool(websocket.scope["scheme"] == "wss")
-
-
-def _is_own_page(websocket: WebSocket, services: Services) -> bool:
-    """Browsers let any page connect anywhere and say where it is from; other clients say nothing."""
-    origin = websocket.headers.get("origin")
-    if origin is None:
-        return True
-    allowed = [entry.strip() for entry in services.settings.cors_origins.split(",")]
-    same = urlsplit(origin).netloc == websocket.headers.get("host")
-    return same or origin in allowed or "*" in allowed
 
 
 async def _close(websocket: WebSocket, code: int, reason: str) -> None:

@@ -5,6 +5,7 @@ https://hl7.org/fhir/smart-app-launch/backend-services.html and RFC 9068
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ SECONDS = 300
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - a media type
 _MAX_KEPT = 10_000
 _CHALLENGE = 'Bearer realm="CareRelay"'
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,6 +73,11 @@ class Authority:
         authority = cls(settings, mongo)
         await authority.keys.prepare()
         await authority.assertions.prepare()
+        for client_id in await authority.clients.unconfirmed():
+            log.warning(
+                "client registered or changed while authorization was off: it is shut out until it is confirmed",
+                extra={"action": "clients", "client_id": client_id},
+            )
         return authority
 
     async def close(self) -> None:

@@ -1,8 +1,11 @@
 """The registry of clients that may request tokens: their organisations, roles, scopes and keys.
 
-Collection `clients`: {_id: client id, version, name, organization, role, scopes, jwks | jwks_uri, disabled, at}. Every
-change counts the version up. A process caches a row for at most a second, so that a client who is disabled or changed
-is refused everywhere within that time.
+Collection `clients`: {_id: client id, version, name, organization, role, scopes, jwks | jwks_uri, disabled,
+unconfirmed?, at}. Every change counts the version up. What is added or changed by a server without authorization, which
+anybody may have asked for, is `unconfirmed` and counts as disabled until an administrator confirms it.
+
+A process caches a row for at most a second, so that a client who is disabled or changed is refused everywhere within
+that time.
 """
 
 from __future__ import annotations
@@ -42,7 +45,10 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client. With neither `jwks` nor `jwks_uri` it can use tokens of an outside provider only."""
+    """One client. With neither `jwks` nor `jwks_uri` it can use tokens of an outside provider only.
+
+    One that is `unconfirmed` is `disabled` too.
+    """
 
     client_id: str
     name: str
@@ -52,6 +58,7 @@ class Client:
     jwks: tuple[dict[str, Any], ...] = ()
     jwks_uri: str | None = None
     disabled: bool = False
+    unconfirmed: bool = False
     version: int = 1
     at: datetime | None = None
 
@@ -67,8 +74,10 @@ class Client:
 class Clients:
     """The registry, with a cache of this process."""
 
-    def __init__(self, mongo: Mongo, egress: Egress) -> None:
+    def __init__(self, mongo: Mongo, egress: Egress, *, is_open: bool = False) -> None:
+        """`is_open`: whoever reaches the server may ask for these changes."""
         self._mongo = mongo
+        self._doubt: Document = {"unconfirmed": True} if is_open else {}
         self._egress = egress
         self._kept = BatchCache[str, Client | None](
             self._read, None, lasting=BELIEVED, most=_MAX_KEPT
@@ -102,6 +111,7 @@ class Clients:
             **self._keys(wanted.get("jwks"), wanted.get("jwks_uri")),
             "disabled": False,
             "at": self._mongo.now(),
+            **self._doubt,
         }
         try:
             await self._rows.insert_one(row)
@@ -125,8 +135,20 @@ class Clients:
         """Disable a client or, with `disabled=False`, enable it again. Raises RegistryError."""
         return await self._change(client_id, {"$set": {"disabled": disabled}})
 
+    async def confirm(self, client_id: str) -> Client:
+        """Let a client count as it is registered now, whoever registered it. Raises RegistryError."""
+        if self._doubt:
+            raise RegistryError(
+                "Without authorization anybody could: use `carerelay clients confirm`, or --auth smart"
+            )
+        return await self._change(client_id, {"$unset": {"unconfirmed": ""}})
+
+    async def unconfirmed(self) -> tuple[str, ...]:
+        """The ids of clients that are to be confirmed, in order."""
+        return tuple(sorted(await self._rows.distinct("_id", {"unconfirmed": True})))
+
     async def _change(self, client_id: str, change: dict[str, Any]) -> Client:
-        change.setdefault("$set", {})["at"] = self._mongo.now()
+        change.setdefault("$set", {}).update(self._doubt, at=self._mongo.now())
         row = await self._rows.find_one_and_update(
             {"_id": client_id},
             {**change, "$inc": {"version": 1}},
@@ -229,7 +251,8 @@ def _client(row: Document) -> Client:
         scopes=tuple(row["scopes"]),
         jwks=tuple(row.get("jwks", ())),
         jwks_uri=row.get("jwks_uri"),
-        disabled=row["disabled"],
+        disabled=row["disabled"] or "unconfirmed" in row,
+        unconfirmed="unconfirmed" in row,
         version=row["version"],
         at=row["at"],
     )

@@ -89,7 +89,7 @@ def list_clients(data: Data = None, mongodb_uri: Uri = None) -> None:
             client.organization or "",
             " ".join(client.scopes),
             client.jwks_uri or ", ".join(key["kid"] for key in client.jwks),
-            "disabled" if client.disabled else "",
+            _state(client),
         )
         for client in found
     ]
@@ -196,6 +196,23 @@ def rotate_key(data: Data = None, mongodb_uri: Uri = None) -> None:
     """Sign with a new key from now on; the tokens that were given stay good until they expire."""
     kid = _with_keys(data, mongodb_uri, lambda own: own.rotate(), done="keys rotate")
     console.print(f"{kid} signs from now on")
+
+
+@clients.command()
+def confirm(client: ClientId, data: Data = None, mongodb_uri: Uri = None) -> None:
+    """Let a client count that was added or changed while authorization was off.
+
+    Anybody who reached the server, web pages of its users included, could ask for that: look at it before.
+    """
+    done = f"clients confirm {client}"
+    _with_clients(data, mongodb_uri, lambda registry: registry.confirm(client), done=done)
+    console.print(f"{escape(client)} is confirmed")
+
+
+def _state(client: Client) -> str:
+    if client.unconfirmed:
+        return "to be confirmed"
+    return "disabled" if client.disabled else ""
 
 
 @contextmanager

@@ -86,13 +86,20 @@ def read_form(query: Sequence[tuple[str, str]], accept: str | None) -> Form:
     return Form(media_type, pretty == "true", None if cut in ("false", "count") else cut, names)
 
 
-def decode(media_type: str, body: bytes) -> Resource:
-    """A resource in the format that its Content-Type names; without one it is taken for JSON."""
-    name, parameters = _split(media_type)
-    known = SPELLINGS.get(name) if name else FHIR_JSON
+def decode(content_type: str, body: bytes) -> Resource:
+    """A resource in the format that its Content-Type names. Raises UnsupportedMediaType or BadRequest."""
+    return _DECODERS[check(content_type)](body)
+
+
+def check(content_type: str) -> str:
+    """The format that a Content-Type names; none is guessed. Raises UnsupportedMediaType."""
+    name, parameters = _split(content_type)
+    known = SPELLINGS.get(name)
     if known is None or parameters.get("fhirversion", "4.0") not in _VERSIONS:
-        raise UnsupportedMediaType(f"Send resources as {FHIR_JSON} or {FHIR_XML}, fhirVersion 4.0")
-    return _DECODERS[known](body)
+        raise UnsupportedMediaType(
+            f"Say by Content-Type what is sent: {FHIR_JSON} or {FHIR_XML}, fhirVersion 4.0"
+        )
+    return known
 
 
 def _format(text: str) -> str:

@@ -13,7 +13,7 @@ from bson import ObjectId
 from app.fhir.ids import first_id, new_id, time_of
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import encounter, topic_based
-from tests.conftest import Server, make_settings, running
+from tests.conftest import JSON, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -123,12 +123,12 @@ async def test_one_a_range_and_all_dead_ones_are_sent_again(
     for _ in range(3):
         await admit(server, client, "c1")
     rows = await deliveries(client, subscription=subscription)
-    again = await client.post(f"{ADMIN}/deliveries/{rows[0]['id']}/resend")
+    again = await client.post(f"{ADMIN}/deliveries/{rows[0]['id']}/resend", headers=JSON)
     assert (again.status_code, again.json()) == (202, {"resent": 1, "skipped": 0})
     await receiver.wait(4)
     await server.worker.drain()
     query: dict[str, str | int] = {"subscription": subscription, "first": 1, "last": 2}
-    again = await client.post(f"{ADMIN}/deliveries/resend", params=query)
+    again = await client.post(f"{ADMIN}/deliveries/resend", params=query, headers=JSON)
     assert again.json() == {"resent": 2, "skipped": 0}
     await receiver.wait(6)
     await server.worker.drain()
@@ -137,7 +137,7 @@ async def test_one_a_range_and_all_dead_ones_are_sent_again(
     await server.mongo.collection("deliveries").update_many(
         {"subscription": subscription, "number": {"$gte": 2}}, {"$set": {"state": "dead"}}
     )
-    again = await client.post(f"{ADMIN}/deliveries/resend", params={"state": "dead"})
+    again = await client.post(f"{ADMIN}/deliveries/resend", params={"state": "dead"}, headers=JSON)
     assert again.json() == {"resent": 2, "skipped": 0}
     await receiver.wait(8)
     await server.worker.drain()
@@ -156,7 +156,8 @@ async def test_nothing_is_sent_again_to_one_that_is_off(
     await admit(server, client, "d1")
     off = (await client.get(f"Subscription/{subscription}")).json() | {"status": "off"}
     await client.put(f"Subscription/{subscription}", json=off)
-    again = await client.post(f"{ADMIN}/deliveries/resend", params={"subscription": subscription})
+    wanted = {"subscription": subscription}
+    again = await client.post(f"{ADMIN}/deliveries/resend", params=wanted, headers=JSON)
     assert again.json() == {"resent": 0, "skipped": 1}
 
 
@@ -182,7 +183,7 @@ async def test_nothing_is_sent_again_to_one_that_is_off(
 async def test_failures_are_outcomes(
     client: httpx.AsyncClient, method: str, path: str, status: int, code: str
 ) -> None:
-    assert_outcome(await client.request(method, f"{ADMIN}/{path}"), status, code)
+    assert_outcome(await client.request(method, f"{ADMIN}/{path}", headers=JSON), status, code)
 
 
 async def test_what_is_older_than_it_is_kept_is_gone(

@@ -20,7 +20,7 @@ from app.fhir.validation import check
 from app.fhir.validation.models import model_issues
 from app.operations.registry import OPERATIONS
 from tests.builders.minimal_resources import minimal
-from tests.conftest import make_settings, running
+from tests.conftest import JSON, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.slow
@@ -381,13 +381,13 @@ async def test_every_operation_works_where_it_is_stated_and_nowhere_else(
         stated = {operation["name"] for operation in resource["operation"]}
         for code in stated - TESTED_ELSEWHERE:
             for method, url, body in calls(code, resource_type, path):
-                expect(await client.request(method, url, json=body), 200)
+                expect(await client.request(method, url, json=body, headers=JSON), 200)
         for code in codes - stated - TESTED_ELSEWHERE:
             for method, url, body in calls(code, resource_type, path):
-                expect(await client.request(method, url, json=body), 404)
+                expect(await client.request(method, url, json=body, headers=JSON), 404)
         for code in TESTED_ELSEWHERE - stated:
             for url in (f"/{resource_type}/${code}", f"{path}/${code}"):
-                expect(await client.post(url), 404)
+                expect(await client.post(url, headers=JSON), 404)
 
     await on_every_type(rest, exercise)
 
@@ -472,5 +472,7 @@ async def test_no_other_type_is_served(client: httpx.AsyncClient, resource_type:
         ("GET", "/$meta"),
     ):
         content = json.dumps(body) if method in ("POST", "PUT") and path != "/_search" else None
-        response = await client.request(method, f"/{resource_type}{path}", content=content)
+        response = await client.request(
+            method, f"/{resource_type}{path}", content=content, headers=JSON
+        )
         assert_outcome(response, 404, "not-supported")

@@ -488,7 +488,7 @@ async def served(mongod: str) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
         yield pair
 
 
-POST = b"POST /fhir/Patient HTTP/1.1\r\nhost: x\r\ncontent-type: application/fhir+json\r\n"
+POST = b"POST /fhir/Patient HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/fhir+json\r\n"
 
 
 @asynccontextmanager
@@ -532,8 +532,8 @@ async def test_headers_that_drip_are_given_up(
     connect, client = served
     for beginning, told in (
         (b"", b""),  # nobody has asked anything
-        (b"GET /fhir/metadata HTTP/1.1\r\nhost: x\r\nx-a: ", b"HTTP/1.1 408 "),
-        (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", b"HTTP/1.1 408 "),
+        (b"GET /fhir/metadata HTTP/1.1\r\nhost: localhost\r\nx-a: ", b"HTTP/1.1 408 "),
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", b"HTTP/1.1 408 "),
     ):
         reader, writer = await connect()
         writer.write(beginning)
@@ -609,7 +609,7 @@ async def test_who_sends_too_much_hears_of_it_and_may_go_on(
     for _ in range(0, TOO_LARGE, 2**16):
         writer.write(b" " * 2**16)
         await writer.drain()
-    writer.write(tail + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(tail + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
     async with asyncio.timeout(10):
         assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
         assert b" 200 " in (await reader.readuntil(b'"ok"}')).rpartition(b"HTTP/1.1")[2]

@@ -29,7 +29,7 @@ from tests.builders.smart import (
     signed,
     token_for,
 )
-from tests.conftest import BASE, Server, make_settings, running
+from tests.conftest import BASE, JSON, Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 ROOT = BASE.removesuffix("/fhir")
@@ -346,8 +346,12 @@ async def test_the_administrator_keeps_the_registry(server, client):
     listed = (await client.get(f"{ROOT}/admin/clients", headers=headers)).json()["clients"]
     assert "hospital-a" in [each["client_id"] for each in listed]
     place = f"{ROOT}/admin/clients/hospital-a"
-    assert (await client.post(f"{place}/disable", headers=headers)).json()["disabled"] is True
-    assert (await client.post(f"{place}/enable", headers=headers)).json()["disabled"] is False
+    assert (await client.post(f"{place}/disable", headers={**headers, **JSON})).json()[
+        "disabled"
+    ] is True
+    assert (await client.post(f"{place}/enable", headers={**headers, **JSON})).json()[
+        "disabled"
+    ] is False
     body = {"jwks_uri": "https://hospital.example/jwks"}
     rotated = await client.post(f"{place}/rotate", json=body, headers=headers)
     assert rotated.json()["jwks_uri"] == body["jwks_uri"]

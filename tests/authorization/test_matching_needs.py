@@ -11,7 +11,7 @@ import pytest
 from tests.builders.access_world import World, encounter, world as a_world
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import classic
-from tests.conftest import Server, make_settings, running
+from tests.conftest import JSON, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -66,7 +66,7 @@ async def world(mongod: str) -> AsyncIterator[World]:
 async def reindexed(server: Server, client: httpx.AsyncClient) -> None:
     """Every stored resource is indexed by the clients' parameters."""
     await server.reindexing.learn()
-    answer = await client.post("/$reindex", headers={"Authorization": "Bearer admin"})
+    answer = await client.post("/$reindex", headers={"Authorization": "Bearer admin", **JSON})
     assert answer.is_success, answer.text
     while not all(each.is_searchable for each in server.store.search_state.custom):
         await server.reindexing.run_once()

@@ -16,7 +16,7 @@ from tests.builders.reactions import make_due
 from tests.builders.receiver import Receiver
 from tests.builders.spoilt import spoilt
 from tests.builders.subscriptions import encounter, topic_based
-from tests.conftest import Server, make_settings, running
+from tests.conftest import JSON, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -45,7 +45,7 @@ async def tasks(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 async def retry(client: httpx.AsyncClient, letter: dict[str, Any]) -> None:
     which = {"queue": letter["queue"], "id": letter["id"]}
-    answer = await client.post(f"{ADMIN}/retry", params=which)
+    answer = await client.post(f"{ADMIN}/retry", params=which, headers=JSON)
     assert (answer.status_code, answer.json()) == (202, {"queued": 1})
 
 
@@ -190,9 +190,9 @@ async def test_a_notice_that_cannot_be_published_is_set_aside_and_the_others_are
 async def test_what_is_no_dead_letter_cannot_be_tried_again(
     client: httpx.AsyncClient, asked: dict[str, str], status: int, code: str
 ) -> None:
-    assert_outcome(await client.post(f"{ADMIN}/retry", params=asked), status, code)
+    assert_outcome(await client.post(f"{ADMIN}/retry", params=asked, headers=JSON), status, code)
 
 
 async def test_a_whole_queue_can_be_tried_again(client: httpx.AsyncClient) -> None:
-    answer = await client.post(f"{ADMIN}/retry", params={"queue": "timers"})
+    answer = await client.post(f"{ADMIN}/retry", params={"queue": "timers"}, headers=JSON)
     assert (answer.status_code, answer.json()) == (202, {"queued": 0})

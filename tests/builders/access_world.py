@@ -88,6 +88,8 @@ class World:
         headers = {"Authorization": f"Bearer {who} {scopes}".strip(), **more.pop("headers", {})}
         if body is not None:
             more["json"] = body
+        elif method == "POST":
+            headers.setdefault("Content-Type", "application/json")
         return await self.client.request(method, url, headers=headers, **more)
 
     async def get(self, who: str, url: str, **more: Any) -> httpx.Response:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.operations.registry import OPERATIONS
+from tests.conftest import JSON
 from tests.outcomes import assert_outcome
 
 
@@ -55,7 +56,7 @@ async def test_every_operation_serves_its_definition(
 async def test_calls_that_do_not_fit_are_refused(
     client: httpx.AsyncClient, method: str, url: str, status: int, code: str
 ) -> None:
-    assert_outcome(await client.request(method, url), status, code)
+    assert_outcome(await client.request(method, url, headers=JSON), status, code)
 
 
 async def test_posted_parameters_are_checked_against_the_definition(

@@ -13,7 +13,7 @@ from app.coordination.practices import unmatched_review
 from tests.builders.access_world import world
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
-from tests.conftest import Server, make_settings
+from tests.conftest import JSON, Server, make_settings
 from tests.outcomes import assert_outcome
 from tests.processes import carerelay, environment, started
 
@@ -85,7 +85,9 @@ async def unmatched(client: httpx.AsyncClient, **which: str) -> list[tuple[str, 
 
 
 async def replay(pair: Pair, **which: str) -> dict[str, int]:
-    answer = await pair[1].post(f"{ADMIN}/events/replay", params=which or {"all": "true"})
+    answer = await pair[1].post(
+        f"{ADMIN}/events/replay", params=which or {"all": "true"}, headers=JSON
+    )
     assert answer.status_code == 200, answer.text
     await pair[0].worker.drain()
     return dict(answer.json())
@@ -454,7 +456,7 @@ async def test_what_is_not_understood_is_refused(
 
 
 async def test_all_of_it_has_to_be_asked_for(client: httpx.AsyncClient) -> None:
-    assert (await client.post(f"{ADMIN}/events/replay")).status_code == 400
+    assert (await client.post(f"{ADMIN}/events/replay", headers=JSON)).status_code == 400
 
 
 @pytest.mark.processes

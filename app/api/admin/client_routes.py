@@ -7,6 +7,7 @@ POST   /admin/clients/<id>/rotate     {"jwks" | "jwks_uri"}
 POST   /admin/clients/<id>/scopes     {"scopes"}
 POST   /admin/clients/<id>/disable
 POST   /admin/clients/<id>/enable
+POST   /admin/clients/<id>/confirm    one that was added or changed while authorization was off
 
 Answers show key ids, never keys.
 """
@@ -15,14 +16,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 
 from app.api import exchange
 from app.authentication.access_tokens import Authority
 from app.authentication.clients import Client, Clients, RegistryError
 from app.context import Services
-from app.errors import BadRequest, NotFound
+from app.errors import BadRequest, Forbidden, NotFound
 from app.network.egress_policy import Egress
 
 Answer = tuple[int, Any]
@@ -76,6 +76,14 @@ async def enable_client(request: Request, services: Services) -> Answer:
     return await _set_disabled(request, services, disabled=False)
 
 
+async def confirm_client(request: Request, services: Services) -> Answer:
+    client = await _client(request, services)
+    try:
+        return 200, (await _registry(services).confirm(client.client_id)).shown()
+    except RegistryError as error:
+        raise Forbidden(str(error)) from None
+
+
 async def _set_disabled(request: Request, services: Services, *, disabled: bool) -> Answer:
     client = await _client(request, services)
     changed = await _registry(services).disable(client.client_id, disabled=disabled)
@@ -90,11 +98,7 @@ async def _client(request: Request, services: Services) -> Client:
 
 
 async def _body(request: Request, fields: frozenset[str]) -> dict[str, Any]:
-    body = await exchange.read_body(request, _LIMIT)
-    try:
-        wanted = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
-        raise BadRequest("The body is no JSON object", code="structure") from None
+    wanted = await exchange.read_json(request, _LIMIT)
     if not wanted.keys() <= fields:
         raise BadRequest(
             f"Only these are known here: {', '.join(sorted(fields))}", code="structure"
@@ -103,11 +107,11 @@ async def _body(request: Request, fields: frozenset[str]) -> dict[str, Any]:
 
 
 def _registry(services: Services) -> Clients:
-    """Where authorization is off, clients can be prepared too."""
+    """Where authorization is off, clients can be prepared too, and are to be confirmed."""
     authority = services.find(Authority)
     if authority is not None:
         return authority.clients
-    return Clients(services.mongo, Egress.from_settings(services.settings))
+    return Clients(services.mongo, Egress.from_settings(services.settings), is_open=True)
 
 
 HANDLERS = (
@@ -118,4 +122,5 @@ HANDLERS = (
     ("POST", "/clients/{id}/scopes", set_scopes),
     ("POST", "/clients/{id}/disable", disable_client),
     ("POST", "/clients/{id}/enable", enable_client),
+    ("POST", "/clients/{id}/confirm", confirm_client),
 )

@@ -16,7 +16,6 @@ from app.authentication.caller import SERVER
 from app.context import Context, Services
 from app.coordination.contracts import contracts
 from app.errors import BadRequest
-from app.fhir import json as fhir_json
 from app.operations import measure_evaluate
 
 Answer = tuple[int, Any]
@@ -34,7 +33,7 @@ async def read_contract(request: Request, services: Services) -> Answer:
 
 
 async def put_contract(request: Request, services: Services) -> Answer:
-    body = fhir_json.decode(await exchange.read_body(request, services.settings.max_resource_bytes))
+    body = await exchange.read_json(request, services.settings.max_resource_bytes)
     context, contract = _context(request, services), request.path_params["id"]
     created = await contracts.put(context, contract, body)
     return 201 if created else 200, await contracts.get(context, contract)

@@ -12,7 +12,8 @@
     /admin/dead-letters: app/api/admin/dead_letter_routes.py
     POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
 
-With authorization only clients in the role of an administrator come in.
+With authorization only clients in the role of an administrator come in. A POST or PUT says by Content-Type what it
+brings, application/json where it brings nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ Handler = Callable[[Request, Services], Awaitable[AdminAnswer]]
 _PARAMETERS = frozenset({"subscription", "state", "since", "until", "focus", "first", "last"})
 _PAGING = frozenset({"_count", "_cursor"})
 _DEFAULT_COUNT, _MOST = 50, 1000
+_MAX_CLOCK_BYTES = 1024
 
 
 async def list_deliveries(request: Request, services: Services) -> AdminAnswer:
@@ -138,7 +140,7 @@ def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
 async def advance_clock(request: Request, services: Services) -> AdminAnswer:
     if not services.settings.test_clock:
         raise Forbidden("The calendar is not to be moved: CARERELAY_TEST_CLOCK is off")
-    body = fhir_json.decode(await request.body())
+    body = await exchange.read_json(request, _MAX_CLOCK_BYTES)
     seconds = body.get("advance")
     if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or seconds < 0:
         raise BadRequest("Not a number of seconds", code="value", expression="advance")
@@ -191,6 +193,11 @@ async def admit(request: Request, services: Services) -> Caller:
     return caller
 
 
+async def _run(handler: Handler, request: Request, services: Services) -> AdminAnswer:
+    exchange.check_declared(request)
+    return await handler(request, services)
+
+
 def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         services: Services = request.app.state.services
@@ -199,7 +206,7 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         try:
             caller = await admit(request, services)
             status, body = await audited.administer(
-                request, caller, lambda: handler(request, services), what=what
+                request, caller, lambda: _run(handler, request, services), what=what
             )
         except FhirError as error:
             if caller is None:
