@@ -8,6 +8,7 @@ panel               finds the patients of an organization, to narrow a search
 disclosure          asks consent and labels about reads
 scope_filters       makes filters of the queries that restrict scopes
 candidates          pages through what a filter finds and keeps what may be seen
+event_sight         says what callers may see of events, many at once
 restricted_store    is the store as a caller may see it
 subject_store       is the store as far as it is about the patients of one matter
 write_check         judges the changes of one commit before they are written

@@ -6,7 +6,7 @@ docs/access.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -137,6 +137,11 @@ class Access:
             return frozenset()
         return await self.relationships.family(self.caller.organization)
 
+    async def _names(self, by: Sequence[Relation]) -> OrganizationTree:
+        """The references by which relations know the caller: the family, for `kept` with its PractitionerRoles."""
+        family = await self.family()
+        return await self.relationships.offices(family) if "kept" in by else family
+
     async def sight(self, resource_type: str, action: Action) -> Sight | None:
         """The sight of a type; None where nothing of it may be seen."""
         if not self.allows(resource_type, action):
@@ -156,7 +161,7 @@ class Access:
         if self.is_administrator or "everyone" in read:
             sight = Sight(tuple(filters), is_exact=True)
         else:
-            family = await self.family()
+            family = await self._names(read)
             known = self._sights.get((resource_type, action))
             if known is not None and known[0] is family:
                 return known[1]
@@ -180,12 +185,13 @@ class Access:
 
     async def panel_filter(self, resource_type: str) -> Filter | None:
         """A filter that all visible resources of a type match besides its sight; None where there is no such filter."""
-        family = await self.family()
+        read = rule_of(self.caller.role, resource_type).read
+        family = await self._names(read)
         parts: list[Filter] = []
-        for relation in rule_of(self.caller.role, resource_type).read:
+        for relation in read:
             if relation == "patients":
                 with reading_at(None):
-                    panel = await self._panels.of(self.caller.role, family)
+                    panel = await self._panels.of(self.caller.role, await self.family())
                 part = None if panel is None else self._about_panel(resource_type, panel)
             else:
                 part = relations.filter_of(relation, resource_type, family, self.base_url)
@@ -231,7 +237,7 @@ class Access:
         if self.is_administrator:
             return {row["_id"] for row in rows} if "everyone" in by else set()
         passed: set[str] = set()
-        family = await self.family()
+        family = await self._names(by)
         traits = {
             row["_id"]: (row, relations.traits_of(resource_type, row, self.base_url))
             for row in rows
@@ -244,7 +250,7 @@ class Access:
                 if key not in passed and (known or labels.VERY_RESTRICTED not in of.labels)
             }
             if relation == "patients":
-                passed |= await self._of_own_patients(resource_type, left, family)
+                passed |= await self._of_own_patients(resource_type, left, await self.family())
             else:
                 passed |= {
                     key
@@ -274,6 +280,16 @@ class Access:
         """The patients (`Patient/p1`) that are the organization's."""
         return await relations.own_patients(self.relationships, self.caller.role, patients, family)
 
+    def patients_of(self, resource_type: str, row: DocumentRow) -> frozenset[str]:
+        """The patients (`Patient/p1`) that a resource is about."""
+        return relations.patients_of(resource_type, row, self._base_url)
+
+    async def forget_older(self, patients: Collection[str], than: float) -> bool:
+        """Forget what was read about patients before a `moment`; returns whether there was any."""
+        by_consent = self._disclosure.forget_older(patients, than)
+        family = await self.family()
+        return self.relationships.forget_older(patients, family, than) or by_consent
+
     async def seen_versions(
         self, versions: Sequence[ResourceVersion], action: Action
     ) -> list[ResourceVersion]:
@@ -292,27 +308,23 @@ class Access:
     async def _seen_of_type(
         self, resource_type: str, versions: Sequence[ResourceVersion], action: Action
     ) -> set[str]:
-        current = await self.current(resource_type, {each.id for each in versions})
-        now = [row for row in current.values() if not row.get("deleted")]
-        visible = await self.seen(resource_type, now)
+        current = await current_rows(self.store, resource_type, {each.id for each in versions})
+        open_ = await self.with_history(resource_type, current)
         rows: list[DocumentRow] = []
         for each in versions:
-            row = current.get(each.id)
-            if row is None or not (row.get("deleted") or each.id in visible):
-                continue
-            own = await self._row_of_version(each, row.get("by", ()))
-            if own is not None and self.restrictions.match(resource_type, action, own):
-                rows.append({**own, "_id": _key(each), "id": each.id})
+            if each.id in open_:
+                own = await self._row_of_version(each, current[each.id].get("by", ()))
+                if own is not None and self.restrictions.match(resource_type, action, own):
+                    rows.append({**own, "_id": _key(each), "id": each.id})
         return await self.seen(resource_type, rows)
 
-    async def current(self, resource_type: str, ids: set[str]) -> dict[str, DocumentRow]:
-        """The rows stored under these ids, with terms and senders (`by`), by id; deleted ones included."""
-        rows = await self.store.find(
-            resource_type,
-            {"_id": {"$in": sorted(ids)}},
-            projection={"terms": 1, "by": 1, "deleted": 1, "v": 1},
-        )
-        return {row["_id"]: row for row in rows}
+    async def with_history(
+        self, resource_type: str, current: Mapping[str, DocumentRow]
+    ) -> set[str]:
+        """The ids of those current rows whose versions may be seen, each by itself: of what is visible or deleted."""
+        now = [row for row in current.values() if not row.get("deleted")]
+        visible = await self.seen(resource_type, now)
+        return visible | {id_ for id_, row in current.items() if row.get("deleted")}
 
     async def _row_of_version(
         self, stored: ResourceVersion, by: Sequence[str]
@@ -334,6 +346,18 @@ class Access:
             resource_type, row["_id"], row["v"], self.relationships.now(), "", deleted=True
         )
         return await self._row_of_version(gone, row.get("by", ()))
+
+
+async def current_rows(
+    store: Store, resource_type: str, ids: Collection[str]
+) -> dict[str, DocumentRow]:
+    """The rows stored under these ids, with terms and senders (`by`), by id; deleted ones included."""
+    rows = await store.find(
+        resource_type,
+        {"_id": {"$in": sorted(ids)}},
+        projection={"terms": 1, "by": 1, "deleted": 1, "v": 1},
+    )
+    return {row["_id"]: row for row in rows}
 
 
 def _key(stored: ResourceVersion) -> str:

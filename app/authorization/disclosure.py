@@ -32,6 +32,10 @@ class Disclosure:
         """Begin to read the directives that `of` needs."""
         self._directives.begin(patients)
 
+    def forget_older(self, patients: Iterable[str], than: float) -> bool:
+        """Forget directives asked for before a `moment`; returns whether there were any."""
+        return self._directives.forget_older(patients, than)
+
     async def of(
         self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[DocumentRow, Traits]]
     ) -> set[str]:

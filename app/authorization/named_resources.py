@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from app.authorization import relations
-from app.authorization.access import Access
+from app.authorization.access import Access, current_rows
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import SPEAKS_FOR, rule_of
 from app.search.search_parameters import parameters
@@ -51,7 +51,7 @@ async def are_seen(access: Access, references: Collection[str]) -> bool:
             return False
         rows = [
             row
-            for row in (await access.current(resource_type, ids)).values()
+            for row in (await current_rows(access.store, resource_type, ids)).values()
             if not row.get("deleted")
         ]
         if await access.seen(resource_type, rows) != ids:
@@ -64,7 +64,7 @@ async def are_own(access: Access, references: Collection[str]) -> bool:
     for resource_type, ids in _by_type(references).items():
         if not await _may_be_own(access, resource_type, ids):
             return False
-        found = (await access.current(resource_type, ids)).values()
+        found = (await current_rows(access.store, resource_type, ids)).values()
         rows = [own for row in found if (own := await access.facts_of(resource_type, row))]
         old = rule_of(access.caller.role, resource_type).old
         if await access.related(resource_type, rows, old, is_own_past=True) != ids:

@@ -24,11 +24,12 @@ from app.authorization.rules import (
 )
 from app.consent import labels
 from app.consent.labels import Labels
+from app.fhir.codes import SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
 from app.search.expression import follow
 from app.search.parameter import Filter, Parameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters, standard
-from app.search.terms import senders, unescape
+from app.search.terms import SENDER, senders, unescape
 
 # Search parameters that rules read besides those of OWNERS and of these tables.
 _FURTHER = {"Group": "managing-entity", "Provenance": "target"}
@@ -36,6 +37,7 @@ _NAMING = (SPEAKS_FOR, LEADS_TO, LEADS_TO_OWN)
 # The `_id` and `terms` of a document. A version's `_id` identifies the version, and its `id` the resource.
 DocumentRow = Mapping[str, Any]
 _SECURITY = "_security="
+_KEPT = f"_tag={SUBSCRIPTION_ORIGIN}|endpoint"
 _TOPIC_ID = "topic-"
 _TOPIC = "code=http://hl7.org/fhir/fhir-types|SubscriptionTopic"
 
@@ -145,7 +147,10 @@ def holds(
     caller: Caller,
     base_url: str,
 ) -> bool:
-    """Whether a resource has a relation that its own terms decide: any but `patients` and `targets`."""
+    """Whether a resource has a relation that its own terms decide: any but `patients` and `targets`.
+
+    For `kept` the family is with its PractitionerRoles (`Relationships.offices`).
+    """
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
 
 
@@ -186,6 +191,23 @@ def _itself(
     )
 
 
+def _kept(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
+    # A client's own Subscription could have the same tags, but has a sender.
+    terms = set(row["terms"])
+    return _KEPT in terms and not terms.isdisjoint(_kept_for(family)) and not _is_sent(terms)
+
+
+def _is_sent(terms: Iterable[str]) -> bool:
+    return any(term.startswith(SENDER) for term in terms)
+
+
+def _kept_for(names: Iterable[str]) -> list[str]:
+    """The terms of Subscriptions that are kept for organizations or roles."""
+    return [f"_tag={SUBSCRIPTION_OWNER}|{each}" for each in sorted(names)]
+
+
 def _published(
     resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
 ) -> bool:
@@ -205,13 +227,17 @@ _HOLDS: Mapping[Relation, Holds] = {
     "owned": _owned,
     "itself": _itself,
     "published": _published,
+    "kept": _kept,
 }
 
 
 def filter_of(
     relation: Relation, resource_type: str, family: OrganizationTree, base_url: str
 ) -> Filter | None:
-    """A filter on exactly the resources that have a relation; None where MongoDB cannot express it."""
+    """A filter on exactly the resources that have a relation; None where MongoDB cannot express it.
+
+    For `kept` the family is with its PractitionerRoles (`Relationships.offices`).
+    """
     if relation == "sent":
         return {"terms": {"$in": senders(sorted(family))}}
     if relation == "managed":
@@ -220,6 +246,9 @@ def filter_of(
         if resource_type == "Encounter":
             return _naming("Encounter", "service-provider", family, base_url)
         return {"terms": {"$in": []}}
+    if relation == "kept":
+        own = {"terms": {"$in": _kept_for(family)}}
+        return {"$and": [{"terms": _KEPT}, own, {"by": {"$exists": False}}]}
     return None
 
 

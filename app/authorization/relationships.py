@@ -66,6 +66,9 @@ class Relationships:
         self._families: BatchCache[str, OrganizationTree] = BatchCache(
             self._read_families, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
         )
+        self._offices: BatchCache[OrganizationTree, OrganizationTree] = BatchCache(
+            self._read_offices, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
+        )
         self._recipients: BatchCache[tuple[str, RecipientKind], Recipient] = BatchCache(
             self._read_recipients, Recipient(None), lasting=_ORGANIZATION_CACHE_SECONDS
         )
@@ -81,6 +84,7 @@ class Relationships:
             elif event.type in ("Organization", "PractitionerRole"):
                 self._practices.clear()
                 self._families.clear()
+                self._offices.clear()
                 self._recipients.clear()
 
     def _forget(self, event: Event) -> None:
@@ -105,11 +109,25 @@ class Relationships:
                 self._practices.forget(patients)
                 self._treated.forget(pairs)
 
+    def forget_older(
+        self, patients: Collection[str], family: OrganizationTree, than: float
+    ) -> bool:
+        """Forget what was asked for before a `moment`; returns whether there was any."""
+        pairs = [(family, each) for each in patients]
+        by_pair = [
+            each.forget_older(pairs, than) for each in (self._treated, self._covered, self._listed)
+        ]
+        return self._practices.forget_older(patients, than) or any(by_pair)
+
     async def family(self, organization: str) -> OrganizationTree:
         """The organization with all that are part of it."""
         family = await self._families.get(organization)
         self._trees.add(family)
         return family
+
+    async def offices(self, family: OrganizationTree) -> OrganizationTree:
+        """The family with the PractitionerRoles of its organizations."""
+        return await self._offices.get(family)
 
     async def recipient(self, organization: str, kind: RecipientKind) -> Recipient:
         """The organization as Consents name it."""
@@ -273,6 +291,18 @@ class Relationships:
                 break
             found |= set(level)
         return frozenset(found)
+
+    async def _read_offices(
+        self, families: list[OrganizationTree]
+    ) -> Mapping[OrganizationTree, OrganizationTree]:
+        found: dict[OrganizationTree, OrganizationTree] = {}
+        for family in families:
+            terms = self._terms("PractitionerRole", "organization", family)
+            rows = await self._store.find(
+                "PractitionerRole", {"terms": {"$in": terms}}, projection={"_id": 1}
+            )
+            found[family] = family | {f"PractitionerRole/{row['_id']}" for row in rows}
+        return found
 
     async def _read_recipients(
         self, keys: list[tuple[str, RecipientKind]]

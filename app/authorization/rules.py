@@ -13,6 +13,7 @@ A relation is a claim about a resource and the caller's organization, or one tha
     owned      a directory entry that belongs to the organization (OWNERS)
     itself     the organization's own Organization
     published  one of the server's topics, as Basic
+    kept       a Subscription that the server keeps for the organization, or for a PractitionerRole there
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ Room = Literal[
     "closed",
 ]
 Relation = Literal[
-    "everyone", "patients", "targets", "sent", "provided", "managed", "owned", "itself", "published"
+    "everyone",
+    "patients",
+    "targets",
+    "sent",
+    "provided",
+    "managed",
+    "owned",
+    "itself",
+    "published",
+    "kept",
 ]
 # The ways in which a patient is an organization's.
 Belonging = Literal["attributed", "treated", "member"]
@@ -76,7 +86,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
         "group": Rule(read=("managed",)),
-        "subscription": _OWN,
+        "subscription": Rule(read=("sent", "kept"), old=("sent",), new=("everyone",)),
         "paper": _OWN,
         "provenance": _PROVENANCE,
     },

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.authentication.scopes import Action
 from app.authorization import directory_entries, named_resources, relations, taken_ids
-from app.authorization.access import Access
+from app.authorization.access import Access, current_rows
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import KEEPERS, LEADS_TO, LEADS_TO_OWN, SPEAKS_FOR, rule_of
 from app.errors import Forbidden
@@ -89,7 +89,7 @@ class _Writing:
         change, access = self._change, self._access
         if change.previous is not None or change.method == "create":
             return None
-        row = (await access.current(change.type, {change.id})).get(change.id)
+        row = (await current_rows(access.store, change.type, {change.id})).get(change.id)
         own = None if row is None else await access.facts_of(change.type, row)
         if own is not None and await access.related(
             change.type, [own], self._rule.old, is_own_past=True
@@ -104,7 +104,7 @@ class _Writing:
         change = self._change
         if change.previous is None:
             return None
-        row = (await self._access.current(change.type, {change.id})).get(change.id)
+        row = (await current_rows(self._access.store, change.type, {change.id})).get(change.id)
         own = None if row is None else await self._access.facts_of(change.type, row)
         if own is None or not await self._access.related(
             change.type, [own], self._rule.old, is_own_past=True

@@ -51,7 +51,7 @@ def list_deliveries(
         table.add_row(
             row["id"],
             row["subscription"],
-            str(row["number"]),
+            str(row.get("number", "")),
             f"[{colour}]{row['state']}[/]",
             row["focus"],
             row["created_at"],

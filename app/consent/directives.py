@@ -52,6 +52,10 @@ class ConsentDirectives:
         """The directives of a patient (`Patient/p1`), as soon as they are read."""
         return self._read_together.ask(patient)
 
+    def forget_older(self, patients: Iterable[str], than: float) -> bool:
+        """Forget directives asked for before a `moment`; returns whether there were any."""
+        return self._read_together.forget_older(patients, than)
+
     async def of(self, patient: str) -> Standing:
         """The directives of a patient (`Patient/p1`); empty without any."""
         return await self._read_together.get(patient)

@@ -90,6 +90,8 @@ async def _reason(
 ) -> str:
     if delivery is not None:
         why = f": {delivery['reason']}" if delivery.get("reason") else ""
+        if delivery["number"] < 1:
+            return f"It is no event of this Subscription{why}"
         return f"It is event {delivery['number']} of this Subscription, {delivery['state']}{why}"
     if read.topic is not None and found.fired is None:
         return "The topic did not fire"
@@ -124,11 +126,12 @@ def _judged(name: str, judged: Judged) -> dict[str, Any]:
 
 
 def _delivery(row: Document) -> dict[str, Any]:
+    number = {"name": "event-number", "valueString": str(row["number"])}
     return {
         "name": "delivery",
         "part": [
             {"name": "id", "valueString": row["_id"]},
-            {"name": "event-number", "valueString": str(row["number"])},
+            *([number] if row["number"] >= 1 else []),
             {"name": "state", "valueCode": row["state"]},
             {"name": "attempts", "valueInteger": len(row["attempts"])},
             {"name": "created", "valueInstant": instant(row["created_at"])},

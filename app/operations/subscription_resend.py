@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.context import Context
-from app.errors import Conflict, Issue, operation_outcome
+from app.errors import Conflict, Forbidden, Issue, operation_outcome
 from app.fhir import json as fhir_json
 from app.fhir.instants import instant_in
 from app.interactions import interactions
@@ -24,6 +24,8 @@ _BOUNDS = {"eventsSinceInstant": "$gte", "eventsUntilInstant": "$lte"}
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """202 with an OperationOutcome that says how many notices are sent again. Without bounds: all that are kept."""
     stored = await interactions.current(context, *invocation.instance)
+    if await context.store.previous(stored.type, stored.id, "update") is None:
+        raise Forbidden("Only who may change the Subscription has its notices sent again")
     status = stored.resource()["status"]
     if status != "active":
         raise Conflict(f"The Subscription is {status}; only an active one is told anything")

@@ -14,6 +14,11 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
+def moment() -> float:
+    """The moment that caches compare with what they were asked."""
+    return time.monotonic()
+
+
 class BatchCache(Generic[K, V]):
     """What `load` finds by key, remembered for `lasting` seconds from when it was asked for.
 
@@ -67,6 +72,16 @@ class BatchCache(Generic[K, V]):
         """Load them anew when they are asked for next."""
         for key in keys:
             self._known.pop(key, None)
+
+    def forget_older(self, keys: Iterable[K], than: float) -> bool:
+        """Forget what was asked for before a `moment`; returns whether there was any."""
+        older = [
+            key
+            for key in keys
+            if (known := self._known.get(key)) is not None and known[0] - self._lasting < than
+        ]
+        self.forget(older)
+        return bool(older)
 
     def known(self, key: K) -> V | None:
         """What is remembered; None where nothing is, or it is not there yet."""

@@ -47,9 +47,7 @@ async def write(world: World, *resources: dict[str, Any]) -> None:
 
 async def rows(world: World, subscription: str) -> list[tuple[str, str | None]]:
     found = world.server.mongo.collection("deliveries").find({"subscription": subscription})
-    return [
-        (row["state"], row.get("reason")) for row in await found.sort("number", 1).to_list(None)
-    ]
+    return [(row["state"], row.get("reason")) for row in await found.sort("_id", 1).to_list(None)]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ async def test_everybody_is_told_of_their_own(world: World, receiver: Receiver, 
         assert await rows(world, subscription) == [state], who
 
 
-async def test_the_rights_that_count_are_those_of_the_moment_of_sending(
+async def test_the_rights_that_count_are_those_of_the_moment(
     world: World, receiver: Receiver
 ) -> None:
     registered = world.authority.known["north"]
@@ -140,6 +138,7 @@ async def test_the_rights_that_count_are_those_of_the_moment_of_sending(
         await write(world, encounter(new_id(), "pn", "general"))
     states = [state for state, _ in await rows(world, subscription)]
     assert states == [expected for _, _, expected in steps]
+    assert [notice.number for notice in receiver.events] == [1, 2, 3, 4]
 
 
 async def test_the_scopes_of_the_token_that_made_it_remain_a_limit(

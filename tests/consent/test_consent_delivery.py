@@ -1,4 +1,4 @@
-"""Consents and labels judged when a notice is sent: through HTTP to a real endpoint, and in the ledger."""
+"""Consents and labels, judged before an event is numbered and when it is sent: to a real endpoint, in the ledger."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_a_lane_goes_on_after_what_was_withheld(
     second = await admitted(pair, patient)
     (notice,) = await receiver.wait(1)
     assert notice.focus.endswith(second["id"])
-    assert notice.number == 2
+    assert notice.number == 1  # what was withheld is no event
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,9 @@ async def test_who_is_excepted_is_told(pair: Pair, receiver: Receiver, patient: 
         pair, {**given, "provision": permit(provision=[deny(actor=actor(f"Organization/{above}"))])}
     )
     await admitted(pair, patient)
-    states = [
-        row["state"]
-        async for row in pair[0]
-        .mongo.collection("deliveries")
-        .find({"number": 2, "subscription": {"$in": [mine, other]}})
-    ]
-    assert states == ["suppressed", "suppressed"]
+    rows = pair[0].mongo.collection("deliveries").find({"subscription": {"$in": [mine, other]}})
+    states = [row["state"] for row in await rows.to_list(None)]
+    assert sorted(states) == ["delivered", "suppressed", "suppressed", "suppressed"]
 
 
 async def test_a_role_belongs_to_the_practice_whichever_version_of_it_is_named(
@@ -381,7 +377,7 @@ async def test_one_notice_of_several_events_leaves_out_what_is_withheld(
         for part in each["part"]
         if part["name"] == "event-number"
     ]
-    assert sorted(numbers) == [1, 3]
+    assert sorted(numbers) == [1, 2]
 
 
 async def test_past_events_are_told_as_far_as_they_may_be_told_now(
@@ -478,10 +474,11 @@ async def test_a_hundred_subscribers_read_consents_once(
         assert len(await receiver.wait(200)) == 200
 
 
-async def test_where_consents_cannot_be_read_nothing_is_sent(
+async def test_where_consents_cannot_be_read_nothing_is_numbered_and_nothing_sent(
     pair: Pair, receiver: Receiver, patient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = pair[0]
+    receiver.answers([503])
     id_ = await subscribed(pair, topic_based(endpoint=receiver.url))
     find = server.store.find
 
@@ -492,13 +489,24 @@ async def test_where_consents_cannot_be_read_nothing_is_sent(
 
     with monkeypatch.context() as broken:
         broken.setattr(server.store, "find", failing)
-        await admitted(pair, patient)
-        row = await row_of(pair, id_)
-        assert (row["state"], row["attempt"]) == ("queued", 0)
-        assert receiver.events == []
+        with pytest.raises(AutoReconnect):
+            await admitted(pair, patient)
+        assert await server.mongo.collection("deliveries").find_one({"subscription": id_}) is None
+    await server.worker.drain()
+    row = await row_of(pair, id_)
+    assert (row["number"], row["state"], row["attempt"]) == (1, "retrying", 1)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(server.store, "find", failing)
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + 2)  # nothing is remembered
+        broken.setattr(batch_cache, "time", later)
+        await make_due(server.mongo)
+        await server.worker.run_once()
+        assert (await row_of(pair, id_))["attempt"] == 1
+        assert len(receiver.events) == 1
     await make_due(server.mongo)
     await server.worker.run_once()
-    assert len(await receiver.wait(1)) == 1
+    assert len(await receiver.wait(2)) == 2
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from app.api.admin import client_routes, contract_routes, dead_letter_routes, ev
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, SERVER, Caller
 from app.context import Context, Services
-from app.errors import BadRequest, FhirError, Forbidden, Unavailable
+from app.errors import BadRequest, Conflict, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
 from app.fhir.instants import instant, range_in
 from app.subscriptions.ledger import ledger_queries
@@ -75,6 +75,8 @@ async def read_delivery(request: Request, services: Services) -> AdminAnswer:
 
 async def resend_one(request: Request, services: Services) -> AdminAnswer:
     row = await _delivery(request, services)
+    if row["number"] < 1:
+        raise Conflict(f"It is no event of a Subscription: {row['reason']}")
     wanted = Wanted(subscription=row["subscription"], first=row["number"], last=row["number"])
     return await _resend(services, wanted)
 

@@ -18,7 +18,7 @@ from app.automation import review_tasks
 from app.automation.reactions import Reaction, for_each, stable_id
 from app.context import Context
 from app.coordination.practices.no_recipient import urls
-from app.errors import FhirError
+from app.errors import Conflict, FhirError, PreconditionFailed
 from app.fhir.codes import (
     EXTENSION,
     SUBSCRIPTION_ORIGIN,
@@ -27,6 +27,7 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.preconditions import Preconditions
 from app.records.versions import ResourceVersion
 from app.resources import secret_headers
 from app.settings import Settings
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _DIRECTORY = frozenset({"Endpoint", "PractitionerRole", "Organization"})
 _ATTRIBUTING = frozenset({"Patient", "CareTeam", "Group"})
+_MOST_RACES = 20
 _CHANNEL = {REST: "rest-hook", MESSAGE: "message"}
 
 
@@ -64,8 +66,20 @@ REACTION = Reaction(
 async def _keep(context: Context, owner: str, *, anew: bool) -> None:
     """Bring the Subscriptions of a role or organization in line with its Endpoints.
 
-    `anew`: also those that are off or in error, since the directory has changed.
+    `anew`: also those that are off or in error, since the directory has changed. What others have written meanwhile is
+    looked at again, for each version has its endpoint proven.
     """
+    for _ in range(_MOST_RACES):
+        try:
+            await _bring_in_line(context, owner, anew=anew)
+            return
+        except PreconditionFailed:
+            continue
+    raise Conflict("Too many concurrent changes of the same Subscriptions")
+
+
+async def _bring_in_line(context: Context, owner: str, *, anew: bool) -> None:
+    """Raises PreconditionFailed where one of them has been written since it was read."""
     existing = {each.id: each for each in await _existing(context, owner)}
     endpoints = await panels.endpoints_to_tell(
         context.services.store,
@@ -81,11 +95,11 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
                 wanted = subscription(context, owner, endpoint, topic)
                 before = existing.pop(wanted["id"], None)
                 if before is None or await _differs(context, wanted, before.resource(), anew=anew):
-                    await _write(context, owner, wanted)
+                    await _write(context, owner, wanted, before)
     for stored in existing.values():
         resource = stored.resource()
         if resource["status"] != "off":
-            await _write(context, owner, {**resource, "status": "off"})
+            await _write(context, owner, {**resource, "status": "off"}, stored)
 
 
 async def _existing(context: Context, owner: str) -> Sequence[ResourceVersion]:
@@ -172,10 +186,20 @@ async def _differs(
     return "owner" in private or not secret_headers.are_known(headers, private, context.settings)
 
 
-async def _write(context: Context, owner: str, resource: Resource) -> None:
-    """Store it; where the server refuses it (an address it may not call), create a review Task."""
+async def _write(
+    context: Context, owner: str, resource: Resource, before: ResourceVersion | None
+) -> None:
+    """Store it; where the server refuses it (an address it may not call), create a review Task.
+
+    Raises PreconditionFailed where `before` is not the current version any more.
+    """
+    seen = Preconditions(if_none_match="*")
+    if before is not None:
+        seen = Preconditions(if_match=str(before.version))
     try:
-        await interactions.update(context, "Subscription", resource["id"], resource)
+        await interactions.update(context, "Subscription", resource["id"], resource, seen)
+    except PreconditionFailed:
+        raise
     except FhirError as error:
         codes: Iterable[str] = (issue.code for issue in error.issues)
         log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,9 @@ from app.subscriptions.matching.event_matcher import SubscriptionMatch
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.topics.topics import Coding, references
 
+# Bits of chance beside the milliseconds.
+_CHANCE = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -24,10 +28,14 @@ class Pair:
     event: Event
     match: SubscriptionMatch
     lane: str
+    # Why it is no event of the Subscription.
+    withheld: str | None = None
 
     @classmethod
-    def of(cls, event: Event, match: SubscriptionMatch, subject: str) -> Pair:
-        return cls(event, match, f"{match.registration.id}|{subject}")
+    def of(
+        cls, event: Event, match: SubscriptionMatch, subject: str, withheld: str | None = None
+    ) -> Pair:
+        return cls(event, match, f"{match.registration.id}|{subject}", withheld)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,22 @@ class Birth:
         else:
             document["state"], document["next_at"] = "queued", WAITING
         return document
+
+    def withheld(self, pair: Pair, reason: str) -> Document:
+        """A new row without a number, for what is no event of the Subscription."""
+        return _row(pair, _no_number(self.now), self.now) | {
+            "state": "suppressed",
+            "reason": reason,
+        }
+
+
+def _no_number(now: datetime) -> int:
+    """What stands for the number where there is none: below zero, later ones above earlier ones.
+
+    Two of a Subscription's may be the same by chance: the index refuses one, and it is made anew.
+    """
+    milliseconds = int(now.timestamp() * 1000)
+    return (milliseconds << _CHANCE) + secrets.randbits(_CHANCE) - (1 << 62)
 
 
 def subject(event: Event) -> str:

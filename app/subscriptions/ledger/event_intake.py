@@ -122,9 +122,12 @@ class EventIntake:
             )
             plans.append(plan)
             if plan.failures:
-                self._set_aside.add(key)
                 failed = {failure.judge for failure in plan.failures}
                 waiting.setdefault(key, {}).setdefault(event.version, set()).update(failed)
+        plans = await self._recorder.judged(plans)
+        for plan in plans:
+            if plan.failures:
+                self._set_aside.add((plan.event.type, plan.event.resource_id))
         await self._recorder.record(plans)
         self._remember(plans)
 

@@ -1,4 +1,4 @@
-"""Matching an event and recording what comes of it, for intake, replay and whoever is to be told later.
+"""Matching an event, judging and recording what comes of it, for intake, replay and whoever is to be told later.
 
 Recording the same event for the same Subscription twice is recording it once: the ledger refuses the second row. What a
 judge could not decide is set aside before the event is done (unmatched.py).
@@ -25,7 +25,7 @@ from app.subscriptions.matching.judges import ALL, Failure, subscription_of
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending.backlog import Backlog
 from app.subscriptions.sending.delivery import Sender
-from app.subscriptions.sending.release_limits import ReleaseLimits
+from app.subscriptions.sending.recording_check import RecordingCheck
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class EventRecorder:
         composer: Composer,
         sender: Sender,
         backlog: Backlog,
-        limits: ReleaseLimits,
+        check: RecordingCheck,
         on_fault: OnFault,
     ) -> None:
         self._mongo = mongo
@@ -57,7 +57,7 @@ class EventRecorder:
         self._composer = composer
         self._sender = sender
         self._backlog = backlog
-        self._limits = limits
+        self._check = check
         self._on_fault = on_fault
         self.lock = asyncio.Lock()
         self.standstill = Standstill()
@@ -69,10 +69,10 @@ class EventRecorder:
         only: Collection[str] | None = None,
         at: datetime | None = None,
     ) -> Planned:
-        """The event with the Subscriptions it concerns, of `only` these if given, and the judges that failed.
+        """The event with the Subscriptions that it matches, of `only` these if given, and the judges that failed.
 
-        Judges for which an older version is `waiting` are not asked. Raises what is nobody's fault. `at` is the time as
-        of which the patient's practice counts, the event's if None.
+        What it is an event of, `judged` says. Judges for which an older version is `waiting` are not asked. Raises what
+        is nobody's fault. `at` is the time as of which the patient's practice counts, the event's if None.
         """
         if ALL in waiting:
             return Planned(event, (), unmatched_.behind([ALL]))
@@ -92,7 +92,13 @@ class EventRecorder:
                 if only is None or not self._matcher.judged_by(judge).isdisjoint(only)
             ]
             failures += unmatched_.behind(concerned)
-        return Planned(event, matches, failures)
+        plan = Planned(event, matches, failures)
+        self._check.announce(plan)
+        return plan
+
+    async def judged(self, plans: Sequence[Planned]) -> list[Planned]:
+        """The plans with what may not be told set apart (recording_check.py). Raises what is nobody's fault."""
+        return await self._check.of(plans)
 
     async def record(
         self, plans: Sequence[Planned], *, finishes: bool = True, as_of_now: bool = False
@@ -107,9 +113,9 @@ class EventRecorder:
             metrics.MATCH_FAILURES.add(by=sum(each.reason != BEHIND for _, each in failed))
             self._tell(failed)
         self.standstill.note(plans, self._mongo.now())
-        metrics.MATCHES.add(by=sum(len(plan.matches) for plan in plans))
-        idle = [plan.event.id for plan in plans if not plan.matches]
-        busy = [plan for plan in plans if plan.matches]
+        metrics.MATCHES.add(by=sum(len(plan.matches) + len(plan.withheld) for plan in plans))
+        busy = [plan for plan in plans if plan.matches or plan.withheld]
+        idle = [plan.event.id for plan in plans if not (plan.matches or plan.withheld)]
         if idle and finishes:
             self._outbox.finish(idle)
         if busy:
@@ -118,8 +124,8 @@ class EventRecorder:
 
     async def _record(self, busy: Sequence[Planned], *, finishes: bool) -> None:
         for plan in busy:
-            keys = [(m.registration.id, m.registration.version) for m in plan.matches]
-            self._limits.announce(plan.event, keys)
+            for match, _ in plan.withheld:
+                metrics.DELIVERIES.add(match.registration.channel.type, "suppressed")
         concerned = {match.registration.id for plan in busy for match in plan.matches}
         await asyncio.gather(
             self._composer.make_ready(concerned), self._outbox.numbering.foresee(concerned)

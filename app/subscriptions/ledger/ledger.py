@@ -4,6 +4,9 @@
                 focus: {type, id, version, method, at}, created_at,
                 state, open?, owner, attempt, next_at, first_at, attempts: [...]}
 
+`number` counts the Subscription's events from 1. Below zero it is none: the row is no event of the Subscription, whose
+owner may not see it, or from whom it is withheld. Nor is 0 one, in a row without a Subscription.
+
 `open` is set until the row is settled for good. `next_at` is when the row may next be taken: the end of the lease while
 it is being sent, the time of the next attempt while it is retried. A row that waits for something else than a time has
 one of two marks there, and costs nothing while it waits: WAITING for its Subscription (its target answers again, its
@@ -54,6 +57,8 @@ _NOT_BEING_SENT: Document = {
 _NO_LONGER_SENT: Document = {"$cond": [{"$eq": ["$state", "sending"]}, "retrying", "$state"]}
 # Of a row that is settled: proof that was looked for while it was open (app/proof) is made now.
 PUBLISH_NOW: Document = {"$cond": [{"$gt": ["$publish", None]}, "$$NOW", "$$REMOVE"]}
+# Of a Subscription's rows those that are events of it.
+EVENTS_ONLY: Document = {"number": {"$gte": 1}}
 _DUPLICATE_KEY = 11000
 
 

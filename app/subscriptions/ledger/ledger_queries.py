@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +14,14 @@ from app.errors import BadRequest, Gone, NotFound
 from app.fhir.ids import first_id, time_of
 from app.fhir.instants import BEGINNING, END, instant
 from app.runtime.mongo import Document, Mongo
-from app.subscriptions.ledger.ledger import BEHIND, WAITING, Delivery, State, delivery_rows
+from app.subscriptions.ledger.ledger import (
+    BEHIND,
+    EVENTS_ONLY,
+    WAITING,
+    Delivery,
+    State,
+    delivery_rows,
+)
 
 STATES: tuple[State, ...] = get_args(State)
 # Ids are made by a process's own clock, times are the database's.
@@ -65,7 +73,8 @@ async def search(
 ) -> tuple[list[Document], str | None]:
     """Rows, the newest first, and the cursor of the next page, if there is one.
 
-    Those of one Subscription come in the order of their numbers, the others in the order of their ids.
+    Those of one Subscription come in the order of their numbers, after them what is no event of it; the others in the
+    order of their ids.
     """
     key = "number" if wanted.subscription is not None else "_id"
     condition = wanted.condition()
@@ -80,7 +89,7 @@ async def search(
 def _position(key: str, cursor: str) -> Any:
     if key == "_id":
         return cursor
-    if not (cursor.isascii() and cursor.isdigit()):
+    if re.fullmatch(r"-?[0-9]{1,19}", cursor) is None:
         raise BadRequest("Not a cursor of this list", expression="_cursor")
     return int(cursor)
 
@@ -99,12 +108,11 @@ async def read(mongo: Mongo, delivery: str, kept: timedelta) -> Document:
 async def resend(
     mongo: Mongo, wanted: Wanted, send: Resend, active: Callable[[str], bool]
 ) -> Document:
-    """Send settled rows again, in the order of their numbers; open rows stay as they are.
+    """Send settled rows again, in the order of their numbers; open rows stay as they are, and what is no event.
 
     Returns `{resent, skipped}`: the rows of Subscriptions that are not active are skipped.
     """
-    condition = wanted.condition()
-    condition["open"] = {"$exists": False}
+    condition: Document = {"$and": [wanted.condition(), EVENTS_ONLY], "open": {"$exists": False}}
     deliveries = delivery_rows(mongo)
     subscriptions = [wanted.subscription] if wanted.subscription else None
     if subscriptions is None:
@@ -125,7 +133,7 @@ def shown(row: Document) -> Document:
         {
             "id": row["_id"],
             "subscription": row["subscription"],
-            "number": row["number"],
+            "number": row["number"] if row["number"] >= 0 else None,
             "state": row["state"],
             "reason": row.get("reason"),
             "topic": row["topic"],
@@ -163,14 +171,15 @@ class Span:
     last: int | None = None
 
     def condition(self) -> Document:
-        bounds = {"$gte": self.first, "$lte": self.last}
-        given = {operator: bound for operator, bound in bounds.items() if bound is not None}
-        return {"number": given} if given else {}
+        first = max(1, self.first or 1)
+        return {
+            "number": {"$gte": first} if self.last is None else {"$gte": first, "$lte": self.last}
+        }
 
 
 async def first_kept(mongo: Mongo, subscription: str, count: int) -> int:
     """The number of the first event that is still kept; `count` + 1 where none is."""
-    cursor = delivery_rows(mongo).find({"subscription": subscription}, {"number": 1})
+    cursor = delivery_rows(mongo).find({"subscription": subscription, **EVENTS_ONLY}, {"number": 1})
     rows = await cursor.sort("number", ASCENDING).limit(1).to_list(None)
     return int(rows[0]["number"]) if rows else count + 1
 
@@ -193,7 +202,11 @@ async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
     """
     now = mongo.now()
     result = await delivery_rows(mongo).update_many(
-        {**condition, "subscription": subscription, "open": {"$exists": False}},
+        {
+            "$and": [condition, EVENTS_ONLY],
+            "subscription": subscription,
+            "open": {"$exists": False},
+        },
         {
             "$set": {
                 "open": True,

@@ -5,9 +5,10 @@
     subscription_state  {_id: Subscription id, number: of its last event, ...}
 
 A delivery is one inserted row: two unique indexes refuse a number given twice and an event counted twice. The rows of a
-batch are inserted in order up to the first that is refused, so numbers have no gap. Counters and events follow
-a moment later, in bulk: an event that is still pending when its process dies is recorded again by another, and the rows
-that exist are refused again (docs/decisions/0004-order-and-numbers-of-notices.md).
+batch are inserted in order up to the first that is refused, so numbers have no gap. What is withheld has a row as well,
+for operators and so that it stays withheld, and takes no number (docs/decisions/0024-rights-before-numbers.md).
+Counters and events follow a moment later, in bulk: an event that is still pending when its process dies is recorded
+again by another, and the rows that exist are refused again (docs/decisions/0004-order-and-numbers-of-notices.md).
 
 Event rows follow the rules of app/runtime/leases.py, in bulk, since all that lies between a commit and its notices is
 spent here: a row is born leased to the process that commits it and matched from memory; what was left behind is claimed
@@ -20,15 +21,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
 from app.runtime import collections
+from app.runtime.batch_cache import moment
 from app.runtime.mongo import Document, Mongo
 from app.store.commit import EVENT_LEASE
 from app.store.events import EVENTS, Event, event_rows
@@ -52,13 +54,23 @@ class ContentionError(Exception):
     """Other processes took the same numbers first, again and again; try later."""
 
 
+class Withheld(NamedTuple):
+    """A match that is no event of its Subscription, and why."""
+
+    match: SubscriptionMatch
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An event with the Subscriptions it concerns, and the judges that could not decide."""
+    """An event with the Subscriptions it concerns, the judges that could not decide, and from whom it is withheld."""
 
     event: Event
     matches: Sequence[SubscriptionMatch]
     failures: Sequence[Failure] = ()
+    withheld: Sequence[Withheld] = ()
+    # When its rights began to be judged.
+    begun: float = field(default_factory=moment)
 
 
 class Outbox:
@@ -210,6 +222,9 @@ class Outbox:
         taken: set[str] = set()
         documents = []
         for pair in pairs:
+            if pair.withheld is not None:
+                documents.append(birth.withheld(pair, pair.withheld))
+                continue
             subscription = pair.match.registration.id
             numbers[subscription] += 1
             document = birth.row(
@@ -220,6 +235,8 @@ class Outbox:
         return documents
 
     def _inserted(self, pair: Pair, document: Document) -> Delivery:
+        if pair.withheld is not None:
+            return Delivery.from_document(document)
         registration = pair.match.registration
         is_open = "open" in document
         self.numbering.given(registration.id, document["number"], pair.lane, is_open=is_open)
@@ -311,6 +328,8 @@ def _pairs(batch: Sequence[Planned]) -> Iterator[Pair]:
         about = subject(planned.event)
         for match in planned.matches:
             yield Pair.of(planned.event, match, about)
+        for match, reason in planned.withheld:
+            yield Pair.of(planned.event, match, about, reason)
 
 
 def _milliseconds(span: timedelta) -> int:

@@ -19,7 +19,7 @@ from app.runtime.mongo import Document, Mongo
 from app.store.events import Event, load_event
 from app.store.store import Store
 from app.subscriptions.ledger.event_recorder import EventRecorder
-from app.subscriptions.ledger.ledger import Delivery, delivery_rows
+from app.subscriptions.ledger.ledger import EVENTS_ONLY, Delivery, delivery_rows
 from app.subscriptions.ledger.outbox import ContentionError, Outbox
 from app.subscriptions.ledger.recorded_events import RecordedEvents
 from app.subscriptions.ledger.unmatched import Row, Selected, Unmatched, event_row, is_waiting
@@ -76,7 +76,8 @@ class Rematching:
         """The same for who holds the `lock`."""
         at = self._mongo.now() if as_of_now else None
         with self._store.search_state.applied():
-            plan = await self._recorder.plan(event, await self._waiting(event), only, at)
+            matched = await self._recorder.plan(event, await self._waiting(event), only, at)
+            (plan,) = await self._recorder.judged([matched])
             await self._recorder.record([plan], finishes=False, as_of_now=as_of_now)
         return plan.failures
 
@@ -239,5 +240,6 @@ class Rematching:
             "focus.type": focus["type"],
             "focus.id": focus["id"],
             "focus.version": {"$gt": focus["version"]},
+            **EVENTS_ONLY,
         }
         return set(await delivery_rows(self._mongo).distinct("subscription", newer))

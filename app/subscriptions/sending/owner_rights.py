@@ -1,4 +1,4 @@
-"""The current rights of a Subscription's owner, checked for every notice, however old the Subscription is.
+"""The current rights of a Subscription's owner, checked for every event and notice, however old the Subscription is.
 
 `private.owner` holds the client that made a Subscription, and its scopes of then. They count as far as the client is
 still registered with them; its role, organization and patients are those of now. What was written without
@@ -8,26 +8,31 @@ contracts) has no such field, and its recipient's rights.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cachetools import FIFOCache
+from bson import ObjectId
 
 from app.authentication.caller import NOBODY, Caller, Role
 from app.authentication.current_caller import Clients, current_caller
 from app.authorization.access import Access, Accesses
+from app.authorization.event_sight import EventSight
 from app.authorization.restricted_store import RestrictedStore
 from app.consent import labels
 from app.consent.judgement import FULL, Judgement
 from app.consent.provisions import ConsentQuestion
-from app.consent.recipients import Recipient, resolve
+from app.consent.recipients import Recipient
+from app.fhir import json as fhir_json
 from app.fhir.codes import SUBSCRIPTION_ORIGIN
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
+from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search.extract import extract
 from app.settings import Settings
+from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.registration import Registration
@@ -50,10 +55,17 @@ NO_OWNER: Document = {"client_id": "", "scopes": []}
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The owner of a Subscription, with its scopes. A client's role and organization are read from the registry."""
+    """The owner of a Subscription, with its scopes. A client's role and organization are read from the registry.
+
+    Of one that the server keeps, the organization is that of its `recipient`.
+    """
 
     caller: Caller
-    is_client: bool
+    is_client: bool = False
+    recipient: str | None = None
+
+
+_NOBODYS = Owner(NOBODY)
 
 
 def owner_document(caller: Caller) -> Document:
@@ -71,7 +83,43 @@ class OwnerRights:
         self._store = store
         self._is_on = settings.auth == "smart"
         self._clients = clients
-        self._owners: FIFOCache[tuple[str, int], Owner] = FIFOCache(_REMEMBERED)
+        self._owners: BatchCache[tuple[str, int], Owner] = BatchCache(
+            self._read_owners, _NOBODYS, most=_REMEMBERED
+        )
+
+    async def unseen(
+        self, pairs: Sequence[tuple[Event, Registration]], since: float
+    ) -> set[tuple[ObjectId, str]]:
+        """Those pairs, as event and Subscription id, whose event the Subscription's owner may not see.
+
+        Nobody is refused by what was read before `since` (`batch_cache.moment`). Raises where that cannot be known,
+        PyMongoError where the database is away.
+        """
+        if not self._is_on:
+            return set()
+        owners = await asyncio.gather(*(self._owner(registration) for _, registration in pairs))
+        present = await asyncio.gather(*(self._present(owner) for owner in owners))
+        asked: dict[Caller, list[tuple[Event, str]]] = {}
+        for (event, registration), caller in zip(pairs, present, strict=True):
+            asked.setdefault(caller, []).append((event, registration.id))
+        limited = {
+            caller: access for caller in asked if (access := self._accesses.of(caller)) is not None
+        }
+        sight = await EventSight.of(
+            self._store, (event for caller in limited for event, _ in asked[caller]), since
+        )
+        seen = await asyncio.gather(
+            *(
+                sight.seen(access, {event.id: event for event, _ in asked[caller]}.values())
+                for caller, access in limited.items()
+            )
+        )
+        return {
+            (event.id, subscription)
+            for caller, own in zip(limited, seen, strict=True)
+            for event, subscription in asked[caller]
+            if event.id not in own
+        }
 
     async def limits(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Limits:
         """The limits of rows of one Subscription by its owner's rights; empty for an owner without limits.
@@ -154,48 +202,23 @@ class OwnerRights:
         return await self._owner_of(registration.id, registration.version)
 
     async def _owner_of(self, subscription: str, version: int) -> Owner:
-        key = (subscription, version)
-        known = self._owners.get(key)
-        if known is None:
-            known = self._owners[key] = await self._read(subscription)
-        return known
+        return await self._owners.get((subscription, version))
 
-    async def _read(self, subscription: str) -> Owner:
+    async def _read_owners(self, keys: list[tuple[str, int]]) -> Mapping[tuple[str, int], Owner]:
         rows = await self._store.find(
             "Subscription",
-            {"_id": subscription},
-            projection={"private.owner": 1, "text": 1, "v": 1, "at": 1},
+            {"_id": {"$in": [subscription for subscription, _ in keys]}},
+            projection={"private.owner": 1, "text": 1},
         )
-        private: Any = rows[0].get("private", {}).get("owner") if rows else None
-        if private == NO_OWNER:
-            return Owner(NOBODY, is_client=False)
-        if private is not None:
-            scopes = tuple(private["scopes"])
-            return Owner(Caller(private["client_id"], scopes=scopes), is_client=True)
-        if not rows or "text" not in rows[0]:
-            return Owner(NOBODY, is_client=False)
-        resource = ResourceVersion(
-            "Subscription", subscription, rows[0]["v"], rows[0]["at"], rows[0]["text"]
-        ).resource()
-        return Owner(await self._kept(resource), is_client=False)
-
-    async def _kept(self, subscription: Resource) -> Caller:
-        """The caller by whose rights a Subscription without a client is judged."""
-        origins = {
-            tag.get("code")
-            for tag in subscription.get("meta", {}).get("tag", ())
-            if tag.get("system") == SUBSCRIPTION_ORIGIN
-        }
-        role = next((_KEPT_FOR[each] for each in origins if each in _KEPT_FOR), None)
-        recipient = recipient_of(subscription)
-        if role is None or recipient is None:
-            return NOBODY
-        names = (await resolve(self._store, recipient, "provider")).itself
-        organization = next((each for each in names if each.startswith("Organization/")), None)
-        return Caller("carerelay", organization, role, _READ_ALL)
+        found = {row["_id"]: _owner_in(row) for row in rows}
+        return {key: found.get(key[0], _NOBODYS) for key in keys}
 
     async def _present(self, owner: Owner) -> Caller:
         """The owner with its current rights."""
+        if owner.recipient is not None:
+            recipient = await self._accesses.relationships.recipient(owner.recipient, "provider")
+            names = (each for each in recipient.itself if each.startswith("Organization/"))
+            return replace(owner.caller, organization=next(names, None))
         if not owner.is_client:
             return owner.caller
         return await current_caller(self._clients, owner.caller.client_id, owner.caller.scopes)
@@ -206,11 +229,33 @@ class OwnerRights:
             return NOBODY
         owner = await self._owner(registration)
         if not owner.is_client or self._clients is None:
-            return owner.caller
+            return await self._present(owner)
         client = await self._clients.get(owner.caller.client_id)
         if client is None:
             return owner.caller
         return Caller(owner.caller.client_id, client.organization, client.role)
+
+
+def _owner_in(row: Document) -> Owner:
+    """The owner of a stored Subscription: its client, or whom the server keeps it for."""
+    private: Any = row.get("private", {}).get("owner")
+    if private == NO_OWNER:
+        return _NOBODYS
+    if private is not None:
+        return Owner(Caller(private["client_id"], scopes=tuple(private["scopes"])), is_client=True)
+    if "text" not in row:
+        return _NOBODYS
+    subscription: Resource = fhir_json.decode_stored(row["text"])
+    origins = {
+        tag.get("code")
+        for tag in subscription.get("meta", {}).get("tag", ())
+        if tag.get("system") == SUBSCRIPTION_ORIGIN
+    }
+    role = next((_KEPT_FOR[each] for each in origins if each in _KEPT_FOR), None)
+    recipient = recipient_of(subscription)
+    if role is None or recipient is None:
+        return _NOBODYS
+    return Owner(Caller("carerelay", None, role, _READ_ALL), recipient=recipient)
 
 
 def stricter(one: Limits, other: Limits) -> Limits:

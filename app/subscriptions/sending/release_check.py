@@ -19,7 +19,7 @@ from app.subscriptions.sending.recheck_recipient import (
     asks_for_panel,
     still_concerns,
 )
-from app.subscriptions.sending.release_limits import NO_LIMITS, Limits, ReleaseLimits
+from app.subscriptions.sending.release_limits import NO_LIMITS, Limit, Limits, ReleaseLimits
 
 WITHHELD = "Withheld: "
 
@@ -74,8 +74,7 @@ class ReleaseCheck:
         refused = {
             id_: f"{WITHHELD}{limit.judgement.reason}"
             for id_, limit in limits.items()
-            if limit.verdict == "withhold"
-            or (limit.verdict == "id-only" and not _can_be_reduced(registration))
+            if is_refused(limit, registration)
         }
         if asks_for_panel(registration.criteria):
             for delivery, _ in rows:
@@ -102,6 +101,13 @@ class ReleaseCheck:
         return await still_concerns(
             self._store, registration.criteria, delivery.focus, self._settings, now
         )
+
+
+def is_refused(limit: Limit, registration: Registration) -> bool:
+    """Whether a limit leaves nothing of an event that the Subscription could be told."""
+    return limit.verdict == "withhold" or (
+        limit.verdict == "id-only" and not _can_be_reduced(registration)
+    )
 
 
 def _can_be_reduced(registration: Registration) -> bool:

@@ -1,4 +1,6 @@
-"""The limits of an event's content for a Subscription, by consent and labels; judged before each attempt.
+"""The limits of an event's content for a Subscription, by consent and labels.
+
+They are judged before an event is numbered, and again before each attempt.
 
 A Subscription's recipient is read only where a patient has any Consent.
 """
@@ -29,6 +31,7 @@ from app.search.search_parameters import parameters
 from app.settings import Settings
 from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.matching.registration import Registration
 from app.subscriptions.recipient import kind_of, reference_of
 
 # Seconds for which a resolved recipient is cached.
@@ -112,7 +115,7 @@ class ReleaseLimits:
         self._about: FIFOCache[Version, About] = FIFOCache(_REMEMBERED)
 
     def announce(self, event: Event, subscriptions: Sequence[tuple[str, int]]) -> None:
-        """Begin to read the directives of a new event's patients, while its rows are written.
+        """Begin to read the directives of a new event's patients, while other events are matched.
 
         `subscriptions` are those it concerns, by id and version: their recipients are read as well, where a patient has
         any Consent.
@@ -126,6 +129,34 @@ class ReleaseLimits:
         for patient in self._of_event(event).patients:
             self._directives.ask(patient).add_done_callback(read)
 
+    async def of_event(
+        self, event: Event, registrations: Sequence[Registration], since: float
+    ) -> dict[str, Limit]:
+        """The limits of a new event by Subscription id; without one it may be told in full.
+
+        Nothing is withheld by directives read before `since` (`batch_cache.moment`).
+        """
+        about = self._of_event(event)
+        found = await self._by_subscription(event, about, registrations)
+        stale = any(limit.verdict == "withhold" for limit in found.values()) and (
+            self._directives.forget_older(about.patients, since)
+        )
+        return await self._by_subscription(event, about, registrations) if stale else found
+
+    async def _by_subscription(
+        self, event: Event, about: About, registrations: Sequence[Registration]
+    ) -> dict[str, Limit]:
+        directives = await self._standing(about)
+        if not directives and not about.labels:
+            return {}
+        focus = f"{event.type}/{event.resource_id}"
+        found: dict[str, Limit] = {}
+        for each in registrations:
+            topic = each.topic.url if each.topic else None
+            key = (each.id, each.version)
+            found[each.id] = await self._judge(focus, about, directives, topic, key)
+        return found
+
     async def limits(
         self, rows: Sequence[DeliveryWithEvent], topic: str | None, subscription: str, version: int
     ) -> dict[str, Limit]:
@@ -133,17 +164,22 @@ class ReleaseLimits:
         found: dict[str, Limit] = {}
         for delivery, event in rows:
             about = await self._of_row(delivery, event)
-            directives = [each for p in about.patients if (each := await self._directives.of(p))]
+            directives = await self._standing(about)
             if not directives and not about.labels:
                 continue
-            limit = await self._judge(delivery, about, directives, topic, (subscription, version))
+            focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
+            limit = await self._judge(focus, about, directives, topic, (subscription, version))
             if limit.verdict != "full" or directives:
                 found[delivery.id] = limit
         return found
 
+    async def _standing(self, about: About) -> list[Standing]:
+        """The directives of those patients who have any."""
+        return [each for patient in about.patients if (each := await self._directives.of(patient))]
+
     async def _judge(
         self,
-        delivery: Delivery,
+        focus: str,
         about: About,
         directives: Sequence[Standing],
         topic: str | None,
@@ -152,7 +188,6 @@ class ReleaseLimits:
         recipient = Recipient(None)
         if directives:
             recipient = await self._recipient(subscription, directives)
-        focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
         question = ConsentQuestion(focus, about.labels, recipient, self._now())
         # A patient without directives among several is judged as well, for the labels.
         judged = [*directives, *([()] if len(directives) < max(1, len(about.patients)) else [])]

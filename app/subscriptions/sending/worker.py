@@ -46,6 +46,7 @@ from app.subscriptions.sending.delivery import Sender
 from app.subscriptions.sending.dispatcher import Dispatcher
 from app.subscriptions.sending.lifecycle import Lifecycle
 from app.subscriptions.sending.owner_rights import OwnerRights
+from app.subscriptions.sending.recording_check import RecordingCheck
 from app.subscriptions.sending.release_check import ReleaseCheck
 from app.subscriptions.sending.release_limits import ReleaseLimits
 from app.subscriptions.sending.retry import RetryPolicy
@@ -129,7 +130,7 @@ class Worker:
             composer,
             sender,
             backlog,
-            limits,
+            RecordingCheck(limits, rights),
             self._on_fault,
         )
         recorded = RecordedEvents()

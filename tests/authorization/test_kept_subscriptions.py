@@ -1,0 +1,98 @@
+"""Subscriptions that the server keeps for practices: the practice reads and asks its own, and changes none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.fhir.codes import SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
+from app.fhir.ids import new_id
+from tests.builders.access_world import Resource, World, encounter, world as a_world
+from tests.builders.practices import endpoint, organization, practitioner, role
+from tests.builders.receiver import Receiver
+from tests.builders.subscriptions import topic_based
+from tests.outcomes import assert_outcome
+
+pytestmark = pytest.mark.mongo
+ADMISSION = "/Subscription?criteria=http://carerelay.example/SubscriptionTopic/encounter-admission"
+
+
+@pytest.fixture(scope="module")
+async def world(mongod: str) -> AsyncIterator[World]:
+    settings = {"egress_allow": "127.0.0.1", "endpoint_subscriptions": True}
+    async with a_world(mongod, publish_notices=False, **settings) as found:
+        yield found
+
+
+async def settle(world: World) -> None:
+    """Once the Subscriptions are kept and their endpoints proven."""
+    await world.server.engine.drain()
+    await world.server.worker.drain()
+
+
+def transaction(*resources: Resource) -> Resource:
+    entries = [
+        {
+            "resource": each,
+            "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
+        }
+        for each in resources
+    ]
+    return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+
+
+async def test_a_practice_asks_what_is_kept_for_it(world: World, receiver: Receiver) -> None:
+    directory = transaction(
+        endpoint("north-door", receiver.url),
+        endpoint("role-door", f"{receiver.url}/role"),
+        organization("north", "north-door"),
+        practitioner("dr-n"),
+        role("role-n", "dr-n", "north", "role-door"),
+    )
+    answer = await world.ask("admin", "POST", "", directory)
+    assert answer.status_code == 200, answer.text
+    await settle(world)
+
+    # What is kept anew by several changes at once has its endpoint proven once.
+    proven = Counter(each.parameter("subscription")["reference"] for each in receiver.requests)
+    assert set(proven.values()) == {1}
+
+    kept = await world.found("north", ADMISSION)
+    assert len(kept) == 2  # of the organization, and of its role
+    stay = new_id()
+    await world.put("admin", encounter(stay, "pn", "general"))
+    await settle(world)
+    for place in kept:
+        assert (await world.get("north", f"/{place}")).json()["status"] == "active"
+        assert (await world.get("north", f"/{place}/_history/1")).status_code == 200
+        status = await world.get("north", f"/{place}/$status")
+        assert '"name":"events-since-subscription-start","valueString":"1"' in status.text
+        assert f"Encounter/{stay}" in (await world.get("north", f"/{place}/$events")).text
+        for who in ("south", "general", "plan-a", "agency"):
+            for door in ("", "/$status", "/$events", "/_history"):
+                assert (await world.get(who, f"/{place}{door}")).status_code == 404
+
+    (place, *_) = kept
+    stored = (await world.get("north", f"/{place}")).json()
+    moved = stored | {"channel": stored["channel"] | {"endpoint": "http://127.0.0.1:9/elsewhere"}}
+    assert_outcome(await world.ask("north", "PUT", f"/{place}", moved), 403, "forbidden")
+    await world.ask("north", "DELETE", f"/{place}")
+    assert_outcome(await world.ask("north", "POST", f"/{place}/$resend"), 403, "forbidden")
+    assert (await world.get("north", f"/{place}")).json() == stored
+
+
+async def test_nobody_makes_a_subscription_look_kept_for_another(
+    world: World, receiver: Receiver
+) -> None:
+    tags = [
+        {"system": SUBSCRIPTION_ORIGIN, "code": "endpoint"},
+        {"system": SUBSCRIPTION_OWNER, "code": "Organization/south"},
+    ]
+    body = topic_based(endpoint=receiver.url) | {"meta": {"tag": tags}}
+    answer = await world.ask("north", "POST", "/Subscription", body)
+    assert answer.status_code == 201, answer.text
+    place = f"/Subscription/{answer.json()['id']}"
+    assert (await world.get("south", place)).status_code == 404
+    assert await world.found("south", "/Subscription") == []

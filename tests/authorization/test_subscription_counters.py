@@ -1,0 +1,239 @@
+"""What a Subscription's owner may not see is no event of it: no number, no row, no heartbeat, nothing to count."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.fhir.ids import new_id
+from tests.builders.access_world import (
+    CLIENTS,
+    Authority,
+    Registered,
+    Resource,
+    World,
+    condition,
+    coverage,
+    encounter,
+    world as a_world,
+)
+from tests.builders.consents import consent, deny
+from tests.builders.practices import patient, ref
+from tests.builders.receiver import Receiver
+from tests.builders.subscriptions import classic, topic_based
+from tests.conftest import running
+from tests.outcomes import assert_outcome
+
+pytestmark = pytest.mark.mongo
+ROOT = "http://carerelay.test"
+
+
+@pytest.fixture(scope="module")
+async def world(mongod: str) -> AsyncIterator[World]:
+    async with a_world(mongod, publish_notices=False) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+async def _no_others(world: World) -> AsyncIterator[None]:
+    yield
+    for each in await world.found("admin", "/Subscription?_count=1000"):
+        await world.ask("admin", "DELETE", f"/{each}")
+    await world.server.worker.drain()
+
+
+async def subscribe(world: World, who: str, body: Resource) -> str:
+    answer = await world.ask(who, "POST", "/Subscription", body)
+    assert answer.status_code == 201, answer.text
+    await world.server.worker.drain()
+    return str(answer.json()["id"])
+
+
+async def write(world: World, *resources: Resource) -> None:
+    await world.put("admin", *resources)
+    await world.server.worker.drain()
+
+
+async def count(world: World, who: str, subscription: str) -> int:
+    """What `$status` counts."""
+    answer = await world.get(who, f"/Subscription/{subscription}/$status")
+    (entry,) = answer.json()["entry"]
+    parts = {each["name"]: each for each in entry["resource"]["parameter"]}
+    return int(parts["events-since-subscription-start"]["valueString"])
+
+
+async def events(world: World, who: str, subscription: str) -> list[tuple[int, str | None]]:
+    """Number and focus of all that `$events` tells."""
+    answer = await world.get(who, f"/Subscription/{subscription}/$events")
+    assert answer.status_code == 200, answer.text
+    told = []
+    for each in answer.json()["entry"][0]["resource"]["parameter"]:
+        if each["name"] == "notification-event":
+            parts = {part["name"]: part for part in each["part"]}
+            focus = parts.get("focus", {}).get("valueReference", {}).get("reference")
+            told.append((int(parts["event-number"]["valueString"]), focus))
+    return told
+
+
+async def deliveries(world: World, subscription: str) -> list[dict[str, Any]]:
+    """The ledger as its operator reads it, the oldest first."""
+    url = f"{ROOT}/admin/deliveries"
+    answer = await world.get("admin", url, params={"subscription": subscription})
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["deliveries"]
+    return sorted(found, key=lambda row: str(row["id"]))
+
+
+async def test_a_question_about_somebody_elses_patient_counts_nothing(
+    world: World, receiver: Receiver
+) -> None:
+    """Each of these would be answered by a counter that moves, or does not."""
+    questions = [
+        await subscribe(world, "north", classic(f"{of}patient=ps", receiver.url))
+        for of in ("Condition?code=c&", "Encounter?")
+    ]
+    questions.append(await subscribe(world, "north", topic_based(endpoint=receiver.url)))
+    receiver.requests.clear()
+    await write(world, condition(new_id(), "ps"), encounter(new_id(), "ps", "city"))
+    assert [await count(world, "north", each) for each in questions] == [0, 0, 0]
+    assert await events(world, "north", questions[2]) == []
+    assert receiver.requests == []
+    for each in questions:
+        (row,) = await deliveries(world, each)
+        assert (row["state"], row["reason"]) == ("suppressed", "Withheld: access")
+        assert "number" not in row
+
+    own = new_id()
+    await write(world, encounter(own, "pn", "general"))
+    (notice,) = await receiver.wait(1)
+    assert notice.number == 1
+    ((number, focus),) = await events(world, "north", questions[2])
+    assert (number, (focus or "").endswith(f"/Encounter/{own}")) == (1, True)
+
+
+async def test_neither_heartbeat_nor_explanation_tells_of_it(
+    world: World, receiver: Receiver
+) -> None:
+    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url, heartbeat=60))
+    states = world.server.mongo.collection("subscription_state")
+    before = await states.find_one({"_id": subscription})
+    foreign = new_id()
+    await write(world, encounter(foreign, "ps", "city"))
+    assert await states.find_one({"_id": subscription}) == before
+    explained = f"/Subscription/{subscription}/$explain?reference=Encounter/"
+    answer = await world.get("north", explained + foreign)
+    never_was = await world.get("north", explained + new_id())
+    assert (answer.status_code, answer.text) == (404, never_was.text)
+
+
+async def test_what_was_no_event_becomes_none_by_rights_that_come_later(
+    world: World, receiver: Receiver
+) -> None:
+    name, stay = new_id(), new_id()
+    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    await write(world, patient(name, ref("PractitionerRole/role-s")), encounter(stay, name))
+    (row,) = await deliveries(world, subscription)
+    await write(world, patient(name, ref("PractitionerRole/role-n")))
+    receiver.requests.clear()
+    resend = f"{ROOT}/admin/deliveries/{row['id']}/resend"
+    assert_outcome(await world.ask("admin", "POST", resend), 409, "conflict")
+    everything = {"subscription": subscription}
+    answer = await world.ask("admin", "POST", f"{ROOT}/admin/deliveries/resend", params=everything)
+    assert answer.json() == {"resent": 0, "skipped": 0}
+    await world.server.worker.drain()
+    assert receiver.requests == []
+    assert await count(world, "north", subscription) == 0
+    # Its owner may see the stay by now, and is told why there was no notice.
+    explained = f"/Subscription/{subscription}/$explain?reference=Encounter/{stay}"
+    answer = await world.get("north", explained)
+    assert "It is no event of this Subscription: Withheld: access" in answer.text
+    assert '"event-number"' not in answer.text
+
+
+async def test_what_consent_withholds_is_no_event_and_what_it_withholds_later_keeps_its_number(
+    world: World, receiver: Receiver
+) -> None:
+    name = new_id()
+    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    await write(world, patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
+    refusal = consent("pcp-notification", provision=deny()) | {"id": new_id()}
+    refusal |= {"patient": ref(f"Patient/{name}"), "policyRule": {"text": "Policy"}}
+    await write(world, refusal, encounter(new_id(), name))
+    assert await count(world, "north", subscription) == 1
+    assert await events(world, "north", subscription) == [(1, None)]
+    states = [(row.get("number"), row["state"]) for row in await deliveries(world, subscription)]
+    assert states == [(1, "delivered"), (None, "suppressed")]
+
+
+async def test_a_patient_who_comes_with_the_stay_is_told_of(
+    world: World, receiver: Receiver
+) -> None:
+    """A plan enrols somebody, and their stay is told, in one transaction."""
+    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    name = new_id()
+    resources = [
+        encounter(new_id(), name),
+        coverage(new_id(), name, "plan-a"),
+        patient(name, ref("PractitionerRole/role-n")),
+    ]
+    entries = [
+        {
+            "resource": each,
+            "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
+        }
+        for each in resources
+    ]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+    answer = await world.ask("plan-a", "POST", "", bundle)
+    assert answer.status_code == 200, answer.text
+    await world.server.worker.drain()
+    assert len(await events(world, "north", subscription)) == 1
+
+
+async def test_nobody_is_refused_by_what_another_process_has_changed_meanwhile(
+    world: World, receiver: Receiver
+) -> None:
+    """This process remembers for a second that the patient is not north's; another one has made it so since."""
+    name = new_id()
+    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    await write(world, patient(name, ref("PractitionerRole/role-s")))
+    known = Authority({each: Registered(of.organization, of.role) for each, of in CLIENTS.items()})
+    async with running(world.server.settings, known) as (server, client):
+        elsewhere = World(server, client, known)
+        assert (await world.get("north", f"/Patient/{name}")).status_code == 404
+        await elsewhere.put("admin", patient(name, ref("PractitionerRole/role-n")))
+        await write(world, encounter(new_id(), name, "general"))
+        assert await count(world, "north", subscription) == 1
+
+
+async def test_rights_that_cannot_be_judged_are_not_taken_for_refused(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event is set aside for that Subscription alone, later versions wait behind it, and both are told in order."""
+    mine = await subscribe(world, "north", classic("Encounter?patient=pn", receiver.url))
+    theirs = await subscribe(world, "agency", classic("Encounter?patient=pn", receiver.url))
+    stay = encounter(new_id(), "pn", "general")
+    get = Authority.get
+
+    async def failing(self: Authority, client_id: str) -> Registered | None:
+        if client_id == "north":
+            raise RuntimeError
+        return await get(self, client_id)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Authority, "get", failing)
+        await world.put("plan-a", stay)
+        await world.put("plan-a", stay | {"priority": {"text": "urgent"}})
+        await world.server.worker.drain()
+        assert await deliveries(world, mine) == []
+        assert [row["number"] for row in await deliveries(world, theirs)] == [1, 2]
+    unmatched = world.server.mongo.collection("unmatched")
+    waiting = await unmatched.find({"judge": f"Subscription/{mine}"}).to_list(None)
+    assert {row["focus"]["version"]: row["behind"] for row in waiting} == {1: False, 2: True}
+    answer = await world.ask("admin", "POST", f"{ROOT}/admin/events/replay", params={"all": "true"})
+    assert answer.json()["unmatched"] == 0
+    await world.server.worker.drain()
+    told = [(row["number"], row["focus"]) for row in await deliveries(world, mine)]
+    assert told == [(version, f"Encounter/{stay['id']}/_history/{version}") for version in (1, 2)]
