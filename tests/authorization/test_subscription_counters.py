@@ -20,6 +20,7 @@ from tests.builders.access_world import (
     world as a_world,
 )
 from tests.builders.consents import consent, deny
+from tests.builders.deliveries import make_due
 from tests.builders.practices import patient, ref
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, topic_based
@@ -190,6 +191,32 @@ async def test_a_patient_who_comes_with_the_stay_is_told_of(
     assert answer.status_code == 200, answer.text
     await world.server.worker.drain()
     assert len(await events(world, "north", subscription)) == 1
+
+
+async def test_a_notice_that_waits_finds_the_practice_of_now(
+    world: World, receiver: Receiver
+) -> None:
+    """Whom the old practice may not see any more, the new one is told of."""
+    name = new_id()
+    receiver.answers([503])
+    panels = {
+        who: await subscribe(
+            world,
+            who,
+            topic_based(f"general-practitioner=Organization/{who}", endpoint=receiver.url),
+        )
+        for who in ("north", "south")
+    }
+    await write(world, patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
+    await write(world, patient(name, ref("PractitionerRole/role-s")))
+    await make_due(world.server.mongo)
+    await world.server.worker.run_once()
+    await world.server.worker.drain()
+    told = {who: await deliveries(world, each) for who, each in panels.items()}
+    assert [(row["state"], row.get("reason")) for row in told["north"]] == [
+        ("suppressed", "The patient is no longer the recipient's")
+    ]
+    assert [(row["number"], row["state"]) for row in told["south"]] == [(1, "delivered")]
 
 
 async def test_nobody_is_refused_by_what_another_process_has_changed_meanwhile(

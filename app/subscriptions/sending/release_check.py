@@ -12,7 +12,7 @@ from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.ledger.settlement import Settlement
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.sending.batching import DeliveryWithEvent
-from app.subscriptions.sending.owner_rights import OwnerRights, stricter
+from app.subscriptions.sending.owner_rights import NO_ACCESS, OwnerRights, stricter
 from app.subscriptions.sending.recheck_recipient import (
     FRESH,
     REASSIGNED,
@@ -78,7 +78,10 @@ class ReleaseCheck:
         }
         if asks_for_panel(registration.criteria):
             for delivery, _ in rows:
-                if delivery.id not in refused and not await self._concerns(delivery, registration):
+                # Whom the owner may not see any more may have another practice by now.
+                if refused.get(delivery.id) not in (None, WITHHELD + NO_ACCESS.reason):
+                    continue
+                if not await self._concerns(delivery, registration):
                     await self._on_reassigned(delivery)
                     refused[delivery.id] = REASSIGNED
         if not refused:
