@@ -7,8 +7,10 @@ judge of the event and is asked again (app/subscriptions/ledger/unmatched.py); w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+from bson import ObjectId
 
 from app.runtime.leases import is_nobodys_fault
 from app.subscriptions.ledger.outbox import Planned, Withheld
@@ -51,32 +53,24 @@ class RecordingCheck:
         ]
 
     async def _judged(self, plans: Sequence[Planned]) -> list[Planned]:
+        since = min(plan.begun for plan in plans)
+        matched = [
+            (plan.event, [match.registration for match in plan.matches])
+            for plan in plans
+            if plan.matches
+        ]
         unseen = await self._rights.unseen(
-            [(plan.event, match.registration) for plan in plans for match in plan.matches],
-            min(plan.begun for plan in plans),
+            [(event, each) for event, registrations in matched for each in registrations], since
         )
-        found: list[Planned] = []
-        for plan in plans:
-            reasons = await self._withheld_by_consent(plan)
-            reasons |= {
-                match.registration.id: NO_ACCESS.reason
-                for match in plan.matches
-                if (plan.event.id, match.registration.id) in unseen
-            }
-            found.append(_without(plan, reasons) if reasons else plan)
-        return found
-
-    async def _withheld_by_consent(self, plan: Planned) -> dict[str, str]:
-        """The reasons by Subscription id."""
-        if not plan.matches:
-            return {}
-        registrations = [match.registration for match in plan.matches]
-        limits = await self._limits.of_event(plan.event, registrations, plan.begun)
-        return {
-            each.id: limit.judgement.reason
+        limits = await self._limits.of_events(matched, since)
+        reasons = {
+            key: limits[key].judgement.reason
+            for event, registrations in matched
             for each in registrations
-            if (limit := limits.get(each.id)) is not None and is_refused(limit, each)
+            if (key := (event.id, each.id)) in limits and is_refused(limits[key], each)
         }
+        reasons |= dict.fromkeys(unseen, NO_ACCESS.reason)
+        return [_without(plan, reasons) for plan in plans] if reasons else list(plans)
 
     async def _one_by_one(self, plan: Planned, failed: set[str]) -> Planned:
         """Judge each match by itself. `failed` are the Subscriptions that an older version waits for."""
@@ -101,11 +95,14 @@ class RecordingCheck:
         return replace(plan, matches=matches, withheld=withheld, failures=failures)
 
 
-def _without(plan: Planned, reasons: dict[str, str]) -> Planned:
-    withheld = [
-        Withheld(match, WITHHELD + reasons[match.registration.id])
-        for match in plan.matches
-        if match.registration.id in reasons
-    ]
-    matches = [match for match in plan.matches if match.registration.id not in reasons]
-    return replace(plan, matches=matches, withheld=withheld)
+def _without(plan: Planned, reasons: Mapping[tuple[ObjectId, str], str]) -> Planned:
+    """A plan without the matches that there is a reason against, by the ids of event and Subscription."""
+    matches: list[SubscriptionMatch] = []
+    withheld: list[Withheld] = []
+    for match in plan.matches:
+        reason = reasons.get((plan.event.id, match.registration.id))
+        if reason is None:
+            matches.append(match)
+        else:
+            withheld.append(Withheld(match, WITHHELD + reason))
+    return replace(plan, matches=matches, withheld=withheld) if withheld else plan

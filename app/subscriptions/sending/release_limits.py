@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from bson import ObjectId
 from cachetools import FIFOCache
 
 from app.consent import labels, recipients
@@ -91,6 +92,10 @@ def carries(limit: Limit | None, reference: str, resource: Resource) -> bool:
 _CLOSED = labels.SENSITIVE | {labels.RESTRICTED, labels.VERY_RESTRICTED}
 
 
+def _withholds(limit: Limit | None) -> bool:
+    return limit is not None and limit.verdict == "withhold"
+
+
 class ReleaseLimits:
     """Judges rows by consent and labels."""
 
@@ -129,32 +134,42 @@ class ReleaseLimits:
         for patient in self._of_event(event).patients:
             self._directives.ask(patient).add_done_callback(read)
 
-    async def of_event(
-        self, event: Event, registrations: Sequence[Registration], since: float
-    ) -> dict[str, Limit]:
-        """The limits of a new event by Subscription id; without one it may be told in full.
+    async def of_events(
+        self, matched: Sequence[tuple[Event, Sequence[Registration]]], since: float
+    ) -> dict[tuple[ObjectId, str], Limit]:
+        """The limits of new events for Subscriptions, by the ids of both; without one it may be told in full.
 
         Nothing is withheld by directives read before `since` (`batch_cache.moment`).
         """
-        about = self._of_event(event)
-        found = await self._by_subscription(event, about, registrations)
-        stale = any(limit.verdict == "withhold" for limit in found.values()) and (
-            self._directives.forget_older(about.patients, since)
-        )
-        return await self._by_subscription(event, about, registrations) if stale else found
+        found = await self._of_events(matched)
+        stale = {
+            event.id
+            for event, registrations in matched
+            if any(_withholds(found.get((event.id, each.id))) for each in registrations)
+            and self._directives.forget_older(self._of_event(event).patients, since)
+        }
+        if stale:
+            again = [each for each in matched if each[0].id in stale]
+            found |= await self._of_events(again)
+        return found
 
-    async def _by_subscription(
-        self, event: Event, about: About, registrations: Sequence[Registration]
-    ) -> dict[str, Limit]:
-        directives = await self._standing(about)
-        if not directives and not about.labels:
-            return {}
-        focus = f"{event.type}/{event.resource_id}"
-        found: dict[str, Limit] = {}
-        for each in registrations:
-            topic = each.topic.url if each.topic else None
-            key = (each.id, each.version)
-            found[each.id] = await self._judge(focus, about, directives, topic, key)
+    async def _of_events(
+        self, matched: Sequence[tuple[Event, Sequence[Registration]]]
+    ) -> dict[tuple[ObjectId, str], Limit]:
+        everybody = {each for event, _ in matched for each in self._of_event(event).patients}
+        standing = await self._directives.for_patients(everybody)
+        found: dict[tuple[ObjectId, str], Limit] = {}
+        for event, registrations in matched:
+            about = self._of_event(event)
+            directives = [standing[each] for each in about.patients if each in standing]
+            if not directives and not about.labels:
+                continue
+            focus = f"{event.type}/{event.resource_id}"
+            for each in registrations:
+                topic = each.topic.url if each.topic else None
+                key = (each.id, each.version)
+                limit = await self._judge(focus, about, directives, topic, key)
+                found[event.id, each.id] = limit
         return found
 
     async def limits(
@@ -164,7 +179,7 @@ class ReleaseLimits:
         found: dict[str, Limit] = {}
         for delivery, event in rows:
             about = await self._of_row(delivery, event)
-            directives = await self._standing(about)
+            directives = [each for p in about.patients if (each := await self._directives.of(p))]
             if not directives and not about.labels:
                 continue
             focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
@@ -172,10 +187,6 @@ class ReleaseLimits:
             if limit.verdict != "full" or directives:
                 found[delivery.id] = limit
         return found
-
-    async def _standing(self, about: About) -> list[Standing]:
-        """The directives of those patients who have any."""
-        return [each for patient in about.patients if (each := await self._directives.of(patient))]
 
     async def _judge(
         self,
