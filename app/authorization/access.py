@@ -282,7 +282,7 @@ class Access:
 
     def patients_of(self, resource_type: str, row: DocumentRow) -> frozenset[str]:
         """The patients (`Patient/p1`) that a resource is about."""
-        return relations.patients_of(resource_type, row, self._base_url)
+        return relations.patients_of(resource_type, row, self.base_url)
 
     async def forget_older(self, patients: Collection[str], than: float) -> bool:
         """Forget what was read about patients before a `moment`; returns whether there was any."""

@@ -114,10 +114,14 @@ class Relationships:
     ) -> bool:
         """Forget what was asked for before a `moment`; returns whether there was any."""
         pairs = [(family, each) for each in patients]
-        by_pair = [
-            each.forget_older(pairs, than) for each in (self._treated, self._covered, self._listed)
+        listings = [((family, by_own), each) for by_own in (False, True) for each in patients]
+        found = [
+            self._treated.forget_older(pairs, than),
+            self._covered.forget_older(pairs, than),
+            self._listed.forget_older(listings, than),
+            self._practices.forget_older(patients, than),
         ]
-        return self._practices.forget_older(patients, than) or any(by_pair)
+        return any(found)
 
     async def family(self, organization: str) -> OrganizationTree:
         """The organization with all that are part of it."""
