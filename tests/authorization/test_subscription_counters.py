@@ -251,8 +251,8 @@ async def test_rights_that_cannot_be_judged_are_not_taken_for_refused(
 
     with monkeypatch.context() as broken:
         broken.setattr(Authority, "get", failing)
-        await world.put("plan-a", stay)
-        await world.put("plan-a", stay | {"priority": {"text": "urgent"}})
+        await world.put("general", stay)
+        await world.put("general", stay | {"priority": {"text": "urgent"}})
         await world.server.worker.drain()
         assert await deliveries(world, mine) == []
         assert [row["number"] for row in await deliveries(world, theirs)] == [1, 2]
