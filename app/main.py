@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -38,6 +39,7 @@ from app.proof import publisher
 from app.runtime import background_tasks, secrets
 from app.runtime.clock import Clock
 from app.runtime.cluster import new_owner
+from app.runtime.codec_process import CodecProcess
 from app.runtime.exposition import Exposition
 from app.runtime.loops import loops_of
 from app.runtime.mongo import Mongo
@@ -67,6 +69,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             running.push_async_callback(mongo.close)
             await format.prepare(mongo, settings, owner)
             clock = Clock(mongo)
+            codec = CodecProcess(settings.max_elements, settings.large_body_timeout)
+            running.push_async_callback(codec.stop)
             audit = None
             if settings.audit_mode != "off":
                 audit = AuditLog(settings, mongo, owner)
@@ -119,6 +123,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             exposition = Exposition(measures.of_process, settings.metrics_directory)
             watched.append(exposition)
             parts += [Readiness(settings, mongo, store, worker, loops), measures, exposition]
+            parts.append(codec)
             services = Services(settings, mongo, store, clock, accesses, audit, parts)
             app.state.services = services
             await worker.start()
@@ -140,6 +145,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
+            # How soon a thread that works on something large lets the loop in, each time that the loop has waited.
+            sys.setswitchinterval(0.001)
             yield
 
     @asynccontextmanager

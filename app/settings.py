@@ -152,6 +152,27 @@ class Settings(BaseSettings):
     max_bundle_entries: int = Field(
         10_000, ge=1, description="Most entries of one batch or transaction."
     )
+    max_elements: int = Field(
+        1_000_000,
+        ge=256 * 1024,
+        description="Most elements (objects, lists, values) of one body; beyond it answers 422 too-costly.",
+    )
+    large_body_timeout: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that decoding, patching or validating a large body may take; then 422 too-costly.",
+    )
+    max_bytes_under_way: int = Field(
+        128 * MIB,
+        ge=MIB,
+        description="Bytes of large bodies of one client, or address, under way at once in each process; "
+        "beyond, 429. One body alone is always taken.",
+    )
+    max_total_bytes_under_way: int = Field(
+        256 * MIB,
+        ge=MIB,
+        description="The same of all clients together; beyond, 503.",
+    )
     max_url_bytes: int = Field(
         8192, ge=256, description="Longest path and query of a request, in bytes."
     )

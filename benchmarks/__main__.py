@@ -12,14 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from app.runtime.embedded_mongod import EmbeddedMongoError
-from benchmarks import authorized, growth, matching, notices, routing, waiting
+from benchmarks import authorized, growth, large_bodies, matching, notices, routing, waiting
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
 OUTPUT = Path("build/bench.json")
 
 MATCHING, GROWTH, ROUTING = "match100k", "growth", "routing"
-NAMES = (*BENCHMARKS, authorized.NAME, *notices.NAMES, MATCHING, ROUTING, waiting.NAME, GROWTH)
+NAMES = (
+    *BENCHMARKS,
+    authorized.NAME,
+    *notices.NAMES,
+    MATCHING,
+    ROUTING,
+    waiting.NAME,
+    large_bodies.NAME,
+    GROWTH,
+)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -58,6 +67,8 @@ def main(
                 others[ROUTING] = routing.measure(status.update, seconds=seconds)
             if waiting.NAME in (names or NAMES):
                 others[waiting.NAME] = waiting.measure(status.update)
+            if large_bodies.NAME in (names or NAMES):
+                others[large_bodies.NAME] = large_bodies.measure(status.update, seconds=seconds * 3)
             if GROWTH in (names or NAMES):
                 others[GROWTH] = growth.measure(status.update, scale=scale)
     except (BenchmarkError, EmbeddedMongoError) as error:

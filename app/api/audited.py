@@ -42,6 +42,7 @@ from app.authentication.caller import Caller
 from app.context import Context
 from app.errors import FhirError
 from app.interactions.result import InteractionResult
+from app.runtime import pace
 from app.runtime.mongo import Document
 
 T = TypeVar("T")
@@ -93,7 +94,8 @@ async def run(what: str | None, handler: Handler[T], request: Request, context: 
             result = await handler(request, context)
             # Rehearsed reads of a transaction are told to nobody.
             if not now.rows and not context.write_scope.writing:
-                await audit.record(_told(audit, what, request, context, result, now, focus))
+                rows = await _told(audit, what, request, context, result, now, focus)
+                await audit.record(rows)
     return result
 
 
@@ -162,7 +164,7 @@ async def bind(
         await (audit.record([row]) if refused is None else refuse(audit, row))
 
 
-def _told(
+async def _told(
     audit: AuditLog,
     what: str,
     request: Request,
@@ -191,7 +193,8 @@ def _told(
     body = result.body
     if body is not None and result.status != 304:
         text = body if isinstance(body, str) else body.decode()
-        found = patients_in(text, "" if stored is not None else context.base_url)
+        base_url = "" if stored is not None else context.base_url
+        found = await pace.aside(len(text), patients_in, text, base_url)
         many = what in _QUESTIONS and len(found) > _FEW
         patients |= _asked_about(now) if many else found
     return with_patients(row, patients)

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api import limits
 from app.errors import (
     BadRequest,
     FhirError,
@@ -24,11 +25,10 @@ from app.errors import (
 from app.fhir import formats, json as fhir_json
 from app.fhir.formats import PLAIN, Form
 from app.fhir.json import Resource
-from app.fhir.patch import patch_formats
-from app.fhir.patch.json_patch import Patch
 from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion
+from app.runtime.codec_process import AnyPatch, CodecProcess
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FORM_BYTES = 1024 * 1024
@@ -44,9 +44,10 @@ def read_form_of_answer(request: Request) -> Form:
     return formats.read_form(query, request.headers.get("accept"))
 
 
-async def read_resource(request: Request, limit: int) -> Resource:
-    """The decoded body. Raises UnsupportedMediaType, TooLarge or BadRequest."""
-    return formats.decode(request.headers.get("content-type", ""), await read_body(request, limit))
+async def read_resource(request: Request, limit: int, codec: CodecProcess) -> Resource:
+    """The decoded body. Raises UnsupportedMediaType, TooLarge, BadRequest or Unprocessable."""
+    body = await read_body(request, limit)
+    return await codec.decode(request.headers.get("content-type", ""), body)
 
 
 async def read_json(request: Request, limit: int) -> Resource:
@@ -65,19 +66,21 @@ def check_declared(request: Request) -> None:
         formats.check(request.headers.get("content-type", ""))
 
 
-async def read_parameters(request: Request, limit: int) -> Resource | list[tuple[str, str]]:
+async def read_parameters(
+    request: Request, limit: int, codec: CodecProcess
+) -> Resource | list[tuple[str, str]]:
     """What an operation is given: a posted resource, or the query."""
     check_declared(request)
     if request.method == "POST":
         body = await read_body(request, limit, may_be_empty=True)
         if body:
-            return formats.decode(request.headers.get("content-type", ""), body)
+            return await codec.decode(request.headers.get("content-type", ""), body)
     return request.query_params.multi_items()
 
 
-async def read_patch(request: Request, limit: int) -> Patch:
-    """The patch in the body, by its media type. Raises UnsupportedMediaType, TooLarge or BadRequest."""
-    return patch_formats.patch_of(_media_type(request), await read_body(request, limit))
+async def read_patch(request: Request, limit: int, codec: CodecProcess) -> AnyPatch:
+    """The patch in the body, by its media type. Raises UnsupportedMediaType, TooLarge, BadRequest or Unprocessable."""
+    return await codec.read_patch(_media_type(request), await read_body(request, limit))
 
 
 async def read_form(request: Request) -> list[tuple[str, str]]:
@@ -96,11 +99,14 @@ async def read_body(request: Request, limit: int, *, may_be_empty: bool = False)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"The body is over the limit of {limit} bytes")
+    if declared.isdigit():
+        limits.hold(request.scope, int(declared))
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise TooLarge(f"The body is over the limit of {limit} bytes")
+        limits.hold(request.scope, size)
         chunks.append(chunk)
     body = b"".join(chunks)
     if not body and not may_be_empty:
@@ -117,8 +123,12 @@ def version_headers(stored: ResourceVersion) -> dict[str, str]:
     return {"ETag": f'W/"{stored.version}"', "Last-Modified": http_date(stored.at)}
 
 
-def respond(
-    answer: InteractionResult, base_url: str, prefer: Prefer | None, form: Form
+async def respond(
+    answer: InteractionResult,
+    base_url: str,
+    prefer: Prefer | None,
+    form: Form,
+    codec: CodecProcess,
 ) -> Response:
     """The HTTP response; `prefer` says what the client wants back of a version it wrote."""
     headers = dict(answer.headers)
@@ -137,7 +147,7 @@ def respond(
     if body is None or answer.status in (204, 304):
         return Response(status_code=answer.status, headers=headers)
     content_type = f"{form.media_type}; charset=utf-8"
-    return Response(form.render(body), answer.status, headers, content_type)
+    return Response(await codec.render(body, form), answer.status, headers, content_type)
 
 
 def respond_error(error: FhirError, form: Form = PLAIN) -> Response:

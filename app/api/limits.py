@@ -3,6 +3,7 @@
     rate        a token bucket for each client, or for each address where there is none: 429 with Retry-After
     at once     requests of one client, or address, that are under way: 429
     slow body   a body that keeps us waiting: 408
+    bytes       large bodies of one client that are under way: 429; of all clients: 503
     time        an answer that takes too long: the work is cancelled, 503
 
 All of it is kept by this process alone. Requests under way are looked over once a second, or more often under
@@ -18,7 +19,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope
 
 from app.errors import FhirError, RequestTimeout, TooManyRequests, Unavailable
-from app.network.rate_limit import ConcurrencyLimit, buckets, site
+from app.network.rate_limit import ByteLimit, ConcurrencyLimit, buckets, site
 from app.settings import Settings
 
 TOKEN_PATHS = frozenset({"/auth/token", "/fhir/auth/token"})
@@ -26,6 +27,9 @@ TOKEN_PATHS = frozenset({"/auth/token", "/fhir/auth/token"})
 _WATCHED = frozenset({"/healthz", "/readyz"})
 # A body may take longer in proportion to its size, down to so many bytes a second.
 SLOWEST_BODY = 16 * 1024
+# Bodies up to this are not worth counting.
+_SMALL_BODY = 256 * 1024
+_LARGE_RETRY = "5"
 
 
 class RequestBudget:
@@ -33,10 +37,12 @@ class RequestBudget:
 
     __slots__ = (
         "address",
+        "bytes_key",
         "cancelled",
         "client",
         "crowd_key",
         "deadline",
+        "held",
         "limits",
         "reading",
         "task",
@@ -53,6 +59,8 @@ class RequestBudget:
         self.client: str | None = None
         self.address: str | None = None
         self.crowd_key: str | None = None
+        self.bytes_key = ""
+        self.held = 0
 
     def body(self, receive: Receive) -> Receive:
         """`receive`, with a limit on how long the body may take; the time of the answer starts after it."""
@@ -108,6 +116,7 @@ class RequestLimits:
         if most is None:
             most = 256 if smart else 0
         self._crowd = ConcurrencyLimit(most) if most else None
+        self._bytes = ByteLimit(settings.max_bytes_under_way, settings.max_total_bytes_under_way)
         self._visits: set[RequestBudget] = set()
         self._pace = min(1.0, self.request_seconds / 4, self.body_seconds / 4)
         self._watching = False
@@ -134,6 +143,9 @@ class RequestLimits:
         if visit.crowd_key is not None and self._crowd is not None:
             self._crowd.leave(visit.crowd_key)
             visit.crowd_key = None
+        if visit.held:
+            self._bytes.release(visit.bytes_key, visit.held)
+            visit.held = 0
         if visit.address is not None and visit.client is None and self._rate is not None:
             # Nobody we know: it counts for the address, so that guessing credentials is slow.
             self._rate.take(visit.address, asyncio.get_running_loop().time())
@@ -165,6 +177,25 @@ class RequestLimits:
             visit.client = client_id
             self._charge(visit, f"client {client_id}", asyncio.get_running_loop().time())
 
+    def hold(self, visit: RequestBudget, key: str, size: int) -> None:
+        more = size - visit.held
+        if size <= _SMALL_BODY or more <= 0:
+            return
+        key = visit.bytes_key = visit.bytes_key or key
+        match self._bytes.exceeded_by(key, more, visit.held):
+            case "key":
+                raise TooManyRequests(
+                    "Too many bytes under way at once: wait for the answers to your large requests",
+                    headers={"Retry-After": _LARGE_RETRY},
+                )
+            case "all":
+                raise Unavailable(
+                    "Too many large requests under way; try again",
+                    headers={"Retry-After": _LARGE_RETRY},
+                )
+        self._bytes.hold(key, more)
+        visit.held = size
+
     def _look_over(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -185,6 +216,14 @@ def identify(scope: Scope, client_id: str) -> None:
     visit = scope.get("visit")
     if visit is not None:
         visit.limits.identify(visit, client_id)
+
+
+def hold(scope: Scope, size: int) -> None:
+    """Count a body of so many bytes for its sender until it is answered. Raises TooManyRequests or Unavailable."""
+    visit = scope.get("visit")
+    if visit is not None:
+        key = _address(scope) if visit.client is None else f"client {visit.client}"
+        visit.limits.hold(visit, key, size)
 
 
 def _address(scope: Scope) -> str:

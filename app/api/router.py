@@ -27,6 +27,7 @@ from app.interactions import bundle, interactions, plan
 from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
 from app.interactions.result import InteractionResult
 from app.operations import registry as operations
+from app.runtime.codec_process import AnyPatch, CodecProcess
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class FhirEndpoint:
             context = await _context(request, prefer)
             answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
-            return exchange.respond(answer, context.base_url, written, form)
+            codec = context.services.get(CodecProcess)
+            return await exchange.respond(answer, context.base_url, written, form, codec)
         except FhirError as error:
             if context is None:
                 error = await audited.refused(request, error)
@@ -158,7 +160,8 @@ async def _caller(request: Request, services: Services) -> Caller:
 
 
 async def _body(request: Request, context: Context) -> fhir_json.Resource:
-    return await exchange.read_resource(request, context.settings.max_resource_bytes)
+    codec = context.services.get(CodecProcess)
+    return await exchange.read_resource(request, context.settings.max_resource_bytes, codec)
 
 
 async def metadata(request: Request, context: Context) -> InteractionResult:
@@ -166,7 +169,8 @@ async def metadata(request: Request, context: Context) -> InteractionResult:
 
 
 async def system_bundle(request: Request, context: Context) -> InteractionResult:
-    resource = await exchange.read_resource(request, context.settings.max_bundle_bytes)
+    codec = context.services.get(CodecProcess)
+    resource = await exchange.read_resource(request, context.settings.max_bundle_bytes, codec)
     prefer = read_prefer(request.headers.get("prefer"))
     return await bundle.process(context, resource, prefer, dispatch)
 
@@ -210,17 +214,22 @@ async def conditional_update(request: Request, context: Context) -> InteractionR
     )
 
 
+async def _patch(request: Request, context: Context) -> AnyPatch:
+    codec = context.services.get(CodecProcess)
+    return await exchange.read_patch(request, context.settings.max_resource_bytes, codec)
+
+
 async def patch(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     preconditions = read_preconditions(request.headers)
-    apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
+    apply = await _patch(request, context)
     return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
 
 
 async def conditional_patch(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
     preconditions = read_preconditions(request.headers)
-    apply = await exchange.read_patch(request, context.settings.max_resource_bytes)
+    apply = await _patch(request, context)
     return await interactions.conditional_patch(
         context, resource_type, request.url.query, apply, preconditions
     )
@@ -275,7 +284,8 @@ async def _search_parameters(request: Request) -> list[tuple[str, str]]:
 async def operation(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     place = (path.get("type"), path.get("id"))
-    given = await exchange.read_parameters(request, context.settings.max_bundle_bytes)
+    codec = context.services.get(CodecProcess)
+    given = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
     posted = request.method == "POST"
     return await operations.invoke(context, path["operation"], place, given, posted=posted)
 

@@ -27,6 +27,7 @@ from app.api.web_pages import WebPages
 from app.errors import FhirError, Forbidden, UnsupportedMediaType, UriTooLong
 from app.fhir.ids import new_id
 from app.network import exposure
+from app.runtime import pace
 from app.runtime.logs import places
 from app.runtime.metrics import REQUESTS
 from app.runtime.mongo import max_time_ms
@@ -218,15 +219,15 @@ class _Sender:
             start, self._held = self._held, None
             body = message.get("body", b"")
             if len(body) >= _MIN_SIZE and not message.get("more_body"):
-                message = {**message, "body": self._compress(start, body)}
+                message = {**message, "body": await self._compress(start, body)}
             await self._send(start)
         await self._send(message)
 
-    def _compress(self, start: MutableMapping[str, Any], body: bytes) -> bytes:
+    async def _compress(self, start: MutableMapping[str, Any], body: bytes) -> bytes:
         assert self._encoding is not None  # noqa: S101 - a start is held only for an encoding
         if any(name == b"content-encoding" for name, _ in start["headers"]):
             return body
-        small = _ENCODINGS[self._encoding](body)
+        small = await pace.aside(len(body), _ENCODINGS[self._encoding], body)
         kept = [(name, value) for name, value in start["headers"] if name != b"content-length"]
         start["headers"] = [
             *kept,

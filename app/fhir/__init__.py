@@ -10,6 +10,9 @@ instants               reads and writes dates, dateTimes and instants by R4's gr
 json                   decodes and encodes FHIR's JSON without losing a digit
 formats                negotiates JSON and XML, and cuts answers down
 summary                cuts a resource down to `_summary` and `_elements`
+element_budget         bounds what a body will cost, by its bytes
+pieces                 cuts a decoded value into short pieces of JSON and joins them again
+codec                  is the work on bodies that takes long: decoding, patching, validating, rendering
 meta                   carries profiles, tags and labels over from version to version
 validation/            judges a resource by R4's definitions
 xml/                   decodes and encodes FHIR's XML

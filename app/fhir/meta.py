@@ -33,9 +33,8 @@ _SETS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def carry_over(resource: Resource, previous: Resource) -> Resource:
-    """The resource with the labels of its previous version that it does not name itself."""
-    kept = previous.get("meta", {})
+def carry_over(resource: Resource, kept: Meta) -> Resource:
+    """The resource with the labels in the meta of its previous version that it does not name itself."""
     if not any(name in kept for name in _SETS):
         return resource
     return {**resource, "meta": add(resource.get("meta", {}), kept)}

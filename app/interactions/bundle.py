@@ -34,6 +34,7 @@ from app.interactions.plan import Target, WritePlan
 from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion, WriteAction
+from app.runtime import pace
 from app.search.bundle_writer import write_bundle, written_entries
 
 # The router's handler for anything but a plain write: method, path below the base, query and body.
@@ -68,7 +69,9 @@ async def process(
     if bundle["type"] == "batch":
         responses = await _batch(context, raw, prefer, dispatch)
     else:
-        entries = [parse(context, index, entry) for index, entry in enumerate(raw)]
+        entries = [
+            parse(context, index, entry) async for index, entry in pace.paced(enumerate(raw))
+        ]
         for entry in entries:
             if entry.method == "POST" and "$" in entry.path:
                 raise Unprocessable(
@@ -83,18 +86,24 @@ async def process(
 async def _batch(
     context: Context, raw: Sequence[Any], prefer: Prefer, dispatch: Dispatch
 ) -> list[str]:
-    places = asyncio.Semaphore(_SIDE_BY_SIDE)
+    responses = [""] * len(raw)
+    left = iter(enumerate(raw))
 
     async def run(index: int, entry: Any) -> str:
-        async with places:
-            try:
-                parsed = parse(context, index, entry)
-                answer = await _run_alone(context, parsed, dispatch)
-                return response(context, parsed, answer, prefer)
-            except FhirError as error:
-                return failure(error)
+        try:
+            parsed = parse(context, index, entry)
+            answer = await _run_alone(context, parsed, dispatch)
+            return response(context, parsed, answer, prefer)
+        except FhirError as error:
+            return failure(error)
 
-    return list(await asyncio.gather(*(run(index, entry) for index, entry in enumerate(raw))))
+    async def work() -> None:
+        for index, entry in left:
+            responses[index] = await run(index, entry)
+            await pace.breathe()
+
+    await asyncio.gather(*(work() for _ in range(min(_SIDE_BY_SIDE, len(raw)))))
+    return responses
 
 
 async def _run_alone(context: Context, entry: BundleEntry, dispatch: Dispatch) -> InteractionResult:
@@ -132,10 +141,10 @@ async def _write_alone(context: Context, entry: BundleEntry) -> InteractionResul
         )
     if resource_id is None:
         return await interactions.conditional_patch(
-            context, resource_type, entry.query, patch_in(entry), conditions
+            context, resource_type, entry.query, await patch_in(context, entry), conditions
         )
     return await interactions.patch(
-        context, resource_type, resource_id, patch_in(entry), conditions
+        context, resource_type, resource_id, await patch_in(context, entry), conditions
     )
 
 
@@ -162,7 +171,10 @@ async def _transaction(
             answers[entry.index] = await dispatch(
                 context, entry.method, entry.path, entry.query, None
             )
-    return [response(context, entry, answers[entry.index], prefer) for entry in entries]
+    return [
+        response(context, entry, answers[entry.index], prefer)
+        async for entry in pace.paced(entries)
+    ]
 
 
 async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Dispatch) -> None:
@@ -195,7 +207,7 @@ async def _commit(
     writing = frozenset(entry.target.reference for entry in writes if entry.target)
     planned = replace(context, write_scope=WriteScope(creating, deleting, writing))
     plans: list[WritePlan] = []
-    for entry in writes:
+    async for entry in pace.paced(writes):
         with located(entry):
             plans.append(await _plan(planned, entry, bodies.get(entry.index)))
     await rehearse(planned)
@@ -207,7 +219,7 @@ async def _commit(
             committed[stored.reference] = stored
     return {
         entry.index: plan.answer(committed.get(plan.change.key) if plan.change else None)
-        for entry, plan in zip(writes, plans, strict=True)
+        async for entry, plan in pace.paced(zip(writes, plans, strict=True))
     }
 
 
@@ -215,7 +227,7 @@ async def _find_targets(context: Context, writes: Sequence[BundleEntry]) -> None
     """Decide for each write which resource it is about; the plain ones are read together."""
     plain = {}
     actions: dict[tuple[str, str], WriteAction] = {}
-    for entry in writes:
+    async for entry in pace.paced(writes):
         resource_type, resource_id = address_of(entry)
         with located(entry):
             write.check_type(resource_type)
@@ -225,7 +237,7 @@ async def _find_targets(context: Context, writes: Sequence[BundleEntry]) -> None
                 actions[resource_type, resource_id] = action
                 plain[entry.index] = (resource_type, resource_id)
     current = await context.store.previous_many(actions)
-    for entry in writes:
+    async for entry in pace.paced(writes):
         with located(entry):
             if entry.index in plain:
                 resource_type, resource_id = plain[entry.index]
@@ -281,7 +293,8 @@ async def _plan(context: Context, entry: BundleEntry, body: Resource | None) -> 
     if entry.method == "DELETE":
         return await write.plan_delete(context, entry.target, entry.preconditions)
     if entry.method == "PATCH":
-        return await write.plan_patch(context, entry.target, patch_in(entry), entry.preconditions)
+        apply = await patch_in(context, entry)
+        return await write.plan_patch(context, entry.target, apply, entry.preconditions)
     if body is None:
         raise invalid(entry, "resource", "The entry needs a resource")
     return await write.plan_write(context, entry.target, body, entry.preconditions)

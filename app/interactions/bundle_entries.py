@@ -14,14 +14,14 @@ from typing import Any
 from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, operation_outcome
 from app.fhir import json as fhir_json
+from app.fhir.formats import FHIR_JSON
 from app.fhir.instants import instant
 from app.fhir.json import Resource
-from app.fhir.patch import json_patch
-from app.fhir.patch.fhirpath_patch import fhirpath_patch
-from app.fhir.patch.patch_formats import patch_of
+from app.fhir.pieces import exact
 from app.interactions.plan import Target
 from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
 from app.interactions.result import InteractionResult
+from app.runtime.codec_process import AnyPatch, CodecProcess
 
 # The order in which a transaction carries out its entries.
 ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
@@ -105,18 +105,19 @@ def body_of(entry: BundleEntry) -> Resource:
     return entry.resource
 
 
-def patch_in(entry: BundleEntry) -> json_patch.Patch:
+async def patch_in(context: Context, entry: BundleEntry) -> AnyPatch:
     """A PATCH in a Bundle: a Binary that holds a JSON or XML Patch, or the Parameters of a FHIRPath Patch."""
     body = body_of(entry)
+    codec = context.services.get(CodecProcess)
     if body.get("resourceType") == "Parameters":
-        return fhirpath_patch(body)
+        return await codec.read_patch(FHIR_JSON, fhir_json.encode(exact(body)))
     if body.get("resourceType") != "Binary" or not isinstance(body.get("data"), str):
         raise invalid(entry, "resource", "A PATCH needs a Binary or Parameters")
     try:
         data = base64.b64decode(body["data"], validate=True)
     except ValueError:
         raise invalid(entry, "resource.data", "Not base64") from None
-    return patch_of(str(body.get("contentType", "")), data)
+    return await codec.read_patch(str(body.get("contentType", "")), data)
 
 
 def invalid(entry: BundleEntry, element: str, diagnostics: str) -> BadRequest:

@@ -17,6 +17,7 @@ from app.fhir.definitions import SUPPORTED_TYPES, Element, json_name, structure
 from app.fhir.json import Resource
 from app.interactions.bundle_entries import BundleEntry
 from app.interactions.references import references_in
+from app.runtime import pace
 from app.search import query, resolution
 from app.search.extract import extract
 
@@ -31,21 +32,30 @@ async def resolve(context: Context, writes: Sequence[BundleEntry]) -> dict[int, 
 
     Raises PreconditionFailed where a conditional reference does not find exactly one resource.
     """
-    links = _links(context, writes)
+    links = await _links(context, writes)
     bodies = {entry.index: entry.resource for entry in writes if isinstance(entry.resource, dict)}
-    bodies = {index: rewrite(body, links, links) for index, body in bodies.items()}
-    criteria = _conditional_references(bodies.values())
+    bodies = await _rewritten(bodies, links, links)
+    criteria = await _conditional_references(bodies.values())
     if not criteria:
         return bodies
     found = await asyncio.gather(*(_find(context, text, writes, bodies) for text in criteria))
     conditional = dict(zip(criteria, found, strict=True))
-    return {index: rewrite(body, conditional, {}) for index, body in bodies.items()}
+    return await _rewritten(bodies, conditional, {})
 
 
-def _links(context: Context, writes: Iterable[BundleEntry]) -> dict[str, str]:
+async def _rewritten(
+    bodies: Mapping[int, Resource], references: Mapping[str, str], addresses: Mapping[str, str]
+) -> dict[int, Resource]:
+    return {
+        index: rewrite(body, references, addresses)
+        async for index, body in pace.paced(bodies.items())
+    }
+
+
+async def _links(context: Context, writes: Iterable[BundleEntry]) -> dict[str, str]:
     """The reference for each fullUrl in the Bundle; for creates also by the id that the client made up."""
     links: dict[str, str] = {}
-    for entry in writes:
+    async for entry in pace.paced(writes):
         if entry.target is None or not entry.full_url or entry.method not in ("POST", "PUT"):
             continue
         links[entry.full_url] = entry.target.reference
@@ -55,10 +65,10 @@ def _links(context: Context, writes: Iterable[BundleEntry]) -> dict[str, str]:
     return links
 
 
-def _conditional_references(bodies: Iterable[Resource]) -> list[str]:
+async def _conditional_references(bodies: Iterable[Resource]) -> list[str]:
     found = {
         element["reference"]: None
-        for body in bodies
+        async for body in pace.paced(bodies)
         for element in references_in(body)
         if (match := _CONDITIONAL.match(element["reference"])) and match[1] in _TYPES
     }

@@ -18,9 +18,8 @@ import msgspec
 from app.context import Context, WriteScope
 from app.errors import Conflict, NotFound
 from app.fhir.json import Resource
-from app.fhir.patch.json_patch import Patch
 from app.interactions import history as history_page, plan as write
-from app.interactions.plan import Target, WritePlan
+from app.interactions.plan import Apply, Target, WritePlan
 from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
 from app.interactions.result import InteractionResult
 from app.records.reader import ResourceStore
@@ -127,7 +126,7 @@ async def patch(
     context: Context,
     resource_type: str,
     resource_id: str,
-    apply: Patch,
+    apply: Apply,
     preconditions: Preconditions = NO_PRECONDITIONS,
 ) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#patch: 200; 404 or 410 where there is nothing to patch; 422."""
@@ -143,7 +142,7 @@ async def conditional_patch(
     context: Context,
     resource_type: str,
     criteria: str,
-    apply: Patch,
+    apply: Apply,
     preconditions: Preconditions = NO_PRECONDITIONS,
 ) -> InteractionResult:
     """A patch of the one resource that matches: 404 where none does, 412 where several do."""

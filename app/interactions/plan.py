@@ -6,18 +6,17 @@ https://hl7.org/fhir/R4/http.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
 from app.authentication.scopes import Action
 from app.context import Context
 from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
-from app.fhir import meta, validation
+from app.fhir import json as fhir_json, meta, validation
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.ids import new_id
 from app.fhir.json import Resource
-from app.fhir.patch import json_patch
 from app.interactions import references
 from app.interactions.preconditions import Preconditions
 from app.interactions.result import InteractionResult
@@ -31,10 +30,13 @@ from app.records.versions import (
 )
 from app.resources import type_registry
 from app.resources.type_rules import Prepared
+from app.runtime import pace
 from app.search import query
 from app.search.resolution import resolve
 
 _TYPES = frozenset(SUPPORTED_TYPES)
+# A patch: from the stored text to the new content.
+Apply = Callable[[str], Awaitable[Resource]]
 # The rights that a write to a known id needs. The response to a patch shows elements that it did not touch.
 RIGHTS: Mapping[WriteAction, tuple[Action, ...]] = {
     "update": ("u",),
@@ -199,12 +201,12 @@ async def plan_write(
 
 
 async def plan_patch(
-    context: Context, target: Target, apply: json_patch.Patch, preconditions: Preconditions
+    context: Context, target: Target, apply: Apply, preconditions: Preconditions
 ) -> WritePlan:
     """https://hl7.org/fhir/R4/http.html#patch: the patched resource is judged like any update."""
     previous = existing(target.previous)
     check_version(previous, preconditions)
-    resource = apply(previous.resource())
+    resource = await apply(previous.text)
     if resource.get("resourceType") != previous.type or resource.get("id") != previous.id:
         raise Unprocessable("A patch must not change the resource's type or id", code="value")
     return await _plan_change(_having_seen_current(context), target, resource, "patch", 200)
@@ -309,10 +311,12 @@ async def _judge(
     keeps_labels: bool = False,
 ) -> Prepared:
     """Check a resource by the definitions, its references, then by the rules of its type."""
-    validation.validate(resource)
+    # To tell the size of what is small would cost as much as judging it.
+    size = len(fhir_json.encode(resource)) if pace.is_long() else 0
+    await pace.aside(size, validation.validate, resource)
     if keeps_labels and previous is not None:
-        resource = meta.carry_over(resource, previous.resource())
-    resource = await references.settle(context, resource, previous)
+        resource = meta.carry_over(resource, previous.meta())
+    resource = await references.settle(context, resource, previous, size)
     return await type_registry.prepare(context, resource, previous)
 
 

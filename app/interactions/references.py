@@ -16,6 +16,7 @@ from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
 from app.fhir.json import Resource
 from app.interactions import server_records
 from app.records.versions import ResourceVersion
+from app.runtime import pace
 from app.search import group_members
 
 _TYPES = frozenset(SUPPORTED_TYPES)
@@ -45,12 +46,16 @@ def split(reference: str) -> tuple[str, str] | None:
 
 
 async def settle(
-    context: Context, resource: Resource, previous: ResourceVersion | None = None
+    context: Context,
+    resource: Resource,
+    previous: ResourceVersion | None = None,
+    size: int = 0,
 ) -> Resource:
     """Make absolute references to this server relative; check that targets exist where the setting requires it.
 
     What the `previous` version referred to may have gone since: whoever changes something else there is not asked
-    about it. Changes the resource in place. Raises Unprocessable naming the missing targets.
+    about it. Changes the resource in place; `size` is that of its text, where it may be large. Raises Unprocessable
+    naming the missing targets.
     """
     base = context.base_url + "/"
     integrity = (
@@ -58,12 +63,16 @@ async def settle(
         and not server_records.is_written_by(context.caller, resource["resourceType"])
     )
     targets: set[tuple[str, str]] = set()
-    for element in references_in(resource):
-        literal = element["reference"]
-        if literal.startswith(base):
-            element["reference"] = literal = literal.removeprefix(base)
-        if integrity and (target := split(literal)):
-            targets.add(target)
+
+    def make_relative() -> None:
+        for element in references_in(resource):
+            literal = element["reference"]
+            if literal.startswith(base):
+                element["reference"] = literal = literal.removeprefix(base)
+            if integrity and (target := split(literal)):
+                targets.add(target)
+
+    await pace.aside(size, make_relative)
     if targets:
         await _check_targets(context, targets, previous)
     return resource

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from typing import Literal
 
 # The bucket used longest ago is dropped first: it has refilled meanwhile, and a new one is full.
 _MOST_KEYS = 20_000
@@ -74,6 +75,41 @@ class ConcurrencyLimit:
             self._inside[key] = inside
         else:
             del self._inside[key]
+
+
+class ByteLimit:
+    """Bytes that are held at once: at most `most` of one key, and `total` of all of them.
+
+    Who holds nothing may hold any one thing, or what is larger than the limit could never be held.
+    """
+
+    def __init__(self, most: int, total: int) -> None:
+        self._most = most
+        self._total = total
+        self._all = 0
+        self._held: dict[str, int] = {}
+
+    def exceeded_by(self, key: str, size: int, own: int) -> Literal["key", "all"] | None:
+        """Which limit so many more bytes would break; `own` are those that their holder has already."""
+        others = self._held.get(key, 0) - own
+        if others and others + own + size > self._most:
+            return "key"
+        if self._all > own and self._all + size > self._total:
+            return "all"
+        return None
+
+    def hold(self, key: str, size: int) -> None:
+        """Count so many bytes more."""
+        self._held[key] = self._held.get(key, 0) + size
+        self._all += size
+
+    def release(self, key: str, size: int) -> None:
+        self._all -= size
+        left = self._held[key] - size
+        if left:
+            self._held[key] = left
+        else:
+            del self._held[key]
 
 
 def site(address: str) -> str:

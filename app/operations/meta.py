@@ -17,6 +17,7 @@ from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
+from app.runtime import pace
 from app.search.terms import unescape
 
 
@@ -26,7 +27,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         types = SUPPORTED_TYPES if invocation.resource_type is None else [invocation.resource_type]
         return _answer(await _in_use(context, types))
     stored = await interactions.current(context, *invocation.instance)
-    return _answer(stored.resource()["meta"])
+    return _answer(stored.meta())
 
 
 async def run_add(context: Context, invocation: Invocation) -> InteractionResult:
@@ -46,12 +47,13 @@ async def _change(
 ) -> InteractionResult:
     given = invocation.one("meta")
 
-    def apply(resource: Resource) -> Resource:
+    async def apply(text: str) -> Resource:
+        resource = await pace.aside(len(text), fhir_json.decode_in_parts, text)
         return {**resource, "meta": change(resource["meta"], given)}
 
     await interactions.patch(context, *invocation.instance, apply)
     stored = await interactions.current(context, *invocation.instance)
-    return _answer(stored.resource()["meta"])
+    return _answer(stored.meta())
 
 
 async def _in_use(context: Context, types: Iterable[str]) -> labels.Meta:

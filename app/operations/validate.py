@@ -12,10 +12,10 @@ from app.context import Context
 from app.errors import BadRequest, Issue, operation_outcome
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
-from app.fhir.validation import check, models
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
+from app.runtime.codec_process import CodecProcess
 
 _MODES = frozenset({"create", "update", "delete", "profile"})
 
@@ -28,7 +28,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     resource = invocation.one("resource")
     if resource is None:
         resource = await _stored(context, invocation, mode)
-    issues = [] if mode == "delete" else _judge(invocation, resource, mode)
+    issues = [] if mode == "delete" else await _judge(context, invocation, resource, mode)
     profile = invocation.one("profile")
     if profile is not None:
         issues.append(
@@ -52,10 +52,12 @@ async def _stored(context: Context, invocation: Invocation, mode: str | None) ->
     if mode in ("create", "update"):
         raise BadRequest(f"mode {mode} needs a resource", code="required", expression="resource")
     stored = await interactions.current(context, *invocation.instance)
-    return stored.resource()
+    return await stored.resource_aside()
 
 
-def _judge(invocation: Invocation, resource: Resource, mode: str | None) -> list[Issue]:
+async def _judge(
+    context: Context, invocation: Invocation, resource: Resource, mode: str | None
+) -> list[Issue]:
     issues: list[Issue] = []
     expected = invocation.resource_type
     if expected is not None and resource.get("resourceType") != expected:
@@ -66,7 +68,5 @@ def _judge(invocation: Invocation, resource: Resource, mode: str | None) -> list
         issues.append(
             Issue("invalid", "An update's id must be that of the URL", (f"{expected}.id",))
         )
-    issues += check(resource)
-    if not any(issue.severity in ("fatal", "error") for issue in issues):
-        issues += models.model_issues(resource)
-    return issues
+    codec = context.services.get(CodecProcess)
+    return issues + await codec.judge(resource, with_models=not issues)

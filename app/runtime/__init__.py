@@ -20,6 +20,10 @@ loops               tells how the loops of a part are doing
 commit_watch        watches whether commits get through
 metrics             counts what a process does
 exposition          shows the counts of all processes of a server as one page for Prometheus
+pace                lets long work take turns with everybody else
+codec_process       has large bodies worked on in a process of its own
+codec_worker        is that process
+codec_messages      says what the two tell each other
 child_process       starts children that end with their parent
 embedded_mongod     runs a MongoDB for development
 mongod_log          keeps its log, without what clients asked

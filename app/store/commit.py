@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TypeVar
 
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING, IndexModel, InsertOne, ReplaceOne
@@ -37,7 +38,7 @@ from app.records.versions import (
     version_document,
     with_meta,
 )
-from app.runtime import collections, metrics, transactions
+from app.runtime import collections, metrics, pace, transactions
 from app.runtime.cluster import Cluster
 from app.runtime.commit_watch import CommitWatch
 from app.runtime.group_commit import GroupCommit, InDoubt
@@ -54,15 +55,20 @@ from app.store.lost_races import lost_keys
 
 # How long a committing process keeps an event to itself before another may take it over.
 EVENT_LEASE = timedelta(seconds=10)
+T = TypeVar("T")
+
 _HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
 _MILLISECOND = timedelta(milliseconds=1)
 _DUPLICATE_KEY = 11000
 _TOO_LARGE_FOR_CACHE = 388
 # Rows beside a resource that one command of a transaction writes: encoding more would hold up everything else.
 _ROWS_AT_ONCE = 1_000
+# The same of documents and of the bytes in them: no less than a batch of the group commit (GroupCommit.MAX_CHANGES).
+_DOCUMENTS_AT_ONCE = 256
+_BYTES_AT_ONCE = 1024 * 1024
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CommitUnit:
     """What one `commit` call wants written, prepared: either all of it is written or nothing."""
 
@@ -108,6 +114,7 @@ class Commits:
         self._versions = mongo.collection(versions.COLLECTION)
         self._events = event_rows(mongo)
         self._audit_rows = mongo.collection(AUDIT)
+        self._preparing: set[CommitUnit] = set()
         self._ready: set[str] = set()
         self._making_ready = asyncio.Lock()
         self._group = GroupCommit[CommitUnit](self._write, hopeless=ConnectionFailure)
@@ -163,12 +170,17 @@ class Commits:
         await self.cluster.be_heard()
         unit = CommitUnit(changes, guards)
         await self.cluster.reservations.give_way(unit.keys)
-        for change in changes:
-            self._prepare_change(unit, change)
-        if self._audit is not None:
-            self._prepare_entries(unit)
-        with self.commit_watch.commit():
-            await self._submit(unit)
+        # From its first stamp on: no reader may take a later time for complete before this is committed.
+        self._preparing.add(unit)
+        try:
+            async for change in pace.paced(changes):
+                await self._prepare_change(unit, change)
+            if self._audit is not None:
+                await self._prepare_entries(unit)
+            with self.commit_watch.commit():
+                await self._submit(unit)
+        finally:
+            self._preparing.discard(unit)
         audit_entry.count(unit.entries)
         return unit.stored
 
@@ -181,9 +193,9 @@ class Commits:
             lost |= await self.guards.moved_on(unit.guards)
             raise VersionConflict(frozenset(lost)) from None
 
-    def _prepare_entries(self, unit: CommitUnit) -> None:
+    async def _prepare_entries(self, unit: CommitUnit) -> None:
         """What the audit says of each change: by whom, of which patients' data. Raises MethodNotAllowed for its own."""
-        for change, stored in zip(unit.changes, unit.stored, strict=True):
+        async for change, stored in pace.paced(zip(unit.changes, unit.stored, strict=True)):
             if change.type == "AuditEvent" and not change.silent:
                 raise MethodNotAllowed("The audit is written by the server alone")
             previous = change.previous.text if change.previous else ""
@@ -193,7 +205,7 @@ class Commits:
             ):
                 unit.entries += audit_entry.of_change(change.method, version, previous)
 
-    def _prepare_change(self, unit: CommitUnit, change: Change) -> None:
+    async def _prepare_change(self, unit: CommitUnit, change: Change) -> None:
         previous = change.previous
         version = previous.version + 1 if previous else 1
         at = self.cluster.stamp()
@@ -202,13 +214,12 @@ class Commits:
         before = previous.text if previous and not previous.deleted else None
         if change.withdrawn is not None:
             passed = self._pass_version(unit, change, change.withdrawn, version, at)
-            told = passed.resource()
-            unit.events.append(
-                _event(change, version, at, told, extract(change.type, told), before)
-            )
+            told = await passed.resource_aside()
+            found = await pace.aside(len(passed.text), extract, change.type, told)
+            unit.events.append(_event(change, version, at, told, found, before))
             version, at, before = version + 1, at + _MILLISECOND, passed.text
         if change.late is not None:
-            version, at = self._take_late(unit, change, change.late, version, at)
+            version, at = await self._take_late(unit, change, change.late, version, at)
         document: Document = {"_id": change.id, "v": version, "at": at}
         if change.by:
             document["by"] = list(change.by)
@@ -218,7 +229,7 @@ class Commits:
         else:
             resource = with_meta(change.resource, change.id, version, at)
             text = self._text(resource)
-            fields = extract(change.type, resource)
+            fields = await pace.aside(len(text), extract, change.type, resource)
             document.update(fields)
             group_members.take_aside(document)
             if change.by:
@@ -227,9 +238,14 @@ class Commits:
                 document["private"] = change.private
             document["text"] = text
         if rows := group_members.collection_of(change.type):
-            lives = previous is not None and not previous.deleted
-            members = group_members.aside(previous.resource()) if previous and lives else None
-            unit.rows.append(group_members.row_change(rows, change.id, members, fields))
+            members = None
+            if previous is not None and not previous.deleted:
+                resource_before = await previous.resource_aside()
+                members = await pace.aside(len(previous.text), group_members.aside, resource_before)
+            size = max(len(text), len(previous.text) if previous else 0)
+            unit.rows.append(
+                await pace.aside(size, group_members.row_change, rows, change.id, members, fields)
+            )
         method = _HTTP_METHOD[change.method]
         unit.current.append(document)
         unit.stored.append(
@@ -238,7 +254,7 @@ class Commits:
         if not change.silent and (change.late is None or change.late.content is None):
             unit.events.append(_event(change, version, at, resource, fields, before))
 
-    def _take_late(
+    async def _take_late(
         self, unit: CommitUnit, change: Change, late: LateMessage, version: int, at: datetime
     ) -> tuple[int, datetime]:
         """Add a late message's event, for those alone who listen for its topic, and its version if it gets one.
@@ -247,7 +263,9 @@ class Commits:
         """
         resource = with_meta(late.content or change.resource or {}, change.id, version, at)
         before = change.previous.text if change.previous else None
-        event = _event(change, version, at, resource, extract(change.type, resource), before)
+        size = len(fhir_json.encode(resource))
+        fields = await pace.aside(size, extract, change.type, resource)
+        event = _event(change, version, at, resource, fields, before)
         unit.events.append(replace(event, topic=late.topic, trigger=late.trigger))
         if late.content is None:
             return version, at
@@ -266,7 +284,9 @@ class Commits:
 
     def _times_under_way(self) -> Iterator[datetime]:
         return (
-            stored.at for unit in self._group.pending() for stored in (*unit.passing, *unit.stored)
+            stored.at
+            for unit in (*self._preparing, *self._group.pending())
+            for stored in (*unit.passing, *unit.stored)
         )
 
     def _text(self, resource: Resource) -> str:
@@ -285,16 +305,16 @@ class Commits:
         events = [
             self._event_document(event, lease_until) for unit in units for event in unit.events
         ]
-        writes: dict[str, list[InsertOne[Document] | ReplaceOne[Document]]] = {}
+        writes: dict[str, list[tuple[InsertOne[Document] | ReplaceOne[Document], Document]]] = {}
         replaced: dict[str, int] = {}
         for unit in units:
             for change, document in zip(unit.changes, unit.current, strict=True):
                 operations = writes.setdefault(change.type, [])
                 if change.previous is None:
-                    operations.append(InsertOne(document))
+                    operations.append((InsertOne(document), document))
                 else:
                     expected = {"_id": change.id, "v": change.previous.version}
-                    operations.append(ReplaceOne(expected, document))
+                    operations.append((ReplaceOne(expected, document), document))
                     replaced[change.type] = replaced.get(change.type, 0) + 1
         guards = [guard for unit in units for guard in unit.guards]
         rows = [change for unit in units for change in unit.rows]
@@ -309,16 +329,20 @@ class Commits:
             for guard in guards:
                 await self.guards.compare(guard, session)
             for resource_type, operations in writes.items():
-                result = await self._mongo.collection(resource_type).bulk_write(
-                    operations, session=session
-                )
-                if result.matched_count != replaced.get(resource_type, 0):
+                collection, matched = self._mongo.collection(resource_type), 0
+                for portion in _portions(operations, lambda each: _size(each[1])):
+                    result = await collection.bulk_write(
+                        [operation for operation, _ in portion], session=session
+                    )
+                    matched += result.matched_count
+                if matched != replaced.get(resource_type, 0):
                     raise VersionConflict
             for change in rows:
                 await self._write_rows(change, session)
-            await self._versions.insert_many(versions, session=session)
-            if events:
-                await self._events.insert_many(events, session=session)
+            for documents in _portions(versions, _size):
+                await self._versions.insert_many(documents, session=session)
+            for documents in _portions(events, _size):
+                await self._events.insert_many(documents, session=session)
             if links is not None:
                 await links.insert(self._audit_rows, session)
             self.cluster.check_may_commit(times)
@@ -352,8 +376,11 @@ class Commits:
         # Here and not in `commit`: a client that hangs up cancels its request, not what was committed.
         committed = [event for unit in units for event in unit.events]
         metrics.EVENTS.add(by=len(committed))
-        for listener in self.listeners:
-            listener(committed)
+        for number, portion in enumerate(_portions(committed, lambda _: 1)):
+            if number:
+                await asyncio.sleep(0)
+            for listener in self.listeners:
+                listener(portion)
 
     async def _write_rows(self, change: group_members.RowChange, session: Session) -> None:
         """Bring the rows beside a resource up to its new version, in its transaction."""
@@ -414,6 +441,24 @@ class Commits:
             if name not in self._ready:
                 await collections.ensure(self._mongo, name, models)
                 self._ready.add(name)
+
+
+def _portions(items: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """The items, as many at a time as one command writes."""
+    portion: list[T] = []
+    total = 0
+    for item in items:
+        if portion and (len(portion) == _DOCUMENTS_AT_ONCE or total + size(item) > _BYTES_AT_ONCE):
+            yield portion
+            portion, total = [], 0
+        portion.append(item)
+        total += size(item)
+    if portion:
+        yield portion
+
+
+def _size(document: Document) -> int:
+    return len(document.get("text") or "")
 
 
 def _event(

@@ -294,6 +294,7 @@ async def test_the_statement_is_valid_and_names_every_served_type_once(statement
         assert len(names) == len(set(names)), resource["type"]
 
 
+@pytest.mark.processes
 async def test_the_statement_in_xml_says_the_same(
     client: httpx.AsyncClient, statement: Resource
 ) -> None:
@@ -302,6 +303,7 @@ async def test_the_statement_in_xml_says_the_same(
     assert xml.decode(response.content) == statement
 
 
+@pytest.mark.processes
 async def test_every_stated_format_is_answered_in_and_taken(
     client: httpx.AsyncClient, statement: Resource
 ) -> None:

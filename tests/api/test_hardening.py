@@ -33,6 +33,7 @@ from app.cli.serve import ServeError, _run_workers, check_exposure, options
 from app.errors import TooManyRequests
 from app.main import create_app
 from app.network.rate_limit import Buckets, ConcurrencyLimit, site
+from app.runtime.codec_process import LARGE_AND_SLOW
 from app.runtime.mongo import max_time_ms
 from app.settings import Settings
 from app.store.store import Store
@@ -642,6 +643,7 @@ async def test_who_never_ends_what_is_answered_is_cut_off(
     assert (await client.get("/metadata")).status_code == 200
 
 
+@pytest.mark.processes
 async def test_a_large_body_in_one_piece_is_no_header(
     served: tuple[Any, httpx.AsyncClient],
 ) -> None:
@@ -717,7 +719,13 @@ XML_ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("attack", XML_ATTACKS)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(name, marks=[pytest.mark.processes] if len(text) > LARGE_AND_SLOW else [])
+        for name, text in XML_ATTACKS.items()
+    ],
+)
 @pytest.mark.parametrize("content_type", ["application/fhir+xml", "application/xml-patch+xml"])
 async def test_xml_attacks_are_refused_quickly(
     client: httpx.AsyncClient, attack: str, content_type: str

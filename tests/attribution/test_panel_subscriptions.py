@@ -492,6 +492,7 @@ async def test_a_message_endpoint_is_told_by_message(keeping: Pair, receiver: Re
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 async def test_a_roster_of_ten_thousand_is_applied_while_notices_flow(
     hub: Pair, receiver: Receiver
 ) -> None:

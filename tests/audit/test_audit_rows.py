@@ -82,6 +82,7 @@ async def test_each_change_of_a_large_transaction_is_on_record(recorded: Pair) -
     assert (report.findings, report.unanchored) == ([], 0)
 
 
+@pytest.mark.processes
 async def test_a_read_that_tells_of_100_000_is_on_record_for_each(roster: Pair) -> None:
     """It is no part of a transaction: its rows are written by themselves, one after the other."""
     server, client = roster
@@ -94,6 +95,7 @@ async def test_a_read_that_tells_of_100_000_is_on_record_for_each(roster: Pair) 
     assert (report.findings, report.unanchored) == ([], 0)
 
 
+@pytest.mark.processes
 async def test_a_read_whose_second_row_is_refused_is_not_answered_and_the_chain_goes_on(
     roster: Pair,
 ) -> None:

@@ -207,6 +207,7 @@ async def timed(client: httpx.AsyncClient, url: str) -> tuple[dict[str, Any], fl
     return bundle, best
 
 
+@pytest.mark.processes
 async def test_care_plans_of_a_large_cohort(large: tuple[Server, httpx.AsyncClient]) -> None:
     _, client = large
     url = "CarePlan?status=active&_lastUpdated=ge2026&patient._has:Group:member:_id=cohort"
@@ -229,6 +230,7 @@ async def test_care_plans_of_a_large_cohort(large: tuple[Server, httpx.AsyncClie
     assert seconds < 2
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("url", "total"),
     [
@@ -255,6 +257,7 @@ async def test_cohort(large: tuple[Server, httpx.AsyncClient], url: str, total: 
     assert len(ids(shown)) == min(total, 20)
 
 
+@pytest.mark.processes
 async def test_a_member_finds_the_large_group_at_once(
     large: tuple[Server, httpx.AsyncClient],
 ) -> None:
@@ -266,6 +269,7 @@ async def test_a_member_finds_the_large_group_at_once(
     assert len(document["terms"]) < 20
 
 
+@pytest.mark.processes
 async def test_a_change_of_one_member_writes_one_row(
     large: tuple[Server, httpx.AsyncClient],
 ) -> None:

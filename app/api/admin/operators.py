@@ -38,6 +38,7 @@ from app.context import Context, Services
 from app.errors import BadRequest, Conflict, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
 from app.fhir.instants import instant, range_in
+from app.runtime.codec_process import CodecProcess
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import STATES, Wanted
 from app.subscriptions.ledger.retention import Retention
@@ -99,7 +100,9 @@ async def read_topic(request: Request, services: Services) -> AdminAnswer:
 
 async def put_topic(request: Request, services: Services) -> AdminAnswer:
     """Known here at once, as `Basic` too; to other processes within a second."""
-    resource = await exchange.read_resource(request, services.settings.max_resource_bytes)
+    resource = await exchange.read_resource(
+        request, services.settings.max_resource_bytes, services.get(CodecProcess)
+    )
     registry = services.get(SubscriptionRegistry)
     created = await registry.topics.put(
         request.path_params["name"], resource, partial(criteria_check.check_topic, services.store)
