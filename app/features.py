@@ -11,6 +11,7 @@ from app.coordination.case_management import case_management, health_risk_assess
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
 from app.coordination.practices import (
+    consent_review,
     encounter_review,
     endpoint_subscriptions,
     no_recipient,
@@ -24,7 +25,7 @@ from app.runtime.dead_letters import Queue
 from app.runtime.mongo import Mongo
 
 REACTIONS: Sequence[Reaction] = (
-    encounter_review.CONSENT_REACTION,
+    consent_review.REACTION,
     letters.REACTION,
     encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,

@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from app.api import audit_events, exchange
 from app.audit.entry import (
+    BY_CONSENT,
     FAILED,
     OK,
     REFUSED,
@@ -39,6 +40,7 @@ from app.audit.recorded import (
 )
 from app.audit.refusal_counter import LONGEST_LINE
 from app.authentication.caller import Caller
+from app.consent import redisclosure
 from app.context import Context
 from app.errors import FhirError
 from app.interactions.result import InteractionResult
@@ -186,6 +188,7 @@ async def _told(
     if stored is not None:
         focus, version = stored.reference, stored.version
     row = entry(what, audit.now(), status=result.status, focus=focus, version=version)
+    row["k"] += [f"{BY_CONSENT}:{each}" for each in redisclosure.noted()]
     if focus is None and (
         resource_type := request.path_params.get("target") or request.path_params.get("type")
     ):

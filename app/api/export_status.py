@@ -21,6 +21,7 @@ from app.bulk import export_authorization
 from app.bulk.export_jobs import RETRY_SECONDS, address
 from app.bulk.exports import Exports
 from app.bulk.writing import gzipped, unpacked
+from app.consent import redisclosure
 from app.context import Context
 from app.errors import NotFound, TooManyRequests
 from app.fhir import json as fhir_json
@@ -69,6 +70,8 @@ async def file(request: Request, context: Context) -> Response:
     packed = _takes_gzip(request.headers.get("accept-encoding", ""))
     if packed:
         headers["Content-Encoding"] = "gzip"
+    if consents := row["files"][int(name)].get("consents"):
+        headers[redisclosure.HEADER] = redisclosure.header(consents)
     if request.method == "HEAD":
         return Response(status_code=200, headers=headers, media_type=NDJSON)
     await record(context, row, int(name))

@@ -20,6 +20,7 @@ from app.api import audited, capabilities, exchange, export_status as exports, l
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, NOBODY, Caller
 from app.bulk.export_jobs import PLACE
+from app.consent import redisclosure
 from app.context import Context, Services
 from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
 from app.fhir import formats, json as fhir_json
@@ -62,7 +63,8 @@ class FhirEndpoint:
     async def answer(self, request: Request, context: Context) -> InteractionResult:
         """Run the handler of the request's verb. Raises FhirError."""
         code, handler = self.routes.get(request.method) or _refusing(self.routes)
-        return await audited.run(code, handler, request, context)
+        with redisclosure.collecting():
+            return await audited.run(code, handler, request, context)
 
     async def _respond(self, request: Request) -> Response:
         form = formats.PLAIN
@@ -71,10 +73,18 @@ class FhirEndpoint:
             form = exchange.read_form_of_answer(request)
             prefer = read_prefer(request.headers.get("prefer"))
             context = await _context(request, prefer)
-            answer = await self.answer(request, context)
+            with redisclosure.collecting() as consents:
+                answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
-            return await exchange.respond(answer, context.base_url, written, form, codec)
+            response = await exchange.respond(
+                answer, context.base_url, written, form, codec
+            )
+            if consents and response.body:
+                response.headers[redisclosure.HEADER] = redisclosure.header(
+                    map(redisclosure.explanation, consents.values())
+                )
+            return response
         except FhirError as error:
             if context is None:
                 error = await audited.refused(request, error)

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api import audited, exchange
 from app.authentication.access_tokens import Authority
 from app.authentication.clients import ALGORITHMS
+from app.authentication.scopes import OWN
 from app.authentication.token_endpoint import OAuthError, grant
 from app.errors import MethodNotAllowed, TooLarge, Unavailable
 
@@ -41,7 +42,7 @@ def configuration(authority: Authority) -> dict[str, Any]:
         "token_endpoint_auth_methods_supported": ["private_key_jwt"],
         "token_endpoint_auth_signing_alg_values_supported": list(ALGORITHMS),
         "grant_types_supported": ["client_credentials"],
-        "scopes_supported": list(_SCOPES),
+        "scopes_supported": [*_SCOPES, *sorted(OWN)],
         "capabilities": ["client-confidential-asymmetric", "permission-v1", "permission-v2"],
         "issuer": authority.base_url,
         "jwks_uri": authority.token_url.removesuffix("token") + "jwks",

@@ -1,7 +1,8 @@
 """The accounting of disclosures of a patient's data, 45 CFR 164.528.
 
 Every disclosure is listed, files of exports too, with the recipient's role; the privacy office leaves out those that
-the rule excepts (treatment, payment, operations).
+the rule excepts (treatment, payment, operations). Those of content of 42 CFR Part 2 name the Consents that they needed:
+they are what an intermediary owes to patients who ask, 42 CFR 2.24.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 
 from pymongo import ASCENDING
 
-from app.audit.entry import OK, values
+from app.audit.entry import BY_CONSENT, OK, values
 from app.audit.log import COLLECTION
 from app.fhir.instants import instant
 from app.runtime.mongo import Document, Mongo
@@ -25,6 +26,7 @@ COLUMNS = (
     "resource",
     "query",
     "request",
+    "consent",
     "id",
 )
 # The interactions that show or send data; the response to a write repeats what the writer sent.
@@ -45,9 +47,12 @@ _DISCLOSING = frozenset(
 
 
 async def disclosures(
-    mongo: Mongo, patient: str, since: datetime | None = None
+    mongo: Mongo, patient: str, since: datetime | None = None, *, part_2: bool = False
 ) -> AsyncIterator[dict[str, str]]:
-    """Each disclosure about a patient, by id, with the values of `COLUMNS`; the oldest first."""
+    """Each disclosure about a patient, by id, with the values of `COLUMNS`; the oldest first.
+
+    With `part_2` only those of content of 42 CFR Part 2 that a Consent has permitted.
+    """
     key = f"p:{patient}"
     files = await _files_about(mongo, key)
     filter_: Document = {"each.k": {"$in": [key, *sorted(files)]}}
@@ -55,7 +60,10 @@ async def disclosures(
         filter_["at"] = {"$gte": since}
     async for row in mongo.collection(COLLECTION).find(filter_).sort("at", ASCENDING):
         for number, entry in enumerate(row["each"], 1):
-            if _is_about(entry, key, files) and entry["o"] == OK and entry["what"] in _DISCLOSING:
+            is_disclosure = entry["o"] == OK and entry["what"] in _DISCLOSING
+            if part_2 and not values(entry, BY_CONSENT):
+                continue
+            if is_disclosure and _is_about(entry, key, files):
                 yield _line(f"{row['_id']}.{number}", entry)
 
 
@@ -90,5 +98,6 @@ def _line(id_: str, entry: Document) -> dict[str, str]:
         "resource": resource or entry.get("t", ""),
         "query": entry.get("q", ""),
         "request": entry.get("rq", "") or next(iter(values(entry, "u")), ""),
+        "consent": " ".join(values(entry, BY_CONSENT)),
         "id": id_,
     }

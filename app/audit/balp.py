@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-from app.audit.entry import values
+from app.audit.entry import BY_CONSENT, values
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
@@ -172,6 +172,7 @@ def _entities(row: Document) -> list[dict[str, Any]]:
         if not (place.startswith("Patient/") and f"p:{place[8:]}" in row["k"]) or "v" in row:
             versioned = f"{place}/_history/{row['v']}" if "v" in row else place
             found.append(_entity(versioned, "2", "4"))
+    found += [_entity(each, "2", "4") for each in values(row, BY_CONSENT)]
     found += [_entity(f"Subscription/{each}", "2", "9") for each in values(row, "u")]
     found += [_export(each) for each in values(row, "x")]
     if row.get("q"):

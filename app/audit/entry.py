@@ -29,6 +29,9 @@ OK: Outcome = "0"
 REFUSED: Outcome = "4"
 FAILED: Outcome = "8"
 
+# The kind of key that names a Consent without which content of 42 CFR Part 2 could not be disclosed.
+BY_CONSENT = "b"
+
 # The most patients that one entry names; for more there are several entries.
 PATIENTS_AT_ONCE = 200
 # `"Patient/1` and `"Patient","id":"1`; without the quote in front, which is everywhere, it is found four times as fast.

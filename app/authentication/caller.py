@@ -11,7 +11,15 @@ from typing import Literal
 
 # An organization's role towards its patients; docs/access.md says what each may see and write.
 Role = Literal[
-    "practice", "hospital", "plan", "state", "directory", "administrator", "everybody", "server"
+    "practice",
+    "hospital",
+    "plan",
+    "state",
+    "directory",
+    "consent-authority",
+    "administrator",
+    "everybody",
+    "server",
 ]
 
 

@@ -30,7 +30,10 @@ from app.runtime.mongo import Document, Mongo
 COLLECTION = "clients"
 # The algorithms that clients may sign assertions with.
 ALGORITHMS = ("RS384", "ES384")
-ROLES = ("practice", "hospital", "plan", "state", "directory", "administrator")
+ROLES = (
+    *("practice", "hospital", "plan", "state", "directory", "consent-authority"),
+    "administrator",
+)
 # Seconds for which a row is cached.
 BELIEVED = 1.0
 _MAX_KEPT = 10_000
@@ -219,6 +222,8 @@ def _scopes(wanted: Any) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise RegistryError("Scopes are SMART scopes, as system/Patient.rs, separated by spaces")
     for text in texts:
+        if text in smart_scopes.OWN:
+            continue
         try:
             smart_scopes.parse(text)
         except ValueError as error:

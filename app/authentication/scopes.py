@@ -7,6 +7,7 @@ http://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html
     system/*.read                        v1: read is rs, write is cud, * is cruds
 
 Only `system/` scopes are granted: a backend service acts for no user. A scope that cannot be parsed grants nothing.
+Scopes of the server's own are URIs, and no other scope covers them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.fhir.definitions import SUPPORTED_TYPES
+
+# What a client needs beside its role to say what patients consent to (docs/consent.md).
+CONSENT_AUTHORITY = "http://carerelay.example/scope/consent-authority"
+OWN = frozenset({CONSENT_AUTHORITY})
 
 Action = Literal["c", "r", "u", "d", "s"]
 EVERY_TYPE = "*"
@@ -115,6 +120,9 @@ def intersect(requested: Sequence[str], registered: Sequence[str]) -> tuple[str,
     allowed = Scopes.of(registered).each
     granted: dict[str, None] = {}
     for text in requested:
+        if text in OWN and text in registered:
+            granted[text] = None
+            continue
         try:
             wanted = parse(text)
         except ValueError:

@@ -15,6 +15,7 @@ write_check         judges the changes of one commit before they are written
 named_resources     judges what a write names: whose word it is, and where its references lead
 directory_entries   says what the owner of a directory entry may not change of it
 taken_ids           answers a write under an id that a hidden resource has
+consent_check       judges those of Consents and security labels
 
 docs/access.md, docs/decisions/0010-access.md, docs/decisions/0023-subject-store.md
 """

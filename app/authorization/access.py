@@ -13,7 +13,7 @@ from datetime import datetime
 from cachetools import FIFOCache
 
 from app.authentication.caller import UNLIMITED, Caller
-from app.authentication.scopes import Action, Scopes
+from app.authentication.scopes import CONSENT_AUTHORITY, Action, Scopes
 from app.authorization import relations
 from app.authorization.disclosure import Disclosure
 from app.authorization.panel import Panel, Panels
@@ -84,7 +84,7 @@ class Access:
         self.relationships = accesses.relationships
         self.scopes = Scopes.of(caller.scopes)
         self.restrictions = Restrictions(self.scopes, accesses.settings)
-        self._disclosure = accesses.disclosure
+        self.disclosure = accesses.disclosure
         self._panels = accesses.panels
         self.base_url = accesses.settings.base_url.rstrip("/")
         # By type and right. Scopes and role never change; a sight may depend on the family and is kept with it.
@@ -94,6 +94,19 @@ class Access:
     @property
     def is_administrator(self) -> bool:
         return self.caller.role == "administrator"
+
+    @property
+    def is_consent_authority(self) -> bool:
+        """Whether what this caller writes about consent is the patients' word, whomever it lets have what."""
+        return self.is_administrator or (
+            self.caller.role == "consent-authority" and CONSENT_AUTHORITY in self.caller.scopes
+        )
+
+    def sender(self, resource_type: str) -> str | None:
+        """The organization that writes; a consent authority writes Consents for the patients, not for one."""
+        if resource_type == "Consent" and self.is_consent_authority:
+            return None
+        return self.caller.organization
 
     def sees_all(self, resource_type: str) -> bool:
         """Whether every resource of a type may be read, so that a search through it reveals nothing hidden."""
@@ -269,12 +282,12 @@ class Access:
     ) -> set[str]:
         """The keys of those that are about the organization's patients alone, and may be disclosed."""
         about = {each for _, of in rows.values() for each in of.patients}
-        self._disclosure.begin(about)  # read together with what follows
+        self.disclosure.begin(about)  # read together with what follows
         own = await self.own_patients(about, family)
         left = {
             key: (row, of) for key, (row, of) in rows.items() if of.patients and of.patients <= own
         }
-        return await self._disclosure.of(self.caller, resource_type, left) if left else set()
+        return await self.disclosure.of(self.caller, resource_type, left) if left else set()
 
     async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
         """The patients (`Patient/p1`) that are the organization's."""
@@ -286,7 +299,7 @@ class Access:
 
     async def forget_older(self, patients: Collection[str], than: float) -> bool:
         """Forget what was read about patients before a `moment`; returns whether there was any."""
-        by_consent = self._disclosure.forget_older(patients, than)
+        by_consent = self.disclosure.forget_older(patients, than)
         family = await self.family()
         return self.relationships.forget_older(patients, family, than) or by_consent
 

@@ -12,6 +12,7 @@ from app.authentication.caller import Caller
 from app.authorization.relations import DocumentRow, Traits, id_of
 from app.authorization.relationships import Relationships
 from app.authorization.rules import NO_PROVIDERS
+from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives, Standing
 from app.consent.judgement import decide
 from app.consent.provisions import ConsentQuestion
@@ -27,6 +28,10 @@ class Disclosure:
     def __init__(self, directives: ConsentDirectives, relationships: Relationships) -> None:
         self._directives = directives
         self._relationships = relationships
+
+    async def directives(self, patient: str) -> Standing:
+        """The directives of a patient (`Patient/p1`)."""
+        return await self._directives.of(patient)
 
     def begin(self, patients: Iterable[str]) -> None:
         """Begin to read the directives that `of` needs."""
@@ -61,14 +66,29 @@ class Disclosure:
         self, caller: Caller, focus: str, of: Traits, directives: Mapping[str, Standing]
     ) -> bool:
         question = ConsentQuestion(
-            focus, of.labels, await self._recipient(caller), self._relationships.now()
+            focus,
+            of.labels,
+            await self.recipient(caller),
+            self._relationships.now(),
+            custodian=of.custodian,
         )
         # Patients without a directive are judged as well, for the labels.
         own = [directives.get(each, ()) for each in of.patients]
-        return all(decide(each, question, None).verdict == "full" for each in own)
+        judgements = [decide(each, question, None) for each in own]
+        if any(each.verdict != "full" for each in judgements):
+            return False
+        for each in judgements:
+            redisclosure.note(each.permitted_by)
+        return True
 
-    async def _recipient(self, caller: Caller) -> Recipient:
-        kind: RecipientKind = "authority" if caller.role in NO_PROVIDERS else "provider"
+    async def recipient(self, caller: Caller) -> Recipient:
+        """The caller's organization as Consents name it."""
+        kind = self.kind(caller)
         if caller.organization is None:
             return Recipient(None, kind)
         return await self._relationships.recipient(caller.organization, kind)
+
+    @staticmethod
+    def kind(caller: Caller) -> RecipientKind:
+        """The kind of recipient that the caller's role makes it."""
+        return "authority" if caller.role in NO_PROVIDERS else "provider"

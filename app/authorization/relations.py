@@ -58,15 +58,20 @@ def about(resource_type: str) -> Parameter | None:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """The traits that decide about most resources: the patients (`Patient/p1`) that one is about, and its labels."""
+    """The traits that decide about most resources: the patients (`Patient/p1`) that one is about, and its labels.
+
+    `custodian` is the organization that made it, None where none did.
+    """
 
     patients: frozenset[str]
     labels: Labels
+    custodian: str | None
 
 
 def traits_of(resource_type: str, row: DocumentRow, base_url: str) -> Traits:
     """The traits of a resource, from one pass over its terms. A Patient is about itself."""
     patients, codings = set(), []
+    custodian: str | None = None
     starts = _starts(resource_type, base_url)
     if resource_type == "Patient":
         patients.add(f"Patient/{id_of(row)}")
@@ -74,12 +79,16 @@ def traits_of(resource_type: str, row: DocumentRow, base_url: str) -> Traits:
         if term.startswith(starts):
             if term.startswith(_SECURITY):
                 codings.append(term[len(_SECURITY) :].partition("|"))
+            elif term.startswith(SENDER):
+                if custodian is None:  # the first is that of the one who made it
+                    custodian = term[len(SENDER) :]
             else:
                 # A reference with a version has a second term without it.
                 name = term[term.index("Patient/") :]
                 if name.count("/") == 1:
                     patients.add(name)
-    return Traits(frozenset(patients), _labels(codings) if codings else labels.NONE)
+    given = _labels(codings) if codings else labels.NONE
+    return Traits(frozenset(patients), given, custodian or None)
 
 
 def patients_of(resource_type: str, row: DocumentRow, base_url: str) -> frozenset[str]:
@@ -92,10 +101,15 @@ def _starts(resource_type: str, base_url: str) -> tuple[str, ...]:
     """The prefixes of the terms that traits are read from."""
     parameter = None if resource_type == "Patient" else about(resource_type)
     if parameter is None:
-        return (_SECURITY,)
+        return (_SECURITY, SENDER)
     keys = {parameter.key, parameter.shared or parameter.key}
     near = [f"{key}=Patient/" for key in keys]
-    return (_SECURITY, *near, *([f"{key}={base_url}/Patient/" for key in keys] if base_url else []))
+    return (
+        _SECURITY,
+        SENDER,
+        *near,
+        *([f"{key}={base_url}/Patient/" for key in keys] if base_url else []),
+    )
 
 
 def _labels(parts: Iterable[tuple[str, str, str]]) -> Labels:

@@ -311,7 +311,7 @@ class Relationships:
     async def _read_recipients(
         self, keys: list[tuple[str, RecipientKind]]
     ) -> Mapping[tuple[str, RecipientKind], Recipient]:
-        return {key: await resolve(self._store, *key) for key in keys}
+        return {key: await resolve(self._store, *key, self._base_url) for key in keys}
 
     def _terms(self, resource_type: str, code: str, references: Iterable[str]) -> list[str]:
         return [

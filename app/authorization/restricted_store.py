@@ -438,8 +438,8 @@ class RestrictedStore(ResourceStore):
     ) -> list[ResourceVersion]:
         """Commit as the store does. Raises Forbidden where the caller may not make one of the changes."""
         await write_check.check(self._access, changes)
-        sender = self._access.caller.organization
-        return await self._store.commit([replace(each, sender=sender) for each in changes], guards)
+        sent = [replace(each, sender=self._access.sender(each.type)) for each in changes]
+        return await self._store.commit(sent, guards)
 
     def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
         return self._store.reserving(keys)

@@ -28,6 +28,7 @@ from app.fhir import definitions
 Room = Literal[
     "patient",
     "record",
+    "consent",
     "basic",
     "directory",
     "reference",
@@ -75,6 +76,7 @@ _REFERENCE = Rule(read=("everyone",))
 _OWN = Rule(read=("sent",), old=("sent",), new=("everyone",))
 _PROVENANCE = Rule(read=("patients", "sent"), new=("targets",))
 _RECORD = Rule(read=("patients",), old=("patients",), new=("patients",))
+_SENT_RECORD = Rule(read=("sent", "provided"), old=("sent", "provided"), new=("patients",))
 _BASIC = Rule(read=("patients", "published"), old=("patients",), new=("patients",))
 _PATIENT = Rule(read=("patients",), old=("patients",), new=("patients",), fresh=True)
 
@@ -82,6 +84,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     "practice": {
         "patient": _PATIENT,
         "record": _RECORD,
+        "consent": _RECORD,
         "basic": _BASIC,
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
@@ -92,7 +95,8 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     },
     "hospital": {
         "patient": _PATIENT,
-        "record": Rule(read=("sent", "provided"), old=("sent", "provided"), new=("patients",)),
+        "record": _SENT_RECORD,
+        "consent": _SENT_RECORD,
         "basic": Rule(read=("sent", "published"), old=("sent",), new=("patients",)),
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
@@ -103,6 +107,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     "plan": {
         "patient": _PATIENT,
         "record": _RECORD,
+        "consent": _RECORD,
         "basic": _BASIC,
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
@@ -114,6 +119,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     "state": {
         "patient": Rule(read=("patients",)),
         "record": Rule(read=("patients",)),
+        "consent": Rule(read=("patients",)),
         "basic": Rule(read=("patients", "published")),
         "directory": _REFERENCE,
         "reference": _REFERENCE,
@@ -123,6 +129,15 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
     },
     # It keeps the directory for everybody, and sees no patient.
     "directory": {"directory": ALL, "reference": _REFERENCE},
+    # It says what patients consent to, and takes labels away: of records it writes nothing else (consent_check.py).
+    "consent-authority": {
+        "patient": Rule(read=("everyone",)),
+        "record": Rule(read=("everyone",), old=("everyone",), new=("everyone",)),
+        "consent": ALL,
+        "directory": _REFERENCE,
+        "reference": _REFERENCE,
+        "subscription": _OWN,
+    },
 }
 
 # The way in which a patient is a role's: in its primary care now, treated there, or a member of a plan or Group now.
@@ -229,6 +244,7 @@ _ALONE: Mapping[str, Room] = {
     "Person": "closed",
     "Schedule": "closed",
     "Basic": "basic",
+    "Consent": "consent",
 }
 
 ROOMS: Mapping[str, Room] = {

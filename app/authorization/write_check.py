@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.authentication.scopes import Action
-from app.authorization import directory_entries, named_resources, relations, taken_ids
+from app.authorization import (
+    consent_check,
+    directory_entries,
+    named_resources,
+    relations,
+    taken_ids,
+)
 from app.authorization.access import Access, current_rows
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import KEEPERS, LEADS_TO, LEADS_TO_OWN, SPEAKS_FOR, rule_of
@@ -78,6 +84,7 @@ class _Writing:
             directory_entries.check(change, self._base_url)
         if not access.is_administrator:
             check_server_owned(change)
+        await consent_check.check(access, change, before)
         if hidden is not None:
             raise await taken_ids.refusal(access, change, hidden)
 

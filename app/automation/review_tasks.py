@@ -64,13 +64,15 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
     await interactions.update(context, "Task", found["id"], found)
 
 
-async def ask_while(context: Context, reason: str, focus: str, about: str) -> None:
+async def ask_while(
+    context: Context, reason: str, focus: str, about: str, *, patient: str | None = None
+) -> None:
     """Put something into the queue that the server itself will see mended, unless a Task about it is open.
 
     `about` tells the occasions apart: the next one is a Task of its own.
     """
     if not await _open(context, reason, focus):
-        await ask(context, reason, focus, patient=None, about=about)
+        await ask(context, reason, focus, patient=patient, about=about)
 
 
 async def settle(context: Context, reason: str, focus: str) -> None:

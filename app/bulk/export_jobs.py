@@ -6,8 +6,9 @@
     export_patients  {_id: the same, ids}: whose data a piece and those written with it hold
 
 `state` is queued, running, done, failed or cancelled. `place` is what to go on with: [stage, type, part, after]. A file
-is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?}, see writing.py; `named` once its patients
-are on record, where they are many (app/api/export_status.py). Pieces and place are
+is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?, consents?}, see writing.py; `named` once its
+patients are on record, where they are many (app/api/export_status.py); `consents` explain some of those without which
+its content of 42 CFR Part 2 could not be there. Pieces and place are
 written in one transaction, guarded by the lease (app/runtime/leases.py): a process that lost its export, or one whose
 export was cancelled, writes nothing more, and what is read again after a crash comes into the files once.
 """

@@ -17,6 +17,7 @@ from app.bulk.export_jobs import Jobs
 from app.bulk.export_request import ExportRequest, types_at
 from app.bulk.work import Work
 from app.bulk.writing import Writer
+from app.consent import redisclosure
 from app.context import Context, Services
 from app.errors import FhirError
 from app.fhir import definitions, json as fhir_json
@@ -105,7 +106,8 @@ class Exports:
         context = Context(services, export_authorization.asked_by(row), row["base_url"])
         if row["place"] is None:
             await self._begin(context, claim)
-        await Work(context, row, Writer(self.jobs, claim)).run()
+        with redisclosure.collecting():
+            await Work(context, row, Writer(self.jobs, claim)).run()
         done = {"state": "done", "expires": self._clock.now() + self._kept}
         if not await self.jobs.leases.settle(claim, done):
             raise LostError

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import AsyncIterator, Sequence, Set
 
 from app.bulk.export_jobs import Jobs, Piece
+from app.consent.redisclosure import take_explanations
 from app.runtime.leases import Claim
 from app.runtime.mongo import Document
 
@@ -20,6 +21,8 @@ PIECE_BYTES = 8 * 1024 * 1024
 # Lines are written when there are so many bytes of them, or when so many seconds have passed.
 _BYTES, _SECONDS = 2 * 1024 * 1024, 5.0
 MOST_LINES = 100_000
+# Consents of a file that its fetchers are told of: a header has no room for more.
+_MOST_EXPLAINED = 10
 _OUT = 256 * 1024
 _LEVEL = 3
 _GZIP_HEAD = bytes.fromhex("1f8b08000000000000ff")
@@ -62,6 +65,8 @@ class Writer:
         if self._lines:
             number = self._file(files, kind, resource_type)
             pieces += await _pieces(number, files[number], self._lines, sorted(self._patients))
+            if consents := [*files[number].get("consents", ()), *take_explanations()]:
+                files[number]["consents"] = consents[:_MOST_EXPLAINED]
         if self._errors:
             number = self._file(files, "error", "OperationOutcome")
             pieces += await _pieces(number, files[number], self._errors, [])

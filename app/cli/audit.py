@@ -148,6 +148,9 @@ def accept(
 def disclosures(
     patient: Annotated[str, typer.Option(help="The patient, as Patient/p1.")],
     since: Since = None,
+    part_2: Annotated[
+        bool, typer.Option("--part-2", help="Only content of 42 CFR Part 2, by which Consent.")
+    ] = False,
     format_: Annotated[
         Literal["csv", "json"], typer.Option("--format", help="csv or json.")
     ] = "csv",
@@ -159,7 +162,8 @@ def disclosures(
 
     async def work(mongo: Mongo, settings: Settings) -> list[dict[str, str]]:
         id_ = patient.removeprefix("Patient/")
-        return [line async for line in accounting.disclosures(mongo, id_, _utc(since))]
+        found = accounting.disclosures(mongo, id_, _utc(since), part_2=part_2)
+        return [line async for line in found]
 
     found = with_database(data, mongodb_uri, work)
     if format_ == "json":

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from app.consent.judgement import Directive, consents, directives, patient_of
-from app.fhir.json import Resource
+from app.consent.judgement import Directive, WrittenConsent, consents, directives, patient_of
 from app.records.reader import Reader
 from app.runtime.batch_cache import BatchCache
 from app.store.events import Event
@@ -70,7 +69,7 @@ class ConsentDirectives:
         return {patient: own for patient, own in found.items() if own}
 
     async def _read(self, patients: list[str]) -> Mapping[str, Standing]:
-        found: dict[str, list[Resource]] = {}
+        found: dict[str, list[WrittenConsent]] = {}
         for consent in await consents(self._store, patients, self._base_url):
-            found.setdefault(patient_of(consent, self._base_url), []).append(consent)
-        return {patient: directives(each) for patient, each in found.items()}
+            found.setdefault(patient_of(consent.resource, self._base_url), []).append(consent)
+        return {patient: directives(each, self._base_url) for patient, each in found.items()}

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from app.consent import labels, provisions
+from app.consent import labels, provisions, statements
 from app.consent.labels import Labels
 from app.consent.provisions import ConsentQuestion, Effect
-from app.consent.recipients import Recipient
+from app.consent.recipients import Recipient, RecipientKind, organizations_around
 from app.fhir.codes import (
     CASE_MANAGEMENT,
     CONSENT_CATEGORY,
@@ -24,7 +24,7 @@ from app.fhir.codes import (
 from app.fhir.instants import BEGINNING, span
 from app.fhir.json import Resource
 from app.records.reader import Reader
-from app.records.versions import CURRENT, stored_current
+from app.records.versions import CURRENT, ResourceVersion, stored_current
 from app.settings import Settings
 
 Verdict = Literal["full", "id-only", "withhold"]
@@ -34,6 +34,8 @@ Matter = tuple[str, ...]
 # The matters that are ours; a Consent in none of them is about privacy in general.
 _OWN = (CASE_MANAGEMENT, PCP_NOTIFICATION, PROVIDER_ACCESS, PART_2_DISCLOSURE)
 _PRIVACY = "privacy"
+# The matters that are about providers alone.
+_OF_PROVIDERS = frozenset({CASE_MANAGEMENT, PCP_NOTIFICATION, PROVIDER_ACCESS})
 # Scopes that say nothing about who receives information (consentscope): every other one may.
 _OTHER_SCOPES = frozenset({"adr", "research", "treatment"})
 _CASE_MANAGEMENT_TYPES = frozenset({"CarePlan", "CareTeam", "EpisodeOfCare", "Goal"})
@@ -44,22 +46,64 @@ _CASE_MANAGEMENT_TOPICS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How much may be disclosed. `reason` is made of codes and ids, never of content; empty for `full`."""
+    """How much may be disclosed. `reason` is made of codes and ids, never of content; empty for `full`.
+
+    `permitted_by` are the Consents without which content of 42 CFR Part 2 could not be disclosed in full.
+    """
 
     verdict: Verdict
     reason: str = ""
+    permitted_by: tuple[Resource, ...] = field(default=(), repr=False)
 
 
 FULL = Judgement("full")
 
 
 @dataclass(frozen=True, slots=True)
+class Writers:
+    """The organizations whose word a Consent is; without `names` it is a consent authority's.
+
+    `around` are they and the organizations that they are part of.
+    """
+
+    names: frozenset[str] = frozenset()
+    around: frozenset[str] = frozenset()
+
+    def are(self, recipient: Recipient) -> bool:
+        """Whether the recipient is one of them, or one may be part of the other; so is one that nobody has named."""
+        if recipient.reference is None:
+            return True
+        return bool(self.names & recipient.around or self.around & recipient.itself)
+
+    def limit(self, effect: Effect, question: ConsentQuestion) -> Effect:
+        """The effect of their word: organizations permit others to have their own records, and bind no authority."""
+        if not self.names or effect is Effect.NOTHING:
+            return effect
+        if effect is Effect.PERMIT:
+            is_theirs = question.custodian in self.names and not self.are(question.recipient)
+            return effect if is_theirs else Effect.NOTHING
+        return Effect.NOTHING if question.recipient.kind == "authority" else effect
+
+
+_AUTHORITY = Writers()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenConsent:
+    """A Consent with those whose word it is."""
+
+    resource: Resource = field(repr=False)
+    writers: Writers = _AUTHORITY
+
+
+@dataclass(frozen=True, slots=True)
 class Directive:
-    """An active Consent with the matter it is about, and when it was given."""
+    """An active Consent with the matter it is about, when it was given, and whose word it is."""
 
     resource: Resource = field(repr=False)
     matter: Matter
     since: datetime
+    writers: Writers = _AUTHORITY
 
     @property
     def is_understood(self) -> bool:
@@ -70,20 +114,57 @@ class Directive:
     @property
     def names_actors(self) -> bool:
         """Whether a provision depends on the recipient."""
-        return provisions.names_actors(self.resource)
+        return statements.names_actors(self.resource)
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether it is about labelled content."""
+        return self.matter == (PART_2_DISCLOSURE,) or statements.names_labels(self.resource)
+
+    @property
+    def refused(self) -> Sequence[statements.Actors]:
+        """Whom each of its refusals is about; empty where it refuses nothing to anybody."""
+        return statements.refused(self.resource) if self.is_understood else [None]
+
+    @property
+    def permitted(self) -> Sequence[statements.Actors]:
+        """Whom each of its permissions is for."""
+        return statements.permitted(self.resource)
+
+    def can_concern(self, kind: RecipientKind) -> bool:
+        """Whether it can be about recipients of a kind."""
+        return kind == "provider" or self.matter[0] not in _OF_PROVIDERS
+
+    def effect(self, question: ConsentQuestion) -> Effect:
+        """The answer to the question, as far as its writers may give it."""
+        return self.writers.limit(self._answer(question), question)
+
+    def _answer(self, question: ConsentQuestion) -> Effect:
+        if question.whole_of is not None:
+            is_part_2 = self.matter == (PART_2_DISCLOSURE,)
+            return provisions.answer(self.resource, question, names_label=is_part_2)
+        if self.matter[0] != _PRIVACY and not provisions.says_something(self.resource):
+            running = provisions.is_running(self.resource, question.at)
+            return Effect.UNSURE if running else Effect.NOTHING
+        return provisions.answer(self.resource, question)
 
     @property
     def reference(self) -> str:
         return f"Consent/{self.resource.get('id', '')}"
 
 
-def directives(consents: Iterable[Resource]) -> list[Directive]:
+def directives(consents: Iterable[WrittenConsent], base_url: str = "") -> list[Directive]:
     """The Consents that count, newest first; one in several matters of ours once for each."""
     found = [
-        Directive(consent, matter, _since(consent))
+        Directive(
+            statements.with_local_references(consent.resource, base_url),
+            matter,
+            _since(consent.resource),
+            consent.writers,
+        )
         for consent in consents
-        if consent.get("status") == "active"
-        for matter in _matters(consent)
+        if consent.resource.get("status") == "active"
+        for matter in _matters(consent.resource)
     ]
     return sorted(found, key=lambda each: each.since, reverse=True)
 
@@ -110,7 +191,7 @@ def _by_consent(
     for directive in active:
         if directive.matter in settled or not _concerns(directive.matter, question, topic):
             continue
-        effect = _answer(directive, question)
+        effect = directive.effect(question)
         if effect is Effect.NOTHING:
             continue
         if effect is not Effect.UNSURE:
@@ -137,21 +218,26 @@ def _by_labels(
     if labels.VERY_RESTRICTED in given:
         return Judgement("withhold", f"label {labels.VERY_RESTRICTED}")
     sensitive = given & labels.SENSITIVE
-    closed = {each for each in sensitive if not _is_permitted(active, question, each)}
+    permitted = {each: _permitted_by(active, question, each) for each in sensitive}
+    closed = {each for each, by in permitted.items() if by is None}
     # A permission for all sensitivities of the content is one for its level R, too.
-    if (
-        labels.RESTRICTED in given
-        and (closed or not sensitive)
-        and not _is_permitted(active, question, labels.RESTRICTED)
-    ):
-        closed.add(labels.RESTRICTED)
+    if labels.RESTRICTED in given and (closed or not sensitive):
+        by = permitted[labels.RESTRICTED] = _permitted_by(active, question, labels.RESTRICTED)
+        if by is None:
+            closed.add(labels.RESTRICTED)
     if not closed:
-        return FULL
+        part_2 = labels.covered(labels.PART_2, by_permission=True)
+        needed = {
+            by.reference: by.resource for each, by in permitted.items() if by and each in part_2
+        }
+        return Judgement("full", permitted_by=tuple(needed.values())) if needed else FULL
     return Judgement(labelled_content, f"label {' '.join(sorted(closed))}")
 
 
-def _is_permitted(active: Sequence[Directive], question: ConsentQuestion, label: str) -> bool:
-    """Whether content with this label may be disclosed in full: the newest Consent that answers for it decides."""
+def _permitted_by(
+    active: Sequence[Directive], question: ConsentQuestion, label: str
+) -> Directive | None:
+    """By which Consent content with this label may be disclosed in full: the newest that answers for it decides."""
     of_label = replace(question, whole_of=label)
     part_2 = labels.covered(labels.PART_2, by_permission=True)
     for directive in active:
@@ -160,17 +246,10 @@ def _is_permitted(active: Sequence[Directive], question: ConsentQuestion, label:
             continue
         if not is_part_2 and directive.matter[0] != _PRIVACY:
             continue
-        effect = provisions.answer(directive.resource, of_label, names_label=is_part_2)
+        effect = directive.effect(of_label)
         if effect is not Effect.NOTHING:
-            return effect is Effect.PERMIT
-    return False
-
-
-def _answer(directive: Directive, question: ConsentQuestion) -> Effect:
-    if directive.matter[0] != _PRIVACY and not provisions.says_something(directive.resource):
-        running = provisions.is_running(directive.resource, question.at)
-        return Effect.UNSURE if running else Effect.NOTHING
-    return provisions.answer(directive.resource, question)
+            return directive if effect is Effect.PERMIT else None
+    return None
 
 
 def _concerns(matter: Matter, question: ConsentQuestion, topic: str | None) -> bool:
@@ -205,14 +284,16 @@ def _name(directive: Directive) -> str:
 
 
 def _since(consent: Mapping[str, Any]) -> datetime:
-    """The time at which a Consent was given, else stored."""
-    for text in (consent.get("dateTime"), consent.get("meta", {}).get("lastUpdated")):
-        if text:
-            try:
-                return span(text)[0]
-            except ValueError:
-                continue
-    return BEGINNING
+    """The time at which a Consent was given, at the latest that at which it was stored."""
+    times = (consent.get("dateTime"), consent.get("meta", {}).get("lastUpdated"))
+    return min((time for text in times if text for time in _begin(text)), default=BEGINNING)
+
+
+def _begin(text: str) -> list[datetime]:
+    try:
+        return [span(text)[0]]
+    except ValueError:
+        return []
 
 
 def patient_of(consent: Resource, base_url: str = "") -> str:
@@ -221,13 +302,25 @@ def patient_of(consent: Resource, base_url: str = "") -> str:
     return str(reference.removeprefix(f"{base_url.rstrip('/')}/") if base_url else reference)
 
 
-async def consents(store: Reader, patients: Iterable[str], base_url: str = "") -> list[Resource]:
+async def consents(
+    store: Reader, patients: Iterable[str], base_url: str = ""
+) -> list[WrittenConsent]:
     """The Consents of patients (`Patient/p1`), of whatever status, in one indexed read."""
     prefixes = ("", f"{base_url.rstrip('/')}/") if base_url else ("",)
     terms = [f"patient={prefix}{patient}" for patient in patients for prefix in prefixes]
     # All of them: one left out might be the refusal.
     documents = await store.find("Consent", {"terms": {"$in": terms}}, projection=CURRENT)
-    return [stored_current("Consent", document).resource() for document in documents]
+    found = [stored_current("Consent", document) for document in documents]
+    names = {each for stored in found if stored.custodian for each in stored.by}
+    above = {each: await organizations_around(store, each, base_url) for each in sorted(names)}
+    return [WrittenConsent(each.resource(), writers_of(each, above)) for each in found]
+
+
+def writers_of(stored: ResourceVersion, around: Mapping[str, frozenset[str]]) -> Writers:
+    """Whose word a stored Consent is; `around` has the organizations around each that wrote one."""
+    if stored.custodian is None:
+        return _AUTHORITY
+    return Writers(frozenset(stored.by), frozenset().union(*(around[each] for each in stored.by)))
 
 
 async def judge(
@@ -240,8 +333,10 @@ async def judge(
     given: Labels,
     at: datetime,
     settings: Settings,
+    custodian: str | None = None,
 ) -> Judgement:
     """The judgement on a disclosure about a patient, from Consents read anew (`ConsentDirectives` caches them)."""
     found = await consents(store, [patient], settings.base_url) if patient else []
-    question = ConsentQuestion(focus, given, recipient, at)
-    return decide(directives(found), question, topic, settings.labelled_content)
+    question = ConsentQuestion(focus, given, recipient, at, custodian=custodian)
+    active = directives(found, settings.base_url)
+    return decide(active, question, topic, settings.labelled_content)

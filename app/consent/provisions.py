@@ -62,7 +62,8 @@ class Effect(IntEnum):
 class ConsentQuestion:
     """May this resource (`Encounter/e1` with its labels) be disclosed to the recipient at that time?
 
-    `whole_of` asks about one sensitivity instead: may content with this label be disclosed in full?
+    `custodian` is the organization whose record it is (`Organization/o1`), None where it is none's. `whole_of` asks
+    about one sensitivity instead: may content with this label be disclosed in full?
     """
 
     focus: str
@@ -70,6 +71,7 @@ class ConsentQuestion:
     recipient: Recipient
     at: datetime
     whole_of: str | None = None
+    custodian: str | None = None
 
     @property
     def focus_type(self) -> str:
@@ -80,7 +82,7 @@ def answer(consent: Resource, question: ConsentQuestion, *, names_label: bool = 
     """The effect of a Consent, whatever its status and category. `names_label`: its category names labelled content."""
     if "modifierExtension" in consent:
         return Effect.UNSURE
-    base, root = _base(consent), consent.get("provision", {})
+    base, root = base_rule(consent), consent.get("provision", {})
     if not _runs(root, question.at):
         return Effect.NOTHING
     if "type" not in root and base is not Effect.NOTHING:
@@ -102,25 +104,14 @@ def is_understood(consent: Resource) -> bool:
     root = consent.get("provision", {})
     if not says_something(consent) and _is_conditional(root):
         return False
-    contradicts = _base(consent) is Effect.DENY and root.get("type") == "permit"
+    contradicts = base_rule(consent) is Effect.DENY and root.get("type") == "permit"
     return _is_clear(root) and not (contradicts and not _is_conditional(root))
 
 
 def says_something(consent: Resource) -> bool:
     """Whether it has any rule at all: a policy, a type, or exceptions."""
     root = consent.get("provision", {})
-    return _base(consent) is not Effect.NOTHING or "type" in root or bool(root.get("provision"))
-
-
-def names_actors(consent: Resource) -> bool:
-    """Whether any provision depends on the recipient."""
-    waiting = [consent.get("provision", {})]
-    while waiting:
-        provision = waiting.pop()
-        if "actor" in provision:
-            return True
-        waiting += provision.get("provision", ())
-    return False
+    return base_rule(consent) is not Effect.NOTHING or "type" in root or bool(root.get("provision"))
 
 
 def is_running(consent: Resource, at: datetime) -> bool:
@@ -132,7 +123,8 @@ def _runs(provision: Provision, at: datetime) -> bool:
     return spans.holds(spans.of(provision.get("period")), at)
 
 
-def _base(consent: Resource) -> Effect:
+def base_rule(consent: Resource) -> Effect:
+    """What its policy says where no provision does."""
     codings = consent.get("policyRule", {}).get("coding", ())
     said = {_POLICIES[each["code"]] for each in codings if each.get("code") in _POLICIES}
     if "deny" in said:
@@ -197,8 +189,9 @@ def _is_actor(actor: Mapping[str, Any], question: ConsentQuestion, permits: bool
     reference = actor.get("reference", {}).get("reference", "")
     if roles & _NO_RECIPIENTS:
         return ProvisionMatch.MAYBE
-    type_, _, id_ = "/".join(reference.split("/_history/")[0].split("/")[-2:]).partition("/")
-    if not id_ or type_ not in (*_ADDRESSABLE, *_NEVER_ADDRESSED):
+    # An absolute reference is one to another server (`with_local_references`), and equal to none of ours.
+    type_, _, id_ = reference.partition("/_history/")[0].partition("/")
+    if not id_ or "/" in id_ or type_ not in (*_ADDRESSABLE, *_NEVER_ADDRESSED):
         return ProvisionMatch.MAYBE
     recipient = question.recipient
     if recipient.reference is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from app.attribution import claims
 from app.fhir.json import Resource
 from app.records.reader import Reader
 
@@ -28,22 +29,25 @@ class Recipient:
     around: frozenset[str] = frozenset()
 
 
-async def resolve(store: Reader, reference: str | None, kind: RecipientKind) -> Recipient:
+async def resolve(
+    store: Reader, reference: str | None, kind: RecipientKind, base_url: str = ""
+) -> Recipient:
     """The recipient with what it belongs to: roles, their practitioner and organization, organizations above them."""
     if reference is None:
         return Recipient(None, kind)
     itself, around = {reference}, {reference}
     type_, _, id_ = reference.partition("/")
     if type_ == "PractitionerRole":
-        named = _named(await _read(store, "PractitionerRole", id_), "practitioner", "organization")
+        role = await _read(store, "PractitionerRole", id_)
+        named = _named(role, base_url, "practitioner", "organization")
         itself |= named
         around |= named
     elif type_ == "Practitioner":
-        for role in await store.search(
-            "PractitionerRole", {"terms": f"practitioner={reference}"}, _MOST_ROLES
-        ):
-            around |= {role.reference, *_named(role.resource(), "organization")}
-    around |= await _above(store, around)
+        terms = claims.terms_for("PractitionerRole", "practitioner", reference, base_url)
+        where = {"terms": {"$in": list(terms)}}
+        for stored in await store.search("PractitionerRole", where, _MOST_ROLES):
+            around |= {stored.reference, *_named(stored.resource(), base_url, "organization")}
+    around |= await _above(store, around, base_url)
     return Recipient(reference, kind, frozenset(itself), frozenset(around))
 
 
@@ -51,7 +55,14 @@ async def resolve(store: Reader, reference: str | None, kind: RecipientKind) -> 
 _MOST_ROLES, _MOST_STEPS = 100, 5
 
 
-async def _above(store: Reader, references: Iterable[str]) -> set[str]:
+async def organizations_around(
+    store: Reader, organization: str, base_url: str = ""
+) -> frozenset[str]:
+    """The organization (`Organization/o1`) with those that it is part of."""
+    return frozenset({organization, *await _above(store, {organization}, base_url)})
+
+
+async def _above(store: Reader, references: Iterable[str], base_url: str) -> set[str]:
     """The organizations that those among the references are part of."""
     found: set[str] = set()
     level = {each for each in references if each.startswith("Organization/")}
@@ -64,7 +75,7 @@ async def _above(store: Reader, references: Iterable[str]) -> set[str]:
             parent
             for each in stored.values()
             if not each.deleted
-            for parent in _named(each.resource(), "partOf")
+            for parent in _named(each.resource(), base_url, "partOf")
         }
         level = parents - found
         found |= parents
@@ -76,7 +87,7 @@ async def _read(store: Reader, resource_type: str, resource_id: str) -> Resource
     return {} if stored is None or stored.deleted else stored.resource()
 
 
-def _named(resource: dict[str, Any], *elements: str) -> set[str]:
-    """The local references of some elements."""
-    found = (resource.get(element, {}).get("reference", "") for element in elements)
-    return {each.split("/_history/")[0] for each in found if each}
+def _named(resource: dict[str, Any], base_url: str, *elements: str) -> set[str]:
+    """The references to providers of this server in some elements, as relative ones."""
+    found = (resource.get(element, {}).get("reference") for element in elements)
+    return {near for each in found if (near := claims.relative(each, base_url)) is not None}

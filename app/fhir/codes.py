@@ -57,6 +57,9 @@ LETTER_TO_PROVIDER = "opt-in-provider"
 # Whether a Subscription's recipient is a provider, as by default, or an authority of a state contract (valueCode).
 RECIPIENT_KIND = EXTENSION + "recipient-kind"
 
+# The notice of 42 CFR 2.32 in the meta of what was disclosed under a Consent.
+REDISCLOSURE_NOTICE = EXTENSION + "redisclosure-notice"
+
 # Flags: their category, and the tiers of risk in ascending order.
 CONTINUITY_OF_CARE = "continuity-of-care"
 FLAG_CATEGORY = CODE_SYSTEM + "flag-category"
@@ -123,6 +126,7 @@ REVIEW_REASONS = {
     "no-subject": "The record names no patient",
     "pcp-period-ended": "The primary care practice's responsibility has ended",
     "plan-not-told": "A notice about a care plan could not be made",
+    "proposed-consent": "A consent was proposed, and waits for a consent authority",
     "re-enrolment": "The member may need case management again",
     "several-pcps": "Several primary care practices are known",
     "taken-id": "A client sends a record under an id that another's record has",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 
+from app.authorization.rules import NO_PROVIDERS
 from app.context import Context
 from app.errors import BadRequest, Gone
 from app.fhir import json as fhir_json
@@ -55,6 +56,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         topic.url if topic else None,
         subscription["id"],
         int(subscription["meta"]["versionId"]),
+        "authority" if context.caller.role in NO_PROVIDERS else "provider",
     )
     if context.access is not None:
         own = await services.get(OwnerRights).limits_of(context.access, rows[:limit], topic)

@@ -34,6 +34,9 @@ Method = Literal["create", "update", "patch", "delete"]
 # What is about to happen to a version: updated, patched, deleted.
 WriteAction = Literal["update", "patch", "delete"]
 
+# Stands first among the writers of what no organization made: the server, an administrator or a consent authority did.
+NO_ORGANIZATION = ""
+
 # The projection of a current document that makes a Stored.
 CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1, "by": 1}
 
@@ -42,7 +45,7 @@ CURRENT = {"v": 1, "at": 1, "text": 1, "deleted": 1, "by": 1}
 class ResourceVersion:
     """One version of a resource as it lies in the database; `text` is its JSON, empty where it was deleted.
 
-    `by` are the organizations that ever wrote a version of it, told of current versions alone.
+    `by` are the organizations that ever wrote a version of it, its custodian first, told of current versions alone.
     """
 
     type: str
@@ -57,6 +60,11 @@ class ResourceVersion:
     @property
     def reference(self) -> str:
         return f"{self.type}/{self.id}"
+
+    @property
+    def custodian(self) -> str | None:
+        """The organization whose record it is: the one that made it, of a Consent that its present word is of."""
+        return self.by[0] or None if self.by else None
 
     def resource(self) -> Resource:
         """The decoded resource, a fresh copy."""
@@ -108,9 +116,17 @@ class Change:
 
     @property
     def by(self) -> tuple[str, ...]:
-        """The organizations that will have written the resource then."""
+        """The organizations that will have written the resource then.
+
+        A Consent passes to NO_ORGANIZATION with a version that none of them wrote; other resources stay whose they are.
+        """
         before = self.previous.by if self.previous else ()
-        return before if self.sender is None or self.sender in before else (*before, self.sender)
+        if self.sender is None:
+            passes = self.type == "Consent" and before and before[0] != NO_ORGANIZATION
+            return (NO_ORGANIZATION, *before) if passes else before
+        if not before and self.previous is not None:
+            before = (NO_ORGANIZATION,)
+        return before if self.sender in before else (*before, self.sender)
 
     @property
     def key(self) -> str:

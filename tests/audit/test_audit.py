@@ -802,7 +802,7 @@ def test_the_command_line_accounts_for_disclosures(
     assert (line["what"], line["resource"]) == ("read", "Patient/p1/_history/1")
     assert line["recipient"] == "anonymous"
     table = CliRunner().invoke(command_line, command).output.splitlines()
-    assert table[0] == "date,what,recipient,organization,role,resource,query,request,id"
+    assert table[0] == "date,what,recipient,organization,role,resource,query,request,consent,id"
     assert len(table) == 2
     late = CliRunner().invoke(command_line, [*command, "--since", "2999-01-01"])
     assert len(late.output.splitlines()) == 1

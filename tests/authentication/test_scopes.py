@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.authentication.scopes import Scopes, intersect, parse
+from app.authentication.scopes import CONSENT_AUTHORITY, Scopes, intersect, parse
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,13 @@ def test_an_unrestricted_scope_lifts_the_restriction_of_another() -> None:
             id="both-restrictions",
         ),
         pytest.param(["patient/*.rs", "openid"], ["system/*.cruds"], (), id="foreign"),
+        pytest.param([CONSENT_AUTHORITY], ["system/*.cruds"], (), id="own-only-by-name"),
+        pytest.param(
+            [CONSENT_AUTHORITY, "system/*.r"],
+            [CONSENT_AUTHORITY],
+            (CONSENT_AUTHORITY,),
+            id="own-grants-nothing-else",
+        ),
     ],
 )
 def test_what_is_granted_is_what_both_have(

@@ -15,6 +15,7 @@ from joserfc.jwk import KeySet
 from app.authentication import clients
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import Caller
+from app.authentication.scopes import CONSENT_AUTHORITY
 from app.errors import Unauthorized
 from tests.builders.smart import (
     ask,
@@ -96,7 +97,7 @@ async def test_capability_statement_says_how_to_be_admitted(client):
 
 async def test_without_authorization_there_is_nothing_of_it(mongod):
     async with running(make_settings(mongod)) as (server, client):
-        assert (await client.get("/.well-known/smart-configuration")).status_code == 404
+        assert (await client.get(f"{BASE}/.well-known/smart-configuration")).status_code == 404
         assert (await client.post("/auth/token")).status_code in (404, 405)
         (rest,) = (await client.get(f"{BASE}/metadata")).json()["rest"]
         assert "security" not in rest
@@ -134,6 +135,17 @@ async def test_an_assertion_buys_a_token_for_the_scopes_that_are_registered(serv
     assert claims["client_id"] == claims["sub"] == client_id
     assert claims["organization"] == "Organization/practice-1"
     assert before + 299 <= claims["exp"] <= time.time() + 300
+
+
+async def test_a_consent_authority_is_registered_with_its_scope(server, client):
+    key = ec_key()
+    found = (await client.get(f"{BASE}/.well-known/smart-configuration")).json()
+    assert CONSENT_AUTHORITY in found["scopes_supported"]
+    scopes = f"system/Consent.cruds {CONSENT_AUTHORITY}"
+    client_id = await register(server, key, role="consent-authority", scopes=scopes)
+    token = await token_for(server, client, client_id, key, scopes)
+    caller = await caller_of(server, token)
+    assert (caller.role, caller.scopes) == ("consent-authority", tuple(scopes.split()))
 
 
 async def test_the_token_endpoint_is_below_the_base_too(server, client):

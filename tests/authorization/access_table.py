@@ -256,6 +256,8 @@ def may_change(who: str, record: Record) -> bool:
         return role != "state" and record.owner == who
     if type_ in SENDERS:
         return True
+    if type_ == "Consent" and record.author != who:
+        return False
     if role == "state" or (type_ == "Group" and role == "practice"):
         return False
     return type_ not in ITS_WORD or record.owner in (None, who)

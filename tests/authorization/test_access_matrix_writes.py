@@ -167,7 +167,7 @@ async def test_who_may_change_and_delete_what(world: World, who: str) -> None:
     cells = Cells()
     short = [
         each
-        for each in of_type("Encounter", "Coverage", "Group")
+        for each in of_type("Encounter", "Coverage", "Group", "Consent")
         if each.form == "relative" and not each.label and each.about != ("px",)
     ]
     copies = [(each, renamed(each, f"{who}-{each.id}")) for each in short]

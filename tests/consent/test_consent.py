@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.consent import labels, provisions
-from app.consent.judgement import Judgement, decide, directives
+from app.consent.judgement import Judgement, WrittenConsent, decide, directives
 from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient
 from tests.builders.consents import PERIOD_OVER, actor, consent, deny, label, permit
@@ -30,6 +30,11 @@ STATE = Recipient("Organization/state", "authority", frozenset({"Organization/st
 UNKNOWN = Recipient(None)
 
 
+def written(*consents: Any) -> list[WrittenConsent]:
+    """The word of a consent authority."""
+    return [WrittenConsent(each) for each in consents]
+
+
 def judged(
     *consents: Any,
     focus: str = "Encounter/e1",
@@ -39,7 +44,7 @@ def judged(
     **more: Any,
 ) -> Judgement:
     question = ConsentQuestion(focus, frozenset(labelled), recipient, NOW)
-    return decide(directives(consents), question, topic, **more)
+    return decide(directives(written(*consents)), question, topic, **more)
 
 
 def test_without_consent_and_labels_all_may_be_told() -> None:
@@ -451,7 +456,7 @@ def test_labels_are_read_from_their_own_systems() -> None:
     ],
 )
 def test_what_a_person_has_to_look_at(given: Any, understood: bool) -> None:
-    assert all(each.is_understood for each in directives([given])) is understood
+    assert all(each.is_understood for each in directives(written(given))) is understood
 
 
 def test_an_authority_administers() -> None:

@@ -15,7 +15,7 @@ from app.automation import review_tasks
 from app.automation.patient_resources import patient_of
 from app.automation.reactions import Reaction, stable_id
 from app.consent import labels
-from app.consent.judgement import Directive, consents, directives, judge
+from app.consent.judgement import Directive, WrittenConsent, consents, directives, judge
 from app.consent.provisions import ConsentQuestion, Effect, answer
 from app.consent.recipients import Recipient, resolve
 from app.context import Context
@@ -76,13 +76,14 @@ def _is_enrolled(episode: Resource | None) -> bool:
 
 async def _directives(context: Context, patient: str) -> list[Directive]:
     """The patient's active Consents about case management, newest first."""
-    found = directives(await consents(context.store, [patient], context.settings.base_url))
+    base_url = context.settings.base_url
+    found = directives(await consents(context.store, [patient], base_url), base_url)
     return [each for each in found if each.matter == (CASE_MANAGEMENT,)]
 
 
 def _opt_in(context: Context, consent: Resource) -> Directive | None:
     """The Consent's directive that permits case management; None where it has none."""
-    for each in directives([consent]):
+    for each in directives([WrittenConsent(consent)], context.settings.base_url):
         if each.matter == (CASE_MANAGEMENT,) and _permits(context, each):
             return each
     return None
@@ -136,7 +137,7 @@ async def _write(
         await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **withheld})
         return
     reference = _address(found.providers[0])
-    refused = await _is_refused(context, patient, reference)
+    refused = await _is_refused(context, patient, reference, about)
     state = _withheld("patient-objection") if refused else _to(reference)
     await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **state})
 
@@ -145,16 +146,21 @@ def _address(provider: Provider) -> str:
     return provider.practitioner_role or provider.practitioner or provider.organization or ""
 
 
-async def _is_refused(context: Context, patient: str, reference: str) -> bool:
+async def _is_refused(context: Context, patient: str, reference: str, about: str) -> bool:
+    type_, _, id_ = about.partition("/")
+    stored = await context.store.read(type_, id_)
     judgement = await judge(
         context.store,
         patient,
         focus="EpisodeOfCare/-",
         topic=None,
-        recipient=await resolve(context.store, reference, "provider"),
+        recipient=await resolve(
+            context.store, reference, "provider", context.settings.base_url.rstrip("/")
+        ),
         given=labels.NONE,
         at=context.services.clock.now(),
         settings=context.settings,
+        custodian=None if stored is None else stored.custodian,
     )
     return judgement.verdict == "withhold"
 

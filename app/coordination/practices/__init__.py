@@ -4,8 +4,9 @@ endpoint_subscriptions  keeps a Subscription for each Endpoint of a primary care
 no_recipient            records events that no practice could be told of, and asks a person
 unmatched_review        asks a person about events that could not be matched
 subscription_review     asks a person about a Subscription that is in error
-encounter_review        asks a person about a visit without a known patient, or told in part, and about unclear Consents
+encounter_review        asks a person about a visit without a known patient, or told in part
+consent_review          asks a person about Consents that are proposed or unclear
 taken_id_review         asks a person about an id under which two organizations have a record
 
-docs/routing.md, docs/encounters.md
+docs/routing.md, docs/encounters.md, docs/consent.md
 """

@@ -1,4 +1,4 @@
-"""Review Tasks for Encounters whose patient is not known or whose messages are incomplete, and for unclear Consents.
+"""Review Tasks for Encounters whose patient is not known or whose messages are incomplete.
 
 docs/encounters.md
 """
@@ -9,10 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 from app.automation import review_tasks
-from app.automation.patient_resources import patient_of, token
+from app.automation.patient_resources import token
 from app.automation.reactions import Reaction
 from app.automation.review_tasks import RecentlyChecked
-from app.consent.judgement import directives
 from app.context import Context
 from app.fhir.codes import LATE_MESSAGE, UNSETTLED_MESSAGE
 from app.fhir.encounter_status import ACTIVE, FINAL
@@ -126,19 +125,3 @@ async def _ask(
         patient = None  # a Task for a Patient that is not stored would be refused where references are checked
     focus = f"Encounter/{event.resource_id}"
     await review_tasks.ask(context, reason, focus, patient=patient, about=about)
-
-
-# A Consent that the server does not understand is reviewed by a person; until then it restricts as far as it may.
-
-
-async def react(context: Context, event: Event) -> None:
-    """Create a Task for an active Consent with a part that is uncertain for every recipient and content."""
-    if event.resource is None:
-        return
-    if all(each.is_understood for each in directives([event.resource])):
-        return
-    focus = f"Consent/{event.resource_id}"
-    await review_tasks.ask(context, "unsuitable-consent", focus, patient=patient_of(event.resource))
-
-
-CONSENT_REACTION = Reaction("consent-review", frozenset({"Consent"}), react)

@@ -18,6 +18,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from urllib.parse import unquote
 
+from app.consent import redisclosure
 from app.fhir.json import Resource
 from app.network.egress_policy import is_loopback_host
 from app.settings import Settings
@@ -174,6 +175,7 @@ def _text(draft: Draft) -> str:
         lines += _summary(draft.resource)
     else:
         lines.append("A resource that matches its criteria was created or changed.")
+    lines += redisclosure.lines(draft.resource)
     return "\n".join(lines) + "\n"
 
 

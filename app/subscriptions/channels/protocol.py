@@ -34,7 +34,8 @@ Complaint = tuple[str, str, str]
 class Notice(NamedTuple):
     """One message ready to be sent. `id` stays the same over all attempts; an empty body is sent as such.
 
-    `headers` are the Subscription's own, then the Content-Type where there is a payload.
+    `headers` are the Subscription's own, then the Content-Type where there is a payload. `permitted_by` are the
+    Consents (`Consent/c1`) without which its content of 42 CFR Part 2 could not be sent.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Notice(NamedTuple):
     body: bytes
     timeout: float
     subscription: str = ""
+    permitted_by: tuple[str, ...] = ()
 
 
 class AttemptOutcome(NamedTuple):

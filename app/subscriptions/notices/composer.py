@@ -9,6 +9,7 @@ from datetime import datetime
 
 from cachetools import FIFOCache
 
+from app.consent.redisclosure import consents_of, with_redisclosure_notice
 from app.fhir.json import Resource
 from app.runtime.mongo import Document
 from app.settings import Settings
@@ -25,7 +26,7 @@ from app.subscriptions.notices.davinci_message import Alert, Messages
 from app.subscriptions.notices.envelope import Envelope, Template
 from app.subscriptions.notices.event_reader import EventReader, WithheldError
 from app.subscriptions.notices.notification import Head, NotificationKind
-from app.subscriptions.sending.release_limits import NO_LIMITS, Limits
+from app.subscriptions.sending.release_limits import NO_LIMITS, Limit, Limits
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Composer:
         envelope = self._envelopes[registration.id]
         first, event = rows[0]
         if registration.channel.content is None:
-            return await self._classic(first, event, registration, envelope)
+            return await self._classic(first, event, registration, envelope, limits.get(first.id))
         if registration.channel.is_message:
             return await self._message(first, event, envelope, limits)
         if len(rows) > 1:
@@ -154,8 +155,9 @@ class Composer:
             delivery.context,
             limits.get(delivery.id),
         )
-        body = payload_body(await self._messages.of(alert), envelope.media_type)
-        return envelope.notice(delivery.id, body)
+        message = await self._messages.of(alert)
+        body = payload_body(message, envelope.media_type)
+        return envelope.notice(delivery.id, body, permitted_by=consents_of(message))
 
     async def _template(
         self,
@@ -202,9 +204,13 @@ class Composer:
         event: Event | None,
         registration: Registration,
         envelope: Envelope,
+        limit: Limit | None,
     ) -> Notice:
         carries = registration.channel.payload is not None
         resource = await self._reader.pinned(delivery, event) if carries else None
+        if resource is not None and limit is not None:
+            permitted_by = limit.judgement.permitted_by
+            resource = with_redisclosure_notice(resource, permitted_by, envelope.base_url)
         focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
         return _enclosed(envelope, delivery.id, delivery.created_at, resource, focus)
 
@@ -249,4 +255,5 @@ def _enclosed(
             )
         )
     body = payload_body(content, envelope.media_type)
-    return envelope.notice(notice_id, body, focus if resource is not None else None)
+    carried = focus if resource is not None else None
+    return envelope.notice(notice_id, body, carried, consents_of(resource))

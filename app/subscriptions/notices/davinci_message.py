@@ -15,9 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from app.authorization.subject_store import Subject, SubjectStore, patients_named
+from app.consent.redisclosure import with_redisclosure_notice
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.records.reader import Reader, ResourceStore
+from app.records.versions import ResourceVersion
 from app.subscriptions.channels.davinci import Coding
 from app.subscriptions.notices.davinci_stay import (
     Closure,
@@ -29,7 +31,7 @@ from app.subscriptions.notices.davinci_stay import (
 )
 from app.subscriptions.notices.event_reader import WithheldError
 from app.subscriptions.notices.required_names import key_of
-from app.subscriptions.sending.release_limits import Limit, carries
+from app.subscriptions.sending.release_limits import Limit, judge_along
 
 _PROFILE = "http://hl7.org/fhir/us/davinci-alerts/StructureDefinition/"
 _BUNDLE = _PROFILE + "notifications-bundle"
@@ -87,7 +89,7 @@ class Messages:
     async def of(self, alert: Alert) -> Resource:
         """The message Bundle. Raises WithheldError where the patient's record may not be sent in full."""
         beside = await self._beside(alert)
-        at_hand, hidden = await self._gather(alert, beside)
+        at_hand, hidden, permitted_by = await self._gather(alert, beside)
         stand_ins = StandIns(alert.id, alert.base_url, frozenset(hidden))
         stay = Stay(at_hand, stand_ins, alert.base_url)
         shaped = {key: _shaped(key, each, alert.base_url, stay) for key, each in at_hand.items()}
@@ -103,9 +105,10 @@ class Messages:
         start = [urls[alert.key], *([header["sender"]["reference"]] if sender else [])]
         also = [urls[key] for key in (*beside, *alert.context) if key in urls]
         entries = {url: closed[url] for url in reachable(closed, start, also)}
-        return _bundle(alert, header, entries)
+        bundle = _bundle(alert, header, entries)
+        return with_redisclosure_notice(bundle, permitted_by, alert.base_url)
 
-    async def _beside(self, alert: Alert) -> dict[str, Resource]:
+    async def _beside(self, alert: Alert) -> dict[str, ResourceVersion]:
         """The Conditions of a stay and its patient's active Coverages, by reference; empty for another focus."""
         store = self._seen_by(alert)
         if alert.focus["resourceType"] != "Encounter":
@@ -118,8 +121,7 @@ class Messages:
             found += await store.search(
                 "Coverage", {"terms": f"beneficiary={patient}"}, _MOST_COVERAGES, [("_id", 1)]
             )
-        read = {each.reference: each.resource() for each in found}
-        return {key: each for key, each in read.items() if _is_valid(each)}
+        return {each.reference: each for each in found if _is_valid(each.resource())}
 
     def _seen_by(self, alert: Alert) -> Reader:
         """The store as the recipient may see it, as far as it is about the patients of the focus."""
@@ -129,35 +131,40 @@ class Messages:
         return SubjectStore(view or self._store, subject, alert.base_url)
 
     async def _gather(
-        self, alert: Alert, beside: Mapping[str, Resource]
-    ) -> tuple[dict[str, Resource], set[str]]:
-        """The focus and the resources it leads to, by reference; and references to those that may not be sent."""
+        self, alert: Alert, beside: Mapping[str, ResourceVersion]
+    ) -> tuple[dict[str, Resource], set[str], list[Resource]]:
+        """The focus and the resources it leads to, by reference; references to those that may not be sent; and the
+        Consents that let what is sent be.
+        """
+        permitted_by = list(alert.limit.judgement.permitted_by) if alert.limit else []
         at_hand, hidden = {alert.key: alert.focus}, set[str]()
         diagnoses = (key_of(each, alert.base_url) for each in _at(alert.focus, _DIAGNOSES))
         wanted = [*_links(alert.focus, alert.base_url), *filter(None, diagnoses), *alert.context]
         fresh = dict(beside)
         for _ in range(_STEPS):
-            for key, resource in fresh.items():
-                if carries(alert.limit, key, resource):
+            for key, stored in fresh.items():
+                resource = stored.resource()
+                judgement = judge_along(alert.limit, stored, resource)
+                if judgement.verdict == "full":
+                    permitted_by += judgement.permitted_by
                     at_hand[key] = resource
                     wanted += _links(resource, alert.base_url)
                 else:
                     hidden.add(key)
             keys = sorted({each for each in wanted if each not in at_hand} - hidden)
             pairs = [(type_, id_) for type_, _, id_ in (key.partition("/") for key in keys)]
-            stored = await self._seen_by(alert).read_many([pair for pair in pairs if pair[1]])
+            found = await self._seen_by(alert).read_many([pair for pair in pairs if pair[1]])
             wanted = []
             fresh = {
-                key: stored[key].resource()
+                key: found[key]
                 for key in keys
-                if key in stored and not stored[key].deleted
+                if key in found and not found[key].deleted and _is_valid(found[key].resource())
             }
-            fresh = {key: each for key, each in fresh.items() if _is_valid(each)}
             if not fresh:
                 break
         if any(key.startswith("Patient/") for key in hidden):
             raise WithheldError("Withheld: the patient's record may not be told whole")
-        return at_hand, hidden
+        return at_hand, hidden, permitted_by
 
 
 def _is_valid(resource: Resource) -> bool:

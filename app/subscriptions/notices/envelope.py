@@ -69,13 +69,20 @@ class Envelope:
         """Whether the JSON of a notification Bundle is the body as it is."""
         return self.channel.wrap is None and self.media_type == FHIR_JSON
 
-    def notice(self, notice_id: str, body: bytes, carried: str | None = None) -> Notice:
+    def notice(
+        self,
+        notice_id: str,
+        body: bytes,
+        carried: str | None = None,
+        permitted_by: tuple[str, ...] = (),
+    ) -> Notice:
         """The message. `carried` is the resource that a classic one carries: its place may be part of the address."""
         method, url = self.method, self.url
         if carried is not None:
             method, url = self.channel.address(self.terms.endpoint, carried)
         headers = self.headers_of_body if body else self.headers
-        return Notice(notice_id, method, url, headers, body, self.terms.timeout, self.subscription)
+        timeout, own = self.terms.timeout, self.subscription
+        return Notice(notice_id, method, url, headers, body, timeout, own, permitted_by)
 
 
 def _headers(lines: Iterable[str]) -> Headers:

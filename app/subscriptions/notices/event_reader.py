@@ -15,8 +15,10 @@ from cachetools import FIFOCache
 
 from app.authorization.relations import patients_of
 from app.authorization.subject_store import Subject, SubjectStore, is_everybodys, patients_named
+from app.consent.judgement import FULL
 from app.fhir.json import Resource
 from app.records.reader import Reader, ResourceStore
+from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
 from app.search import include
 from app.search.extract import extract
@@ -26,7 +28,7 @@ from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
 from app.subscriptions.notices.notification import Focus, Told
-from app.subscriptions.sending.release_limits import Limit, carries
+from app.subscriptions.sending.release_limits import Limit, judge_along
 from app.subscriptions.topics.topics import Shape, Topic
 
 _REMEMBERED = 256
@@ -82,18 +84,24 @@ class EventReader:
                 if limit is not None and limit.hidden:
                     context = [each for each in context if each not in limit.hidden]
         included: dict[str, Resource | None] = dict.fromkeys(context)
-        if content == "full-resource":
-            read = zip(context, await self._read_all(context), strict=True)
-            raised = frozenset(delivery.context)
-            included = {
-                reference: each
-                for reference, each in read
-                if each is None or reference in raised or self._may_travel(each, version)
-            }
-            if not all(each is None or carries(limit, ref, each) for ref, each in included.items()):
-                content, included = "id-only", dict.fromkeys(included)
-        whole = resource if content == "full-resource" else None
-        return Told(delivery.number, _focus(delivery, whole), included, content)
+        if content != "full-resource":
+            return Told(delivery.number, _focus(delivery, None), included, content)
+        judgements = [FULL if limit is None else limit.judgement]
+        raised = frozenset(delivery.context)
+        for reference, stored in zip(context, await self._read_all(context), strict=True):
+            if stored is None:
+                continue
+            along = stored.resource()
+            if reference not in raised and not self._may_travel(along, version):
+                del included[reference]
+                continue
+            included[reference] = along
+            judgements.append(judge_along(limit, stored, along))
+        if any(each.verdict != "full" for each in judgements):
+            references: dict[str, Resource | None] = dict.fromkeys(included)
+            return Told(delivery.number, _focus(delivery, None), references, "id-only")
+        consents = [consent for each in judgements for consent in each.permitted_by]
+        return Told(delivery.number, _focus(delivery, resource), included, content, consents)
 
     async def told_if_stored(
         self,
@@ -154,13 +162,13 @@ class EventReader:
             version.context[topic.digest, delivery.context] = known
         return known
 
-    async def _read_all(self, references: list[str]) -> list[Resource | None]:
+    async def _read_all(self, references: list[str]) -> list[ResourceVersion | None]:
         return await asyncio.gather(*(self._read(reference) for reference in references))
 
-    async def _read(self, reference: str) -> Resource | None:
+    async def _read(self, reference: str) -> ResourceVersion | None:
         resource_type, _, resource_id = reference.partition("/")
         stored = await self._store.read(resource_type, resource_id)
-        return None if stored is None or stored.deleted else stored.resource()
+        return None if stored is None or stored.deleted else stored
 
 
 def _allowed(content: Content, limit: Limit | None) -> Content:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from app.consent.redisclosure import with_redisclosure_notice
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.subscriptions.matching.channel_terms import BACKPORT, Content
@@ -71,13 +72,15 @@ class Told:
     """One event of a notice.
 
     `context` maps the relative references sent with it to their resource, or None where it cannot be included.
-    `content` is below the notice's level where this event may not be sent as far.
+    `content` is below the notice's level where this event may not be sent as far. `permitted_by` are the Consents that
+    let labelled content be sent with it.
     """
 
     number: int
     focus: Focus
     context: Mapping[str, Resource | None]
     content: Content | None = None
+    permitted_by: Sequence[Resource] = ()
 
 
 def status_only(head: Head, kind: NotificationKind) -> Resource:
@@ -118,7 +121,9 @@ def events_notification(head: Head, kind: NotificationKind, events: Sequence[Tol
             if _level(head, event) == "full-resource":
                 context.update(event.context)
         entries.extend(_context_entry(head, *item) for item in context.items())
-    return _bundle(head, kind, parts, entries)
+    permitted_by = [consent for event in events for consent in event.permitted_by]
+    bundle = _bundle(head, kind, parts, entries)
+    return with_redisclosure_notice(bundle, permitted_by, head.base_url)
 
 
 def _event(head: Head, event: Told) -> list[dict[str, Any]]:

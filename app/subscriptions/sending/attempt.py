@@ -141,6 +141,8 @@ class Attempts:
         }
         if registration.channel.content == "full-resource" and (reduced := released.reduced):
             record["reduced"] = reduced
+        if notice.permitted_by:
+            record["permitted_by"] = list(notice.permitted_by)
         learn(outcome)
         return await self._judge(batch, registration, outcome, record)
 

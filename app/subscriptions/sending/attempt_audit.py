@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from app.audit.entry import FAILED, OK, of_caller, with_patients
+from app.audit.entry import BY_CONSENT, FAILED, OK, of_caller, with_patients
 from app.authentication.caller import NOBODY, Caller
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
@@ -67,6 +67,7 @@ def _rows(
         row["r"] = owner.role
     if attempt.get("status") is not None:
         row["s"] = attempt["status"]
+    row["k"] += [f"{BY_CONSENT}:{each}" for each in attempt.get("permitted_by", ())]
     words = [f"notice {delivery.id} attempt {delivery.attempt}"]
     if registration is not None:
         words.append(registration.channel.content or "")

@@ -20,10 +20,11 @@ from app.authentication.current_caller import Clients, current_caller
 from app.authorization.access import Access, Accesses
 from app.authorization.event_sight import EventSight
 from app.authorization.restricted_store import RestrictedStore
+from app.authorization.rules import NO_PROVIDERS
 from app.consent import labels
 from app.consent.judgement import FULL, Judgement
 from app.consent.provisions import ConsentQuestion
-from app.consent.recipients import Recipient
+from app.consent.recipients import Recipient, RecipientKind
 from app.fhir import json as fhir_json
 from app.fhir.codes import SUBSCRIPTION_ORIGIN
 from app.fhir.json import Resource
@@ -212,6 +213,13 @@ class OwnerRights:
         )
         found = {row["_id"]: _owner_in(row) for row in rows}
         return {key: found.get(key[0], _NOBODYS) for key in keys}
+
+    async def kind(self, registration: Registration) -> RecipientKind:
+        """The kind of recipient that the owner is by its role; `provider` where nobody owns it."""
+        if not self._is_on:
+            return "provider"
+        owner = await self._present(await self._owner(registration))
+        return "authority" if owner.role in NO_PROVIDERS else "provider"
 
     async def _present(self, owner: Owner) -> Caller:
         """The owner with its current rights."""

@@ -62,7 +62,9 @@ class RecordingCheck:
         unseen = await self._rights.unseen(
             [(event, each) for event, registrations in matched for each in registrations], since
         )
-        limits = await self._limits.of_events(matched, since)
+        concerned = {each.id: each for _, registrations in matched for each in registrations}
+        kinds = {id_: await self._rights.kind(each) for id_, each in concerned.items()}
+        limits = await self._limits.of_events(matched, since, kinds)
         reasons = {
             key: limits[key].judgement.reason
             for event, registrations in matched

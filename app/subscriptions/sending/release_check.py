@@ -67,8 +67,9 @@ class ReleaseCheck:
     async def of(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Released:
         """The rows that may be sent, and settlements of the others. Raises PyMongoError; then nothing may be sent."""
         topic = registration.topic.url if registration.topic else None
+        kind = await self._rights.kind(registration)
         limits = stricter(
-            await self._limits.limits(rows, topic, registration.id, registration.version),
+            await self._limits.limits(rows, topic, registration.id, registration.version, kind),
             await self._rights.limits(rows, registration),
         )
         refused = {

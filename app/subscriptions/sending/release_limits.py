@@ -17,13 +17,14 @@ from cachetools import FIFOCache
 
 from app.consent import labels, recipients
 from app.consent.directives import ConsentDirectives, Standing
-from app.consent.judgement import Judgement, LabelledContent, decide
+from app.consent.judgement import FULL, Judgement, LabelledContent, decide
 from app.consent.labels import Labels
 from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient, RecipientKind
 from app.fhir.definitions import compartment
 from app.fhir.json import Resource
 from app.records.reader import Reader, ResourceStore
+from app.records.versions import ResourceVersion
 from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search.extract import extract
@@ -71,22 +72,27 @@ class Limit:
     def verdict(self) -> str:
         return self.judgement.verdict
 
-    def carries(self, reference: str, resource: Resource) -> bool:
-        """Whether a resource may be sent in full with the event."""
-        own = replace(self.question, focus=reference, labels=labels.of(resource))
-        return decide(self.standing, own, self.topic).verdict == "full"
+    def judge(self, along: ResourceVersion, resource: Resource) -> Judgement:
+        """The judgement on a resource that would be sent with the event; `resource` is its content."""
+        own = replace(
+            self.question,
+            focus=along.reference,
+            labels=labels.of(resource),
+            custodian=along.custodian,
+        )
+        return decide(self.standing, own, self.topic)
 
 
 Limits = Mapping[str, Limit]
 NO_LIMITS: Limits = {}
 
 
-def carries(limit: Limit | None, reference: str, resource: Resource) -> bool:
-    """Whether a resource may be sent in full with an event; without a limit its labels alone decide."""
+def judge_along(limit: Limit | None, along: ResourceVersion, resource: Resource) -> Judgement:
+    """The judgement on a resource that would be sent with an event; without a limit its labels alone decide."""
     if limit is not None:
-        return limit.carries(reference, resource)
-    given = labels.of(resource)
-    return not (given and given & _CLOSED)
+        return limit.judge(along, resource)
+    closed = labels.of(resource) & _CLOSED
+    return Judgement("id-only", f"label {' '.join(sorted(closed))}") if closed else FULL
 
 
 _CLOSED = labels.SENSITIVE | {labels.RESTRICTED, labels.VERY_RESTRICTED}
@@ -135,13 +141,17 @@ class ReleaseLimits:
             self._directives.ask(patient).add_done_callback(read)
 
     async def of_events(
-        self, matched: Sequence[tuple[Event, Sequence[Registration]]], since: float
+        self,
+        matched: Sequence[tuple[Event, Sequence[Registration]]],
+        since: float,
+        kinds: Mapping[str, RecipientKind],
     ) -> dict[tuple[ObjectId, str], Limit]:
         """The limits of new events for Subscriptions, by the ids of both; without one it may be told in full.
 
+        `kinds` are those of the Subscriptions' owners, as for `limits`.
         Nothing is withheld by directives read before `since` (`batch_cache.moment`).
         """
-        found = await self._of_events(matched)
+        found = await self._of_events(matched, kinds)
         stale = {
             event.id
             for event, registrations in matched
@@ -150,11 +160,13 @@ class ReleaseLimits:
         }
         if stale:
             again = [each for each in matched if each[0].id in stale]
-            found |= await self._of_events(again)
+            found |= await self._of_events(again, kinds)
         return found
 
     async def _of_events(
-        self, matched: Sequence[tuple[Event, Sequence[Registration]]]
+        self,
+        matched: Sequence[tuple[Event, Sequence[Registration]]],
+        kinds: Mapping[str, RecipientKind],
     ) -> dict[tuple[ObjectId, str], Limit]:
         everybody = {each for event, _ in matched for each in self._of_event(event).patients}
         standing = await self._directives.for_patients(everybody)
@@ -168,22 +180,36 @@ class ReleaseLimits:
             for each in registrations:
                 topic = each.topic.url if each.topic else None
                 key = (each.id, each.version)
-                limit = await self._judge(focus, about, directives, topic, key)
+                recipient = Recipient(None)
+                if directives:
+                    recipient = await self._recipient(key, kinds[each.id], directives)
+                limit = await self._judge(focus, about, directives, topic, recipient)
                 found[event.id, each.id] = limit
         return found
 
     async def limits(
-        self, rows: Sequence[DeliveryWithEvent], topic: str | None, subscription: str, version: int
+        self,
+        rows: Sequence[DeliveryWithEvent],
+        topic: str | None,
+        subscription: str,
+        version: int,
+        kind: RecipientKind = "provider",
     ) -> dict[str, Limit]:
-        """The limits of rows of one Subscription, by row id; without one a row may be sent in full."""
+        """The limits of rows of one Subscription, by row id; without one a row may be sent in full.
+
+        `kind` is that of its owner: an authority's own Subscription need not say that it is one's.
+        """
         found: dict[str, Limit] = {}
         for delivery, event in rows:
             about = await self._of_row(delivery, event)
             directives = [each for p in about.patients if (each := await self._directives.of(p))]
             if not directives and not about.labels:
                 continue
+            recipient = Recipient(None)
+            if directives:
+                recipient = await self._recipient((subscription, version), kind, directives)
             focus = f"{delivery.focus['type']}/{delivery.focus['id']}"
-            limit = await self._judge(focus, about, directives, topic, (subscription, version))
+            limit = await self._judge(focus, about, directives, topic, recipient)
             if limit.verdict != "full" or directives:
                 found[delivery.id] = limit
         return found
@@ -194,12 +220,14 @@ class ReleaseLimits:
         about: About,
         directives: Sequence[Standing],
         topic: str | None,
-        subscription: tuple[str, int],
+        recipient: Recipient,
     ) -> Limit:
-        recipient = Recipient(None)
-        if directives:
-            recipient = await self._recipient(subscription, directives)
-        question = ConsentQuestion(focus, about.labels, recipient, self._now())
+        custodian: str | None = None
+        if any(directive.writers.names for each in directives for directive in each):
+            type_, _, id_ = focus.partition("/")
+            stored = await self._store.read(type_, id_)
+            custodian = None if stored is None else stored.custodian
+        question = ConsentQuestion(focus, about.labels, recipient, self._now(), custodian=custodian)
         # A patient without directives among several is judged as well, for the labels.
         judged = [*directives, *([()] if len(directives) < max(1, len(about.patients)) else [])]
         limits = [
@@ -212,10 +240,11 @@ class ReleaseLimits:
         return replace(strictest, standing=everyone) if len(judged) > 1 else strictest
 
     async def _recipient(
-        self, subscription: tuple[str, int], directives: Sequence[Standing]
+        self, subscription: tuple[str, int], owner: RecipientKind, directives: Sequence[Standing]
     ) -> Recipient:
         reference, kind = await self._named.get(subscription)
-        if any(directive.names_actors for each in directives for directive in each):
+        kind = "authority" if owner == "authority" else kind
+        if any(one.names_actors or one.writers.names for each in directives for one in each):
             return await self._recipients.get((reference, kind))
         return Recipient(reference, kind)
 
@@ -275,4 +304,4 @@ class ReleaseLimits:
     async def _resolve(
         self, keys: list[tuple[str | None, RecipientKind]]
     ) -> Mapping[tuple[str | None, RecipientKind], Recipient]:
-        return {key: await recipients.resolve(self._store, *key) for key in keys}
+        return {key: await recipients.resolve(self._store, *key, self._base_url) for key in keys}
