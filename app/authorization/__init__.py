@@ -4,6 +4,8 @@ rules               are the tables: which role may do what, to which types, by w
 access              holds scopes, rules, consent and labels against resources
 relations           says how a resource stands to an organization
 relationships       says whose patients people are, now
+agreements          reads what executed Contracts give
+attachments         finds the DocumentReferences by which a Binary or Bundle is judged
 panel               finds the patients of an organization, to narrow a search
 disclosure          asks consent and labels about reads
 scope_filters       makes filters of the queries that restrict scopes

@@ -12,11 +12,12 @@ from datetime import datetime
 
 from cachetools import FIFOCache
 
-from app.authentication.caller import UNLIMITED, Caller
+from app.authentication.access_tokens import base_url as own_base_url
+from app.authentication.caller import UNLIMITED, Caller, Role
 from app.authentication.scopes import CONSENT_AUTHORITY, Action, Scopes
-from app.authorization import relations
+from app.authorization import attachments, relations
 from app.authorization.disclosure import Disclosure
-from app.authorization.panel import Panel, Panels
+from app.authorization.panel import MOST_IN_PANEL, Panel, Panels
 from app.authorization.relations import DocumentRow, Traits
 from app.authorization.relationships import OrganizationTree, Relationships
 from app.authorization.rules import KNOWN_ALREADY, Relation, rule_of
@@ -33,6 +34,9 @@ from app.settings import Settings
 from app.store.store import Store
 
 _MOST_KEPT = 1_000
+
+# Rows with their traits, by key.
+Judged = dict[str, tuple[DocumentRow, Traits]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Access:
         self.disclosure = accesses.disclosure
         self._panels = accesses.panels
         self.base_url = accesses.settings.base_url.rstrip("/")
+        # The base of the URLs that the server writes itself.
+        self._own_base_url = own_base_url(accesses.settings)
         # By type and right. Scopes and role never change; a sight may depend on the family and is kept with it.
         self._allowed: dict[tuple[str, Action], bool] = {}
         self._sights: dict[tuple[str, Action], tuple[OrganizationTree | None, Sight]] = {}
@@ -141,6 +147,13 @@ class Access:
         if not self.scopes.allows(resource_type, action):
             raise Forbidden(f"The token lacks the scope system/{resource_type}.{action}")
         raise Forbidden(f"This client's role or scope does not reach any {resource_type} so")
+
+    def require_role(self, what: str, roles: frozenset[Role]) -> None:
+        """Raises Forbidden where `what` is neither for the caller's role nor for administrators."""
+        if not self.is_administrator and self.caller.role not in roles:
+            raise Forbidden(
+                f"{what} is for administrators and the roles {', '.join(sorted(roles))}"
+            )
 
     # Reading
 
@@ -202,16 +215,30 @@ class Access:
         family = await self._names(read)
         parts: list[Filter] = []
         for relation in read:
-            if relation == "patients":
-                with reading_at(None):
-                    panel = await self._panels.of(self.caller.role, await self.family())
-                part = None if panel is None else self._about_panel(resource_type, panel)
-            else:
-                part = relations.filter_of(relation, resource_type, family, self.base_url)
+            with reading_at(None):
+                part = await self._filter_now(relation, resource_type, family)
             if part is None:
                 return None
             parts.append(part)
         return {"$or": parts} if parts else None
+
+    async def _filter_now(
+        self, relation: Relation, resource_type: str, family: OrganizationTree
+    ) -> Filter | None:
+        """A filter that all resources with a relation match now; None where there is no such filter."""
+        if relation in ("patients", "agreed", "addressed"):
+            panel = await self._panels.of(self.caller.role, family)
+            return None if panel is None else self._about_panel(resource_type, panel)
+        if relation == "contracted":
+            return {"_id": {"$in": sorted(await self.relationships.contracted(family))}}
+        if relation == "attached":
+            index = await self.panel_filter(attachments.INDEX)
+            if index is None:
+                return None
+            return await attachments.attached(
+                self.store, resource_type, index, self._own_base_url, MOST_IN_PANEL
+            )
+        return relations.filter_of(relation, resource_type, family, self.base_url)
 
     def _about_panel(self, resource_type: str, panel: Panel) -> Filter | None:
         about = relations.about(resource_type)
@@ -262,22 +289,74 @@ class Access:
                 for key, (row, of) in traits.items()
                 if key not in passed and (known or labels.VERY_RESTRICTED not in of.labels)
             }
-            if relation == "patients":
-                passed |= await self._of_own_patients(resource_type, left, await self.family())
-            else:
-                passed |= {
-                    key
-                    for key, (row, _) in left.items()
-                    if relations.holds(
-                        relation, resource_type, row, family, self.caller, self.base_url
-                    )
-                }
+            passed |= await self._holding(relation, resource_type, left, family)
         return passed
+
+    async def _holding(
+        self, relation: Relation, resource_type: str, rows: Judged, family: OrganizationTree
+    ) -> set[str]:
+        """The keys of those that have the relation and, where it is by patients, may be disclosed."""
+        match relation:
+            case "patients":
+                return await self._of_own_patients(resource_type, rows, family)
+            case "agreed":
+                agreed = await self._agreed(resource_type, rows, family)
+                return await self._of_own_patients(resource_type, agreed, family)
+            case "addressed":
+                keys = self._by_terms(relation, resource_type, rows, family)
+                own = {key: rows[key] for key in keys}
+                return await self._of_own_patients(resource_type, own, family)
+            case "attached":
+                return await self._attached(resource_type, rows, family)
+            case "contracted":
+                groups = await self.relationships.contracted(family)
+                return {key for key, (row, _) in rows.items() if relations.id_of(row) in groups}
+            case "party":
+                groups = await self.relationships.managed(family)
+                named = family | {f"Group/{each}" for each in groups}
+                return self._by_terms(relation, resource_type, rows, named)
+        return self._by_terms(relation, resource_type, rows, family)
+
+    def _by_terms(
+        self, relation: Relation, resource_type: str, rows: Judged, family: OrganizationTree
+    ) -> set[str]:
+        return {
+            key
+            for key, (row, _) in rows.items()
+            if relations.holds(relation, resource_type, row, family, self.caller, self.base_url)
+        }
+
+    async def _agreed(self, resource_type: str, rows: Judged, family: OrganizationTree) -> Judged:
+        """Those of a type that a Contract gives about each of their patients."""
+        about = {each for _, of in rows.values() for each in of.patients}
+        types = await self.relationships.agreed(about, family)
+        return {
+            key: (row, of)
+            for key, (row, of) in rows.items()
+            if all(resource_type in types[each] for each in of.patients)
+        }
+
+    async def _attached(
+        self, resource_type: str, rows: Judged, family: OrganizationTree
+    ) -> set[str]:
+        """The keys of those that a DocumentReference attaches that may be read; their own labels count as well."""
+        own = [row for row, _ in rows.values()]
+        indexes = await attachments.indexes(self.store, resource_type, own, self._own_base_url)
+        known = {index["_id"]: index for of in indexes.values() for index in of}
+        seen = await self.seen(attachments.INDEX, list(known.values())) if known else set()
+        found: Judged = {}
+        for key, of in indexes.items():
+            index = next((each for each in of if each["_id"] in seen), None)
+            if index is not None:
+                row, traits = rows[key]
+                patients = relations.patients_of(attachments.INDEX, index, self.base_url)
+                found[key] = (row, Traits(patients, traits.labels))
+        return await self._disclosure.of(self.caller, resource_type, found) if found else set()
 
     async def _of_own_patients(
         self,
         resource_type: str,
-        rows: Mapping[str, tuple[DocumentRow, Traits]],
+        rows: Judged,
         family: OrganizationTree,
     ) -> set[str]:
         """The keys of those that are about the organization's patients alone, and may be disclosed."""

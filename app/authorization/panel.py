@@ -26,7 +26,7 @@ from app.search.terms import escape
 from app.store.store import Store
 
 # The largest panel: beyond it, judging every match is cheaper than filtering by each patient.
-_MOST = 10_000
+MOST_IN_PANEL = 10_000
 _CACHE_SECONDS = 1.0
 _MOST_MERGES = 5
 _AT_ONCE = 1_000
@@ -84,18 +84,18 @@ class Panels:
         rows = await self._find("CareTeam", filter_, {"terms": 1})
         found |= self._patients("CareTeam", "patient", rows)
         found |= await self._listed(await self._rosters(names))
-        return await self._with_merged(found) if len(found) <= _MOST else None
+        return await self._with_merged(found) if len(found) <= MOST_IN_PANEL else None
 
     async def _members(self, family: OrganizationTree, *, by_coverage: bool) -> set[str] | None:
         found = await self._listed(
             await self._relationships.groups(family, managed=not by_coverage)
         )
-        if by_coverage and len(found) <= _MOST:
+        if by_coverage and len(found) <= MOST_IN_PANEL:
             payors = self._terms("Coverage", "payor", family)
             filter_ = {"$and": [{"terms": {"$in": payors}}, {"terms": "status=active"}]}
             rows = await self._find("Coverage", filter_, {"terms": 1})
             found |= self._patients("Coverage", "beneficiary", rows)
-        return found if len(found) <= _MOST else None
+        return found if len(found) <= MOST_IN_PANEL else None
 
     async def _providers(self, family: OrganizationTree) -> list[str]:
         """The organizations, the roles in them, and the practitioners in these roles."""
@@ -131,7 +131,7 @@ class Panels:
             members = (row["_id"]["m"] for row in rows)
             named = reference.targets(parameter, members, self._base_url)
             found |= {f"Patient/{id_}" for kind, id_ in named if kind == "Patient"}
-            if len(found) > _MOST:
+            if len(found) > MOST_IN_PANEL:
                 break
         return found
 
@@ -148,11 +148,13 @@ class Panels:
             found |= merged
             if not level:
                 break
-        return found if len(found) <= _MOST else None
+        return found if len(found) <= MOST_IN_PANEL else None
 
     async def _find(self, collection: str, filter_: Filter, projection: Document) -> list[Document]:
         """The documents found, up to one more than a panel may hold."""
-        return await self._store.find(collection, filter_, limit=_MOST + 1, projection=projection)
+        return await self._store.find(
+            collection, filter_, limit=MOST_IN_PANEL + 1, projection=projection
+        )
 
     def _patients(self, resource_type: str, code: str, rows: Iterable[Document]) -> set[str]:
         parameter = parameters(resource_type)[code]

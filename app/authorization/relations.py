@@ -24,18 +24,20 @@ from app.authorization.rules import (
 )
 from app.consent import labels
 from app.consent.labels import Labels
-from app.fhir.codes import SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
+from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
 from app.search.expression import follow
 from app.search.parameter import Filter, Parameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters, standard
-from app.search.terms import SENDER, senders, unescape
+from app.search.terms import SENDER, escape, senders, unescape
 
 # Search parameters that rules read besides those of OWNERS and of these tables.
 _FURTHER = {"Group": "managing-entity", "Provenance": "target"}
 _NAMING = (SPEAKS_FOR, LEADS_TO, LEADS_TO_OWN)
 # The `_id` and `terms` of a document. A version's `_id` identifies the version, and its `id` the resource.
 DocumentRow = Mapping[str, Any]
+# The term by which the proof of a notice is known (app/proof).
+PROOF = f"category={escape(NOTICE_KIND)}|{escape(EVENT_NOTICE)}"
 _SECURITY = "_security="
 _KEPT = f"_tag={SUBSCRIPTION_ORIGIN}|endpoint"
 _TOPIC_ID = "topic-"
@@ -161,9 +163,11 @@ def holds(
     caller: Caller,
     base_url: str,
 ) -> bool:
-    """Whether a resource has a relation that its own terms decide: any but `patients` and `targets`.
+    """Whether a resource has a relation as far as its own terms decide.
 
-    For `kept` the family is with its PractitionerRoles (`Relationships.offices`).
+    Of `agreed` and `addressed` the patients still have to be the organization's (Access); `patients`, `targets`,
+    `attached` and `contracted` are not decided by terms at all. For `kept` the family is with its PractitionerRoles
+    (`Relationships.offices`).
     """
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
 
@@ -233,8 +237,29 @@ def _published(
     )
 
 
+def _addressed(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
+    return (
+        resource_type == "Communication"
+        and PROOF in row["terms"]
+        and not family.isdisjoint(named(resource_type, "recipient", row, base))
+    )
+
+
+def _party(
+    resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
+) -> bool:
+    return resource_type == "Contract" and any(
+        not family.isdisjoint(named(resource_type, code, row, base))
+        for code in ("authority", "subject")
+    )
+
+
 _HOLDS: Mapping[Relation, Holds] = {
+    "party": _party,
     "everyone": lambda *_: True,
+    "addressed": _addressed,
     "sent": _sent,
     "provided": _by("service-provider", "Encounter"),
     "managed": _by("managing-entity", "Group"),

@@ -11,11 +11,13 @@ from datetime import datetime
 from typing import TypeVar
 
 from app.attribution import claims, many
+from app.authorization.agreements import agreements
 from app.consent.recipients import Recipient, RecipientKind, resolve
 from app.fhir import json as fhir_json
 from app.runtime.batch_cache import BatchCache
 from app.runtime.mongo import Document
 from app.search import group_members, spans
+from app.search.parameter import Filter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
 from app.search.terms import senders
@@ -63,6 +65,15 @@ class Relationships:
         self._listed: BatchCache[tuple[Listing, str], bool] = BatchCache(
             self._read_listed, False, lasting=_CACHE_SECONDS
         )
+        self._agreed: BatchCache[Pair, frozenset[str]] = BatchCache(
+            self._read_agreed, frozenset(), lasting=_CACHE_SECONDS
+        )
+        self._contracted: BatchCache[OrganizationTree, frozenset[str]] = BatchCache(
+            self._read_contracted, frozenset(), lasting=_CACHE_SECONDS
+        )
+        self._managed: BatchCache[OrganizationTree, frozenset[str]] = BatchCache(
+            self._read_managed, frozenset(), lasting=_CACHE_SECONDS
+        )
         self._families: BatchCache[str, OrganizationTree] = BatchCache(
             self._read_families, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
         )
@@ -80,7 +91,8 @@ class Relationships:
                 self._forget(event)
             elif event.type in ("Group", "Contract"):
                 self._practices.clear()
-                self._listed.clear()
+                for known in (self._listed, self._agreed, self._contracted, self._managed):
+                    known.clear()
             elif event.type in ("Organization", "PractitionerRole"):
                 self._practices.clear()
                 self._families.clear()
@@ -160,6 +172,21 @@ class Relationships:
             found |= {patient for (_, patient), is_so in covered.items() if is_so}
         return found
 
+    async def agreed(
+        self, patients: Collection[str], family: OrganizationTree
+    ) -> Mapping[str, frozenset[str]]:
+        """The types of records that Contracts with the family as authority give, by the patients they are about."""
+        found = await self._all(self._agreed, [(family, each) for each in patients])
+        return {patient: types for (_, patient), types in found.items()}
+
+    async def contracted(self, family: OrganizationTree) -> frozenset[str]:
+        """The ids of the Groups that executed Contracts with the family as authority or subject are about."""
+        return await self._contracted.get(family)
+
+    async def managed(self, family: OrganizationTree) -> frozenset[str]:
+        """The ids of the Groups that the family manages."""
+        return await self._managed.get(family)
+
     async def _all(self, shared: BatchCache[K, V], keys: Iterable[K]) -> dict[K, V]:
         reads = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
         return {
@@ -233,50 +260,78 @@ class Relationships:
         self, pairs: list[tuple[Listing, str]]
     ) -> Mapping[tuple[Listing, str], bool]:
         found: dict[tuple[Listing, str], bool] = {}
-        now = self.now()
         for listing, patients in _by_first(pairs):
-            members = self._terms("Group", "member", patients)
             family, is_managed = listing
             groups = await self.groups(family, managed=is_managed)
-            keys = [{"g": group, "m": member} for group in groups for member in members]
-            for start in range(0, len(keys), _KEYS_AT_ONCE):
-                some = {"_id": {"$in": keys[start : start + _KEYS_AT_ONCE]}}
-                for row in await self._store.find(claims.ROSTERS, some):
-                    (when,) = group_members.memberships_in([row]).values()
-                    if any(spans.holds(span, now) for span in when):
-                        for patient in self._patients("Group", "member", [row["_id"]["m"]]):
-                            found[listing, patient] = True
+            rosters = await self._memberships(patients, groups)
+            found |= dict.fromkeys(((listing, patient) for patient, _ in rosters), True)
+        return found
+
+    async def _memberships(
+        self, patients: Sequence[str], groups: Iterable[str]
+    ) -> list[tuple[str, str]]:
+        """Each of the patients with each of the Groups, by its id, that it is a member of now."""
+        now = self.now()
+        found: list[tuple[str, str]] = []
+        members = self._terms("Group", "member", patients)
+        keys = [{"g": group, "m": member} for group in groups for member in members]
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            some = {"_id": {"$in": keys[start : start + _KEYS_AT_ONCE]}}
+            for row in await self._store.find(claims.ROSTERS, some):
+                (when,) = group_members.memberships_in([row]).values()
+                if any(spans.holds(span, now) for span in when):
+                    own = self._patients("Group", "member", [row["_id"]["m"]])
+                    found += [(patient, row["_id"]["g"]) for patient in own]
+        return found
+
+    async def _read_agreed(self, pairs: list[Pair]) -> Mapping[Pair, frozenset[str]]:
+        found: dict[Pair, frozenset[str]] = {}
+        for family, patients in _by_first(pairs):
+            given: dict[str, frozenset[str]] = {}
+            for each in await agreements(self._store, family, ("authority",), self._base_url):
+                for group in each.groups:
+                    given[group] = given.get(group, frozenset()) | each.types
+            live = await self._live({"_id": {"$in": sorted(given)}})
+            for patient, group in await self._memberships(patients, live):
+                found[family, patient] = found.get((family, patient), frozenset()) | given[group]
+        return found
+
+    async def _read_contracted(
+        self, families: list[OrganizationTree]
+    ) -> Mapping[OrganizationTree, frozenset[str]]:
+        found: dict[OrganizationTree, frozenset[str]] = {}
+        for family in families:
+            known = await agreements(self._store, family, ("authority", "subject"), self._base_url)
+            found[family] = frozenset[str]().union(*(each.groups for each in known))
+        return found
+
+    async def _read_managed(
+        self, families: list[OrganizationTree]
+    ) -> Mapping[OrganizationTree, frozenset[str]]:
+        found: dict[OrganizationTree, frozenset[str]] = {}
+        for family in families:
+            wanted = {"terms": {"$in": self._terms("Group", "managing-entity", family)}}
+            rows = await self._store.find("Group", wanted, projection={"_id": 1})
+            found[family] = frozenset(row["_id"] for row in rows)
         return found
 
     async def groups(self, family: OrganizationTree, *, managed: bool) -> list[str]:
         """The ids of live Groups that are designated to a family, or with `managed` that it manages."""
-        any_of: list[Document] = [{"_id": {"$in": sorted(await self.designated(family))}}]
+        any_of: list[Filter] = [{"_id": {"$in": sorted(await self.designated(family))}}]
         if managed:
             any_of.append({"terms": {"$in": self._terms("Group", "managing-entity", family)}})
-        rows = await self._store.find(
-            "Group", {"$and": [{"roster.live": True}, {"$or": any_of}]}, projection={"_id": 1}
-        )
-        return [row["_id"] for row in rows]
+        return await self._live({"$or": any_of})
 
     async def designated(self, family: OrganizationTree) -> set[str]:
         """The ids of the Groups that an executed Contract with the family as its authority is about."""
-        contracts = await self._store.find(
-            "Contract",
-            {
-                "$and": [
-                    {"terms": {"$in": self._terms("Contract", "authority", family)}},
-                    {"terms": "status=executed"},
-                ]
-            },
-            projection={"terms": 1},
-        )
-        subject = parameters("Contract")["subject"]
-        return {
-            id_
-            for row in contracts
-            for kind, id_ in reference.targets(subject, row["terms"], self._base_url)
-            if kind == "Group"
-        }
+        known = await agreements(self._store, family, ("authority",), self._base_url)
+        return set[str]().union(*(each.groups for each in known))
+
+    async def _live(self, groups: Filter) -> list[str]:
+        """The ids of the Groups of a filter that are in use."""
+        wanted = {"$and": [{"roster.live": True}, groups]}
+        rows = await self._store.find("Group", wanted, projection={"_id": 1})
+        return [row["_id"] for row in rows]
 
     async def _read_families(self, organizations: list[str]) -> Mapping[str, OrganizationTree]:
         return {each: await self._family(each) for each in organizations}

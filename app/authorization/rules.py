@@ -7,9 +7,14 @@ A relation is a claim about a resource and the caller's organization, or one tha
     everyone   holds for every resource
     patients   every patient that the resource is about is the organization's (PATIENTS says what that means)
     targets    every resource here that a Provenance is about may be changed by the organization
+    agreed     so is every patient, and a Contract about each gives records of the type (agreements.py)
+    addressed  so is every patient, and it is the proof of a notice that the organization is a recipient of
+    attached   a DocumentReference that the organization may read attaches it (attachments.py)
     sent       the organization wrote a version of it
     provided   an Encounter whose serviceProvider the organization is
     managed    a Group whose managingEntity the organization is
+    contracted a Group that an executed Contract is about whose authority or subject the organization is
+    party      a Contract with the organization as authority or subject, or about a Group that it manages
     owned      a directory entry that belongs to the organization (OWNERS)
     itself     the organization's own Organization
     published  one of the server's topics, as Basic
@@ -33,6 +38,7 @@ Room = Literal[
     "directory",
     "reference",
     "group",
+    "contract",
     "subscription",
     "paper",
     "provenance",
@@ -42,10 +48,15 @@ Room = Literal[
 Relation = Literal[
     "everyone",
     "patients",
+    "agreed",
+    "addressed",
+    "attached",
     "targets",
     "sent",
     "provided",
     "managed",
+    "contracted",
+    "party",
     "owned",
     "itself",
     "published",
@@ -74,6 +85,8 @@ ALL = Rule(read=("everyone",), old=("everyone",), new=("everyone",))
 _DIRECTORY = Rule(read=("everyone",), old=("owned", "itself"), new=("owned", "itself"))
 _REFERENCE = Rule(read=("everyone",))
 _OWN = Rule(read=("sent",), old=("sent",), new=("everyone",))
+_PAPER = Rule(read=("sent", "attached"), old=("sent",), new=("everyone",))
+_PARTY = Rule(read=("party",))
 _PROVENANCE = Rule(read=("patients", "sent"), new=("targets",))
 _RECORD = Rule(read=("patients",), old=("patients",), new=("patients",))
 _SENT_RECORD = Rule(read=("sent", "provided"), old=("sent", "provided"), new=("patients",))
@@ -90,7 +103,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "reference": _REFERENCE,
         "group": Rule(read=("managed",)),
         "subscription": Rule(read=("sent", "kept"), old=("sent",), new=("everyone",)),
-        "paper": _OWN,
+        "paper": _PAPER,
         "provenance": _PROVENANCE,
     },
     "hospital": {
@@ -111,21 +124,24 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "basic": _BASIC,
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
-        "group": Rule(read=("managed",), old=("managed",), new=("managed",)),
+        "group": Rule(read=("managed", "contracted"), old=("managed",), new=("managed",)),
+        "contract": _PARTY,
         "subscription": _OWN,
-        "paper": _OWN,
+        "paper": _PAPER,
         "provenance": _PROVENANCE,
     },
     "state": {
         "patient": Rule(read=("patients",)),
-        "record": Rule(read=("patients",)),
-        "consent": Rule(read=("patients",)),
-        "basic": Rule(read=("patients", "published")),
+        "record": Rule(read=("agreed", "addressed")),
+        "consent": Rule(read=("agreed",)),
+        "basic": Rule(read=("agreed", "published")),
         "directory": _REFERENCE,
         "reference": _REFERENCE,
-        "group": Rule(read=("managed",)),
+        "group": Rule(read=("managed", "contracted")),
+        "contract": _PARTY,
         "subscription": _OWN,
-        "provenance": Rule(read=("patients",)),
+        "paper": Rule(read=("attached",)),
+        "provenance": Rule(read=("agreed",)),
     },
     # It keeps the directory for everybody, and sees no patient.
     "directory": {"directory": ALL, "reference": _REFERENCE},
@@ -150,6 +166,11 @@ PATIENTS: Mapping[Role, Belonging] = {
 # A plan's members are those of its Coverages, and of Groups that a Contract designates: a Group that it manages is
 # written by itself. A state agency writes none, so that those it manages designate its members too.
 BY_COVERAGE: frozenset[Role] = frozenset({"plan"})
+
+# Who reads the ledger of notices beside administrators: who owes them, and whom a contract has them sent to.
+PROOF_ROLES: frozenset[Role] = frozenset({"plan", "state"})
+# Who has the timeliness of notices counted; a practice its own.
+REPORT_ROLES: frozenset[Role] = PROOF_ROLES | {"practice"}
 
 # Roles that a patient's general refusal of access for providers is not about (docs/consent.md, "authority").
 NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
@@ -235,6 +256,7 @@ _FURTHER_RECORDS = ("Device", "GuidanceResponse", "Task")
 _ALONE: Mapping[str, Room] = {
     "Patient": "patient",
     "Group": "group",
+    "Contract": "contract",
     "Subscription": "subscription",
     "Binary": "paper",
     "Bundle": "paper",

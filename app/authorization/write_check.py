@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.authentication.caller import Role
 from app.authentication.scopes import Action
 from app.authorization import (
     consent_check,
@@ -20,23 +21,39 @@ from app.authorization import (
 )
 from app.authorization.access import Access, current_rows
 from app.authorization.relations import DocumentRow
-from app.authorization.rules import KEEPERS, LEADS_TO, LEADS_TO_OWN, SPEAKS_FOR, rule_of
+from app.authorization.rules import (
+    KEEPERS,
+    LEADS_TO,
+    LEADS_TO_OWN,
+    SPEAKS_FOR,
+    room_of,
+    rule_of,
+)
 from app.errors import Forbidden
-from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND, RECIPIENT_KIND
+from app.fhir.codes import RECIPIENT_KIND
 from app.fhir.json import Resource
 from app.records.versions import Change, ResourceVersion, VersionConflict
 from app.search import group_members
 from app.search.extract import extract
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
-from app.search.terms import escape
 
 _ACTIONS: dict[str, Action] = {"create": "c", "update": "u", "patch": "u", "delete": "d"}
 
 
-def refused() -> Forbidden:
-    """The one answer to a write that the caller may not make."""
-    return Forbidden("This client may not write this resource so")
+_REFUSED = "This client may not write this resource so"
+_NO_STRANGERS = (
+    "A hospital writes about patients whose record it sent or who have been there. Of somebody who is new to it send "
+    "the Patient in the same transaction, or have an administrator write the first Encounter that names the hospital "
+    "as serviceProvider"
+)
+
+
+def refused(role: Role | None, resource_type: str) -> Forbidden:
+    """The one answer to a write that the caller may not make; a hospital's says how a stranger becomes its patient."""
+    if role == "hospital" and room_of(resource_type) == "record":
+        return Forbidden(f"{_REFUSED}. {_NO_STRANGERS}")
+    return Forbidden(_REFUSED)
 
 
 async def check(access: Access, changes: Sequence[Change]) -> None:
@@ -70,6 +87,9 @@ class _Writing:
         self._action = _ACTIONS[change.method]
         self._base_url = access.base_url
         self._rule = rule_of(access.caller.role, change.type)
+
+    def _refused(self) -> Forbidden:
+        return refused(self._access.caller.role, self._change.type)
 
     async def check(self) -> None:
         change, access = self._change, self._access
@@ -116,23 +136,23 @@ class _Writing:
         if own is None or not await self._access.related(
             change.type, [own], self._rule.old, is_own_past=True
         ):
-            raise refused()
+            raise self._refused()
         if not self._is_within(change.previous):
-            raise refused()
+            raise self._refused()
         await self._check_word(own)
         return own
 
     async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
         change, access = self._change, self._access
         if self._is_restricted and not self._matches({**resource, "id": change.id}):
-            raise refused()
+            raise self._refused()
         if access.is_administrator:
             if "everyone" not in self._rule.new:
-                raise refused()
+                raise self._refused()
             return
         row = relations.facts_of(change.type, change.id, resource)
         if not (self._rule.fresh and _is_new(change)) and not await self._is_related(row):
-            raise refused()
+            raise self._refused()
         await self._check_word(row)
         if access.caller.role not in KEEPERS:
             await self._check_targets(before, row)
@@ -204,7 +224,7 @@ class _Writing:
         access, left = self._access, named - self._together.created
         family = await access.family()
         if not left <= await access.own_patients(left, family):
-            raise refused()
+            raise self._refused()
         if named and self._change.id in await access.relationships.designated(family):
             raise Forbidden(
                 "A Contract makes the members of this Group this organization's: an administrator adds them",
@@ -235,14 +255,11 @@ def _is_live(group: dict[str, Any]) -> bool:
 # Communication   of the category `notice-kind|event-notification`: the proof of a notice (docs/proof.md)
 # Subscription    its extension `recipient-kind`: whether patients' refusals reach its recipient (docs/consent.md)
 
-# The term by which readers of the proof find it (app/proof).
-_PROOF = f"category={escape(NOTICE_KIND)}|{escape(EVENT_NOTICE)}"
-
 
 def is_proof(resource: Resource) -> bool:
     """Whether a Communication counts as the proof of a notice."""
     terms: list[str] = extract("Communication", resource)["terms"]
-    return _PROOF in terms
+    return relations.PROOF in terms
 
 
 def check_server_owned(change: Change) -> None:

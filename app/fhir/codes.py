@@ -79,6 +79,8 @@ POINT_OF_CONTACT = "point-of-contact"
 CONTRACT_DEADLINE = EXTENSION + "contract-deadline"
 CONTRACT_ALERT = EXTENSION + "contract-alert-before"
 CONTRACT_ID = BASE + "NamingSystem/contract"
+# R4's code system of the names of resource types.
+RESOURCE_TYPE = "http://hl7.org/fhir/resource-types"
 
 # The proof of a notice: what marks its Communication, and what R4 has no element for.
 NOTICE_KIND = CODE_SYSTEM + "notice-kind"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.fhir.definitions import SUPPORTED_TYPES
-from tests.authorization.access_table import ABOUT, DIRECTORY, MANY, SENDERS, Record
-from tests.builders.access_world import World, coverage, designated, encounter, security
+from tests.authorization.access_table import ABOUT, AGREED, DIRECTORY, MANY, SENDERS, Record
+from tests.builders.access_world import World, contract, coverage, designated, encounter, security
 from tests.builders.minimal_resources import minimal
 from tests.builders.practices import patient, ref
 from tests.conftest import BASE
@@ -27,6 +27,8 @@ PRINCIPAL = (
     "Patient",
     "Task",
 )
+# What a DocumentReference may attach.
+PAPERS = ("Binary", "Bundle")
 # Made by the server, by the world or by rules of their own.
 _APART = frozenset({"AuditEvent", "Subscription", "Patient", "Group"})
 # Of the types whose every resource is seen by all, or by none, these stand for the others.
@@ -71,6 +73,12 @@ def planned() -> list[Record]:
     made += [
         Record("Binary", "sent-by-north", author="north"),
         Record("Bundle", "sent-by-general", author="general"),
+        *(Record(type_, f"for-{each}", (each,)) for type_ in PAPERS for each in ("pn", "ps")),
+        *(Record(type_, "for-pb", ("pb",), author="city") for type_ in PAPERS),
+        Record("Bundle", "for-pn-r", ("pn",), label="R"),
+        Record("Contract", "of-agency", parties=("agency", "plan-b")),
+        Record("Contract", "of-bureau", parties=("bureau",)),
+        Record("Group", "agreed", ("pn",), parties=("agency", "plan-b")),
         Record("Subscription", "sent-by-north", author="north"),
         Record("Subscription", "sent-by-agency", author="agency"),
         Record("Group", "list-n", ("pn",), owner="agency"),
@@ -121,6 +129,10 @@ def resource_of(record: Record) -> Resource:
         made |= {"status": "planned"}
     if record.owner:
         made |= _owned(type_, record.owner)
+    if type_ == "Contract" and record.parties:
+        agency, *plans = (ref(f"Organization/{each}") for each in record.parties)
+        made |= {"status": "executed", "authority": [agency]}
+        made["subject"] = [ref("Group/agreed"), *plans] if plans else [ref("Group/list-s")]
     named = [ref(_FORMS[record.form].format(each)) for each in record.about]
     if type_ == "Group":
         made |= {"actual": True, "type": "person", "member": [{"entity": each} for each in named]}
@@ -173,6 +185,17 @@ def bundle(kind: str, *entries: Resource) -> Resource:
     return {"resourceType": "Bundle", "type": kind, "entry": list(entries)}
 
 
+def attaching(record: Record) -> Resource:
+    """The DocumentReference that attaches a Binary or Bundle."""
+    return {
+        "resourceType": "DocumentReference",
+        "id": f"attaches-{record.resource_type}-{record.id}",
+        "status": "current",
+        "subject": ref(_FORMS[record.form].format(record.about[0])),
+        "content": [{"attachment": {"url": record.reference}}],
+    }
+
+
 async def plant(world: World, records: Sequence[Record]) -> None:
     """Everything as its author sends it; the ties of `pb` first, for city is to write of it."""
     await world.put(
@@ -182,15 +205,17 @@ async def plant(world: World, records: Sequence[Record]) -> None:
         encounter("tie-city", "pb", "city"),
         coverage("tie-plan", "pb", "plan-a"),
         designated("tie-list", "agency", "pb"),
+        contract("tie-contract", "tie-list", "agency", *sorted(AGREED["agency"])),
     )
     ordered = sorted(records, key=lambda each: each.resource_type != "Patient")
     for author in dict.fromkeys(each.author for each in ordered):
         own = [each for each in ordered if each.author == author]
-        entries = [entry("PUT", each.reference, resource_of(each)) for each in own]
+        made = [resource_of(each) for each in own]
+        made += [attaching(each) for each in own if each.resource_type in PAPERS and each.about]
+        urls = [f"{each['resourceType']}/{each['id']}" for each in made]
+        entries = [entry("PUT", url, each) for url, each in zip(urls, made, strict=True)]
         answer = await world.ask(author, "POST", "/", bundle("transaction", *entries))
         assert answer.status_code == 200, answer.text
-        answers = zip(own, answer.json()["entry"], strict=True)
-        failed = {
-            each.reference: got for each, got in answers if got["response"]["status"][0] != "2"
-        }
+        answers = zip(urls, answer.json()["entry"], strict=True)
+        failed = {url: got for url, got in answers if got["response"]["status"][0] != "2"}
         assert not failed, failed

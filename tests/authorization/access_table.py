@@ -1,7 +1,8 @@
 """Who must see and may write what, said a second time: in words of its own, and without a look at the server's rules.
 
 A practice has the patients whose primary care provider it is, a hospital the patients and visits that it sent, a plan
-its members, a state agency its designated group, an administrator all. What no row here opens is closed.
+its members, a state agency its designated group and of these what its Contract is about, an administrator all. What no
+row here opens is closed.
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ ABOUT: Mapping[str, str] = {
 }
 # Types whose element may name several.
 MANY = frozenset({"Account", "Appointment", "Provenance"})
+# What the Contracts of the state agencies are about: of no other type do they see anything of their members.
+AGREED: Mapping[str, frozenset[str]] = {
+    "agency": frozenset({"Condition", "Encounter"}),
+    "bureau": frozenset({"Condition", "Encounter", "Observation"}),
+}
 DIRECTORY = frozenset(
     {
         "Endpoint",
@@ -158,7 +164,7 @@ DEFINITIONS = frozenset(
 OPEN = DIRECTORY | DEFINITIONS
 # What names an organization as its own is that one's to write, whoever else has the patient.
 ITS_WORD = frozenset({"Coverage", "Encounter"})
-# Whose they are is who sent them, and nothing else.
+# Whose they are is who sent them; a Binary or Bundle is also for whom a DocumentReference that attaches it is for.
 SENDERS = frozenset({"Binary", "Bundle", "Subscription"})
 
 
@@ -176,7 +182,9 @@ class Record:
 
     `about` has patients; `form` is how it names them: as R4 has it, by an absolute or a versioned reference, or by one
     to another server. `author` is the client that sent it, `owner` whose it says it is: an Encounter's hospital, a
-    Coverage's plan, who manages a Group. `label` is a code of confidentiality.
+    Coverage's plan, who manages a Group. `parties` are those of a Contract, or of the Contract about a Group. A Binary
+    or Bundle is about those whom a DocumentReference by its author attaches it to. `label` is a code of
+    confidentiality.
     """
 
     resource_type: str
@@ -186,6 +194,7 @@ class Record:
     owner: str | None = None
     label: str = ""
     form: str = "relative"
+    parties: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -204,8 +213,8 @@ def is_closed(who: str, resource_type: str) -> bool:
         return False
     if resource_type == "Group":
         return role == "hospital"
-    if resource_type in ("Binary", "Bundle"):
-        return role == "state"
+    if resource_type == "Contract":
+        return role in ("practice", "hospital")
     return resource_type not in ABOUT.keys() | OPEN | SENDERS
 
 
@@ -222,15 +231,18 @@ def _sees(who: str, record: Record) -> bool:
     type_ = record.resource_type
     if type_ in OPEN:
         return True
-    if type_ in SENDERS:
-        return record.author == who
-    if type_ == "Group":
-        return record.owner == who
+    if type_ in SENDERS and record.author == who:
+        return True
+    if type_ in ("Group", "Contract"):
+        return who in (record.owner, *record.parties)
     if _is_sender(who, record):
         return True
     is_patient = bool(record.patients) and all(who in WHOSE[each] for each in record.patients)
     if record.label == "R" or not is_patient:
         return False
+    if ROLES[who] == "state" and type_ != "Patient":
+        # A document goes with the DocumentReference that attaches it.
+        return ("DocumentReference" if type_ in SENDERS else type_) in AGREED[who]
     return ROLES[who] != "hospital" or type_ == "Patient"
 
 
@@ -250,16 +262,20 @@ def may_change(who: str, record: Record) -> bool:
     role, type_ = ROLES[who], record.resource_type
     if role == "administrator":
         return True
-    if expected(who, record) is not Outcome.SEEN or type_ in DEFINITIONS or type_ == "Provenance":
+    if expected(who, record) is not Outcome.SEEN or type_ in DEFINITIONS:
+        return False
+    if type_ in ("Provenance", "Contract"):
         return False
     if type_ in DIRECTORY:
         return role != "state" and record.owner == who
     if type_ in SENDERS:
-        return True
+        return record.author == who
     if type_ == "Consent" and record.author != who:
         return False
-    if role == "state" or (type_ == "Group" and role == "practice"):
+    if role == "state":
         return False
+    if type_ == "Group":
+        return role == "plan" and record.owner == who
     return type_ not in ITS_WORD or record.owner in (None, who)
 
 
@@ -268,7 +284,7 @@ def may_create(who: str, record: Record) -> bool:
     role, type_ = ROLES[who], record.resource_type
     if role == "administrator":
         return True
-    if is_closed(who, type_) or type_ in OPEN or role == "state":
+    if is_closed(who, type_) or type_ in OPEN or type_ == "Contract" or role == "state":
         return type_ == "Subscription"
     if type_ in SENDERS or type_ == "Patient":
         return True

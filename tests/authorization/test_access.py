@@ -11,6 +11,7 @@ from app.authorization.restricted_store import RestrictedStore
 from app.fhir.ids import new_id
 from app.store.store import Store
 from tests.builders.access_world import (
+    AGREED,
     Registered,
     World,
     condition,
@@ -88,7 +89,8 @@ async def test_searches_find_what_is_ones_own(world: World, who: str) -> None:
 @pytest.mark.parametrize("who", SEERS)
 async def test_what_is_about_a_patient_follows_the_patient(world: World, who: str) -> None:
     assert await world.found(who, "/Condition?_id=cn,cs") == [f"Condition/c{OWN[who]}"]
-    assert await world.found(who, "/Coverage?_id=vn,vs") == [f"Coverage/v{OWN[who]}"]
+    agreed = who not in AGREED or "Coverage" in AGREED[who]
+    assert await world.found(who, "/Coverage?_id=vn,vs") == [f"Coverage/v{OWN[who]}"] * agreed
 
 
 @pytest.mark.parametrize("who", ["general", "city"])
@@ -397,6 +399,18 @@ async def test_nobody_reaches_a_patient_by_writing_about_them(world: World) -> N
                 continue  # a patient of one's own
             assert answer.status_code in (400, 403), (who, method, body, answer.text)
     assert (await world.get("north", "/Patient/ps")).status_code == 404
+
+
+async def test_a_hospital_is_told_how_a_stranger_becomes_its_patient(world: World) -> None:
+    """In the same words whoever it is, known here or not, and whether or not the id is taken."""
+    told = set()
+    for id_, who in (("es", "ps"), (new_id(), "ps"), (new_id(), "nobody-here")):
+        stay = encounter(id_, who, "general")
+        refused = await world.ask("general", "PUT", f"/Encounter/{id_}", stay)
+        assert_outcome(refused, 403, "forbidden")
+        told.add(refused.text)
+    assert len(told) == 1
+    assert "send the Patient in the same transaction" in told.pop()
 
 
 async def test_a_hospital_writes_of_its_patients_and_speaks_for_itself(world: World) -> None:

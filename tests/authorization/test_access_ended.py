@@ -9,6 +9,7 @@ import pytest
 
 from app.fhir.ids import new_id
 from tests.builders.access_world import (
+    CLIENTS,
     World,
     condition,
     contract,
@@ -74,7 +75,6 @@ async def sees(world: World, who: str, name: str) -> bool:
     [
         pytest.param("north", "north", id="practice"),
         pytest.param("plan-a", "plan-a", id="plan-by-contract"),
-        pytest.param("agency", "agency", id="state"),
         pytest.param("agency", "plan-b", id="state-by-contract"),
     ],
 )
@@ -87,8 +87,8 @@ async def test_a_roster_opens_its_members_while_they_are_members(
         roster = panel(name, "Organization/north", f"Patient/{name}")
     await world.put("admin", patient(name), condition(name, name), roster)
     if who != manager or who == "plan-a":
-        assert not await sees(world, who, name)
-        await world.put("admin", contract(name, name, who))
+        assert (await world.get(who, f"/Patient/{name}")).status_code == 404
+        await world.put("admin", contract(name, name, who, "Condition"))
     assert await sees(world, who, name)
     roster["member"][0].update(change)
     await world.put("admin", roster)
@@ -205,16 +205,69 @@ async def test_a_former_practice_keeps_its_papers_and_the_provenance_that_it_wro
 # State agencies
 
 
-async def test_a_coverage_opens_its_beneficiary_to_a_plan_and_to_no_state_agency(
+async def reads(world: World, who: str, name: str) -> set[str]:
+    """The types of what is about a patient, each with the patient's id, that are read, or found at all."""
+    found: set[str] = set()
+    for type_ in ("Patient", "Condition", "Coverage", "CarePlan", "Communication"):
+        if (await world.get(who, f"/{type_}/{name}")).status_code == 200:
+            found.add(type_)
+        if await world.found(who, f"/{type_}?_id={name}"):
+            found.add(type_)
+    return found
+
+
+async def test_a_contract_opens_to_a_state_agency_what_it_is_about_and_no_more(
     world: World,
 ) -> None:
+    """Neither a Coverage nor being on a list opens a member's record; a Contract opens the types that it names."""
     name = new_id()
     paid = coverage(name, name, "plan-a")
     paid["payor"].append(ref("Organization/agency"))
-    await world.put("admin", patient(name), condition(name, name), paid)
-    assert await sees(world, "plan-a", name)
-    assert not await sees(world, "agency", name)
-    assert (await world.get("agency", f"/Coverage/{name}")).status_code == 404
+    about = {"id": name, "subject": ref(f"Patient/{name}")}
+    plan = {"resourceType": "CarePlan", "status": "active", "intent": "plan", **about}
+    letter = {"resourceType": "Communication", "status": "completed", **about}
+    await world.put("admin", patient(name), condition(name, name), paid, plan, letter)
+    assert len(await reads(world, "plan-a", name)) == 5
+    assert await reads(world, "agency", name) == set()
     await world.put("admin", designated(name, "agency", name))
-    assert await sees(world, "agency", name)
-    assert (await world.get("agency", f"/Coverage/{name}")).status_code == 200
+    assert await reads(world, "agency", name) == {"Patient"}
+    agreed = contract(name, name, "agency", "Condition")
+    await world.put("admin", agreed)
+    assert await reads(world, "agency", name) == {"Patient", "Condition"}
+    assert await reads(world, "bureau", name) == set()
+    await world.put("admin", {**agreed, "status": "terminated"})
+    assert await reads(world, "agency", name) == {"Patient"}
+    left = designated(name, "agency", name)
+    left["member"][0]["inactive"] = True
+    await world.put("admin", agreed, left)
+    assert await reads(world, "agency", name) == set()
+
+
+async def test_a_contract_and_its_group_are_read_by_its_parties_alone(world: World) -> None:
+    """By the agency that it is for, by the plan that owes it, and by who manages the Group."""
+    name = new_id()
+    roster = designated(name, "city", name)
+    del roster["managingEntity"]
+    await world.put("admin", patient(name), roster)
+    agreed = contract(name, name, "agency", "Encounter", plan="plan-b")
+    for status in ("executed", "terminated"):
+        await world.put("admin", {**agreed, "status": status})
+        contracts: set[str] = set()
+        groups: set[str] = set()
+        for who in sorted(set(CLIENTS) - {"admin"}):
+            for type_, readers in (("Contract", contracts), ("Group", groups)):
+                answer = await world.get(who, f"/{type_}/{name}")
+                assert answer.status_code in (200, 403, 404)
+                listed = await world.get(who, f"/{type_}?_id={name}")
+                assert (answer.status_code == 200) == bool(listed.json().get("total")), (who, type_)
+                readers |= {who} if answer.status_code == 200 else set()
+                changed = agreed if type_ == "Contract" else roster
+                assert_outcome(
+                    await world.ask(who, "PUT", f"/{type_}/{name}", changed), 403, "forbidden"
+                )
+        assert contracts == {"agency", "plan-b"}
+        assert groups == ({"agency", "plan-b"} if status == "executed" else set())
+    # Who owes the notices about somebody has no patient by that.
+    assert (await world.get("plan-b", f"/Patient/{name}")).status_code == 404
+    await world.put("admin", {**roster, "managingEntity": ref("Organization/plan-a")})
+    assert (await world.get("plan-a", f"/Contract/{name}")).status_code == 200

@@ -28,6 +28,7 @@ from tests.builders.practices import (
     YESTERDAY,
     care_team,
     dated,
+    group,
     panel,
     patient,
     practitioner,
@@ -37,6 +38,7 @@ from tests.builders.practices import (
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 OTHERS, MAY_EXAMINE = 3_000, 1_500
+PAPERS = 1_600
 NORTH = ref("PractitionerRole/role-n")
 
 
@@ -51,6 +53,8 @@ async def world(mongod: str) -> AsyncIterator[World]:
                 encounter(f"a-x{number}", f"x{number}", "city", period={"start": "2026-11-01"}),
             )
         ]
+        crowd += [paper(f"a-x{number}") for number in range(PAPERS)]
+        crowd += [group(f"a-x{number}") for number in range(PAPERS)]
         changes = [Change("create", each["resourceType"], each["id"], each) for each in crowd]
         for start in range(0, len(changes), 500):
             await found.server.store.commit(changes[start : start + 500])
@@ -83,9 +87,27 @@ async def world(mongod: str) -> AsyncIterator[World]:
             contract("z-list", "z-list", "plan-a"),
             designated("z-own", "plan-a", "y-team"),
             designated("z-state", "agency", "y-team"),
+            paper("z-paper"),
+            attaching("z-paper", "y-team"),
+            designated("z-agreed", "plan-b", "y-practice"),
+            contract("z-contract", "z-agreed", "bureau", "Encounter", plan="plan-a"),
         )
         await found.put("admin", *former())
         yield found
+
+
+def paper(id_: str) -> dict[str, Any]:
+    return {"resourceType": "Binary", "id": id_, "contentType": "text/plain", "data": "eA=="}
+
+
+def attaching(paper_id: str, who: str) -> dict[str, Any]:
+    return {
+        "resourceType": "DocumentReference",
+        "id": paper_id,
+        "status": "current",
+        "subject": ref(f"Patient/{who}"),
+        "content": [{"attachment": {"url": f"Binary/{paper_id}"}}],
+    }
 
 
 def former() -> list[dict[str, Any]]:
@@ -154,6 +176,13 @@ async def test_who_was_ones_own_once_is_not_found_among_thousands(world: World, 
     gone = {f"{type_}/f-{each}" for type_ in ("Patient", "Encounter") for each in FORMER}
     for url in ("/Patient?_count=100", "/Encounter?status=in-progress&_count=100"):
         assert not gone & set(await world.found(who, url)), url
+
+
+async def test_papers_and_groups_are_found_by_what_leads_to_them(world: World) -> None:
+    assert await world.found("north", "/Binary?_count=100") == ["Binary/z-paper"]
+    lists = [f"Group/{each}" for each in ("f-plan", "z-agreed", "z-list")]
+    assert await world.found("plan-a", "/Group?_count=100") == lists
+    assert await world.found("bureau", "/Group?_count=100") == ["Group/list-s", "Group/z-agreed"]
 
 
 async def test_a_chain_finds_ones_own_among_thousands(world: World) -> None:

@@ -1,7 +1,8 @@
 """Two of each kind of organization, two patients, and callers for the tests of access.
 
-Everything of `pn` is north's (practice), general's (hospital), plan-a's and the agency's; of `ps` it is south's, city's
-and plan-b's. Tokens are names: what proves a token is no matter here.
+Everything of `pn` is north's (practice), general's (hospital) and plan-a's; of `ps` it is south's, city's and plan-b's.
+The agency has a Contract about the visits and conditions of `pn`, the bureau one about those of `ps` and what was
+observed. Tokens are names: what proves a token is no matter here.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import httpx
 from app.authentication import access_tokens
 from app.authentication.caller import Caller, Role
 from app.errors import Unauthorized
+from app.fhir.codes import RESOURCE_TYPE
 from tests.builders.practices import group, organization, patient, practitioner, ref, role
 from tests.conftest import Server, make_settings, running
 
 Resource = dict[str, Any]
 EVERYTHING = ("system/*.cruds",)
+# The types of records that the Contracts with the agencies give.
+AGREED = {"agency": ("Condition", "Encounter"), "bureau": ("Condition", "Encounter", "Observation")}
 
 
 @dataclass
@@ -155,14 +159,17 @@ def designated(id_: str, agency: str, *who: str) -> Resource:
     )
 
 
-def contract(id_: str, group: str, authority: str) -> Resource:
-    """It designates the members of a Group to an organization."""
+def contract(id_: str, group_id: str, agency: str, *types: str, plan: str = "") -> Resource:
+    """An executed Contract that gives an agency records of these types about a Group's members."""
+    of = [ref(f"Group/{group_id}")] + ([ref(f"Organization/{plan}")] if plan else [])
+    asset = {"coding": [{"system": RESOURCE_TYPE, "code": each} for each in types]}
     return {
         "resourceType": "Contract",
         "id": id_,
         "status": "executed",
-        "subject": [ref(f"Group/{group}")],
-        "authority": [ref(f"Organization/{authority}")],
+        "subject": of,
+        "authority": [ref(f"Organization/{agency}")],
+        **({"term": [{"offer": {"text": "-"}, "asset": [{"type": [asset]}]}]} if types else {}),
     }
 
 
@@ -195,7 +202,13 @@ def people() -> list[Resource]:
             condition(f"c{side}", f"p{side}"),
             coverage(f"v{side}", f"p{side}", plan),
         ]
-    return [*made, designated("list-n", "agency", "pn"), designated("list-s", "bureau", "ps")]
+    return [
+        *made,
+        designated("list-n", "agency", "pn"),
+        designated("list-s", "bureau", "ps"),
+        contract("with-agency", "list-n", "agency", *AGREED["agency"]),
+        contract("with-bureau", "list-s", "bureau", *AGREED["bureau"]),
+    ]
 
 
 @asynccontextmanager

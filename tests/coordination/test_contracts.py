@@ -139,6 +139,43 @@ async def test_a_contract_is_shown_as_resources(hub: Pair, receiver: Receiver) -
         assert subscription["channel"]["header"] == ["Authorization: ********"]
 
 
+def types(resource: dict[str, Any]) -> list[str]:
+    """The types of records that a Contract gives."""
+    (asset,) = resource["term"][0]["asset"]
+    return sorted(each["code"] for concept in asset["type"] for each in concept["coding"])
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        pytest.param({}, ["Encounter"], id="events"),
+        pytest.param(
+            {"payload": "full-resource"},
+            ["Condition", "Encounter", "Procedure"],
+            id="what-notices-carry",
+        ),
+        pytest.param(
+            {"topics": ["careplan-change"], "payload": "empty"}, ["CarePlan"], id="other-events"
+        ),
+    ],
+)
+async def test_a_contract_names_its_parties_and_the_records_that_it_takes(
+    hub: Pair, receiver: Receiver, more: dict[str, Any], expected: list[str]
+) -> None:
+    """One that was written by an earlier version, which named none, is written anew at the next start."""
+    server, client = hub
+    await put(client, organization("dual-plan"))
+    await keep(hub, contract(receiver, plan="Organization/dual-plan", **more))
+    shown = (await client.get("/Contract/state")).json()
+    assert check(shown) == []
+    assert shown["subject"] == [ref("Group/high-risk"), ref("Organization/dual-plan")]
+    assert types(shown) == expected
+    earlier = {**shown, "term": [{"offer": shown["term"][0]["offer"]}]}
+    await put(client, earlier)
+    async with running(server.settings) as (_, other):
+        assert types((await other.get("/Contract/state")).json()) == expected
+
+
 async def test_secrets_are_not_shown_and_may_be_sent_back_masked(
     hub: Pair, receiver: Receiver
 ) -> None:

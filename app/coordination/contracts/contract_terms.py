@@ -1,7 +1,7 @@
 """The terms of a contract with a state or a plan as an operator writes them; only this module reads that JSON.
 
     {"id": "state-dsnp", "title": "...", "group": "Group/high-risk", "recipient": "Organization/medicaid",
-     "deadline": 24, "alert_before": 4, "payload": "id-only",
+     "plan": "Organization/dual-advantage", "deadline": 24, "alert_before": 4, "payload": "id-only",
      "channel": {"type": "rest-hook", "endpoint": "https://...", "headers": ["Authorization: Bearer ..."]}}
 
 docs/contracts.md
@@ -40,12 +40,16 @@ class ContractChannel(_Model):
 
 
 class ContractTerms(_Model):
-    """One contract. `deadline` and `alert_before` are hours after the event, and before the deadline."""
+    """One contract. `plan` owes the notices to `recipient`.
+
+    `deadline` and `alert_before` are hours after the event, and before the deadline.
+    """
 
     id: str = Field(pattern=f"^{_ID}$")
     title: str = Field(min_length=1)
     group: str = Field(pattern=f"^Group/{_ID}$")
     recipient: str = Field(pattern=f"^Organization/{_ID}$")
+    plan: str | None = Field(None, pattern=f"^Organization/{_ID}$")
     topics: tuple[str, ...] = Field((ADMISSION, SNF_ADMISSION), min_length=1)
     classes: tuple[_Code, ...] = INPATIENT
     deadline: float = Field(gt=0, le=24 * 366)

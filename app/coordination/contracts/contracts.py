@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Literal
 
+from app.authorization.rules import room_of
 from app.automation.reactions import stable_id
 from app.context import Context
 from app.coordination.contracts import contract_deadlines
@@ -29,6 +31,7 @@ from app.fhir.codes import (
     CONTRACT_DEADLINE,
     CONTRACT_ID,
     RECIPIENT_KIND,
+    RESOURCE_TYPE,
     SNF_ADMISSION,
     SUBSCRIPTION_ORIGIN,
     SUBSCRIPTION_OWNER,
@@ -45,6 +48,8 @@ from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic
 
 Origin = Literal["file", "admin"]
+# What notices bring along that no topic's shape names (docs/care-plans.md).
+_BESIDE = {"CarePlan": ("Communication", "DocumentReference")}
 
 
 async def load(context: Context) -> None:
@@ -52,6 +57,7 @@ async def load(context: Context) -> None:
 
     Raises ValueError for one that cannot be read or kept: a server that silently missed deadlines would be worse.
     """
+    await _renew(context)
     place = context.settings.contracts
     if place is None:
         await contract_deadlines.resume(context)
@@ -67,6 +73,19 @@ async def load(context: Context) -> None:
     async for row in contract_rows(context).find({"origin": "file", "_id": {"$nin": names}}):
         await _end(context, row)
     await contract_deadlines.resume(context)
+
+
+async def _renew(context: Context) -> None:
+    """Write the Contracts of kept terms anew where they would say something else by now: what they give is read there.
+
+    One whose topics are not known any more stays as it is.
+    """
+    async for row in contract_rows(context).find():
+        terms = read(row["terms"])
+        with suppress(Unprocessable):
+            await interactions.update(
+                context, "Contract", terms.id, _contract(terms, _topics(context, terms))
+            )
 
 
 async def put(context: Context, contract: str, given: Any) -> bool:
@@ -245,6 +264,7 @@ async def _unmasked(
 
 def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
     names = ", ".join(topic.resource.get("title", topic.url) for topic in topics)
+    types = [{"system": RESOURCE_TYPE, "code": each} for each in _types(terms, topics)]
     text = (
         f"Notices ({names}) about the members of {terms.group} go to {terms.recipient} "
         f"within {terms.deadline:g} hours of the event."
@@ -258,11 +278,22 @@ def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
         ],
         "identifier": [{"system": CONTRACT_ID, "value": terms.id}],
         "status": "executed",
-        "subject": [{"reference": terms.group}],
+        "subject": [{"reference": each} for each in (terms.group, terms.plan) if each],
         "authority": [{"reference": terms.recipient}],
         "title": terms.title,
-        "term": [{"offer": {"text": text}}],
+        "term": [{"offer": {"text": text}, "asset": [{"type": [{"coding": types}]}]}],
     }
+
+
+def _types(terms: ContractTerms, topics: Sequence[Topic]) -> list[str]:
+    """The types of records that the recipient needs: those of the events, and in full all that their notices carry."""
+    found = dict.fromkeys(each for topic in topics for each in topic.resource_types)
+    if terms.payload == "full-resource":
+        for topic in topics:
+            found |= dict.fromkeys(topic.carried_types)
+            for each in topic.resource_types:
+                found |= dict.fromkeys(_BESIDE.get(each, ()))
+    return [each for each in found if room_of(each) == "record"]
 
 
 def _hours(count: float) -> Resource:

@@ -186,6 +186,20 @@ class Topic:
         """The types it watches, in its own order."""
         return tuple(dict.fromkeys(trigger.resource_type for trigger in self.triggers))
 
+    @property
+    def carried_types(self) -> tuple[str, ...]:
+        """The types of resources that its notices may carry beside the focus."""
+        found: dict[str, None] = {}
+        for resource_type, shape in self.shapes.items():
+            for include in shape.includes:
+                code, _, target = include.partition(":")
+                parameter = parameters(resource_type).get(code)
+                found |= dict.fromkeys(
+                    [target] if target else parameter.targets if parameter else ()
+                )
+            found |= dict.fromkeys(kind for kind, _ in shape.reverse)
+        return tuple(found)
+
     async def fired(
         self, change: ResourceChange, found: Found, around: Around | None = None
     ) -> Trigger | None:
