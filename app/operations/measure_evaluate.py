@@ -6,8 +6,10 @@ http://carerelay.example/OperationDefinition/Measure-evaluate-measure; docs/proo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 
+from app.authentication.scopes import Action
 from app.context import Context
 from app.errors import BadRequest, Unprocessable
 from app.fhir import json as fhir_json
@@ -20,13 +22,18 @@ from app.proof.measure_report import MEASURE_ID, as_csv, measure_report
 from app.proof.stays import StaysQuery, happenings
 from app.proof.timeliness import Timeliness, measure
 
+# The rights that counting takes.
+NEEDS: tuple[tuple[str, tuple[Action, ...]], ...] = (
+    ("Encounter", ("r", "s")),
+    ("Communication", ("s",)),
+)
 _PRACTICES = ("Organization", "Practitioner", "PractitionerRole")
 # A report reads every stay of its period.
 _MOST_DAYS = 366
 
 
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
-    """The MeasureReport. Only this one measure can be evaluated here, and only for the whole population."""
+    """The MeasureReport. Only this one measure can be evaluated here, and only for all stays that the caller sees."""
     await interactions.current(context, *invocation.instance)
     if invocation.resource_id != MEASURE_ID:
         raise Unprocessable("Only this server's own measure can be evaluated", code="not-supported")
@@ -77,7 +84,10 @@ def _days(name: str, text: str | None) -> tuple[date, date]:
 
 
 async def evaluate(context: Context, query: StaysQuery) -> Timeliness:
-    """The tallies of the measure."""
+    """The tallies of the measure, of the stays that the caller may see; a practice's, as far as they are its own."""
+    access = context.access
+    if access is not None and access.caller.role == "practice":
+        query = replace(query, family=await access.family())
     return await measure(context, happenings(context, query))
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
+from app.authentication.caller import Role
 from app.authentication.scopes import EVERY_TYPE, Action
+from app.authorization.rules import PROOF_ROLES, REPORT_ROLES
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir.definitions import PROFILES
@@ -52,7 +54,8 @@ class Operation:
     leaves out unknown parameters where the caller prefers handling=lenient.
 
     `needs` are the rights that a call requires, by type; "*" is the type that it is called on. Its reads and writes are
-    checked besides, like all others. One with `needs` None is for administrators alone.
+    checked besides, like all others. One with `needs` None is for administrators alone, one with `roles` for these
+    roles and administrators.
     """
 
     definition: str
@@ -60,6 +63,7 @@ class Operation:
     changes: bool = False
     lenient: bool = False
     needs: tuple[tuple[str, tuple[Action, ...]], ...] | None = None
+    roles: frozenset[Role] | None = None
 
     @property
     def resource(self) -> Resource:
@@ -149,8 +153,18 @@ OPERATIONS: Sequence[Operation] = (
     Operation("Subscription-dry-run", subscription_dry_run.run, needs=(("Subscription", ("c",)),)),
     Operation("CarePlan-summary", care_plan_summary.run, needs=(("CarePlan", ("r",)),)),
     Operation("CarePlan-changes", care_plan_changes.run, needs=(("CarePlan", ("r",)),)),
-    Operation("Encounter-notices", encounter_notices.run),
-    Operation("Measure-evaluate-measure", measure_evaluate.run),
+    Operation(
+        "Encounter-notices",
+        encounter_notices.run,
+        needs=(("Encounter", ("r",)), ("Communication", ("r",))),
+        roles=PROOF_ROLES,
+    ),
+    Operation(
+        "Measure-evaluate-measure",
+        measure_evaluate.run,
+        needs=(("Measure", ("r",)), *measure_evaluate.NEEDS),
+        roles=REPORT_ROLES,
+    ),
 )
 
 
@@ -211,6 +225,8 @@ def _check_rights(context: Context, operation: Operation, resource_type: str | N
         return
     if operation.needs is None and not access.is_administrator:
         raise Forbidden(f"${operation.code} is for administrators")
+    if operation.roles is not None:
+        access.require_role(f"${operation.code}", operation.roles)
     for name, actions in operation.needs or ():
         for action in actions:
             access.require((resource_type or EVERY_TYPE) if name == "*" else name, action)

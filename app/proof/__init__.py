@@ -5,6 +5,7 @@ communication    shows it as a Communication, and reads one back
 audit_event      shows it as an AuditEvent
 publisher        stores both for settled notices, in the background
 unpublished      sets notices aside that cannot be published
+visible_notices  finds the notices that a caller may see
 names            finds which of the three required names notices have lacked
 days             finds the calendar days where a facility is
 stays            lists admissions and discharges of a period with what practices received

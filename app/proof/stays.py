@@ -48,13 +48,21 @@ _ZONES = timedelta(days=2)
 class StaysQuery:
     """The scope of a report: local days from `start` to `end`, and the classes of stays.
 
-    `practice` is the responsible one (`Organization/o1`, `Practitioner/p1`), None for all.
+    `practice` is the responsible one (`Organization/o1`, `Practitioner/p1`), None for all. With a `family` of
+    organizations one of these has to be responsible.
     """
 
     start: date
     end: date
     practice: str | None = None
     classes: tuple[str, ...] = INPATIENT
+    family: frozenset[str] | None = None
+
+    def holds(self, responsible: Sequence[str]) -> bool:
+        """Whether the event of these responsible ones is within the scope."""
+        return (self.practice is None or self.practice in responsible) and (
+            self.family is None or not self.family.isdisjoint(responsible)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ async def happenings(context: Context, wanted: StaysQuery) -> AsyncIterator[Happ
                 for each in documents
             ]
             for happening in await _known(context, [each for each in stays if each.days], base_url):
-                if wanted.practice is None or wanted.practice in happening.responsible:
+                if wanted.holds(happening.responsible):
                     yield happening
 
 
@@ -210,7 +218,9 @@ async def _happening(
     event = stay.days[kind]
     found = Attribution("", (), ())
     if stay.patient is not None:
-        found = await attributed(context.store, stay.patient, event.at, context.settings)
+        # Read past the caller's limits, as for $pcp: half of the sources would name somebody else.
+        store = context.services.store
+        found = await attributed(store, stay.patient, event.at, context.settings)
     known = {each for provider in found.providers for each in provider.references}
     mine = [each for each in receipts if each.to_pcp or known.intersection(each.recipients)]
     provider, others = await _responsible(context, found.providers, mine)
@@ -290,9 +300,9 @@ async def _receipts(
         .find({"focus.id": {"$in": ids}, "focus.type": "Encounter", "topic": {"$in": urls}})
         .to_list(None)
     )
-    found = {
-        each.id: receipt_of(each) for each in await gather_readable(context.store, rows, base_url)
-    }
+    # Read past the caller's limits: these are receipts about stays that it sees, and only their days are counted.
+    store = context.services.store
+    found = {each.id: receipt_of(each) for each in await gather_readable(store, rows, base_url)}
     for stored in await _published(context, encounters):
         if stored.id not in found:
             found[stored.id] = receipt(stored.resource())
@@ -304,7 +314,7 @@ async def _receipts(
 
 async def _published(context: Context, encounters: Iterable[str]) -> list[ResourceVersion]:
     terms = [f"encounter={each}" for each in encounters]
-    return await context.store.search(
+    return await context.services.store.search(
         "Communication",
         {
             "$and": [

@@ -1,5 +1,6 @@
 """The operator's API beside FHIR: plain JSON under /admin, for administrators.
 
+contexts              makes the contexts that routes act in
 operators             serves deliveries, topics and the clock, and holds all routes of /admin
 client_routes         serves the registry of clients
 event_routes          serves what could not be matched

@@ -12,8 +12,8 @@ from typing import Any
 from starlette.requests import Request
 
 from app.api import exchange
-from app.authentication.caller import SERVER
-from app.context import Context, Services
+from app.api.admin import contexts
+from app.context import Services
 from app.coordination.contracts import contracts
 from app.errors import BadRequest
 from app.operations import measure_evaluate
@@ -25,28 +25,30 @@ _REPORT_PARAMETERS = frozenset(
 
 
 async def list_contracts(request: Request, services: Services) -> Answer:
-    return 200, {"contracts": await contracts.list_all(_context(request, services))}
+    return 200, {"contracts": await contracts.list_all(contexts.of_server(request))}
 
 
 async def read_contract(request: Request, services: Services) -> Answer:
-    return 200, await contracts.get(_context(request, services), request.path_params["id"])
+    return 200, await contracts.get(contexts.of_server(request), request.path_params["id"])
 
 
 async def put_contract(request: Request, services: Services) -> Answer:
     body = await exchange.read_json(request, services.settings.max_resource_bytes)
-    context, contract = _context(request, services), request.path_params["id"]
+    context, contract = contexts.of_server(request), request.path_params["id"]
     created = await contracts.put(context, contract, body)
     return 201 if created else 200, await contracts.get(context, contract)
 
 
 async def delete_contract(request: Request, services: Services) -> Answer:
-    await contracts.delete(_context(request, services), request.path_params["id"])
+    await contracts.delete(contexts.of_server(request), request.path_params["id"])
     return 204, None
 
 
 async def report_notices(request: Request, services: Services) -> Answer:
     """The numbers of Measure/carerelay-notice-timeliness/$evaluate-measure as CSV."""
-    query = request.query_params
+    query, context = request.query_params, contexts.of_caller(request)
+    for type_, actions in measure_evaluate.NEEDS:
+        context.require(type_, *actions)
     for name in query:
         if name not in _REPORT_PARAMETERS:
             raise BadRequest(f"Unknown parameter '{name}'", code="not-supported", expression=name)
@@ -56,12 +58,7 @@ async def report_notices(request: Request, services: Services) -> Answer:
         query.get("organization") or query.get("practitioner"),
         query.getlist("class"),
     )
-    return 200, await measure_evaluate.csv_of(_context(request, services), asked)
-
-
-def _context(request: Request, services: Services) -> Context:
-    base_url = services.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
-    return Context(services, SERVER, base_url)
+    return 200, await measure_evaluate.csv_of(context, asked)
 
 
 HANDLERS = (

@@ -12,14 +12,15 @@
     /admin/dead-letters: app/api/admin/dead_letter_routes.py
     POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
 
-With authorization only clients in the role of an administrator come in. A POST or PUT says by Content-Type what it
-brings, application/json where it brings nothing.
+With authorization only clients in the role of an administrator come in, but for what `_OPEN` lists: there others find
+what is theirs (docs/access.md). A POST or PUT says by Content-Type what it brings, application/json where it brings
+nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -31,13 +32,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api import audited, exchange, limits, published
-from app.api.admin import client_routes, contract_routes, dead_letter_routes, event_routes
+from app.api.admin import (
+    client_routes,
+    contexts,
+    contract_routes,
+    dead_letter_routes,
+    event_routes,
+)
 from app.authentication.access_tokens import Authority, authenticate
-from app.authentication.caller import EVERYBODY, SERVER, Caller
-from app.context import Context, Services
+from app.authentication.caller import EVERYBODY, Caller, Role
+from app.authorization.rules import PROOF_ROLES, REPORT_ROLES
+from app.context import Services
 from app.errors import BadRequest, Conflict, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
 from app.fhir.instants import instant, range_in
+from app.proof import visible_notices
 from app.runtime.codec_process import CodecProcess
 from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.ledger_queries import STATES, Wanted
@@ -61,8 +70,8 @@ async def list_deliveries(request: Request, services: Services) -> AdminAnswer:
     """The newest first; `next` is the address of the next page."""
     wanted = read_wanted(request.query_params, paging=True)
     count = _number(request.query_params, "_count") or _DEFAULT_COUNT
-    rows, more = await ledger_queries.search(
-        services.mongo, wanted, min(count, _MOST), request.query_params.get("_cursor")
+    rows, more = await visible_notices.page(
+        contexts.of_caller(request), wanted, min(count, _MOST), request.query_params.get("_cursor")
     )
     body: dict[str, Any] = {"deliveries": [ledger_queries.shown(row) for row in rows]}
     if more is not None:
@@ -71,7 +80,8 @@ async def list_deliveries(request: Request, services: Services) -> AdminAnswer:
 
 
 async def read_delivery(request: Request, services: Services) -> AdminAnswer:
-    return 200, ledger_queries.shown(await _delivery(request, services))
+    row = await _delivery(request, services)
+    return 200, ledger_queries.shown(await visible_notices.one(contexts.of_caller(request), row))
 
 
 async def resend_one(request: Request, services: Services) -> AdminAnswer:
@@ -182,20 +192,28 @@ async def _resend(services: Services, wanted: Wanted) -> AdminAnswer:
 async def _publish(request: Request, services: Services) -> None:
     """Take the topics over as they now are, here and as resources that clients read."""
     await services.get(SubscriptionRegistry).refresh_topics()
-    base_url = services.settings.base_url.rstrip("/") or f"{str(request.base_url).rstrip('/')}/fhir"
-    await published.store_topics(Context(services, SERVER, base_url))
+    await published.store_topics(contexts.of_server(request))
 
 
-async def admit(request: Request, services: Services) -> Caller:
-    """Who asks; with authorization only administrators come in. Raises Unauthorized or Forbidden."""
+async def admit(request: Request, services: Services, roles: Collection[Role] = ()) -> Caller:
+    """Who asks; with authorization administrators, and who may ask there. Raises Unauthorized or Forbidden."""
     if services.find(Authority) is None:
+        request.scope["caller"] = EVERYBODY
         return EVERYBODY
     caller = await authenticate(services.find(Authority), request.headers.get("authorization"))
     request.scope["caller"] = caller
     limits.identify(request.scope, caller.client_id)
-    if caller.role != "administrator":
+    if caller.role != "administrator" and caller.role not in roles:
         raise Forbidden("The admin API is for administrators")
     return caller
+
+
+# Handlers for others than administrators: they find what is theirs.
+_OPEN: Mapping[Handler, Collection[Role]] = {
+    list_deliveries: PROOF_ROLES,
+    read_delivery: PROOF_ROLES,
+    contract_routes.report_notices: REPORT_ROLES,
+}
 
 
 async def _run(handler: Handler, request: Request, services: Services) -> AdminAnswer:
@@ -209,7 +227,7 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         what = "clients" if request.url.path.startswith("/admin/clients") else "administration"
         caller = None
         try:
-            caller = await admit(request, services)
+            caller = await admit(request, services, _OPEN.get(handler, ()))
             status, body = await audited.administer(
                 request, caller, lambda: _run(handler, request, services), what=what
             )

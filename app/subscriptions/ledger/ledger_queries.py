@@ -68,6 +68,11 @@ def _add_bounds(found: Document, name: str, least: Any, greatest: Any) -> None:
         found[name] = given
 
 
+def key_of(wanted: Wanted) -> str:
+    """The field by which the rows of a query are in order."""
+    return "number" if wanted.subscription is not None else "_id"
+
+
 async def search(
     mongo: Mongo, wanted: Wanted, count: int, cursor: str | None = None
 ) -> tuple[list[Document], str | None]:
@@ -76,7 +81,7 @@ async def search(
     Those of one Subscription come in the order of their numbers, after them what is no event of it; the others in the
     order of their ids.
     """
-    key = "number" if wanted.subscription is not None else "_id"
+    key = key_of(wanted)
     condition = wanted.condition()
     if cursor is not None:
         condition = {"$and": [condition, {key: {"$lt": _position(key, cursor)}}]}
