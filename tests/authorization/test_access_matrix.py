@@ -29,6 +29,7 @@ from tests.authorization.access_cells import (
 from tests.authorization.access_records import PRINCIPAL, SYSTEM, entry, plant
 from tests.authorization.access_table import (
     ABOUT,
+    CLIENTS,
     ORGANIZATIONS,
     ROLES,
     WHOSE,
@@ -264,6 +265,22 @@ async def test_compartments_and_everything(world: World, who: str) -> None:
                 f"{door} {who} {record.reference}", is_seen or record.reference not in whole
             )
     cells.close(600)
+
+
+async def test_whose_practice_is_told_to_whom(world: World) -> None:
+    """`$pcp` is for those whose patient it is, and tells each the same."""
+    cells = Cells()
+    role = {"pn": "role-n", "pb": "role-n", "ps": "role-s"}
+    for who in CLIENTS:
+        urls = [f"Patient/{each}/$pcp" for each in WHOSE]
+        answers = await in_batches(world, who, [entry("GET", url) for url in urls])
+        for (patient, of), answer in zip(WHOSE.items(), answers, strict=True):
+            wanted = "200" if who == "admin" or who in of else "404"
+            status = answer["response"]["status"][:3]
+            cells.check(f"{who} $pcp {patient}", status == wanted, status)
+            names = f"PractitionerRole/{role.get(patient)}" in str(answer.get("resource"))
+            cells.check(f"{who} {patient}", names == (wanted == "200" and patient in role))
+    cells.close(70)
 
 
 @pytest.mark.parametrize("who", OTHERS)

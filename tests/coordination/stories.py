@@ -1,4 +1,9 @@
-"""Plays the stories of examples/stories and checks who got what; examples/README.md has their format."""
+"""Plays the stories of examples/stories and checks who got what; examples/README.md has their format.
+
+The server asks who comes. What is given an administrator has loaded; what happens then each does by its own client:
+hospitals their stays, practices what they ask and acknowledge, the plan all that is case management. What is found is
+what the plan finds.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import fhirpathpy
-import httpx
 
+from app.authentication.caller import Role
 from app.fhir.definitions import EXAMPLES
+from tests.builders.access_world import Authority, Registered, World, coverage, encounter
 from tests.builders.receiver import Received, Receiver, receiving
-from tests.conftest import Server, make_settings, running
+from tests.conftest import make_settings, running
 
 Json = dict[str, Any]
 
@@ -32,9 +38,21 @@ TOPICS = sorted(
 )
 BASE = "http://carerelay.test/fhir"
 ADMIN = "http://carerelay.test/admin"
+OPERATOR = "operator"
+PLAN = "evergrove-dual-advantage"
+STATE = "example-state-medicaid"
+HOSPITALS = ("marrow-falls-hospital", "quillport-snf")
+PRACTICES = {
+    "juniper": "juniper-street-family-medicine",
+    "riverbend": "riverbend-internal-medicine",
+    "harbor": "harbor-lantern-health-center",
+}
+# The elements that say who does what a resource is about.
+_DOERS = ("serviceProvider", "sender", "requester")
 _ADDRESS = re.compile(r"https://([a-z-]+)\.example/[a-z-]*")
 _MEMBER = re.compile(r"panel/[12]\d-([a-z-]+)")
 _FOUND = re.compile(r"\{([A-Z]\w+\?[^{}]+)\}")
+_BENEFICIARY = re.compile(r'"beneficiary": \{"reference": "Patient/([\w-]+)"')
 _MOMENT = re.compile(r"\{(today|now)([+-]\d+)?\}")
 
 
@@ -54,71 +72,97 @@ class Told:
 
 @dataclass
 class Stage:
-    """A server with its directory, and receivers behind the addresses `https://<name>.example/...`."""
+    """A server with its directory and clients, and receivers behind the addresses `https://<name>.example/...`."""
 
-    server: Server
-    client: httpx.AsyncClient
+    world: World
     receiver: Receiver
+    enrolling: set[str] = field(default_factory=set)
     _ahead: timedelta = timedelta()
     _contracts: list[str] = field(default_factory=list)
     _down: set[str] = field(default_factory=set)
     _today: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    async def play(self, steps: Iterable[Any]) -> None:
+    async def play(self, steps: Iterable[Any], by: str | None = None) -> None:
+        """The steps, each by whose it is; all but Subscriptions by one client where that is named."""
         for step in steps:
             for address in _FOUND.findall(json.dumps(step)):
                 found = (await self.get(address))["entry"][0]["resource"]
                 literal = f"{found['resourceType']}/{found['id']}"
                 step = json.loads(json.dumps(step).replace(f"{{{address}}}", literal))
-            await self._step(self._localized(step))
+            step = self._localized(step)
+            is_own = by is None or step.get("resourceType") == "Subscription"
+            await self._step(step, doer(step) if is_own else str(by))
             await self.settle()
 
     async def end(self) -> None:
         """The calendar goes back, and what was still due is forgotten: the next story begins today."""
         for contract in self._contracts:
-            await self.client.delete(f"{ADMIN}/contracts/{contract}")
+            await self.world.ask(OPERATOR, "DELETE", f"{ADMIN}/contracts/{contract}")
         self._contracts.clear()
         self._down.clear()
-        self.server.clock.advance(-self._ahead)
+        self.world.server.clock.advance(-self._ahead)
         self._ahead = timedelta()
-        await self.server.mongo.collection("timers").delete_many({})
+        await self.world.server.mongo.collection("timers").delete_many({})
 
     async def settle(self) -> None:
         """Everything that follows from what was written has happened, deliveries included."""
-        await self.server.engine.drain()
-        await self.server.worker.drain()
-        await self.server.engine.drain()
+        server = self.world.server
+        await server.engine.drain()
+        await server.worker.drain()
+        await server.engine.drain()
 
-    async def _step(self, step: Any) -> None:
+    async def _step(self, step: Any, by: str) -> None:
         if "resourceType" in step:
             step = {"post" if step["resourceType"] == "Bundle" else "put": step}
+        ask = self.world.ask
         match step:
             case {"put": resource}:
-                url = f"{resource['resourceType']}/{resource['id']}"
-                answer = await self.client.put(url, json=resource)
+                if by in HOSPITALS:
+                    await self._known_at(by, resource["subject"]["reference"])
+                url = f"/{resource['resourceType']}/{resource['id']}"
+                answer = await ask(by, "PUT", url, resource)
+                if answer.status_code == 201 and resource["resourceType"] == "Patient":
+                    await self._enrol(resource["id"])
             case {"post": resource}:
-                url = "" if resource["resourceType"] == "Bundle" else resource["resourceType"]
-                answer = await self.client.post(url, json=resource)
+                url = (
+                    "/" if resource["resourceType"] == "Bundle" else f"/{resource['resourceType']}"
+                )
+                answer = await ask(by, "POST", url, resource)
             case {"patch": url, "with": operations}:
                 media_type = {"content-type": "application/json-patch+json"}
-                answer = await self.client.patch(
-                    url, content=json.dumps(operations), headers=media_type
+                answer = await ask(
+                    by, "PATCH", f"/{url}", content=json.dumps(operations), headers=media_type
                 )
             case {"delete": url}:
-                answer = await self.client.delete(url)
+                answer = await ask(by, "DELETE", f"/{url}")
             case {"contract": terms}:
-                answer = await self.client.put(f"{ADMIN}/contracts/{terms['id']}", json=terms)
+                answer = await ask(OPERATOR, "PUT", f"{ADMIN}/contracts/{terms['id']}", terms)
                 self._contracts.append(terms["id"])
             case {"down": name}:
                 self._down.add(name)
                 return
             case {"advance": span}:
                 self._ahead += timedelta(**span)
-                self.server.clock.advance(timedelta(**span))
+                server = self.world.server
+                server.clock.advance(timedelta(**span))
                 return
             case _:
                 raise AssertionError(f"not a step: {step}")
-        assert answer.is_success, f"{answer.text} to {step}"
+        assert answer.is_success, f"{answer.text} to {step} by {by}"
+
+    async def _enrol(self, member: str) -> None:
+        """A Patient of a story is a member of the plan, unless the story tells of the enrolment itself."""
+        if member in self.enrolling:
+            return
+        await self.world.put(OPERATOR, coverage(f"{member}-member", member, PLAN))
+
+    async def _known_at(self, hospital: str, patient: str) -> None:
+        """Somebody who comes to a hospital has been there before: it could not write of a stranger's stay."""
+        member = patient.removeprefix("Patient/")
+        before = encounter(f"{member}-before-{hospital}"[:64], member, hospital)
+        before["class"] = {**before["class"], "code": "AMB"}
+        past = {"status": "finished", "period": {"start": "2019-03-01", "end": "2019-03-01"}}
+        await self.world.put(OPERATOR, before | past)
 
     def _localized(self, value: Any) -> Any:
         """Addresses become the receiver's; `{today-3}` and `{now-3}` the day and the moment three days ago."""
@@ -150,13 +194,14 @@ class Stage:
     async def withheld(self) -> list[Json]:
         """Ledger rows of events that were not told."""
         params = {"state": "suppressed", "_count": "1000"}
-        answer = await self.client.get(f"{ADMIN}/deliveries", params=params)
+        answer = await self.world.get(OPERATOR, f"{ADMIN}/deliveries", params=params)
+        assert answer.status_code == 200, answer.text
         rows: list[Json] = answer.json()["deliveries"]
         return rows
 
-    async def get(self, path: str) -> Json:
-        answer = await self.client.get(self._localized(path))
-        assert answer.status_code == 200, f"{path}: {answer.text}"
+    async def get(self, path: str, by: str = PLAN) -> Json:
+        answer = await self.world.get(by, f"/{self._localized(path)}")
+        assert answer.status_code == 200, f"{path} by {by}: {answer.text}"
         found: Json = answer.json()
         return found
 
@@ -166,6 +211,8 @@ async def stage(mongod: str) -> AsyncIterator[Stage]:
     """A server whose practices are told of all topics in full, because they have an Endpoint."""
     settings = make_settings(
         mongod,
+        auth="smart",
+        rate_limit=0,
         base_url=BASE,
         egress_allow="127.0.0.1",
         test_clock=True,
@@ -173,11 +220,41 @@ async def stage(mongod: str) -> AsyncIterator[Stage]:
         endpoint_content="full-resource",
         endpoint_topics=",".join(TOPICS),
     )
-    async with receiving() as receiver, running(settings) as (server, client):
-        made = Stage(server, client, receiver)
+    authority = Authority(CAST)
+    async with receiving() as receiver, running(settings, authority) as (server, client):
+        made = Stage(World(server, client, authority), receiver)
         receiver.answer = made._answer
-        await made.play(json.loads(path.read_text("utf-8")) for path in DIRECTORY)
+        await made.play((json.loads(path.read_text("utf-8")) for path in DIRECTORY), OPERATOR)
         yield made
+
+
+def _client(organization: str, role: Role) -> Registered:
+    return Registered(f"Organization/{organization}", role)
+
+
+# Everybody who has a client, by the name of its organization; practices by the end of their roles' ids.
+CAST: dict[str, Registered] = {
+    OPERATOR: Registered(None, "administrator"),
+    PLAN: _client(PLAN, "plan"),
+    STATE: _client(STATE, "state"),
+    **{each: _client(each, "hospital") for each in HOSPITALS},
+    **{name: _client(organization, "practice") for name, organization in PRACTICES.items()},
+}
+
+
+def doer(step: Json) -> str:
+    """The client that does a step of what happens: who is named as the one who does it, else the plan."""
+    if "by" in step:
+        return str(step["by"])
+    resource = step.get("put") or step.get("post") or step
+    if resource.get("resourceType") == "Coverage":
+        return OPERATOR  # nobody enrols whom it cannot see
+    for element in _DOERS:
+        named: str = resource.get(element, {}).get("reference", "").partition("/")[2]
+        client = named if named in CAST else named.rpartition("-")[2]
+        if client in CAST:
+            return client
+    return PLAN
 
 
 def read(path: Path) -> Json:
@@ -201,7 +278,8 @@ class Outcome:
 
 
 async def play(story: Json, on: Stage) -> Outcome:
-    await on.play(story["given"])
+    on.enrolling = set(_BENEFICIARY.findall(json.dumps(story)))
+    await on.play(story["given"], OPERATOR)
     on.receiver.requests.clear()
     earlier = {row["id"] for row in await on.withheld()}
     await on.play(story["when"])
@@ -217,9 +295,11 @@ async def check(then: Json, outcome: Outcome, on: Stage) -> None:
         [f"{e['topic']} {e['focus']}: {e['reason']}" for e in then.get("withheld", [])],
     )
     for each in then.get("found", []):
-        found = await on.get(each["get"])
+        found = await on.get(each["get"], each.get("by", PLAN))
         if "count" in each:
-            assert found["total"] == each["count"], each["get"]
+            # Who does not see all is not told how many versions there are.
+            count = found.get("total", len(found.get("entry", ())))
+            assert count == each["count"], each["get"]
         _check_holds(found, each.get("holds", []), each["get"])
 
 

@@ -267,12 +267,17 @@ def _owner_in(row: Document) -> Owner:
 
 
 def stricter(one: Limits, other: Limits) -> Limits:
-    """The limits by consent combined with those by rights: the stricter verdict, the rights' `hidden` and `view`."""
+    """The limits by consent combined with those by rights: the stricter verdict, the rights' `hidden` and `view`.
+
+    Where both withhold it is the consent's reason that says why: rights hide because of it.
+    """
     if not other:
         return one
     found = dict(one)
     for id_, limit in other.items():
         known = found.get(id_)
+        if known is not None and known.verdict == "withhold":
+            continue
         if known is None or limit.verdict == "withhold":
             found[id_] = limit
         else:
