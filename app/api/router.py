@@ -77,9 +77,7 @@ class FhirEndpoint:
                 answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
-            response = await exchange.respond(
-                answer, context.base_url, written, form, codec
-            )
+            response = await exchange.respond(answer, context.base_url, written, form, codec)
             if consents and response.body:
                 response.headers[redisclosure.HEADER] = redisclosure.header(
                     map(redisclosure.explanation, consents.values())

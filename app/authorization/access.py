@@ -350,8 +350,8 @@ class Access:
             if index is not None:
                 row, traits = rows[key]
                 patients = relations.patients_of(attachments.INDEX, index, self.base_url)
-                found[key] = (row, Traits(patients, traits.labels))
-        return await self._disclosure.of(self.caller, resource_type, found) if found else set()
+                found[key] = (row, Traits(patients, traits.labels, traits.custodian))
+        return await self.disclosure.of(self.caller, resource_type, found) if found else set()
 
     async def _of_own_patients(
         self,

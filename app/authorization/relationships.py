@@ -131,6 +131,9 @@ class Relationships:
             self._treated.forget_older(pairs, than),
             self._covered.forget_older(pairs, than),
             self._listed.forget_older(listings, than),
+            self._agreed.forget_older(pairs, than),
+            self._contracted.forget_older([family], than),
+            self._managed.forget_older([family], than),
             self._practices.forget_older(patients, than),
         ]
         return any(found)
