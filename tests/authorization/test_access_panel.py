@@ -180,7 +180,7 @@ async def test_who_was_ones_own_once_is_not_found_among_thousands(world: World, 
 
 async def test_papers_and_groups_are_found_by_what_leads_to_them(world: World) -> None:
     assert await world.found("north", "/Binary?_count=100") == ["Binary/z-paper"]
-    lists = [f"Group/{each}" for each in ("f-plan", "z-agreed", "z-list")]
+    lists = [f"Group/{each}" for each in ("f-plan", "z-agreed", "z-list", "z-own")]
     assert await world.found("plan-a", "/Group?_count=100") == lists
     assert await world.found("bureau", "/Group?_count=100") == ["Group/list-s", "Group/z-agreed"]
 

@@ -71,7 +71,8 @@ class RecordingCheck:
             for each in registrations
             if (key := (event.id, each.id)) in limits and is_refused(limits[key], each)
         }
-        reasons |= dict.fromkeys(unseen, NO_ACCESS.reason)
+        # Rights hide what a Consent withholds: it is the Consent that says why.
+        reasons = dict.fromkeys(unseen, NO_ACCESS.reason) | reasons
         return [_without(plan, reasons) for plan in plans] if reasons else list(plans)
 
     async def _one_by_one(self, plan: Planned, failed: set[str]) -> Planned:
