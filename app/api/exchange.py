@@ -86,7 +86,7 @@ async def read_patch(request: Request, limit: int, codec: CodecProcess) -> AnyPa
 async def read_form(request: Request) -> list[tuple[str, str]]:
     """The parameters of a search by POST, https://hl7.org/fhir/R4/http.html#search."""
     body = await read_body(request, MAX_FORM_BYTES, may_be_empty=True)
-    if _media_type(request) != FORM and (body or _media_type(request)):
+    if body and _media_type(request) != FORM:
         raise UnsupportedMediaType(f"Send search parameters as {FORM}")
     try:
         return parse_qsl(body.decode(), keep_blank_values=True)

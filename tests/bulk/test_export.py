@@ -22,7 +22,7 @@ from app.errors import Unavailable
 from app.runtime.leases import BackOff
 from tests.builders.exporting import ASYNC, paused
 from tests.builders.spoilt import spoilt
-from tests.conftest import BASE, Server, make_settings, running
+from tests.conftest import BASE, JSON, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
@@ -659,7 +659,8 @@ async def test_patients_that_are_no_members_are_refused(http: httpx.AsyncClient)
 
 async def test_an_export_has_to_be_asked_for_asynchronously(client: httpx.AsyncClient) -> None:
     for method in ("GET", "POST"):
-        assert_outcome(await client.request(method, "/$export"), 400, "required", "http.Prefer")
+        asked = await client.request(method, "/$export", headers=JSON)
+        assert_outcome(asked, 400, "required", "http.Prefer")
 
 
 async def test_lenient_handling_leaves_out_what_is_not_understood(
