@@ -186,7 +186,9 @@ async def test_commands_on_the_database_ask_as_a_server_does(
         }
         await unmarked(mongo)
         done = await asyncio.to_thread(carerelay, *arguments, **settings)
-        assert done.returncode == 0, done.stdout + done.stderr
+        # Where nothing was ever recorded nobody can tell whether it was cut off.
+        assert done.returncode == int(arguments == ("audit", "verify")), done.stdout + done.stderr
+        assert "Use a later version" not in done.stdout
         assert (await marker(mongo))["format"] == FORMAT
         await mark(mongo, oldest=FORMAT + 1)
         done = await asyncio.to_thread(carerelay, *arguments, **settings)
