@@ -124,6 +124,7 @@ async def test_a_reassignment_moves_notices_from_that_moment(hub: Pair, receiver
         await subscribe(hub, old, "general-practitioner=Organization/a")
         await subscribe(hub, receiver, "general-practitioner=Organization/b")
         await admit(hub, "re-1", "re")
+        assert await told(hub, old) == ["re-1"]
         await put(hub[1], patient("re", ref("PractitionerRole/role-b")))
         await admit(hub, "re-2", "re")
         assert await told(hub, old) == ["re-1"]

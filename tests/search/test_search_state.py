@@ -224,8 +224,11 @@ async def test_every_exchange_has_the_apps_state(kind: str) -> None:
         pass
 
     outside, own = current(), SearchState()
-    scope = {"type": kind, "headers": [], "scheme": "http", "path": "/", "raw_path": b"/"}
-    await Transport(app, Settings(), own)({**scope, "query_string": b""}, receive, send)
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {"type": kind, "method": "GET", "headers": headers, "scheme": "http", "path": "/"}
+    await Transport(app, Settings(), own)(
+        {**scope, "raw_path": b"/", "query_string": b""}, receive, send
+    )
     assert seen == [own]
     assert current() is outside
 
