@@ -55,16 +55,20 @@ async def check(access: Access, change: Change, before: DocumentRow | None) -> N
 
 
 def _check_labels(change: Change, before: DocumentRow, family: OrganizationTree) -> None:
-    """Raises Forbidden where a label is taken away, or a level lowered, by another than the record's custodian."""
+    """Raises Forbidden where another than the record's custodian opens it, or closes it to those who have it."""
     traits = traits_of(change.type, before, "")
-    if is_opened(traits.labels, labels.of(change.resource)) and traits.custodian not in family:
+    after = labels.of(change.resource)
+    if traits.custodian in family:
+        return
+    if _is_opened(traits.labels, after) or _is_opened(after, traits.labels):
         raise Forbidden(
-            "A security label is taken away by the organization that made the record, or by a consent authority",
+            "Security labels are added and taken away by the organization that made the record, or by a consent "
+            "authority",
             expression=f"{change.type}.meta.security",
         )
 
 
-def is_opened(before: Labels, after: Labels) -> bool:
+def _is_opened(before: Labels, after: Labels) -> bool:
     """Whether labels that keep content from being told whole are fewer, or the level of confidentiality is lower."""
     restricted = labels.LEVELS.index(labels.RESTRICTED)
     is_lowered = labels.level(after) < labels.level(before) >= restricted

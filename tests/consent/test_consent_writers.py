@@ -409,6 +409,30 @@ async def test_who_only_added_to_a_record_does_not_take_its_label_away(person: P
     assert_outcome(answer, 403, "forbidden", "Condition.meta.security")
 
 
+@pytest.mark.parametrize("label_", [SUD[0], security("V")["security"][0]], ids=["SUD", "V"])
+async def test_nobody_hides_a_record_from_who_made_it(person: Person, label_: Any) -> None:
+    plain = condition(new_id(), person.id)
+    url = f"/Condition/{plain['id']}"
+    await person.says("plan-a", plain)
+    for method, at, body, headers in (
+        ("PUT", url, plain | {"meta": {"security": [label_]}}, {}),
+        ("POST", f"{url}/$meta-add", meta_of(label_), {}),
+        ("PATCH", url, [{"op": "add", "path": "/meta/security", "value": [label_]}], JSON_PATCH),
+    ):
+        answer = await person.world.ask("north", method, at, body, headers=headers)
+        assert_outcome(answer, 403, "forbidden", "Condition.meta.security")
+    assert (await person.world.get("plan-a", url)).status_code == 200
+    # Who made it may close it, to itself as well.
+    await person.world.ask("plan-a", "POST", f"{url}/$meta-add", meta_of(label_))
+    assert (await person.world.get("admin", url)).json()["meta"]["security"] == [label_]
+    assert (await person.world.get("plan-a", url)).status_code == 404
+
+
+def meta_of(label_: Any) -> Resource:
+    meta = {"name": "meta", "valueMeta": {"security": [label_]}}
+    return {"resourceType": "Parameters", "parameter": [meta]}
+
+
 async def test_a_consent_authority_takes_labels_away_and_nothing_else(person: Person) -> None:
     given = person.labelled(person.record)
     changed = given | {"code": {"text": "Nothing"}}
