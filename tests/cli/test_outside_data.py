@@ -11,7 +11,7 @@ import pytest
 from app.cli.load.load import LoadReport, load
 from app.cli.load.plan import mend
 from app.fhir import json as fhir_json
-from tests.conftest import make_settings, running
+from tests.conftest import JSON, make_settings, running
 from tests.shared_data import SHARED
 
 CARE_PLANS = SHARED / "data" / "careplan-mcc"
@@ -91,7 +91,8 @@ async def test_the_server_itself_goes_on_refusing_what_is_not_r4(
 ) -> None:
     resource = published(path)
     url = f"/{resource['resourceType']}/{resource['id']}"
-    assert (await client.put(url, content=fhir_json.encode(resource))).status_code == 400
+    sent = await client.put(url, content=fhir_json.encode(resource), headers=JSON)
+    assert sent.status_code == 400
 
 
 # What is put right

@@ -167,7 +167,7 @@ async def test_c2_status_answers_a_searchset_of_parameters(
 ) -> None:
     id_ = (await subscribed(pair, topic_based(endpoint=receiver.url)))["id"]
     if place == "instance":
-        answer = await pair[1].request(method, f"/Subscription/{id_}/$status")
+        answer = await pair[1].request(method, f"/Subscription/{id_}/$status", headers=JSON)
     elif method == "GET":
         answer = await pair[1].get("/Subscription/$status", params={"id": id_})
     else:
