@@ -75,7 +75,7 @@ from app.subscriptions.notices.notification import STATUS_PROFILE
 from app.subscriptions.sending import lifecycle
 from tests.builders.receiver import Received, Receiver
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based, websocket
-from tests.conftest import BASE, Server, make_settings, running
+from tests.conftest import BASE, JSON, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
