@@ -13,6 +13,7 @@ from app.authorization.access import Access, current_rows
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import SPEAKS_FOR, rule_of
 from app.search.search_parameters import parameters
+from app.search.terms import EVERY
 
 
 async def is_own_word(access: Access, resource_type: str, row: DocumentRow) -> bool:
@@ -54,6 +55,19 @@ async def are_seen(access: Access, references: Collection[str]) -> bool:
             for row in (await current_rows(access.store, resource_type, ids)).values()
             if not row.get("deleted")
         ]
+        if await access.seen(resource_type, rows) != ids:
+            return False
+    return True
+
+
+async def are_readable(access: Access, references: Collection[str]) -> bool:
+    """Whether all these resources are there and may be read, by scopes too."""
+    for resource_type, ids in _by_type(references).items():
+        if not access.allows(resource_type, "r"):
+            return False
+        within = access.restrictions.filters(resource_type, "r")
+        wanted = {"$and": [{"_id": {"$in": sorted(ids)}}, {"terms": EVERY}, *within]}
+        rows = await access.store.find(resource_type, wanted, projection={"terms": 1})
         if await access.seen(resource_type, rows) != ids:
             return False
     return True

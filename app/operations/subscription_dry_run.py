@@ -38,7 +38,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     subscription_limits.check_size(context, draft)
     registry = context.services.get(SubscriptionRegistry)
     read = registration.read(draft, registry.catalogue, context.settings)
-    check_rights(context, read)
+    await check_rights(context, read)
     versions = await _last(context, read, count)
     events: list[dict[str, Any]] = []
     for version in versions:

@@ -18,6 +18,7 @@ from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
+from app.resources.subscription import check_groups
 from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import delivery_rows
 from app.subscriptions.matching import explanation, registration
@@ -37,6 +38,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     registry = services.get(SubscriptionRegistry)
     resource = subscription.resource()
     read = registration.read(resource, registry.catalogue, context.settings)
+    await check_groups(context, read)
     event = await explanation.event_of(context.store, version)
     found = await explanation.explain(registry, context.settings, event, resource, read)
     delivery = await delivery_rows(services.mongo).find_one(

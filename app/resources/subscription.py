@@ -20,7 +20,7 @@ from app.subscriptions.matching import criteria_check, registration, registratio
 from app.subscriptions.matching.criteria import led_through
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
-from app.subscriptions.sending.owner_rights import NO_OWNER, owner_document
+from app.subscriptions.sending.owner_rights import NO_OWNER, owner_document, reads_groups
 
 if TYPE_CHECKING:
     from app.context import Context
@@ -46,7 +46,7 @@ async def prepare(
     read = registration.read(
         full, context.services.get(SubscriptionRegistry).catalogue, context.settings
     )
-    check_rights(context, read)
+    await check_rights(context, read)
     await subscription_limits.check_number(context, resource, previous)
     if resource.get("status") != "off":
         await _check_criteria(context, read)
@@ -69,7 +69,7 @@ async def prepare(
     )
 
 
-def check_rights(context: Context, read: Registration) -> None:
+async def check_rights(context: Context, read: Registration) -> None:
     """Raises Forbidden where the caller may not read what it subscribes to.
 
     A chain or `_has` is evaluated on all resources: it may only lead through types that the caller may read whole.
@@ -86,6 +86,19 @@ def check_rights(context: Context, read: Registration) -> None:
         context.require(resource_type, "s")
         if not access.sees_all(resource_type):
             raise Forbidden(f"Criteria of this client may not lead through {resource_type}")
+    await check_groups(context, read)
+
+
+async def check_groups(context: Context, read: Registration) -> None:
+    """Raises Forbidden where a filter names a Group that the caller may not read, in the same words for one unknown.
+
+    Whether such a filter holds would tell who the members are.
+    """
+    if context.access is not None and not await reads_groups(context.access, read):
+        raise Forbidden(
+            "A filter names a Group that this client does not read",
+            expression="Subscription.criteria",
+        )
 
 
 def _owner(context: Context, known: Document) -> Document:

@@ -16,6 +16,7 @@ from tests.builders.access_world import (
     World,
     condition,
     coverage,
+    designated,
     encounter,
     world as a_world,
 )
@@ -112,6 +113,42 @@ async def test_a_question_about_somebody_elses_patient_counts_nothing(
     assert notice.number == 1
     ((number, focus),) = await events(world, "north", questions[2])
     assert (number, (focus or "").endswith(f"/Encounter/{own}")) == (1, True)
+
+
+async def test_a_group_filter_tells_nobody_who_is_a_member(
+    world: World, receiver: Receiver
+) -> None:
+    """A Group that its owner may not read is refused like one that never was, and what it becomes counts nothing."""
+    hidden, own = new_id(), new_id()
+    await write(world, designated(hidden, "plan-b", "pn"), designated(own, "plan-a", "pn"))
+    about = {
+        name: topic_based(f"group=Group/{name}", endpoint=receiver.url)
+        for name in (hidden, own, "never-was")
+    }
+    drafts = {
+        name: {
+            "resourceType": "Parameters",
+            "parameter": [{"name": "subscription", "resource": each}],
+        }
+        for name, each in about.items()
+    }
+    for url, bodies in (("/Subscription", about), ("/Subscription/$dry-run", drafts)):
+        answers = [await world.ask("plan-a", "POST", url, bodies[n]) for n in (hidden, "never-was")]
+        for answer in answers:
+            assert_outcome(answer, 403, "forbidden", "Subscription.criteria")
+        assert answers[0].json() == answers[1].json()
+    answer = await world.ask("plan-a", "POST", "/Subscription/$dry-run", drafts[own])
+    assert answer.status_code == 200, answer.text
+
+    subscription = await subscribe(world, "plan-a", about[own])
+    stay = new_id()
+    await write(world, encounter(stay, "pn", "general"))
+    assert await count(world, "plan-a", subscription) == 1
+    explained = f"/Subscription/{subscription}/$explain?reference=Encounter/{stay}"
+    assert '"matches"' in (await world.get("plan-a", explained)).text
+    await write(world, designated(own, "plan-b", "pn"), encounter(new_id(), "pn", "general"))
+    assert await count(world, "plan-a", subscription) == 1
+    assert_outcome(await world.get("plan-a", explained), 403, "forbidden", "Subscription.criteria")
 
 
 async def test_neither_heartbeat_nor_explanation_tells_of_it(

@@ -150,6 +150,18 @@ def _led_through(search: Condition) -> set[str]:
     return set()
 
 
+def groups(criteria: Criteria) -> frozenset[str]:
+    """The Groups (`Group/g1`) that filters name."""
+    start = f"{derived.GROUP}="
+    return frozenset(
+        term.removeprefix(start)
+        for clause in criteria.clauses
+        for alternatives in clause.terms
+        for term in alternatives
+        if term.startswith(start)
+    )
+
+
 def near(term: str, base_url: str) -> str:
     """A term with a reference under the server's own base written as a relative one."""
     return term.replace(f"={base_url}/", "=", 1) if base_url else term

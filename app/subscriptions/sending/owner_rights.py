@@ -17,6 +17,7 @@ from bson import ObjectId
 
 from app.authentication.caller import NOBODY, Caller, Role
 from app.authentication.current_caller import Clients, current_caller
+from app.authorization import named_resources
 from app.authorization.access import Access, Accesses
 from app.authorization.event_sight import EventSight
 from app.authorization.restricted_store import RestrictedStore
@@ -36,6 +37,7 @@ from app.settings import Settings
 from app.store.events import Event
 from app.store.store import Store
 from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.matching.criteria import groups
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.notices.event_reader import alongside
 from app.subscriptions.recipient import recipient_of
@@ -67,6 +69,14 @@ class Owner:
 
 
 _NOBODYS = Owner(NOBODY)
+
+
+async def reads_groups(access: Access, registration: Registration) -> bool:
+    """Whether a caller may read all Groups that the filters of a Subscription name."""
+    named = groups(registration.criteria)
+    return (
+        not named or access.sees_all("Group") or await named_resources.are_readable(access, named)
+    )
 
 
 def owner_document(caller: Caller) -> Document:
@@ -120,7 +130,33 @@ class OwnerRights:
             for caller, own in zip(limited, seen, strict=True)
             for event, subscription in asked[caller]
             if event.id not in own
-        }
+        } | await self._behind_groups(pairs, owners, present, since)
+
+    async def _behind_groups(
+        self,
+        pairs: Sequence[tuple[Event, Registration]],
+        owners: Sequence[Owner],
+        present: Sequence[Caller],
+        since: float,
+    ) -> set[tuple[ObjectId, str]]:
+        """Those pairs whose filters name a Group that the owner may not read (any more), so that no count tells of it.
+
+        What the server keeps has the filters that the server gave it.
+        """
+        asked: dict[tuple[str, Caller], tuple[Registration, list[ObjectId]]] = {}
+        for (event, registration), owner, caller in zip(pairs, owners, present, strict=True):
+            if owner.recipient is None and groups(registration.criteria):
+                key = (registration.id, caller)
+                asked.setdefault(key, (registration, []))[1].append(event.id)
+        found: set[tuple[ObjectId, str]] = set()
+        for (id_, caller), (registration, events) in asked.items():
+            access = self._accesses.of(caller)
+            if access is None or await reads_groups(access, registration):
+                continue
+            if await access.forget_older((), since) and await reads_groups(access, registration):
+                continue
+            found |= {(event, id_) for event in events}
+        return found
 
     async def limits(self, rows: Sequence[DeliveryWithEvent], registration: Registration) -> Limits:
         """The limits of rows of one Subscription by its owner's rights; empty for an owner without limits.
