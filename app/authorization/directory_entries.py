@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.authorization import named_resources
+from app.authorization.access import Access
 from app.authorization.rules import FIXED
 from app.errors import Forbidden
 from app.fhir.json import Resource
@@ -16,10 +18,31 @@ from app.records.versions import Change
 from app.search import spans
 
 
-def check(change: Change, base_url: str) -> None:
+async def check(access: Access, change: Change) -> None:
     """Raises Forbidden, naming the element, for a change by the owner that is the keepers' to make."""
     if change.type not in FIXED:
         return
+    _check_fixed(change, access.base_url)
+    if change.type == "Organization" and change.resource is not None:
+        await _check_identifiers(access, change, change.resource)
+
+
+async def _check_identifiers(access: Access, change: Change, after: Resource) -> None:
+    """Check that the owner takes no identifier of another organization: who has it speaks under it (SPEAKS_FOR)."""
+    previous = change.previous
+    before = previous.resource() if previous is not None and not previous.deleted else {}
+    known = named_resources.identifiers_of(before)
+    added = [each for each in named_resources.identifiers_of(after) if each not in known]
+    others = await named_resources.organizations_with(access, added)
+    if not await access.family() >= others.keys() - {change.key}:
+        raise Forbidden(
+            "Organization.identifier has what another Organization has: an administrator or a client of the role "
+            "directory gives it",
+            expression="Organization.identifier",
+        )
+
+
+def _check_fixed(change: Change, base_url: str) -> None:
     previous = change.previous
     if previous is None or previous.deleted:
         _check_first(change, is_first=previous is None)

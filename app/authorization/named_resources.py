@@ -6,21 +6,27 @@ patient's relation to the organization decides.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
 from app.authorization import relations
 from app.authorization.access import Access, current_rows
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import SPEAKS_FOR, rule_of
+from app.fhir.json import Resource
+from app.search.extract import extract
 from app.search.search_parameters import parameters
 from app.search.terms import EVERY
 
+_IDENTIFIER = "identifier="
 
-async def is_own_word(access: Access, resource_type: str, row: DocumentRow) -> bool:
+
+async def is_own_word(
+    access: Access, resource_type: str, row: DocumentRow, resource: Resource | None = None
+) -> bool:
     """Whether a resource speaks for the caller's organizations, or for none that is known here.
 
-    One that is named by an identifier alone is known here if an Organization of the directory has it. Where several
-    have it, one of the caller's is enough: a directory may list an organization twice.
+    What is named by an identifier, also in a contained Organization of `resource`, is known here if an Organization of
+    the directory has it. What those of several organizations in use have is nobody's to speak under.
     """
     if resource_type not in SPEAKS_FOR:
         return True
@@ -30,19 +36,52 @@ async def is_own_word(access: Access, resource_type: str, row: DocumentRow) -> b
     if not all(each in family for each in named if each.startswith("Organization/")):
         return False
     identified = _identifiers(resource_type, code, row)
-    if not identified:
-        return True
-    found = await access.store.find(
-        "Organization", {"terms": {"$in": identified}}, projection={"_id": 1}
+    if resource is not None:
+        identified += _identifiers_inside(resource_type, resource)
+    found = await organizations_with(access, identified)
+    in_use = [name for name, is_active in found.items() if is_active]
+    return family.issuperset(in_use or found)
+
+
+async def organizations_with(access: Access, identifiers: Sequence[str]) -> dict[str, bool]:
+    """The Organizations that have one of these identifiers (terms), each with whether it is in use."""
+    if not identifiers:
+        return {}
+    rows = await access.store.find(
+        "Organization", {"terms": {"$in": list(identifiers)}}, projection={"terms": 1}
     )
-    return not found or any(f"Organization/{each['_id']}" in family for each in found)
+    return {f"Organization/{row['_id']}": "active=false" not in row["terms"] for row in rows}
+
+
+def identifiers_of(organization: Resource) -> list[str]:
+    """The terms of an Organization's identifiers, with their systems."""
+    terms: list[str] = extract("Organization", organization)["terms"]
+    return _with_system(term for term in terms if term.startswith(_IDENTIFIER))
+
+
+def _identifiers_inside(resource_type: str, resource: Resource) -> list[str]:
+    """The identifiers of contained Organizations that a resource speaks for."""
+    element = resource.get(SPEAKS_FOR[resource_type][1]) or []
+    named = {
+        each.get("reference") for each in (element if isinstance(element, list) else [element])
+    }
+    return [
+        term
+        for each in resource.get("contained", ())
+        if each.get("resourceType") == "Organization" and f"#{each.get('id')}" in named
+        for term in identifiers_of(each)
+    ]
 
 
 def _identifiers(resource_type: str, code: str, row: DocumentRow) -> list[str]:
     """The terms that Organizations have by which a reference identifies one, with their systems."""
     prefix = f"{parameters(resource_type)[code].key}:identifier="
     written = (term.removeprefix(prefix) for term in row["terms"] if term.startswith(prefix))
-    return [f"identifier={each}" for each in written if all(each.partition("|")[::2])]
+    return _with_system(f"{_IDENTIFIER}{each}" for each in written)
+
+
+def _with_system(identifiers: Iterable[str]) -> list[str]:
+    return [each for each in identifiers if all(each.removeprefix(_IDENTIFIER).partition("|")[::2])]
 
 
 async def are_seen(access: Access, references: Collection[str]) -> bool:

@@ -101,7 +101,7 @@ class _Writing:
             if content is not None:
                 await self._check_new(before, content)
         if access.caller.role not in KEEPERS:
-            directory_entries.check(change, self._base_url)
+            await directory_entries.check(access, change)
         if not access.is_administrator:
             check_server_owned(change)
         await consent_check.check(access, change, before)
@@ -139,7 +139,8 @@ class _Writing:
             raise self._refused()
         if not self._is_within(change.previous):
             raise self._refused()
-        await self._check_word(own)
+        stored = None if change.previous.deleted else change.previous.resource()
+        await self._check_word(own, stored)
         return own
 
     async def _check_new(self, before: DocumentRow | None, resource: dict[str, Any]) -> None:
@@ -153,16 +154,18 @@ class _Writing:
         row = relations.facts_of(change.type, change.id, resource)
         if not (self._rule.fresh and _is_new(change)) and not await self._is_related(row):
             raise self._refused()
-        await self._check_word(row)
+        await self._check_word(row, resource)
         if access.caller.role not in KEEPERS:
             await self._check_targets(before, row)
         if change.type == "Group":
             await self._check_members(resource)
 
-    async def _check_word(self, row: DocumentRow) -> None:
+    async def _check_word(self, row: DocumentRow, resource: Resource | None) -> None:
         """Raises Forbidden for a version that speaks for another organization."""
         access, type_ = self._access, self._change.type
-        if access.is_administrator or await named_resources.is_own_word(access, type_, row):
+        if access.is_administrator:
+            return
+        if await named_resources.is_own_word(access, type_, row, resource):
             return
         element = f"{type_}.{SPEAKS_FOR[type_][1]}"
         raise Forbidden(

@@ -328,6 +328,36 @@ async def test_nobody_writes_a_visit_in_a_hospital_s_name(world: World, who: str
     await world.put(who, encounter(f"by-{name}", "pn"))
 
 
+async def test_nobody_takes_an_identifier_to_speak_in_another_s_name(world: World) -> None:
+    """Nor names the other by an identifier beside its own reference, or inside."""
+    own, other, name = new_id(), new_id(), new_id()
+    npi = {"system": "http://hl7.org/fhir/sid/us-npi", "value": name}
+    world.authority.known[own] = Registered(f"Organization/{own}", "practice")
+    named = {**organization(other), "identifier": [npi]}
+    taken = {**organization(own), "identifier": [npi]}
+    await world.put("admin", named)
+    answer = await world.ask(own, "PUT", f"/Organization/{own}", taken)
+    assert_outcome(answer, 403, "forbidden", "Organization.identifier")
+    await world.put(own, organization(own))
+    await refused_by_every_door(world, own, organization(own), taken)
+    mine = {"system": "urn:own", "value": name}
+    await world.put(own, {**taken, "identifier": [mine]})
+
+    inside = {**organization("o"), "identifier": [npi]}
+    for provider in ({**ref("Organization/north"), "identifier": npi}, ref("#o")):
+        visit = encounter(name, "pn", serviceProvider=provider, contained=[inside])
+        answer = await world.ask("north", "PUT", f"/Encounter/{name}", visit)
+        assert_outcome(answer, 403, "forbidden", "Encounter.serviceProvider")
+    # What an administrator gives to two is nobody's, but for one that is out of use.
+    await world.put("registrar", {**organization("north"), "identifier": [npi]})
+    visit = encounter(name, "pn", serviceProvider={"identifier": npi})
+    answer = await world.ask("north", "PUT", f"/Encounter/{name}", visit)
+    assert_outcome(answer, 403, "forbidden", "Encounter.serviceProvider")
+    await world.put("registrar", {**named, "active": False})
+    await world.put("north", visit)
+    await world.put("registrar", organization("north"))
+
+
 @pytest.mark.parametrize(
     "change", [{"serviceProvider": ref("Organization/city")}, {"subject": ref("Patient/ps")}]
 )
