@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 async def prepare(
     context: Context, resource: Resource, previous: ResourceVersion | None
 ) -> Prepared:
-    """Note who began each claim; one that stays as it was, or ends earlier, stays its author's."""
+    """Note whose each claim is: one that stays as it was, or ends earlier, stays its author's.
+
+    One about another patient or provider, or that begins at another time, is the word of who writes it so.
+    """
     base_url = context.settings.base_url.rstrip("/")
     found = list(claims.of_care_team(resource, base_url))
-    known = await _known(context, previous, base_url) if found else ()
+    known = await _known(context, resource, previous, base_url) if found else ()
     begun = context.caller.role in PROVIDERS
     own = [claim for claim in found if _is_from_provider(claim, known, begun=begun)]
     return Prepared(resource, {claims.FROM_PROVIDERS: [claims.key(c) for c in own]}, is_memory=True)
@@ -38,15 +41,19 @@ def _is_from_provider(claim: Claim, known: Sequence[Claim], *, begun: bool) -> b
         each
         for each in known
         if (each.reference, each.behalf) == (claim.reference, claim.behalf)
+        and each.span[0] == claim.span[0]
         and spans.within(each.span, claim.span) == claim.span
     ]
     return all(each.from_provider for each in before) if before else begun
 
 
 async def _known(
-    context: Context, previous: ResourceVersion | None, base_url: str
+    context: Context, resource: Resource, previous: ResourceVersion | None, base_url: str
 ) -> Sequence[Claim]:
-    """The claims of the stored version. Raises VersionConflict where it has been replaced meanwhile."""
+    """The claims of the stored version, if it is about the same patient.
+
+    Raises VersionConflict where it has been replaced meanwhile.
+    """
     if previous is None or previous.deleted:
         return ()
     # Read past the caller's limits: what is kept beside the version is nobody's to see.
@@ -58,4 +65,12 @@ async def _known(
     )
     if not rows:
         raise VersionConflict
+    if _subject(previous.resource(), base_url) != _subject(resource, base_url):
+        return ()
     return list(claims.of_stored_team(rows[0], base_url))
+
+
+def _subject(team: Resource, base_url: str) -> str:
+    written: str = team.get("subject", {}).get("reference", "")
+    near = written.removeprefix(f"{base_url}/") if base_url else written
+    return near.partition("/_history/")[0]

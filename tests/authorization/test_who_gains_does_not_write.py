@@ -143,6 +143,29 @@ async def test_what_the_plan_said_in_a_care_team_stays_its_word(world: World) ->
     assert (await world.get("south", f"/Patient/{name}")).status_code == 200
 
 
+@pytest.mark.parametrize("change", ["subject", "period.start"])
+async def test_what_a_practice_changes_in_a_care_team_becomes_its_own_word(
+    world: World, change: str
+) -> None:
+    """The plan's entry about another patient, or one that begins before the successor's, says nothing more of it."""
+    name, of = new_id(), new_id()
+    await world.put("admin", patient(name, NORTHS), coverage(name, name, "plan-a"))
+    await world.put("admin", patient(of, NORTHS), coverage(of, of, "plan-a"))
+    team = care_team(name, of if change == "subject" else name, "PractitionerRole/role-n")
+    (norths,) = team["participant"]
+    norths["period"] = {"start": PAST}
+    await world.put("plan-a", team)
+    moved = care_team(name, name, "PractitionerRole/role-n")
+    if change == "period.start":
+        moved["participant"][0]["period"] = {"start": YESTERDAY}
+    else:
+        moved["participant"] = [norths]
+    await world.put("north", moved)
+    await world.put("admin", patient(name, SOUTHS))
+    assert (await world.get("north", f"/Patient/{name}")).status_code == 404
+    assert (await world.get("south", f"/Patient/{name}")).status_code == 200
+
+
 async def test_care_teams_from_before_count_by_who_ever_wrote_them(world: World) -> None:
     """What was stored before it was kept who named the provider: an organization's team ranks below."""
     kept, lost = new_id(), new_id()
