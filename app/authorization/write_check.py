@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from app.authentication.caller import Role
@@ -33,7 +34,7 @@ from app.errors import Forbidden
 from app.fhir.codes import RECIPIENT_KIND
 from app.fhir.json import Resource
 from app.records.versions import Change, ResourceVersion, VersionConflict
-from app.search import group_members
+from app.search import group_members, spans
 from app.search.extract import extract
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
@@ -41,6 +42,7 @@ from app.search.search_parameters import parameters
 _ACTIONS: dict[str, Action] = {"create": "c", "update": "u", "patch": "u", "delete": "d"}
 
 
+_ALWAYS = (spans.ALWAYS,)
 _REFUSED = "This client may not write this resource so"
 _NO_STRANGERS = (
     "A hospital writes about patients whose record it sent or who have been there. Of somebody who is new to it send "
@@ -211,28 +213,46 @@ class _Writing:
         return False
 
     async def _check_members(self, group: dict[str, Any]) -> None:
-        """Raises Forbidden where a patient of another becomes a member, or a member at another time."""
+        """Raises Forbidden where a patient of another becomes a member, at another time, or of something else."""
         previous = self._change.previous
-        before = None
-        if previous is not None and not previous.deleted and _is_live(previous.resource()):
-            before = group_members.aside(previous.resource())
-        change = group_members.row_change("", self._change.id, before, group_members.aside(group))
-        parameter = parameters("Group")["member"]
-        terms = [row["_id"]["m"] for row in change.new]
-        named = {
-            f"Patient/{id_}"
-            for kind, id_ in reference.targets(parameter, terms, self._base_url)
-            if kind == "Patient"
-        }
-        access, left = self._access, named - self._together.created
+        stored = previous.resource() if previous is not None and not previous.deleted else {}
+        said = _said_of_members(stored)
+        added = self._members(group, stored if said else {})
+        access, created = self._access, self._together.created
         family = await access.family()
-        if not left <= await access.own_patients(left, family):
+        if not added - created <= await access.own_patients(added - created, family):
             raise self._refused()
-        if named and self._change.id in await access.relationships.designated(family):
+        if added and self._change.id in await access.relationships.designated(family):
             raise Forbidden(
                 "A Contract makes the members of this Group this organization's: an administrator adds them",
                 expression="Group.member",
             )
+        if said and not _said_of_members(group) <= said:
+            # It says so of all members anew, those included who have left since.
+            others = self._members(group, {}, at=access.relationships.now()) - added
+            if not others <= await access.own_patients(others, family):
+                raise Forbidden(
+                    "A Group that comes to say something else of its members has this client's patients of now alone: "
+                    "take the others out",
+                    expression="Group.member",
+                )
+
+    def _members(self, group: Resource, stored: Resource, at: datetime | None = None) -> set[str]:
+        """The patients who are members otherwise than they are stored; with `at` without those who are no more."""
+        before = group_members.aside(stored) if stored else None
+        change = group_members.row_change("", self._change.id, before, group_members.aside(group))
+        terms = [
+            row["_id"]["m"]
+            for row in change.new
+            if at is None
+            or not all(spans.has_ended((low, high), at) for low, high in row.get("when", _ALWAYS))
+        ]
+        parameter = parameters("Group")["member"]
+        return {
+            f"Patient/{id_}"
+            for kind, id_ in reference.targets(parameter, terms, self._base_url)
+            if kind == "Patient"
+        }
 
     def _is_within(self, stored: ResourceVersion) -> bool:
         """Whether the scopes' restrictions let the caller replace a version; a deletion says nothing to restrict."""
@@ -247,10 +267,18 @@ class _Writing:
         return bool(self._access.restrictions.of(self._change.type, self._action))
 
 
-def _is_live(group: dict[str, Any]) -> bool:
+def _said_of_members(group: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """What a Group says of its members: its codes, and whose panel it is; nothing where it is not in use."""
     fields: dict[str, Any] = {}
     group_members.add_roster(group, fields)
-    return bool(fields["roster"]["live"])
+    if not fields["roster"]["live"]:
+        return set()
+    codings = group.get("code", {}).get("coding", ())
+    return {
+        ("in use",),
+        *(("code", each.get("system"), each.get("code")) for each in codings),
+        *(("pcp", *each) for each in fields["roster"]["pcp"]),
+    }
 
 
 # Content that only the server writes, and an administrator may correct; other clients only read it.

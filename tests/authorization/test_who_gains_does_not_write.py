@@ -32,6 +32,7 @@ from tests.builders.practices import (
     care_team,
     endpoint,
     organization,
+    panel,
     patient,
     practitioner,
     ref,
@@ -266,6 +267,31 @@ async def test_a_plan_s_own_group_keeps_no_member(world: World) -> None:
     await world.put("admin", {**cover, **over})
     assert (await world.get("plan-a", f"/Patient/{name}")).status_code == 404
     assert await world.found("plan-a", f"/Patient?_id={name}") == []
+
+
+async def test_a_plan_gives_nobody_a_member_who_has_left(world: World) -> None:
+    """By a roster that lists them still, and comes to name another practice, or to be one."""
+    left, stays, roster, plain = new_id(), new_id(), new_id(), new_id()
+    covers = [coverage(each, each, "plan-a") for each in (left, stays)]
+    await world.put("admin", patient(left), patient(stays), *covers)
+    members = [f"Patient/{each}" for each in (left, stays)]
+    souths = panel(roster, "Organization/plan-a", *members, of="PractitionerRole/role-s")
+    await world.put("plan-a", souths, designated(plain, "plan-a", left, stays))
+    await world.put("admin", {**covers[0], "status": "cancelled"})
+    for stored in (souths, designated(plain, "plan-a", left, stays)):
+        norths = panel(stored["id"], "Organization/plan-a", *members, of="PractitionerRole/role-n")
+        for answer in await refused_by_every_door(world, "plan-a", stored, norths):
+            assert_outcome(answer, 403, "forbidden", "Group.member")
+    assert (await world.get("south", f"/Patient/{left}")).status_code == 200
+    assert (await world.get("north", f"/Patient/{left}")).status_code == 404
+    await world.put("plan-a", {**souths, "name": "South's"}, {**souths, "active": False})
+    norths = panel(roster, "Organization/plan-a", *members, of="PractitionerRole/role-n")
+    norths["member"][0]["period"] = {"end": YESTERDAY}
+    answer = await world.ask("plan-a", "PUT", f"/Group/{roster}", norths)
+    assert_outcome(answer, 403, "forbidden")  # who is a member at other times is one's own patient
+    del norths["member"][0]
+    await world.put("plan-a", norths)
+    assert (await world.get("north", f"/Patient/{stays}")).status_code == 200
 
 
 async def test_who_is_in_a_group_under_contract_is_not_its_beneficiary_s_to_say(
