@@ -164,9 +164,9 @@ class Access:
         return await self.relationships.family(self.caller.organization)
 
     async def _names(self, by: Sequence[Relation]) -> OrganizationTree:
-        """The references by which relations know the caller: the family, for `kept` with its PractitionerRoles."""
+        """The references by which relations know the caller: the family, for `kept` with what Subscriptions are kept for."""
         family = await self.family()
-        return await self.relationships.offices(family) if "kept" in by else family
+        return await self.relationships.keeping(family) if "kept" in by else family
 
     async def sight(self, resource_type: str, action: Action) -> Sight | None:
         """The sight of a type; None where nothing of it may be seen."""

@@ -39,7 +39,7 @@ DocumentRow = Mapping[str, Any]
 # The term by which the proof of a notice is known (app/proof).
 PROOF = f"category={escape(NOTICE_KIND)}|{escape(EVENT_NOTICE)}"
 _SECURITY = "_security="
-_KEPT = f"_tag={SUBSCRIPTION_ORIGIN}|endpoint"
+_KEPT = tuple(f"_tag={SUBSCRIPTION_ORIGIN}|{origin}" for origin in ("contract", "endpoint"))
 _TOPIC_ID = "topic-"
 _TOPIC = "code=http://hl7.org/fhir/fhir-types|SubscriptionTopic"
 
@@ -166,8 +166,8 @@ def holds(
     """Whether a resource has a relation as far as its own terms decide.
 
     Of `agreed` and `addressed` the patients still have to be the organization's (Access); `patients`, `targets`,
-    `attached` and `contracted` are not decided by terms at all. For `kept` the family is with its PractitionerRoles
-    (`Relationships.offices`).
+    `attached` and `contracted` are not decided by terms at all. For `kept` the family is with what Subscriptions are
+    kept for (`Relationships.keeping`).
     """
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
 
@@ -214,7 +214,8 @@ def _kept(
 ) -> bool:
     # A client's own Subscription could have the same tags, but has a sender.
     terms = set(row["terms"])
-    return _KEPT in terms and not terms.isdisjoint(_kept_for(family)) and not _is_sent(terms)
+    is_kept = not terms.isdisjoint(_KEPT) and not terms.isdisjoint(_kept_for(family))
+    return is_kept and not _is_sent(terms)
 
 
 def _is_sent(terms: Iterable[str]) -> bool:
@@ -222,7 +223,7 @@ def _is_sent(terms: Iterable[str]) -> bool:
 
 
 def _kept_for(names: Iterable[str]) -> list[str]:
-    """The terms of Subscriptions that are kept for organizations or roles."""
+    """The terms of Subscriptions that are kept for organizations, roles or Contracts."""
     return [f"_tag={SUBSCRIPTION_OWNER}|{each}" for each in sorted(names)]
 
 
@@ -275,7 +276,7 @@ def filter_of(
 ) -> Filter | None:
     """A filter on exactly the resources that have a relation; None where MongoDB cannot express it.
 
-    For `kept` the family is with its PractitionerRoles (`Relationships.offices`).
+    For `kept` the family is with what Subscriptions are kept for (`Relationships.keeping`).
     """
     if relation == "sent":
         return {"terms": {"$in": senders(sorted(family))}}
@@ -287,7 +288,7 @@ def filter_of(
         return {"terms": {"$in": []}}
     if relation == "kept":
         own = {"terms": {"$in": _kept_for(family)}}
-        return {"$and": [{"terms": _KEPT}, own, {"by": {"$exists": False}}]}
+        return {"$and": [{"terms": {"$in": list(_KEPT)}}, own, {"by": {"$exists": False}}]}
     return None
 
 

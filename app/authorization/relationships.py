@@ -77,8 +77,8 @@ class Relationships:
         self._families: BatchCache[str, OrganizationTree] = BatchCache(
             self._read_families, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
         )
-        self._offices: BatchCache[OrganizationTree, OrganizationTree] = BatchCache(
-            self._read_offices, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
+        self._keeping: BatchCache[OrganizationTree, OrganizationTree] = BatchCache(
+            self._read_keeping, frozenset(), lasting=_CACHE_SECONDS
         )
         self._recipients: BatchCache[tuple[str, RecipientKind], Recipient] = BatchCache(
             self._read_recipients, Recipient(None), lasting=_ORGANIZATION_CACHE_SECONDS
@@ -93,10 +93,11 @@ class Relationships:
                 self._practices.clear()
                 for known in (self._listed, self._agreed, self._contracted, self._managed):
                     known.clear()
+                self._keeping.clear()
             elif event.type in ("Organization", "PractitionerRole"):
                 self._practices.clear()
                 self._families.clear()
-                self._offices.clear()
+                self._keeping.clear()
                 self._recipients.clear()
 
     def _forget(self, event: Event) -> None:
@@ -144,9 +145,9 @@ class Relationships:
         self._trees.add(family)
         return family
 
-    async def offices(self, family: OrganizationTree) -> OrganizationTree:
-        """The family with the PractitionerRoles of its organizations."""
-        return await self._offices.get(family)
+    async def keeping(self, family: OrganizationTree) -> OrganizationTree:
+        """The family with its PractitionerRoles and the Contracts that it is the authority of, ended ones too."""
+        return await self._keeping.get(family)
 
     async def recipient(self, organization: str, kind: RecipientKind) -> Recipient:
         """The organization as Consents name it."""
@@ -354,16 +355,16 @@ class Relationships:
             found |= set(level)
         return frozenset(found)
 
-    async def _read_offices(
+    async def _read_keeping(
         self, families: list[OrganizationTree]
     ) -> Mapping[OrganizationTree, OrganizationTree]:
         found: dict[OrganizationTree, OrganizationTree] = {}
         for family in families:
-            terms = self._terms("PractitionerRole", "organization", family)
-            rows = await self._store.find(
-                "PractitionerRole", {"terms": {"$in": terms}}, projection={"_id": 1}
-            )
-            found[family] = family | {f"PractitionerRole/{row['_id']}" for row in rows}
+            found[family] = family
+            for kind, code in (("PractitionerRole", "organization"), ("Contract", "authority")):
+                named = {"terms": {"$in": self._terms(kind, code, family)}}
+                rows = await self._store.find(kind, named, projection={"_id": 1})
+                found[family] |= {f"{kind}/{row['_id']}" for row in rows}
         return found
 
     async def _read_recipients(

@@ -18,7 +18,8 @@ A relation is a claim about a resource and the caller's organization, or one tha
     owned      a directory entry that belongs to the organization (OWNERS)
     itself     the organization's own Organization
     published  one of the server's topics, as Basic
-    kept       a Subscription that the server keeps for the organization, or for a PractitionerRole there
+    kept       a Subscription that the server keeps for the organization, for a PractitionerRole there, or for a
+               Contract with the organization as authority
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ _DIRECTORY = Rule(read=("everyone",), old=("owned", "itself"), new=("owned", "it
 _REFERENCE = Rule(read=("everyone",))
 _OWN = Rule(read=("sent",), old=("sent",), new=("everyone",))
 _PAPER = Rule(read=("sent", "attached"), old=("sent",), new=("everyone",))
+_SUBSCRIPTION = Rule(read=("sent", "kept"), old=("sent",), new=("everyone",))
 _PARTY = Rule(read=("party",))
 _PROVENANCE = Rule(read=("patients", "sent"), new=("targets",))
 _RECORD = Rule(read=("patients",), old=("patients",), new=("patients",))
@@ -102,7 +104,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
         "group": Rule(read=("managed",)),
-        "subscription": Rule(read=("sent", "kept"), old=("sent",), new=("everyone",)),
+        "subscription": _SUBSCRIPTION,
         "paper": _PAPER,
         "provenance": _PROVENANCE,
     },
@@ -139,7 +141,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "reference": _REFERENCE,
         "group": Rule(read=("managed", "contracted")),
         "contract": _PARTY,
-        "subscription": _OWN,
+        "subscription": _SUBSCRIPTION,
         "paper": Rule(read=("attached",)),
         "provenance": Rule(read=("agreed",)),
     },

@@ -1,4 +1,4 @@
-"""Subscriptions that the server keeps for practices: the practice reads and asks its own, and changes none."""
+"""Subscriptions that the server keeps for practices and agencies: each reads and asks its own, and changes none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.builders.access_world import Resource, World, encounter, world as a_w
 from tests.builders.practices import endpoint, organization, practitioner, role
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import topic_based
+from tests.conftest import BASE
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -83,16 +84,58 @@ async def test_a_practice_asks_what_is_kept_for_it(world: World, receiver: Recei
     assert (await world.get("north", f"/{place}")).json() == stored
 
 
-async def test_nobody_makes_a_subscription_look_kept_for_another(
+async def test_an_agency_asks_what_is_kept_for_its_contract(
     world: World, receiver: Receiver
 ) -> None:
+    terms = {
+        "id": "of-admissions",
+        "title": "Admissions",
+        "group": "Group/list-n",
+        "recipient": "Organization/agency",
+        "plan": "Organization/plan-a",
+        "topics": ["encounter-admission"],
+        "deadline": 24,
+        "channel": {"type": "rest-hook", "endpoint": f"{receiver.url}/agency"},
+    }
+    contract = "http://carerelay.test/admin/contracts/of-admissions"
+    answer = await world.ask("admin", "PUT", contract, terms)
+    assert answer.status_code == 201, answer.text
+    await settle(world)
+    stay = new_id()
+    await world.put("admin", encounter(stay, "pn", "general"))
+    await settle(world)
+
+    (notice,) = (each for each in receiver.events if each.path.endswith("/agency"))
+    place = notice.parameter("subscription")["reference"].removeprefix(BASE)
+    assert await world.found("agency", "/Subscription") == [place.removeprefix("/")]
+    stored = (await world.get("agency", place)).json()
+    assert stored["status"] == "active"
+    assert '"valueString":"1"' in (await world.get("agency", f"{place}/$status")).text
+    assert f"Encounter/{stay}" in (await world.get("agency", f"{place}/$events")).text
+    for who in ("bureau", "plan-a", "north", "general"):
+        for door in ("", "/$status", "/$events", "/_history"):
+            assert (await world.get(who, f"{place}{door}")).status_code == 404
+    moved = stored | {"reason": "Mine"}
+    assert_outcome(await world.ask("agency", "PUT", place, moved), 403, "forbidden")
+    await world.ask("agency", "DELETE", place)
+    assert_outcome(await world.ask("agency", "POST", f"{place}/$resend"), 403, "forbidden")
+    assert (await world.get("agency", place)).json() == stored
+
+
+@pytest.mark.parametrize(
+    ("origin", "owner", "who"),
+    [("endpoint", "Organization/south", "south"), ("contract", "Contract/with-agency", "agency")],
+)
+async def test_nobody_makes_a_subscription_look_kept_for_another(
+    world: World, receiver: Receiver, origin: str, owner: str, who: str
+) -> None:
     tags = [
-        {"system": SUBSCRIPTION_ORIGIN, "code": "endpoint"},
-        {"system": SUBSCRIPTION_OWNER, "code": "Organization/south"},
+        {"system": SUBSCRIPTION_ORIGIN, "code": origin},
+        {"system": SUBSCRIPTION_OWNER, "code": owner},
     ]
     body = topic_based(endpoint=receiver.url) | {"meta": {"tag": tags}}
     answer = await world.ask("north", "POST", "/Subscription", body)
     assert answer.status_code == 201, answer.text
     place = f"/Subscription/{answer.json()['id']}"
-    assert (await world.get("south", place)).status_code == 404
-    assert await world.found("south", "/Subscription") == []
+    assert (await world.get(who, place)).status_code == 404
+    assert place.removeprefix("/") not in await world.found(who, "/Subscription")
