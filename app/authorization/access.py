@@ -20,7 +20,7 @@ from app.authorization.disclosure import Disclosure
 from app.authorization.panel import MOST_IN_PANEL, Panel, Panels
 from app.authorization.relations import DocumentRow, Traits
 from app.authorization.relationships import OrganizationTree, Relationships
-from app.authorization.rules import KNOWN_ALREADY, Relation, rule_of
+from app.authorization.rules import KNOWN_ALREADY, PROOF_OF_OWN, Relation, rule_of
 from app.authorization.scope_filters import Restrictions
 from app.consent import labels
 from app.consent.directives import ConsentDirectives
@@ -164,9 +164,9 @@ class Access:
         return await self.relationships.family(self.caller.organization)
 
     async def _names(self, by: Sequence[Relation]) -> OrganizationTree:
-        """The references by which relations know the caller: the family, for `kept` with what Subscriptions are kept for."""
+        """The references by which relations know the caller: the family, for `kept` with its staff and Contracts."""
         family = await self.family()
-        return await self.relationships.keeping(family) if "kept" in by else family
+        return await self.relationships.names(family) if "kept" in by else family
 
     async def sight(self, resource_type: str, action: Action) -> Sight | None:
         """The sight of a type; None where nothing of it may be seen."""
@@ -298,12 +298,14 @@ class Access:
         """The keys of those that have the relation and, where it is by patients, may be disclosed."""
         match relation:
             case "patients":
-                return await self._of_own_patients(resource_type, rows, family)
+                own = await self._without_proof_to_others(resource_type, rows, family)
+                return await self._of_own_patients(resource_type, own, family)
             case "agreed":
                 agreed = await self._agreed(resource_type, rows, family)
                 return await self._of_own_patients(resource_type, agreed, family)
             case "addressed":
-                keys = self._by_terms(relation, resource_type, rows, family)
+                names = await self.relationships.names(family)
+                keys = self._by_terms(relation, resource_type, rows, names)
                 own = {key: rows[key] for key in keys}
                 return await self._of_own_patients(resource_type, own, family)
             case "attached":
@@ -325,6 +327,21 @@ class Access:
             for key, (row, _) in rows.items()
             if relations.holds(relation, resource_type, row, family, self.caller, self.base_url)
         }
+
+    async def _without_proof_to_others(
+        self, resource_type: str, rows: Judged, family: OrganizationTree
+    ) -> Judged:
+        """Those that are no proof of a notice, or of one that was for the organization or somebody there."""
+        if self.caller.role not in PROOF_OF_OWN:
+            return rows
+        proof = {
+            key: each for key, each in rows.items() if relations.is_proof(resource_type, each[0])
+        }
+        if not proof:
+            return rows
+        names = await self.relationships.names(family)
+        own = self._by_terms("addressed", resource_type, proof, names)
+        return {key: each for key, each in rows.items() if key in own or key not in proof}
 
     async def _agreed(self, resource_type: str, rows: Judged, family: OrganizationTree) -> Judged:
         """Those of a type that a Contract gives about each of their patients."""

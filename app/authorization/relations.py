@@ -166,8 +166,8 @@ def holds(
     """Whether a resource has a relation as far as its own terms decide.
 
     Of `agreed` and `addressed` the patients still have to be the organization's (Access); `patients`, `targets`,
-    `attached` and `contracted` are not decided by terms at all. For `kept` the family is with what Subscriptions are
-    kept for (`Relationships.keeping`).
+    `attached` and `contracted` are not decided by terms at all. For `kept` and `addressed` the family is with its staff
+    and Contracts (`Relationships.names`).
     """
     return _HOLDS[relation](resource_type, row, family, caller, base_url)
 
@@ -241,11 +241,14 @@ def _published(
 def _addressed(
     resource_type: str, row: DocumentRow, family: OrganizationTree, caller: Caller, base: str
 ) -> bool:
-    return (
-        resource_type == "Communication"
-        and PROOF in row["terms"]
-        and not family.isdisjoint(named(resource_type, "recipient", row, base))
+    return is_proof(resource_type, row) and not family.isdisjoint(
+        named(resource_type, "recipient", row, base)
     )
+
+
+def is_proof(resource_type: str, row: DocumentRow) -> bool:
+    """Whether a resource is the proof of a notice."""
+    return resource_type == "Communication" and PROOF in row["terms"]
 
 
 def _party(
@@ -276,7 +279,7 @@ def filter_of(
 ) -> Filter | None:
     """A filter on exactly the resources that have a relation; None where MongoDB cannot express it.
 
-    For `kept` the family is with what Subscriptions are kept for (`Relationships.keeping`).
+    For `kept` the family is with its staff and Contracts (`Relationships.names`).
     """
     if relation == "sent":
         return {"terms": {"$in": senders(sorted(family))}}

@@ -77,8 +77,8 @@ class Relationships:
         self._families: BatchCache[str, OrganizationTree] = BatchCache(
             self._read_families, frozenset(), lasting=_ORGANIZATION_CACHE_SECONDS
         )
-        self._keeping: BatchCache[OrganizationTree, OrganizationTree] = BatchCache(
-            self._read_keeping, frozenset(), lasting=_CACHE_SECONDS
+        self._names: BatchCache[OrganizationTree, OrganizationTree] = BatchCache(
+            self._read_names, frozenset(), lasting=_CACHE_SECONDS
         )
         self._recipients: BatchCache[tuple[str, RecipientKind], Recipient] = BatchCache(
             self._read_recipients, Recipient(None), lasting=_ORGANIZATION_CACHE_SECONDS
@@ -93,11 +93,11 @@ class Relationships:
                 self._practices.clear()
                 for known in (self._listed, self._agreed, self._contracted, self._managed):
                     known.clear()
-                self._keeping.clear()
+                self._names.clear()
             elif event.type in ("Organization", "PractitionerRole"):
                 self._practices.clear()
                 self._families.clear()
-                self._keeping.clear()
+                self._names.clear()
                 self._recipients.clear()
 
     def _forget(self, event: Event) -> None:
@@ -145,9 +145,9 @@ class Relationships:
         self._trees.add(family)
         return family
 
-    async def keeping(self, family: OrganizationTree) -> OrganizationTree:
-        """The family with its PractitionerRoles and the Contracts that it is the authority of, ended ones too."""
-        return await self._keeping.get(family)
+    async def names(self, family: OrganizationTree) -> OrganizationTree:
+        """The family with its PractitionerRoles, who acts in them, and the Contracts that it is the authority of."""
+        return await self._names.get(family)
 
     async def recipient(self, organization: str, kind: RecipientKind) -> Recipient:
         """The organization as Consents name it."""
@@ -355,7 +355,7 @@ class Relationships:
             found |= set(level)
         return frozenset(found)
 
-    async def _read_keeping(
+    async def _read_names(
         self, families: list[OrganizationTree]
     ) -> Mapping[OrganizationTree, OrganizationTree]:
         found: dict[OrganizationTree, OrganizationTree] = {}
@@ -363,8 +363,8 @@ class Relationships:
             found[family] = family
             for kind, code in (("PractitionerRole", "organization"), ("Contract", "authority")):
                 named = {"terms": {"$in": self._terms(kind, code, family)}}
-                rows = await self._store.find(kind, named, projection={"_id": 1})
-                found[family] |= {f"{kind}/{row['_id']}" for row in rows}
+                for row in await self._store.find(kind, named, projection={"terms": 1}):
+                    found[family] |= {f"{kind}/{row['_id']}", *self._acting(kind, row["terms"])}
         return found
 
     async def _read_recipients(
@@ -378,6 +378,13 @@ class Relationships:
             for each in references
             for term in claims.terms_for(resource_type, code, each, self._base_url)
         ]
+
+    def _acting(self, resource_type: str, terms: Iterable[str]) -> Iterable[str]:
+        """Who acts in a PractitionerRole."""
+        if resource_type != "PractitionerRole":
+            return ()
+        acting = parameters(resource_type)["practitioner"]
+        return (f"{kind}/{id_}" for kind, id_ in reference.targets(acting, terms, self._base_url))
 
     def _patients(self, resource_type: str, code: str, terms: Iterable[str]) -> set[str]:
         parameter = parameters(resource_type)[code]

@@ -5,7 +5,8 @@ What no row allows is refused. docs/access.md shows these tables; access.py acts
 A relation is a claim about a resource and the caller's organization, or one that is part of it:
 
     everyone   holds for every resource
-    patients   every patient that the resource is about is the organization's (PATIENTS says what that means)
+    patients   every patient that the resource is about is the organization's (PATIENTS says what that means), and
+               it is no proof of a notice to another (PROOF_OF_OWN)
     targets    every resource here that a Provenance is about may be changed by the organization
     agreed     so is every patient, and a Contract about each gives records of the type (agreements.py)
     addressed  so is every patient, and it is the proof of a notice that the organization is a recipient of
@@ -171,6 +172,8 @@ BY_COVERAGE: frozenset[Role] = frozenset({"plan"})
 
 # Who reads the ledger of notices beside administrators: who owes them, and whom a contract has them sent to.
 PROOF_ROLES: frozenset[Role] = frozenset({"plan", "state"})
+# Who is told itself: of the proof of notices it reads what it is a recipient of.
+PROOF_OF_OWN: frozenset[Role] = frozenset({"practice"})
 # Who has the timeliness of notices counted; a practice its own.
 REPORT_ROLES: frozenset[Role] = PROOF_ROLES | {"practice"}
 

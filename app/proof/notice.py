@@ -34,6 +34,7 @@ _MINUTE = timedelta(minutes=1)
 @dataclass(frozen=True, slots=True)
 class NoticeRecord:
     """One row. References are relative; `recipients` are several only where a Subscription filters by several PCPs.
+    Where it names none, its maker's organization is.
 
     `to_pcp`: the Subscription filters by a PCP. `sent` is the first attempt, `received` the first that was accepted;
     `status` and `sha256` are of that attempt, else of the last one. `endpoint` has no query, which may hold secrets.
@@ -65,6 +66,14 @@ class NoticeRecord:
     resource: Resource = field(repr=False, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The Subscription of a row, None where there is none, and the organization that made it."""
+
+    subscription: Resource | None
+    custodian: str | None = None
+
+
 async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list[NoticeRecord]:
     """The notices of rows, with their Subscriptions and the versions that they are about."""
     names = {row["subscription"] for row in rows if not row["subscription"].startswith(UNROUTED)}
@@ -72,7 +81,10 @@ async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list
     versions = await _versions(store, {_version(row) for row in rows})
     return [
         of_row(
-            row, subscriptions.get(row["subscription"]), versions.get(_version(row), {}), base_url
+            row,
+            subscriptions.get(row["subscription"], Told(None)),
+            versions.get(_version(row), {}),
+            base_url,
         )
         for row in rows
     ]
@@ -91,14 +103,13 @@ async def gather_readable(
             (row,) = rows
             told = {"action": "notice", "id": row["_id"], "error": type(error).__name__}
             log.exception("what a notice was about cannot be read", extra=told)
-            return [of_row(row, None, {}, base_url)]
+            return [of_row(row, Told(None), {}, base_url)]
         return [each for row in rows for each in await gather_readable(store, [row], base_url)]
 
 
-def of_row(
-    row: Document, subscription: Resource | None, resource: Resource, base_url: str
-) -> NoticeRecord:
+def of_row(row: Document, told: Told, resource: Resource, base_url: str) -> NoticeRecord:
     """The notice of a row, without a read. `resource` is the version it is about, empty where that is gone."""
+    subscription = told.subscription
     focus, attempts = row["focus"], row["attempts"]
     taken = next((each for each in attempts if _is_success(each)), None)
     if taken is None and row["state"] == "delivered" and attempts:
@@ -127,7 +138,7 @@ def of_row(
         status=last.get("status"),
         sha256=last.get("sha256"),
         endpoint=_address(subscription),
-        recipients=_recipients(subscription, base_url),
+        recipients=_recipients(told, base_url),
         to_pcp=subscription is not None
         and bool(panels_of(subscription))
         and kind_of(subscription) == "provider",
@@ -178,11 +189,12 @@ def _encounter(place: str, resource: Resource, base_url: str) -> str | None:
     return found if found is not None and found.startswith("Encounter/") else None
 
 
-def _recipients(subscription: Resource | None, base_url: str) -> tuple[str, ...]:
-    if subscription is None:
+def _recipients(told: Told, base_url: str) -> tuple[str, ...]:
+    if told.subscription is None:
         return ()
-    named = recipient_of(subscription)
-    written = [named] if named is not None else panels_of(subscription)
+    named = recipient_of(told.subscription)
+    panels = panels_of(told.subscription)
+    written = [named] if named is not None else panels or [told.custodian or ""]
     return tuple(found for each in written if (found := relative(each, base_url)) is not None)
 
 
@@ -218,10 +230,10 @@ def _version(row: Document) -> tuple[str, str, int]:
     return focus["type"], focus["id"], focus["version"] - (1 if focus["method"] == "delete" else 0)
 
 
-async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Resource]:
-    """The current Subscriptions by id; of deleted ones the last version."""
+async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Told]:
+    """The current Subscriptions by id, with the organizations that made them; of deleted ones the last version."""
     found = await store.read_many([("Subscription", name) for name in sorted(names)])
-    resources: dict[str, Resource] = {}
+    resources: dict[str, Told] = {}
     for stored in found.values():
         last = stored
         if stored.deleted:
@@ -229,7 +241,7 @@ async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Resource]:
             if before is None or before.deleted:
                 continue
             last = before
-        resources[stored.id] = last.resource()
+        resources[stored.id] = Told(last.resource(), stored.custodian)
     return resources
 
 

@@ -34,8 +34,10 @@ async def receiver() -> AsyncIterator[Receiver]:
 async def world(mongod: str, receiver: Receiver) -> AsyncIterator[World]:
     """A stay of north's patient, of which north and the agency were told, and one of south's."""
     async with a_world(mongod, rate_limit=0) as found:
-        # Of the world's own stays nobody could be told.
+        # Of the world's own stays nobody could be told: the rows that say so are no matter here.
         await found.server.worker.drain()
+        await found.server.engine.drain()
+        await found.server.mongo.collection("deliveries").delete_many({})
         for who in ("north", "south"):
             panel = topic_based(
                 f"general-practitioner=Organization/{who}", endpoint=f"{receiver.url}/{who}"
@@ -97,6 +99,25 @@ EXPECTED = {
 async def test_the_notices_of_a_stay(world: World, who: str) -> None:
     """Before and after they are published, as long as the ledger has them."""
     assert await notices(world, who) == EXPECTED[who]
+
+
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [("plan-a", BOTH), ("agency", BOTH[:1]), ("north", BOTH[1:]), ("south", []), ("general", [])],
+)
+async def test_published_proof_is_read_by_whom_it_is_for(
+    world: World, who: str, told: list[str]
+) -> None:
+    """By search and one by one; a practice asks for no others' though the patient is its own."""
+    url = f"/Communication?encounter=Encounter/{STAY}"
+    for each in (await world.get("admin", url)).json()["entry"]:
+        (recipient,) = each["resource"]["recipient"]
+        place = f"/Communication/{each['resource']['id']}"
+        is_told = recipient["reference"] in told
+        for door in (place, f"{place}/_history/1"):
+            assert (await world.get(who, door)).status_code == (200 if is_told else 404)
+    found = (await world.get(who, url)).json().get("entry", ())
+    assert sorted(each["resource"]["recipient"][0]["reference"] for each in found) == told
 
 
 @pytest.mark.parametrize("who", EXPECTED)

@@ -66,6 +66,7 @@ def _communication(id_: str) -> Resource:
         "identifier": [{"system": "urn:test", "value": id_}],
         "status": "completed",
         "subject": ref("Patient/pn"),
+        "recipient": [ref("Organization/north")],
     }
 
 
