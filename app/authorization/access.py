@@ -6,16 +6,19 @@ docs/access.md
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cachetools import FIFOCache
 
+from app.attribution.facility import facility_types
 from app.authentication.access_tokens import base_url as own_base_url
 from app.authentication.caller import UNLIMITED, Caller, Role
 from app.authentication.scopes import CONSENT_AUTHORITY, Action, Scopes
 from app.authorization import attachments, relations
+from app.authorization.agreements import NURSING, Asset
 from app.authorization.disclosure import Disclosure
 from app.authorization.panel import MOST_IN_PANEL, Panel, Panels
 from app.authorization.relations import DocumentRow, Traits
@@ -25,6 +28,7 @@ from app.authorization.scope_filters import Restrictions
 from app.consent import labels
 from app.consent.directives import ConsentDirectives
 from app.errors import Forbidden
+from app.fhir.codes import INPATIENT
 from app.records.versions import ResourceVersion
 from app.runtime.snapshot import reading_at
 from app.search.extract import extract
@@ -34,6 +38,8 @@ from app.settings import Settings
 from app.store.store import Store
 
 _MOST_KEPT = 1_000
+# The classes of what is a stay, in a nursing facility as well.
+_STAYS = frozenset(f"class={each}" for each in (*INPATIENT, "EMER", "OBSENC"))
 
 # Rows with their traits, by key.
 Judged = dict[str, tuple[DocumentRow, Traits]]
@@ -346,12 +352,26 @@ class Access:
     async def _agreed(self, resource_type: str, rows: Judged, family: OrganizationTree) -> Judged:
         """Those of a type that a Contract gives about each of their patients."""
         about = {each for _, of in rows.values() for each in of.patients}
-        types = await self.relationships.agreed(about, family)
-        return {
-            key: (row, of)
-            for key, (row, of) in rows.items()
-            if all(resource_type in types[each] for each in of.patients)
+        assets = await self.relationships.agreed(about, family)
+        given = {
+            key: [
+                {asset for asset in assets[each] if asset.type == resource_type}
+                for each in of.patients
+            ]
+            for key, (_, of) in rows.items()
         }
+        are = await asyncio.gather(*(self._are_given(rows[key][0], given[key]) for key in rows))
+        return {key: rows[key] for key, is_given in zip(rows, are, strict=True) if is_given}
+
+    async def _are_given(self, row: DocumentRow, given: Sequence[Collection[Asset]]) -> bool:
+        """Whether a resource is among the assets of each of its patients."""
+        terms = {"", *row["terms"]}
+        left = [assets for assets in given if terms.isdisjoint(each.term for each in assets)]
+        if not left:
+            return True
+        if not all(NURSING in assets for assets in left) or terms.isdisjoint(_STAYS):
+            return False
+        return "snf" in await facility_types(self.store, row, self.settings)
 
     async def _attached(
         self, resource_type: str, rows: Judged, family: OrganizationTree

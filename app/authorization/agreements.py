@@ -3,32 +3,46 @@
 https://hl7.org/fhir/R4/contract.html
 
 The recipient of a Contract is its `authority`; the plan that owes it what it says is a `subject` beside the Group. The
-types are the asset types of its terms: nothing that a Contract does not name is needed for what it is about.
+types are the asset types of its terms: nothing that a Contract does not name is needed for what it is about. Where
+their subtypes name classes of Encounters, or nursing facilities, it is about those Encounters alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from app.attribution import claims
 from app.fhir import json as fhir_json
-from app.fhir.codes import RESOURCE_TYPE
+from app.fhir.codes import ACT_CODE, RESOURCE_TYPE, ROLE_CODE
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
+from app.search.terms import escape
 
 Party = Literal["authority", "subject"]
 
 
+class Asset(NamedTuple):
+    """A type of records that is given; where there is a term, those that have this search term alone."""
+
+    type: str
+    term: str = ""
+
+
+# Stays in a nursing facility, whatever their class: what a facility is says no term of the Encounter itself.
+NURSING = Asset("Encounter", "facility-type=snf")
+_NURSING_FACILITY = "SNF"
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """An executed Contract: the ids of its Groups, and the types of records that it gives."""
+    """An executed Contract: the ids of its Groups, and the records that it gives."""
 
     groups: frozenset[str]
-    types: frozenset[str]
+    assets: frozenset[Asset]
 
 
 async def agreements(
@@ -54,19 +68,36 @@ async def agreements(
                 for kind, id_ in reference.targets(subject, row["terms"], base_url)
                 if kind == "Group"
             ),
-            types_of(fhir_json.decode_stored(row["text"])),
+            assets_of(fhir_json.decode_stored(row["text"])),
         )
         for row in rows
     ]
 
 
-def types_of(contract: Resource) -> frozenset[str]:
-    """The types of records that a Contract names as assets."""
+def assets_of(contract: Resource) -> frozenset[Asset]:
+    """The records that a Contract names as assets."""
     return frozenset(
-        coding["code"]
+        asset
         for term in contract.get("term", ())
-        for asset in term.get("asset", ())
-        for concept in asset.get("type", ())
-        for coding in concept.get("coding", ())
-        if coding.get("system") == RESOURCE_TYPE and "code" in coding
+        for written in term.get("asset", ())
+        for type_ in _codes(written.get("type", ()), RESOURCE_TYPE)
+        for asset in (_encounters(written) if type_ == "Encounter" else [Asset(type_)])
     )
+
+
+def _encounters(asset: Resource) -> list[Asset]:
+    """The Encounters of an asset: all of them where its subtypes say nothing about that."""
+    subtypes = asset.get("subtype", ())
+    found = [Asset("Encounter", f"class={escape(each)}") for each in _codes(subtypes, ACT_CODE)]
+    if _NURSING_FACILITY in _codes(subtypes, ROLE_CODE):
+        found.append(NURSING)
+    return found or [Asset("Encounter")]
+
+
+def _codes(concepts: Iterable[Resource], system: str) -> list[str]:
+    return [
+        coding["code"]
+        for concept in concepts
+        for coding in concept.get("coding", ())
+        if coding.get("system") == system and "code" in coding
+    ]

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from app.attribution import claims, many
-from app.authorization.agreements import agreements
+from app.authorization.agreements import Asset, agreements
 from app.consent.recipients import Recipient, RecipientKind, resolve
 from app.fhir import json as fhir_json
 from app.runtime.batch_cache import BatchCache
@@ -65,7 +65,7 @@ class Relationships:
         self._listed: BatchCache[tuple[Listing, str], bool] = BatchCache(
             self._read_listed, False, lasting=_CACHE_SECONDS
         )
-        self._agreed: BatchCache[Pair, frozenset[str]] = BatchCache(
+        self._agreed: BatchCache[Pair, frozenset[Asset]] = BatchCache(
             self._read_agreed, frozenset(), lasting=_CACHE_SECONDS
         )
         self._contracted: BatchCache[OrganizationTree, frozenset[str]] = BatchCache(
@@ -178,10 +178,10 @@ class Relationships:
 
     async def agreed(
         self, patients: Collection[str], family: OrganizationTree
-    ) -> Mapping[str, frozenset[str]]:
-        """The types of records that Contracts with the family as authority give, by the patients they are about."""
+    ) -> Mapping[str, frozenset[Asset]]:
+        """The records that Contracts with the family as authority give, by the patients they are about."""
         found = await self._all(self._agreed, [(family, each) for each in patients])
-        return {patient: types for (_, patient), types in found.items()}
+        return {patient: assets for (_, patient), assets in found.items()}
 
     async def contracted(self, family: OrganizationTree) -> frozenset[str]:
         """The ids of the Groups that executed Contracts with the family as authority or subject are about."""
@@ -288,13 +288,13 @@ class Relationships:
                     found += [(patient, row["_id"]["g"]) for patient in own]
         return found
 
-    async def _read_agreed(self, pairs: list[Pair]) -> Mapping[Pair, frozenset[str]]:
-        found: dict[Pair, frozenset[str]] = {}
+    async def _read_agreed(self, pairs: list[Pair]) -> Mapping[Pair, frozenset[Asset]]:
+        found: dict[Pair, frozenset[Asset]] = {}
         for family, patients in _by_first(pairs):
-            given: dict[str, frozenset[str]] = {}
+            given: dict[str, frozenset[Asset]] = {}
             for each in await agreements(self._store, family, ("authority",), self._base_url):
                 for group in each.groups:
-                    given[group] = given.get(group, frozenset()) | each.types
+                    given[group] = given.get(group, frozenset()) | each.assets
             live = await self._live({"_id": {"$in": sorted(given)}})
             for patient, group in await self._memberships(patients, live):
                 found[family, patient] = found.get((family, patient), frozenset()) | given[group]

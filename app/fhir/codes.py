@@ -81,6 +81,9 @@ CONTRACT_ALERT = EXTENSION + "contract-alert-before"
 CONTRACT_ID = BASE + "NamingSystem/contract"
 # R4's code system of the names of resource types.
 RESOURCE_TYPE = "http://hl7.org/fhir/resource-types"
+# The classes of Encounters, and the kinds of places where they are.
+ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+ROLE_CODE = "http://terminology.hl7.org/CodeSystem/v3-RoleCode"
 
 # The proof of a notice: what marks its Communication, and what R4 has no element for.
 NOTICE_KIND = CODE_SYSTEM + "notice-kind"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.fhir.codes import ACT_CODE, ROLE_CODE
 from app.fhir.ids import new_id
 from tests.builders.access_world import (
     CLIENTS,
@@ -23,6 +24,7 @@ from tests.builders.practices import (
     TOMORROW,
     YESTERDAY,
     care_team,
+    organization,
     panel,
     patient,
     practitioner,
@@ -271,3 +273,54 @@ async def test_a_contract_and_its_group_are_read_by_its_parties_alone(world: Wor
     assert (await world.get("plan-b", f"/Patient/{name}")).status_code == 404
     await world.put("admin", {**roster, "managingEntity": ref("Organization/plan-a")})
     assert (await world.get("plan-a", f"/Contract/{name}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("more", "seen"),
+    [
+        ({}, ["inpatient", "nursing", "place"]),
+        ({"classes": ["NONAC"], "topics": ["encounter-admission"]}, ["nursing"]),
+        ({"classes": [], "topics": ["encounter-admission"]}, None),
+    ],
+    ids=["admissions-and-nursing-facilities", "one-class", "every-class"],
+)
+async def test_an_agency_reads_the_stays_that_its_contract_is_about(
+    world: World, more: dict[str, Any], seen: list[str] | None
+) -> None:
+    """By class, and in a nursing facility every stay: never a visit to a clinic, unless all classes count."""
+    name = new_id()
+    terms = {
+        "id": name,
+        "title": "Admissions",
+        "group": f"Group/{name}",
+        "recipient": "Organization/agency",
+        "deadline": 24,
+        "channel": {"type": "rest-hook", "endpoint": "http://127.0.0.1:9/"},
+        **more,
+    }
+    facility = organization(f"snf-{name}") | {
+        "type": [{"coding": [{"system": ROLE_CODE, "code": "SNF"}]}]
+    }
+    await world.put("admin", facility, patient(name), designated(name, "agency", name))
+    answer = await world.ask("admin", "PUT", f"http://carerelay.test/admin/contracts/{name}", terms)
+    assert answer.status_code == 201, answer.text
+    stays = {
+        "inpatient": ("IMP", "general"),
+        "emergency": ("EMER", "general"),
+        "clinic": ("AMB", "general"),
+        "nursing": ("NONAC", "general"),
+        "place": ("EMER", f"snf-{name}"),
+        "therapy": ("AMB", f"snf-{name}"),
+    }
+    for each, (class_, where) in stays.items():
+        is_of = {"class": {"system": ACT_CODE, "code": class_}}
+        await world.put("admin", encounter(f"{name}-{each}", name, where, **is_of))
+    seen = sorted(stays) if seen is None else seen
+    found = await world.found("agency", f"/Encounter?patient={name}")
+    assert [each.rpartition("-")[2] for each in found] == seen
+    for each in stays:
+        status = 200 if each in seen else 404
+        for door in ("", "/_history/1"):
+            place = f"/Encounter/{name}-{each}{door}"
+            assert (await world.get("agency", place)).status_code == status
+        assert (await world.get("bureau", f"/Encounter/{name}-{each}")).status_code == 404

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.fhir.codes import CONSENT_CATEGORY, CONTRACT_DEADLINE, REVIEW_REASON
+from app.fhir.codes import CONSENT_CATEGORY, CONTRACT_DEADLINE, INPATIENT, REVIEW_REASON
 from app.fhir.validation import check
 from tests.builders.practices import group, organization, patient, practitioner, put, ref
 from tests.builders.receiver import Receiver
@@ -145,6 +145,12 @@ def types(resource: dict[str, Any]) -> list[str]:
     return sorted(each["code"] for concept in asset["type"] for each in concept["coding"])
 
 
+def stays(resource: dict[str, Any]) -> set[str]:
+    """The classes of stays that a Contract gives, and SNF for those in nursing facilities."""
+    (asset,) = resource["term"][0]["asset"]
+    return {each["code"] for concept in asset.get("subtype", ()) for each in concept["coding"]}
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -170,10 +176,13 @@ async def test_a_contract_names_its_parties_and_the_records_that_it_takes(
     assert check(shown) == []
     assert shown["subject"] == [ref("Group/high-risk"), ref("Organization/dual-plan")]
     assert types(shown) == expected
+    of_stays = {*INPATIENT, "SNF"} if "Encounter" in expected else set()
+    assert stays(shown) == of_stays
     earlier = {**shown, "term": [{"offer": shown["term"][0]["offer"]}]}
     await put(client, earlier)
     async with running(server.settings) as (_, other):
-        assert types((await other.get("/Contract/state")).json()) == expected
+        anew = (await other.get("/Contract/state")).json()
+        assert (types(anew), stays(anew)) == (expected, of_stays)
 
 
 async def test_secrets_are_not_shown_and_may_be_sent_back_masked(

@@ -27,11 +27,13 @@ from app.coordination.contracts.contract_terms import (
 )
 from app.errors import FhirError, Issue, NotFound, Unprocessable
 from app.fhir.codes import (
+    ACT_CODE,
     CONTRACT_ALERT,
     CONTRACT_DEADLINE,
     CONTRACT_ID,
     RECIPIENT_KIND,
     RESOURCE_TYPE,
+    ROLE_CODE,
     SNF_ADMISSION,
     SUBSCRIPTION_ORIGIN,
     SUBSCRIPTION_OWNER,
@@ -180,9 +182,8 @@ def _topics(context: Context, terms: ContractTerms) -> list[Topic]:
 def _subscription(terms: ContractTerms, topic: Topic) -> Resource:
     """The Subscription of one topic; its id is always the same."""
     filters = [f"group={terms.group}"]
-    takes_class = any("class" in each for each in topic.filters.values())
-    if terms.classes and takes_class and topic.url.rpartition("/")[2] != SNF_ADMISSION:
-        filters.append(f"class={','.join(terms.classes)}")
+    if classes := _classes(terms, topic):
+        filters.append(f"class={','.join(classes)}")
     channel: dict[str, Any] = {
         "type": terms.channel.type,
         "endpoint": terms.channel.endpoint,
@@ -265,6 +266,9 @@ async def _unmasked(
 def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
     names = ", ".join(topic.resource.get("title", topic.url) for topic in topics)
     types = [{"system": RESOURCE_TYPE, "code": each} for each in _types(terms, topics)]
+    asset: Resource = {"type": [{"coding": types}]}
+    if stays := _stays(terms, topics):
+        asset["subtype"] = [{"coding": stays}]
     text = (
         f"Notices ({names}) about the members of {terms.group} go to {terms.recipient} "
         f"within {terms.deadline:g} hours of the event."
@@ -281,7 +285,7 @@ def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
         "subject": [{"reference": each} for each in (terms.group, terms.plan) if each],
         "authority": [{"reference": terms.recipient}],
         "title": terms.title,
-        "term": [{"offer": {"text": text}, "asset": [{"type": [{"coding": types}]}]}],
+        "term": [{"offer": {"text": text}, "asset": [asset]}],
     }
 
 
@@ -294,6 +298,29 @@ def _types(terms: ContractTerms, topics: Sequence[Topic]) -> list[str]:
             for each in topic.resource_types:
                 found |= dict.fromkeys(_BESIDE.get(each, ()))
     return [each for each in found if room_of(each) == "record"]
+
+
+def _stays(terms: ContractTerms, topics: Sequence[Topic]) -> list[Resource]:
+    """The classes of the stays that the topics are about, and nursing facilities; empty where any stay is."""
+    found: dict[tuple[str, str], None] = {}
+    for topic in topics:
+        if _is_of_nursing_facilities(topic):
+            found[ROLE_CODE, "SNF"] = None
+        elif classes := _classes(terms, topic):
+            found |= dict.fromkeys((ACT_CODE, each) for each in classes)
+        elif "Encounter" in _types(terms, [topic]):
+            return []
+    return [{"system": system, "code": code} for system, code in found]
+
+
+def _classes(terms: ContractTerms, topic: Topic) -> tuple[str, ...]:
+    """The classes of stays that count for a topic; empty where every class does."""
+    takes_class = any("class" in each for each in topic.filters.values())
+    return terms.classes if takes_class and not _is_of_nursing_facilities(topic) else ()
+
+
+def _is_of_nursing_facilities(topic: Topic) -> bool:
+    return topic.url.rpartition("/")[2] == SNF_ADMISSION
 
 
 def _hours(count: float) -> Resource:
