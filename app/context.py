@@ -11,7 +11,7 @@ from app.authentication.caller import Caller
 from app.authentication.scopes import Action
 from app.authorization.access import Access, Accesses
 from app.authorization.restricted_store import RestrictedStore
-from app.authorization.subject_store import Subject, SubjectStore
+from app.authorization.subject_store import IsTold, Subject, SubjectStore
 from app.records.reader import ResourceStore
 from app.runtime.clock import Clock
 from app.runtime.mongo import Mongo
@@ -123,13 +123,19 @@ class Context:
         whom = frozenset(patients)
         if self.subject is not None:
             whom &= self.subject.patients
-        return replace(self, subject=Subject(whom, frozenset(own)))
+        is_told = None if self.subject is None else self.subject.is_told
+        return replace(self, subject=Subject(whom, frozenset(own), is_told))
 
     def owning(self, reference: str) -> Context:
         """The same with one more resource of its own, which counts though it is about nobody."""
         if self.subject is None:
             return self
-        return replace(self, subject=Subject(self.subject.patients, self.subject.own | {reference}))
+        return replace(self, subject=replace(self.subject, own=self.subject.own | {reference}))
+
+    def telling(self, is_told: IsTold) -> Context:
+        """The same without what may not be told, for one that is about some patients."""
+        assert self.subject is not None, "a context about everybody tells nothing"
+        return replace(self, subject=replace(self.subject, is_told=is_told))
 
     def require(self, resource_type: str, *actions: Action) -> None:
         """Raises Forbidden where the caller lacks one of the rights (c, r, u, d, s) to a type."""

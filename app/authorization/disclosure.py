@@ -12,9 +12,11 @@ from app.authentication.caller import Caller
 from app.authorization.relations import DocumentRow, Traits, id_of
 from app.authorization.relationships import Relationships
 from app.authorization.rules import NO_PROVIDERS
+from app.authorization.subject_store import IsTold
 from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives, Standing
-from app.consent.judgement import decide
+from app.consent.judgement import by_consent, decide
+from app.consent.labels import Labels
 from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient, RecipientKind
 from app.fhir.codes import PCP_NOTIFICATION
@@ -80,6 +82,26 @@ class Disclosure:
         for each in judgements:
             redisclosure.note(each.permitted_by)
         return True
+
+    async def to_any_provider(self, patient: str) -> IsTold | None:
+        """Whether a patient's Consents let every provider have a record; None where they refuse nothing.
+
+        It is asked for what is written once and read by many. Labels are judged by who writes it.
+        """
+        standing = [
+            each
+            for each in await self._directives.of(patient)
+            if each.refused and each.matter != _OF_NOTICES
+        ]
+        if not standing:
+            return None
+        now = self._relationships.now()
+
+        def is_told(reference: str, labels: Labels) -> bool:
+            question = ConsentQuestion(reference, labels, Recipient(None), now)
+            return by_consent(standing, question, None).verdict == "full"
+
+        return is_told
 
     async def recipient(self, caller: Caller) -> Recipient:
         """The caller's organization as Consents name it."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from bson import Timestamp
 
-from app.authorization.relations import DocumentRow, about, facts_of, id_of, patients_of
+from app.authorization.relations import DocumentRow, about, facts_of, id_of, patients_of, traits_of
 from app.authorization.rules import room_of
+from app.consent.labels import Labels
 from app.errors import Forbidden
 from app.fhir.json import Resource
 from app.records.reader import READ_AHEAD, ResourceStore
@@ -41,12 +42,20 @@ _EVERYBODYS = frozenset({"directory", "reference"})
 _MEMBERS = "group_members"
 
 
+# Whether a record, given as a reference and its labels, may be told.
+IsTold = Callable[[str, Labels], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a matter is about, as references: patients, and resources about nobody that are `own` to the matter."""
+    """Whom a matter is about, as references: patients, and resources about nobody that are `own` to the matter.
+
+    With `is_told` what may not be told does not count either.
+    """
 
     patients: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
+    is_told: IsTold | None = None
 
 
 def is_everybodys(resource_type: str) -> bool:
@@ -102,9 +111,15 @@ class SubjectStore(ResourceStore):
 
     def _is_of_subject(self, resource_type: str, row: DocumentRow) -> bool:
         patients = patients_of(resource_type, {"terms": (), **row}, self._base_url)
-        if patients:
-            return patients <= self._subject.patients
-        return f"{resource_type}/{id_of(row)}" in self._subject.own
+        reference = f"{resource_type}/{id_of(row)}"
+        if patients and not patients <= self._subject.patients:
+            return False
+        if not patients and reference not in self._subject.own:
+            return False
+        is_told = self._subject.is_told
+        return is_told is None or is_told(
+            reference, traits_of(resource_type, {"terms": (), **row}, self._base_url).labels
+        )
 
     # Searches
 

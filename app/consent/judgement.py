@@ -176,16 +176,17 @@ def decide(
     labelled_content: LabelledContent = "id-only",
 ) -> Judgement:
     """The judgement from directives that have been read, and the labels of the focus. `topic` is a canonical."""
-    refused = _by_consent(active, question, topic) if active else FULL
+    refused = by_consent(active, question, topic) if active else FULL
     if refused.verdict == "withhold":
         return refused
     sensitive = _by_labels(active, question, labelled_content)
     return sensitive if sensitive.verdict == "withhold" or refused is FULL else refused
 
 
-def _by_consent(
+def by_consent(
     active: Sequence[Directive], question: ConsentQuestion, topic: str | None
 ) -> Judgement:
+    """The judgement by what was refused alone, whatever the labels."""
     answers: dict[Matter, tuple[Effect, Directive]] = {}
     settled: set[Matter] = set()
     for directive in active:

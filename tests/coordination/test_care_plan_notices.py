@@ -21,6 +21,7 @@ from tests.builders.care_plans import (
     desk,
     goal,
     participant,
+    patient,
     plan,
     reference,
     resources,
@@ -29,6 +30,7 @@ from tests.builders.care_plans import (
     trigger,
     words,
 )
+from tests.builders.consents import actor, consent, deny, permit
 from tests.builders.reactions import make_due
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
@@ -67,6 +69,52 @@ async def test_the_first_active_plan_is_told_with_its_document(at: Desk) -> None
     assert index["masterIdentifier"] == document["identifier"]
     assert index["context"]["related"] == [reference(at.ref("CarePlan/plan"))]
     assert index["content"][0]["attachment"]["url"].endswith(f"/Bundle/{document['id']}")
+
+
+def refusal(*categories: str, **provision: Any) -> dict[str, Any]:
+    """Ann's Consent that refuses this and nothing else."""
+    rule = permit(provision=[deny(**provision)]) if provision else deny()
+    given = consent(*categories, provision=rule, policyRule={"text": "Policy"})
+    return {**given, "id": f"no{len(categories)}", "patient": ANN}
+
+
+async def written(at: Desk, kind: str) -> list[dict[str, Any]]:
+    """What the server wrote about Ann's plan, of a type: proofs of notices have no content."""
+    found = await at.get(f"{kind}?subject={at.ref('Patient/ann')}")
+    every = [each["resource"] for each in found.get("entry", [])]
+    return [each for each in every if not each.keys().isdisjoint(("content", "payload"))]
+
+
+async def test_what_a_provider_is_refused_is_in_no_copy_and_no_text(at: Desk) -> None:
+    """A copy is made once for all who read it; whoever may see more asks `$summary`."""
+    no_goals = {"class": [{"system": "http://hl7.org/fhir/resource-types", "code": "Goal"}]}
+    await at.put(patient(), refusal(**no_goals, actor=actor("Organization/other")))
+    await at.begin()
+    (index,) = await written(at, "DocumentReference")
+    document = await at.get(index["content"][0]["attachment"]["url"])
+    assert "Rosa Nunez" in str(document)
+    assert "Walk twenty minutes" not in str(document)
+    at.receiver.requests.clear()
+    await at.put(goal("walk", "Walk an hour a day"))
+    assert await at.after(seconds=900) == []
+    await at.put(plan(title="Another title"), goal("walk", "Walk two hours a day"))
+    await at.after(seconds=900)
+    texts = [str(each["payload"]) for each in await written(at, "Communication")]
+    assert any("Another title" in each for each in texts)
+    assert not any("Walk" in each for each in texts)
+    assert "two hours a day" in str(await at.get(at.ref("CarePlan/plan") + "/$summary"))
+
+
+async def test_nothing_is_written_of_a_plan_that_providers_are_refused(at: Desk) -> None:
+    await at.put(patient(), refusal("case-management"))
+    await at.begin()
+    await at.put(plan(title="Another title"))
+    assert await at.after(seconds=900) == []
+    assert not [*await written(at, "Communication"), *await written(at, "DocumentReference")]
+    # Once it is refused no more, what is then told is what has changed since.
+    await at.put({**refusal("case-management"), "status": "inactive"}, plan("on-hold"))
+    (notice,) = await at.after(seconds=900)
+    assert "on-hold" in words(notice)
 
 
 async def test_a_draft_is_not_told_until_it_is_active(at: Desk) -> None:

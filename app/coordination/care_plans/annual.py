@@ -54,9 +54,8 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
 
 async def _is_acknowledged(context: Context, row: Document, plan: Resource) -> bool:
     """Whether the practice has answered the last notice: by a Communication about it, or a completed Task."""
-    notice = {f"Communication/{row['communication']}"}
-    if "document" in row:
-        notice.add(f"DocumentReference/{row['document']}")
+    kinds = {"communication": "Communication", "document": "DocumentReference"}
+    notice = {f"{kind}/{row[name]}" for name, kind in kinds.items() if name in row}
     terms = [f"focus={each}" for each in sorted(notice)]
     tasks = {"terms": {"$in": terms, "$all": ["status=completed"]}}
     if await context.store.search("Task", tasks, 1):

@@ -1,7 +1,7 @@
 """Notices about care plans: one for each state that differs from the last one sent, whatever is repeated or fails.
 
-    plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication, pending?,
-                    set_aside?}
+    plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication?,
+                    pending?, set_aside?}
 
 `versions` pin the state in the last notice, `shown` the one in the last document. A notice is first written as
 `pending` with its versions; any process that finds one carries it out. Doing so twice stores nothing twice: the ids of
@@ -184,7 +184,27 @@ async def _notice(context: Context, row: Document) -> PlanNotice | None:
 
 async def _send(context: Context, notice: PlanNotice, row: Document) -> Document:
     """Store the resources of a notice and raise its event; returns the fields of the row to set."""
-    earlier = row.get("document")
+    known: Document = {}
+    carried: list[str] = []
+    if await care_plan_state.is_told(context, notice.state.plan):
+        known, carried = await _store_resources(context, notice, row.get("document"))
+    topic = REVIEW_TOPIC if notice.kind == "yearly" else CHANGE_TOPIC
+    key = f"CarePlan/{notice.plan}"
+    await context.store.raise_event(
+        ("CarePlan", notice.plan, notice.state.versions[key]),
+        context.settings.topic_base.rstrip("/") + "/" + topic,
+        key=f"{notice.plan} {notice.number}",
+        at=notice.at,
+        trigger=coding(notice),
+        context=carried,
+    )
+    return known
+
+
+async def _store_resources(
+    context: Context, notice: PlanNotice, earlier: str | None
+) -> tuple[Document, list[str]]:
+    """Store the document and the Communication of a notice; returns the row's fields of them and what it carries."""
     own = of_plan(context, notice.state.plan)
     known: Document = {}
     carried: list[str] = []
@@ -197,17 +217,7 @@ async def _send(context: Context, notice: PlanNotice, row: Document) -> Document
     message = communication(notice, carried)
     await once(own, message)
     known["communication"] = message["id"]
-    topic = REVIEW_TOPIC if notice.kind == "yearly" else CHANGE_TOPIC
-    key = f"CarePlan/{notice.plan}"
-    await context.store.raise_event(
-        ("CarePlan", notice.plan, notice.state.versions[key]),
-        context.settings.topic_base.rstrip("/") + "/" + topic,
-        key=f"{notice.plan} {notice.number}",
-        at=notice.at,
-        trigger=coding(notice),
-        context=[f"Communication/{message['id']}", *carried],
-    )
-    return known
+    return known, [f"Communication/{message['id']}", *carried]
 
 
 async def _store_document(context: Context, notice: PlanNotice, earlier: str | None) -> list[str]:

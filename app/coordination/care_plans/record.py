@@ -9,7 +9,7 @@ from typing import Any
 
 from app.context import Context
 from app.coordination.care_plans import wording as words
-from app.coordination.care_plans.state import PlanState, names_of, of_plan, subject_of
+from app.coordination.care_plans.state import PlanState, names_of, store_of, subject_of
 from app.coordination.care_plans.wording import Names, codes, key_of
 from app.fhir.instants import span
 from app.fhir.json import Resource
@@ -67,7 +67,7 @@ class PlanRecord:
 
 async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecord:
     """The resources for the document of a plan in this state; stays count up to a year before `now`."""
-    store = of_plan(context, state.plan).store
+    store = await store_of(context, state.plan)
     patient_key = subject_of(state.plan)
     sections = await _sections(store, state, patient_key, now) if patient_key else {}
     plan_key = f"CarePlan/{state.plan['id']}"

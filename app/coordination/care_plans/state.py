@@ -1,7 +1,8 @@
 """A care plan as its recipient knows it: the plan with its goals, activities, care teams and risk tier at one moment.
 
 A state is named by the versions it is made of, so it can be read again at any time. What the plan names counts only as
-far as it is about the plan's patient, or directory: whoever writes a plan must not learn by it of others.
+far as it is about the plan's patient, or directory: whoever writes a plan must not learn by it of others. What the
+server itself tells of a plan is written once for many, so what the patient has refused to any provider is not in it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from app.authentication.caller import SERVER
+from app.authorization.subject_store import IsTold
+from app.consent import labels
 from app.context import Context
 from app.coordination.care_plans.wording import codes, key_of, title
 from app.fhir.json import Resource
 from app.interactions.references import split
-from app.records.reader import Reader
+from app.records.reader import Reader, ResourceStore
 from app.records.versions import HistoryRange, ResourceVersion
 
 RISK_TIER = "risk-tier"
@@ -78,10 +82,31 @@ def of_plan(context: Context, plan: Resource) -> Context:
     return context.about([patient] if patient else [], f"CarePlan/{plan['id']}")
 
 
+async def store_of(context: Context, plan: Resource) -> ResourceStore:
+    """What a plan's state and document are read from: what is about its patient, as far as it may be told."""
+    own = of_plan(context, plan)
+    judge = await _judge_of(context, plan)
+    return (own if judge is None else own.telling(judge)).store
+
+
+async def is_told(context: Context, plan: Resource) -> bool:
+    """Whether the plan itself may be told to whoever reads what the server writes about it."""
+    judge = await _judge_of(context, plan)
+    return judge is None or judge(f"CarePlan/{plan['id']}", labels.of(plan))
+
+
+async def _judge_of(context: Context, plan: Resource) -> IsTold | None:
+    """The judge of what the server itself tells of a plan; for a client its own store has judged."""
+    patient = subject_of(plan)
+    if context.caller != SERVER or patient is None:
+        return None
+    return await context.services.accesses.disclosure.to_any_provider(patient)
+
+
 async def current(context: Context, plan: ResourceVersion) -> PlanState:
     """The plan in this version with the other resources as they are now."""
     resource = plan.resource()
-    store = of_plan(context, resource).store
+    store = await store_of(context, resource)
     keys = [target for key in followed(resource) if (target := split(key))]
     stored = dict(await store.read_many(keys))
     for flag in await _flags(store, subject_of(resource)):
@@ -95,7 +120,7 @@ async def pinned(context: Context, plan_id: str, versions: Mapping[str, int]) ->
     if plan is None:
         return None
     resource = plan.resource()
-    store = of_plan(context, resource).store
+    store = await store_of(context, resource)
     found = [
         stored
         for key in versions
@@ -113,7 +138,7 @@ async def at_time(context: Context, plan_id: str, moment: datetime) -> PlanState
     if plan is None or plan.deleted:
         return None
     resource = plan.resource()
-    store = of_plan(context, resource).store
+    store = await store_of(context, resource)
     moment = max(moment, plan.at)
     keys = followed(resource)
     keys += [flag.reference for flag in await _flags(store, subject_of(resource), ended=True)]
@@ -137,7 +162,7 @@ async def names_of(
     """The titles of the resources that these, of a plan's state, refer to, by relative reference."""
     keys = {key for resource in resources for key in _references(resource)}
     targets = [target for key in sorted(keys) if (target := split(key))]
-    found = await of_plan(context, plan).store.read_many(targets)
+    found = await (await store_of(context, plan)).read_many(targets)
     live = [stored.resource() for stored in found.values() if not stored.deleted]
     return {f"{each['resourceType']}/{each['id']}": name for each in live if (name := title(each))}
 
