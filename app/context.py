@@ -133,8 +133,9 @@ class Context:
         return replace(self, subject=replace(self.subject, own=self.subject.own | {reference}))
 
     def telling(self, is_told: IsTold) -> Context:
-        """The same without what may not be told, for one that is about some patients."""
-        assert self.subject is not None, "a context about everybody tells nothing"
+        """The same without what may not be told, for one that is about some patients. Raises ValueError for another."""
+        if self.subject is None:
+            raise ValueError("about nobody in particular")
         return replace(self, subject=replace(self.subject, is_told=is_told))
 
     def require(self, resource_type: str, *actions: Action) -> None:

@@ -40,7 +40,7 @@ from app.audit.recorded import (
 )
 from app.audit.refusal_counter import LONGEST_LINE
 from app.authentication.caller import Caller
-from app.consent import redisclosure
+from app.consent import judgement, redisclosure
 from app.context import Context
 from app.errors import FhirError
 from app.interactions.result import InteractionResult
@@ -122,13 +122,17 @@ async def refused(request: Request, error: FhirError) -> FhirError:
 async def administer(
     request: Request, caller: Caller, act: Callable[[], Awaitable[T]], *, what: str
 ) -> T:
-    """Do what an administrator asks for and put it on record, whatever was written meanwhile."""
+    """Do what is asked of the admin API and put it on record, with the Consents that the answer needed."""
     audit: AuditLog | None = request.app.state.services.audit
     if audit is None:
         return await act()
     async with Recorded(audit, what, _asked(request, what, caller), None):
-        result = await act()
-        await audit.record([entry(what, audit.now())])
+        with redisclosure.collecting() as consents:
+            result = await act()
+        row = entry(what, audit.now())
+        row["k"] += [f"{BY_CONSENT}:Consent/{each}" for each in consents]
+        whose = {judgement.patient_of(each).partition("/")[2] for each in consents.values()}
+        await audit.record(with_patients(row, whose) if whose else [row])
     return result
 
 

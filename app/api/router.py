@@ -78,10 +78,8 @@ class FhirEndpoint:
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
             response = await exchange.respond(answer, context.base_url, written, form, codec)
-            if consents and response.body:
-                response.headers[redisclosure.HEADER] = redisclosure.header(
-                    map(redisclosure.explanation, consents.values())
-                )
+            if response.body:
+                response.headers.update(redisclosure.headers(consents.values()))
             return response
         except FhirError as error:
             if context is None:

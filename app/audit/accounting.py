@@ -42,6 +42,7 @@ _DISCLOSING = frozenset(
         "operation",
         "export",
         "delivery",
+        "administration",
     }
 )
 

@@ -7,7 +7,7 @@ answers they are a header, since what is read is told as it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -127,6 +127,11 @@ def header(explanations: Iterable[str]) -> str:
     text = " ".join((NOTICE, *(f"{each}." for each in explanations)))
     shown = "".join(each if " " <= each <= "~" else "?" for each in text)
     return shown if len(shown) <= _LONGEST_HEADER else f"{shown[: _LONGEST_HEADER - 3]}..."
+
+
+def headers(consents: Collection[Resource]) -> dict[str, str]:
+    """The header of an answer that needed these Consents; none without any."""
+    return {HEADER: header(map(explanation, consents))} if consents else {}
 
 
 def explanation(consent: Resource) -> str:

@@ -13,7 +13,7 @@ from app.audit.accounting import disclosures
 from app.consent.redisclosure import HEADER, NOTICE
 from app.fhir.codes import PART_2_DISCLOSURE, REDISCLOSURE_NOTICE, SUBSCRIPTION_RECIPIENT
 from app.fhir.ids import new_id
-from tests.builders.access_world import World, encounter, security, world as a_world
+from tests.builders.access_world import World, coverage, encounter, security, world as a_world
 from tests.builders.consents import actor, consent, label, permit
 from tests.builders.davinci import alerts
 from tests.builders.exporting import kick_off
@@ -48,10 +48,10 @@ async def _no_others(world: World) -> AsyncIterator[None]:
     await world.server.worker.drain()
 
 
-def permission(who: str) -> Resource:
+def permission(who: str, to: str = "north") -> Resource:
     rule = permit(
         securityLabel=label("42CFRPart2"),
-        actor=actor("Organization/north"),
+        actor=actor(f"Organization/{to}"),
         period={"end": "2099-12-31"},
     )
     given = consent(PART_2_DISCLOSURE, provision=rule)
@@ -195,6 +195,45 @@ async def test_events_that_are_asked_for_carry_them(world: World, receiver: Rece
     await world.server.worker.drain()
     url = f"/Subscription/{id_}/$events?content=full-resource"
     assert notice_in((await world.get("north", url)).json()) is not None
+
+
+@pytest.mark.parametrize("content", ["id-only", "empty"])
+async def test_a_reference_under_consent_carries_them(
+    world: World, receiver: Receiver, content: str
+) -> None:
+    """It tells that there is such a record; the number of an empty notice tells nothing."""
+    who = await arrive(world)
+    asked = asking(topic_based(content=content, endpoint=f"{receiver.url}/{content}"))
+    assert (await world.ask("north", "POST", "/Subscription", asked)).status_code == 201
+    await world.server.worker.drain()
+    receiver.requests.clear()
+    await world.put("general", stay(who))
+    await world.server.worker.drain()
+    (received,) = receiver.requests
+    is_told = content == "id-only"
+    assert (notice_in(received.json) is not None) is is_told
+    found = [each["what"] async for each in disclosures(world.server.mongo, who, part_2=True)]
+    assert found == (["delivery"] if is_told else [])
+
+
+async def test_answers_about_notices_under_consent_carry_them(
+    world: World, receiver: Receiver
+) -> None:
+    who = await arrive(world)
+    await world.put("admin", coverage(new_id(), who, "plan-a"))
+    # The proof of a notice is the server's: an organization's word would open its own records alone.
+    await world.put("admin", permission(who, "plan-a") | {"id": f"plan-{who}"})
+    asked = asking(topic_based(endpoint=f"{receiver.url}/about"))
+    assert (await world.ask("north", "POST", "/Subscription", asked)).status_code == 201
+    await world.server.worker.drain()
+    await world.put("general", stay(who))
+    await world.server.worker.drain()
+    await world.server.engine.drain()
+    url = world.server.settings.base_url.removesuffix("/fhir")
+    answer = await world.ask("plan-a", "GET", f"{url}/admin/deliveries")
+    assert f"Consent/plan-{who}" in answer.headers[HEADER]
+    found = [each["what"] async for each in disclosures(world.server.mongo, who, part_2=True)]
+    assert found[-1] == "administration"
 
 
 async def test_what_was_disclosed_under_consent_can_be_listed(

@@ -42,6 +42,7 @@ from app.api.admin import (
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, Caller, Role
 from app.authorization.rules import PROOF_ROLES, REPORT_ROLES
+from app.consent import redisclosure
 from app.context import Services
 from app.errors import BadRequest, Conflict, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
@@ -228,9 +229,10 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         caller = None
         try:
             caller = await admit(request, services, _OPEN.get(handler, ()))
-            status, body = await audited.administer(
-                request, caller, lambda: _run(handler, request, services), what=what
-            )
+            with redisclosure.collecting() as consents:
+                status, body = await audited.administer(
+                    request, caller, lambda: _run(handler, request, services), what=what
+                )
         except FhirError as error:
             if caller is None:
                 error = await audited.refused(request, error)
@@ -238,10 +240,11 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         except ConnectionFailure:
             log.warning("database unreachable", extra={"action": "request"})
             return exchange.respond_error(Unavailable("The database does not answer; try again"))
+        told = redisclosure.headers(consents.values())
         if isinstance(body, str):
-            return Response(body, status, media_type="text/csv")
+            return Response(body, status, told, media_type="text/csv")
         content = b"" if body is None else fhir_json.encode(body)
-        return Response(content, status, media_type="application/json" if content else None)
+        return Response(content, status, told, media_type="application/json" if content else None)
 
     return endpoint
 

@@ -105,7 +105,9 @@ class Composer:
         if len(rows) > 1:
             return await self._several(rows, registration, envelope, limits)
         limit = limits.get(first.id)
-        own = limit is not None and (limit.verdict == "withhold" or limit.hidden)
+        own = limit is not None and bool(
+            limit.verdict == "withhold" or limit.hidden or limit.judgement.permitted_by
+        )
         if envelope.takes_text and registration.channel.content != "full-resource" and not own:
             template = await self._template(first, event, registration, envelope)
             body = template.fill(first.id, registration.id, first.number)

@@ -85,7 +85,9 @@ class EventReader:
                     context = [each for each in context if each not in limit.hidden]
         included: dict[str, Resource | None] = dict.fromkeys(context)
         if content != "full-resource":
-            return Told(delivery.number, _focus(delivery, None), included, content)
+            # A reference to content of 42 CFR Part 2 tells of it as well.
+            needed = () if limit is None or content == "empty" else limit.judgement.permitted_by
+            return Told(delivery.number, _focus(delivery, None), included, content, needed)
         judgements = [FULL if limit is None else limit.judgement]
         raised = frozenset(delivery.context)
         for reference, stored in zip(context, await self._read_all(context), strict=True):
