@@ -20,6 +20,7 @@ from app.consent.judgement import Directive, Writers, WrittenConsent, directives
 from app.consent.labels import Labels
 from app.consent.recipients import resolve
 from app.errors import Forbidden
+from app.fhir.codes import REVIEW_REASON
 from app.fhir.json import Resource
 from app.records.versions import Change, ResourceVersion
 from app.search.terms import senders
@@ -29,6 +30,8 @@ _DECIDING = (
     *("status", "scope", "category", "patient", "dateTime", "policyRule", "provision"),
     "modifierExtension",
 )
+# The reasons of the review Tasks that ask for a consent authority.
+_OF_CONSENTS = frozenset({"proposed-consent", "unsuitable-consent"})
 _PROPOSE = "Send it with the status proposed: a consent authority is then asked to look at it"
 # How many records of a type are looked at for one that the writer made.
 _MOST_LOOKED_AT = 1_000
@@ -51,6 +54,29 @@ async def check(access: Access, change: Change, before: DocumentRow | None) -> N
         _check_labels(change, before, await access.family())
 
 
+def check_review(change: Change) -> None:
+    """Raises Forbidden for a change of what asks a consent authority to look at a Consent. Call it for all others."""
+    if any(_is_review(each) for each in _versions(change)):
+        raise Forbidden(
+            "What asks a consent authority to look at a Consent is the server's and a consent authority's to change",
+            expression="Task.code",
+        )
+
+
+def _versions(change: Change) -> list[Resource]:
+    """The content of a change before and after it, as far as there is any."""
+    previous = change.previous
+    before = None if previous is None or previous.deleted else previous.resource()
+    return [each for each in (before, change.resource) if each is not None]
+
+
+def _is_review(resource: Resource) -> bool:
+    return resource["resourceType"] == "Task" and any(
+        coding.get("system") == REVIEW_REASON and coding.get("code") in _OF_CONSENTS
+        for coding in resource.get("code", {}).get("coding", ())
+    )
+
+
 # Security labels
 
 
@@ -60,7 +86,12 @@ def _check_labels(change: Change, before: DocumentRow, family: OrganizationTree)
     after = labels.of(change.resource)
     if traits.custodian in family:
         return
-    if _is_opened(traits.labels, after) or _is_opened(after, traits.labels):
+    lost = frozenset[str]()
+    if change.previous is not None and not change.previous.deleted:
+        # A like coding of another system is not the label that was there, and no search for that finds it.
+        codings = labels.codings(change.previous.resource()) - labels.codings(change.resource)
+        lost = frozenset(code for _, code in codings)
+    if _is_opened(traits.labels, after - lost) or _is_opened(after, traits.labels):
         raise Forbidden(
             "Security labels are added and taken away by the organization that made the record, or by a consent "
             "authority",
@@ -76,8 +107,14 @@ def _is_opened(before: Labels, after: Labels) -> bool:
 
 
 def _check_labels_alone(access: Access, change: Change) -> None:
-    """Raises Forbidden where a consent authority would write more of a record than its labels."""
+    """Raises Forbidden where a consent authority would write more of a record than its labels.
+
+    What asks it to look at a Consent it may change besides, and leave that.
+    """
     if access.caller.role != "consent-authority" or room_of(change.type) != "record":
+        return
+    versions = _versions(change)
+    if access.is_consent_authority and len(versions) > 1 and all(map(_is_review, versions)):
         return
     previous = change.previous
     is_kept = (

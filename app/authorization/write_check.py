@@ -106,6 +106,8 @@ class _Writing:
             await directory_entries.check(access, change)
         if not access.is_administrator:
             check_server_owned(change)
+        if not access.is_consent_authority:
+            consent_check.check_review(change)
         await consent_check.check(access, change, before)
         if hidden is not None:
             raise await taken_ids.refusal(access, change, hidden)

@@ -49,6 +49,12 @@ def of(resource: Mapping[str, Any] | None) -> Labels:
     return codes(security) if security else NONE
 
 
+def codings(resource: Mapping[str, Any] | None) -> frozenset[tuple[str, str]]:
+    """A resource's labels with the systems that they are written in."""
+    security = resource.get("meta", {}).get("security", ()) if resource is not None else ()
+    return frozenset((each.get("system", ""), code) for each in security for code in codes([each]))
+
+
 def codes(codings: Iterable[Mapping[str, Any]]) -> Labels:
     """The codes among codings that are labels; one without a system counts where its code is known."""
     return frozenset(

@@ -399,6 +399,21 @@ async def test_a_label_is_taken_away_by_who_made_the_record(person: Person) -> N
         await person.says("general", given)
 
 
+async def test_a_like_coding_of_another_system_is_not_the_label(person: Person) -> None:
+    await person.says("registry", person.permission())
+    given = person.labelled(person.record)
+    url = f"/Condition/{person.record}"
+    for like in ({"code": "SUD"}, {"system": "urn:oid:2.16.840.1.113883.5.4", "code": "SUD"}):
+        added = given | {"meta": {"security": [SUD[0], like]}}
+        await person.says("north", added)
+        answer = await person.world.ask("north", "POST", f"{url}/$meta-delete", meta_of(SUD[0]))
+        assert_outcome(answer, 403, "forbidden", "Condition.meta.security")
+        instead = [{"op": "replace", "path": "/meta/security", "value": [like]}]
+        answer = await person.world.ask("north", "PATCH", url, instead, headers=JSON_PATCH)
+        assert_outcome(answer, 403, "forbidden", "Condition.meta.security")
+    await person.says("general", given | {"note": [{"text": "Seen today"}]})
+
+
 async def test_who_only_added_to_a_record_does_not_take_its_label_away(person: Person) -> None:
     made = person.labelled(new_id())
     await person.says("admin", made)
@@ -431,6 +446,29 @@ async def test_nobody_hides_a_record_from_who_made_it(person: Person, label_: An
 def meta_of(label_: Any) -> Resource:
     meta = {"name": "meta", "valueMeta": {"security": [label_]}}
     return {"resourceType": "Parameters", "parameter": [meta]}
+
+
+async def test_what_asks_for_a_decision_is_not_for_others_to_close(person: Person) -> None:
+    proposal = person.permission(status="proposed")
+    await person.says("plan-a", proposal)
+    await person.world.server.engine.drain()
+    found = f"/Task?patient=Patient/{person.id}&code={REVIEW_REASON}|proposed-consent"
+    entry = (await person.world.get("north", found)).json()["entry"][0]
+    task = entry["resource"]
+    url = f"/Task/{task['id']}"
+    for method, body in (
+        ("PUT", task | {"status": "cancelled"}),
+        ("PUT", task | {"code": {"text": "Something else"}}),
+        ("DELETE", None),
+    ):
+        assert_outcome(await person.world.ask("north", method, url, body), 403, "forbidden")
+    of_north = {name: value for name, value in task.items() if name not in ("id", "meta")}
+    answer = await person.world.ask("north", "POST", "/Task", of_north)
+    assert_outcome(answer, 403, "forbidden")
+    assert await person.tasks() == ["requested"]
+    await person.says("registry", task | {"status": "in-progress"})
+    await person.says("registry", proposal | {"status": "rejected"})
+    assert await person.tasks() == ["completed"]
 
 
 async def test_a_consent_authority_takes_labels_away_and_nothing_else(person: Person) -> None:
