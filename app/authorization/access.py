@@ -142,7 +142,7 @@ class Access:
             "s": rule.read,
             "c": rule.new or rule.fresh,
             "u": rule.old,
-            "d": rule.old,
+            "d": rule.old and not rule.stays,
         }[action]
         return bool(by_role) and self.restrictions.of(resource_type, action) is not None
 

@@ -74,12 +74,14 @@ class Rule:
 
     `read` holds for every kind of reading. A change needs one of `old` for the version that is there and one of `new`
     for the version that is to be; a deletion the first alone, and a create the second, or nothing where `fresh`.
+    Where it `stays`, nothing is deleted.
     """
 
     read: tuple[Relation, ...] = ()
     old: tuple[Relation, ...] = ()
     new: tuple[Relation, ...] = ()
     fresh: bool = False
+    stays: bool = False
 
 
 NOTHING = Rule()
@@ -94,7 +96,8 @@ _PROVENANCE = Rule(read=("patients", "sent"), new=("targets",))
 _RECORD = Rule(read=("patients",), old=("patients",), new=("patients",))
 _SENT_RECORD = Rule(read=("sent", "provided"), old=("sent", "provided"), new=("patients",))
 _BASIC = Rule(read=("patients", "published"), old=("patients",), new=("patients",))
-_PATIENT = Rule(read=("patients",), old=("patients",), new=("patients",), fresh=True)
+# A deletion would take the patient from everybody else whose it is.
+_PATIENT = Rule(read=("patients",), old=("patients",), new=("patients",), fresh=True, stays=True)
 
 RULES: Mapping[Role, Mapping[Room, Rule]] = {
     "practice": {

@@ -287,6 +287,9 @@ def _said_of_members(group: dict[str, Any]) -> set[tuple[Any, ...]]:
 #
 # Communication   of the category `notice-kind|event-notification`: the proof of a notice (docs/proof.md)
 # Subscription    its extension `recipient-kind`: whether patients' refusals reach its recipient (docs/consent.md)
+# Patient         its links that merge it with another: they decide whose patient it is (docs/routing.md)
+
+_MERGING = frozenset({"replaced-by", "replaces"})
 
 
 def is_proof(resource: Resource) -> bool:
@@ -312,6 +315,20 @@ def check_server_owned(change: Change) -> None:
             "changes or removes it",
             expression="Subscription.extension",
         )
+    if change.type == "Patient" and not _merges(after) <= _merges(before):
+        raise Forbidden(
+            "A link of the type replaced-by or replaces makes a patient the survivor's: only an administrator adds one",
+            expression="Patient.link",
+        )
+
+
+def _merges(patient: Resource) -> set[tuple[str, str | None]]:
+    """The links that merge a Patient with another: their types, and the references as they are written."""
+    return {
+        (each["type"], each.get("other", {}).get("reference"))
+        for each in patient.get("link", ())
+        if each.get("type") in _MERGING
+    }
 
 
 def _kinds(subscription: Resource) -> list[Resource]:

@@ -320,7 +320,7 @@ async def test_a_link_leads_to_what_its_writer_sees(world: World, who: str) -> N
     """What is hidden is refused as what never was, so that nobody is told of, or routed by, a stranger."""
 
     def linked(id_: str, other: str) -> Resource:
-        link = {"other": ref(f"Patient/{other}"), "type": "replaced-by"}
+        link = {"other": ref(f"Patient/{other}"), "type": "seealso"}
         return {**patient(id_, NORTHS), "link": [link]}
 
     name = new_id()
@@ -335,10 +335,28 @@ async def test_a_link_leads_to_what_its_writer_sees(world: World, who: str) -> N
     await world.put(who, linked(name, "pn"))
     # What is there already may stay, whoever wrote it.
     await world.put("admin", linked(name, "ps"))
-    if (
-        who == "plan-a"
-    ):  # a merged patient is the survivor's practice's, and no new visit of the hospital
-        await world.put(who, {**linked(name, "ps"), "active": False})
+    await world.put(who, {**linked(name, "ps"), "active": False})
+
+
+async def test_a_former_practice_keeps_no_patient_by_a_merge(world: World) -> None:
+    """Into a Patient of its own, that is: who has the survivor has the merged one, so an administrator merges."""
+    name, own = new_id(), new_id()
+    before = patient(name, NORTHS)
+    await world.put("admin", before, coverage(name, name, "plan-a"))
+    await world.put("north", patient(own, NORTHS))
+    for kind in ("replaced-by", "replaces"):
+        merged = {**before, "link": [{"other": ref(f"Patient/{own}"), "type": kind}]}
+        for answer in await refused_by_every_door(world, "north", before, merged):
+            assert_outcome(answer, 403, "forbidden", "Patient.link")
+        fresh = await world.ask("north", "POST", "/Patient", {**merged, "id": "x"})
+        assert_outcome(fresh, 403, "forbidden", "Patient.link")
+    await world.put("plan-a", patient(name, SOUTHS))
+    assert (await world.get("north", f"/Patient/{name}")).status_code == 404
+    # A merge that an administrator has made may stay.
+    merged = {**patient(name), "link": [{"other": ref("Patient/pn"), "type": "replaced-by"}]}
+    await world.put("admin", merged)
+    await world.put("plan-a", {**merged, "active": False})
+    assert (await world.get("north", f"/Patient/{name}")).status_code == 200
 
 
 async def test_pcp_goes_no_way_that_its_caller_does_not_see(world: World) -> None:
@@ -353,6 +371,23 @@ async def test_pcp_goes_no_way_that_its_caller_does_not_see(world: World) -> Non
     assert told[0].json() == told[1].json()
     assert await pcp(world, "admin", merged) == ["Practitioner/dr-s", "Organization/south"]
     assert await pcp(world, "south", merged) == ["Practitioner/dr-s", "Organization/south"]
+
+
+@pytest.mark.parametrize("who", ["general", "north", "plan-a"])
+async def test_nobody_takes_a_patient_from_the_others(world: World, who: str) -> None:
+    """A Patient that was deleted would be nobody's, whoever has the patient: only an administrator deletes one."""
+    name = new_id()
+    await world.put("admin", patient(name, NORTHS), coverage(name, name, "plan-a"))
+    await world.put("admin", encounter(name, name, "general"))
+    doors = (
+        ("DELETE", f"/Patient/{name}", None),
+        ("DELETE", f"/Patient?_id={name}", None),
+        ("POST", "/", bundle("transaction", entry("DELETE", f"Patient/{name}"))),
+    )
+    for method, url, body in doors:
+        assert_outcome(await world.ask(who, method, url, body), 403, "forbidden")
+    assert (await world.get(who, f"/Patient/{name}")).status_code == 200
+    assert (await world.ask("admin", "DELETE", f"/Patient/{name}")).status_code == 204
 
 
 # In another's name
