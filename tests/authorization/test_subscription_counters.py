@@ -301,3 +301,37 @@ async def test_rights_that_cannot_be_judged_are_not_taken_for_refused(
     await world.server.worker.drain()
     told = [(row["number"], row["focus"]) for row in await deliveries(world, mine)]
     assert told == [(version, f"Encounter/{stay['id']}/_history/{version}") for version in (1, 2)]
+
+
+async def test_a_filter_leads_to_nothing_of_somebody_else(world: World, receiver: Receiver) -> None:
+    """A Task of one's own may name whatever its writer likes; the counter must not tell what that says."""
+
+    def request(id_: str, about: str) -> Resource:
+        return {
+            **condition(id_, about),
+            "resourceType": "ServiceRequest",
+            "status": "draft",
+            "intent": "order",
+            "category": [{"coding": [{"system": "urn:test", "code": "asked-for"}]}],
+        }
+
+    def task(focus: str) -> Resource:
+        return {
+            "resourceType": "Task",
+            "id": new_id(),
+            "status": "requested",
+            "intent": "order",
+            "for": ref("Patient/pn"),
+            "focus": ref(f"ServiceRequest/{focus}"),
+            "owner": ref("Organization/north"),
+        }
+
+    own, foreign = new_id(), new_id()
+    await write(world, request(own, "pn"), request(foreign, "ps"))
+    asking = topic_based("Task?category=urn:test|asked-for", endpoint=receiver.url)
+    asking["criteria"] = asking["criteria"].replace("encounter-admission", "referral")
+    subscription = await subscribe(world, "north", asking)
+    for focus, counted in ((foreign, 0), (own, 1)):
+        await world.put("north", task(focus))
+        await world.server.worker.drain()
+        assert await count(world, "north", subscription) == counted

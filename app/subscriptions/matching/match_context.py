@@ -3,6 +3,9 @@
 Chained parameters are followed from the version itself: the resources that it refers to are read once for each version,
 however many Subscriptions need them, and tested in memory by the same conditions as in a search. `_has` reads the
 database. Other resources count in their current version.
+
+References that clients write lead from one resource to another: what is about others than the patients of the event is
+absent, so that no counter tells of it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.attribution.derived import Derived, is_derived
+from app.authorization.relations import patients_of
 from app.records.reader import Reader
 from app.runtime.mongo import Document
 from app.search.chain import Chain, Has
@@ -51,6 +55,7 @@ class MatchContext:
         # By the condition's identity: many Subscriptions share one, and its value sets are read once for each version.
         self._with_codes: dict[int, tuple[Condition, Condition]] = {}
         self._derived = derived
+        self._patients: frozenset[str] | None = None
 
     @property
     def terms(self) -> set[str]:
@@ -146,5 +151,16 @@ class MatchContext:
             where = {"_id": {"$in": unread}, "terms": EVERY}
             rows = await self._store.find(target, where, projection=_WITHOUT)
             self._rows.update({(target, each): None for each in unread})
-            self._rows.update({(target, row["_id"]): row for row in rows})
+            self._rows.update(
+                {(target, row["_id"]): row for row in rows if self._is_ours(target, row)}
+            )
         return [row for key in keys if (row := self._rows[key]) is not None]
+
+    def _is_ours(self, resource_type: str, row: Document) -> bool:
+        """Whether a resource is about nobody else than the version is; one that is about nobody leads anywhere."""
+        if self._patients is None:
+            fields = {"_id": "", **self.fields}
+            self._patients = patients_of(self.resource_type, fields, self._base_url)
+        return not self._patients or (
+            patients_of(resource_type, row, self._base_url) <= self._patients
+        )
