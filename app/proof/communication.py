@@ -35,6 +35,7 @@ class Receipt:
     """The proof of one notice about a stay; `at` is when it was received, None where it was not."""
 
     notice: str
+    subscription: str | None
     encounter: str
     topic: str
     trigger: str | None
@@ -82,8 +83,10 @@ def receipt(resource: Resource) -> Receipt:
     flags = {each["url"]: each for each in resource.get("extension", ())}
     codings = resource.get("topic", {}).get("coding", [{}])
     received = resource.get("received")
+    subscription = flags.get(NOTICE_SUBSCRIPTION, {}).get("valueReference", {}).get("reference", "")
     return Receipt(
         resource["id"],
+        subscription.rpartition("/")[2] or None,
         resource.get("encounter", {}).get("reference", ""),
         next(iter(resource.get("instantiatesUri", ())), ""),
         codings[0].get("code"),
@@ -97,6 +100,7 @@ def receipt_of(notice: NoticeRecord) -> Receipt:
     """The receipt of a notice."""
     return Receipt(
         notice.id,
+        notice.subscription,
         notice.encounter or "",
         notice.topic,
         (notice.trigger or {}).get("code"),

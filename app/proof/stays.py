@@ -307,9 +307,32 @@ async def _receipts(
         if stored.id not in found:
             found[stored.id] = receipt(stored.resource())
     by_encounter: dict[str, list[Receipt]] = {}
-    for each in found.values():
+    for each in await _by_recipients(context, list(found.values())):
         by_encounter.setdefault(each.encounter, []).append(each)
     return by_encounter
+
+
+async def _by_recipients(context: Context, receipts: Sequence[Receipt]) -> list[Receipt]:
+    """The receipts of Subscriptions that their recipients wrote, or the server or an administrator.
+
+    Whom a Subscription is for is what its writer says. What another organization had sent to itself, in the name of a
+    practice, that practice never received.
+    """
+    names = {each.subscription for each in receipts if each.subscription is not None}
+    keys = [("Subscription", name) for name in sorted(names)]
+    # Read past the caller's limits, as the receipts are.
+    stored = await context.services.store.read_many(keys) if keys else {}
+    writers = {each.id: frozenset(each.by) for each in stored.values()}
+    relationships = context.services.accesses.relationships
+
+    async def is_own(receipt_: Receipt) -> bool:
+        by = writers.get(receipt_.subscription or "")
+        if not by:
+            return True
+        named = [await relationships.recipient(each, "provider") for each in receipt_.recipients]
+        return all(by & each.around for each in named)
+
+    return [each for each in receipts if await is_own(each)]
 
 
 async def _published(context: Context, encounters: Iterable[str]) -> list[ResourceVersion]:

@@ -260,7 +260,7 @@ async def test_a_contract_designates_a_group(world: World) -> None:
         pytest.param("GET", "/Patient", "system/Patient.r", "system/Patient.s", id="search"),
         pytest.param("GET", "/Patient/pn/Encounter", "system/Patient.rs", "system/Encounter.s", id="compartment"),
         pytest.param("DELETE", "/Patient/pn", "system/Patient.cru", "system/Patient.d", id="delete"),
-        pytest.param("DELETE", "/Condition?_id=cn", "system/Condition.d", "system/Condition.s", id="conditional-delete"),
+        pytest.param("DELETE", "/Goal?_id=x", "system/Goal.d", "system/Goal.s", id="conditional-delete"),
         pytest.param("GET", "/Patient/pn/$everything", "system/Encounter.rs", "system/Patient.r", id="everything"),
         pytest.param("GET", "/Patient/pn/$pcp", "system/Encounter.rs", "system/Patient.r", id="pcp"),
         pytest.param("GET", "/Patient/$meta", "system/Patient.r", "system/Patient.s", id="meta"),

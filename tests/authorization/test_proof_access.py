@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.builders.access_world import World, coverage, encounter, world as a_world
+from app.fhir.ids import new_id
+from tests.builders.access_world import (
+    World,
+    coverage,
+    encounter,
+    world as a_world,
+)
 from tests.builders.practices import ref
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import topic_based
@@ -245,3 +251,29 @@ async def test_published_proof_is_shown_like_the_ledgers(world: World) -> None:
             assert await notices(world, who) == EXPECTED[who]
     finally:
         await rows.insert_many(kept)
+
+
+async def test_what_a_plan_sends_to_itself_no_practice_received(
+    mongod: str, receiver: Receiver
+) -> None:
+    """A plan whose numbers rise by it has nobody told; what the practice has itself sent counts."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    measure = (
+        "/Measure/carerelay-notice-timeliness/$evaluate-measure?organization=Organization/north"
+    )
+    async with a_world(mongod, rate_limit=0) as world:
+        for who, counted in (("plan-a", (1, 0)), ("north", (2, 1))):
+            panel = topic_based(
+                "general-practitioner=Organization/north", endpoint=f"{receiver.url}/{who}"
+            )
+            assert (await world.ask(who, "POST", "/Subscription", panel)).status_code == 201
+            await world.server.worker.drain()
+            stay = encounter(new_id(), "pn", "general", period={"start": now})
+            await world.put("general", stay)
+            await world.server.worker.drain()
+            report = await world.get(
+                "plan-a", f"{measure}&periodStart={now[:10]}&periodEnd={now[:10]}"
+            )
+            population = report.json()["group"][0]["population"]
+            counts = {each["code"]["coding"][0]["code"]: each["count"] for each in population}
+            assert (counts["denominator"], counts["numerator"]) == counted
