@@ -188,7 +188,7 @@ class Access:
         family: OrganizationTree | None = None
         filters = list(self.restrictions.filters(resource_type, action))
         read = rule_of(self.caller.role, resource_type).read
-        if not self.is_administrator:
+        if not self.is_consent_authority:  # it lowers V, as an administrator does
             filters.append({"terms": {"$nin": list(relations.very_restricted())}})
         if self.is_administrator or "everyone" in read:
             sight = Sight(tuple(filters), is_exact=True)
@@ -289,7 +289,7 @@ class Access:
             for row in rows
         }
         for relation in sorted(by, key=lambda each: each not in KNOWN_ALREADY):
-            known = is_own_past and relation in KNOWN_ALREADY
+            known = self.is_consent_authority or (is_own_past and relation in KNOWN_ALREADY)
             left = {
                 key: (row, of)
                 for key, (row, of) in traits.items()

@@ -125,7 +125,7 @@ def _labels(parts: Iterable[tuple[str, str, str]]) -> Labels:
 
 @cache
 def very_restricted() -> tuple[str, ...]:
-    """The search terms of the label V, which only administrators read."""
+    """The search terms of the label V, which only administrators and consent authorities read."""
     return tuple(f"{_SECURITY}{system}|V" for system in ("", *sorted(labels.SYSTEMS)))
 
 

@@ -186,7 +186,8 @@ NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
 # Roles of organizations that care for patients: they gain or lose patients by who is named as primary care provider.
 PROVIDERS: frozenset[Role] = frozenset({"practice", "hospital"})
 
-# Read past consent and labels: the organization knows it already. Only administrators read what is labelled V.
+# Read past consent and labels: the organization knows it already. Only administrators and consent authorities read
+# what is labelled V.
 KNOWN_ALREADY: frozenset[Relation] = frozenset({"sent", "provided"})
 
 # The search parameter and the element that say whose word a resource is. What names an Organization is written, changed
