@@ -27,6 +27,7 @@ from app.attribution.practices import Provider, Roles, read_roles, resolve_by, w
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.reader import Reader
+from app.runtime import pace
 from app.runtime.mongo import Document
 from app.search import group_members
 from app.search.spans import Span
@@ -184,13 +185,13 @@ async def _round(store: Reader, patients: Sequence[str], base_url: str) -> dict[
         )
     )
     for row in found:
-        resource = fhir_json.decode_stored(row["text"])
+        resource = await _decoded(row)
         record = records[f"Patient/{row['_id']}"]
         record.known = True
         record.survivor = claims_.survivor_of(resource, base_url)
         record.own = list(claims_.of_patient(resource, base_url))
     for row in teams:
-        record_of_team = records.get(_subject(fhir_json.decode_stored(row["text"]), base_url))
+        record_of_team = records.get(_subject(await _decoded(row), base_url))
         if record_of_team is not None:
             record_of_team.teams += claims_.of_stored_team(row, base_url)
     by_member: dict[str, list[Document]] = {}
@@ -199,6 +200,12 @@ async def _round(store: Reader, patients: Sequence[str], base_url: str) -> dict[
     for patient, own in by_member.items():
         records[patient].memberships = group_members.memberships_in(own)
     return records
+
+
+async def _decoded(row: Document) -> Resource:
+    text: str = row["text"]
+    resource: Resource = await pace.aside(len(text), fhir_json.decode_in_parts, text)
+    return resource
 
 
 def _subject(team: Resource, base_url: str) -> str:

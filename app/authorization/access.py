@@ -30,6 +30,7 @@ from app.consent.directives import ConsentDirectives
 from app.errors import Forbidden
 from app.fhir.codes import INPATIENT
 from app.records.versions import ResourceVersion
+from app.runtime import pace
 from app.runtime.snapshot import reading_at
 from app.search.extract import extract
 from app.search.parameter import Filter
@@ -464,7 +465,8 @@ class Access:
             if before is None or before.deleted:
                 return None
             stored = before
-        fields = extract(stored.type, stored.resource())
+        resource = await stored.resource_aside()
+        fields = await pace.aside(len(stored.text), extract, stored.type, resource)
         return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
 
     async def facts_of(self, resource_type: str, row: DocumentRow) -> DocumentRow | None:

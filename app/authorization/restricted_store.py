@@ -33,6 +33,7 @@ from app.records.versions import (
 )
 from app.runtime.mongo import Document
 from app.search.deferred_condition import TooMany
+from app.search.page_bytes import is_full, sizes
 from app.search.parameter import Filter
 from app.search.terms import EVERY
 from app.store.store import Store
@@ -150,16 +151,21 @@ class RestrictedStore(ResourceStore):
 
     # Histories
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
+    async def history(
+        self, range_: HistoryRange, limit: int, *, for_page: bool = False
+    ) -> list[ResourceVersion]:
         """An instance's versions need the right to read it, those of types the right to search. Raises TooMany."""
         action: Action = "r" if range_.id else "s"
         found: list[ResourceVersion] = []
         examined, size = 0, max(limit, 1)
         while len(found) < limit:
-            batch = await self._store.history(range_, size)
+            batch = await self._store.history(range_, size, for_page=for_page)
             found += await self._access.seen_versions(batch, action)
             examined += len(batch)
-            if len(batch) < size:
+            is_cut = for_page and is_full(len(each.text) for each in batch)
+            if len(batch) < size and not is_cut:
+                break
+            if for_page and is_full(len(each.text) for each in found):
                 break
             if examined > self._most:
                 raise TooMany
@@ -184,11 +190,19 @@ class RestrictedStore(ResourceStore):
         limit: int = 0,
         projection: Document | None = None,
         naive: bool = False,
+        for_page: bool = False,
     ) -> list[Document]:
         if resource_type in _ROWS:
             return await self._rows(resource_type, filter_, sort, limit, projection)
         return await self._look(
-            resource_type, filter_, "s", sort=sort, limit=limit, projection=projection, naive=naive
+            resource_type,
+            filter_,
+            "s",
+            sort=sort,
+            limit=limit,
+            projection=projection,
+            naive=naive,
+            for_page=for_page,
         )
 
     async def _look(
@@ -201,6 +215,7 @@ class RestrictedStore(ResourceStore):
         limit: int = 0,
         projection: Document | None = None,
         naive: bool = False,
+        for_page: bool = False,
     ) -> list[Document]:
         sight = await self._access.sight(resource_type, action)
         if sight is None:
@@ -209,19 +224,31 @@ class RestrictedStore(ResourceStore):
         if not sight.is_exact and projection is not None:
             projection = projection | _TERMS
         rows = await self._store.find(
-            resource_type, where, sort=sort, limit=limit, projection=projection, naive=naive
+            resource_type,
+            where,
+            sort=sort,
+            limit=limit,
+            projection=projection,
+            naive=naive,
+            for_page=for_page,
         )
         if sight.is_exact:
             return rows
         seen = await self._seen(resource_type, rows)
-        if len(seen) == len(rows) or not limit or len(rows) < limit:
+        is_all = len(rows) < limit and not (for_page and is_full(sizes(rows)))
+        if len(seen) == len(rows) or not limit or is_all:
             return seen
-        return await self._filled(
-            resource_type, where, limit, {"sort": sort, "projection": projection, "naive": naive}
-        )
+        options = {"sort": sort, "projection": projection, "naive": naive}
+        return await self._filled(resource_type, where, limit, options, for_page=for_page)
 
     async def _filled(
-        self, resource_type: str, where: Filter, limit: int, options: dict[str, Any]
+        self,
+        resource_type: str,
+        where: Filter,
+        limit: int,
+        options: dict[str, Any],
+        *,
+        for_page: bool,
     ) -> list[Document]:
         """Visible rows up to the limit, from as many candidates as that takes. Raises TooMany."""
         found: list[Document] = []
@@ -229,6 +256,8 @@ class RestrictedStore(ResourceStore):
         async with self._candidates(resource_type, where, **options) as those:
             while len(found) < limit and (rows := await those.seen(size)) is not None:
                 found += rows
+                if for_page and is_full(sizes(found)):
+                    break
                 size = min(2 * size, _LARGEST_BATCH)
         return found[:limit]
 
@@ -338,8 +367,12 @@ class RestrictedStore(ResourceStore):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
+        *,
+        for_page: bool = False,
     ) -> list[ResourceVersion]:
-        rows = await self.find(resource_type, filter_, sort=sort, limit=limit, projection=CURRENT)
+        rows = await self.find(
+            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
+        )
         return [stored_current(resource_type, row) for row in rows]
 
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:

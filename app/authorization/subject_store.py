@@ -94,9 +94,11 @@ class SubjectStore(ResourceStore):
         found = await self._store.read_many(keys)
         return {key: each for key, each in found.items() if self._counting(each)}
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
+    async def history(
+        self, range_: HistoryRange, limit: int, *, for_page: bool = False
+    ) -> list[ResourceVersion]:
         """Those of the next versions that count: there may be more behind them."""
-        found = await self._store.history(range_, limit)
+        found = await self._store.history(range_, limit, for_page=for_page)
         return [each for each in found if self._counting(each)]
 
     async def history_total(self, range_: HistoryRange) -> int | None:
@@ -132,7 +134,9 @@ class SubjectStore(ResourceStore):
         limit: int = 0,
         projection: Document | None = None,
         naive: bool = False,
+        for_page: bool = False,
     ) -> list[Document]:
+        """A page comes whole: its reader cuts it."""
         within = self._within(resource_type)
         if within == _NOWHERE:
             return []
@@ -192,8 +196,12 @@ class SubjectStore(ResourceStore):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
+        *,
+        for_page: bool = False,
     ) -> list[ResourceVersion]:
-        rows = await self.find(resource_type, filter_, sort=sort, limit=limit, projection=CURRENT)
+        rows = await self.find(
+            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
+        )
         return [stored_current(resource_type, row) for row in rows]
 
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:

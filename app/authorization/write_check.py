@@ -291,6 +291,8 @@ def _said_of_members(group: dict[str, Any]) -> set[tuple[Any, ...]]:
 
 _MERGING = frozenset({"replaced-by", "replaces"})
 
+_SERVER_OWNED = frozenset({"Communication", "Subscription"})
+
 
 def is_proof(resource: Resource) -> bool:
     """Whether a Communication counts as the proof of a notice."""
@@ -300,6 +302,8 @@ def is_proof(resource: Resource) -> bool:
 
 def check_server_owned(change: Change) -> None:
     """Raises Forbidden for a change of one of these. Call it last: its message reveals the stored version's content."""
+    if change.type not in _SERVER_OWNED:
+        return
     previous = change.previous
     before = previous.resource() if previous is not None and not previous.deleted else {}
     after = change.resource or {}

@@ -18,6 +18,7 @@ from app.interactions.result import InteractionResult
 from app.records.versions import HistoryRange, ResourceVersion
 from app.search import cursor
 from app.search.bundle_writer import CURSOR, page_links, write_bundle
+from app.search.page_bytes import fitting
 from app.search.parameters import date
 from app.search.ranges import split_prefix
 
@@ -70,9 +71,9 @@ def bundle(
     query: HistoryQuery, page: Sequence[ResourceVersion], total: int | None, url: str, base_url: str
 ) -> InteractionResult:
     """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages if known."""
-    shown = page[: query.count]
+    shown = page[: min(query.count, fitting(len(stored.text) for stored in page))]
     token = None
-    if len(page) > query.count and shown:
+    if len(page) > len(shown) and shown:
         last = shown[-1]
         token = cursor.encode((last.at, last.type, str(last.version), last.id), _FINGERPRINT)
     head: dict[str, Any] = {"type": "history"}

@@ -282,7 +282,7 @@ async def history(
     if parsed.range.since is not None:  # a polling client must not miss a late commit
         horizon = await context.store.horizon()
         parsed = replace(parsed, range=msgspec.structs.replace(parsed.range, until=horizon))
-    versions = await context.store.history(parsed.range, parsed.count + 1)
+    versions = await context.store.history(parsed.range, parsed.count + 1, for_page=True)
     total = await context.store.history_total(parsed.range)
     return history_page.bundle(parsed, versions, total, f"{url}/_history", context.base_url)
 

@@ -39,6 +39,12 @@ def references_in(resource: Resource) -> Iterator[dict[str, Any]]:
                 stack.append(child)
 
 
+def targets_in(resource: Resource) -> set[tuple[str, str]]:
+    """Types and ids of what a resource refers to on this server."""
+    found = (split(element["reference"]) for element in references_in(resource))
+    return {target for target in found if target is not None}
+
+
 def split(reference: str) -> tuple[str, str] | None:
     """Type and id of a relative literal reference to a type served here; None for anything else."""
     match = _LOCAL.match(reference)
@@ -106,8 +112,7 @@ def _targets_of(version: ResourceVersion | None) -> set[str]:
     """What a version refers to, without the versions that it names."""
     if version is None or version.deleted:
         return set()
-    found = (split(element["reference"]) for element in references_in(version.resource()))
-    return {"/".join(target) for target in found if target is not None}
+    return {"/".join(target) for target in targets_in(version.resource())}
 
 
 async def check_not_referred_to(context: Context, stored: ResourceVersion) -> None:

@@ -21,8 +21,10 @@ from app.interactions import interactions, references
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
+from app.runtime import pace
 from app.search import compartment, cursor, search_parameters
 from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search.page_bytes import Measure, fitting, is_full
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.resolution import settled
 
@@ -52,13 +54,14 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
     request = _read(context, invocation)
     page: list[tuple[str, ResourceVersion]] = []
+    measure = Measure()
     async for found in _matches(context, invocation.resource_id, request):
         page.append(found)
-        if len(page) > request.count:
+        if measure.passes(len(found[1].text)) or len(page) > request.count:
             break
-    shown = page[: request.count]
+    shown = page[: min(request.count, fitting(len(stored.text) for _, stored in page))]
     following = None
-    if len(page) > request.count and shown:
+    if len(page) > len(shown) and shown:
         patient, last = shown[-1]
         following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
     stored = [match for _, match in shown]
@@ -142,10 +145,11 @@ async def _of_type(
             {"$and": [*conditions, {"_id": {"$gt": last}}]},
             request.count + 1,
             sort=[("_id", 1)],
+            for_page=True,
         )
         for stored in found:
             yield stored
-        if len(found) <= request.count:
+        if len(found) <= request.count and not is_full(len(stored.text) for stored in found):
             return
         last = found[-1].id
 
@@ -183,14 +187,15 @@ async def _referred_to(
 ) -> list[ResourceVersion]:
     """The resources that the page refers to, without types of a patient's compartment."""
     present = {stored.reference for stored in matches}
-    targets = {
-        target
-        for stored in matches
-        for element in references.references_in(stored.resource())
-        if (target := references.split(element["reference"])) is not None
-        and target[0] not in _compartment_types()
-        and "/".join(target) not in present
-    }
+    targets: set[tuple[str, str]] = set()
+    for stored in matches:
+        resource = await stored.resource_aside()
+        own = await pace.aside(len(stored.text), references.targets_in, resource)
+        targets |= {
+            target
+            for target in own
+            if target[0] not in _compartment_types() and "/".join(target) not in present
+        }
     found = await context.store.read_many(sorted(targets))
     return [stored for _, stored in sorted(found.items()) if not stored.deleted]
 

@@ -34,8 +34,10 @@ class Reader(Protocol):
     async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, ResourceVersion]:
         """The current versions, deletions included, of these types and ids, by reference."""
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
-        """Versions in the range, newest first, at most `limit`."""
+    async def history(
+        self, range_: HistoryRange, limit: int, *, for_page: bool = False
+    ) -> list[ResourceVersion]:
+        """Versions in the range, newest first, at most `limit`; `for_page` as in `find`."""
 
     async def history_total(self, range_: HistoryRange) -> int | None:
         """How many versions the range holds over all pages; None for a period, where counting means looking at each."""
@@ -49,8 +51,12 @@ class Reader(Protocol):
         limit: int = 0,
         projection: Document | None = None,
         naive: bool = False,
+        for_page: bool = False,
     ) -> list[Document]:
-        """Current documents that match, at most `limit` (0: all); with `naive` times come without their zone, UTC."""
+        """Current documents that match, at most `limit` (0: all); with `naive` times come without their zone, UTC.
+
+        Those `for_page` may end with the first that does not fit on the page any more (app/search/page_bytes.py).
+        """
 
     def batches(
         self,
@@ -75,8 +81,10 @@ class Reader(Protocol):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
+        *,
+        for_page: bool = False,
     ) -> list[ResourceVersion]:
-        """Current versions that match, at most `limit`."""
+        """Current versions that match, at most `limit`; `for_page` as in `find`."""
 
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
         """How many current documents match, counting no further than `limit` (0: all)."""

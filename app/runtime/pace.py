@@ -7,9 +7,12 @@ step further, and hands `aside` a single step that itself may take long. For all
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -20,6 +23,8 @@ T = TypeVar("T")
 TURN, REST = 0.004, 0.002
 # Work on so many bytes of JSON is a step that fits into a turn, or nearly so.
 STEP_BYTES = 64 * 1024
+# Few, however many requests have a large step to take: each thread that waits for the interpreter may have it first.
+_threads = ThreadPoolExecutor(2, "aside")
 
 _turn_ends: ContextVar[list[float] | None] = ContextVar("turn_ends", default=None)
 
@@ -48,7 +53,8 @@ async def aside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
     That lets others in where the step is Python's own; one call of a C library holds the interpreter all the same.
     """
     if size > STEP_BYTES:
-        return await asyncio.to_thread(work, *args, **kwargs)
+        step = partial(contextvars.copy_context().run, work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(_threads, step)
     await breathe()
     return work(*args, **kwargs)
 

@@ -40,6 +40,7 @@ From the request to the answer:
     cursor                signs and reads page links
     include               reads `_include` and `_revinclude` and carries them out
     bundle_writer         joins stored texts into Bundles and builds the links between their pages
+    page_bytes            says how much a page holds
     page                  fills a page of a searchset
     explain               tells how MongoDB answered
     system                searches several types

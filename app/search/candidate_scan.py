@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from app.search.deferred_condition import Document, TooMany
+from app.search.page_bytes import is_full, sizes
 from app.search.parameter import Filter
 
 if TYPE_CHECKING:
@@ -27,13 +28,19 @@ async def find(
     limit: int,
     projection: Document,
 ) -> list[Document]:
-    """The first documents that a resolved query finds under this filter, at most `limit`; their times have no zone.
+    """The first documents that a resolved query finds under this filter, at most `limit` or a page.
 
-    Raises TooMany.
+    Their times have no zone. Raises TooMany.
     """
     if not query.probes:
         return await store.find(
-            query.resource_type, filter_, sort=sort, limit=limit, projection=projection, naive=True
+            query.resource_type,
+            filter_,
+            sort=sort,
+            limit=limit,
+            projection=projection,
+            naive=True,
+            for_page=True,
         )
     found: list[Document] = []
     examined = 0
@@ -47,6 +54,8 @@ async def find(
             if examined > query.scope.limits.examined:
                 raise TooMany
             found += await _passing(store, query, batch)
+            if is_full(sizes(found)):
+                break
             size = min(2 * size, _LARGEST_BATCH)
     return found[:limit]
 

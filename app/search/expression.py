@@ -181,6 +181,8 @@ class _Compiler:
                 return lambda value: first(value) and second(value)
             case FhirPathOperation("=", left, Literal(wanted)):
                 paths = self.compile(left, focus)
+                if len(paths) == 1 and len(paths[0].steps) == 1:
+                    return _says(paths[0].keys[-1], wanted)
                 return lambda value: any(wanted in path.read(value) for path in paths)
             case FhirPathOperation("!=", left, Literal(wanted)):
                 paths = self.compile(left, focus)
@@ -192,6 +194,16 @@ class _Compiler:
                 return lambda value: any(path.read(value) for path in paths)
             case _:
                 raise NotCompilableError(f"unsupported criterion: {node}")
+
+
+def _says(key: str, wanted: Any) -> Callable[[Any], bool]:
+    """Whether an element is that value: the test of `extension.where(url = ...)`, of which there may be very many."""
+
+    def test(value: Any) -> bool:
+        found = value.get(key)
+        return wanted in found if type(found) is list else bool(found == wanted)
+
+    return test
 
 
 def _members(paths: list[AccessPath], name: str) -> list[AccessPath]:

@@ -20,6 +20,7 @@ import msgspec
 from app.errors import BadRequest
 from app.fhir import definitions
 from app.search import cost, group_members
+from app.search.page_bytes import Measure, is_full, sizes
 from app.search.parameter import Parameter, SearchScope, UnknownParameter
 from app.search.parameters import reference
 from app.search.search_parameters import parameters
@@ -201,6 +202,7 @@ class _Gathering:
     seen: set[tuple[str, str]]
     found: list[IncludedRow] = field(default_factory=list)
     is_complete: bool = True
+    measure: Measure = field(default_factory=Measure)
 
     @property
     def _room(self) -> int:
@@ -282,12 +284,15 @@ class _Gathering:
             sort=[("_id", 1)],
             limit=self._room + known + 1,
             projection={"text": 1, "terms": 1},
+            for_page=True,
         )
+        if is_full(sizes(documents)):
+            self.is_complete = False
         for each in documents:
             row = IncludedRow(resource_type, each["_id"], each["text"], each["terms"])
             if row.key in self.seen:
                 continue
-            if self._room <= 0:
+            if self.measure.passes(len(row.text)) or self._room <= 0:
                 self.is_complete = False
                 return
             self.seen.add(row.key)

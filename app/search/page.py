@@ -20,6 +20,7 @@ from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, sorting
 from app.search.bundle_writer import CURSOR, SEARCH, found_entries, page_links, write_bundle
 from app.search.include import IncludedRow, included
+from app.search.page_bytes import fitting, is_full, sizes
 from app.search.parameter import Filter
 from app.search.query import Query
 from app.search.ranges import Instant
@@ -93,8 +94,9 @@ async def _fill(store: Reader, query: Query, page: Page) -> None:
         page.total = await candidate_scan.count(store, query)
         return
     rows = await first_rows(store, query)
-    more = len(rows) > query.count
-    rows = rows[: query.count]
+    kept = min(query.count, fitting(sizes(rows)))
+    more = len(rows) > kept
+    rows = rows[:kept]
     page.total = await _total(store, query, rows, more=more)
     page.following = tuple(key.value(rows[-1]) for key in query.sort) if more else None
     page.matches = [row_of(query.resource_type, row) for row in rows]
@@ -116,7 +118,7 @@ async def include(store: Reader, query: Query, page: Page) -> None:
         page.issues.append(
             Issue(
                 "too-costly",
-                f"Only the first {query.scope.limits.included} included resources are shown; "
+                f"Only the first {len(page.included)} included resources are shown; "
                 "ask for fewer matches with _count",
                 severity="warning",
             )
@@ -137,7 +139,7 @@ def filters(query: Query) -> list[Filter]:
 async def first_rows(
     store: Reader, query: Query, pieces: Sequence[Filter] | None = None
 ) -> list[dict[str, Any]]:
-    """The page's documents and one more, which tells that there is a next page."""
+    """The page's documents and one more, on it or not, which tells that there is a next page."""
     rows: list[dict[str, Any]] = []
     projection = {"text": 1, **{key.field: 1 for key in query.sort}}
     if query.includes:
@@ -151,7 +153,7 @@ async def first_rows(
             limit=query.count + 1 - len(rows),
             projection=projection,
         )
-        if len(rows) > query.count:
+        if len(rows) > query.count or is_full(sizes(rows)):
             break
     return rows
 

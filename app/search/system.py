@@ -18,7 +18,17 @@ from bson import Timestamp
 from app.errors import BadRequest, Issue
 from app.fhir import definitions
 from app.runtime.snapshot import reading_at
-from app.search import candidate_scan, cost, cursor, explain, include, page, query, sorting
+from app.search import (
+    candidate_scan,
+    cost,
+    cursor,
+    explain,
+    include,
+    page,
+    page_bytes,
+    query,
+    sorting,
+)
 from app.search.compartment import membership
 from app.search.include import IncludedRow
 from app.search.page import Page
@@ -190,7 +200,8 @@ async def _fill(store: Reader, search: Search, until: list[Condition], result: P
         result.total = await _count(store, queries)
         return
     rows = await _rows(store, search, queries)
-    matches, kept = _matches(search, rows[: head.count])
+    fitting = page_bytes.fitting(page_bytes.sizes(row for _, row in rows))
+    matches, kept = _matches(search, rows[: min(head.count, fitting)])
     more = len(rows) > kept
     result.matches = matches
     if search.after is None and not more:

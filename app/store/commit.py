@@ -175,6 +175,8 @@ class Commits:
         try:
             async for change in pace.paced(changes):
                 await self._prepare_change(unit, change)
+            async for event in pace.paced(unit.events):
+                await event.read_previous()
             if self._audit is not None:
                 await self._prepare_entries(unit)
             with self.commit_watch.commit():

@@ -12,6 +12,7 @@ from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.records.versions import Method
+from app.runtime import pace
 from app.runtime.mongo import Collection, Document, Mongo
 from app.search.extract import extract
 
@@ -57,6 +58,13 @@ class Event:
             self._previous_fields = extract(self.type, self.previous)
         return self._previous_fields
 
+    async def read_previous(self) -> None:
+        """Decode a large version before, and its search fields, without holding anybody up as the first use would."""
+        text = self.previous_text
+        if text and len(text) > pace.STEP_BYTES and self._previous_fields is None:
+            self._previous = await pace.aside(len(text), fhir_json.decode_in_parts, text)
+            await pace.aside(len(text), lambda: self.previous_fields)
+
 
 async def load_event(store: Reader, row: Document) -> Event:
     """The event of a row in `events`, with the stored versions before and after it.
@@ -66,8 +74,11 @@ async def load_event(store: Reader, row: Document) -> Event:
     type_, id_, version = row["type"], row["id"], row["version"]
     stored = await store.vread(type_, id_, version)
     before = await store.vread(type_, id_, version - 1) if version > 1 else None
-    resource = stored.resource() if stored is not None and not stored.deleted else None
-    return Event(
+    resource = fields = None
+    if stored is not None and not stored.deleted:
+        resource = await stored.resource_aside()
+        fields = await pace.aside(len(stored.text), extract, type_, resource)
+    event = Event(
         row["_id"],
         type_,
         id_,
@@ -75,9 +86,11 @@ async def load_event(store: Reader, row: Document) -> Event:
         row["method"],
         row["at"],
         resource,
-        extract(type_, resource) if resource is not None else None,
+        fields,
         before.text if before is not None and not before.deleted else None,
         topic=row.get("topic"),
         trigger=row.get("trigger"),
         context=tuple(row.get("context", ())),
     )
+    await event.read_previous()
+    return event

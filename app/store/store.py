@@ -61,6 +61,7 @@ from app.runtime.mongo import Document, Mongo, max_time_ms
 from app.runtime.secrets import Secrets
 from app.search import group_members
 from app.search.extract import extract
+from app.search.page_bytes import Measure
 from app.search.search_state import SearchState
 from app.search.terms import senders
 from app.store.commit import Commits
@@ -148,8 +149,10 @@ class Store(ResourceStore):
         document = await self._versions.find_one({"_id": key})
         return None if document is None else stored_version(document)
 
-    async def history(self, range_: HistoryRange, limit: int) -> list[ResourceVersion]:
-        """Versions in the range, newest first, at most `limit`."""
+    async def history(
+        self, range_: HistoryRange, limit: int, *, for_page: bool = False
+    ) -> list[ResourceVersion]:
+        """Versions in the range, newest first, at most `limit`; `for_page` as in `find`."""
         sort = [("_id", DESCENDING)] if range_.id else [("at", DESCENDING), ("_id", DESCENDING)]
         filter_ = range_.filter(page=True)
         if range_.period:
@@ -157,7 +160,8 @@ class Store(ResourceStore):
             documents = await self._mongo.aggregate(self._versions, pipeline)
         else:
             cursor = self._versions.find(filter_).max_time_ms(max_time_ms.get())
-            documents = await cursor.sort(sort).limit(limit).to_list(None)
+            cursor = cursor.sort(sort).limit(limit)
+            documents = await (_one_page(cursor) if for_page else cursor.to_list(None))
         return [stored_version(document) for document in documents]
 
     async def history_total(self, range_: HistoryRange) -> int | None:
@@ -177,10 +181,12 @@ class Store(ResourceStore):
         limit: int = 0,
         projection: Document | None = None,
         naive: bool = False,
+        for_page: bool = False,
     ) -> list[Document]:
         """Current documents that match a MongoDB filter, at most `limit` (0: all).
 
-        With `naive` times come without their zone, which is UTC: decoding a page takes a third.
+        With `naive` times come without their zone, which is UTC: decoding a page takes a third. Those `for_page` end
+        with the first that does not fit on the page any more.
         """
         if naive and limit and snapshot.current() is None:
             page: Document = {"find": resource_type, "filter": filter_, "limit": limit}
@@ -190,6 +196,8 @@ class Store(ResourceStore):
             if rows is not None:
                 return rows
         cursor = await self._find(resource_type, filter_, sort, limit, projection, naive=naive)
+        if for_page:
+            return await _one_page(cursor)
         documents: list[Document] = await cursor.to_list(None)
         return documents
 
@@ -313,10 +321,12 @@ class Store(ResourceStore):
         filter_: Document,
         limit: int,
         sort: Sequence[tuple[str, int]] = (),
+        *,
+        for_page: bool = False,
     ) -> list[ResourceVersion]:
-        """Current versions that match a MongoDB filter, at most `limit`."""
+        """Current versions that match a MongoDB filter, at most `limit`; `for_page` as in `find`."""
         documents = await self.find(
-            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT
+            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
         )
         return [stored_current(resource_type, document) for document in documents]
 
@@ -463,6 +473,20 @@ class Store(ResourceStore):
             for listener in self.listeners:
                 listener([event])
         return True
+
+
+async def _one_page(cursor: Any) -> list[Document]:
+    """The documents of a cursor up to the first that does not fit on a page."""
+    found: list[Document] = []
+    measure = Measure()
+    try:
+        async for document in cursor:
+            found.append(document)
+            if measure.passes(len(document.get("text", ""))):
+                break
+    finally:
+        await cursor.close()
+    return found
 
 
 def _within() -> dict[str, int]:
