@@ -83,16 +83,26 @@ def of_plan(context: Context, plan: Resource) -> Context:
 
 
 async def store_of(context: Context, plan: Resource) -> ResourceStore:
-    """What a plan's state and document are read from: what is about its patient, as far as it may be told."""
+    """What a plan's state and document are read from: what is about its patient, as far as it may be told.
+
+    Of a plan that is refused itself nothing is written. That it changed counts all the same: the event is withheld from
+    each recipient, with the Consent as the reason.
+    """
     own = of_plan(context, plan)
     judge = await _judge_of(context, plan)
-    return (own if judge is None else own.telling(judge)).store
+    if judge is None or not _tells(judge, plan):
+        return own.store
+    return own.telling(judge).store
 
 
 async def is_told(context: Context, plan: Resource) -> bool:
     """Whether the plan itself may be told to whoever reads what the server writes about it."""
     judge = await _judge_of(context, plan)
-    return judge is None or judge(f"CarePlan/{plan['id']}", labels.of(plan))
+    return judge is None or _tells(judge, plan)
+
+
+def _tells(judge: IsTold, plan: Resource) -> bool:
+    return judge(f"CarePlan/{plan['id']}", labels.of(plan))
 
 
 async def _judge_of(context: Context, plan: Resource) -> IsTold | None:
