@@ -150,10 +150,9 @@ class MatchContext:
         if unread:
             where = {"_id": {"$in": unread}, "terms": EVERY}
             rows = await self._store.find(target, where, projection=_WITHOUT)
-            self._rows.update({(target, each): None for each in unread})
-            self._rows.update(
-                {(target, row["_id"]): row for row in rows if self._is_ours(target, row)}
-            )
+            # Nothing is remembered where a damaged row raises: whoever asks next must not take it for absent.
+            ours = {(target, row["_id"]): row for row in rows if self._is_ours(target, row)}
+            self._rows.update({(target, each): ours.get((target, each)) for each in unread})
         return [row for key in keys if (row := self._rows[key]) is not None]
 
     def _is_ours(self, resource_type: str, row: Document) -> bool:
