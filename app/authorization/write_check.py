@@ -291,7 +291,7 @@ def _said_of_members(group: dict[str, Any]) -> set[tuple[Any, ...]]:
 
 _MERGING = frozenset({"replaced-by", "replaces"})
 
-_SERVER_OWNED = frozenset({"Communication", "Subscription"})
+_SERVER_OWNED = frozenset({"Communication", "Patient", "Subscription"})
 
 
 def is_proof(resource: Resource) -> bool:
