@@ -62,6 +62,7 @@ def dry_run(subscription: dict[str, Any]) -> dict[str, Any]:
     return {"resourceType": "Parameters", "parameter": [parameter]}
 
 
+@pytest.mark.processes
 async def test_every_way_in_has_the_budget(client: httpx.AsyncClient) -> None:
     asked = "identifier:not=" + many(300, "&identifier:not=", "x{}")
     patient = {"resourceType": "Patient"}
@@ -128,6 +129,7 @@ async def test_a_large_value_set_is_worked_out_once_and_not_for_each_repetition(
     assert read.count("ValueSet") == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "subscription",
     [

@@ -26,7 +26,7 @@ from tests.processes import environment, started, until
 
 pytestmark = pytest.mark.mongo
 
-ORPHAN_ENTRIES = 1_500
+ORPHAN_ENTRIES = 3_000
 LARGE_ENTRIES = 4_000
 # What MongoDB answers where the majority has not confirmed a commit in time.
 WRITE_CONCERN_FAILED = 64
