@@ -361,20 +361,6 @@ class RestrictedStore(ResourceStore):
             for collection, filter_, projection in parts
         ]
 
-    async def search(
-        self,
-        resource_type: str,
-        filter_: Document,
-        limit: int,
-        sort: Sequence[tuple[str, int]] = (),
-        *,
-        for_page: bool = False,
-    ) -> list[ResourceVersion]:
-        rows = await self.find(
-            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
-        )
-        return [stored_current(resource_type, row) for row in rows]
-
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
         if resource_type in _ROWS:
             return len(await self._rows(resource_type, filter_, (), limit, {"_id": 1}))

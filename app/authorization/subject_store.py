@@ -22,13 +22,11 @@ from app.errors import Forbidden
 from app.fhir.json import Resource
 from app.records.reader import READ_AHEAD, ResourceStore
 from app.records.versions import (
-    CURRENT,
     Change,
     Guard,
     HistoryRange,
     ResourceVersion,
     WriteAction,
-    stored_current,
 )
 from app.runtime.mongo import Document
 from app.search.parameter import Filter, SearchScope
@@ -112,16 +110,14 @@ class SubjectStore(ResourceStore):
         return stored if self._is_of_subject(stored.type, row) else None
 
     def _is_of_subject(self, resource_type: str, row: DocumentRow) -> bool:
-        patients = patients_of(resource_type, {"terms": (), **row}, self._base_url)
+        traits = traits_of(resource_type, {"terms": (), **row}, self._base_url)
         reference = f"{resource_type}/{id_of(row)}"
-        if patients and not patients <= self._subject.patients:
+        if traits.patients and not traits.patients <= self._subject.patients:
             return False
-        if not patients and reference not in self._subject.own:
+        if not traits.patients and reference not in self._subject.own:
             return False
         is_told = self._subject.is_told
-        return is_told is None or is_told(
-            reference, traits_of(resource_type, {"terms": (), **row}, self._base_url).labels
-        )
+        return is_told is None or is_told(reference, traits.labels)
 
     # Searches
 
@@ -189,20 +185,6 @@ class SubjectStore(ResourceStore):
         ]
         found = await self._store.find_together(narrowed)
         return [self._judged(part[0], rows) for part, rows in zip(parts, found, strict=True)]
-
-    async def search(
-        self,
-        resource_type: str,
-        filter_: Document,
-        limit: int,
-        sort: Sequence[tuple[str, int]] = (),
-        *,
-        for_page: bool = False,
-    ) -> list[ResourceVersion]:
-        rows = await self.find(
-            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
-        )
-        return [stored_current(resource_type, row) for row in rows]
 
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
         return len(await self.find(resource_type, filter_, limit=limit, projection={"_id": 1}))

@@ -13,7 +13,15 @@ from typing import Protocol
 
 from bson import Timestamp
 
-from app.records.versions import Change, Guard, HistoryRange, ResourceVersion, WriteAction
+from app.records.versions import (
+    CURRENT,
+    Change,
+    Guard,
+    HistoryRange,
+    ResourceVersion,
+    WriteAction,
+    stored_current,
+)
 from app.runtime.mongo import Document
 
 # Documents that a search that looks through candidates has sent at a time.
@@ -84,7 +92,11 @@ class Reader(Protocol):
         *,
         for_page: bool = False,
     ) -> list[ResourceVersion]:
-        """Current versions that match, at most `limit`; `for_page` as in `find`."""
+        """Current versions that match, at most `limit`; `for_page` as in `find`, by which every store searches."""
+        rows = await self.find(
+            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
+        )
+        return [stored_current(resource_type, row) for row in rows]
 
     async def count(self, resource_type: str, filter_: Document, limit: int = 0) -> int:
         """How many current documents match, counting no further than `limit` (0: all)."""

@@ -315,21 +315,6 @@ class Store(ResourceStore):
         names = await self._mongo.db.list_collection_names()
         return sorted(RESOURCE_TYPES.intersection(names))
 
-    async def search(
-        self,
-        resource_type: str,
-        filter_: Document,
-        limit: int,
-        sort: Sequence[tuple[str, int]] = (),
-        *,
-        for_page: bool = False,
-    ) -> list[ResourceVersion]:
-        """Current versions that match a MongoDB filter, at most `limit`; `for_page` as in `find`."""
-        documents = await self.find(
-            resource_type, filter_, sort=sort, limit=limit, projection=CURRENT, for_page=for_page
-        )
-        return [stored_current(resource_type, document) for document in documents]
-
     async def read_many(self, keys: Collection[tuple[str, str]]) -> dict[str, ResourceVersion]:
         """The current versions, deletions included, of these types and ids, by reference."""
         by_type: dict[str, list[str]] = {}
