@@ -6,31 +6,10 @@ A page is joined and sent as one text, so a thousand resources of the largest si
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 PAGE_BYTES = 16 * 1024 * 1024
-
-
-def fitting(sizes: Iterable[int]) -> int:
-    """How many texts of these sizes, in order, make a page; the first always does."""
-    total = count = 0
-    for size in sizes:
-        total += size
-        if count and total > PAGE_BYTES:
-            break
-        count += 1
-    return count
-
-
-def is_full(sizes: Iterable[int]) -> bool:
-    """Whether there are more texts of these sizes than fit on a page."""
-    known = list(sizes)
-    return fitting(known) < len(known)
-
-
-def sizes(rows: Iterable[Mapping[str, Any]]) -> Iterable[int]:
-    """The sizes of the texts in stored documents."""
-    return (len(row.get("text", "")) for row in rows)
 
 
 class Measure:
@@ -44,3 +23,20 @@ class Measure:
         self._total += size
         self._count += 1
         return self._count > 1 and self._total > PAGE_BYTES
+
+
+def fitting(sizes: Iterable[int]) -> int:
+    """How many texts of these sizes, in order, make a page; the first always does."""
+    measure = Measure()
+    return sum(1 for _ in takewhile(lambda size: not measure.passes(size), sizes))
+
+
+def is_full(sizes: Iterable[int]) -> bool:
+    """Whether there are more texts of these sizes than fit on a page."""
+    known = list(sizes)
+    return fitting(known) < len(known)
+
+
+def sizes(rows: Iterable[Mapping[str, Any]]) -> Iterable[int]:
+    """The sizes of the texts in stored documents."""
+    return (len(row.get("text", "")) for row in rows)
