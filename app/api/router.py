@@ -63,8 +63,7 @@ class FhirEndpoint:
     async def answer(self, request: Request, context: Context) -> InteractionResult:
         """Run the handler of the request's verb. Raises FhirError."""
         code, handler = self.routes.get(request.method) or _refusing(self.routes)
-        with redisclosure.collecting():
-            return await audited.run(code, handler, request, context)
+        return await audited.run(code, handler, request, context)
 
     async def _respond(self, request: Request) -> Response:
         form = formats.PLAIN
@@ -78,7 +77,7 @@ class FhirEndpoint:
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
             response = await exchange.respond(answer, context.base_url, written, form, codec)
-            if response.body:
+            if consents and response.body:
                 response.headers.update(redisclosure.headers(consents.values()))
             return response
         except FhirError as error:
@@ -429,4 +428,5 @@ async def dispatch(
     async def receive() -> Message:
         return {"type": "http.request", "body": content, "more_body": False}
 
-    return await endpoint.answer(Request(scope, receive), context)
+    with redisclosure.collecting():  # what the entry needed is on record with the entry
+        return await endpoint.answer(Request(scope, receive), context)
