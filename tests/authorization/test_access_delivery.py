@@ -28,21 +28,7 @@ async def world(mongod: str) -> AsyncIterator[World]:
 @pytest.fixture(autouse=True)
 async def _no_others(world: World) -> AsyncIterator[None]:
     yield
-    for each in await world.found("admin", "/Subscription?_count=1000"):
-        await world.ask("admin", "DELETE", f"/{each}")
-    await world.server.worker.drain()
-
-
-async def subscribe(world: World, who: str, body: dict[str, Any], **more: Any) -> str:
-    answer = await world.ask(who, "POST", "/Subscription", body, **more)
-    assert answer.status_code == 201, answer.text
-    await world.server.worker.drain()
-    return str(answer.json()["id"])
-
-
-async def write(world: World, *resources: dict[str, Any]) -> None:
-    await world.put("admin", *resources)
-    await world.server.worker.drain()
+    await world.end_subscriptions()
 
 
 async def rows(world: World, subscription: str) -> list[tuple[str, str | None]]:
@@ -107,10 +93,10 @@ async def test_everybody_is_told_of_their_own(world: World, receiver: Receiver, 
             if kind == "classic"
             else topic_based(endpoint=url, content=kind)
         )
-        own[who] = await subscribe(world, who, body)
+        own[who] = await world.subscribe(who, body)
     receiver.requests.clear()
     name = new_id()
-    await write(world, encounter(name, "pn", "general"))
+    await world.write(encounter(name, "pn", "general"))
     told = {request.path for request in receiver.requests}
     expected = {"north", "general", "plan-a", "agency"}
     assert {path.split("/")[1] for path in told} == expected
@@ -123,7 +109,7 @@ async def test_the_rights_that_count_are_those_of_the_moment(
     world: World, receiver: Receiver
 ) -> None:
     registered = world.authority.known["north"]
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
     steps: list[tuple[str, Any, str]] = [
         ("scopes", ("system/*.cruds",), "delivered"),
         ("scopes", ("system/Subscription.cruds", "system/Patient.rs"), "suppressed"),
@@ -135,7 +121,7 @@ async def test_the_rights_that_count_are_those_of_the_moment(
     ]
     for name, value, _ in steps:
         setattr(registered, name, value)
-        await write(world, encounter(new_id(), "pn", "general"))
+        await world.write(encounter(new_id(), "pn", "general"))
     states = [state for state, _ in await rows(world, subscription)]
     assert states == [expected for _, _, expected in steps]
     assert [notice.number for notice in receiver.events] == [1, 2, 3, 4]
@@ -146,9 +132,9 @@ async def test_the_scopes_of_the_token_that_made_it_remain_a_limit(
 ) -> None:
     narrow = "system/Subscription.cr system/Encounter.r?class=IMP"
     body = classic(FOCI, receiver.url)
-    subscription = await subscribe(world, "north", body, scopes=narrow)
+    subscription = await world.subscribe("north", body, scopes=narrow)
     other = {"class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"}}
-    await write(world, encounter(new_id(), "pn"), encounter(new_id(), "pn") | other)
+    await world.write(encounter(new_id(), "pn"), encounter(new_id(), "pn") | other)
     assert sorted(state for state, _ in await rows(world, subscription)) == [
         "delivered",
         "suppressed",
@@ -160,10 +146,10 @@ async def test_who_is_reassigned_or_labelled_is_no_longer_told_of(
     world: World, receiver: Receiver
 ) -> None:
     name = new_id()
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
-    await write(world, patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
-    await write(world, encounter(new_id(), name, meta=security("V")))
-    await write(world, patient(name, ref("PractitionerRole/role-s")), encounter(new_id(), name))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
+    await world.write(patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
+    await world.write(encounter(new_id(), name, meta=security("V")))
+    await world.write(patient(name, ref("PractitionerRole/role-s")), encounter(new_id(), name))
     assert [state for state, _ in await rows(world, subscription)] == [
         "delivered",
         "suppressed",
@@ -174,11 +160,11 @@ async def test_who_is_reassigned_or_labelled_is_no_longer_told_of(
 async def test_nothing_hidden_travels_along(world: World, receiver: Receiver) -> None:
     """The patient's record is labelled: what refers to it may be seen, it may not."""
     name = new_id()
-    await write(world, patient(name, ref("PractitionerRole/role-n"), meta=security("R")))
+    await world.write(patient(name, ref("PractitionerRole/role-n"), meta=security("R")))
     for content in ("id-only", "full-resource"):
-        await subscribe(world, "north", topic_based(endpoint=receiver.url, content=content))
+        await world.subscribe("north", topic_based(endpoint=receiver.url, content=content))
     receiver.requests.clear()
-    await write(world, encounter(new_id(), name, "general"))
+    await world.write(encounter(new_id(), name, "general"))
     assert len(receiver.events) == 2
     for notice in receiver.events:
         carried = " ".join(each.get("fullUrl", "") for each in notice.json["entry"])
@@ -187,8 +173,8 @@ async def test_nothing_hidden_travels_along(world: World, receiver: Receiver) ->
 
 
 async def test_subscriptions_are_ones_own(world: World, receiver: Receiver) -> None:
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
-    await write(world, encounter(new_id(), "pn", "general"))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
+    await world.write(encounter(new_id(), "pn", "general"))
     place = f"/Subscription/{subscription}"
     assert (await world.get("north", place)).status_code == 200
     assert (await world.get("north", f"{place}/$events")).status_code == 200
@@ -213,12 +199,12 @@ async def test_events_that_may_no_longer_be_seen_are_told_as_numbers(
     world: World, receiver: Receiver
 ) -> None:
     name = new_id()
-    await write(world, patient(name, ref("PractitionerRole/role-n")))
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
-    await write(world, encounter(name, name))
+    await world.write(patient(name, ref("PractitionerRole/role-n")))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
+    await world.write(encounter(name, name))
     events = f"/Subscription/{subscription}/$events"
     assert f"Encounter/{name}" in (await world.get("north", events)).text
-    await write(world, patient(name, ref("PractitionerRole/role-s")))
+    await world.write(patient(name, ref("PractitionerRole/role-s")))
     answer = await world.get("north", events)
     assert answer.status_code == 200
     assert f"Encounter/{name}" not in answer.text
@@ -231,8 +217,8 @@ async def test_a_dry_run_and_an_explanation_show_ones_own(world: World) -> None:
     answer = await world.ask("north", "POST", "/Subscription/$dry-run", body)
     assert "Encounter/en/" in answer.text
     assert "Encounter/es/" not in answer.text
-    subscription = await subscribe(world, "north", classic("Condition?code=c"))
-    await write(world, condition("cs", "ps"))
+    subscription = await world.subscribe("north", classic("Condition?code=c"))
+    await world.write(condition("cs", "ps"))
     explained = f"/Subscription/{subscription}/$explain?reference=Condition/"
     assert (await world.get("north", explained + "cs")).status_code == 404
     assert (await world.get("north", explained + "cn")).status_code == 200
@@ -242,11 +228,11 @@ async def test_a_dry_run_and_an_explanation_show_ones_own(world: World) -> None:
 async def test_an_administrator_who_changes_a_subscription_does_not_widen_it(
     world: World, receiver: Receiver
 ) -> None:
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
     body = topic_based(endpoint=receiver.url) | {"id": subscription, "reason": "Changed"}
     await world.put("admin", body)
     await world.server.worker.drain()
-    await write(world, encounter(new_id(), "ps", "city"), encounter(new_id(), "pn", "general"))
+    await world.write(encounter(new_id(), "ps", "city"), encounter(new_id(), "pn", "general"))
     assert sorted(state for state, _ in await rows(world, subscription)) == [
         "delivered",
         "suppressed",

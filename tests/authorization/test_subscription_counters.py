@@ -41,21 +41,7 @@ async def world(mongod: str) -> AsyncIterator[World]:
 @pytest.fixture(autouse=True)
 async def _no_others(world: World) -> AsyncIterator[None]:
     yield
-    for each in await world.found("admin", "/Subscription?_count=1000"):
-        await world.ask("admin", "DELETE", f"/{each}")
-    await world.server.worker.drain()
-
-
-async def subscribe(world: World, who: str, body: Resource) -> str:
-    answer = await world.ask(who, "POST", "/Subscription", body)
-    assert answer.status_code == 201, answer.text
-    await world.server.worker.drain()
-    return str(answer.json()["id"])
-
-
-async def write(world: World, *resources: Resource) -> None:
-    await world.put("admin", *resources)
-    await world.server.worker.drain()
+    await world.end_subscriptions()
 
 
 async def count(world: World, who: str, subscription: str) -> int:
@@ -93,12 +79,12 @@ async def test_a_question_about_somebody_elses_patient_counts_nothing(
 ) -> None:
     """Each of these would be answered by a counter that moves, or does not."""
     questions = [
-        await subscribe(world, "north", classic(f"{of}patient=ps", receiver.url))
+        await world.subscribe("north", classic(f"{of}patient=ps", receiver.url))
         for of in ("Condition?code=c&", "Encounter?")
     ]
-    questions.append(await subscribe(world, "north", topic_based(endpoint=receiver.url)))
+    questions.append(await world.subscribe("north", topic_based(endpoint=receiver.url)))
     receiver.requests.clear()
-    await write(world, condition(new_id(), "ps"), encounter(new_id(), "ps", "city"))
+    await world.write(condition(new_id(), "ps"), encounter(new_id(), "ps", "city"))
     assert [await count(world, "north", each) for each in questions] == [0, 0, 0]
     assert await events(world, "north", questions[2]) == []
     assert receiver.requests == []
@@ -108,7 +94,7 @@ async def test_a_question_about_somebody_elses_patient_counts_nothing(
         assert "number" not in row
 
     own = new_id()
-    await write(world, encounter(own, "pn", "general"))
+    await world.write(encounter(own, "pn", "general"))
     (notice,) = await receiver.wait(1)
     assert notice.number == 1
     ((number, focus),) = await events(world, "north", questions[2])
@@ -120,7 +106,7 @@ async def test_a_group_filter_tells_nobody_who_is_a_member(
 ) -> None:
     """A Group that its owner may not read is refused like one that never was, and what it becomes counts nothing."""
     hidden, own = new_id(), new_id()
-    await write(world, designated(hidden, "plan-b", "pn"), designated(own, "plan-a", "pn"))
+    await world.write(designated(hidden, "plan-b", "pn"), designated(own, "plan-a", "pn"))
     about = {
         name: topic_based(f"group=Group/{name}", endpoint=receiver.url)
         for name in (hidden, own, "never-was")
@@ -140,13 +126,13 @@ async def test_a_group_filter_tells_nobody_who_is_a_member(
     answer = await world.ask("plan-a", "POST", "/Subscription/$dry-run", drafts[own])
     assert answer.status_code == 200, answer.text
 
-    subscription = await subscribe(world, "plan-a", about[own])
+    subscription = await world.subscribe("plan-a", about[own])
     stay = new_id()
-    await write(world, encounter(stay, "pn", "general"))
+    await world.write(encounter(stay, "pn", "general"))
     assert await count(world, "plan-a", subscription) == 1
     explained = f"/Subscription/{subscription}/$explain?reference=Encounter/{stay}"
     assert '"matches"' in (await world.get("plan-a", explained)).text
-    await write(world, designated(own, "plan-b", "pn"), encounter(new_id(), "pn", "general"))
+    await world.write(designated(own, "plan-b", "pn"), encounter(new_id(), "pn", "general"))
     assert await count(world, "plan-a", subscription) == 1
     assert_outcome(await world.get("plan-a", explained), 403, "forbidden", "Subscription.criteria")
 
@@ -154,11 +140,11 @@ async def test_a_group_filter_tells_nobody_who_is_a_member(
 async def test_neither_heartbeat_nor_explanation_tells_of_it(
     world: World, receiver: Receiver
 ) -> None:
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url, heartbeat=60))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url, heartbeat=60))
     states = world.server.mongo.collection("subscription_state")
     before = await states.find_one({"_id": subscription})
     foreign = new_id()
-    await write(world, encounter(foreign, "ps", "city"))
+    await world.write(encounter(foreign, "ps", "city"))
     assert await states.find_one({"_id": subscription}) == before
     explained = f"/Subscription/{subscription}/$explain?reference=Encounter/"
     answer = await world.get("north", explained + foreign)
@@ -170,10 +156,10 @@ async def test_what_was_no_event_becomes_none_by_rights_that_come_later(
     world: World, receiver: Receiver
 ) -> None:
     name, stay = new_id(), new_id()
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
-    await write(world, patient(name, ref("PractitionerRole/role-s")), encounter(stay, name))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
+    await world.write(patient(name, ref("PractitionerRole/role-s")), encounter(stay, name))
     (row,) = await deliveries(world, subscription)
-    await write(world, patient(name, ref("PractitionerRole/role-n")))
+    await world.write(patient(name, ref("PractitionerRole/role-n")))
     receiver.requests.clear()
     resend = f"{ROOT}/admin/deliveries/{row['id']}/resend"
     assert_outcome(await world.ask("admin", "POST", resend), 409, "conflict")
@@ -194,11 +180,11 @@ async def test_what_consent_withholds_is_no_event_and_what_it_withholds_later_ke
     world: World, receiver: Receiver
 ) -> None:
     name = new_id()
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
-    await write(world, patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
+    await world.write(patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
     refusal = consent("pcp-notification", provision=deny()) | {"id": new_id()}
     refusal |= {"patient": ref(f"Patient/{name}"), "policyRule": {"text": "Policy"}}
-    await write(world, refusal, encounter(new_id(), name))
+    await world.write(refusal, encounter(new_id(), name))
     assert await count(world, "north", subscription) == 1
     assert await events(world, "north", subscription) == [(1, None)]
     states = [(row.get("number"), row["state"]) for row in await deliveries(world, subscription)]
@@ -209,7 +195,7 @@ async def test_a_patient_who_comes_with_the_stay_is_told_of(
     world: World, receiver: Receiver
 ) -> None:
     """A plan enrols somebody, and their stay is told, in one transaction."""
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
     name = new_id()
     resources = [
         encounter(new_id(), name),
@@ -237,15 +223,14 @@ async def test_a_notice_that_waits_finds_the_practice_of_now(
     name = new_id()
     receiver.answers([503])
     panels = {
-        who: await subscribe(
-            world,
+        who: await world.subscribe(
             who,
             topic_based(f"general-practitioner=Organization/{who}", endpoint=receiver.url),
         )
         for who in ("north", "south")
     }
-    await write(world, patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
-    await write(world, patient(name, ref("PractitionerRole/role-s")))
+    await world.write(patient(name, ref("PractitionerRole/role-n")), encounter(new_id(), name))
+    await world.write(patient(name, ref("PractitionerRole/role-s")))
     await make_due(world.server.mongo)
     await world.server.worker.run_once()
     await world.server.worker.drain()
@@ -261,14 +246,14 @@ async def test_nobody_is_refused_by_what_another_process_has_changed_meanwhile(
 ) -> None:
     """This process remembers for a second that the patient is not north's; another one has made it so since."""
     name = new_id()
-    subscription = await subscribe(world, "north", topic_based(endpoint=receiver.url))
-    await write(world, patient(name, ref("PractitionerRole/role-s")))
+    subscription = await world.subscribe("north", topic_based(endpoint=receiver.url))
+    await world.write(patient(name, ref("PractitionerRole/role-s")))
     known = Authority({each: Registered(of.organization, of.role) for each, of in CLIENTS.items()})
     async with running(world.server.settings, known) as (server, client):
         elsewhere = World(server, client, known)
         assert (await world.get("north", f"/Patient/{name}")).status_code == 404
         await elsewhere.put("admin", patient(name, ref("PractitionerRole/role-n")))
-        await write(world, encounter(new_id(), name, "general"))
+        await world.write(encounter(new_id(), name, "general"))
         assert await count(world, "north", subscription) == 1
 
 
@@ -276,8 +261,8 @@ async def test_rights_that_cannot_be_judged_are_not_taken_for_refused(
     world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event is set aside for that Subscription alone, later versions wait behind it, and both are told in order."""
-    mine = await subscribe(world, "north", classic("Encounter?patient=pn", receiver.url))
-    theirs = await subscribe(world, "agency", classic("Encounter?patient=pn", receiver.url))
+    mine = await world.subscribe("north", classic("Encounter?patient=pn", receiver.url))
+    theirs = await world.subscribe("agency", classic("Encounter?patient=pn", receiver.url))
     stay = encounter(new_id(), "pn", "general")
     get = Authority.get
 
@@ -327,10 +312,10 @@ async def test_a_filter_leads_to_nothing_of_somebody_else(world: World, receiver
         }
 
     own, foreign = new_id(), new_id()
-    await write(world, request(own, "pn"), request(foreign, "ps"))
+    await world.write(request(own, "pn"), request(foreign, "ps"))
     asking = topic_based("Task?category=urn:test|asked-for", endpoint=receiver.url)
     asking["criteria"] = asking["criteria"].replace("encounter-admission", "referral")
-    subscription = await subscribe(world, "north", asking)
+    subscription = await world.subscribe("north", asking)
     for focus, counted in ((foreign, 0), (own, 1)):
         await world.put("north", task(focus))
         await world.server.worker.drain()

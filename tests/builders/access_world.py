@@ -104,6 +104,23 @@ class World:
             answer = await self.ask(who, "PUT", f"/{each['resourceType']}/{each['id']}", each)
             assert answer.status_code in (200, 201), answer.text
 
+    async def write(self, *resources: Resource) -> None:
+        """By the administrator; returns once it was told."""
+        await self.put("admin", *resources)
+        await self.server.worker.drain()
+
+    async def subscribe(self, who: str, body: Resource, **more: Any) -> str:
+        """The id of a Subscription whose handshake was answered."""
+        answer = await self.ask(who, "POST", "/Subscription", body, **more)
+        assert answer.status_code == 201, answer.text
+        await self.server.worker.drain()
+        return str(answer.json()["id"])
+
+    async def end_subscriptions(self) -> None:
+        for each in await self.found("admin", "/Subscription?_count=1000"):
+            await self.ask("admin", "DELETE", f"/{each}")
+        await self.server.worker.drain()
+
     async def found(self, who: str, url: str, **more: Any) -> list[str]:
         """The references that a search finds."""
         answer = await self.get(who, url, **more)

@@ -43,9 +43,7 @@ async def world(mongod: str) -> AsyncIterator[World]:
 @pytest.fixture(autouse=True)
 async def _no_others(world: World) -> AsyncIterator[None]:
     yield
-    for each in await world.found("admin", "/Subscription?_count=1000"):
-        await world.ask("admin", "DELETE", f"/{each}")
-    await world.server.worker.drain()
+    await world.end_subscriptions()
 
 
 def permission(who: str, to: str = "north") -> Resource:
