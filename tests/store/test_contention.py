@@ -194,8 +194,10 @@ def two_servers(mongod: str) -> Iterator[tuple[Any, str, str, MongoClient[dict[s
 async def kill_in_a_transaction(
     process: Any, url: str, mongo: MongoClient[dict[str, Any]], http: httpx.AsyncClient
 ) -> None:
-    """SIGKILL to a server that has written a part of a large transaction."""
-    sending = asyncio.create_task(http.post(url, json=transaction(ORPHAN_ENTRIES, "orphan")))
+    """SIGKILL to a server that has written a part of a large transaction.
+
+    It is stopped first and looked at: one that went through in that very moment is let go, and the next is sent.
+    """
     asked: list[dict[str, Any]] = [
         {"$currentOp": {"idleSessions": True}},
         {"$match": {"transaction.timeOpenMicros": {"$gt": 20_000}}},
@@ -204,12 +206,26 @@ async def kill_in_a_transaction(
     async def is_writing() -> bool:
         return bool(list(mongo.admin.aggregate(asked)))
 
-    await until(is_writing)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with pytest.raises(httpx.TransportError):
-        await sending
-    assert list(mongo.admin.aggregate(asked)), "its transaction was through already"
+    async def is_idle() -> bool:
+        return not any(operation["active"] for operation in mongo.admin.aggregate(asked))
+
+    for number in range(10):
+        bundle = transaction(ORPHAN_ENTRIES, f"orphan-{number}")
+        sending = asyncio.create_task(http.post(url, json=bundle))
+        await until(is_writing)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await until(is_idle)  # the database has carried out what the server had sent
+            if await is_writing():
+                process.kill()
+                process.wait()
+                with pytest.raises(httpx.TransportError):
+                    await sending
+                return
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert (await sending).is_success
+    pytest.fail("each transaction was through already")
 
 
 @pytest.mark.processes

@@ -419,6 +419,7 @@ async def test_events_that_wait_long_in_a_busy_process_are_not_taken_for_abandon
     """Twelve seconds' worth of work: the sweep comes by before the intake does."""
     server, client = pair
     await subscribe(pair, classic("Encounter?", f"{receiver.url}/all"), "all")
+    await server.worker.drain()  # that it became active is an event, too
     recorder = server.worker._intake._recorder
     events = server.mongo.collection("events")
     async with recorder.lock:  # the intake is busy
