@@ -68,6 +68,7 @@ ROOMS = {
         "tests/authorization/test_access_delivery.py",
         "tests/consent/test_consent_delivery.py",
         "tests/audit/test_audit_delivery.py",
+        "tests/network/test_endpoint_credentials.py",
     ),
     "authorization": ("tests/authorization",),
     "attribution": ("tests/attribution", "tests/coordination"),

@@ -333,6 +333,17 @@ def test_a_newer_consent_about_somebody_else_changes_nothing() -> None:
     assert judged(refused, other).verdict == "withhold"
 
 
+@pytest.mark.parametrize(
+    ("older", "verdict"), [(deny(), "withhold"), (permit(), "id-only"), (None, "id-only")]
+)
+def test_a_newest_consent_that_is_unclear_leaves_the_older_its_say(
+    older: Any, verdict: str
+) -> None:
+    unclear = consent(provision=deny(action=action("x")), dateTime="2026-02-01")
+    before = [consent(provision=older)] if older else []
+    assert judged(*before, unclear).verdict == verdict
+
+
 def test_of_several_matters_the_strictest_counts() -> None:
     agreed = consent("pcp-notification", provision=permit(), dateTime="2026-02-01")
     assert judged(consent(provision=deny()), agreed).verdict == "withhold"

@@ -119,6 +119,7 @@ async def test_one_token_serves_many_notices_until_it_expires(
     client = hook(tmp_path, {receiver.url: {"token": terms}})
     await asyncio.gather(*(client.send(notice(receiver.url)) for _ in range(5)))
     assert asked.given == 1
+    assert len(receiver.requests) == 5
     assert {each.headers["authorization"] for each in receiver.requests} == {"Bearer t1"}
     await client.close()
 
