@@ -1,9 +1,10 @@
 """`python -m tests.mutants`: how many small faults in the code the tests of its room notice.
 
 Cosmic Ray knows every fault that it can put into the rooms below. A sample is drawn of them: places first, so that each
-counts once, then one of the changes that are possible there. Each is put into a copy of the tree and the tests of its
-room are run on it, those first that are most likely to fail, until one does. Two copies are at work at the same time,
-each with a mongod of its own. The tests have to pass on the copies before anything is changed there.
+counts once, then one of the changes that are possible there. Each is put into a copy of the tree and those tests of its
+room that run the line are run on it, first those that are most likely to fail, until one does. (All tests of the room
+where the line is run by an import alone.) Two copies are at work at the same time, each with a mongod of its own. The
+tests have to pass on the copies before anything is changed there, and that is when it is noted which runs what.
 
 A fault that no test meets because nothing can be imported with it is replaced by another one and not counted. One that
 makes tests hang counts as caught. What a reader found to make no difference stands in equivalent_mutants.toml, with the
@@ -46,6 +47,7 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome
 from rich.console import Console
 
 from app.runtime import child_process
+from tests import covering_tests
 from tests.behaviour import behaviour
 
 ROOT = Path(__file__).parents[1]
@@ -95,9 +97,12 @@ OPERATORS = re.compile(
 )
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", re.MULTILINE)
 _HUNG = "from pytest-timeout"
-_PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short", "--timeout=60")
+_PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=short")
+_TEST_SECONDS = 60
+# To note what each test runs takes longer than to run it.
+_BASELINE_TEST_SECONDS = 180
 # Longest that the unchanged tests of a room may take.
-_BASELINE_SECONDS = 900
+_BASELINE_SECONDS = 1800
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -109,6 +114,7 @@ class Mutant:
     room: str
     file: str
     line: int
+    last_line: int
     operator: str
     occurrence: int
     before: str
@@ -176,9 +182,10 @@ def draw(rooms: Iterable[str], seed: int, scratch: Path) -> Iterator[Mutant]:
         lots.shuffle(specs)
         for spec in specs:
             if (change := _change(spec)) and (str(spec.module_path), *change) not in left_out:
-                file, (line, _), _ = place
+                file, (line, _), (last_line, _) = place
                 room = spec.module_path.parts[1]
-                yield Mutant(room, file, line, spec.operator_name, spec.occurrence, *change)
+                lines = (line, last_line)
+                yield Mutant(room, file, *lines, spec.operator_name, spec.occurrence, *change)
                 break
 
 
@@ -234,12 +241,12 @@ def _try_all(
 ) -> Iterator[Mutant]:
     """Each fault as it is done with, until as many as asked for have met a test."""
     with _pool(workers) as pool:
-        baselines = {room: pool.submit(_baseline, room) for room in rooms}
-        limits = {room: 30 + 3 * baseline.result() for room, baseline in baselines.items()}
+        running_room = {room: pool.submit(_baseline, room) for room in rooms}
+        baselines = {room: baseline.result() for room, baseline in running_room.items()}
 
         def start(count: int) -> set[Future[Mutant]]:
             return {
-                pool.submit(_try, mutant, limits[mutant.room]) for mutant in islice(drawn, count)
+                pool.submit(_try, mutant, baselines[mutant.room]) for mutant in islice(drawn, count)
             }
 
         running = start(sample)
@@ -280,32 +287,53 @@ def _settle(copies: Queue[str], parent: int) -> None:
     os.environ.setdefault("CARERELAY_SHARED", str(ROOT.parent / "shared"))
 
 
-def _command(tests: Iterable[str]) -> str:
-    """Runs tests so that they end with this process."""
+def _command(tests: Iterable[str], *options: str, seconds: int = _TEST_SECONDS) -> str:
+    """Runs tests so that they end with this process, none longer than so many seconds."""
+    listed = Path(f"{Path.cwd()}-tests")
+    listed.write_text("\n".join(tests))
+    command = [sys.executable, *_PYTEST, f"--timeout={seconds}", *options]
     scratch = f"--basetemp={Path.cwd()}-scratch"
-    return shlex.join([*child_process.launcher(), sys.executable, *_PYTEST, scratch, *tests])
+    return shlex.join([*child_process.launcher(), *command, scratch, f"@{listed}"])
 
 
-def _baseline(room: str) -> float:
-    """How many seconds the tests of a room take on the unchanged code."""
+@dataclass
+class Baseline:
+    """How long the tests of a room take on the unchanged code, in seconds, and where it is noted what each runs."""
+
+    seconds: float
+    coverage: Path
+
+
+def _baseline(room: str) -> Baseline:
     started = time.monotonic()
-    outcome, output = run_tests(
-        _command(ordered_tests(f"app/{room}/__init__.py")), _BASELINE_SECONDS
-    )
+    coverage = Path(f"{Path.cwd()}-coverage-{room}")
+    os.environ["COVERAGE_FILE"] = str(coverage)
+    tests = ordered_tests(f"app/{room}/__init__.py")
+    command = _command(tests, *covering_tests.options(room), seconds=_BASELINE_TEST_SECONDS)
+    outcome, output = run_tests(command, _BASELINE_SECONDS)
     if outcome != TestOutcome.SURVIVED:
         raise RoomFails(f"the tests of {room} fail on the unchanged code:\n{output}")
-    return time.monotonic() - started
+    return Baseline(time.monotonic() - started, coverage)
 
 
-def _try(mutant: Mutant, limit: float) -> Mutant:
-    """Put a fault into the copy, run its tests, take it out again."""
+def _try(mutant: Mutant, baseline: Baseline) -> Mutant:
+    """Put a fault into the copy, run the tests that meet it, take it out again."""
     started = time.monotonic()
     spec = MutationSpec(mutant.file, mutant.operator, mutant.occurrence, (0, 0), (0, 1))
-    result = mutate_and_test([spec], _command(ordered_tests(mutant.file)), limit)
+    command = _command(_tests_of(mutant, baseline))
+    result = mutate_and_test([spec], command, 30 + 3 * baseline.seconds)
     mutant.seconds = round(time.monotonic() - started, 1)
     mutant.diff = "\n".join((result.diff or "").splitlines()[1:])
     mutant.outcome, mutant.test = judge(result.test_outcome, result.output or "")
     return mutant
+
+
+def _tests_of(mutant: Mutant, baseline: Baseline) -> list[str]:
+    """The tests that run the changed lines, those of the likeliest file first; else all files of the room."""
+    files = ordered_tests(mutant.file)
+    lines = range(mutant.line, mutant.last_line + 1)
+    covering = covering_tests.of(baseline.coverage, mutant.file, lines)
+    return sorted(covering, key=lambda test: files.index(test.partition("::")[0])) or files
 
 
 def judge(outcome: TestOutcome | None, output: str) -> tuple[str, str]:

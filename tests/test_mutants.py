@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from cosmic_ray import work_item
+from coverage import CoverageData
 
-from tests import mutants
+from tests import covering_tests, mutants
 from tests.behaviour import behaviour
 
 SOURCE = """
@@ -32,7 +33,7 @@ class Page(Base, gc=False, total=False):
 
 
 def _mutant(outcome: str) -> mutants.Mutant:
-    return mutants.Mutant("audit", "app/audit/log.py", 1, "core/AddNot", 0, "a", "b", outcome)
+    return mutants.Mutant("audit", "app/audit/log.py", 1, 1, "core/AddNot", 0, "a", "b", outcome)
 
 
 def test_the_rooms_and_their_tests_exist() -> None:
@@ -55,6 +56,34 @@ def test_the_tests_about_a_module_come_first_and_the_others_after_them(
     ordered = mutants.ordered_tests(file)
     assert ordered[0] == first
     assert sorted(ordered) == sorted(mutants.ordered_tests(str(Path(file).with_name("other.py"))))
+
+
+@pytest.mark.parametrize(
+    ("lines", "tests"),
+    [
+        pytest.param(range(4, 5), ["tests/a.py::b[x|y]", "tests/a.py::c"], id="run"),
+        pytest.param(range(5, 6), ["tests/a.py::b[x|y]", "tests/a.py::c"], id="inside-a-statement"),
+        pytest.param(range(1, 2), [], id="run-by-the-import"),
+        pytest.param(range(3, 4), [], id="declaration"),
+    ],
+)
+def test_a_fault_meets_the_tests_that_run_its_line(
+    tmp_path: Path, lines: range, tests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("app").mkdir()
+    Path("app/rows.py").write_text("ENOUGH = 9\n\ndef f(a=1):\n    return max(\n        a, 2)\n")
+    data = CoverageData(basename=str(tmp_path / "coverage"))
+    for context, ran in {
+        "": [1, 3],
+        "tests/a.py::b[x|y]|run": [4],
+        "tests/a.py::c|setup": [4],
+        "tests/a.py::c|run": [4],
+    }.items():
+        data.set_context(context)
+        data.add_lines({"/elsewhere/app/rows.py": ran})
+    data.write()
+    assert covering_tests.of(tmp_path / "coverage", "app/rows.py", lines) == tests
 
 
 def test_every_listed_equivalent_still_stands_in_the_code_and_says_why() -> None:
