@@ -90,6 +90,7 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """What starts programs of its own says so: `make test-fast` leaves it out."""
+    DATABASES.only_new = item.get_closest_marker("new_database") is not None
     with programs(may_start=item.get_closest_marker("processes") is not None):
         return (yield)
 
@@ -105,7 +106,15 @@ def pytest_runtest_call() -> Iterator[None]:
 def pytest_runtest_teardown() -> Iterator[None]:
     """The same for what was taken down, after the last test everything."""
     yield
+    DATABASES.end_test()
     WATCH.verify()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[Any]:
+    """A database goes with what it was made for."""
+    with DATABASES.made_for(fixturedef.scope):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -123,19 +132,21 @@ def mongod(pytestconfig: pytest.Config) -> Iterator[str]:
 @pytest.fixture(scope="module", autouse=True)
 def _databases_go() -> Iterator[None]:
     """What was made for a module goes with it."""
-    with DATABASES.dropped():
-        yield
+    yield
+    DATABASES.end_module()
 
 
 def make_settings(uri: str, **changes: Any) -> Settings:
-    """Settings on a database of its own, which goes with the module.
+    """Settings on an empty database of its own, which goes with the test or with the module (tests/databases.py).
 
     The server is called as BASE has it, and receivers are on loopback, also of a server with authorization.
     """
     usual: dict[str, Any] = {"hosts": "carerelay.test,fhir.test"}
     if changes.get("auth") == "smart":
         usual["egress_allow"] = "127.0.0.0/8,::1,localhost"
-    return Settings(**{"mongodb_uri": uri, "mongodb_database": DATABASES.new(), **usual, **changes})
+    return Settings(
+        **{"mongodb_uri": uri, "mongodb_database": DATABASES.empty(), **usual, **changes}
+    )
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""The mongod of a test run, and the databases on it: each goes with the module that it was made for."""
+"""The mongod of a test run, and the databases on it: each is used by one test, or by one module, at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from pymongo import MongoClient
 
 from app.runtime.embedded_mongod import EmbeddedMongo, running_uri
+from app.store.format import FORMAT, OLDEST, STEPS
 
 Client = MongoClient[dict[str, Any]]
 
@@ -80,21 +81,48 @@ def _sweep(directory: Path) -> None:
 
 
 class Databases:
-    """Those that tests have made, by name."""
+    """Those that tests have made, by name, and those that are left for others to use.
+
+    To make the collections and indexes of a server takes longer than most tests do. So a database that a server was
+    started on is emptied after the test, or after the module whose fixture it was made for, and used again.
+    """
+
+    # More have more files than a process may open.
+    _KEPT = 24
+    _MOST_COLLECTIONS = 60
 
     def __init__(self) -> None:
-        self._made: set[str] = set()
         self._client: Client | None = None
+        # The scope of the fixture that is being set up: of a test where there is none.
+        self._scope = "function"
+        # Whether none may have been used before.
+        self.only_new = False
+        self._made: dict[str, str] = {}
+        self._used_once: set[str] = set()
+        self._free: list[str] = []
 
     def new(self) -> str:
-        """The name of one that goes with the module that it is made for."""
+        """The name of one that does not exist yet."""
         name = f"t{uuid.uuid4().hex[:12]}"
-        self._made.add(name)
+        self._used_once.add(name)
+        self._made[name] = self._scope
+        return name
+
+    def empty(self) -> str:
+        """The name of one without a row, which may have collections and indexes of a server's already."""
+        if self.only_new:
+            return self.new()
+        if not self._free:
+            name = self.new()
+            self._used_once.discard(name)
+            return name
+        name = self._free.pop()
+        self._made[name] = self._scope
         return name
 
     def keep(self, name: str) -> None:
         """This one stays as long as its mongod."""
-        self._made.discard(name)
+        del self._made[name]
 
     @contextmanager
     def on(self, uri: str) -> Iterator[None]:
@@ -104,14 +132,50 @@ class Databases:
         self._client = None
 
     @contextmanager
-    def dropped(self) -> Iterator[None]:
-        """Those that are made inside are dropped after it: some hundred have more files than a process may open."""
-        before = set(self._made)
-        yield
-        for name in self._made - before:
-            self._made.discard(name)
-            if self._client is not None:
+    def made_for(self, scope: str) -> Iterator[None]:
+        """What is made inside goes with the test, or with its module where the scope is wider."""
+        outer, self._scope = self._scope, scope
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    def end_test(self) -> None:
+        """Take back what was made for the test."""
+        self._take_back([name for name, scope in self._made.items() if scope == "function"])
+
+    def end_module(self) -> None:
+        """Take back all but those that are kept."""
+        self._take_back(list(self._made))
+
+    def _take_back(self, names: list[str]) -> None:
+        for name in names:
+            del self._made[name]
+            if self._client is None:
+                continue
+            if name in self._used_once or len(self._free) >= self._KEPT or not self._emptied(name):
+                self._used_once.discard(name)
                 self._client.drop_database(name)
+            else:
+                self._free.append(name)
+
+    def _emptied(self, name: str) -> bool:
+        """Take out all rows but the one that says the format; False where the database is not as a start leaves it."""
+        assert self._client is not None
+        database = self._client[name]
+        collections = database.list_collection_names()
+        marker = database["settings"].find_one({"_id": "format"})
+        if (
+            len(collections) > self._MOST_COLLECTIONS
+            or marker is None
+            or set(marker) != {"_id", "format", "oldest", "steps"}
+            or (marker["format"], marker["oldest"]) != (FORMAT, OLDEST)
+            or marker["steps"] != [step.name for step in STEPS]
+        ):
+            return False
+        for each in collections:
+            database[each].delete_many({} if each != "settings" else {"_id": {"$ne": "format"}})
+        return True
 
 
 DATABASES = Databases()

@@ -14,7 +14,7 @@ from app.runtime.collections import UnusableDatabaseError, ensure
 from app.runtime.mongo import Mongo, Session
 from tests.conftest import make_settings
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.new_database]
 
 NAME = "things"
 BY_A = IndexModel([("a", ASCENDING)], name="wanted")

@@ -26,7 +26,7 @@ from app.store.format import FORMAT, OLDEST, STEPS, Step
 from tests.conftest import BASE, make_settings, running
 from tests.processes import carerelay, environment, started, wait_for
 
-pytestmark = pytest.mark.mongo
+pytestmark = [pytest.mark.mongo, pytest.mark.new_database]
 
 PATIENT = {"resourceType": "Patient", "id": "p"}
 OWN_STEPS = [step.name for step in STEPS]
