@@ -13,6 +13,8 @@ summary                cuts a resource down to `_summary` and `_elements`
 element_budget         bounds what a body will cost, by its bytes
 pieces                 cuts a decoded value into short pieces of JSON and joins them again
 codec                  is the work on bodies that takes long: decoding, patching, validating, rendering
+links                  finds where a resource leads elsewhere, and exchanges these links
+entry_references       says what the references of a Bundle's entries mean
 meta                   carries profiles, tags and labels over from version to version
 validation/            judges a resource by R4's definitions
 xml/                   decodes and encodes FHIR's XML
