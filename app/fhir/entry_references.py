@@ -19,11 +19,11 @@ A relative reference is read against the root of its own entry's fullUrl. So `Pa
 - below https://ehr.example.org/fhir: the entry https://ehr.example.org/fhir/Patient/77, else kept as that absolute URL;
 - below our own base: the entry with that name there, or with that type and id and no fullUrl, else our own record;
 - in an entry that is urn:uuid or urn:oid: the same, unless another server's entry has that type and id: then refused;
-- without a fullUrl, or with one that is no address of a FHIR server: the same; but in a Bundle of others' fullUrls what is
-  no entry of these is refused, and never our record.
+- without a fullUrl, or with one that is no address of a FHIR server: the same; but in a Bundle of others' fullUrls what
+  is no entry of these is refused, and never our record.
 
-Absolute references mean the entry with that fullUrl, else what they say. Entries that share a name and have not the same
-target leave open which is meant: refused. Nothing is guessed.
+Absolute references mean the entry with that fullUrl, else what they say. Entries that share a name and have not the
+same target leave open which is meant: refused. Nothing is guessed.
 """
 
 from __future__ import annotations

@@ -80,6 +80,25 @@ def rewrite(resource: Resource, exchange: Exchange) -> Resource:
     return rewritten
 
 
+def links_in(resource: Resource) -> set[str]:
+    """The texts of all links of a resource."""
+    found = _Collected()
+    rewrite(resource, found)
+    return found.links
+
+
+class _Collected:
+    def __init__(self) -> None:
+        self.links: set[str] = set()
+
+    def concerns(self, text: str) -> bool:
+        return True
+
+    def __call__(self, text: str, kind: LinkKind) -> str:
+        self.links.add(text)
+        return text
+
+
 class _Rewriting:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange

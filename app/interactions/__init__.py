@@ -9,7 +9,10 @@ result               is what an interaction returns
 history              reads history parameters and builds history Bundles
 bundle               runs batches and transactions
 bundle_entries       takes one entry's request apart and puts its response together
-bundle_references    resolves references between the entries of a transaction
+bundle_references    resolves references between the entries of a Bundle, and conditional ones
+batch_order          says which entries of a batch go one after the other
+transaction_plan     plans the writes of a transaction against what is stored and against each other
+overlaps             finds entries of a transaction that are about one resource
 
 https://hl7.org/fhir/R4/http.html
 """

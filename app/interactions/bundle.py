@@ -2,45 +2,41 @@
 
 https://hl7.org/fhir/R4/http.html#transaction
 
-A batch runs its entries concurrently as single interactions. A transaction plans all of its writes first (DELETE, POST,
-PUT and PATCH), writes them in one commit, then runs its reads.
+A batch runs its entries as single interactions, side by side but for those about one resource. A transaction plans all
+of its writes first (DELETE, POST, PUT and PATCH), writes them in one commit, then runs its reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from app.audit import recorded
-from app.context import Context, WriteScope
+from app.context import Context
 from app.errors import BadRequest, FhirError, Gone, Unprocessable
+from app.fhir.entry_references import EntryReferences
 from app.fhir.json import Resource
-from app.interactions import bundle_references, interactions, plan as write
+from app.interactions import batch_order, bundle_references, interactions, transaction_plan
 from app.interactions.bundle_entries import (
     ORDER,
     BundleEntry,
     address_of,
     body_of,
     failure,
-    invalid,
     located,
     parse,
     patch_in,
     response,
 )
-from app.interactions.plan import Target, WritePlan
 from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
-from app.records.versions import ResourceVersion, WriteAction
 from app.runtime import pace
 from app.search.bundle_writer import write_bundle, written_entries
 
 # The router's handler for anything but a plain write: method, path below the base, query and body.
 Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[InteractionResult]]
 
-_ACTIONS: dict[str, WriteAction] = {"PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _SIDE_BY_SIDE = 16
 
 
@@ -87,27 +83,40 @@ async def _batch(
     context: Context, raw: Sequence[Any], prefer: Prefer, dispatch: Dispatch
 ) -> list[str]:
     responses = [""] * len(raw)
-    left = iter(enumerate(raw))
-
-    async def run(index: int, entry: Any) -> str:
+    entries: list[BundleEntry] = []
+    async for index, each in pace.paced(enumerate(raw)):
         try:
-            parsed = parse(context, index, entry)
-            answer = await _run_alone(context, parsed, dispatch)
-            return response(context, parsed, answer, prefer)
+            entries.append(parse(context, index, each))
+        except FhirError as error:
+            responses[index] = failure(error)
+    names = bundle_references.of_batch(context, raw, entries)
+
+    async def run(entry: BundleEntry) -> str:
+        try:
+            answer = await _run_alone(context, entry, names, dispatch)
+            return response(context, entry, answer, prefer)
         except FhirError as error:
             return failure(error)
 
-    async def work() -> None:
-        for index, entry in left:
-            responses[index] = await run(index, entry)
-            await pace.breathe()
+    lanes = batch_order.lanes(entries, context.services.clock.now())
+    left = iter(lanes)
 
-    await asyncio.gather(*(work() for _ in range(min(_SIDE_BY_SIDE, len(raw)))))
+    async def work() -> None:
+        for lane in left:
+            for entry in lane:
+                responses[entry.index] = await run(entry)
+                await pace.breathe()
+
+    await asyncio.gather(*(work() for _ in range(min(_SIDE_BY_SIDE, len(lanes)))))
     return responses
 
 
-async def _run_alone(context: Context, entry: BundleEntry, dispatch: Dispatch) -> InteractionResult:
+async def _run_alone(
+    context: Context, entry: BundleEntry, names: EntryReferences, dispatch: Dispatch
+) -> InteractionResult:
     """One batch entry, as the single interaction that it names."""
+    if entry.method in ("POST", "PUT") and isinstance(entry.resource, dict):
+        entry.resource = names.rewritten(entry.index, entry.resource)
     if entry.method in ("GET", "HEAD") or "$" in entry.path:
         return await dispatch(context, entry.method, entry.path, entry.query, entry.resource)
     url = f"{entry.path}?{entry.query}" if entry.query else entry.path
@@ -116,11 +125,13 @@ async def _run_alone(context: Context, entry: BundleEntry, dispatch: Dispatch) -
         context.caller,
         entry.method,
         url,
-        lambda: _write_alone(context, entry),
+        lambda: _write_alone(context, entry, names),
     )
 
 
-async def _write_alone(context: Context, entry: BundleEntry) -> InteractionResult:
+async def _write_alone(
+    context: Context, entry: BundleEntry, names: EntryReferences
+) -> InteractionResult:
     conditions = entry.preconditions
     resource_type, resource_id = address_of(entry)
     if entry.method == "POST":
@@ -139,13 +150,12 @@ async def _write_alone(context: Context, entry: BundleEntry) -> InteractionResul
         return await interactions.update(
             context, resource_type, resource_id, body_of(entry), conditions
         )
+    apply = bundle_references.applied(await patch_in(context, entry), names, entry.index)
     if resource_id is None:
         return await interactions.conditional_patch(
-            context, resource_type, entry.query, await patch_in(context, entry), conditions
+            context, resource_type, entry.query, apply, conditions
         )
-    return await interactions.patch(
-        context, resource_type, resource_id, await patch_in(context, entry), conditions
-    )
+    return await interactions.patch(context, resource_type, resource_id, apply, conditions)
 
 
 async def _transaction(
@@ -162,7 +172,7 @@ async def _transaction(
 
     if writes:
         answers = await interactions.until_undisturbed(
-            context.store, lambda: _commit(context, writes, rehearse)
+            context.store, lambda: transaction_plan.commit(context, entries, writes, rehearse)
         )
     else:
         answers = {}
@@ -187,114 +197,3 @@ async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Di
             if "/".join(place) in context.write_scope.deleting:
                 raise Gone("This transaction deletes the resource")
             await dispatch(context, entry.method, entry.path, entry.query, None)
-
-
-async def _commit(
-    context: Context, writes: Sequence[BundleEntry], rehearse: Callable[[Context], Awaitable[None]]
-) -> dict[int, InteractionResult]:
-    """Plan all writes against what is stored now, rehearse the reads that follow, and commit the writes as one."""
-    await _find_targets(context, writes)
-    _refuse_double_targets(writes)
-    bodies = await bundle_references.resolve(context, writes)
-    deleting = frozenset(
-        entry.target.reference for entry in writes if entry.target and entry.method == "DELETE"
-    )
-    creating = frozenset(
-        (entry.target.type, entry.target.id)
-        for entry in writes
-        if entry.target and entry.method in ("POST", "PUT")
-    )
-    writing = frozenset(entry.target.reference for entry in writes if entry.target)
-    planned = replace(context, write_scope=WriteScope(creating, deleting, writing))
-    plans: list[WritePlan] = []
-    async for entry in pace.paced(writes):
-        with located(entry):
-            plans.append(await _plan(planned, entry, bodies.get(entry.index)))
-    await rehearse(planned)
-    changes = [plan.change for plan in plans if plan.change]
-    guards = {guard.key: guard for plan in plans for guard in plan.guards}
-    committed: dict[str, ResourceVersion] = {}
-    if changes:
-        for stored in await context.store.commit(changes, list(guards.values())):
-            committed[stored.reference] = stored
-    return {
-        entry.index: plan.answer(committed.get(plan.change.key) if plan.change else None)
-        async for entry, plan in pace.paced(zip(writes, plans, strict=True))
-    }
-
-
-async def _find_targets(context: Context, writes: Sequence[BundleEntry]) -> None:
-    """Decide for each write which resource it is about; the plain ones are read together."""
-    plain = {}
-    actions: dict[tuple[str, str], WriteAction] = {}
-    async for entry in pace.paced(writes):
-        resource_type, resource_id = address_of(entry)
-        with located(entry):
-            write.check_type(resource_type)
-            if resource_id is not None:
-                action = _ACTIONS[entry.method]
-                context.require(resource_type, *write.RIGHTS[action])
-                actions[resource_type, resource_id] = action
-                plain[entry.index] = (resource_type, resource_id)
-    current = await context.store.previous_many(actions)
-    async for entry in pace.paced(writes):
-        with located(entry):
-            if entry.index in plain:
-                resource_type, resource_id = plain[entry.index]
-                if entry.method == "PUT":
-                    write.check_body_id(resource_type, resource_id, body_of(entry))
-                previous = current.get(f"{resource_type}/{resource_id}")
-                entry.target = Target(resource_type, resource_id, previous)
-            else:
-                entry.target = await _conditional_target(context, entry)
-
-
-async def _conditional_target(context: Context, entry: BundleEntry) -> Target | None:
-    resource_type, _ = address_of(entry)
-    if entry.method == "POST":
-        return await write.target_of_create(
-            context, resource_type, entry.preconditions.if_none_exist, body_of(entry)
-        )
-    if entry.method == "PUT":
-        return await write.target_of_conditional_update(
-            context, resource_type, entry.query, body_of(entry).get("id")
-        )
-    if entry.method == "PATCH":
-        return await write.target_of_patch(context, resource_type, entry.query)
-    context.require(resource_type, "d")
-    guards, matches = await write.find_matches(context, resource_type, entry.query)
-    if not matches:
-        return None
-    return Target(resource_type, matches[0].id, matches[0], guards)
-
-
-def _refuse_double_targets(writes: Sequence[BundleEntry]) -> None:
-    seen: dict[str, BundleEntry] = {}
-    for entry in writes:
-        if entry.target is None:
-            continue
-        other = seen.setdefault(entry.target.reference, entry)
-        both_settled = (
-            entry.target.settled is not None
-            and other.target is not None
-            and (other.target.settled is not None)
-        )
-        if other is not entry and not both_settled:
-            raise BadRequest(
-                f"{entry.where} and {other.where} change the same resource",
-                code="invalid",
-                expression=(other.where, entry.where),
-            )
-
-
-async def _plan(context: Context, entry: BundleEntry, body: Resource | None) -> WritePlan:
-    if entry.target is None:
-        return WritePlan(204)
-    if entry.method == "DELETE":
-        return await write.plan_delete(context, entry.target, entry.preconditions)
-    if entry.method == "PATCH":
-        apply = await patch_in(context, entry)
-        return await write.plan_patch(context, entry.target, apply, entry.preconditions)
-    if body is None:
-        raise invalid(entry, "resource", "The entry needs a resource")
-    return await write.plan_write(context, entry.target, body, entry.preconditions)

@@ -29,7 +29,10 @@ ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 
 @dataclass(slots=True)
 class BundleEntry:
-    """One entry of a batch or transaction, with its request parsed."""
+    """One entry of a batch or transaction, with its request parsed.
+
+    `repeats` is the entry of a transaction that asks for the same conditional create.
+    """
 
     index: int
     method: str
@@ -39,6 +42,7 @@ class BundleEntry:
     resource: Resource | None
     preconditions: Preconditions
     target: Target | None = field(default=None)
+    repeats: BundleEntry | None = field(default=None)
 
     @property
     def where(self) -> str:

@@ -1,6 +1,6 @@
-"""References inside a transaction: entries may refer to one another and to the match of a search.
+"""References between the entries of a batch or transaction, and to the match of a search.
 
-https://hl7.org/fhir/R4/http.html#trules
+https://hl7.org/fhir/R4/http.html#trules; what each of them means says app/fhir/entry_references.py.
 """
 
 from __future__ import annotations
@@ -8,75 +8,140 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
 from app.context import Context
-from app.errors import PreconditionFailed
-from app.fhir.definitions import SUPPORTED_TYPES, Element, json_name, structure
+from app.errors import FhirError, Issue, PreconditionFailed
+from app.fhir import json as fhir_json
+from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.entry_references import EntryReferences, NamedEntry
 from app.fhir.json import Resource
+from app.fhir.links import LinkKind, links_in, references_in, rewrite
 from app.interactions.bundle_entries import BundleEntry
-from app.interactions.references import references_in
+from app.interactions.plan import Apply
+from app.records.versions import with_meta
 from app.runtime import pace
 from app.search import query, resolution
 from app.search.extract import extract
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
-_NARRATIVE_LINK = re.compile(r"""(\b(?:href|src)\s*=\s*["'])([^"'#]+)""")
-_LINK_TYPES = frozenset({"uri", "url", "oid", "uuid"})
+_NOT_IN_A_BATCH = "The reference is to an entry whose id a batch does not know before it is written: send a transaction"
+_LED_TO_BY_NOTHING = "The reference is to an entry that writes no resource"
 
 
-async def resolve(context: Context, writes: Sequence[BundleEntry]) -> dict[int, Resource]:
-    """The entries' resources, by entry index, with references to entries and conditional references replaced.
+def of_transaction(context: Context, entries: Sequence[BundleEntry]) -> EntryReferences:
+    """What references mean in a transaction whose entries have their targets."""
+    named = [
+        NamedEntry.of(
+            entry.index,
+            entry.full_url,
+            entry.resource if entry.method in ("POST", "PUT") else None,
+            entry.target.reference if entry.target and entry.method != "DELETE" else None,
+        )
+        for entry in entries
+    ]
+    return EntryReferences(named, [context.base_url], _LED_TO_BY_NOTHING)
 
-    Raises PreconditionFailed where a conditional reference does not find exactly one resource.
+
+def of_batch(
+    context: Context, raw: Sequence[Any], entries: Iterable[BundleEntry]
+) -> EntryReferences:
+    """What references mean in a batch: its entries do not wait for each other, so only ids that are given can be told.
+
+    https://hl7.org/fhir/R4/http.html#brules. `raw` has those that cannot be run, too: they have names all the same.
     """
-    links = await _links(context, writes)
-    bodies = {entry.index: entry.resource for entry in writes if isinstance(entry.resource, dict)}
-    bodies = await _rewritten(bodies, links, links)
-    criteria = await _conditional_references(bodies.values())
-    if not criteria:
-        return bodies
-    found = await asyncio.gather(*(_find(context, text, writes, bodies) for text in criteria))
-    conditional = dict(zip(criteria, found, strict=True))
-    return await _rewritten(bodies, conditional, {})
+    targets = {
+        entry.index: "/".join(entry.segments)
+        for entry in entries
+        if entry.method in ("PUT", "PATCH") and not entry.query and len(entry.segments) == 2
+    }
+    named = [
+        NamedEntry.of(index, each.get("fullUrl"), each.get("resource"), targets.get(index))
+        for index, each in enumerate(raw)
+        if isinstance(each, dict)
+    ]
+    return EntryReferences(named, [context.base_url], _NOT_IN_A_BATCH)
 
 
-async def _rewritten(
-    bodies: Mapping[int, Resource], references: Mapping[str, str], addresses: Mapping[str, str]
+def applied(apply: Apply, names: EntryReferences, entry: int) -> Apply:
+    """A patch with what it adds to the record read as said in the Bundle; what was there is this server's already."""
+
+    async def patched(text: str) -> Resource:
+        result = await apply(text)
+        known = await pace.aside(len(text), lambda: links_in(fhir_json.decode_stored(text)))
+        return await pace.aside(len(text), names.rewritten, entry, result, known)
+
+    return patched
+
+
+async def resolve(
+    context: Context, writes: Sequence[BundleEntry], names: EntryReferences
 ) -> dict[int, Resource]:
-    return {
-        index: rewrite(body, references, addresses)
-        async for index, body in pace.paced(bodies.items())
-    }
+    """The resources to create and update, by entry index, with all references as they are to be stored.
 
-
-async def _links(context: Context, writes: Iterable[BundleEntry]) -> dict[str, str]:
-    """The reference for each fullUrl in the Bundle; for creates also by the id that the client made up."""
-    links: dict[str, str] = {}
+    Raises Unprocessable for a reference that is refused, PreconditionFailed for a conditional reference that does not
+    find exactly one resource.
+    """
+    bodies: dict[int, Resource] = {}
     async for entry in pace.paced(writes):
-        if entry.target is None or not entry.full_url or entry.method not in ("POST", "PUT"):
-            continue
-        links[entry.full_url] = entry.target.reference
-        made_up = entry.full_url.removeprefix(context.base_url + "/")
-        if entry.method == "POST" and made_up.count("/") == 1 and ":" not in made_up:
-            links[made_up] = entry.target.reference
-    return links
+        if entry.method in ("POST", "PUT") and isinstance(entry.resource, dict):
+            bodies[entry.index] = names.rewritten(entry.index, entry.resource)
+    asked: dict[str, int] = {}
+    async for index, body in pace.paced(bodies.items()):
+        for element in references_in(body):
+            match = _CONDITIONAL.match(element["reference"])
+            if match and match[1] in _TYPES:
+                asked.setdefault(element["reference"], index)
+    if not asked:
+        return bodies
+    now = context.services.clock.now()
+    found = await asyncio.gather(
+        *(_located(context, text, index, writes, bodies, now) for text, index in asked.items())
+    )
+    exchange = _Found(dict(zip(asked, found, strict=True)))
+    return {index: rewrite(body, exchange) async for index, body in pace.paced(bodies.items())}
 
 
-async def _conditional_references(bodies: Iterable[Resource]) -> list[str]:
-    found = {
-        element["reference"]: None
-        async for body in pace.paced(bodies)
-        for element in references_in(body)
-        if (match := _CONDITIONAL.match(element["reference"])) and match[1] in _TYPES
-    }
-    return list(found)
+class _Found:
+    """The exchange of conditional references for what they find."""
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        self._found = found
+
+    def concerns(self, text: str) -> bool:
+        return False
+
+    def __call__(self, text: str, kind: LinkKind) -> str:
+        return self._found.get(text, text) if kind == "reference" else text
+
+
+async def _located(
+    context: Context,
+    criteria: str,
+    index: int,
+    writes: Sequence[BundleEntry],
+    bodies: Mapping[int, Resource],
+    now: datetime,
+) -> str:
+    try:
+        return await _find(context, criteria, writes, bodies, now)
+    except FhirError as error:
+        place = f"Bundle.entry[{index}].resource"
+        error.issues = tuple(
+            Issue(each.code, each.diagnostics, (place,), each.severity) for each in error.issues
+        )
+        raise
 
 
 async def _find(
-    context: Context, criteria: str, writes: Sequence[BundleEntry], bodies: Mapping[int, Resource]
+    context: Context,
+    criteria: str,
+    writes: Sequence[BundleEntry],
+    bodies: Mapping[int, Resource],
+    now: datetime,
 ) -> str:
     """The reference to the one resource that matches, among stored ones and those that this transaction writes."""
     resource_type, _, text = criteria.partition("?")
@@ -93,13 +158,14 @@ async def _find(
         entry.target.reference for entry in writes if entry.target and not entry.target.settled
     }
     matches = {
-        f"{entry.target.type}/{entry.target.id}"
+        entry.target.reference
         for entry in writes
         if entry.target
         and entry.target.type == resource_type
-        and entry.method in ("POST", "PUT")
         and entry.index in bodies
-        and parsed.matches(extract(resource_type, {**bodies[entry.index], "id": entry.target.id}))
+        and parsed.matches(
+            extract(resource_type, with_meta(bodies[entry.index], entry.target.id, 1, now))
+        )
     }
     stored = await context.store.search(resource_type, parsed.filter, len(written) + 2)
     matches |= {match.reference for match in stored if match.reference not in written}
@@ -113,83 +179,3 @@ async def _find(
     raise PreconditionFailed(
         f"The conditional reference {resource_type}?... matches nothing", code="not-found"
     )
-
-
-def rewrite(
-    resource: Resource, references: Mapping[str, str], addresses: Mapping[str, str]
-) -> Resource:
-    """A copy with `references` replaced in Reference elements and `addresses` in uri, url, oid and uuid elements
-    and in the links of narratives; canonicals stay. What does not change is shared with the original.
-    """
-    if not references and not addresses:
-        return resource
-    rewritten: Resource = _Rewriting(references, addresses).object(
-        resource, resource.get("resourceType", ""), ()
-    )
-    return rewritten
-
-
-class _Rewriting:
-    def __init__(self, references: Mapping[str, str], addresses: Mapping[str, str]) -> None:
-        self._references = references
-        self._addresses = addresses
-
-    def object(self, value: dict[str, Any], resource_type: str, path: tuple[str, ...]) -> Any:
-        if path and isinstance(value.get("resourceType"), str):  # contained, or inside a Bundle
-            resource_type, path = value["resourceType"], ()
-        changed: dict[str, Any] | None = None
-        for key, child in value.items():
-            new = self._value(child, key, resource_type, path)
-            if new is not child:
-                changed = dict(value) if changed is None else changed
-                changed[key] = new
-        return value if changed is None else changed
-
-    def _value(self, child: Any, key: str, resource_type: str, path: tuple[str, ...]) -> Any:
-        if type(child) is str:
-            return self._text(child, key, resource_type, path)
-        if type(child) is dict:
-            return self.object(child, resource_type, (*path, key))
-        if type(child) is list:
-            items = [self._value(item, key, resource_type, path) for item in child]
-            same = all(new is old for new, old in zip(items, child, strict=True))
-            return child if same else items
-        return child
-
-    def _text(self, text: str, key: str, resource_type: str, path: tuple[str, ...]) -> str:
-        if key == "reference":
-            return self._references.get(text, text)
-        if text in self._addresses:
-            is_link = type_at(resource_type, (*path, key)) in _LINK_TYPES
-            return self._addresses[text] if is_link else text
-        if key == "div" and self._addresses:
-            return _NARRATIVE_LINK.sub(self._link, text)
-        return text
-
-    def _link(self, match: re.Match[str]) -> str:
-        return match[1] + self._addresses.get(match[2], match[2])
-
-
-def type_at(resource_type: str, path: Sequence[str]) -> str | None:
-    """The FHIR type of the element at these JSON keys; None where the definitions know no such element."""
-    if resource_type not in _TYPES:
-        return None
-    elements, found = structure(resource_type).elements, None
-    for key in path:
-        element, found = _element(elements, key)
-        if element is None or found is None:
-            return None
-        elements = element.elements or structure(found).elements
-    return found
-
-
-def _element(elements: Mapping[str, Element], key: str) -> tuple[Element | None, str | None]:
-    element = elements.get(key)
-    if element is not None and not element.choice:
-        return element, element.types[0] if element.types else None
-    for name, choice in elements.items():
-        if choice.choice and key.startswith(name):
-            for type_name in choice.types:
-                if json_name(name, type_name) == key:
-                    return choice, type_name
-    return None, None

@@ -181,8 +181,8 @@ async def conditional_delete(
     limit = 1 if context.settings.conditional_delete == "single" else MAX_CONDITIONAL_DELETES
 
     async def attempt() -> InteractionResult:
-        _, matches = await write.find_matches(context, resource_type, criteria, limit)
-        targets = [Target(match.type, match.id, match) for match in matches]
+        matches = await write.find_matches(context, resource_type, criteria, limit)
+        targets = [Target(match.type, match.id, match) for match in matches.found]
         writing = WriteScope(writing=frozenset(each.reference for each in targets))
         planned = replace(context, write_scope=writing)
         plans = [await write.plan_delete(planned, target, preconditions) for target in targets]

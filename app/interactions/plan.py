@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from app.authentication.scopes import Action
@@ -32,6 +33,7 @@ from app.resources import type_registry
 from app.resources.type_rules import Prepared
 from app.runtime import pace
 from app.search import query
+from app.search.query import Query
 from app.search.resolution import resolve
 
 _TYPES = frozenset(SUPPORTED_TYPES)
@@ -84,7 +86,7 @@ class Target:
 
     `previous` is its current version, a deletion included. `settled` is the match of a conditional create: there is
     nothing to write; `found` marks such a match that is to be updated after all. `creates` marks a create, whose id is
-    the server's.
+    the server's. `condition` is the search by which a conditional write names it.
     """
 
     type: str
@@ -94,6 +96,7 @@ class Target:
     creates: bool = False
     settled: ResourceVersion | None = None
     found: bool = False
+    condition: Query | None = None
 
     @property
     def reference(self) -> str:
@@ -111,12 +114,14 @@ async def target_of_create(
     context.require(resource_type, "c")
     if if_none_exist is None:
         return Target(resource_type, new_id(), creates=True)
-    guards, matches = await find_matches(context, resource_type, if_none_exist)
-    if matches and type_registry.is_message(resource):
-        return Target(resource_type, matches[0].id, matches[0], guards, found=True)
-    if matches:
-        return Target(resource_type, matches[0].id, guards=guards, settled=matches[0])
-    return Target(resource_type, new_id(), guards=guards, creates=True)
+    matches = await find_matches(context, resource_type, if_none_exist)
+    named = Target(resource_type, "", guards=matches.guards, condition=matches.query)
+    if not matches.found:
+        return replace(named, id=new_id(), creates=True)
+    (match,) = matches.found
+    if type_registry.is_message(resource):
+        return replace(named, id=match.id, previous=match, found=True)
+    return replace(named, id=match.id, settled=match)
 
 
 async def target_of_update(
@@ -135,33 +140,36 @@ async def target_of_conditional_update(
     """https://hl7.org/fhir/R4/http.html#cond-update: the match, the body's id, or an id of the server's."""
     check_type(resource_type)
     context.require(resource_type, "u")
-    guards, matches = await find_matches(context, resource_type, criteria)
-    if matches:
-        if body_id not in (None, matches[0].id):
+    matches = await find_matches(context, resource_type, criteria)
+    named = Target(resource_type, "", guards=matches.guards, condition=matches.query)
+    if matches.found:
+        (match,) = matches.found
+        if body_id not in (None, match.id):
             raise BadRequest(
                 "The body's id is not that of the matching resource",
                 expression=f"{resource_type}.id",
             )
-        return Target(resource_type, matches[0].id, matches[0], guards)
+        return replace(named, id=match.id, previous=match)
     if body_id is None:
-        return Target(resource_type, new_id(), guards=guards, creates=True)
+        return replace(named, id=new_id(), creates=True)
     previous = await context.store.previous(resource_type, body_id, "update")
     if previous is not None and not previous.deleted:
         raise PreconditionFailed(
             "The body's id belongs to a resource that does not match the criteria",
             expression=f"{resource_type}.id",
         )
-    return Target(resource_type, body_id, previous, guards)
+    return replace(named, id=body_id, previous=previous)
 
 
 async def target_of_patch(context: Context, resource_type: str, criteria: str) -> Target:
     """The one resource that matches a conditional patch; NotFound where none does."""
     check_type(resource_type)
     context.require(resource_type, *RIGHTS["patch"])
-    guards, matches = await find_matches(context, resource_type, criteria)
-    if not matches:
+    matches = await find_matches(context, resource_type, criteria)
+    if not matches.found:
         raise NotFound("No resource matches the criteria")
-    return Target(resource_type, matches[0].id, matches[0], guards)
+    (match,) = matches.found
+    return Target(resource_type, match.id, match, matches.guards, condition=matches.query)
 
 
 def check_body_id(resource_type: str, resource_id: str, resource: Resource) -> None:
@@ -261,10 +269,18 @@ def existing(stored: ResourceVersion | None) -> ResourceVersion:
     return stored
 
 
+class Matches(NamedTuple):
+    """What a conditional write's criteria find, the guards of that result, and the search that they are."""
+
+    guards: tuple[Guard, ...]
+    found: Sequence[ResourceVersion]
+    query: Query
+
+
 async def find_matches(
     context: Context, resource_type: str, criteria: str, limit: int = 1
-) -> tuple[tuple[Guard, ...], Sequence[ResourceVersion]]:
-    """The resources that match a conditional write's criteria, at most `limit`, and the guards of that result.
+) -> Matches:
+    """The resources that match a conditional write's criteria, at most `limit`, without those that its commit deletes.
 
     Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
     that is left out would match too much.
@@ -283,12 +299,16 @@ async def find_matches(
     key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
     guards = await context.store.guards(f"{resource_type}?{key}")
     parsed = await resolve(context.store, parsed)
-    found = await context.store.search(resource_type, parsed.filter, limit + 1)
+    leaving = {
+        each for each in context.write_scope.deleting if each.startswith(f"{resource_type}/")
+    }
+    stored = await context.store.search(resource_type, parsed.filter, limit + 1 + len(leaving))
+    found = [each for each in stored if each.reference not in leaving]
     if len(found) > limit:
         raise PreconditionFailed(
             "The criteria match more than one resource", code="multiple-matches"
         )
-    return guards, found
+    return Matches(guards, found, parsed)
 
 
 def check_version(previous: ResourceVersion | None, preconditions: Preconditions) -> None:

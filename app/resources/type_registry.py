@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import datetime
+
 from app.context import Context
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
@@ -10,6 +13,7 @@ from app.resources import (
     encounter,
     endpoint,
     episode_of_care,
+    event_time,
     matching_needs,
     search_parameter,
     subscription,
@@ -46,3 +50,25 @@ async def check_deletion(context: Context, previous: ResourceVersion) -> None:
 def is_message(resource: Resource) -> bool:
     """Whether a conditional create with a match goes on as an update of it."""
     return resource.get("resourceType") == "Encounter" and encounter.is_message(resource)
+
+
+def event_time_of(resource: Resource, arrival: datetime) -> str | None:
+    """When the event was that a message about a visit reports, as a text that sorts; None for anything else.
+
+    The resource may not be validated yet: of one that nobody can read there is no time.
+    """
+    if resource.get("resourceType") != "Encounter":
+        return None
+    try:
+        moment = event_time.moment(resource, arrival)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return None if moment is None else moment.time
+
+
+def identifiers_of(resource: Resource) -> Iterator[tuple[str, str]]:
+    """System and value of each identifier of a resource that may not be validated yet; no system is an empty one."""
+    found = resource.get("identifier")
+    for each in found if isinstance(found, list) else ():
+        if isinstance(each, dict) and isinstance(each.get("value"), str):
+            yield str(each.get("system", "")), each["value"]
