@@ -148,6 +148,10 @@ class EntryReferences:
         root = _OURS if found[1] in self._own else found[1]
         return root, f"{found[2]}/{found[3]}"
 
+    def is_of_others(self, entry: int) -> bool:
+        """Whether an entry's fullUrl is an address on another server."""
+        return bool(self._roots.get(entry))
+
     def meaning(self, entry: int, reference: str) -> Meaning:
         """What a reference means that stands in the entry with this index."""
         target, mark, fragment = reference.partition("#")

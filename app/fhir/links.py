@@ -80,6 +80,19 @@ def rewrite(resource: Resource, exchange: Exchange) -> Resource:
     return rewritten
 
 
+class FoundReferences:
+    """The exchange of conditional references for what they find. https://hl7.org/fhir/R4/http.html#trules"""
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        self._found = found
+
+    def concerns(self, text: str) -> bool:
+        return False
+
+    def __call__(self, text: str, kind: LinkKind) -> str:
+        return self._found.get(text, text) if kind == "reference" else text
+
+
 def links_in(resource: Resource) -> set[str]:
     """The texts of all links of a resource."""
     found = _Collected()

@@ -8,6 +8,7 @@ and nobody would be told of it as an admission (docs/encounters.md). All others 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import parse_qsl
 
@@ -15,35 +16,33 @@ from app.interactions.bundle_entries import BundleEntry
 from app.resources import type_registry
 
 
+@dataclass(slots=True)
+class _Lane:
+    """Entries about one resource, and the names that they have for it."""
+
+    entries: list[BundleEntry] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+
 def lanes(entries: Iterable[BundleEntry], arrival: datetime) -> list[list[BundleEntry]]:
     """The entries, those about one resource together and in the order in which they are to be run."""
-    lanes: list[list[BundleEntry]] = []
-    lane_of: dict[str, list[BundleEntry]] = {}
+    lanes: list[_Lane] = []
+    lane_of: dict[str, _Lane] = {}
     for entry in entries:
-        names = list(_names(entry))
-        lane = [entry]
-        for name in names:
-            other = lane_of.get(name)
-            if other is not None and other is not lane:
-                lane = _joined(other, lane, lane_of)
-        for name in names:
-            lane_of[name] = lane
-        if lane[0] is entry:
-            lanes.append(lane)
-    return [_by_event(lane, arrival) for lane in lanes if lane]
-
-
-def _joined(
-    one: list[BundleEntry], other: list[BundleEntry], lane_of: dict[str, list[BundleEntry]]
-) -> list[BundleEntry]:
-    """Both lanes as one, in the Bundle's order; the later one is left empty."""
-    first, second = (one, other) if one[0].index < other[0].index else (other, one)
-    first[:] = sorted([*first, *second], key=lambda entry: entry.index)
-    second.clear()
-    for name, lane in lane_of.items():
-        if lane is second:
-            lane_of[name] = first
-    return first
+        names = set(_names(entry))
+        met = list({id(lane_of[name]): lane_of[name] for name in names if name in lane_of}.values())
+        if not met:
+            met.append(_Lane())
+            lanes.append(met[0])
+        lane = met[0]
+        for other in met[1:]:  # only now it shows that they are about the same
+            lane.entries += other.entries
+            names |= other.names
+            other.entries = []
+        lane.entries.append(entry)
+        lane.names |= names
+        lane_of.update(dict.fromkeys(names, lane))
+    return [_by_event(lane.entries, arrival) for lane in lanes if lane.entries]
 
 
 def _names(entry: BundleEntry) -> Iterator[str]:
@@ -62,13 +61,13 @@ def _names(entry: BundleEntry) -> Iterator[str]:
             yield f"{resource_type}?identifier={system}|{value}"
 
 
-def _by_event(lane: list[BundleEntry], arrival: datetime) -> list[BundleEntry]:
-    """The lane by the times of the events; an entry without one stays behind the one that it followed."""
-    if len(lane) == 1:
-        return lane
+def _by_event(entries: list[BundleEntry], arrival: datetime) -> list[BundleEntry]:
+    """The entries by the times of the events; one without a time stays behind the one that it followed."""
+    if len(entries) == 1:
+        return entries
     timed: list[tuple[str, BundleEntry]] = []
     last = ""
-    for entry in lane:
+    for entry in sorted(entries, key=lambda each: each.index):
         resource = entry.resource if isinstance(entry.resource, dict) else {}
         last = type_registry.event_time_of(resource, arrival) or last
         timed.append((last, entry))

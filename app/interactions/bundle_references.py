@@ -18,7 +18,7 @@ from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.entry_references import EntryReferences, NamedEntry
 from app.fhir.json import Resource
-from app.fhir.links import LinkKind, links_in, references_in, rewrite
+from app.fhir.links import FoundReferences, links_in, references_in, rewrite
 from app.interactions.bundle_entries import BundleEntry
 from app.interactions.plan import Apply
 from app.records.versions import with_meta
@@ -101,21 +101,8 @@ async def resolve(
     found = await asyncio.gather(
         *(_located(context, text, index, writes, bodies, now) for text, index in asked.items())
     )
-    exchange = _Found(dict(zip(asked, found, strict=True)))
+    exchange = FoundReferences(dict(zip(asked, found, strict=True)))
     return {index: rewrite(body, exchange) async for index, body in pace.paced(bodies.items())}
-
-
-class _Found:
-    """The exchange of conditional references for what they find."""
-
-    def __init__(self, found: Mapping[str, str]) -> None:
-        self._found = found
-
-    def concerns(self, text: str) -> bool:
-        return False
-
-    def __call__(self, text: str, kind: LinkKind) -> str:
-        return self._found.get(text, text) if kind == "reference" else text
 
 
 async def _located(

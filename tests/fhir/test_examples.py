@@ -18,7 +18,6 @@ from app.fhir.validation import check
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PANEL = sorted((EXAMPLES / "panel").glob("*.json"))
 STAY = sorted((EXAMPLES / "stay").glob("0*.json"))
-BASE = "http://carerelay.example/fhir/"
 US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-"
 INVENTED = ("http://carerelay.example/tags", "invented")
 PCP = {("http://snomed.info/sct", "453231000124104"), ("http://snomed.info/sct", "446050000")}
@@ -130,7 +129,9 @@ def test_panel_file_is_a_transaction_of_puts(path: Path) -> None:
     for entry in bundle["entry"]:
         url = address(entry["resource"])
         assert entry["request"] == {"method": "PUT", "url": url}
-        assert entry["fullUrl"] == BASE + url
+        assert (
+            "fullUrl" not in entry
+        )  # they refer to one another across files, as records of the server
 
 
 @pytest.mark.parametrize("path", [*PANEL, *STAY], ids=lambda path: path.stem)

@@ -11,38 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.builders.bundles import bundle, condition, entry, identified, patient
 from tests.outcomes import assert_outcome
-
-
-def bundle(*entries: dict[str, Any], type: str = "transaction") -> dict[str, Any]:
-    return {"resourceType": "Bundle", "type": type, "entry": list(entries)}
-
-
-def entry(
-    method: str,
-    url: str,
-    resource: dict[str, Any] | None = None,
-    full_url: str | None = None,
-    **request: str,
-) -> dict[str, Any]:
-    made: dict[str, Any] = {"request": {"method": method, "url": url, **request}}
-    if resource is not None:
-        made["resource"] = resource
-    if full_url is not None:
-        made["fullUrl"] = full_url
-    return made
-
-
-def patient(**changes: Any) -> dict[str, Any]:
-    return {"resourceType": "Patient", "active": True, **changes}
-
-
-def condition(subject: str, **changes: Any) -> dict[str, Any]:
-    return {"resourceType": "Condition", "subject": {"reference": subject}, **changes}
-
-
-def identified(value: str) -> dict[str, Any]:
-    return patient(identifier=[{"system": "urn:test", "value": value}])
 
 
 def fresh() -> str:

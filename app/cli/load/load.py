@@ -12,7 +12,7 @@ import bz2
 import gzip
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +20,12 @@ from urllib.parse import quote
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from app.cli.load.plan import LoadEntry, PlanError, mend, plan, point, searches
+from app.cli.load.plan import LoadEntry, PlanError, mend, plan, searches
 from app.errors import FhirError
 from app.fhir import json as fhir_json
+from app.fhir.entry_references import EntryReferences
 from app.fhir.json import Resource
+from app.fhir.links import FoundReferences, rewrite
 from app.settings import Settings
 
 AT_ONCE = 16
@@ -113,27 +115,35 @@ class Loader:
                 raise outcome
 
     async def _load_document(self, file: Path, document: Resource) -> None:
-        planned = plan(document, self._taken)
+        base = str(self._client.base_url)
+        planned = plan(document, self._taken, base)
         for label, reason in planned.refused:
             self.report.refuse(file, "?", label or "the file", reason)
-        links: dict[str, str] = {}
-        entries = [entry for entry in planned.entries if await self._settle(file, entry, links)]
-        for entry in entries:
+        wanted = [entry for entry in planned.entries if await self._settle(file, entry)]
+        targets = {
+            entry.index: entry.reference
+            for entry in planned.entries
+            if entry.id is not None and not entry.is_closed
+        }
+        named = [replace(each, target=targets.get(each.index)) for each in planned.named]
+        names = EntryReferences(named, [base], "The reference is to an entry that is not loaded")
+        for entry in wanted:
             try:
                 if not entry.is_closed:
-                    await self._point(entry, links)
-            except PlanError as error:
+                    await self._point(entry, names)
+            except (PlanError, FhirError) as error:
                 self._refuse(file, entry, str(error))
                 continue
             await self._start(file, entry)
 
-    async def _point(self, entry: LoadEntry, links: dict[str, str]) -> None:
+    async def _point(self, entry: LoadEntry, names: EntryReferences) -> None:
         """Have its references lead to what is stored."""
-        for search in set(searches(entry.resource)):
-            links[search] = await self._only_match(search)
-        point(entry.resource, links)
+        entry.resource = names.rewritten(entry.index, entry.resource)
+        found = {search: await self._only_match(search) for search in set(searches(entry.resource))}
+        if found:
+            entry.resource = rewrite(entry.resource, FoundReferences(found))
 
-    async def _settle(self, file: Path, entry: LoadEntry, links: dict[str, str]) -> bool:
+    async def _settle(self, file: Path, entry: LoadEntry) -> bool:
         """Decide which id the entry has, and whether it is sent at all."""
         is_wanted = True
         if entry.condition:
@@ -143,13 +153,12 @@ class Loader:
                     raise PlanError("has a condition that matches more than one resource")
             except PlanError as error:
                 self._refuse(file, entry, str(error))
+                entry.resource.pop("id", None)  # nothing can refer to it
                 return False
             if matches:
                 entry.resource["id"] = matches[0].rpartition("/")[2]
                 is_wanted = entry.update
                 self.report.existing[entry.resource_type] += not is_wanted
-        if entry.full_url and entry.id is not None:
-            links[entry.full_url] = entry.reference
         return is_wanted
 
     async def _only_match(self, search: str) -> str:

@@ -1,28 +1,26 @@
 """What a file asks to be stored: its entries as single requests whose references already fit.
 
 https://hl7.org/fhir/R4/http.html#trules. Every entry that a transaction would create gets its id
-here, from its `urn:uuid:` where it has one, so that references to it can be written before anything
-is sent, entries can go side by side, and loading the same file twice changes nothing.
+here, from its `urn:uuid:` or its address on another server where it has one, so that references to it
+can be written before anything is sent, entries can go side by side, and loading the same file twice
+changes nothing. The id that it has at its source is never taken: others have theirs there, too.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.fhir.entry_references import EntryReferences, NamedEntry
 from app.fhir.json import Resource
 
 UNPACKED = {"transaction", "batch", "collection", "searchset"}
 MESSAGE = "message"  # unpacked, and kept as what was received
 URN_UUID = "urn:uuid:"
-# Strings that are a person's or a system's own value and never a link.
-NOT_LINKS = {"value", "valueString", "display"}
-_NARRATIVE_LINK = re.compile(r'(?<=["\'])(urn:[^"\']+)(?=["\'])')
 
 
 class PlanError(Exception):
@@ -35,10 +33,11 @@ class LoadEntry:
 
     `condition` is a search (`identifier=...`) that decides whether it exists already: with `update`
     the match is overwritten, otherwise it stands for the entry and nothing is sent. `is_closed`: its
-    references lead nowhere but into itself and stay as they are.
+    references lead nowhere but into itself and stay as they are. `index` is its place in the Bundle.
     """
 
     resource: Resource
+    index: int = 0
     full_url: str = ""
     condition: str = ""
     update: bool = True
@@ -60,17 +59,21 @@ class LoadEntry:
 
 @dataclass(slots=True)
 class LoadPlan:
-    """The entries of one Bundle or resource, and those that cannot be loaded with their reasons."""
+    """The entries of one Bundle or resource, and those that cannot be loaded with their reasons.
+
+    `named` are all of them as the Bundle names them.
+    """
 
     entries: list[LoadEntry] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    named: list[NamedEntry] = field(default_factory=list)
 
 
-def plan(document: Resource, taken: set[str]) -> LoadPlan:
+def plan(document: Resource, taken: set[str], base: str) -> LoadPlan:
     """The entries of a Bundle that is a parcel of resources, else the resource itself; of a message both.
 
     `taken` collects the references that this load has made of `urn:uuid:`; a second Bundle that
-    uses the same one for something else gets an id of its own.
+    uses the same one for something else gets an id of its own. `base` is that of the server.
     """
     result = LoadPlan()
     kind = document.get("type") if document.get("resourceType") == "Bundle" else None
@@ -80,10 +83,18 @@ def plan(document: Resource, taken: set[str]) -> LoadPlan:
         kept = LoadEntry(copy.deepcopy(document), label="the message", is_closed=True)
     elif kind in UNPACKED:
         raw_entries = document.get("entry", [])
-    for number, raw in enumerate(raw_entries, 1):
-        label = f"entry {number}" if len(raw_entries) > 1 else ""
+    result.named = [
+        NamedEntry.of(index, raw.get("fullUrl"), raw.get("resource"))
+        for index, raw in enumerate(raw_entries)
+        if isinstance(raw, dict)
+    ]
+    names = EntryReferences(result.named, [base])
+    for index, raw in enumerate(raw_entries):
+        label = f"entry {index + 1}" if len(raw_entries) > 1 else ""
         try:
-            result.entries.append(_entry(raw, label, taken))
+            entry = _entry(raw, index, label)
+            _give_id(entry, raw.get("request", {}).get("method"), taken, names)
+            result.entries.append(entry)
         except (PlanError, AttributeError, TypeError) as error:
             reason = str(error) if isinstance(error, PlanError) else "is not a Bundle entry"
             result.refused.append((label, reason))
@@ -92,7 +103,8 @@ def plan(document: Resource, taken: set[str]) -> LoadPlan:
     return result
 
 
-def _entry(raw: Any, label: str, taken: set[str]) -> LoadEntry:
+def _entry(raw: Any, index: int, label: str) -> LoadEntry:
+    """The entry with its condition; of a PUT also with the id that it names."""
     request = raw.get("request", {})
     method, url = request.get("method"), request.get("url", "")
     if method not in {None, "POST", "PUT"}:
@@ -100,23 +112,31 @@ def _entry(raw: Any, label: str, taken: set[str]) -> LoadEntry:
     resource = raw.get("resource")
     if resource is None or not isinstance(resource.get("resourceType"), str):
         raise PlanError("has no resource with a resourceType")
-    entry = LoadEntry(resource, raw.get("fullUrl", ""), label=label)
+    entry = LoadEntry(resource, index, raw.get("fullUrl", ""), label=label)
     if method == "PUT":
         path, _, entry.condition = url.partition("?")
         if not entry.condition:
             resource_type, _, resource["id"] = path.rpartition("/")
             if resource_type.rpartition("/")[2] != entry.resource_type:
                 raise PlanError("has a request.url that does not fit its resource")
-            return entry
     elif method == "POST":
         entry.condition, entry.update = request.get("ifNoneExist", "").rpartition("?")[2], False
-    if method is None and entry.id is not None:
-        return entry
-    if entry.full_url.startswith("urn:"):
-        resource["id"] = _new_id(entry, taken)
-    elif entry.full_url or entry.condition:
-        resource.setdefault("id", str(uuid.uuid4()))
     return entry
+
+
+def _give_id(entry: LoadEntry, method: str | None, taken: set[str], names: EntryReferences) -> None:
+    """Give an entry the id by which it is stored and others can refer to it, if it needs one."""
+    resource = entry.resource
+    if method == "PUT" and not entry.condition:
+        return
+    if names.is_of_others(entry.index):
+        resource["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, entry.full_url))
+    elif method is None and entry.id is not None:
+        return
+    elif entry.full_url.startswith("urn:"):
+        resource["id"] = _new_id(entry, taken)
+    elif entry.full_url or entry.condition or entry.id is not None:
+        resource["id"] = str(uuid.uuid4())
 
 
 def _new_id(entry: LoadEntry, taken: set[str]) -> str:
@@ -129,30 +149,6 @@ def _new_id(entry: LoadEntry, taken: set[str]) -> str:
         made = str(uuid.uuid4())
     taken.add(f"{entry.resource_type}/{made}")
     return made
-
-
-def point(value: Any, new_links: dict[str, str], key: str = "") -> Any:
-    """`value`, changed in place, with `Type/id` wherever it links to what `new_links` knows.
-
-    Links stand in references, in elements of type uri, url and canonical, and in the narrative.
-    """
-    if isinstance(value, dict):
-        for name, item in value.items():
-            value[name] = point(item, new_links, name)
-    elif isinstance(value, list):
-        value[:] = [point(item, new_links, key) for item in value]
-    elif isinstance(value, str) and key not in NOT_LINKS:
-        return _pointed(value, new_links, key)
-    return value
-
-
-def _pointed(text: str, new_links: dict[str, str], key: str) -> str:
-    if key == "div":
-        return _NARRATIVE_LINK.sub(lambda link: new_links.get(link[1], link[1]), text)
-    if text in new_links:
-        return new_links[text]
-    target, mark, fragment = text.partition("#")
-    return new_links[target] + mark + fragment if mark and target in new_links else text
 
 
 def searches(value: Any, key: str = "") -> Iterator[str]:
