@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from app.cli.load.load import LoadError, LoadReport, find_files, load
-from app.cli.load.plan import plan, point, searches
+from app.cli.load.plan import LoadPlan, plan as plan_for, searches
 from tests.processes import carerelay, environment, started, wait_for
 
+BASE = "http://carerelay.test/fhir"
+NORTH, SOUTH = "https://north.example/fhir", "https://south.example/fhir"
 PATIENT_URN = "urn:uuid:5d0a0b6e-0d0c-4f1e-9a51-3c1d7f5a9d11"
 
 
@@ -38,6 +40,10 @@ def patient(**elements: Any) -> dict[str, Any]:
 
 
 # What to send
+
+
+def plan(document: Any, taken: set[str]) -> LoadPlan:
+    return plan_for(document, taken, BASE)
 
 
 def test_urn_uuid_becomes_the_id():
@@ -67,7 +73,11 @@ def test_placeholder_that_is_no_uuid_gets_a_new_id_each_time():
         pytest.param(patient(), None, id="single resource without id"),
         pytest.param(bundle({"resource": patient(id="p1")}, kind="collection"), "p1", id="entry"),
         pytest.param(
-            bundle(posted(patient(id="p1"), "http://example.org/Patient/p1")), "p1", id="own id"
+            bundle(
+                {"resource": patient(id="p1"), "fullUrl": f"{BASE}/Patient/p1"}, kind="searchset"
+            ),
+            "p1",
+            id="entry of this server",
         ),
         pytest.param(
             bundle(
@@ -88,7 +98,7 @@ def test_a_message_is_unpacked_and_kept_as_it_came():
     unpacked, kept = plan(message, set()).entries
     assert unpacked.reference == "Patient/p1"
     assert unpacked.full_url == PATIENT_URN
-    point(unpacked.resource, {"p1": "changed"})
+    unpacked.resource["id"] = "changed"
     assert kept.resource == bundle(
         {"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message"
     )
@@ -126,24 +136,23 @@ def test_entry_that_cannot_be_loaded_is_refused_alone(entry, reason):
     assert len(planned.entries) == 1
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        pytest.param({"reference": "urn:x:1"}, {"reference": "Patient/1"}, id="reference"),
-        pytest.param({"reference": "urn:x:1#a"}, {"reference": "Patient/1#a"}, id="fragment"),
-        pytest.param({"valueUri": "urn:x:1"}, {"valueUri": "Patient/1"}, id="uri"),
-        pytest.param({"list": ["urn:x:1"]}, {"list": ["Patient/1"]}, id="array of canonicals"),
-        pytest.param(
-            {"div": "<a href='urn:x:1'>urn:x:1</a>"},
-            {"div": "<a href='Patient/1'>urn:x:1</a>"},
-            id="narrative",
-        ),
-        pytest.param({"value": "urn:x:1"}, {"value": "urn:x:1"}, id="Identifier.value stays"),
-        pytest.param({"reference": "urn:x:12"}, {"reference": "urn:x:12"}, id="longer urn stays"),
-    ],
-)
-def test_links_are_rewritten_wherever_they_stand(before, after):
-    assert point([{"extension": [before]}], {"urn:x:1": "Patient/1"}) == [{"extension": [after]}]
+@pytest.mark.parametrize("full_url", [f"{NORTH}/Patient/p1", f"{BASE}/Patient/p1", PATIENT_URN, ""])
+def test_a_create_never_keeps_the_id_of_its_source(full_url):
+    [entry] = plan(bundle(posted(patient(id="p1"), full_url)), set()).entries
+    assert uuid.UUID(str(entry.id))
+
+
+@pytest.mark.parametrize("kind", ["transaction", "collection"])
+def test_the_same_id_of_two_servers_is_two_ids_and_always_the_same(kind):
+    def entry_of(root):
+        request = posted(patient(id="1"), f"{root}/Patient/1")
+        if kind == "collection":
+            del request["request"]
+        [entry] = plan(bundle(request, kind=kind), set()).entries
+        return entry.id
+
+    assert entry_of(NORTH) == entry_of(NORTH)
+    assert len({entry_of(NORTH), entry_of(SOUTH), "1"}) == 3
 
 
 def test_conditional_references_are_found_in_depth():
@@ -225,6 +234,58 @@ async def test_transaction_keeps_its_references(base, tmp_path):
     assert again.existing == {"Practitioner": 1}
     assert again.updated == {"Encounter": 1, "Patient": 1}
     assert again.created == {}
+
+
+def export(root: str, name: str) -> dict[str, Any]:
+    """What an EHR sends of a patient with a visit and a document; ids are its own, a practitioner is not in it."""
+    stay = {
+        "resourceType": "Encounter",
+        "id": "1",
+        "status": "finished",
+        "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+        "subject": {"reference": "Patient/1"},
+        "participant": [{"individual": {"reference": "Practitioner/1"}}],
+    }
+    document = {
+        "resourceType": "DocumentReference",
+        "id": "1",
+        "status": "current",
+        "subject": {"reference": "Patient/1"},
+        "content": [{"attachment": {"url": "Binary/1"}}],
+    }
+    binary = {"resourceType": "Binary", "id": "1", "contentType": "text/plain", "data": "AAAA"}
+    person = patient(id="1", name=[{"family": name}])
+    resources = (stay, document, binary, person)
+    return bundle(*(posted(each, f"{root}/{each['resourceType']}/1") for each in resources))
+
+
+@pytest.mark.processes
+async def test_the_patients_of_two_hospitals_with_the_same_ids_are_not_mixed_up(base, tmp_path):
+    """Nor with ours; and loading the files again changes nothing."""
+    families = {root: f"Of{uuid.uuid4().hex}" for root in (NORTH, SOUTH)}
+    async with httpx.AsyncClient(base_url=base) as client:
+        ours = patient(id="1", name=[{"family": "Ours"}])
+        (await client.put("Patient/1", json=ours)).raise_for_status()
+        for times in (1, 2):
+            for number, (root, family) in enumerate(families.items()):
+                write(tmp_path, f"{number}.json", export(root, family))
+            report = await loaded(base, tmp_path)
+            assert report.refusals == []
+            assert report.total == 8
+            assert report.created.total() == (8 if times == 1 else 0)
+        for root, family in families.items():
+            found = (await client.get(f"Patient?family={family}")).json()["entry"]
+            (reference,) = [f"Patient/{each['resource']['id']}" for each in found]
+            for kind in ("Encounter", "DocumentReference"):
+                (row,) = (await client.get(f"{kind}?subject={reference}")).json()["entry"]
+                if kind == "Encounter":
+                    who = row["resource"]["participant"][0]["individual"]["reference"]
+                    assert who == f"{root}/Practitioner/1"
+                else:
+                    url = row["resource"]["content"][0]["attachment"]["url"]
+                    assert (await client.get(url)).status_code == 200
+        assert (await client.get("Patient/1")).json()["name"] == ours["name"]
+        assert "entry" not in (await client.get("Encounter?subject=Patient/1")).json()
 
 
 @pytest.mark.processes

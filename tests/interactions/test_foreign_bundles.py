@@ -52,16 +52,17 @@ def exported(root: str, id_: str, value: str, number: str) -> list[dict[str, Any
         "content": [{"attachment": {"url": f"Binary/{id_}"}}],
     }
     binary = {"resourceType": "Binary", "id": id_, "contentType": "text/plain", "data": "AAAA"}
+    resources: list[dict[str, Any]] = [
+        visit(f"Patient/{id_}", number, id=id_),
+        condition(f"Patient/{id_}", id=id_, encounter={"reference": f"Encounter/{id_}"}),
+        {**document, "id": id_},
+        binary,
+        identified(value, id=id_),
+    ]
     return [
-        entry("POST", resource["resourceType"], resource, f"{root}/{resource['resourceType']}/{id_}")
-        for resource in (
-            visit(f"Patient/{id_}", number, id=id_),
-            condition(f"Patient/{id_}", id=id_, encounter={"reference": f"Encounter/{id_}"}),
-            {**document, "id": id_},
-            binary,
-            identified(value, id=id_),
-        )
-    ]  # fmt: skip
+        entry("POST", each["resourceType"], each, f"{root}/{each['resourceType']}/{id_}")
+        for each in resources
+    ]
 
 
 async def test_the_references_of_two_hospitals_lead_to_the_patients_of_each(
