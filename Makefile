@@ -28,7 +28,7 @@ test-fast: $(STAMP) ## Run the quick tests of every room, without those that sta
 	@$(PYTEST) -n 2 --dist loadfile -m "not (slow or processes or chaos)" $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
-	@$(PYTEST) -m chaos tests/subscriptions tests/cli tests/authorization $(ARGS)
+	@$(PYTEST) -m chaos tests/subscriptions tests/cli tests/authorization tests/interactions $(ARGS)
 
 mutants: $(STAMP) ## Put 200 faults into copies of the code, see whether tests notice; an hour (ARGS="--sample 20 --seed 3 --room search")
 	@$(BIN)/python -m tests.mutants $(ARGS)
