@@ -89,7 +89,7 @@ async def _batch(
             entries.append(parse(context, index, each))
         except FhirError as error:
             responses[index] = failure(error)
-    names = bundle_references.of_batch(context, raw, entries)
+    names = bundle_references.of_requests(context, raw, entries)
 
     async def run(entry: BundleEntry) -> str:
         try:
@@ -115,6 +115,7 @@ async def _run_alone(
     context: Context, entry: BundleEntry, names: EntryReferences, dispatch: Dispatch
 ) -> InteractionResult:
     """One batch entry, as the single interaction that it names."""
+    bundle_references.check_criteria(names, entry)
     if entry.method in ("POST", "PUT") and isinstance(entry.resource, dict):
         entry.resource = names.rewritten(entry.index, entry.resource)
     if entry.method in ("GET", "HEAD") or "$" in entry.path:

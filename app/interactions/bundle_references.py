@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
 from app.context import Context
-from app.errors import FhirError, Issue, PreconditionFailed
+from app.errors import FhirError, Issue, PreconditionFailed, Unprocessable
 from app.fhir import json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.entry_references import EntryReferences, NamedEntry
@@ -24,10 +24,17 @@ from app.interactions.plan import Apply
 from app.records.versions import with_meta
 from app.runtime import pace
 from app.search import query, resolution
+from app.search.escaping import split, unescape
 from app.search.extract import extract
+from app.search.search_parameters import parameters
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_NOT_OUR_ID = (
+    "The criteria name a record by an id of another server, or of an entry of the Bundle: "
+    "name it by an identifier, or by its id here in an entry that is not another server's"
+)
 _NOT_IN_A_BATCH = "The reference is to an entry whose id a batch does not know before it is written: send a transaction"
 _LED_TO_BY_NOTHING = "The reference is to an entry that writes no resource"
 
@@ -46,12 +53,13 @@ def of_transaction(context: Context, entries: Sequence[BundleEntry]) -> EntryRef
     return EntryReferences(named, [context.base_url], _LED_TO_BY_NOTHING)
 
 
-def of_batch(
+def of_requests(
     context: Context, raw: Sequence[Any], entries: Iterable[BundleEntry]
 ) -> EntryReferences:
-    """What references mean in a batch: its entries do not wait for each other, so only ids that are given can be told.
+    """What references mean by the requests alone: only ids that are given can be told.
 
-    https://hl7.org/fhir/R4/http.html#brules. `raw` has those that cannot be run, too: they have names all the same.
+    That is all a batch knows, whose entries do not wait for each other, https://hl7.org/fhir/R4/http.html#brules. `raw`
+    has those that cannot be run, too: they have names all the same.
     """
     targets = {
         entry.index: "/".join(entry.segments)
@@ -64,6 +72,48 @@ def of_batch(
         if isinstance(each, dict)
     ]
     return EntryReferences(named, [context.base_url], _NOT_IN_A_BATCH)
+
+
+def check_criteria(names: EntryReferences, entry: BundleEntry) -> None:
+    """Raises Unprocessable where a conditional write names a record by an id that is not known to be this server's.
+
+    Its criteria are a search here: the id of another server, or of an entry that is still to be created, would find
+    somebody else's records.
+    """
+    criteria, element = entry.query, "url"
+    if entry.method == "POST":
+        criteria, element = entry.preconditions.if_none_exist or "", "ifNoneExist"
+    if criteria and entry.segments and entry.method in ("POST", "PUT", "PATCH", "DELETE"):
+        place = f"{entry.where}.request.{element}"
+        _check_ids(names, entry.index, entry.segments[0], criteria, place)
+
+
+def _check_ids(
+    names: EntryReferences, index: int, resource_type: str, criteria: str, place: str
+) -> None:
+    for reference in _ids_in(resource_type, criteria):
+        meaning = names.meaning(index, reference)
+        if meaning.kind != "ours" and meaning.reference != reference:
+            raise Unprocessable(_NOT_OUR_ID, code="value", expression=place)
+
+
+def _ids_in(resource_type: str, criteria: str) -> Iterator[str]:
+    """The records that criteria name, each as a reference; a bare id may be of any type that the parameter leads to."""
+    known = parameters(resource_type) if resource_type in _TYPES else {}
+    for name, value in parse_qsl(criteria, keep_blank_values=True):
+        code, _, modifier = name.rpartition("?")[2].partition(":")
+        parameter = known.get(code)
+        if code == "_id":
+            kinds: Sequence[str] = (resource_type,)
+        elif parameter is None or parameter.type != "reference" or modifier == "identifier":
+            continue
+        else:
+            kinds = (modifier,) if modifier in _TYPES else parameter.targets or SUPPORTED_TYPES
+        for text in map(unescape, split(value, ",")):
+            if _ID.fullmatch(text):
+                yield from (f"{kind}/{text}" for kind in kinds)
+            else:
+                yield text
 
 
 def applied(apply: Apply, names: EntryReferences, entry: int) -> Apply:
@@ -97,6 +147,9 @@ async def resolve(
                 asked.setdefault(element["reference"], index)
     if not asked:
         return bodies
+    for text, index in asked.items():
+        resource_type, _, criteria = text.partition("?")
+        _check_ids(names, index, resource_type, criteria, f"Bundle.entry[{index}].resource")
     now = context.services.clock.now()
     found = await asyncio.gather(
         *(_located(context, text, index, writes, bodies, now) for text, index in asked.items())

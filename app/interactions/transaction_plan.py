@@ -39,6 +39,10 @@ async def commit(
 
     `entries` are all of the Bundle, whose names references may have; `writes` are in the order of their methods.
     """
+    raw = [{"fullUrl": each.full_url, "resource": each.resource} for each in entries]
+    given = bundle_references.of_requests(context, raw, writes)
+    for entry in writes:
+        bundle_references.check_criteria(given, entry)
     await _find_targets(context, writes)
     overlaps.join_repeated(writes)
     overlaps.refuse_same_targets(writes)

@@ -205,6 +205,47 @@ async def test_a_batch_knows_the_ids_that_are_given_and_refuses_to_guess_others(
     assert [answers[index]["response"]["status"] for index in (1, 3, 5)] == ["201"] * 3
 
 
+@pytest.mark.parametrize(
+    ("criteria", "root", "refused"),
+    [
+        pytest.param("subject=Patient/{id}&code=x", NORTH, True, id="reference"),
+        pytest.param("patient={id}", NORTH, True, id="bare-id"),
+        pytest.param("subject:Patient={id}", NORTH, True, id="typed"),
+        pytest.param("_id={id}", NORTH, True, id="id"),
+        pytest.param("subject=urn:uuid:00000000-0000-4000-8000-000000000007", "", True, id="urn"),
+        pytest.param(f"subject={NORTH}/Patient/{{id}}", NORTH, False, id="absolute"),
+        pytest.param("subject=Patient/{id}", BASE, False, id="ours"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["transaction", "batch"])
+async def test_criteria_speak_of_no_ids_but_ours(
+    client: httpx.AsyncClient, taken: str, kind: str, criteria: str, root: str, refused: bool
+) -> None:
+    """Else a conditional update of a foreign entry would find, and take, the record of somebody of ours."""
+    made = await client.post("/Condition", json=condition(f"Patient/{taken}", code={"text": "x"}))
+    urn = "urn:uuid:00000000-0000-4000-8000-000000000007"
+    answer = await client.post(
+        "",
+        json=bundle(
+            entry("PUT", f"Condition?{criteria.format(id=taken)}", condition(urn), root and f"{root}/Condition/1"),
+            entry("PUT", f"Patient/p-{taken}", patient(id=f"p-{taken}"), urn),
+            type=kind,
+        ),
+    )  # fmt: skip
+    if kind == "batch":
+        outcome = answer.json()["entry"][0]["response"].get("outcome", {"issue": [{}]})
+    else:
+        outcome = answer.json()
+    if refused:
+        (issue,) = outcome["issue"]
+        assert issue["expression"] == ["Bundle.entry[0].request.url"]
+        stored = (await client.get(f"/Condition/{made.json()['id']}")).json()
+        assert stored["subject"] == {"reference": f"Patient/{taken}"}
+    else:
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["entry"][0]["response"]["status"] in ("200", "201")
+
+
 @pytest.mark.parametrize("kind", ["transaction", "batch"])
 async def test_a_patch_leaves_what_is_ours_and_reads_what_it_adds_by_its_root(
     client: httpx.AsyncClient, taken: str, kind: str
