@@ -27,6 +27,7 @@ from app.records.versions import (
     Guard,
     HistoryRange,
     ResourceVersion,
+    RowBeside,
     WriteAction,
     stored_current,
     stored_version,
@@ -453,12 +454,15 @@ class RestrictedStore(ResourceStore):
     # The write
 
     async def commit(
-        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+        self,
+        changes: Sequence[Change],
+        guards: Sequence[Guard] = (),
+        beside: Sequence[RowBeside] = (),
     ) -> list[ResourceVersion]:
         """Commit as the store does. Raises Forbidden where the caller may not make one of the changes."""
         await write_check.check(self._access, changes)
         sent = [replace(each, sender=self._access.sender(each.type)) for each in changes]
-        return await self._store.commit(sent, guards)
+        return await self._store.commit(sent, guards, beside)
 
     def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
         return self._store.reserving(keys)

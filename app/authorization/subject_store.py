@@ -26,6 +26,7 @@ from app.records.versions import (
     Guard,
     HistoryRange,
     ResourceVersion,
+    RowBeside,
     WriteAction,
 )
 from app.runtime.mongo import Document
@@ -255,7 +256,10 @@ class SubjectStore(ResourceStore):
         return await self._store.guards(criteria)
 
     async def commit(
-        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+        self,
+        changes: Sequence[Change],
+        guards: Sequence[Guard] = (),
+        beside: Sequence[RowBeside] = (),
     ) -> list[ResourceVersion]:
         """Commit as the store does. Raises Forbidden for what is or was about others."""
         for change in changes:
@@ -267,7 +271,7 @@ class SubjectStore(ResourceStore):
                 )
                 if named and not named <= self._subject.patients:
                     raise _beyond()
-        return await self._store.commit(changes, guards)
+        return await self._store.commit(changes, guards, beside)
 
     def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
         return self._store.reserving(keys)

@@ -19,6 +19,7 @@ from app.records.versions import (
     Guard,
     HistoryRange,
     ResourceVersion,
+    RowBeside,
     WriteAction,
     stored_current,
 )
@@ -146,12 +147,15 @@ class ResourceStore(Reader, Protocol):
         """What a conditional write compares. Take it before the search that decides what to write."""
 
     async def commit(
-        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+        self,
+        changes: Sequence[Change],
+        guards: Sequence[Guard] = (),
+        beside: Sequence[RowBeside] = (),
     ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
-        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
-        over the limit.
+        Raises VersionConflict where a version or guard is no longer the one that was read, or a row `beside` is there
+        already, TooLarge for a resource over the limit.
         """
 
     def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:

@@ -142,6 +142,18 @@ class Guard:
     in_the_clear: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class RowBeside:
+    """A row that is no resource, inserted with a commit: where it is there already, nothing is written."""
+
+    collection: str
+    document: Document
+
+    @property
+    def key(self) -> str:
+        return f"{self.collection}/{self.document['_id']}"
+
+
 class HistoryRange(msgspec.Struct, frozen=True):
     """Which versions a history asks for: of one id, of a type, or of all.
 

@@ -34,6 +34,7 @@ from app.records.versions import (
     Guard,
     LateMessage,
     ResourceVersion,
+    RowBeside,
     VersionConflict,
     version_document,
     with_meta,
@@ -74,6 +75,7 @@ class CommitUnit:
 
     changes: Sequence[Change]
     guards: Sequence[Guard]
+    beside: Sequence[RowBeside] = ()
     stored: list[ResourceVersion] = field(default_factory=list)
     # Versions that have never been the current one: late messages, and what was withdrawn.
     passing: list[ResourceVersion] = field(default_factory=list)
@@ -85,7 +87,8 @@ class CommitUnit:
 
     @property
     def keys(self) -> set[str]:
-        return {change.key for change in self.changes} | {guard.key for guard in self.guards}
+        keys = {change.key for change in self.changes} | {guard.key for guard in self.guards}
+        return keys | {row.key for row in self.beside}
 
     @property
     def size(self) -> int:
@@ -155,12 +158,16 @@ class Commits:
         )
 
     async def commit(
-        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+        self,
+        changes: Sequence[Change],
+        guards: Sequence[Guard] = (),
+        beside: Sequence[RowBeside] = (),
     ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
-        Raises VersionConflict, with the keys, where a version or guard is no longer the one that was read, TooLarge for
-        a resource over the limit. Units that arrive while others are being written share the next transaction.
+        Rows `beside` are inserted with them. Raises VersionConflict, with the keys, where a version or guard is no
+        longer the one that was read, or such a row is there already, TooLarge for a resource over the limit. Units that
+        arrive while others are being written share the next transaction.
         """
         for resource_type in {change.type for change in changes}:
             if resource_type not in self._ready:
@@ -168,7 +175,7 @@ class Commits:
                 if rows := group_members.collection_of(resource_type):
                     await self._ensure(rows, group_members.index_models())
         await self.cluster.be_heard()
-        unit = CommitUnit(changes, guards)
+        unit = CommitUnit(changes, guards, beside)
         await self.cluster.reservations.give_way(unit.keys)
         # From its first stamp on: no reader may take a later time for complete before this is committed.
         self._preparing.add(unit)
@@ -320,6 +327,7 @@ class Commits:
                     replaced[change.type] = replaced.get(change.type, 0) + 1
         guards = [guard for unit in units for guard in unit.guards]
         rows = [change for unit in units for change in unit.rows]
+        beside = [each for unit in units for each in unit.beside]
         times = [stored.at for unit in units for stored in (*unit.passing, *unit.stored)]
 
         links: Links | None = None
@@ -341,6 +349,10 @@ class Commits:
                     raise VersionConflict
             for change in rows:
                 await self._write_rows(change, session)
+            for each in beside:
+                await self._mongo.collection(each.collection).insert_one(
+                    each.document, session=session
+                )
             for documents in _portions(versions, _size):
                 await self._versions.insert_many(documents, session=session)
             for documents in _portions(events, _size):

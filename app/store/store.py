@@ -50,6 +50,7 @@ from app.records.versions import (
     Guard,
     HistoryRange,
     ResourceVersion,
+    RowBeside,
     WriteAction,
     current_since,
     stored_current,
@@ -417,15 +418,18 @@ class Store(ResourceStore):
     # The write
 
     async def commit(
-        self, changes: Sequence[Change], guards: Sequence[Guard] = ()
+        self,
+        changes: Sequence[Change],
+        guards: Sequence[Guard] = (),
+        beside: Sequence[RowBeside] = (),
     ) -> list[ResourceVersion]:
         """Write all changes in one transaction, or none; returns the new versions in the order of `changes`.
 
-        Raises VersionConflict where a version or guard is no longer the one that was read, TooLarge for a resource
-        over the limit.
+        Raises VersionConflict where a version or guard is no longer the one that was read, or a row `beside` is there
+        already, TooLarge for a resource over the limit.
         """
         with self.search_state.applied():
-            return await self._commits.commit(changes, guards)
+            return await self._commits.commit(changes, guards, beside)
 
     def reserving(self, keys: Collection[str]) -> AbstractAsyncContextManager[None]:
         """Let other writes of these keys, of any process, wait for those of this task."""
