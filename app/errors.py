@@ -77,6 +77,8 @@ class FhirError(Exception):
         paths = (expression,) if isinstance(expression, str) else tuple(expression)
         self.issues = tuple(issues) or (Issue(code or self.code, diagnostics, paths),)
         self.headers = dict(headers or {})
+        # What is answered instead of the outcome, where the outcome is a part of it.
+        self.answer: dict[str, Any] | None = None
         super().__init__(self.issues[0].diagnostics)
 
     @property

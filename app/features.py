@@ -11,6 +11,7 @@ from app.coordination.case_management import case_management, health_risk_assess
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
 from app.coordination.practices import (
+    ambiguous_patient_review,
     consent_review,
     encounter_review,
     endpoint_subscriptions,
@@ -32,6 +33,7 @@ REACTIONS: Sequence[Reaction] = (
     endpoint_subscriptions.REACTION,
     subscription_review.REACTION,
     taken_id_review.REACTION,
+    ambiguous_patient_review.REACTION,
     quiet_period.REACTION,
     *case_management.REACTIONS,
     continuity.REACTION,

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 
 from fastapi import FastAPI
@@ -35,6 +36,7 @@ from app.coordination.contracts import contracts
 from app.coordination.practices import unmatched_review
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
+from app.messaging.receipts import Receipts
 from app.proof import publisher
 from app.runtime import background_tasks, secrets
 from app.runtime.clock import Clock
@@ -114,7 +116,9 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             queues = [queue(mongo) for queue in QUEUES]
             engine = Engine(mongo, store, clock, reactions, TIMERS, queues)
             exports = Exports(mongo, store, clock, settings.export_hours)
-            parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports]
+            receipts = Receipts(mongo, timedelta(days=settings.message_retention_days))
+            await receipts.prepare()
+            parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports, receipts]
             if authority is not None:
                 parts.append(authority)
             watched: list[object] = [store.cluster, audit, *parts]

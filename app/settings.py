@@ -353,6 +353,11 @@ class Settings(BaseSettings):
     event_retention_days: float = Field(
         7, ge=1, description="Days for which the outbox keeps events that are done."
     )
+    message_retention_days: float = Field(
+        30,
+        ge=1,
+        description="Days for which a message that comes again is known, and answered as the first time.",
+    )
     audit: Literal["off", "best-effort", "required"] | None = Field(
         None,
         description="Whether all is put on record, or else refused; unset: required with smart (docs/audit.md).",

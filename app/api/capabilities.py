@@ -17,6 +17,7 @@ from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.instants import instant
 from app.fhir.patch.patch_formats import PATCH_FORMATS
 from app.interactions.result import InteractionResult
+from app.messaging.message_events import EVENTS
 from app.operations import registry as operations
 from app.search import include
 from app.search.query import supported_parameters
@@ -29,6 +30,8 @@ BACKPORT_SERVER = (
     "backport-subscription-server-r4"
 )
 BULK_DATA = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
+ALERTS_RECEIVER = "http://hl7.org/fhir/us/davinci-alerts/CapabilityStatement/notification-receiver"
+TRANSPORT = "http://terminology.hl7.org/CodeSystem/message-transport"
 TOPIC_CANONICAL = BACKPORT + "capabilitystatement-subscriptiontopic-canonical"
 WEBSOCKET_URL = "http://hl7.org/fhir/StructureDefinition/capabilitystatement-websocket"
 SECURITY_SERVICE = "http://terminology.hl7.org/CodeSystem/restful-security-service"
@@ -79,7 +82,7 @@ def statement(context: Context) -> dict[str, Any]:
     return {
         "resourceType": "CapabilityStatement",
         **_head(context),
-        "instantiates": [BACKPORT_SERVER, BULK_DATA],
+        "instantiates": [BACKPORT_SERVER, BULK_DATA, ALERTS_RECEIVER],
         "fhirVersion": "4.0.1",
         "format": [formats.FHIR_JSON, "json", formats.FHIR_XML, "xml"],
         "patchFormat": list(PATCH_FORMATS),
@@ -95,12 +98,14 @@ def statement(context: Context) -> dict[str, Any]:
                 "operation": _operations(lambda op: op.is_for(None, None)),
             }
         ],
+        "messaging": [_messaging(context)],
     }
 
 
 def normative(context: Context) -> dict[str, Any]:
     """The statement without the elements that R4 has for trial use only."""
     full = statement(context)
+    del full["messaging"]
     for rest in full["rest"]:
         rest["resource"] = [
             {name: value for name, value in resource.items() if name not in _TRIAL_USE}
@@ -171,6 +176,21 @@ def _subscriptions(context: Context) -> dict[str, Any]:
     return {
         "supportedProfile": [BACKPORT + "backport-subscription"],
         "extension": [{"url": TOPIC_CANONICAL, "valueCanonical": url} for url in topics],
+    }
+
+
+def _messaging(context: Context) -> dict[str, Any]:
+    """Where messages are taken, of which events, and for how many minutes one that comes again is known."""
+    codes = ", ".join(sorted(f"{system}#{code}" for system, code in EVENTS))
+    return {
+        "endpoint": [
+            {
+                "protocol": {"system": TRANSPORT, "code": "http"},
+                "address": f"{context.base_url}/$process-message",
+            }
+        ],
+        "reliableCache": int(context.settings.message_retention_days * 24 * 60),
+        "documentation": f"Messages of these events are taken, synchronously: {codes}",
     }
 
 

@@ -151,6 +151,8 @@ async def respond(
 
 
 def respond_error(error: FhirError, form: Form = PLAIN) -> Response:
-    """The OperationOutcome of a failure, in the format that was asked for."""
+    """The OperationOutcome of a failure, or what it is answered in, in the format that was asked for."""
     content_type = f"{form.media_type}; charset=utf-8"
-    return Response(form.encode(error.outcome), error.status, error.headers, content_type)
+    return Response(
+        form.encode(error.answer or error.outcome), error.status, error.headers, content_type
+    )

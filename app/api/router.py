@@ -291,8 +291,8 @@ async def operation(request: Request, context: Context) -> InteractionResult:
     place = (path.get("type"), path.get("id"))
     codec = context.services.get(CodecProcess)
     given = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
-    posted = request.method == "POST"
-    return await operations.invoke(context, path["operation"], place, given, posted=posted)
+    posted, query = request.method == "POST", request.query_params.multi_items()
+    return await operations.invoke(context, path["operation"], place, given, query, posted=posted)
 
 
 _OPERATION = ("operation", operation)

@@ -13,6 +13,9 @@ LATE_MESSAGE = BASE + "SubscriptionTopic/encounter-late-message"
 UNSETTLED_MESSAGE = BASE + "SubscriptionTopic/encounter-unsettled-message"
 # What tells that a client was refused an id since the resource that has it is another's (the client is in the context).
 TAKEN_ID = BASE + "SubscriptionTopic/taken-id"
+# What tells that the identifiers of a message's Patient are those of several (who sent it, and the others, are the
+# context).
+AMBIGUOUS_PATIENT = BASE + "SubscriptionTopic/ambiguous-patient"
 ENCOUNTER_STATUS = "http://hl7.org/fhir/encounter-status"
 
 # When a Patient.generalPractitioner is one (valuePeriod on the Reference).
@@ -118,6 +121,7 @@ CHANGES_SINCE = "changes"
 # Why a person has to look at something (Task.code).
 REVIEW_REASON = CODE_SYSTEM + "review-reason"
 REVIEW_REASONS = {
+    "ambiguous-patient": "A message was refused whose identifiers are those of this patient and of another",
     "cancel-without-admission": "A stay was cancelled of which no admission is known",
     "deadline-missed": "A notice was due by contract and has not been delivered",
     "deadline-near": "A notice that is due by contract has not been delivered yet",

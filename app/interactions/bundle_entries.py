@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, operation_outcome
@@ -128,8 +128,16 @@ def invalid(entry: BundleEntry, element: str, diagnostics: str) -> BadRequest:
     return BadRequest(diagnostics, expression=f"{entry.where}.{element}")
 
 
+class _Placed(Protocol):
+    """An entry of any Bundle."""
+
+    @property
+    def where(self) -> str:
+        """Its place in the Bundle, as FHIRPath."""
+
+
 @contextmanager
-def located(entry: BundleEntry) -> Iterator[None]:
+def located(entry: _Placed) -> Iterator[None]:
     """Move the issues of a FhirError raised inside to this entry."""
     try:
         yield
@@ -138,7 +146,7 @@ def located(entry: BundleEntry) -> Iterator[None]:
         raise
 
 
-def _moved(issue: Issue, entry: BundleEntry) -> Issue:
+def _moved(issue: Issue, entry: _Placed) -> Issue:
     if any(path.startswith("Bundle.entry") for path in issue.expression):
         return issue
     inside = tuple(

@@ -6,6 +6,7 @@ everything                        is Patient/$everything and Patient/[id]/$every
 export                            is $export of the system, of patients and of a Group
 meta                              is $meta at every level, and $meta-add and $meta-delete of an instance
 reindex                           is $reindex
+process_message                   is $process-message
 validate                          is [type]/$validate and [type]/[id]/$validate
 patient_pcp                       is Patient/[id]/$pcp
 care_plan_changes                 is CarePlan/[id]/$changes

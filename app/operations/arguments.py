@@ -56,13 +56,20 @@ class Invocation:
         return self.arguments.get(name, ())
 
 
-def arguments_of(definition: Resource, body: Resource, *, lenient: bool = False) -> Arguments:
-    """The arguments in a posted Parameters, or another posted resource as the parameter of its type."""
+def arguments_of(
+    definition: Resource,
+    body: Resource,
+    query: Iterable[tuple[str, str]] = (),
+    *,
+    lenient: bool = False,
+) -> Arguments:
+    """The arguments in posted Parameters; another resource is the parameter of its type, beside those of the query."""
     inputs = _inputs(definition)
     if body.get("resourceType") != "Parameters":
         for name, parameter in inputs.items():
             if parameter.get("type") in ("Resource", body.get("resourceType")):
-                return {name: [body]}
+                beside = arguments_of_query(definition, query, lenient=lenient)
+                return {**beside, name: [body]}
         raise BadRequest("The body must be Parameters", expression="resourceType")
     _check_form(body)
     arguments: Arguments = {}

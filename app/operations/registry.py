@@ -32,6 +32,7 @@ from app.operations import (
     measure_evaluate,
     meta,
     patient_pcp,
+    process_message,
     reindex,
     subscription_dry_run,
     subscription_events,
@@ -151,6 +152,12 @@ OPERATIONS: Sequence[Operation] = (
     ),
     Operation("Subscription-explain", subscription_explain.run, needs=(("Subscription", ("r",)),)),
     Operation("Subscription-dry-run", subscription_dry_run.run, needs=(("Subscription", ("c",)),)),
+    Operation(
+        "MessageHeader-process-message",
+        process_message.run,
+        changes=True,
+        needs=(("Bundle", ("c",)),),
+    ),
     Operation("CarePlan-summary", care_plan_summary.run, needs=(("CarePlan", ("r",)),)),
     Operation("CarePlan-changes", care_plan_changes.run, needs=(("CarePlan", ("r",)),)),
     Operation(
@@ -194,6 +201,7 @@ async def invoke(
     code: str,
     place: tuple[str | None, str | None],
     given: Resource | Sequence[tuple[str, str]],
+    query: Sequence[tuple[str, str]] = (),
     *,
     posted: bool,
 ) -> InteractionResult:
@@ -208,7 +216,7 @@ async def invoke(
         raise MethodNotAllowed(f"${code} changes things; use POST", headers={"Allow": "POST"})
     lenient = operation.lenient and context.handling == "lenient"
     arguments = (
-        arguments_of(definition, given, lenient=lenient)
+        arguments_of(definition, given, query, lenient=lenient)
         if isinstance(given, dict)
         else arguments_of_query(definition, given, lenient=lenient)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def split(text: str, separator: str, maximum: int = -1) -> list[str]:
     """The parts between unescaped separators, escapes left in; at most `maximum` splits."""
@@ -19,6 +21,11 @@ def split(text: str, separator: str, maximum: int = -1) -> list[str]:
         position += 1
     parts.append(text[start:])
     return parts
+
+
+def escape(text: str) -> str:
+    """The text as a value, of which nothing is a separator."""
+    return re.sub(r"([\\,|$])", r"\\\1", text)
 
 
 def unescape(text: str) -> str:

@@ -221,6 +221,7 @@ TESTED_ELSEWHERE = {
     "get-ws-binding-token",
     "notices",
     "pcp",
+    "process-message",
     "reindex",
     "resend",
     "status",
@@ -319,6 +320,7 @@ async def test_mode_normative_leaves_out_what_is_for_trial_use(
     assert full == statement
     normative = expect(await client.get("/metadata?mode=normative"), 200).json()
     assert check(normative) == []
+    assert "messaging" not in normative
     for resource in normative["rest"][0]["resource"]:
         assert set(resource) <= {"type", "profile", "interaction", "searchParam", "operation"}
 
@@ -422,7 +424,8 @@ async def test_every_system_interaction_and_operation_works(
     assert expect(await client.get("/_history?_count=1"), 200).json()["type"] == "history"
     assert expect(await client.get("?_count=1"), 200).json()["type"] == "searchset"
     assert expect(await client.post("/_search", data={"_count": "1"}), 200).json()["entry"]
-    assert {each["name"] for each in rest["operation"]} == {"export", "meta", "reindex"}
+    stated = {each["name"] for each in rest["operation"]}
+    assert stated == {"export", "meta", "process-message", "reindex"}
     expect(await client.get("/$meta"), 200)
 
 

@@ -6,6 +6,7 @@ unmatched_review        asks a person about events that could not be matched
 subscription_review     asks a person about a Subscription that is in error
 encounter_review        asks a person about a visit without a known patient, or told in part
 consent_review          asks a person about Consents that are proposed or unclear
+ambiguous_patient_review  asks a person about patients of whom a message may mean either
 taken_id_review         asks a person about an id under which two organizations have a record
 
 docs/routing.md, docs/encounters.md, docs/consent.md

@@ -27,7 +27,7 @@ Coding = Mapping[str, str]
 
 # The additional channel type, on `message`, by which a Subscription requests this channel.
 ASKED_BY = (CHANNEL_TYPE, DAVINCI_ALERTS)
-_EVENT_SYSTEM = "http://hl7.org/fhir/us/davinci-alerts/CodeSystem/notification-event"
+EVENT_SYSTEM = "http://hl7.org/fhir/us/davinci-alerts/CodeSystem/notification-event"
 # The guide's event codes, by the last part of our topics' URLs.
 _EVENTS = MappingProxyType(
     {
@@ -54,7 +54,7 @@ def event_of(topic: str | None, settings: Settings) -> Coding | None:
     found = _EVENTS.get(topic.removeprefix(base).partition("|")[0])
     if found is None:
         return None
-    return {"system": _EVENT_SYSTEM, "code": found[0], "display": found[1]}
+    return {"system": EVENT_SYSTEM, "code": found[0], "display": found[1]}
 
 
 class Alerts:
