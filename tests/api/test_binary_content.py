@@ -184,6 +184,14 @@ async def test_no_content_is_shown_as_a_page_of_the_server(
 # Parts of it
 
 
+async def test_white_space_in_base64_is_no_part_of_the_content(client: httpx.AsyncClient) -> None:
+    id_ = new_id()
+    body = {**binary("a/b"), "id": id_, "data": "MDEy\n\u000b MzQ1\u00a0Njc4OQ=="}
+    assert (await client.put(f"/Binary/{id_}", json=body)).status_code == 201
+    answer = await client.get(f"/Binary/{id_}", headers={"range": "bytes=4-20"})
+    assert (answer.content, answer.headers["content-range"]) == (b"456789", "bytes 4-9/10")
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "part"),
     [
