@@ -16,6 +16,7 @@ https://hl7.org/fhir/R4/operationoutcome.html and https://hl7.org/fhir/R4/http.h
     ├── TooLarge              413  body or Bundle over its limit
     ├── UriTooLong            414  the URL is over its limit
     ├── UnsupportedMediaType  415  the body's media type is not FHIR
+    ├── RangeNotSatisfiable   416  the content ends before the part that was asked for
     ├── Unprocessable         422  well formed, but breaks a rule
     ├── TooManyRequests       429  slow down
     └── Unavailable           503  try again later
@@ -136,6 +137,10 @@ class UriTooLong(FhirError):
 
 class UnsupportedMediaType(FhirError):
     status, code = 415, "not-supported"
+
+
+class RangeNotSatisfiable(FhirError):
+    status, code = 416, "value"
 
 
 class Unprocessable(FhirError):

@@ -84,6 +84,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             store = Store(
                 mongo,
                 settings.max_resource_bytes,
+                max_bytes_of={"Binary": settings.max_binary_resource_bytes},
                 owner=owner,
                 audit=audit,
                 reacting={name for each in reactions for name in (*each.types, *each.topics)},
@@ -192,6 +193,10 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 "Retry-After",
                 "X-Progress",
                 "X-Request-Id",
+                "Accept-Ranges",
+                "Content-Disposition",
+                "Content-Range",
+                "X-Security-Context",
             ],
         )
     if settings.trusted_proxy:

@@ -146,6 +146,12 @@ class Settings(BaseSettings):
     max_resource_bytes: int = Field(
         8 * MIB, ge=64 * 1024, le=15 * MIB, description="Largest resource accepted, in bytes."
     )
+    max_binary_bytes: int = Field(
+        8 * MIB,
+        ge=64 * 1024,
+        le=11 * MIB,
+        description="Largest content of a Binary, in bytes; as base64 it takes a third more in the database.",
+    )
     max_bundle_bytes: int = Field(
         64 * MIB, ge=1024, description="Largest Bundle accepted at the server's root, in bytes."
     )
@@ -418,6 +424,11 @@ class Settings(BaseSettings):
         """
         beside = self.data / KEY_FILE
         return beside if beside.exists() else _home("XDG_CONFIG_HOME", ".config") / KEY_FILE
+
+    @property
+    def max_binary_resource_bytes(self) -> int:
+        """The largest Binary with its content in base64 and what it has beside that."""
+        return -(-self.max_binary_bytes // 3) * 4 + 64 * 1024
 
     @property
     def audit_mode(self) -> Literal["off", "best-effort", "required"]:

@@ -2,6 +2,7 @@
 
 router               holds every FHIR URL and verb, each with the code that the audit records it by
 exchange             reads bodies and writes answers
+binary_content       reads and writes a Binary's content as it is
 transport            gives every request an id, limits, security headers and compression
 limits               bounds how often a client may come, how many of its requests are under way, and for how long
 audited              puts each request on record, answered or refused

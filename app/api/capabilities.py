@@ -12,7 +12,7 @@ from app import __version__
 from app.authentication.access_tokens import Authority
 from app.context import Context
 from app.errors import BadRequest
-from app.fhir import formats, json as fhir_json
+from app.fhir import binary, formats, json as fhir_json
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.instants import instant
 from app.fhir.patch.patch_formats import PATCH_FORMATS
@@ -64,6 +64,12 @@ _TRIAL_USE = frozenset(
         "searchInclude",
         "searchRevInclude",
     }
+)
+
+_OF_BINARIES = (
+    "Read and vread answer with the content as it is, in ranges too, unless application/fhir+json or "
+    "application/fhir+xml is asked for. Create and update take content of any type as it is, with "
+    "X-Security-Context; only what is a Binary itself is read as one."
 )
 
 
@@ -147,6 +153,7 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
         "type": resource_type,
         "profile": f"http://hl7.org/fhir/StructureDefinition/{resource_type}",
         **(_subscriptions(context) if resource_type == "Subscription" else {}),
+        **({"documentation": _OF_BINARIES} if resource_type == binary.TYPE else {}),
         "interaction": [{"code": code} for code in INTERACTIONS],
         # Not `versioned-update`: that would say that an update without If-Match is refused.
         "versioning": "versioned",

@@ -16,14 +16,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import audited, capabilities, exchange, export_status as exports, limits
+from app.api import (
+    audited,
+    binary_content,
+    capabilities,
+    exchange,
+    export_status as exports,
+    limits,
+)
+from app.api.binary_content import RawAnswer
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, NOBODY, Caller
 from app.bulk.export_jobs import PLACE
 from app.consent import redisclosure
 from app.context import Context, Services
 from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
-from app.fhir import formats, json as fhir_json
+from app.fhir import binary, formats, json as fhir_json
 from app.interactions import bundle, interactions, plan
 from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
 from app.interactions.result import InteractionResult
@@ -69,14 +77,17 @@ class FhirEndpoint:
         form = formats.PLAIN
         context: Context | None = None
         try:
-            form = exchange.read_form_of_answer(request)
+            form = binary_content.read_form_of_answer(request)
             prefer = read_prefer(request.headers.get("prefer"))
             context = await _context(request, prefer)
             with redisclosure.collecting() as consents:
                 answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
-            response = await exchange.respond(answer, context.base_url, written, form, codec)
+            if isinstance(answer, RawAnswer):
+                response = binary_content.respond(answer)
+            else:
+                response = await exchange.respond(answer, context.base_url, written, form, codec)
             if consents and response.body:
                 response.headers.update(redisclosure.headers(consents.values()))
             return response
@@ -165,6 +176,8 @@ async def _caller(request: Request, services: Services) -> Caller:
 
 
 async def _body(request: Request, context: Context) -> fhir_json.Resource:
+    if request.path_params["type"] == binary.TYPE:
+        return await binary_content.read_sent(request, context)
     codec = context.services.get(CodecProcess)
     return await exchange.read_resource(request, context.settings.max_resource_bytes, codec)
 
@@ -183,12 +196,14 @@ async def system_bundle(request: Request, context: Context) -> InteractionResult
 async def read(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     preconditions = read_preconditions(request.headers)
-    return await interactions.read(context, path["type"], path["id"], preconditions)
+    found = await interactions.read(context, path["type"], path["id"], preconditions)
+    return await binary_content.answer(request, found)
 
 
 async def vread(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    return await interactions.vread(context, path["type"], path["id"], path["version"])
+    found = await interactions.vread(context, path["type"], path["id"], path["version"])
+    return await binary_content.answer(request, found)
 
 
 async def create(request: Request, context: Context) -> InteractionResult:

@@ -40,6 +40,8 @@ REQUEST_ID = b"x-request-id"
 # What a client may choose as its request id: it comes back in a header and goes into logs.
 _USABLE_ID = re.compile(rb"^[A-Za-z0-9._\-]{1,128}$")
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
+# What is packed already, and what may be asked for in parts, which have to be parts of the same.
+_AS_IT_IS = frozenset({b"content-encoding", b"accept-ranges"})
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _OVER_ANYTHING = frozenset({"/healthz", "/readyz"})
 # By status; 0 is that of a client that went away unanswered.
@@ -225,7 +227,7 @@ class _Sender:
 
     async def _compress(self, start: MutableMapping[str, Any], body: bytes) -> bytes:
         assert self._encoding is not None  # noqa: S101 - a start is held only for an encoding
-        if any(name == b"content-encoding" for name, _ in start["headers"]):
+        if any(name in _AS_IT_IS for name, _ in start["headers"]):
             return body
         small = await pace.aside(len(body), _ENCODINGS[self._encoding], body)
         kept = [(name, value) for name, value in start["headers"] if name != b"content-length"]

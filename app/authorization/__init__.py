@@ -6,6 +6,7 @@ relations           says how a resource stands to an organization
 relationships       says whose patients people are, now
 agreements          reads what executed Contracts give
 attachments         finds the DocumentReferences by which a Binary or Bundle is judged
+security_contexts   finds the resources that stand for Binaries as their security contexts
 panel               finds the patients of an organization, to narrow a search
 disclosure          asks consent and labels about reads
 scope_filters       makes filters of the queries that restrict scopes

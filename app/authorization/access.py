@@ -17,7 +17,7 @@ from app.attribution.facility import facility_types
 from app.authentication.access_tokens import base_url as own_base_url
 from app.authentication.caller import UNLIMITED, Caller, Role
 from app.authentication.scopes import CONSENT_AUTHORITY, Action, Scopes
-from app.authorization import attachments, relations
+from app.authorization import attachments, relations, security_contexts
 from app.authorization.agreements import NURSING, Asset
 from app.authorization.disclosure import Disclosure
 from app.authorization.panel import MOST_IN_PANEL, Panel, Panels
@@ -236,6 +236,8 @@ class Access:
         if relation in ("patients", "agreed", "addressed"):
             panel = await self._panels.of(self.caller.role, family)
             return None if panel is None else self._about_panel(resource_type, panel)
+        if relation == "context":
+            return security_contexts.filter_of(resource_type)
         if relation == "contracted":
             return {"_id": {"$in": sorted(await self.relationships.contracted(family))}}
         if relation == "attached":
@@ -315,8 +317,8 @@ class Access:
                 keys = self._by_terms(relation, resource_type, rows, names)
                 own = {key: rows[key] for key in keys}
                 return await self._of_own_patients(resource_type, own, family)
-            case "attached":
-                return await self._attached(resource_type, rows, family)
+            case "attached" | "context":
+                return await self._by_proxy(relation, resource_type, rows)
             case "contracted":
                 groups = await self.relationships.contracted(family)
                 return {key for key, (row, _) in rows.items() if relations.id_of(row) in groups}
@@ -374,22 +376,36 @@ class Access:
             return False
         return "snf" in await facility_types(self.store, row, self.settings)
 
-    async def _attached(
-        self, resource_type: str, rows: Judged, family: OrganizationTree
-    ) -> set[str]:
-        """The keys of those that a DocumentReference attaches that may be read; their own labels count as well."""
-        own = [row for row, _ in rows.values()]
-        indexes = await attachments.indexes(self.store, resource_type, own, self._own_base_url)
-        known = {index["_id"]: index for of in indexes.values() for index in of}
-        seen = await self.seen(attachments.INDEX, list(known.values())) if known else set()
+    async def _by_proxy(self, relation: Relation, resource_type: str, rows: Judged) -> set[str]:
+        """The keys of those for which another resource stands that may be read; their own labels count as well."""
+        proxies = await self._proxies(relation, resource_type, [row for row, _ in rows.values()])
+        known: dict[str, dict[str, DocumentRow]] = {}
+        for type_, row in (each for of in proxies.values() for each in of):
+            known.setdefault(type_, {})[row["_id"]] = row
+        seen = {
+            (type_, id_)
+            for type_, own in known.items()
+            for id_ in await self.seen(type_, list(own.values()))
+        }
         found: Judged = {}
-        for key, of in indexes.items():
-            index = next((each for each in of if each["_id"] in seen), None)
-            if index is not None:
+        for key, of in proxies.items():
+            proxy = next((each for each in of if (each[0], each[1]["_id"]) in seen), None)
+            if proxy is not None:
                 row, traits = rows[key]
-                patients = relations.patients_of(attachments.INDEX, index, self.base_url)
+                patients = relations.patients_of(*proxy, self.base_url)
                 found[key] = (row, Traits(patients, traits.labels, traits.custodian))
         return await self.disclosure.of(self.caller, resource_type, found) if found else set()
+
+    async def _proxies(
+        self, relation: Relation, resource_type: str, rows: Sequence[DocumentRow]
+    ) -> attachments.Proxies:
+        if relation == "context":
+            role = self.caller.role
+            return await security_contexts.contexts(
+                self.store, resource_type, rows, role, self.base_url
+            )
+        left = [row for row in rows if not security_contexts.is_named(resource_type, row)]
+        return await attachments.indexes(self.store, resource_type, left, self._own_base_url)
 
     async def _of_own_patients(
         self,

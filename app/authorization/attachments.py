@@ -18,27 +18,29 @@ from app.search.search_parameters import parameters
 from app.search.terms import SENDER
 
 INDEX = "DocumentReference"
+# What stands for resources that have nothing of their own to be judged by: types and rows, by the keys of those.
+Proxies = dict[str, list[tuple[str, DocumentRow]]]
 
 
 async def indexes(
     store: Reader, resource_type: str, rows: Sequence[DocumentRow], base_url: str
-) -> dict[str, list[DocumentRow]]:
+) -> Proxies:
     """The DocumentReferences that count for these rows, by the rows' keys (`_id`)."""
     by_term: dict[str, list[DocumentRow]] = {}
     for row in rows:
-        for term in _terms(f"{resource_type}/{id_of(row)}", base_url):
+        for term in terms(f"{resource_type}/{id_of(row)}", base_url):
             by_term.setdefault(term, []).append(row)
     if not by_term:
         return {}
     found = await store.find(
         INDEX, {"terms": {"$in": sorted(by_term)}}, projection={"terms": 1, "v": 1}
     )
-    counting: dict[str, list[DocumentRow]] = {}
+    counting: Proxies = {}
     for index in found:
         for term in by_term.keys() & set(index["terms"]):
             for row in by_term[term]:
                 if _writers(index) <= _writers(row):
-                    counting.setdefault(row["_id"], []).append(index)
+                    counting.setdefault(row["_id"], []).append((INDEX, index))
     return counting
 
 
@@ -49,7 +51,7 @@ async def attached(
     rows = await store.find(INDEX, filter_, limit=most + 1, projection={"terms": 1})
     if len(rows) > most:
         return None
-    starts = _terms(f"{resource_type}/", base_url)
+    starts = terms(f"{resource_type}/", base_url)
     ids = {
         term[len(start) :]
         for row in rows
@@ -60,7 +62,7 @@ async def attached(
     return {"_id": {"$in": sorted(ids)}}
 
 
-def _terms(reference: str, base_url: str) -> list[str]:
+def terms(reference: str, base_url: str) -> list[str]:
     """The search terms of an attachment's URL: relative, and under the server's own base."""
     key = parameters(INDEX)["location"].key
     urls = (reference, f"{base_url}/{reference}")

@@ -74,8 +74,8 @@ class Disclosure:
             self._relationships.now(),
             custodian=of.custodian,
         )
-        # Patients without a directive are judged as well, for the labels.
-        own = [directives.get(each, ()) for each in of.patients]
+        # Patients without a directive are judged as well, for the labels, and so is what is about nobody.
+        own = [directives.get(each, ()) for each in of.patients] or [()]
         judgements = [decide(each, question, None) for each in own]
         if any(each.verdict != "full" for each in judgements):
             return False

@@ -10,7 +10,9 @@ A relation is a claim about a resource and the caller's organization, or one tha
     targets    every resource here that a Provenance is about may be changed by the organization
     agreed     so is every patient, and a Contract about each gives records of the type (agreements.py)
     addressed  so is every patient, and it is the proof of a notice that the organization is a recipient of
-    attached   a DocumentReference that the organization may read attaches it (attachments.py)
+    attached   a DocumentReference that the organization may read attaches it (attachments.py), and it names no
+               security context
+    context    the organization may read what it names as its security context (security_contexts.py)
     sent       the organization wrote a version of it
     provided   an Encounter whose serviceProvider the organization is
     managed    a Group whose managingEntity the organization is
@@ -53,6 +55,7 @@ Relation = Literal[
     "agreed",
     "addressed",
     "attached",
+    "context",
     "targets",
     "sent",
     "provided",
@@ -89,7 +92,8 @@ ALL = Rule(read=("everyone",), old=("everyone",), new=("everyone",))
 _DIRECTORY = Rule(read=("everyone",), old=("owned", "itself"), new=("owned", "itself"))
 _REFERENCE = Rule(read=("everyone",))
 _OWN = Rule(read=("sent",), old=("sent",), new=("everyone",))
-_PAPER = Rule(read=("sent", "attached"), old=("sent",), new=("everyone",))
+_PAPER = Rule(read=("sent", "attached", "context"), old=("sent",), new=("everyone",))
+_PAPER_OF_HOSPITAL = Rule(read=("sent", "context"), old=("sent",), new=("everyone",))
 _SUBSCRIPTION = Rule(read=("sent", "kept"), old=("sent",), new=("everyone",))
 _PARTY = Rule(read=("party",))
 _PROVENANCE = Rule(read=("patients", "sent"), new=("targets",))
@@ -120,7 +124,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "directory": _DIRECTORY,
         "reference": _REFERENCE,
         "subscription": _OWN,
-        "paper": _OWN,
+        "paper": _PAPER_OF_HOSPITAL,
         "provenance": Rule(read=("sent",), new=("targets",)),
     },
     "plan": {
@@ -146,7 +150,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "group": Rule(read=("managed", "contracted")),
         "contract": _PARTY,
         "subscription": _SUBSCRIPTION,
-        "paper": Rule(read=("attached",)),
+        "paper": Rule(read=("attached", "context")),
         "provenance": Rule(read=("agreed",)),
     },
     # It keeps the directory for everybody, and sees no patient.
@@ -179,6 +183,9 @@ PROOF_ROLES: frozenset[Role] = frozenset({"plan", "state"})
 PROOF_OF_OWN: frozenset[Role] = frozenset({"practice"})
 # Who has the timeliness of notices counted; a practice its own.
 REPORT_ROLES: frozenset[Role] = PROOF_ROLES | {"practice"}
+
+# Security contexts by which a role reads no Binary: an agency knows its members, and reads what Contracts are about.
+NO_CONTEXTS: Mapping[Role, frozenset[str]] = {"state": frozenset({"Patient"})}
 
 # Roles that a patient's general refusal of access for providers is not about (docs/consent.md, "authority").
 NO_PROVIDERS: frozenset[Role] = frozenset({"plan", "state"})
@@ -214,7 +221,10 @@ KEEPERS: frozenset[Role] = frozenset({"administrator", "directory"})
 
 # The search parameter and the element whose targets on this server have to be ones that the writer sees, but for those
 # that the version before has already.
-LEADS_TO: Mapping[str, tuple[str, str]] = {"Patient": ("link", "link")}
+LEADS_TO: Mapping[str, tuple[str, str]] = {
+    "Binary": ("security-context", "securityContext"),
+    "Patient": ("link", "link"),
+}
 # The same of targets that have to be the writer's to change.
 LEADS_TO_OWN: Mapping[str, tuple[str, str]] = {
     "Organization": ("endpoint", "endpoint"),

@@ -9,6 +9,7 @@ ids                    makes UUIDv7 ids
 instants               reads and writes dates, dateTimes and instants by R4's grammar
 json                   decodes and encodes FHIR's JSON without losing a digit
 formats                negotiates JSON and XML, and cuts answers down
+binary                 turns content of any type into a Binary and back
 summary                cuts a resource down to `_summary` and `_elements`
 element_budget         bounds what a body will cost, by its bytes
 pieces                 cuts a decoded value into short pieces of JSON and joins them again

@@ -1,7 +1,7 @@
 """FHIR R4's own definitions, reduced to facts: structures, search parameters, codes and compartments.
 
-US Core adds search parameters of its own. The files in `profiles/r4` and `profiles/us-core` are written by
-`profiles/reduce.py`. Everything is read at its first use and then kept.
+US Core adds search parameters of its own, and so does this server, in `profiles/carerelay`. The files in `profiles/r4`
+and `profiles/us-core` are written by `profiles/reduce.py`. Everything is read at its first use and then kept.
 https://hl7.org/fhir/R4/structuredefinition.html
 """
 
@@ -143,7 +143,7 @@ def json_name(name: str, type_name: str) -> str:
 @cache
 def _search_parameters() -> Mapping[str, Mapping[str, SearchParameter]]:
     by_type: dict[str, dict[str, SearchParameter]] = {}
-    for guide in ("r4", "us-core"):
+    for guide in ("r4", "us-core", "carerelay"):
         text = _read("search-parameters.json", guide)
         for parameter in msgspec.json.decode(text, type=list[SearchParameter]):
             for base in parameter.base:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from app.authentication.scopes import Action
 from app.context import Context
 from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
-from app.fhir import json as fhir_json, meta, validation
+from app.fhir import binary, json as fhir_json, meta, validation
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.ids import new_id
 from app.fhir.json import Resource
@@ -336,6 +336,8 @@ async def _judge(
     await pace.aside(size, validation.validate, resource)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.meta())
+        if previous.type == binary.TYPE:
+            resource = binary.carry_over(resource, previous.text)
     resource = await references.settle(context, resource, previous, size)
     return await type_registry.prepare(context, resource, previous)
 

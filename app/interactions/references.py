@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 
+from app.authorization import attachments
 from app.context import Context
 from app.errors import Conflict, Issue, Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
@@ -19,6 +20,8 @@ from app.runtime import pace
 from app.search import group_members
 
 _TYPES = frozenset(SUPPORTED_TYPES)
+# What attachments may have on this server instead of in themselves.
+ATTACHED = frozenset({"Binary", "Bundle"})
 _LOCAL = re.compile(r"^([A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?$")
 
 
@@ -26,6 +29,27 @@ def targets_in(resource: Resource) -> set[tuple[str, str]]:
     """Types and ids of what a resource refers to on this server."""
     found = (split(element["reference"]) for element in references_in(resource))
     return {target for target in found if target is not None}
+
+
+def attached_in(resource: Resource, base_url: str) -> set[tuple[str, str]]:
+    """Types and ids of the Binaries and Bundles on this server that addresses in a resource lead to.
+
+    Those of attachments do, relative or absolute; no definition of R4 is of these types, whose addresses are names.
+    """
+    found: set[tuple[str, str]] = set()
+    stack: list[Any] = [resource]
+    while stack:
+        value = stack.pop()
+        if type(value) is dict:
+            url = value.get("url")
+            if type(url) is str and (target := split(url.removeprefix(base_url + "/"))):
+                found.add(target)
+            value = value.values()
+        for child in value:
+            kind = type(child)
+            if kind is dict or kind is list:
+                stack.append(child)
+    return {target for target in found if target[0] in ATTACHED}
 
 
 def split(reference: str) -> tuple[str, str] | None:
@@ -60,6 +84,8 @@ async def settle(
                 element["reference"] = literal = literal.removeprefix(base)
             if integrity and (target := split(literal)):
                 targets.add(target)
+        if integrity:
+            targets.update(attached_in(resource, context.base_url))
 
     await pace.aside(size, make_relative)
     if targets:
@@ -80,7 +106,7 @@ async def _check_targets(
         elif stored.reference in context.write_scope.deleting:
             missing.append(stored.reference)
     if gone:
-        known = _targets_of(previous)
+        known = _targets_of(previous, context.base_url)
         missing += [name for name in gone if name not in known]
     if missing:
         raise Unprocessable(
@@ -91,11 +117,13 @@ async def _check_targets(
         )
 
 
-def _targets_of(version: ResourceVersion | None) -> set[str]:
+def _targets_of(version: ResourceVersion | None, base_url: str) -> set[str]:
     """What a version refers to, without the versions that it names."""
     if version is None or version.deleted:
         return set()
-    return {"/".join(target) for target in targets_in(version.resource())}
+    resource = version.resource()
+    found = targets_in(resource) | attached_in(resource, base_url)
+    return {"/".join(target) for target in found}
 
 
 async def check_not_referred_to(context: Context, stored: ResourceVersion) -> None:
@@ -113,6 +141,8 @@ async def check_not_referred_to(context: Context, stored: ResourceVersion) -> No
             for parameter in search_parameters(resource_type).values()
             if parameter.type == "reference"
         ]
+        if resource_type == attachments.INDEX and stored.type in ATTACHED:
+            terms += attachments.terms(stored.reference, context.base_url)
         found = await context.store.find(
             resource_type,
             {"$and": [{"terms": {"$in": terms}}, server_records.all_others(resource_type)]},

@@ -3,7 +3,8 @@
 https://hl7.org/fhir/R4/patient-operation-everything.html
 
 Matches come patient by patient and type by type, in pages; each page also brings the resources that its own entries
-refer to outside of any patient's compartment, as includes. Other patients' resources are never included.
+refer to outside of any patient's compartment, as includes, with the Binaries and documents that they attach by address.
+Other patients' resources are never included.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cache
 
 from app.context import Context
-from app.errors import BadRequest
+from app.errors import BadRequest, Issue
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.instants import days_in, instant_in
 from app.interactions import interactions, references
@@ -23,12 +24,23 @@ from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
 from app.runtime import pace
 from app.search import compartment, cursor, search_parameters
-from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search.bundle_writer import (
+    CURSOR,
+    found_entries,
+    outcome_entry,
+    page_links,
+    write_bundle,
+)
 from app.search.page_bytes import Measure, fitting, is_full
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.resolution import settled
 
 _FINGERPRINT = "everything"
+_CUT = Issue(
+    "too-costly",
+    "What the first match attaches does not fit on one page: read the others by the addresses in it",
+    severity="warning",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +72,19 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         if measure.passes(len(found[1].text)) or len(page) > request.count:
             break
     shown = page[: min(request.count, fitting(len(stored.text) for _, stored in page))]
+    attached = await _attached(context, [match for _, match in shown])
+    shown = shown[: attached.matches]
     following = None
     if len(page) > len(shown) and shown:
         patient, last = shown[-1]
         following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
     stored = [match for _, match in shown]
-    included = await _referred_to(context, stored)
-    return InteractionResult(200, text=_bundle(context, invocation, stored, included, following))
+    included = {each.reference: each for each in await _referred_to(context, stored)}
+    included |= {each.reference: each for each in attached.found}
+    others = found_entries(context.base_url, included.values(), "include")
+    if attached.is_cut:
+        others += outcome_entry((_CUT,))
+    return InteractionResult(200, text=_bundle(context, invocation, stored, others, following))
 
 
 def _read(context: Context, invocation: Invocation) -> _Request:
@@ -200,11 +218,48 @@ async def _referred_to(
     return [stored for _, stored in sorted(found.items()) if not stored.deleted]
 
 
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    """What the first `matches` of a page attach by address; not all of it where it `is_cut`."""
+
+    matches: int
+    found: list[ResourceVersion]
+    is_cut: bool = False
+
+
+async def _attached(context: Context, matches: Sequence[ResourceVersion]) -> _Attached:
+    """What is attached, of as many matches as fit on a page with all of it, one at least. Read one after another."""
+    measure = Measure()
+    met: set[tuple[str, str]] = set()
+    attached: list[ResourceVersion] = []
+    for number, match in enumerate(matches):
+        own: list[ResourceVersion] = []
+        for target in sorted(await _attached_by(context, match) - met):
+            met.add(target)
+            stored = await context.store.read(*target)
+            if stored is None or stored.deleted:
+                continue
+            if measure.passes(len(stored.text)):
+                if number:
+                    return _Attached(number, attached)
+                return _Attached(1, own, is_cut=True)
+            own.append(stored)
+        attached += own
+    return _Attached(len(matches), attached)
+
+
+async def _attached_by(context: Context, match: ResourceVersion) -> set[tuple[str, str]]:
+    if not any(f"{name}/" in match.text for name in references.ATTACHED):
+        return set()
+    resource = await match.resource_aside()
+    return await pace.aside(len(match.text), references.attached_in, resource, context.base_url)
+
+
 def _bundle(
     context: Context,
     invocation: Invocation,
     found: Sequence[ResourceVersion],
-    included: Sequence[ResourceVersion],
+    others: list[str],
     following: str | None,
 ) -> bytes:
     place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
@@ -215,6 +270,5 @@ def _bundle(
         for value in values
         if name != CURSOR
     ]
-    entries = found_entries(context.base_url, found)
-    entries += found_entries(context.base_url, included, "include")
+    entries = found_entries(context.base_url, found) + others
     return write_bundle({"type": "searchset"}, page_links(url, used, following), entries)

@@ -6,7 +6,7 @@ docs/decisions/0002-one-write-path.md
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -103,14 +103,19 @@ class Commits:
         mongo: Mongo,
         owner: str,
         max_resource_bytes: int,
+        max_bytes_of: Mapping[str, int],
         audit: AuditLog | None,
         reacting: Collection[str],
         secrets: Secrets,
     ) -> None:
-        """`reacting` are the types and topics whose events somebody reacts to (app/automation/reactions.py)."""
+        """`reacting` are the types and topics whose events somebody reacts to (app/automation/reactions.py).
+
+        Resources of the types in `max_bytes_of` may be as large as it says, others `max_resource_bytes`.
+        """
         self._mongo = mongo
         self._owner = owner
         self._max_resource_bytes = max_resource_bytes
+        self._max_bytes_of = max_bytes_of
         self.listeners: list[Callable[[list[Event]], None]] = []
         self._reacting = frozenset(reacting)
         self._audit = audit
@@ -301,8 +306,9 @@ class Commits:
     def _text(self, resource: Resource) -> str:
         """The JSON of a resource. Raises TooLarge: patches and entries of Bundles pass no other limit."""
         encoded = fhir_json.encode(resource)
-        if len(encoded) > self._max_resource_bytes:
-            raise TooLarge(f"The resource is over the limit of {self._max_resource_bytes} bytes")
+        most = self._max_bytes_of.get(resource["resourceType"], self._max_resource_bytes)
+        if len(encoded) > most:
+            raise TooLarge(f"The resource is over the limit of {most} bytes")
         return encoded.decode()
 
     async def _write(self, units: Sequence[CommitUnit], in_doubt: InDoubt) -> None:

@@ -85,13 +85,15 @@ class Store(ResourceStore):
         mongo: Mongo,
         max_resource_bytes: int = MAX_RESOURCE_BYTES,
         *,
+        max_bytes_of: Mapping[str, int] | None = None,
         owner: str | None = None,
         audit: AuditLog | None = None,
         reacting: Collection[str] = (),
         search_state: SearchState | None = None,
         secrets: Secrets | None = None,
     ) -> None:
-        """`owner` names the process, `audit` is where its writes are put on record.
+        """`owner` names the process, `audit` is where its writes are put on record. Resources of the types in
+        `max_bytes_of` may be as large as it says, others `max_resource_bytes`.
 
         `secrets` are those that all processes on the database share; without them conditional writes are guarded
         against those of this store alone.
@@ -104,7 +106,9 @@ class Store(ResourceStore):
         self.search_state = search_state or SearchState()
         self._versions = mongo.collection(versions.COLLECTION)
         secrets = secrets or Secrets([Fernet.generate_key().decode()])
-        self._commits = Commits(mongo, self.owner, max_resource_bytes, audit, reacting, secrets)
+        self._commits = Commits(
+            mongo, self.owner, max_resource_bytes, max_bytes_of or {}, audit, reacting, secrets
+        )
         self.cluster = self._commits.cluster
         self.commit_watch = self._commits.commit_watch
         self.listeners = self._commits.listeners

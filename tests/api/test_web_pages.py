@@ -134,6 +134,7 @@ async def test_no_body_is_guessed_and_no_empty_post_acts(
         ("POST", "/fhir", {"resourceType": "Bundle", "type": "batch"}),
         ("POST", "/fhir/Patient", PATIENT),
         ("PUT", "/fhir/Patient/web-page", PATIENT),
+        ("POST", "/fhir/Binary", {"resourceType": "Binary", "contentType": "a/b"}),
         ("PATCH", "/fhir/Patient/web-page", []),
         ("POST", "/fhir/$reindex", None),
         ("POST", "/fhir/Subscription/none/$resend", None),

@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 
 from app.fhir.ids import new_id
+from tests.authorization.access_cells import anonymous
+from tests.authorization.access_records import bundle, entry
 from tests.builders.access_world import CLIENTS, World, encounter, security, world as a_world
+from tests.builders.consents import consent, deny
 from tests.builders.practices import patient, ref
+from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
 
@@ -123,3 +128,142 @@ async def test_nobody_reaches_a_paper_by_naming_it(world: World) -> None:
     # Nor by one about somebody else's patient.
     await world.put("general", attaching(f"{name}-3", name, f"http://elsewhere.example/{hidden}"))
     assert await readers(world, hidden) == {"general"}
+
+
+# Security contexts, https://hl7.org/fhir/R4/binary-definitions.html#Binary.securityContext
+
+PDF = {"content-type": "application/pdf"}
+
+
+async def send(world: World, who: str, id_: str, context: str, status: int = 201) -> httpx.Response:
+    """Content as it is, of a security context."""
+    headers = {**PDF, "x-security-context": context}
+    url = f"/Binary/{id_}"
+    answer = await world.ask(who, "PUT", url, headers=headers, content=b"%PDF")
+    assert answer.status_code == status, answer.text
+    return answer
+
+
+async def binaries_read(world: World, *names: str) -> list[set[str]]:
+    """The clients that read each of these Binaries, administrators aside."""
+    found: list[set[str]] = [set() for _ in names]
+    entries = [entry("GET", f"Binary/{name}") for name in names]
+    for who in set(CLIENTS) - {"admin"}:
+        answers = (await world.ask(who, "POST", "/", bundle("batch", *entries))).json()["entry"]
+        for readers_, answer in zip(found, answers, strict=True):
+            readers_ |= {who} if answer["response"]["status"] == "200" else set()
+    return found
+
+
+async def test_who_may_read_the_context_may_read_the_paper(world: World) -> None:
+    """As a Patient's it is for whose patient that is; an agency reads what its Contract is about."""
+    name = new_id()
+    of_patient, of_visit, of_all = f"{name}-1", f"{name}-2", f"{name}-3"
+    await world.put("admin", encounter(name, "pn", "general"))
+    await send(world, "general", of_patient, "Patient/pn")
+    await send(world, "general", of_visit, f"Encounter/{name}")
+    await send(world, "general", of_all, "Organization/general")
+    assert await readers(world, f"Binary/{of_patient}") == {"general", "north", "plan-a"}
+    found = await binaries_read(world, of_visit, of_all)
+    assert found[0] == {"agency", "general", "north", "plan-a"}
+    assert found[1] == set(CLIENTS) - {"admin", "registrar"}
+    read = await world.get("north", f"/Binary/{of_patient}")
+    assert (read.content, read.headers["x-security-context"]) == (b"%PDF", "Patient/pn")
+    by_context = f"/Binary?security-context=Patient/pn&_id={of_patient}"
+    assert await world.found("north", by_context) == [f"Binary/{of_patient}"]
+    assert await world.found("south", by_context) == []
+    # To read it is not to write it.
+    assert (await world.ask("north", "DELETE", f"/Binary/{of_patient}")).status_code == 204
+    await send(world, "north", of_patient, "Patient/pn", status=403)
+    assert (await world.get("admin", f"/Binary/{of_patient}")).headers["etag"] == '"1"'
+
+
+async def test_labels_and_consents_of_the_context_count(world: World) -> None:
+    name = new_id()
+    visit = encounter(name, name, "general")
+    labelled = encounter(f"{name}-r", name, "general", meta=security("R"))
+    await world.put("admin", patient(name, NORTH), visit, labelled)
+    await send(world, "general", name, f"Encounter/{name}")
+    await send(world, "general", f"{name}-r", f"Encounter/{name}-r")
+    logo = {"securityContext": ref("Organization/general"), "meta": security("R")}
+    await world.put("general", paper(f"{name}-logo", **logo))
+    names = (name, f"{name}-r", f"{name}-logo")
+    assert await binaries_read(world, *names) == [{"general", "north"}, {"general"}, {"general"}]
+    refusal = consent("provider-access", id=name, patient=ref(f"Patient/{name}"), provision=deny())
+    await world.put("admin", refusal)
+    assert await binaries_read(world, *names) == [{"general"}] * 3
+
+
+async def test_a_context_stands_in_the_place_of_what_attaches(world: World) -> None:
+    """One that is elsewhere, hidden or another Binary opens nothing; the writer has the paper all the same."""
+    name = new_id()
+    hidden = encounter(f"{name}-r", name, "general", meta=security("R"))
+    await world.put("admin", patient(name, NORTH), encounter(name, name, "general"), hidden)
+    await world.put("general", paper(f"{name}-open"))
+    contexts = {
+        f"{name}-hidden": f"Encounter/{name}-r",
+        f"{name}-elsewhere": "http://elsewhere.example/fhir/Patient/pn",
+        f"{name}-binary": f"Binary/{name}-open",
+    }
+    for own, context in contexts.items():
+        await send(world, "general", own, context)
+    names = (f"{name}-open", *contexts)
+    await world.put("general", *(attaching(own, name, f"Binary/{own}") for own in names))
+    found = await binaries_read(world, *names)
+    assert found == [{"general", "north"}, {"general"}, {"general"}, {"general"}]
+
+
+async def test_a_context_is_one_that_its_writer_sees(world: World) -> None:
+    """Hidden and unknown are told in the same words, and by every form of the write."""
+    name, unknown = new_id(), new_id()
+    await world.put("admin", encounter(name, "ps", "city"))
+    for hidden, absent in (
+        ("Patient/ps", f"Patient/{unknown}"),
+        (f"Encounter/{name}", f"Encounter/{unknown}"),
+    ):
+        told = [await send(world, "north", new_id(), each, status=403) for each in (hidden, absent)]
+        assert told[0].json() == told[1].json()
+        assert_outcome(told[0], 403, "forbidden", "Binary.securityContext")
+        as_resource = paper(new_id(), securityContext=ref(hidden))
+        url = f"/Binary/{as_resource['id']}"
+        assert_outcome(await world.ask("north", "PUT", url, as_resource), 403, "forbidden")
+
+
+async def test_hidden_content_is_as_none_whatever_is_asked_for(world: World) -> None:
+    name = new_id()
+    await send(world, "city", name, "Patient/ps")
+    for headers in (
+        {"accept": "image/png"},
+        {"accept": "application/pdf"},
+        {"range": "bytes=99-"},
+        {"if-none-match": '"1"'},
+    ):
+        for method in ("GET", "HEAD"):
+            told = [
+                anonymous(
+                    await world.ask("north", method, f"/Binary/{each}", headers=headers), each
+                )
+                for each in (name, new_id())
+            ]
+            assert told[0] == told[1]
+            assert told[0][0] == 404
+
+
+async def test_a_client_with_a_token_posts_text(world: World) -> None:
+    """No page has a token. Reading and writing take the scopes of the type, and are on record."""
+
+    async def post(scopes: str) -> httpx.Response:
+        headers = {"content-type": "text/plain", "x-security-context": "Patient/pn"}
+        url = "/Binary"
+        return await world.ask("general", "POST", url, scopes=scopes, headers=headers, content=b"x")
+
+    assert_outcome(await post("system/Binary.rs"), 403, "forbidden")
+    answer = await post("system/Binary.c")
+    assert answer.status_code == 201, answer.text
+    reference = f"Binary/{answer.json()['id']}"
+    refused = await world.get("north", f"/{reference}", scopes="system/Binary.c")
+    assert_outcome(refused, 403, "forbidden")
+    assert (await world.get("north", f"/{reference}")).content == b"x"
+    events = (await world.get("admin", f"/AuditEvent?entity={reference}&patient=Patient/pn")).json()
+    told = [each["resource"]["subtype"][0]["code"] for each in events["entry"]]
+    assert sorted(told) == ["create", "read"]

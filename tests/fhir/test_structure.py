@@ -600,6 +600,12 @@ def test_accepted(base: Resource, changes: dict[str, Any]):
         pytest.param("<div><script>x</script></div>", False, id="script"),
         pytest.param('<div onclick="x">y</div>', False, id="handler"),
         pytest.param('<div><a href=" javascript:x">y</a></div>', False, id="script-link"),
+        pytest.param(
+            '<div><a href="java&#9;script:x">y</a></div>', False, id="script-link-in-pieces"
+        ),
+        pytest.param('<div><a href="data:text/html,x">y</a></div>', False, id="document-link"),
+        pytest.param('<div><img src="data:image/png;base64,AA"/></div>', True, id="image"),
+        pytest.param('<div title="data: x">y</div>', True, id="words"),
         pytest.param('<div><iframe src="x"/></div>', False, id="frame"),
         pytest.param("<div>&secret;</div>", False, id="unknown-entity"),
         pytest.param(

@@ -108,6 +108,30 @@ async def test_what_is_no_reference_to_this_server_is_not_checked(
     assert response.json()["subject"] == subject
 
 
+async def test_what_an_attachment_leads_to_on_this_server_has_to_be_there(
+    checked: httpx.AsyncClient,
+) -> None:
+    """The address of an attachment is a reference in all but its type; it is kept as it was sent."""
+    binary = {"resourceType": "Binary", "contentType": "text/plain", "data": "eA=="}
+    id_ = (await checked.post("/Binary", json=binary)).json()["id"]
+    places: list[dict[str, Any]] = [
+        {"resourceType": "DiagnosticReport", "status": "final", "code": {"text": "x"}},
+        {"resourceType": "DocumentReference", "status": "current"},
+    ]
+    for place, base in zip(places, ("", BASE + "/"), strict=True):
+        for name, status in ((fresh(), 422), (id_, 201)):
+            attachment = {"url": f"{base}Binary/{name}"}
+            content = {"presentedForm": [attachment], "content": [{"attachment": attachment}]}
+            own = "presentedForm" if place["resourceType"] == "DiagnosticReport" else "content"
+            body = {**place, own: content[own]}
+            answer = await checked.post(f"/{place['resourceType']}", json=body)
+            assert answer.status_code == status, answer.text
+            assert f"Binary/{name}" in answer.text
+    assert answer.json()["content"][0]["attachment"]["url"] == f"{BASE}/Binary/{id_}"
+    # What a search of DocumentReferences finds by its address is not deleted before them.
+    assert_outcome(await checked.delete(f"/Binary/{id_}"), 409, "conflict")
+
+
 async def test_by_default_nothing_is_checked(client: httpx.AsyncClient) -> None:
     assert (await client.post("/Condition", json=condition("Patient/nobody"))).status_code == 201
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.operations.registry import OPERATIONS
+from app.search import page_bytes
 from tests.conftest import JSON
 from tests.outcomes import assert_outcome
 
@@ -193,6 +194,49 @@ async def test_everything_is_the_compartment_and_what_it_refers_to_but_no_other_
         f"Organization/{ids['org']}",
         f"Practitioner/{ids['doctor']}",
     }
+
+
+async def test_everything_has_the_binaries_that_documents_attach(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so much on a page as fits with them."""
+    monkeypatch.setattr(page_bytes, "PAGE_BYTES", 40_000)
+    ids = await story(client)
+    base, pdf = str(client.base_url).rstrip("/"), {"content-type": "application/pdf"}
+    for number in range(3):
+        name = f"{ids['patient']}-{number}"
+        await client.put(f"/Binary/{name}", content=b"%PDF" * 3_000, headers=pdf)
+        url = f"Binary/{name}" if number else f"{base}/Binary/{name}"
+        document = {
+            "resourceType": "DocumentReference",
+            "id": name,
+            "status": "current",
+            "subject": {"reference": f"Patient/{ids['patient']}"},
+            "content": [{"attachment": {"url": url}}],
+        }
+        await put(client, document)
+    met: list[set[str]] = []
+    following: str | None = f"/Patient/{ids['patient']}/$everything?_type=DocumentReference"
+    while following:
+        page = (await client.get(following)).json()
+        matches, others = references(page, "match"), references(page, "include")
+        documents = {each.replace("DocumentReference", "Binary") for each in matches}
+        assert others == documents
+        met.append(matches)
+        links = {each["relation"]: each["url"] for each in page["link"]}
+        following = links.get("next")
+    assert [len(each) for each in met] == [2, 1]
+    # One that attaches more than a page holds brings what fits, and says so.
+    urls = [{"attachment": {"url": f"Binary/{ids['patient']}-{number}"}} for number in range(3)]
+    await put(client, {**document, "id": f"{ids['patient']}-0", "content": urls})
+    url = f"/Patient/{ids['patient']}/$everything?_type=DocumentReference&_count=1"
+    page = (await client.get(url)).json()
+    assert len(references(page, "include")) == 2
+    told = page["entry"][-1]
+    assert (told["search"]["mode"], told["resource"]["issue"][0]["code"]) == (
+        "outcome",
+        "too-costly",
+    )
 
 
 async def test_everything_in_pages_meets_each_match_once(client: httpx.AsyncClient) -> None:

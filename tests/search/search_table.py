@@ -132,6 +132,13 @@ VERSIONED = {"subject": {"reference": "Patient/p1/_history/3"}}
 
 REFERENCE: list[Row] = [
     ("id", "Encounter", SUBJECT, "subject=p1", True),
+    (
+        "context-of-content",
+        "Binary",
+        {"contentType": "a/b", "securityContext": {"reference": "Patient/p1"}},
+        "security-context=Patient/p1",
+        True,
+    ),
     ("id-group", "Encounter", {"subject": {"reference": "Group/p1"}}, "subject=p1", True),
     ("id-foreign", "Encounter", FOREIGN, "subject=p1", False),
     ("relative", "Encounter", SUBJECT, "subject=Patient/p1", True),

@@ -87,6 +87,17 @@ def test_words_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
+    ("resource_type", "holder"),
+    [("Binary", {}), ("DocumentReference", {"content": [{"attachment": {}}]})],
+)
+def test_what_files_hold_is_no_text(resource_type: str, holder: dict[str, Any]) -> None:
+    resource = {"resourceType": resource_type, **holder}
+    place = holder["content"][0]["attachment"] if holder else resource
+    place |= {"contentType": "text/plain", "data": "d29yZHM+d29yZHM/d29yZHM="}
+    assert words.terms(resource_type, resource) == []
+
+
+@pytest.mark.parametrize(
     ("resource_type", "name", "text", "code"),
     [
         pytest.param("CarePlan", "_text", "a", "value", id="no-word"),
