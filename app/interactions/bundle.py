@@ -93,7 +93,7 @@ async def _batch(
         try:
             parsed = parse(context, index, entry)
             answer = await _run_alone(context, parsed, dispatch)
-            return response(context, parsed, answer, prefer)
+            return await response(context, parsed, answer, prefer)
         except FhirError as error:
             return failure(error)
 
@@ -172,7 +172,7 @@ async def _transaction(
                 context, entry.method, entry.path, entry.query, None
             )
     return [
-        response(context, entry, answers[entry.index], prefer)
+        await response(context, entry, answers[entry.index], prefer)
         async for entry in pace.paced(entries)
     ]
 

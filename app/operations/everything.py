@@ -15,6 +15,7 @@ from functools import cache
 
 from app.context import Context
 from app.errors import BadRequest
+from app.fhir import shape
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.instants import days_in, instant_in
 from app.interactions import interactions, references
@@ -22,13 +23,13 @@ from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
 from app.runtime import pace
-from app.search import compartment, cursor, search_parameters
-from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search import compartment, search_parameters
+from app.search.bundle_writer import found_entries, write_bundle
+from app.search.cursor import Position
 from app.search.page_bytes import Measure, fitting, is_full
+from app.search.page_links import Walk
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.resolution import settled
-
-_FINGERPRINT = "everything"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,10 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A searchset with the patient, the patient's resources and the resources that they refer to."""
     if invocation.resource_id is not None:
         await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
-    request = _read(context, invocation)
+    place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
+    given = [(name, str(v)) for name, values in invocation.arguments.items() for v in values]
+    walk = await context.walk(f"{place}/$everything", [*given, *invocation.shaping])
+    request = _read(context, walk)
     page: list[tuple[str, ResourceVersion]] = []
     measure = Measure()
     async for found in _matches(context, invocation.resource_id, request):
@@ -63,24 +67,27 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     following = None
     if len(page) > len(shown) and shown:
         patient, last = shown[-1]
-        following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
+        following = Position((patient, last.type, last.id))
     stored = [match for _, match in shown]
-    included = await _referred_to(context, stored)
-    return InteractionResult(200, text=_bundle(context, invocation, stored, included, following))
+    entries = found_entries(context.base_url, stored)
+    entries += found_entries(context.base_url, await _referred_to(context, stored), "include")
+    links = await walk.links(walk.asked, following)
+    text = write_bundle({"type": "searchset"}, links, entries)
+    return InteractionResult(200, text=text, shape=shape.read(walk.asked))
 
 
-def _read(context: Context, invocation: Invocation) -> _Request:
-    types = [str(name) for name in invocation.all("_type")]
+def _read(context: Context, walk: Walk) -> _Request:
+    types = [text for name, text in walk.asked if name == "_type"]
     for name in types:
         if name not in SUPPORTED_TYPES:
             raise BadRequest("_type names a type that is not served", expression="_type")
-    count = invocation.one("_count")
-    since, start, end = (invocation.one(name) for name in ("_since", "start", "end"))
+    once = dict(walk.asked)
+    count = once.get("_count")
+    since, start, end = (once.get(name) for name in ("_since", "start", "end"))
     for name, bound in (("start", start), ("end", end)):
         if bound is not None:
             days_in(bound, name)
-    token = invocation.one(CURSOR)
-    after = cursor.decode(token, _FINGERPRINT, 3) if token is not None else None
+    after = walk.begin.of(3) if walk.begin is not None else None
     maximum = context.settings.max_count
     return _Request(
         types or _compartment_types(),
@@ -198,23 +205,3 @@ async def _referred_to(
         }
     found = await context.store.read_many(sorted(targets))
     return [stored for _, stored in sorted(found.items()) if not stored.deleted]
-
-
-def _bundle(
-    context: Context,
-    invocation: Invocation,
-    found: Sequence[ResourceVersion],
-    included: Sequence[ResourceVersion],
-    following: str | None,
-) -> bytes:
-    place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
-    url = f"{context.base_url}/{place}/$everything"
-    used = [
-        (name, str(value))
-        for name, values in invocation.arguments.items()
-        for value in values
-        if name != CURSOR
-    ]
-    entries = found_entries(context.base_url, found)
-    entries += found_entries(context.base_url, included, "include")
-    return write_bundle({"type": "searchset"}, page_links(url, used, following), entries)

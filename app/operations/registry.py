@@ -196,8 +196,12 @@ async def invoke(
     given: Resource | Sequence[tuple[str, str]],
     *,
     posted: bool,
+    shaping: Sequence[tuple[str, str]] = (),
 ) -> InteractionResult:
-    """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query."""
+    """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query.
+
+    `shaping` are those parameters of the URL that shape the answer.
+    """
     resource_type, resource_id = place
     if resource_type is not None:
         plan.check_type(resource_type)
@@ -214,7 +218,7 @@ async def invoke(
     )
     _check_present(definition, arguments)
     return await operation.run(
-        context, Invocation(resource_type, resource_id, arguments, posted, given)
+        context, Invocation(resource_type, resource_id, arguments, posted, given, shaping)
     )
 
 
