@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, cast
 
+from app.audit import entry
 from app.audit.log import AuditLog
 from app.authentication.caller import Caller
 from app.authentication.scopes import Action
@@ -15,6 +16,7 @@ from app.authorization.subject_store import IsTold, Subject, SubjectStore
 from app.records.reader import ResourceStore
 from app.runtime.clock import Clock
 from app.runtime.mongo import Mongo
+from app.search.page_links import PageLinks, Pairs, Walk
 from app.settings import Settings
 from app.store.store import Store
 
@@ -93,6 +95,8 @@ class Context:
     write_scope: WriteScope = NO_WRITES
     # The caller waits for no result (Prefer: respond-async).
     respond_async: bool = False
+    # How a batch or transaction is asked for as a whole: what is found by its entries is cut down on all of its pages.
+    shaping: Pairs = ()
     # Whom this is about, where it is to reach nobody else.
     subject: Subject | None = None
 
@@ -137,6 +141,17 @@ class Context:
         if self.subject is None:
             raise ValueError("about nobody in particular")
         return replace(self, subject=replace(self.subject, is_told=is_told))
+
+    async def walk(self, place: str, parameters: Pairs) -> Walk:
+        """The caller's way through the result of what it asks at a place below the base. Raises Gone or BadRequest.
+
+        What stands behind a page link goes on record as if the URL had spelled it.
+        """
+        links = self.services.get(PageLinks)
+        walk = await links.walk(self.caller.client_id, self.base_url, place, parameters)
+        if walk.token is not None:
+            entry.spell_out(walk.asked)
+        return walk
 
     def require(self, resource_type: str, *actions: Action) -> None:
         """Raises Forbidden where the caller lacks one of the rights (c, r, u, d, s) to a type."""

@@ -45,6 +45,7 @@ from app.runtime.codec_process import CodecProcess
 from app.runtime.exposition import Exposition
 from app.runtime.loops import loops_of
 from app.runtime.mongo import Mongo
+from app.search.page_links import PageLinks
 from app.search.search_state import SearchState
 from app.settings import Settings
 from app.store import format
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 running.push_async_callback(audit.stop)
             else:
                 await note_off(mongo, settings, owner)
+            keys = secrets.of_settings(settings)
             reactions = [each for each in REACTIONS if each.is_wanted(settings)]
             store = Store(
                 mongo,
@@ -89,9 +91,11 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 audit=audit,
                 reacting={name for each in reactions for name in (*each.types, *each.topics)},
                 search_state=search_state,
-                secrets=secrets.of_settings(settings),
+                secrets=keys,
             )
             await store.prepare()
+            links = PageLinks(mongo, keys, settings)
+            await links.prepare()
             await store.cluster.start()
             running.push_async_callback(store.cluster.stop)
             watch = asyncio.create_task(_end_when_refused(store, end))
@@ -128,7 +132,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             exposition = Exposition(measures.of_process, settings.metrics_directory)
             watched.append(exposition)
             parts += [Readiness(settings, mongo, store, worker, loops), measures, exposition]
-            parts.append(codec)
+            parts += [codec, links]
             services = Services(settings, mongo, store, clock, accesses, audit, parts)
             app.state.services = services
             await worker.start()

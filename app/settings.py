@@ -204,6 +204,11 @@ class Settings(BaseSettings):
     page_link_lifetime: float = Field(
         86_400, gt=0, description="Seconds after which the page links of a search are answered 410."
     )
+    max_kept_searches: int = Field(
+        100,
+        ge=1,
+        description="Most searches too long for a URL that are kept for the page links of one client.",
+    )
     max_count: int = Field(1000, ge=1, description="Largest page size.")
 
     export_hours: float = Field(

@@ -121,7 +121,7 @@ CALLS = {
     "search-sort": Call(400, "GET", f"/Patient?_sort=family&_elements={SSN}"),
     "search-count": Call(400, "GET", f"/Patient?_count={NAME}"),
     "search-include": Call(400, "GET", f"/Patient?_include={NAME}"),
-    "search-cursor": Call(400, "GET", f"/Patient?_cursor={NAME}"),
+    "search-cursor": Call(410, "GET", f"/Patient?_cursor={NAME}"),
     "search-near": Call(400, "GET", f"/Location?near={NAME}"),
     "search-in": Call(400, "GET", f"/Observation?code:in={NAME}"),
     "search-missing": Call(400, "GET", f"/Patient?name:missing={NAME}"),

@@ -23,20 +23,18 @@ from app.authentication.caller import UNLIMITED
 from app.authentication.scopes import Action, Scopes
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
-from app.fhir import json as fhir_json
+from app.fhir import json as fhir_json, shape
 from app.fhir.instants import END, Span
 from app.fhir.json import Resource
 from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document, Mongo
-from app.search import cursor
-from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search.bundle_writer import found_entries, write_bundle
+from app.search.cursor import Position
 from app.search.include import IncludedRow
+from app.search.page_links import Pairs, Walk
 from app.search.parameters import date
 from app.search.ranges import split_prefix
 
-Parameters = list[tuple[str, str]]
-
-_FORM = frozenset({"_format", "_pretty"})
 _COUNT = "_count"
 # Attempts to tell are on record when they have ended, which may take as long as their timeout.
 _LATE = timedelta(hours=1)
@@ -111,6 +109,7 @@ def handler(
 
 async def _read(request: Request, context: Context) -> InteractionResult:
     _check(context, "r")
+    shape.refuse_count(shape.read(request.query_params.multi_items()))
     row_id, _, number = request.path_params["id"].rpartition(".")
     row = await context.services.mongo.collection(COLLECTION).find_one({"_id": row_id})
     if row is None or not number.isdigit() or not 0 < int(number) <= len(row["each"]):
@@ -123,13 +122,14 @@ async def _search(request: Request, context: Context) -> InteractionResult:
     _check(context, "s")
     posted = await exchange.read_form(request) if request.method == "POST" else []
     parameters = [*request.query_params.multi_items(), *posted]
-    used = [pair for pair in parameters if pair[0] not in _FORM]
-    asked = questions(used, context.base_url)
-    count = _page_size(used, context)
-    token = next((value for name, value in used if name == CURSOR), None)
+    walk = await context.walk("AuditEvent", parameters)
+    shown = shape.read(walk.asked)
+    shape.refuse_count(shown)
+    asked = questions(walk.asked, context.base_url)
+    count = _page_size(walk.asked, context)
     after = None
-    if token is not None:
-        at, id_ = cursor.decode(token, cursor.fingerprint("AuditEvent", used), 2)
+    if walk.begin is not None:
+        at, id_ = walk.begin.of(2)
         row_id, _, number = id_.rpartition(".")
         after = (at, row_id, int(number))
     found: list[FoundEntry] = []
@@ -137,9 +137,8 @@ async def _search(request: Request, context: Context) -> InteractionResult:
         found.append(each)
         if len(found) > count:
             break
-    return InteractionResult(
-        200, text=_bundle(context, used, found[:count], more=len(found) > count)
-    )
+    text = await _bundle(walk, found[:count], more=len(found) > count)
+    return InteractionResult(200, text=text, shape=shown)
 
 
 async def _refuse(request: Request, context: Context) -> InteractionResult:
@@ -162,11 +161,11 @@ def _check(context: Context, action: Action) -> None:
         raise Forbidden(f"This needs the scope system/AuditEvent.{action}")
 
 
-def questions(parameters: Parameters, base_url: str) -> list[AuditQuestion]:
+def questions(parameters: Pairs, base_url: str) -> list[AuditQuestion]:
     """What a search asks. Raises BadRequest for a parameter that this search has not."""
     asked: list[AuditQuestion] = []
     for name, value in parameters:
-        if name in (_COUNT, CURSOR):
+        if name == _COUNT or name in shape.NAMES:
             continue
         read = _PARAMETERS.get(name)
         if read is None:
@@ -288,7 +287,7 @@ def _local(reference: str, base_url: str) -> str:
     return reference.removeprefix(f"{base_url}/")
 
 
-def _page_size(parameters: Parameters, context: Context) -> int:
+def _page_size(parameters: Pairs, context: Context) -> int:
     text = next((value for name, value in parameters if name == _COUNT), None)
     if text is None:
         return context.settings.default_count
@@ -297,15 +296,14 @@ def _page_size(parameters: Parameters, context: Context) -> int:
     return min(int(text), context.settings.max_count)
 
 
-def _bundle(context: Context, used: Parameters, found: list[FoundEntry], *, more: bool) -> bytes:
-    token = None
+async def _bundle(walk: Walk, found: list[FoundEntry], *, more: bool) -> bytes:
+    following = None
     if more:
         last = found[-1]
-        search = cursor.fingerprint("AuditEvent", used)
-        token = cursor.encode((last.row["at"], last.id), search)
+        following = Position((last.row["at"], last.id))
     events = [
-        IncludedRow("AuditEvent", each.id, fhir_json.encode(each.event(context.base_url)).decode())
+        IncludedRow("AuditEvent", each.id, fhir_json.encode(each.event(walk.base_url)).decode())
         for each in found
     ]
-    shown = page_links(f"{context.base_url}/AuditEvent", used, token)
-    return write_bundle({"type": "searchset"}, shown, found_entries(context.base_url, events))
+    links = await walk.links(walk.asked, following)
+    return write_bundle({"type": "searchset"}, links, found_entries(walk.base_url, events))

@@ -25,8 +25,8 @@ from app.errors import (
 )
 from app.fhir import binary, formats
 from app.fhir.binary import Content
-from app.fhir.formats import Form
 from app.fhir.json import Resource
+from app.fhir.shape import CUTS, PLAIN, AnswerShape
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion
 from app.runtime import pace
@@ -37,7 +37,6 @@ _PAGES = "sandbox; default-src 'none'; frame-ancestors 'none'"
 # What a form, or a page that need not ask first, can have a browser send.
 _UNASKED = frozenset({"text/plain", "multipart/form-data", "application/x-www-form-urlencoded"})
 _READS = frozenset({"read", "vread"})
-_SHAPES = frozenset({"_summary", "_elements"})
 _RANGE = re.compile(r"bytes=(?:(\d{1,15})-(\d{0,15})|-(\d{1,15}))", re.ASCII)
 _REFERENCE = re.compile(
     r"(?:https?://[!-~]+/)?[A-Z][A-Za-z]+/[A-Za-z0-9\-.]{1,64}(?:/_history/[A-Za-z0-9\-.]{1,64})?"
@@ -62,14 +61,14 @@ def may_be_asked(request: Request) -> bool:
     )
 
 
-def read_form_of_answer(request: Request) -> Form:
+def read_shape(request: Request) -> AnswerShape:
     """How the answer is to look, as far as that is known before there is one. Raises NotAcceptable or BadRequest."""
     try:
-        return exchange.read_form_of_answer(request)
+        return exchange.read_shape(request)
     except NotAcceptable:
         if not may_be_asked(request):
             raise
-        return formats.PLAIN
+        return PLAIN
 
 
 async def answer(request: Request, found: InteractionResult) -> InteractionResult:
@@ -102,12 +101,12 @@ def respond(answer_: RawAnswer) -> Response:
 def _is_asked(request: Request, stored: ResourceVersion) -> bool:
     """Whether the content is asked for. Raises NotAcceptable where neither that is nor a format of the resource."""
     query = request.query_params
-    if not _SHAPES & query.keys() and binary.is_content_asked(
+    if not CUTS & query.keys() and binary.is_content_asked(
         request.headers.get("accept"), query.get("_format"), binary.type_of(stored.text)
     ):
         return True
     try:
-        exchange.read_form_of_answer(request)
+        exchange.read_shape(request)
     except NotAcceptable:
         raise binary.not_acceptable() from None
     return False

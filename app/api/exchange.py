@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/http.html#general
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -22,9 +23,9 @@ from app.errors import (
     UnsupportedMediaType,
     operation_outcome,
 )
-from app.fhir import formats, json as fhir_json
-from app.fhir.formats import PLAIN, Form
+from app.fhir import formats, json as fhir_json, shape as shapes
 from app.fhir.json import Resource
+from app.fhir.shape import PLAIN, AnswerShape
 from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion
@@ -38,10 +39,17 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def read_form_of_answer(request: Request) -> Form:
-    """How the answer is to look. Raises NotAcceptable or BadRequest."""
-    query = request.query_params.multi_items() if request.scope["query_string"] else ()
-    return formats.read_form(query, request.headers.get("accept"))
+def read_shape(request: Request, asked: Sequence[tuple[str, str]] | None = None) -> AnswerShape:
+    """The shape that Accept and what is `asked` ask for, else the URL. Raises NotAcceptable or BadRequest."""
+    found = PLAIN
+    if asked is None and request.scope["query_string"]:
+        asked = request.query_params.multi_items()
+    if asked:
+        found = shapes.read(asked)
+    accept = request.headers.get("accept")
+    if found.media_type is not None or accept in (None, "*/*", formats.FHIR_JSON):
+        return found
+    return found.accepting(formats.accepted(accept))
 
 
 async def read_resource(request: Request, limit: int, codec: CodecProcess) -> Resource:
@@ -127,7 +135,7 @@ async def respond(
     answer: InteractionResult,
     base_url: str,
     prefer: Prefer | None,
-    form: Form,
+    shape: AnswerShape,
     codec: CodecProcess,
 ) -> Response:
     """The HTTP response; `prefer` says what the client wants back of a version it wrote."""
@@ -146,13 +154,14 @@ async def respond(
         body = fhir_json.encode(operation_outcome(issues))
     if body is None or answer.status in (204, 304):
         return Response(status_code=answer.status, headers=headers)
-    content_type = f"{form.media_type}; charset=utf-8"
-    return Response(await codec.render(body, form), answer.status, headers, content_type)
+    # What the interaction was asked for itself says more than the URL, but the format where that was left to Accept.
+    if answer.shape is not None:
+        shape = answer.shape.accepting(shape.media_type)
+    content = await codec.render(body, shape, is_result=answer.text is not None)
+    return Response(content, answer.status, headers, shape.content_type)
 
 
-def respond_error(error: FhirError, form: Form = PLAIN) -> Response:
+def respond_error(error: FhirError, shape: AnswerShape = PLAIN) -> Response:
     """The OperationOutcome of a failure, or what it is answered in, in the format that was asked for."""
-    content_type = f"{form.media_type}; charset=utf-8"
-    return Response(
-        form.encode(error.answer or error.outcome), error.status, error.headers, content_type
-    )
+    content = shape.encode(error.answer or error.outcome)
+    return Response(content, error.status, error.headers, shape.content_type)

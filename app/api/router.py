@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import unquote
 
@@ -31,7 +32,8 @@ from app.bulk.export_jobs import PLACE
 from app.consent import redisclosure
 from app.context import Context, Services
 from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
-from app.fhir import binary, formats, json as fhir_json
+from app.fhir import binary, formats, json as fhir_json, shape as shapes
+from app.fhir.shape import PLAIN, AnswerShape
 from app.interactions import bundle, interactions, plan
 from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
 from app.interactions.result import InteractionResult
@@ -68,37 +70,41 @@ class FhirEndpoint:
             response.body = b""
         await response(scope, receive, send)
 
-    async def answer(self, request: Request, context: Context) -> InteractionResult:
-        """Run the handler of the request's verb. Raises FhirError."""
+    async def answer(
+        self, request: Request, context: Context, shape: AnswerShape
+    ) -> InteractionResult:
+        """Run the handler of the request's verb, whose URL asks for a shape. Raises FhirError."""
         code, handler = self.routes.get(request.method) or _refusing(self.routes)
+        if shape.counts and code not in _COUNTED:
+            handler = _count
         return await audited.run(code, handler, request, context)
 
     async def _respond(self, request: Request) -> Response:
-        form = formats.PLAIN
+        shape = PLAIN
         context: Context | None = None
         try:
-            form = binary_content.read_form_of_answer(request)
+            shape = binary_content.read_shape(request)
             prefer = read_prefer(request.headers.get("prefer"))
             context = await _context(request, prefer)
             with redisclosure.collecting() as consents:
-                answer = await self.answer(request, context)
+                answer = await self.answer(request, context, shape)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
             if isinstance(answer, RawAnswer):
                 response = binary_content.respond(answer)
             else:
-                response = await exchange.respond(answer, context.base_url, written, form, codec)
+                response = await exchange.respond(answer, context.base_url, written, shape, codec)
             if consents and response.body:
                 response.headers.update(redisclosure.headers(consents.values()))
             return response
         except FhirError as error:
             if context is None:
                 error = await audited.refused(request, error)
-            return exchange.respond_error(error, form)
+            return exchange.respond_error(error, request.scope.get("shape", shape))
         except ConnectionFailure:
             log.warning("database unreachable", extra={"action": "request"})
             unavailable = Unavailable("The database does not answer; try again")
-            return exchange.respond_error(unavailable, form)
+            return exchange.respond_error(unavailable, shape)
 
 
 class DirectEndpoint:
@@ -129,7 +135,9 @@ class DirectEndpoint:
             response.body = b""
         await response(scope, receive, send)
 
-    async def answer(self, request: Request, context: Context) -> InteractionResult:
+    async def answer(
+        self, request: Request, context: Context, shape: AnswerShape
+    ) -> InteractionResult:
         raise BadRequest("Exports are not fetched inside of a Bundle", code="not-supported")
 
 
@@ -148,6 +156,11 @@ def _refusing(
         raise MethodNotAllowed(f"{request.method} is not supported here", headers={"Allow": verbs})
 
     return "request", not_allowed
+
+
+async def _count(request: Request, context: Context) -> NoReturn:
+    """The handler of what was to be counted and has no number."""
+    raise shapes.not_counted()
 
 
 async def _context(request: Request, prefer: Prefer) -> Context:
@@ -190,7 +203,8 @@ async def system_bundle(request: Request, context: Context) -> InteractionResult
     codec = context.services.get(CodecProcess)
     resource = await exchange.read_resource(request, context.settings.max_bundle_bytes, codec)
     prefer = read_prefer(request.headers.get("prefer"))
-    return await bundle.process(context, resource, prefer, dispatch)
+    asked = [pair for pair in request.query_params.multi_items() if pair[0] in shapes.CUTS]
+    return await bundle.process(replace(context, shaping=asked), resource, prefer, dispatch)
 
 
 async def read(request: Request, context: Context) -> InteractionResult:
@@ -297,8 +311,11 @@ async def search_compartment(request: Request, context: Context) -> InteractionR
 
 
 async def _search_parameters(request: Request) -> list[tuple[str, str]]:
-    posted = await exchange.read_form(request) if request.method == "POST" else []
-    return [*request.query_params.multi_items(), *posted]
+    asked = request.query_params.multi_items()
+    if request.method == "POST":
+        asked += await exchange.read_form(request)
+        request.scope["shape"] = exchange.read_shape(request, asked)
+    return asked
 
 
 async def operation(request: Request, context: Context) -> InteractionResult:
@@ -310,6 +327,13 @@ async def operation(request: Request, context: Context) -> InteractionResult:
     return await operations.invoke(context, path["operation"], place, given, query, posted=posted)
 
 
+# What counts what it finds.
+_COUNTED = frozenset(
+    {
+        *("search-type", "search-system"),
+        *("history-instance", "history-type", "history-system"),
+    }
+)
 _OPERATION = ("operation", operation)
 _SEARCH_SYSTEM = ("search-system", search_system)
 _SEARCH_COMPARTMENT = ("search-type", search_compartment)
@@ -443,5 +467,7 @@ async def dispatch(
     async def receive() -> Message:
         return {"type": "http.request", "body": content, "more_body": False}
 
+    request = Request(scope, receive)
+    shape = exchange.read_shape(request)
     with redisclosure.collecting():  # what the entry needed is on record with the entry
-        return await endpoint.answer(Request(scope, receive), context)
+        return await endpoint.answer(request, context, shape)

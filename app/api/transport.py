@@ -129,7 +129,9 @@ class Transport:
     def _check(self, scope: Scope) -> None:
         """What can be refused before anything is done. Raises FhirError."""
         if len(scope["raw_path"]) + len(scope["query_string"]) > self._max_url_bytes:
-            raise UriTooLong(f"The URL is over the limit of {self._max_url_bytes} bytes")
+            raise UriTooLong(
+                f"The URL is over the limit of {self._max_url_bytes} bytes; a long search goes by POST to _search"
+            )
         if scope.get("content_encoding", b"identity").lower() != b"identity":
             # Nothing is unpacked, so nothing can blow up.
             raise UnsupportedMediaType(

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
+from urllib.parse import urlencode
 
 from app.authentication.caller import SERVER, Caller
 from app.records.versions import ResourceVersion
@@ -66,6 +67,13 @@ def asking(now: AuditedRequest) -> Iterator[None]:
         yield
     finally:
         asked.reset(token)
+
+
+def spell_out(parameters: Sequence[tuple[str, str]]) -> None:
+    """Add to the current request what a token in its line stands for."""
+    now = asked.get()
+    if now is not None:
+        now.line = f"{now.line} {urlencode(parameters)}"
 
 
 def entry(

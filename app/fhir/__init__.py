@@ -8,7 +8,8 @@ encounter_status       says how far a stay has come: planned, going on, over, an
 ids                    makes UUIDv7 ids
 instants               reads and writes dates, dateTimes and instants by R4's grammar
 json                   decodes and encodes FHIR's JSON without losing a digit
-formats                negotiates JSON and XML, and cuts answers down
+formats                negotiates JSON and XML
+shape                  reads `_format`, `_pretty`, `_summary` and `_elements`, and gives an answer that shape
 binary                 turns content of any type into a Binary and back
 summary                cuts a resource down to `_summary` and `_elements`
 element_budget         bounds what a body will cost, by its bytes

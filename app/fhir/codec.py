@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from app.errors import Issue
-from app.fhir import formats, json as fhir_json, pieces
+from app.fhir import formats, json as fhir_json, pieces, shape as shapes
 from app.fhir.element_budget import check_cost
 from app.fhir.json import Resource
 from app.fhir.patch.patch_formats import patch_of
@@ -55,9 +55,9 @@ def judge(resource: Resource, *, with_models: bool) -> list[Issue]:
     return issues
 
 
-def render(text: bytes, *, form: Mapping[str, Any]) -> Iterator[Piece]:
-    """An answer's JSON in the form that was asked for."""
-    rendered = formats.Form(**form).render(text)
+def render(text: bytes, *, shape: Mapping[str, Any], is_result: bool) -> Iterator[Piece]:
+    """An answer's JSON in the shape that was asked for."""
+    rendered = shapes.AnswerShape(**shape).render(text, is_result=is_result)
     for start in range(0, len(rendered), _BYTES_AT_ONCE):
         yield BYTES, rendered[start : start + _BYTES_AT_ONCE]
 

@@ -1,19 +1,15 @@
-"""JSON and XML: which one a request brings, which one its answer takes, and how the answer is cut and laid out.
+"""JSON and XML: which one a request brings, and which one its answer takes.
 
 https://hl7.org/fhir/R4/http.html#mime-type
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-import msgspec
-
-from app.errors import BadRequest, NotAcceptable, UnsupportedMediaType
-from app.fhir import json as fhir_json, summary, xml
+from app.errors import NotAcceptable, UnsupportedMediaType
+from app.fhir import json as fhir_json, xml
 from app.fhir.json import Resource
 
 FHIR_JSON = "application/fhir+json"
@@ -28,62 +24,6 @@ _DECODERS: Mapping[str, Callable[[bytes], Resource]] = {
     FHIR_XML: xml.decode,
 }
 _VERSIONS = frozenset({"4.0", "4.0.1"})
-_SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
-_ELEMENT = re.compile(r"^[A-Za-z]+(\.[A-Za-z]+)?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How an answer is to look."""
-
-    media_type: str = FHIR_JSON
-    pretty: bool = False
-    summary: str | None = None
-    elements: tuple[str, ...] = ()
-
-    def render(self, body: str | bytes) -> bytes:
-        """The answer's JSON text in this form."""
-        if not (self.summary or self.elements) and self.media_type == FHIR_JSON:
-            text = body.encode() if isinstance(body, str) else body
-            return msgspec.json.format(text, indent=2) if self.pretty else text
-        resource = fhir_json.decode_stored(body)
-        if self.summary or self.elements:
-            is_result = resource.get("resourceType") == "Bundle" and "entry" in resource
-            cut = summary.subset_bundle if is_result else summary.subset
-            resource = cut(resource, self.summary, self.elements)
-        return self.encode(resource)
-
-    def encode(self, resource: Resource) -> bytes:
-        """A resource in this form's format and layout."""
-        if self.media_type == FHIR_JSON:
-            text = fhir_json.encode(resource)
-            return msgspec.json.format(text, indent=2) if self.pretty else text
-        return xml.encode(resource, pretty=self.pretty)
-
-
-PLAIN = Form()
-
-
-def read_form(query: Sequence[tuple[str, str]], accept: str | None) -> Form:
-    """What `_format`, Accept, `_pretty`, `_summary` and `_elements` ask for. Raises NotAcceptable or BadRequest."""
-    if not query and (accept is None or accept in ("*/*", FHIR_JSON)):
-        return PLAIN
-    last = dict(query)
-    wanted = last.get("_format")
-    media_type = _format(wanted) if wanted is not None else _accepted(accept)
-    pretty, cut = last.get("_pretty", "false"), last.get("_summary")
-    if pretty not in ("true", "false"):
-        raise BadRequest("_pretty must be true or false", code="value", expression="http._pretty")
-    if cut is not None and cut not in _SUMMARIES:
-        raise BadRequest(
-            "_summary must be true, text, data, count or false",
-            code="value",
-            expression="http._summary",
-        )
-    names = tuple(name for key, text in query if key == "_elements" for name in text.split(","))
-    if not all(_ELEMENT.match(name) for name in names):
-        raise BadRequest("_elements must name elements", code="value", expression="http._elements")
-    return Form(media_type, pretty == "true", None if cut in ("false", "count") else cut, names)
 
 
 def decode(content_type: str, body: bytes) -> Resource:
@@ -102,7 +42,8 @@ def check(content_type: str) -> str:
     return known
 
 
-def _format(text: str) -> str:
+def named(text: str) -> str:
+    """The format that a value of `_format` names. Raises NotAcceptable."""
     # A plus sign in a query that nobody encoded arrives as a space.
     name, parameters = _split(text.replace(" ", "+"))
     if name in SPELLINGS and parameters.get("fhirversion", "4.0") in _VERSIONS:
@@ -111,8 +52,8 @@ def _format(text: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _accepted(accept: str | None) -> str:
-    """The format with the highest quality in an Accept header; JSON where the client leaves it open."""
+def accepted(accept: str | None) -> str:
+    """The format with the highest quality in an Accept header; JSON where that leaves it open. Raises NotAcceptable."""
     if accept is None:
         return FHIR_JSON
     best, quality = None, 0.0

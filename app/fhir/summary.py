@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from app.fhir.definitions import Element, json_name, structure
+from app.fhir.definitions import Element, json_name, resolve, structure
 from app.fhir.json import Resource
 
 SUBSETTED = {
@@ -33,7 +33,7 @@ def subset(resource: Resource, summary: str | None, elements: Sequence[str]) -> 
     elif summary == "text":
         kept = _keep(resource, frozenset({"text"}) | _mandatory(resource_type))
     elif summary == "data":
-        kept = {key: value for key, value in resource.items() if key != "text"}
+        kept = _without_text(resource)
     else:
         kept = _summarised(resource, structure(resource_type).elements)
         kept = {**{key: resource[key] for key in _ALWAYS if key in resource}, **kept}
@@ -41,14 +41,21 @@ def subset(resource: Resource, summary: str | None, elements: Sequence[str]) -> 
 
 
 def subset_bundle(bundle: Resource, summary: str | None, elements: Sequence[str]) -> Resource:
-    """A searchset or history with each resource cut down; an element of another type is named `Type.element`."""
+    """A result with each resource cut down; an element of another type is named `Type.element`."""
     entries = [
-        {**entry, "resource": subset(entry["resource"], summary, elements)}
+        {**entry, "resource": _subset_found(entry["resource"], summary, elements)}
         if "resource" in entry
         else entry
         for entry in bundle.get("entry", ())
     ]
     return {**bundle, "entry": entries} if entries else bundle
+
+
+def _subset_found(resource: Resource, summary: str | None, elements: Sequence[str]) -> Resource:
+    # What a batch was asked for is a result itself. Those that are stored have a version.
+    if resource.get("resourceType") == "Bundle" and "meta" not in resource:
+        return subset_bundle(resource, summary, elements)
+    return subset(resource, summary, elements)
 
 
 def _marked(resource: Resource) -> Resource:
@@ -69,20 +76,44 @@ def _keep(resource: Resource, names: frozenset[str]) -> Resource:
 
 
 def _summarised(value: Mapping[str, Any], elements: Mapping[str, Element]) -> dict[str, Any]:
-    """The summary elements, inside backbone elements too; values of data types stay whole."""
+    """The summary elements, inside backbone elements and resources too; values of data types stay whole."""
     names = _json_names(elements)
     kept: dict[str, Any] = {}
     for key, child in value.items():
         element = elements.get(names.get(key.removeprefix("_"), ""))
         if element is None or not element.summary:
             continue
-        if element.elements and isinstance(child, list):
-            child = [_summarised(item, element.elements) for item in child]
-        elif element.elements and isinstance(child, dict):
-            child = _summarised(child, element.elements)
+        if isinstance(child, list):
+            child = [_summarised_child(item, element) for item in child]
+        else:
+            child = _summarised_child(child, element)
         if child not in ({}, []):
             kept[key] = child
     return kept
+
+
+def _summarised_child(child: Any, element: Element) -> Any:
+    if not isinstance(child, dict):
+        return child
+    if "resourceType" in child:
+        return subset(child, "true", ())
+    inner = resolve(element.ref).elements if element.ref else element.elements
+    return _summarised(child, inner) if inner else child
+
+
+def _without_text(resource: Resource) -> Resource:
+    """The resource without narrative, and without that of the resources in it."""
+    return {key: _with_data(value) for key, value in resource.items() if key != "text"}
+
+
+def _with_data(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_data(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "resourceType" in value:
+        return _without_text(value)
+    return {key: _with_data(each) for key, each in value.items()}
 
 
 def _json_names(elements: Mapping[str, Element]) -> dict[str, str]:

@@ -94,7 +94,7 @@ async def _batch(
     async def run(entry: BundleEntry) -> str:
         try:
             answer = await _run_alone(context, entry, names, dispatch)
-            return response(context, entry, answer, prefer)
+            return await response(context, entry, answer, prefer)
         except FhirError as error:
             return failure(error)
 
@@ -183,7 +183,7 @@ async def _transaction(
                 context, entry.method, entry.path, entry.query, None
             )
     return [
-        response(context, entry, answers[entry.index], prefer)
+        await response(context, entry, answers[entry.index], prefer)
         async for entry in pace.paced(entries)
     ]
 

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlencode
 
 from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, operation_outcome
-from app.fhir import json as fhir_json
+from app.fhir import json as fhir_json, shape as shapes
 from app.fhir.formats import FHIR_JSON
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.fhir.pieces import exact
+from app.fhir.shape import PLAIN, AnswerShape
 from app.interactions.plan import Target
 from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
 from app.interactions.result import InteractionResult
@@ -31,7 +33,9 @@ ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 class BundleEntry:
     """One entry of a batch or transaction, with its request parsed.
 
-    `repeats` is the entry of a transaction that asks for the same conditional create.
+    `repeats` is the entry of a transaction that asks for the same conditional create. `shape` is how its URL asks the
+    resource in the response to be cut down. `query` says so, too, where what is asked has links that must say it. The
+    format and the layout are those of the whole answer: an entry's are left out.
     """
 
     index: int
@@ -43,6 +47,7 @@ class BundleEntry:
     preconditions: Preconditions
     target: Target | None = field(default=None)
     repeats: BundleEntry | None = field(default=None)
+    shape: AnswerShape = PLAIN
 
     @property
     def where(self) -> str:
@@ -70,6 +75,7 @@ def parse(context: Context, index: int, raw: Any) -> BundleEntry:
         raise BadRequest("The request needs a url", code="required", expression=f"{where}.url")
     url = url.removeprefix(context.base_url).lstrip("/")
     path, _, query = url.partition("?")
+    query, shape = _shaped(context, method, path, query)
     headers = {
         header: request[name]
         for name, header in (
@@ -90,7 +96,21 @@ def parse(context: Context, index: int, raw: Any) -> BundleEntry:
         full_url,
         raw.get("resource"),
         read_preconditions(headers),
+        shape=shape,
     )
+
+
+def _shaped(context: Context, method: str, path: str, query: str) -> tuple[str, AnswerShape]:
+    """The query of an entry as it is carried out, and how it asks its answer to be cut down: else as the Bundle is."""
+    shape = shapes.read(parse_qsl(query, keep_blank_values=True)) if query else PLAIN
+    if method not in ("GET", "HEAD"):
+        shapes.refuse_count(shape)
+        return shapes.without(query), shape
+    query = shapes.without(query, shapes.LAYOUT)
+    # `_elements` of an export are what it writes into files.
+    if context.shaping and not shape.cuts and not path.endswith("$export"):
+        query = "&".join(part for part in (query, urlencode(context.shaping)) if part)
+    return query, shape
 
 
 def address_of(entry: BundleEntry) -> tuple[str, str | None]:
@@ -161,7 +181,7 @@ def _moved(issue: Issue, entry: _Placed) -> Issue:
 # Writing the response's entries
 
 
-def response(
+async def response(
     context: Context, entry: BundleEntry, answer: InteractionResult, prefer: Prefer
 ) -> str:
     returns = "representation" if entry.method in ("GET", "HEAD") else prefer.returns
@@ -185,6 +205,10 @@ def response(
     body = answer.body
     if body is None or returns != "representation":
         return text
+    shape = (answer.shape or entry.shape).within
+    if shape.cuts:
+        codec = context.services.get(CodecProcess)
+        body = await codec.render(body, shape, is_result=answer.text is not None)
     resource = body if isinstance(body, str) else body.decode()
     return f'{text[:-1]},"resource":{resource}}}'
 

@@ -12,22 +12,18 @@ from typing import Any
 import msgspec
 
 from app.errors import BadRequest
-from app.fhir import json as fhir_json
+from app.fhir import json as fhir_json, shape
 from app.fhir.instants import Span, instant, instant_in, range_in
+from app.fhir.shape import AnswerShape
 from app.interactions.result import InteractionResult
 from app.records.versions import HistoryRange, ResourceVersion
-from app.search import cursor
-from app.search.bundle_writer import CURSOR, page_links, write_bundle
+from app.search.bundle_writer import write_bundle
+from app.search.cursor import Position
 from app.search.page_bytes import fitting
+from app.search.page_links import Walk
 from app.search.parameters import date
 from app.search.ranges import split_prefix
 
-Parameters = Sequence[tuple[str, str]]
-
-_FINGERPRINT = "history"
-_IGNORED = frozenset({"_format", "_pretty"})
-# They shorten the entries of the response, not the list of its versions; its links must keep them.
-_CUTS = frozenset({"_summary", "_elements"})
 _STATUS = {"POST": "201", "PUT": "200", "PATCH": "200", "DELETE": "204"}
 
 
@@ -38,54 +34,50 @@ class HistoryQuery:
     range: HistoryRange
     count: int
     used: tuple[tuple[str, str], ...]
+    shape: AnswerShape = shape.PLAIN
 
 
-def parse(
-    range_: HistoryRange, parameters: Parameters, default_count: int, max_count: int
-) -> HistoryQuery:
+def parse(range_: HistoryRange, walk: Walk, default_count: int, max_count: int) -> HistoryQuery:
     """The parsed request. Raises BadRequest for an unknown parameter or a value that cannot be read."""
     count, used = default_count, []
-    for name, value in parameters:
-        if name in _IGNORED:
-            continue
+    shown = shape.read(walk.asked)
+    for name, value in walk.asked:
         if name == "_count":
             count = _count(value, max_count)
-        elif name in _CUTS:
-            count = 0 if (name, value) == ("_summary", "count") else count
+        elif name in shape.NAMES:
+            pass
         elif name == "_since":
             range_ = msgspec.structs.replace(range_, since=instant_in(value, "http._since"))
         elif name == "_at":
             range_ = msgspec.structs.replace(range_, period=_period(value))
-        elif name == CURSOR:
-            at, resource_type, version, resource_id = cursor.decode(value, _FINGERPRINT, 4)
-            before = (at, resource_type, resource_id, int(version))
-            range_ = msgspec.structs.replace(range_, before=before)
-            continue
         else:
             raise BadRequest(f"Unknown history parameter {name!r}", code="not-supported")
         used.append((name, value))
-    return HistoryQuery(range_, count, tuple(used))
+    if walk.begin is not None:
+        at, resource_type, version, resource_id = walk.begin.of(4)
+        before = (at, resource_type, resource_id, int(version))
+        range_ = msgspec.structs.replace(range_, before=before)
+    return HistoryQuery(range_, 0 if shown.counts else count, tuple(used), shown)
 
 
-def bundle(
-    query: HistoryQuery, page: Sequence[ResourceVersion], total: int | None, url: str, base_url: str
+async def bundle(
+    query: HistoryQuery, page: Sequence[ResourceVersion], total: int | None, walk: Walk
 ) -> InteractionResult:
     """The history Bundle: newest first, deletions as entries without a resource, `total` over all pages if known."""
     shown = page[: min(query.count, fitting(len(stored.text) for stored in page))]
-    token = None
+    following = None
     if len(page) > len(shown) and shown:
         last = shown[-1]
-        token = cursor.encode((last.at, last.type, str(last.version), last.id), _FINGERPRINT)
+        following = Position((last.at, last.type, str(last.version), last.id))
     head: dict[str, Any] = {"type": "history"}
     if query.range.until is not None and query.range.before is None:
         # Complete up to here (app/runtime/cluster.py): the next `_since` may begin at this time.
         head["meta"] = {"lastUpdated": instant(query.range.until)}
     if total is not None:
         head["total"] = total
-    entries = [piece for stored in shown for piece in _entry(stored, base_url)]
-    return InteractionResult(
-        200, text=write_bundle(head, page_links(url, query.used, token), entries)
-    )
+    entries = [piece for stored in shown for piece in _entry(stored, walk.base_url)]
+    text = write_bundle(head, await walk.links(query.used, following), entries)
+    return InteractionResult(200, text=text, shape=query.shape)
 
 
 def _entry(stored: ResourceVersion, base_url: str) -> Iterator[str]:

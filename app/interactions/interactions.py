@@ -9,7 +9,7 @@ version they read; where another writer was faster they read again, unless the c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,6 +25,8 @@ from app.interactions.result import InteractionResult
 from app.records.reader import ResourceStore
 from app.records.versions import HistoryRange, ResourceVersion, VersionConflict
 from app.search import compartment, contained_search, page, query, system
+from app.search.page_links import Walk
+from app.search.query import Query
 
 T = TypeVar("T")
 Parameters = list[tuple[str, str]]
@@ -200,60 +202,76 @@ async def search_type(
     """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
     write.check_type(resource_type)
     context.require(resource_type, "s")
-    lenient, settings = context.handling == "lenient", context.settings
-    base_url = context.base_url
-    if contained_search.is_asked(parameters):
+    walk = await context.walk(resource_type, parameters)
+    if contained_search.is_asked(walk.asked):
         found = contained_search.parse(
-            resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
+            resource_type,
+            walk.asked,
+            lenient=context.handling == "lenient",
+            settings=context.settings,
+            base_url=context.base_url,
+            begin=walk.begin,
         )
-        return InteractionResult(
-            200, text=await system.search_types(context.store, found, base_url)
-        )
-    parsed = query.parse(
-        resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
-    )
-    return InteractionResult(200, text=await page.search_type(context.store, parsed, base_url))
+        return await _found_in_types(context, found, walk)
+    return await _found(context, _parsed(context, resource_type, walk), walk)
 
 
 async def search_system(context: Context, parameters: Parameters) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#search over several resource types."""
-    parsed = system.parse(
-        parameters,
-        lenient=context.handling == "lenient",
-        settings=context.settings,
-        base_url=context.base_url,
-    )
-    return InteractionResult(
-        200, text=await system.search_types(context.store, parsed, context.base_url)
-    )
+    walk = await context.walk("", parameters)
+    return await _found_in_types(context, _parsed_for_types(context, walk), walk)
 
 
 async def search_compartment(
     context: Context, owner: tuple[str, str], resource_type: str, parameters: Parameters
 ) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#vsearch in the compartment of a resource: one type, or `*` for all."""
-    lenient, settings = context.handling == "lenient", context.settings
-    base_url = context.base_url
+    place = f"{owner[0]}/{owner[1]}/{resource_type}"
     if resource_type == "*":
         types = compartment.types(owner[0])
-        found = system.parse(
-            parameters,
-            lenient=lenient,
-            settings=settings,
-            base_url=base_url,
-            compartment=(*owner, types),
-        )
-        return InteractionResult(
-            200, text=await system.search_types(context.store, found, base_url)
-        )
+        walk = await context.walk(place, parameters)
+        found = _parsed_for_types(context, walk, (*owner, types))
+        return await _found_in_types(context, found, walk)
     write.check_type(resource_type)
     context.require(resource_type, "s")
-    parsed = query.parse(
-        resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
-    )
+    walk = await context.walk(place, parameters)
+    parsed = _parsed(context, resource_type, walk)
     parsed.conditions.append(compartment.membership(*owner, resource_type, parsed.scope))
-    parsed.place = f"{owner[0]}/{owner[1]}/{resource_type}"
-    return InteractionResult(200, text=await page.search_type(context.store, parsed, base_url))
+    return await _found(context, parsed, walk)
+
+
+def _parsed(context: Context, resource_type: str, walk: Walk) -> Query:
+    return query.parse(
+        resource_type,
+        walk.asked,
+        lenient=context.handling == "lenient",
+        settings=context.settings,
+        base_url=context.base_url,
+        begin=walk.begin,
+    )
+
+
+def _parsed_for_types(
+    context: Context, walk: Walk, within: tuple[str, str, Sequence[str]] | None = None
+) -> system.Search:
+    return system.parse(
+        walk.asked,
+        lenient=context.handling == "lenient",
+        settings=context.settings,
+        base_url=context.base_url,
+        compartment=within,
+        begin=walk.begin,
+    )
+
+
+async def _found(context: Context, parsed: Query, walk: Walk) -> InteractionResult:
+    text = await page.search_type(context.store, parsed, walk)
+    return InteractionResult(200, text=text, shape=parsed.shape)
+
+
+async def _found_in_types(context: Context, found: system.Search, walk: Walk) -> InteractionResult:
+    text = await system.search_types(context.store, found, walk)
+    return InteractionResult(200, text=text, shape=found.queries[0].shape)
 
 
 async def history(
@@ -263,19 +281,21 @@ async def history(
     resource_id: str | None = None,
 ) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#history of one resource, a type or everything; 404 for an unused id."""
-    url = context.base_url
     if resource_type is not None:
         write.check_type(resource_type)
         context.require(resource_type, "s" if resource_id is None else "r")
-        url += f"/{resource_type}"
-    if resource_type is not None and resource_id is not None:
-        url += f"/{resource_id}"
-        if await context.store.read(resource_type, resource_id) is None:
-            raise NotFound("No such resource")
+    if (
+        resource_type is not None
+        and resource_id is not None
+        and await context.store.read(resource_type, resource_id) is None
+    ):
+        raise NotFound("No such resource")
+    place = "/".join(part for part in (resource_type, resource_id, "_history") if part)
+    walk = await context.walk(place, parameters)
     settings = context.settings
     parsed = history_page.parse(
         HistoryRange(resource_type, resource_id),
-        parameters,
+        walk,
         settings.default_count,
         settings.max_count,
     )
@@ -284,7 +304,7 @@ async def history(
         parsed = replace(parsed, range=msgspec.structs.replace(parsed.range, until=horizon))
     versions = await context.store.history(parsed.range, parsed.count + 1, for_page=True)
     total = await context.store.history_total(parsed.range)
-    return history_page.bundle(parsed, versions, total, f"{url}/_history", context.base_url)
+    return await history_page.bundle(parsed, versions, total, walk)
 
 
 async def _commit(

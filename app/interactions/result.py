@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from app.errors import Issue
+from app.fhir.shape import AnswerShape
 from app.records.versions import ResourceVersion
 
 
 @dataclass(slots=True)
 class InteractionResult:
-    """The result of an interaction: a status and one version, or a Bundle or outcome as JSON text."""
+    """The result of an interaction: a status and one version, or a Bundle or outcome as JSON text.
+
+    `shape` is what the interaction itself was asked for, where that is more than its URL says: in a form, or behind the
+    link to a page.
+    """
 
     status: int
     stored: ResourceVersion | None = None
@@ -18,6 +23,7 @@ class InteractionResult:
     issues: tuple[Issue, ...] = ()
     location: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+    shape: AnswerShape | None = None
 
     @property
     def body(self) -> str | bytes | None:

@@ -12,15 +12,13 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from app.errors import BadRequest
-from app.fhir import validation
+from app.fhir import shape, validation
 from app.fhir.definitions import json_name
 from app.fhir.json import Resource
 from app.search.bundle_writer import CURSOR
 
 Arguments = dict[str, list[Any]]
 
-# Parameters of the response's form, not of the operation.
-_GENERAL = frozenset({"_format", "_pretty", "_summary", "_elements"})
 _INTEGER = re.compile(r"^[+-]?[0-9]{1,10}$")
 _TEXT_TYPES = frozenset(
     {"string", "code", "uri", "url", "canonical", "id", "instant", "date", "dateTime", "token"}
@@ -31,7 +29,8 @@ _TEXT_TYPES = frozenset(
 class Invocation:
     """Where an operation was called, and its arguments by name: JSON values, resources, or lists of parts.
 
-    `given` is what they were read from: the body, or the query's pairs.
+    `given` is what they were read from: the body, or the query's pairs. `shaping` are the parameters of the query that
+    shape the answer, to be said again by its links.
     """
 
     resource_type: str | None
@@ -39,6 +38,7 @@ class Invocation:
     arguments: Arguments
     posted: bool = False
     given: Resource | Sequence[tuple[str, str]] = ()
+    shaping: Sequence[tuple[str, str]] = ()
 
     @property
     def instance(self) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def arguments_of_query(
     inputs = _inputs(definition)
     arguments: Arguments = {}
     for name, text in query:
-        if name in _GENERAL and name not in inputs:
+        if name in shape.NAMES and name not in inputs:
             continue
         if name == CURSOR:
             arguments[name] = [text]

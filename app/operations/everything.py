@@ -16,6 +16,7 @@ from functools import cache
 
 from app.context import Context
 from app.errors import BadRequest, Issue
+from app.fhir import shape
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.instants import days_in, instant_in
 from app.interactions import interactions, references
@@ -23,19 +24,14 @@ from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
 from app.runtime import pace
-from app.search import compartment, cursor, search_parameters
-from app.search.bundle_writer import (
-    CURSOR,
-    found_entries,
-    outcome_entry,
-    page_links,
-    write_bundle,
-)
+from app.search import compartment, search_parameters
+from app.search.bundle_writer import found_entries, outcome_entry, write_bundle
+from app.search.cursor import Position
 from app.search.page_bytes import Measure, fitting, is_full
+from app.search.page_links import Walk
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.resolution import settled
 
-_FINGERPRINT = "everything"
 _CUT = Issue(
     "too-costly",
     "What the first match attaches does not fit on one page: read the others by the addresses in it",
@@ -64,7 +60,10 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A searchset with the patient, the patient's resources and the resources that they refer to."""
     if invocation.resource_id is not None:
         await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
-    request = _read(context, invocation)
+    place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
+    given = [(name, str(v)) for name, values in invocation.arguments.items() for v in values]
+    walk = await context.walk(f"{place}/$everything", [*given, *invocation.shaping])
+    request = _read(context, walk)
     page: list[tuple[str, ResourceVersion]] = []
     measure = Measure()
     async for found in _matches(context, invocation.resource_id, request):
@@ -77,28 +76,31 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     following = None
     if len(page) > len(shown) and shown:
         patient, last = shown[-1]
-        following = cursor.encode((patient, last.type, last.id), _FINGERPRINT)
+        following = Position((patient, last.type, last.id))
     stored = [match for _, match in shown]
     included = {each.reference: each for each in await _referred_to(context, stored)}
     included |= {each.reference: each for each in attached.found}
-    others = found_entries(context.base_url, included.values(), "include")
+    entries = found_entries(context.base_url, stored)
+    entries += found_entries(context.base_url, included.values(), "include")
     if attached.is_cut:
-        others += outcome_entry((_CUT,))
-    return InteractionResult(200, text=_bundle(context, invocation, stored, others, following))
+        entries += outcome_entry((_CUT,))
+    links = await walk.links(walk.asked, following)
+    text = write_bundle({"type": "searchset"}, links, entries)
+    return InteractionResult(200, text=text, shape=shape.read(walk.asked))
 
 
-def _read(context: Context, invocation: Invocation) -> _Request:
-    types = [str(name) for name in invocation.all("_type")]
+def _read(context: Context, walk: Walk) -> _Request:
+    types = [text for name, text in walk.asked if name == "_type"]
     for name in types:
         if name not in SUPPORTED_TYPES:
             raise BadRequest("_type names a type that is not served", expression="_type")
-    count = invocation.one("_count")
-    since, start, end = (invocation.one(name) for name in ("_since", "start", "end"))
+    once = dict(walk.asked)
+    count = once.get("_count")
+    since, start, end = (once.get(name) for name in ("_since", "start", "end"))
     for name, bound in (("start", start), ("end", end)):
         if bound is not None:
             days_in(bound, name)
-    token = invocation.one(CURSOR)
-    after = cursor.decode(token, _FINGERPRINT, 3) if token is not None else None
+    after = walk.begin.of(3) if walk.begin is not None else None
     maximum = context.settings.max_count
     return _Request(
         types or _compartment_types(),
@@ -253,22 +255,3 @@ async def _attached_by(context: Context, match: ResourceVersion) -> set[tuple[st
         return set()
     resource = await match.resource_aside()
     return await pace.aside(len(match.text), references.attached_in, resource, context.base_url)
-
-
-def _bundle(
-    context: Context,
-    invocation: Invocation,
-    found: Sequence[ResourceVersion],
-    others: list[str],
-    following: str | None,
-) -> bytes:
-    place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
-    url = f"{context.base_url}/{place}/$everything"
-    used = [
-        (name, str(value))
-        for name, values in invocation.arguments.items()
-        for value in values
-        if name != CURSOR
-    ]
-    entries = found_entries(context.base_url, found) + others
-    return write_bundle({"type": "searchset"}, page_links(url, used, following), entries)

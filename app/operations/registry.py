@@ -19,6 +19,7 @@ from app.authentication.scopes import EVERY_TYPE, Action
 from app.authorization.rules import PROOF_ROLES, REPORT_ROLES
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
+from app.fhir import shape
 from app.fhir.definitions import PROFILES
 from app.fhir.json import Resource
 from app.interactions import plan
@@ -221,8 +222,9 @@ async def invoke(
         else arguments_of_query(definition, given, lenient=lenient)
     )
     _check_present(definition, arguments)
+    shaping = [pair for pair in query if pair[0] in shape.NAMES]
     return await operation.run(
-        context, Invocation(resource_type, resource_id, arguments, posted, given)
+        context, Invocation(resource_type, resource_id, arguments, posted, given, shaping)
     )
 
 

@@ -19,11 +19,12 @@ import msgspec
 
 from app.errors import FhirError, Issue, Unavailable, Unprocessable
 from app.fhir import codec, formats, json as fhir_json, pieces
-from app.fhir.formats import FHIR_XML, Form
+from app.fhir.formats import FHIR_XML
 from app.fhir.json import Resource
 from app.fhir.patch.json_patch import Patch
 from app.fhir.patch.patch_formats import patch_of
 from app.fhir.pieces import Joining, Piece
+from app.fhir.shape import AnswerShape
 from app.runtime import child_process, pace
 from app.runtime.codec_messages import DONE, FAILED, HEAD, READY, REFUSED, Refusal, Task
 
@@ -93,15 +94,14 @@ class CodecProcess:
         found = await self._joined("validate", {"with_models": with_models}, text)
         return msgspec.convert(found, list[Issue])
 
-    async def render(self, body: str | bytes, form: Form) -> bytes:
-        """An answer's JSON text in the form that was asked for."""
-        if len(body) <= LARGE or form == formats.PLAIN:
-            return form.render(body)
+    async def render(self, body: str | bytes, shape: AnswerShape, *, is_result: bool) -> bytes:
+        """An answer's JSON text in the shape that was asked for; `is_result` as `AnswerShape.cut` has it."""
+        if len(body) <= LARGE or shape.is_plain:
+            return shape.render(body, is_result=is_result)
         found: list[bytes] = []
         text = body.encode() if isinstance(body, str) else body
-        await self._run(
-            "render", {"form": msgspec.to_builtins(form)}, [text], lambda p: found.append(p[1])
-        )
+        parameters = {"shape": msgspec.to_builtins(shape), "is_result": is_result}
+        await self._run("render", parameters, [text], lambda p: found.append(p[1]))
         return b"".join(found)
 
     async def stop(self) -> None:

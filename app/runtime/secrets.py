@@ -14,7 +14,9 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from app.settings import Settings
 
@@ -40,7 +42,8 @@ class Secrets:
                 "A secret key must be 32 bytes in base64url, as `openssl rand -base64 32 | tr +/ -_` makes them"
             ) from None
         # Keys of another use are other keys.
-        self._digest_keys = [hmac.digest(key.encode(), b"digests", "sha256") for key in keys]
+        self._keys = [key.encode() for key in keys]
+        self._digest_keys = [hmac.digest(key, b"digests", "sha256") for key in self._keys]
 
     def digests(self, text: str) -> list[str]:
         """What stands for a text where it need only be told apart from others: one digest by each key, in their order.
@@ -48,6 +51,19 @@ class Secrets:
         Who has the database and not the keys cannot find out by trying which text it was.
         """
         return [hmac.digest(key, text.encode(), "sha256").hex() for key in self._digest_keys]
+
+    def digest(self, content: bytes, *about: str) -> bytes:
+        """What stands for content about something, by the first key, where it need only be found again."""
+        # Each part with its length, so that no two lists of parts read alike.
+        parts = b"".join(
+            len(part).to_bytes(4) + part for part in (*map(str.encode, about), content)
+        )
+        return hmac.digest(self._digest_keys[0], parts, "sha256")
+
+    def token_seal(self, purpose: str) -> TokenSeal:
+        """What seals tokens for one purpose, by keys of its own."""
+        about = f"tokens {purpose}".encode()
+        return TokenSeal([hmac.digest(key, about, "sha512") for key in self._keys])
 
     def seal(self, text: str) -> str:
         return _MARK + self._fernet.encrypt(text.encode()).decode()
@@ -67,6 +83,27 @@ class Secrets:
     def open_all(self, sealed: Iterable[str]) -> list[str]:
         """The texts. Raises SecretsError as `open` does."""
         return [self.open(text) for text in sealed]
+
+
+class TokenSeal:
+    """Seals what a client carries about and shall neither read nor change: AES-SIV, RFC 5297.
+
+    No nonce goes along, which keeps tokens short; the same content bound to the same gives the same token. The first
+    key seals, all of them open.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._ciphers = [AESSIV(key) for key in keys]
+
+    def seal(self, content: bytes, *bound_to: str) -> bytes:
+        return self._ciphers[0].encrypt(content, [each.encode() for each in bound_to])
+
+    def open(self, token: bytes, *bound_to: str) -> bytes:
+        """The content. Raises SecretsError for what was not sealed here, bound to the same."""
+        for cipher in self._ciphers:
+            with suppress(InvalidTag, ValueError):
+                return cipher.decrypt(token, [each.encode() for each in bound_to])
+        raise SecretsError("A token was not sealed by this server for what it is shown for")
 
 
 def of_settings(settings: Settings) -> Secrets:

@@ -12,7 +12,7 @@ From the resource to what is stored:
     parameters/           has one file for each type of parameter
     units                 makes UCUM quantities comparable
     words                 makes terms of text, for `_text` and `_content`
-    search_state          is what all of this depends on in one app: words, clients' parameters, the key of page links
+    search_state          is what all of this depends on in one app: words, clients' parameters
     contained             gives the fields of contained resources
     group_members         keeps the members of Groups in rows of their own
     extract               gives the stored fields of a resource, and the indexes on them
@@ -37,9 +37,10 @@ From the request to the answer:
     resolution            replaces deferred conditions by conditions on the document itself
     candidate_scan        tests candidates where a deferred condition leads to too much
     sorting               orders a result
-    cursor                signs and reads page links
+    cursor                is where a page begins
+    page_links            seals and opens the links between pages, and keeps what is too long for a URL
     include               reads `_include` and `_revinclude` and carries them out
-    bundle_writer         joins stored texts into Bundles and builds the links between their pages
+    bundle_writer         joins stored texts into Bundles
     page_bytes            says how much a page holds
     page                  fills a page of a searchset
     explain               tells how MongoDB answered
@@ -47,5 +48,6 @@ From the request to the answer:
     compartment           searches a compartment
     contained_search      searches contained resources
 
-docs/decisions/0003-stored-shape-and-search-terms.md, docs/decisions/0006-chains-and-cohorts.md
+docs/decisions/0003-stored-shape-and-search-terms.md, docs/decisions/0006-chains-and-cohorts.md,
+docs/decisions/0033-page-links.md
 """

@@ -1,4 +1,4 @@
-"""Bundles as JSON, joined from the texts of what is in them, and the links that lead from page to page.
+"""Bundles as JSON, joined from the texts of what is in them.
 
 https://hl7.org/fhir/R4/bundle.html and https://hl7.org/fhir/R4/http.html#paging
 
@@ -63,16 +63,10 @@ def next_link(url: str, pairs: Pairs) -> Link:
     return {"relation": "next", "url": f"{url}?{FORM.query(pairs)}"}
 
 
-def page_links(url: str, used: Pairs, token: str | None, quoting: Quoting = FORM) -> list[Link]:
-    """The link to a page itself, by the parameters that took effect, and to the one that begins at a cursor's token."""
+def self_link(url: str, used: Pairs, quoting: Quoting = FORM) -> Link:
+    """The link of a page to itself, by the parameters that took effect."""
     query = quoting.query(used)
-    found = [{"relation": "self", "url": f"{url}?{query}" if query else url}]
-    if token is not None:
-        others = [pair for pair in used if pair[0] != CURSOR]
-        rest = query if len(others) == len(used) else quoting.query(others)
-        following = f"{rest}&{CURSOR}={token}" if rest else f"{CURSOR}={token}"
-        found.append({"relation": "next", "url": f"{url}?{following}"})
-    return found
+    return {"relation": "self", "url": f"{url}?{query}" if query else url}
 
 
 def found_entries(base_url: str, shown: Iterable[Shown], mode: str = "match") -> list[str]:

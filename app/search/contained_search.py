@@ -17,6 +17,7 @@ from app.errors import BadRequest
 from app.fhir import definitions, json as fhir_json
 from app.search import chain, include, page, query, system
 from app.search.contained import FIELD, Within
+from app.search.cursor import Position
 from app.search.extract import extract
 from app.search.include import IncludedRow
 from app.search.parameter import AllOf, AnyOf, Condition
@@ -25,7 +26,7 @@ from app.search.search_parameters import parameters
 from app.settings import Settings
 
 _NAME, _TYPE = "_contained", "_containedType"
-_OWN = frozenset({_NAME, _TYPE, "_cursor"})
+_OWN = frozenset({_NAME, _TYPE})
 # What is asked of a resource as a whole, or of others.
 _WHOLE = frozenset({"_filter", "_list", "_text", "_content"})
 
@@ -36,7 +37,13 @@ def is_asked(params: Parameters) -> bool:
 
 
 def parse(
-    resource_type: str, params: Parameters, *, lenient: bool, settings: Settings, base_url: str
+    resource_type: str,
+    params: Parameters,
+    *,
+    lenient: bool,
+    settings: Settings,
+    base_url: str,
+    begin: Position | None = None,
 ) -> system.Search:
     """The search over all types that may contain what is asked for. Raises BadRequest naming the parameter."""
     mode = _one_of(params, _NAME, ("true", "both"))
@@ -45,19 +52,18 @@ def parse(
     for name, _ in rest:
         _check(resource_type, name)
     own = query.parse(resource_type, rest, lenient=lenient, settings=settings, base_url=base_url)
-    if shown == "contained" and (own.total in ("accurate", "estimate") or own.summary == "count"):
+    if shown == "contained" and (own.total in ("accurate", "estimate") or own.shape.counts):
         raise _refused(_TYPE, "Contained resources are not counted; ask for their containers")
     own.sort = system.order(own, params)
     wanted = Within(tuple(own.conditions), resource_type)
     search = system.Search(
-        resource_type,
         [_in_type(own, each, wanted, mode) for each in _containers()],
         [*own.used, (_NAME, mode), *([(_TYPE, shown)] if shown else [])],
         issues=own.issues,
     )
     if shown == "contained":
         search.show = partial(_shown, own if mode == "both" else None, wanted)
-    system.begin(search, params, settings)
+    system.begin_at(search, begin)
     return search
 
 

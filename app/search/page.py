@@ -17,10 +17,12 @@ from bson import Timestamp
 from app.errors import Issue, operation_outcome
 from app.fhir.instants import instant
 from app.runtime.snapshot import reading_at
-from app.search import candidate_scan, cursor, explain, sorting
-from app.search.bundle_writer import CURSOR, SEARCH, found_entries, page_links, write_bundle
+from app.search import candidate_scan, explain, sorting
+from app.search.bundle_writer import SEARCH, found_entries, write_bundle
+from app.search.cursor import Position
 from app.search.include import IncludedRow, included
 from app.search.page_bytes import fitting, is_full, sizes
+from app.search.page_links import Walk
 from app.search.parameter import Filter
 from app.search.query import Query
 from app.search.ranges import Instant
@@ -34,14 +36,12 @@ _json = msgspec.json.Encoder()
 
 @dataclass(slots=True)
 class Page:
-    """What a searchset shows. `search` is what its cursors are made for; `place` is its address under the base.
+    """What a searchset shows. `used` are the parameters that took effect.
 
     `following` are the sort values of the last row, where others follow; `snapshot` the cluster time of all pages.
     `horizon` is the time of change up to which the search is complete.
     """
 
-    search: str
-    place: str
     used: Sequence[tuple[str, str]]
     matches: Sequence[IncludedRow] = ()
     included: Sequence[IncludedRow] = ()
@@ -52,19 +52,18 @@ class Page:
     issues: list[Issue] = field(default_factory=list)
 
 
-async def search_type(store: Reader, query: Query, base_url: str) -> bytes:
+async def search_type(store: Reader, query: Query, walk: Walk) -> bytes:
     """The Bundle for one page of a search, as JSON.
 
-    `base_url` is the server's without a trailing slash. `total` is there if it was asked for, or if the first page
-    holds the whole result; `_count=0` and `_summary=count` ask for nothing else.
+    `total` is there if it was asked for, or if the first page holds the whole result; `_count=0` and `_summary=count`
+    ask for nothing else.
     """
-    place = query.place or query.resource_type
-    page = Page(query.resource_type, place, query.used, issues=list(query.issues))
+    page = Page(query.used, issues=list(query.issues))
     query = await up_to_horizon(store, query, page)
     page.snapshot = await time_to_read_at(store, query)
     with reading_at(page.snapshot):
         await _fill(store, query, page)
-    return render(page, base_url)
+    return await render(page, walk)
 
 
 async def up_to_horizon(store: Reader, query: Query, page: Page) -> Query:
@@ -90,7 +89,7 @@ async def time_to_read_at(store: Reader, query: Query) -> Timestamp | None:
 
 async def _fill(store: Reader, query: Query, page: Page) -> None:
     query = await resolve(store, query, may_probe=True)
-    if query.count == 0 or query.summary == "count":
+    if query.count == 0 or query.shape.counts:
         page.total = await candidate_scan.count(store, query)
         return
     rows = await first_rows(store, query)
@@ -168,24 +167,20 @@ async def _total(
     return None
 
 
-def render(page: Page, base_url: str) -> bytes:
+async def render(page: Page, walk: Walk) -> bytes:
     """The Bundle as JSON."""
-    token = None
+    following = None
     if page.following is not None:
-        others = [pair for pair in page.used if pair[0] != CURSOR]
-        token = cursor.encode(
-            page.following, cursor.fingerprint(page.search, others), page.snapshot
-        )
+        following = Position(page.following, page.snapshot)
     head: dict[str, Any] = {}
     if page.horizon is not None:
         head["meta"] = {"lastUpdated": instant(page.horizon)}
     head["type"] = "searchset"
     if page.total is not None:
         head["total"] = page.total
-    entries = found_entries(base_url, page.matches)
-    entries += found_entries(base_url, page.included, "include")
+    entries = found_entries(walk.base_url, page.matches)
+    entries += found_entries(walk.base_url, page.included, "include")
     if page.issues:
         outcome = _json.encode(operation_outcome(page.issues)).decode()
         entries.append(f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
-    url = f"{base_url}/{page.place}" if page.place else base_url
-    return write_bundle(head, page_links(url, page.used, token, SEARCH), entries)
+    return write_bundle(head, await walk.links(page.used, following, SEARCH), entries)

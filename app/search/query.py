@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
 from bson import Timestamp
 
 from app.errors import BadRequest, Issue
-from app.search import chain, cost, cursor, filter as filter_, include, lists, sorting, words
+from app.fhir import shape
+from app.fhir.shape import PLAIN, AnswerShape
+from app.search import chain, cost, filter as filter_, include, lists, sorting, words
 from app.search.contained import Within
+from app.search.cursor import Position
 from app.search.deferred_condition import DeferredCondition
 from app.search.escaping import split
 from app.search.include import Include
@@ -41,8 +44,6 @@ Total = Literal["none", "estimate", "accurate"]
 
 # What each type of a search on all of them may cost at the least.
 _LEAST_COST = 200
-_IGNORED = frozenset({"_format", "_pretty"})
-_SUMMARIES = frozenset({"true", "text", "data", "count", "false"})
 # Parameters that every server knows of, and this one does not serve. They are refused under any handling.
 _REFUSED = frozenset(
     {
@@ -58,9 +59,9 @@ class Query:
     """A search that was understood.
 
     `used` are the parameters that took part, as the self link shows them; `issues` report those left out.
-    `after` are the sort values of the row that the page follows; `elements` the elements asked for.
-    `probes` are what `resolution.resolve` left to be tested on each row; `place` is the search's address under the
-    base where that is not the type. With `is_snapshot` all pages read at the cluster time of the first, `snapshot`.
+    `after` are the sort values of the row that the page follows; `shape` is how what is found is shown.
+    `probes` are what `resolution.resolve` left to be tested on each row. With `is_snapshot` all pages read at the
+    cluster time of the first, `snapshot`.
     """
 
     resource_type: str
@@ -68,15 +69,13 @@ class Query:
     sort: tuple[SortKey, ...] = sorting.with_id([NEWEST_FIRST])
     count: int = 0
     total: Total | None = None
-    summary: str | None = None
-    elements: tuple[str, ...] = ()
+    shape: AnswerShape = PLAIN
     after: tuple[Any, ...] | None = None
     used: list[tuple[str, str]] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     includes: list[Include] = field(default_factory=list)
     probes: list[DeferredCondition] = field(default_factory=list)
     scope: SearchScope = field(default_factory=lambda: SearchScope("", datetime.now(UTC)))
-    place: str = ""
     is_snapshot: bool = False
     is_explained: bool = False
     snapshot: Timestamp | None = None
@@ -115,8 +114,9 @@ def parse(
     settings: Settings,
     base_url: str = "",
     share: int = 1,
+    begin: Position | None = None,
 ) -> Query:
-    """The search that request parameters ask for.
+    """The search that request parameters ask for, from where its page begins.
 
     `base_url` is the server's own, for references that are written with it. What the search may cost is divided among
     the `share` types that it is on. Raises BadRequest naming the parameter, Unprocessable where it asks for too much.
@@ -135,12 +135,14 @@ def parse(
         count=settings.default_count,
         scope=scope,
         is_snapshot=settings.search_snapshot,
+        shape=shape.read(params),
     )
+    scope.budget.spend(cost.VALUE, "_elements", len(query.shape.elements))
     controls: dict[str, str] = {}
     for name, text in params:
-        if name in _IGNORED:
-            continue
-        if name in _CONTROLS:
+        if name in shape.NAMES:
+            query.used.append((name, text))
+        elif name in _CONTROLS:
             if name in controls:
                 raise _refused(name, f"Parameter '{name}' may be given only once", "invalid")
             controls[name] = text
@@ -150,17 +152,10 @@ def parse(
     for name, read in _CONTROLS.items():
         if name in controls:
             read(query, controls[name], settings)
-    query.used = _really_used(query)
+    if begin is not None:
+        query.after, query.snapshot = begin.of(len(query.sort)), begin.snapshot
+    query.used = [(n, str(query.count) if n == "_count" else text) for n, text in query.used]
     return query
-
-
-def _really_used(query: Query) -> list[tuple[str, str]]:
-    """The parameters with the values that took effect; summaries other than the count are not served yet."""
-    effective: dict[str, str | None] = {"_count": str(query.count), "_elements": None}
-    if query.summary != "count":
-        effective["_summary"] = None
-    pairs = [(name, effective.get(name, text)) for name, text in query.used]
-    return [(name, text) for name, text in pairs if text is not None]
 
 
 def _add(query: Query, name: str, text: str, *, lenient: bool) -> None:
@@ -246,23 +241,6 @@ def _read_total(query: Query, text: str, settings: Settings) -> None:
             raise _refused("_total", "The value of '_total' must be none, estimate or accurate")
 
 
-def _read_summary(query: Query, text: str, settings: Settings) -> None:
-    if text not in _SUMMARIES:
-        raise _refused(
-            "_summary", "The value of '_summary' must be true, text, data, count or false"
-        )
-    query.summary = text
-
-
-def _read_elements(query: Query, text: str, settings: Settings) -> None:
-    query.elements = tuple(dict.fromkeys(text.split(",")))
-    query.scope.budget.spend(cost.VALUE, "_elements", len(query.elements))
-    if not all(each.replace(".", "", 1).isidentifier() for each in query.elements):
-        raise _refused(
-            "_elements", "The value of '_elements' is malformed; expected names of elements"
-        )
-
-
 def _read_contained(query: Query, text: str, settings: Settings) -> None:
     if text != "false":  # contained_search.py reads the others where they are served
         raise _refused(
@@ -294,22 +272,12 @@ def _read_explain(query: Query, text: str, settings: Settings) -> None:
     query.is_explained = text == "true"
 
 
-def _read_cursor(query: Query, text: str, settings: Settings) -> None:
-    search = cursor.fingerprint(query.resource_type, query.used)
-    lifetime = timedelta(seconds=settings.page_link_lifetime)
-    read = cursor.read(text, search, len(query.sort), lifetime)
-    query.after, query.snapshot = read.values, read.snapshot
-
-
 _CONTROLS: Mapping[str, Callable[[Query, str, Settings], None]] = {
     "_sort": _read_sort,
     "_count": _read_count,
     "_total": _read_total,
-    "_summary": _read_summary,
-    "_elements": _read_elements,
     "_contained": _read_contained,
     "_containedType": _read_contained_type,
     "_snapshot": _read_snapshot,
     "_explain": _read_explain,
-    "_cursor": _read_cursor,
 }

@@ -1,15 +1,12 @@
-"""What search depends on in one app: whether words are stored, clients' parameters, and the key of page links.
+"""What search depends on in one app: whether words are stored, and clients' parameters.
 
-A process may run several apps. `create_app` makes a state for each and gives it to its store; `extract`, `parameters`
-and page links ask for the one in force. An app's is in force in all its requests, in the tasks that it starts, and in
-the writes of its store, whoever calls them. Elsewhere the default is: R4's and US Core's parameters, words, a key of
-its own.
+A process may run several apps. `create_app` makes a state for each and gives it to its store; `extract` and
+`parameters` ask for the one in force. An app's is in force in all its requests, in the tasks that it starts, and in the
+writes of its store, whoever calls them. Elsewhere the default is: R4's and US Core's parameters, and words.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,10 +26,6 @@ class SearchState:
     def __init__(self, *, has_words: bool = True) -> None:
         """`has_words`: words are stored and can be searched (settings.search_words)."""
         self.has_words = has_words
-        # The database's as soon as the store has read it.
-        self.page_key = os.urandom(32)
-        # Seconds since 1970, by which page links expire: by the database's clock in a store, all processes take them.
-        self.seconds: Callable[[], float] = time.time
         self.custom: tuple[Custom, ...] = ()
         self.kept: defaultdict[Callable[..., Any], dict[Any, Any]] = defaultdict(dict)
 

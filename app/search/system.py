@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from bson import Timestamp
@@ -21,7 +20,6 @@ from app.runtime.snapshot import reading_at
 from app.search import (
     candidate_scan,
     cost,
-    cursor,
     explain,
     include,
     page,
@@ -30,8 +28,10 @@ from app.search import (
     sorting,
 )
 from app.search.compartment import membership
+from app.search.cursor import Position
 from app.search.include import IncludedRow
 from app.search.page import Page
+from app.search.page_links import Walk
 from app.search.parameter import Condition, Filter
 from app.search.query import Parameters, Query
 from app.search.resolution import resolve
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from app.records.reader import Reader
 
 _ORDER = (SortKey("at", -1), SortKey("_id", -1))
-_CURSOR = "_cursor"
 
 
 def _alone(resource_type: str, document: dict[str, Any]) -> list[IncludedRow]:
@@ -56,7 +55,6 @@ class Search:
     `show` tells what a row of a type stands for on the page, where that is not the row.
     """
 
-    place: str
     queries: list[Query]
     used: list[tuple[str, str]]
     after: tuple[Any, ...] | None = None
@@ -72,6 +70,7 @@ def parse(
     settings: Settings,
     base_url: str,
     compartment: tuple[str, str, Sequence[str]] | None = None,
+    begin: Position | None = None,
 ) -> Search:
     """The search that request parameters ask for, at the root or in a compartment (its type, owner, types).
 
@@ -79,8 +78,7 @@ def parse(
     """
     allowed = compartment[2] if compartment else definitions.SUPPORTED_TYPES
     types = _types([text for name, text in params if name == "_type"], allowed)
-    own = ("_type", _CURSOR)
-    rest = [pair for pair in params if pair[0] not in own and not include.is_include(pair[0])]
+    rest = [pair for pair in params if pair[0] != "_type" and not include.is_include(pair[0])]
     if types is None:
         _check_common(rest)
     served = types or allowed
@@ -96,12 +94,11 @@ def parse(
         each.includes = includes
         if compartment:
             each.conditions.append(membership(*compartment[:2], each.resource_type, each.scope))
-    place = f"{compartment[0]}/{compartment[1]}/*" if compartment else ""
-    search = Search(place, queries, _used(params, queries))
+    search = Search(queries, _used(params, queries))
     for issue in (issue for each in queries for issue in each.issues):
         if issue not in search.issues:
             search.issues.append(issue)
-    begin(search, params, settings)
+    begin_at(search, begin)
     return search
 
 
@@ -112,14 +109,11 @@ def _includes(params: Parameters, budget: cost.Budget) -> list[include.Include]:
     return list(found)
 
 
-def begin(search: Search, params: Parameters, settings: Settings) -> None:
-    """Begin where the cursor among the request parameters says, if there is one. Raises BadRequest, Gone."""
-    for name, text in params:
-        if name == _CURSOR:
-            token = cursor.fingerprint(search.place, search.used)
-            lifetime = timedelta(seconds=settings.page_link_lifetime)
-            read = cursor.read(text, token, len(search.queries[0].sort) + 1, lifetime)
-            search.after, search.snapshot = read.values, read.snapshot
+def begin_at(search: Search, begin: Position | None) -> None:
+    """Begin after a page's last row: its sort values, id and type. Raises Gone for those of another search."""
+    if begin is not None:
+        search.after = begin.of(len(search.queries[0].sort) + 1)
+        search.snapshot = begin.snapshot
 
 
 def _types(texts: Sequence[str], allowed: Sequence[str]) -> list[str] | None:
@@ -173,10 +167,10 @@ def _refused(name: str, diagnostics: str, code: str) -> BadRequest:
     return BadRequest(diagnostics, code=code, expression=f"http.{name}")
 
 
-async def search_types(store: Reader, search: Search, base_url: str) -> bytes:
+async def search_types(store: Reader, search: Search, walk: Walk) -> bytes:
     """The Bundle for one page, as JSON."""
     head = search.queries[0]
-    result = Page(search.place, search.place, search.used, issues=search.issues)
+    result = Page(search.used, issues=search.issues)
     bounded = await page.up_to_horizon(store, head, result)
     until = bounded.conditions[len(head.conditions) :]
     if search.after is not None:
@@ -185,7 +179,7 @@ async def search_types(store: Reader, search: Search, base_url: str) -> bytes:
     result.snapshot = await store.cluster_time() if is_first else search.snapshot
     with reading_at(result.snapshot):
         await _fill(store, search, until, result)
-    return page.render(result, base_url)
+    return await page.render(result, walk)
 
 
 async def _fill(store: Reader, search: Search, until: list[Condition], result: Page) -> None:
@@ -196,7 +190,7 @@ async def _fill(store: Reader, search: Search, until: list[Condition], result: P
         for each in search.queries
         if each.resource_type in present
     ]
-    if head.count == 0 or head.summary == "count":
+    if head.count == 0 or head.shape.counts:
         result.total = await _count(store, queries)
         return
     rows = await _rows(store, search, queries)

@@ -16,7 +16,6 @@ commit and no commit without an event (docs/decisions/0002-one-write-path.md).
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -34,7 +33,6 @@ from cryptography.fernet import Fernet
 from pymongo import (
     ASCENDING,
     DESCENDING,
-    ReturnDocument,
     UpdateOne,
 )
 
@@ -67,7 +65,6 @@ from app.search.search_state import SearchState
 from app.search.terms import senders
 from app.store.commit import Commits
 from app.store.events import load_event
-from app.store.shared_settings import shared_settings
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +111,7 @@ class Store(ResourceStore):
         self.listeners = self._commits.listeners
 
     async def prepare(self) -> None:
-        """Make the collections that every write needs, where they are missing, and read the key of page links."""
-        key = await shared_settings(self._mongo).find_one_and_update(
-            {"_id": "page-links"},
-            {"$setOnInsert": {"key": os.urandom(32)}},
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-        )
-        self.search_state.page_key = bytes(key["key"])
-        self.search_state.seconds = lambda: self._mongo.now().timestamp()
+        """Make the collections that every write needs, where they are missing."""
         await self._commits.prepare()
 
     # Reads

@@ -20,6 +20,7 @@ from app.search.explain import explain
 from app.search.query import parse
 from app.settings import Settings
 from app.store.store import Store
+from tests.builders.pages import walk
 from tests.conftest import make_settings
 
 pytestmark = pytest.mark.mongo
@@ -303,7 +304,9 @@ async def test_explain_shows_the_plan_where_the_setting_allows(populated: Store)
     query = parse(
         "Encounter", [("patient", "7"), ("_explain", "true")], lenient=False, settings=settings
     )
-    bundle = json.loads(await page.search_type(populated, query, "http://x.example/fhir"))
+    bundle = json.loads(
+        await page.search_type(populated, query, await walk(populated, "Encounter", query.used))
+    )
     *matches, outcome = bundle["entry"]
     assert outcome["search"]["mode"] == "outcome"
     (issue,) = outcome["resource"]["issue"]

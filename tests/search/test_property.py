@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
@@ -30,6 +29,7 @@ from app.search.resolution import resolve
 from app.search.search_parameters import parameters
 from app.settings import Settings
 from app.store.store import Store
+from tests.builders.pages import next_query, walk
 from tests.conftest import BASE, make_settings
 from tests.shared_data import SHARED
 
@@ -465,11 +465,13 @@ async def test_ten_pagers_and_ten_writers(mongod: str) -> None:
             found: list[str] = []
             following: str | None = f"status=finished&_sort={sort}&_count=23"
             while following is not None:
-                query = parse("Encounter", parse_qsl(following), lenient=False, settings=SETTINGS)
-                bundle = json.loads(await page.search_type(store, query, BASE))
+                way = await walk(store, "Encounter", following)
+                query = parse(
+                    "Encounter", way.asked, lenient=False, settings=SETTINGS, begin=way.begin
+                )
+                bundle = json.loads(await page.search_type(store, query, way))
                 found += [each["resource"]["id"] for each in bundle.get("entry", ())]
-                urls = [each["url"] for each in bundle["link"] if each["relation"] == "next"]
-                following = urlsplit(urls[0]).query if urls else None
+                following = next_query(bundle)
             stayed = [id_ for id_ in found if id_ in kept]
             assert len(stayed) == len(set(stayed)), f"duplicates, sorted by {sort}"
             assert set(stayed) == kept, f"gaps, sorted by {sort}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import BadRequest
+from app.errors import BadRequest, Gone
 from app.search import cursor
 from app.search.escaping import split, unescape
 from app.search.extract import extract, index_models
@@ -97,7 +97,6 @@ def read(
         pytest.param("_elements=a,$b", "value", "'_elements'", id="elements"),
         pytest.param("_sort=nonsense", "not-supported", "'nonsense'", id="sort"),
         pytest.param("_sort=patient", "not-supported", "'patient'", id="sort-reference"),
-        pytest.param("_cursor=abc", "value", "'_cursor'", id="cursor"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(text: str, code: str, named: str) -> None:
@@ -236,21 +235,19 @@ def test_prefix_bounds_hold_all_that_begins_with_it(last: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "token",
-    [
-        pytest.param("%%%", id="not-base64"),
-        pytest.param("e30", id="not-a-list"),
-        pytest.param(cursor.encode(("2026", "x"), "other"), id="other-search"),
-        pytest.param(cursor.encode(("x",), "mine"), id="too-short"),
-        pytest.param(cursor.encode(("x", None), "mine"), id="no-id"),
-        pytest.param(cursor.encode(({"$gt": ""}, "x"), "mine"), id="operator"),
-    ],
+    "values",
+    [pytest.param(("x",), id="too-short"), pytest.param(("x", None), id="no-id")],
 )
-def test_cursor_that_is_not_ours_is_refused(token: str) -> None:
-    with pytest.raises(BadRequest, match="_cursor"):
-        cursor.decode(token, "mine", 2)
+def test_position_in_another_result_is_refused(values: tuple[str | None, ...]) -> None:
+    with pytest.raises(Gone):
+        cursor.Position(values).of(2)
 
 
-def test_cursor_round_trip() -> None:
+def test_position_has_no_operators() -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+        cursor.values_of([{"$gt": ""}, "x"])
+
+
+def test_position_round_trip() -> None:
     values = (datetime(2026, 5, 14, 1, 2, 3, 4000, UTC), None, "text", "id")
-    assert cursor.decode(cursor.encode(values, "mine"), "mine", 4) == values
+    assert cursor.values_of(cursor.plain(values)) == values

@@ -172,10 +172,10 @@ async def test_page_links_are_good_for_one_app(mongod: str, search: str) -> None
             late = await next_link(first, search)
             for link in (early, late):
                 assert len(await found(first, link)) == 2
-                assert_outcome(await second[1].get(link), 400, "value")
+                assert_outcome(await second[1].get(link), 410, "expired")
             theirs = await next_link(second, search)
             assert len(await found(second, theirs)) == 2
-            assert_outcome(await first[1].get(theirs), 400, "value")
+            assert_outcome(await first[1].get(theirs), 410, "expired")
             async with running(settings) as beside:
                 assert len(await found(beside, late)) == 2
         assert len(await found(first, late)) == 2
