@@ -56,6 +56,13 @@ TOKEN: list[Row] = [
     ("not", "Observation", CODED, "code:not=2951-2", False),
     ("not-other", "Observation", CODED, "code:not=x,y", True),
     ("not-absent", "Observation", {}, "code:not=2951-2", True),
+    (
+        "of-a-type-that-r4b-dropped",
+        "MedicinalProductAuthorization",
+        {"country": [{"coding": [{"system": "urn:iso:std:iso:3166", "code": "DK"}]}]},
+        "country=urn:iso:std:iso:3166|DK",
+        True,
+    ),
     ("text-of-concept", "Observation", CODED, "code:text=na", True),
     ("text-of-display", "Observation", CODED, "code:text=SODIUM", True),
     ("text-beginning-only", "Observation", CODED, "code:text=moles", False),
