@@ -30,6 +30,7 @@ from app.authentication.caller import SERVER
 from app.authorization.access import Accesses
 from app.automation.engine import Engine
 from app.bulk.exports import Exports
+from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.contracts import contracts
@@ -185,7 +186,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_origins=settings.cors_origins.split(","),
+            allow_credentials=False,  # tokens come in headers, and a page has to have its own
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[
@@ -201,6 +203,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 "Content-Disposition",
                 "Content-Range",
                 "X-Security-Context",
+                redisclosure.HEADER,
             ],
         )
     if settings.trusted_proxy:

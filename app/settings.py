@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
@@ -13,6 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
 KEY_FILE = "secret.key"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:[a-z0-9_.\-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_DEFAULT_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 
 
 def _home(variable: str, default: str) -> Path:
@@ -183,7 +186,9 @@ class Settings(BaseSettings):
         8192, ge=256, description="Longest path and query of a request, in bytes."
     )
     cors_origins: str = Field(
-        "", description="Origins, separated by commas, whose pages may call the server; * for all."
+        "",
+        description="Origins such as https://app.example.org, separated by commas, whose pages may call the server "
+        "(CORS); * for all.",
     )
     search_handling: Literal["strict", "lenient"] = Field(
         "strict",
@@ -439,6 +444,15 @@ class Settings(BaseSettings):
     def audit_mode(self) -> Literal["off", "best-effort", "required"]:
         """What `audit` comes to."""
         return self.audit or ("required" if self.auth == "smart" else "off")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        """Each as browsers write it, https://fetch.spec.whatwg.org/#origin-header: they are compared as they are."""
+        listed = [entry.strip().rstrip("/").lower() for entry in text.split(",") if entry.strip()]
+        if listed != ["*"] and not all(map(_ORIGIN.fullmatch, listed)):
+            raise ValueError("not a list of origins such as https://app.example.org, nor * alone")
+        return ",".join(_DEFAULT_PORT.sub(r"\1\2", entry) for entry in listed)
 
     @field_validator("trusted_proxy")
     @classmethod

@@ -15,7 +15,6 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -156,20 +155,7 @@ def structure(definition: Json) -> Json:
         node = element(entry, is_resource=is_resource)
         nodes[entry["path"]] = node
         nodes[parent].setdefault("elements", {})[name.removesuffix("[x]")] = node
-    if not is_served(definition):
-        reduced["unserved"] = True
     return {**reduced, **root}
-
-
-def is_served(definition: Json) -> bool:
-    """Whether R4B's models, which judge beside this server's own check, know the resource type."""
-    if definition["kind"] != "resource" or definition.get("abstract"):
-        return True
-    try:
-        import_module("fhir.resources.R4B").get_fhir_model_class(definition["name"])
-    except (ValueError, ImportError):
-        return False
-    return True
 
 
 def structures(definitions: list[Json]) -> Json:

@@ -6,6 +6,7 @@ import bz2
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,23 @@ SHARED = Path(os.environ.get("CARERELAY_SHARED", Path(__file__).parents[2] / "sh
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"the shared test data is not at {SHARED} (CARERELAY_SHARED)"
 )
+
+
+def with_nulls(value: Any) -> Any:
+    """A value with a null for each repetition of a primitive that has none, which some of the examples leave out.
+
+    https://hl7.org/fhir/R4/json.html#primitive wants them; XML has nothing to leave out.
+    """
+    if isinstance(value, list):
+        return [with_nulls(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    nulls = {
+        key[1:]: [None] * len(each)
+        for key, each in value.items()
+        if key[0] == "_" and isinstance(each, list)
+    }
+    return nulls | {key: with_nulls(each) for key, each in value.items()}
 
 
 def resources(pattern: str) -> Iterator[tuple[str, Resource]]:

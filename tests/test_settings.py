@@ -82,6 +82,11 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         pytest.param("allow_open", "perhaps", id="no-boolean"),
         pytest.param("metrics_token", "secret", id="easy-to-guess"),
         pytest.param("ready_event_age", "0", id="never-ready"),
+        pytest.param("cors_origins", "app.example", id="a-name-is-no-origin"),
+        pytest.param("cors_origins", "https://app.example/fhir", id="an-address-is-no-origin"),
+        pytest.param("cors_origins", "https://*.app.example", id="no-pattern"),
+        pytest.param("cors_origins", "https://app.example,*", id="all-or-some"),
+        pytest.param("cors_origins", "null", id="anybodys-sandbox"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(

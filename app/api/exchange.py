@@ -138,13 +138,15 @@ async def respond(
     shape: AnswerShape,
     codec: CodecProcess,
 ) -> Response:
-    """The HTTP response; `prefer` says what the client wants back of a version it wrote."""
+    """The HTTP response; `prefer` says what the client wants back of a version it wrote, whose address it is told."""
     headers = dict(answer.headers)
     stored = answer.stored
     if stored is not None:
         headers.update(version_headers(stored))
-        if answer.location:
-            headers["Location"] = f"{base_url}/{stored.reference}/_history/{stored.version}"
+        if prefer is not None:
+            headers["Content-Location"] = stored.address(base_url)
+            if answer.location:
+                headers["Location"] = stored.address(base_url)
     body = answer.body
     returns = prefer.returns if prefer is not None and stored is not None else "representation"
     if returns == "minimal":

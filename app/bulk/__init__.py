@@ -5,6 +5,7 @@ export_jobs             keeps the rows of exports, of their files and of the pat
 exports                 works on exports, one at a time in each process
 work                    writes one export from the place that it has reached
 cohort                  says whose resources an export holds
+referred                finds whom and what the resources of a Group's members refer to
 reading                 reads the resources of one type and part, window by window
 history_at              reads resources as they were at the moment that the export shows
 writing                 compresses lines and appends them to the files

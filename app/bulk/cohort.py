@@ -9,11 +9,11 @@ was no member yet at that time comes with all there is of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from app.bulk.export_request import ExportRequest
+from app.bulk.export_request import REFERRED, ExportRequest
 from app.bulk.history_at import as_of
 from app.errors import Gone
 from app.fhir import definitions, json as fhir_json
@@ -40,11 +40,15 @@ class Part:
 
 @dataclass(slots=True)
 class Cohort:
-    """The parts of an export. Where several patients' parts share a resource, it belongs to the first of them."""
+    """The parts of an export. Where several patients' parts share a resource, it belongs to the first of them.
+
+    `referred` are ids of types that are in no compartment, each with its part (referred.py).
+    """
 
     asked: ExportRequest
     parts: Sequence[Part]
     scope: SearchScope
+    referred: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     _part_of: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,9 @@ class Cohort:
         if not self._names_patients:
             return _of_any_patient(resource_type, self.scope)
         patients = self.parts[number].patients
+        if resource_type in REFERRED:
+            ids = self.referred.get(resource_type, {})
+            return Ids(tuple(each for each, part in ids.items() if part == number))
         if resource_type == "Patient":
             return Ids(patients)
         if resource_type == "Group":  # another roster would tell of other people
@@ -72,7 +79,7 @@ class Cohort:
 
     def is_first(self, resource_type: str, terms: Sequence[str], number: int) -> bool:
         """Whether a resource with these terms, which this part has, is in no part before it."""
-        if number == 0 or resource_type in ("Patient", "Group"):
+        if number == 0 or resource_type in ("Patient", "Group", *REFERRED):
             return True
         return all(part >= number for part in self._parts_of(resource_type, terms))
 
@@ -81,6 +88,8 @@ class Cohort:
         if not self._names_patients:
             found = self.condition(resource_type, 0)
             return found is None or found.matches({"_id": resource_id, "terms": terms})
+        if resource_type in REFERRED:
+            return resource_id in self.referred.get(resource_type, {})
         if resource_type == "Patient":
             return resource_id in self._part_of
         if resource_type == "Group":

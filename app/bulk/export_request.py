@@ -22,6 +22,8 @@ from app.search.query import Query
 Level = Literal["system", "patient", "group"]
 
 FORMATS = frozenset({"application/fhir+ndjson", "application/ndjson", "ndjson"})
+# In nobody's compartment. The resources of a Group's members refer to them, and without them tell less.
+REFERRED = ("Location", "Medication", "Organization", "Practitioner", "PractitionerRole")
 MOST_PATIENTS = 10_000
 _PATIENT = re.compile(r"(?:Patient/)?([A-Za-z0-9\-.]{1,64})")
 # A comma inside a query's values is not followed by the beginning of another query.
@@ -81,13 +83,13 @@ class ExportRequest:
 
 
 def types_at(level: Level) -> Sequence[str]:
-    """The types that an export at this level may have."""
+    """The types that an export at this level has where none are named."""
     return definitions.SUPPORTED_TYPES if level == "system" else compartment.types("Patient")
 
 
 def read_types(level: Level, texts: Iterable[str], *, lenient: bool) -> tuple[str, ...]:
     """The types of `_type`. Raises BadRequest for one that is not served here, or not at this level."""
-    offered = types_at(level)
+    offered = (*types_at(level), *(REFERRED if level == "group" else ()))
     found = list(dict.fromkeys(each for text in texts for each in text.split(",")))
     kept = [each for each in found if each in offered]
     if len(kept) < len(found) and not (lenient and kept):

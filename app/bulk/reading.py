@@ -19,6 +19,7 @@ from app.records.reader import Reader
 from app.records.versions import ResourceVersion
 from app.runtime.mongo import Document
 from app.search.parameter import Fields, Filter
+from app.search.parameters.special import Ids
 from app.search.query import Query
 from app.search.terms import EVERY
 
@@ -57,7 +58,10 @@ class Source:
             {"_id": {"$gt": after}},
         ]
         condition = self.cohort.condition(self.resource_type, number)
-        found.append({"terms": EVERY} if condition is None else condition.filter())
+        if condition is not None:
+            found.append(condition.filter())
+        if condition is None or isinstance(condition, Ids):  # what was deleted has an id still
+            found.append({"terms": EVERY})
         if self.queries:
             found.append({"$or": [query.filter for query in self.queries]})
         return {"$and": found}

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from app.audit.entry import patients_in
 from app.bulk import export_authorization
 from app.bulk.cohort import Cohort, cohort
-from app.bulk.export_request import ExportRequest, query_of
+from app.bulk.export_request import REFERRED, ExportRequest, query_of
 from app.bulk.history_at import deletions, fields_of
 from app.bulk.reading import Source
+from app.bulk.referred import referred_to
 from app.bulk.writing import Place, Writer
 from app.context import Context
 from app.errors import FhirError
@@ -50,6 +51,10 @@ class Work:
         whose = await cohort(self._context.store, self._asked, self._at, scope)
         stage, first, part, after = self._row["place"]
         types = self._row["types"]
+        if self._asked.level == "group" and (
+            beyond := [each for each in types if each in REFERRED]
+        ):
+            whose.referred = await referred_to(self._context.store, whose, self._at, beyond)
         if stage == "output":
             for number in range(first, len(types)):
                 await self._output(number, whose, part, after)

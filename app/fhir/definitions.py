@@ -54,15 +54,11 @@ class Element(msgspec.Struct, frozen=True):
 
 
 class Structure(msgspec.Struct, frozen=True):
-    """A type with all its elements, inherited ones included; a primitive has `regex` and `max_length`.
-
-    `unserved` marks the R4 resource types that the R4B models lack; this server refuses them.
-    """
+    """A type with all its elements, inherited ones included; a primitive has `regex` and `max_length`."""
 
     kind: Literal["resource", "complex-type", "primitive-type"]
     abstract: bool = False
     base: str | None = None
-    unserved: bool = False
     regex: str | None = None
     max_length: int | None = None
     elements: dict[str, Element] = {}
@@ -91,7 +87,6 @@ class SearchParameter(msgspec.Struct, frozen=True):
 class _Head(msgspec.Struct):
     kind: str
     abstract: bool = False
-    unserved: bool = False
 
 
 def _read(name: str, guide: str = "r4") -> bytes:
@@ -103,19 +98,17 @@ def _structures() -> dict[str, msgspec.Raw]:
     return msgspec.json.decode(_read("structures.json"), type=dict[str, msgspec.Raw])
 
 
-def _resource_types(*, served: bool) -> tuple[str, ...]:
+def _resource_types() -> tuple[str, ...]:
     heads = msgspec.json.decode(_read("structures.json"), type=dict[str, _Head])
     return tuple(
         sorted(
-            name
-            for name, head in heads.items()
-            if head.kind == "resource" and not head.abstract and head.unserved is not served
+            name for name, head in heads.items() if head.kind == "resource" and not head.abstract
         )
     )
 
 
-SUPPORTED_TYPES: tuple[str, ...] = _resource_types(served=True)
-UNSERVED_TYPES: tuple[str, ...] = _resource_types(served=False)
+# Every resource type of R4.
+SUPPORTED_TYPES: tuple[str, ...] = _resource_types()
 
 
 @cache

@@ -34,11 +34,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.errors import Unprocessable
-from app.fhir.definitions import SUPPORTED_TYPES, UNSERVED_TYPES
+from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.json import Resource
 from app.fhir.links import LinkKind, LinkRefused, rewrite
 
-_TYPES = frozenset(SUPPORTED_TYPES + UNSERVED_TYPES)
+_TYPES = frozenset(SUPPORTED_TYPES)
 _PLACE = r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})"
 _RELATIVE = re.compile(rf"{_PLACE}(/_history/[A-Za-z0-9\-.]{{1,64}})?")
 _RESTFUL = re.compile(

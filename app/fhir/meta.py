@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.fhir.json import Resource
+from app.fhir.summary import is_subset_tag
 
 Meta = dict[str, Any]
 
@@ -37,7 +38,9 @@ def carry_over(resource: Resource, kept: Meta) -> Resource:
     """The resource with the labels in the meta of its previous version that it does not name itself."""
     if not any(name in kept for name in _SETS):
         return resource
-    return {**resource, "meta": add(resource.get("meta", {}), kept)}
+    # What was stored cut down, before that was refused, is whole again by this update.
+    tags = [tag for tag in kept.get("tag", ()) if not is_subset_tag(tag)]
+    return {**resource, "meta": add(resource.get("meta", {}), {**kept, "tag": tags})}
 
 
 def add(meta: Meta, extra: Meta) -> Meta:

@@ -58,10 +58,15 @@ def _subset_found(resource: Resource, summary: str | None, elements: Sequence[st
     return subset(resource, summary, elements)
 
 
+def is_subset_tag(tag: Resource) -> bool:
+    """Whether a tag says that the resource is not whole."""
+    return tag.get("code") == SUBSETTED["code"] and "ObservationValue" in tag.get("system", "")
+
+
 def _marked(resource: Resource) -> Resource:
     meta = resource.get("meta", {})
     tags = meta.get("tag", [])
-    if any(tag.get("code") == "SUBSETTED" for tag in tags):
+    if any(is_subset_tag(tag) for tag in tags):
         return resource
     return {**resource, "meta": {**meta, "tag": [*tags, SUBSETTED]}}
 

@@ -25,6 +25,8 @@ from app.interactions.preconditions import Preconditions, Prefer, read_precondit
 from app.interactions.result import InteractionResult
 from app.runtime.codec_process import AnyPatch, CodecProcess
 
+# Clients learn from `location` what they have written, also where nothing is new.
+_ANSWERED_WITH_A_VERSION = frozenset({"POST", "PUT", "PATCH"})
 # The order in which a transaction carries out its entries.
 ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 
@@ -188,10 +190,8 @@ async def response(
     response: dict[str, Any] = {"status": str(answer.status)}
     stored = answer.stored
     if stored is not None:
-        if answer.location:
-            response["location"] = (
-                f"{context.base_url}/{stored.reference}/_history/{stored.version}"
-            )
+        if entry.method in _ANSWERED_WITH_A_VERSION:
+            response["location"] = stored.address(context.base_url)
         response["etag"] = f'W/"{stored.version}"'
         response["lastModified"] = instant(stored.at)
     if returns == "OperationOutcome" or answer.issues:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from app.authentication.scopes import Action
 from app.context import Context
 from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
-from app.fhir import binary, json as fhir_json, meta, validation
+from app.fhir import binary, json as fhir_json, meta, summary, validation
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.ids import new_id
 from app.fhir.json import Resource
@@ -114,7 +114,8 @@ async def target_of_create(
     context.require(resource_type, "c")
     if if_none_exist is None:
         return Target(resource_type, new_id(), creates=True)
-    matches = await find_matches(context, resource_type, if_none_exist)
+    criteria = _criteria(context, resource_type, if_none_exist)
+    matches = await find_matches(context, resource_type, criteria)
     named = Target(resource_type, "", guards=matches.guards, condition=matches.query)
     if not matches.found:
         return replace(named, id=new_id(), creates=True)
@@ -311,6 +312,23 @@ async def find_matches(
     return Matches(guards, found, parsed)
 
 
+def _criteria(context: Context, resource_type: str, if_none_exist: str) -> str:
+    """What If-None-Exist asks for: criteria alone, or behind the type, with or without this server's base before it.
+
+    HAPI's client writes whole addresses. Raises BadRequest for another type or another server.
+    """
+    place, mark, criteria = if_none_exist.partition("?")
+    if not mark or "=" in place:  # a question mark in a value
+        return if_none_exist
+    place = place.removeprefix(context.base_url).removeprefix("/")
+    if place not in ("", resource_type):
+        raise BadRequest(
+            f"If-None-Exist must be search criteria, or {resource_type}?criteria on this server",
+            expression="http.If-None-Exist",
+        )
+    return criteria
+
+
 def check_version(previous: ResourceVersion | None, preconditions: Preconditions) -> None:
     """Check If-Match and If-None-Match, https://hl7.org/fhir/R4/http.html#concurrency. Raises PreconditionFailed."""
     exists = previous is not None and not previous.deleted
@@ -334,12 +352,27 @@ async def _judge(
     # To tell the size of what is small would cost as much as judging it.
     size = len(fhir_json.encode(resource)) if pace.is_long() else 0
     await pace.aside(size, validation.validate, resource)
+    _refuse_subset(resource)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.meta())
         if previous.type == binary.TYPE:
             resource = binary.carry_over(resource, previous.text)
     resource = await references.settle(context, resource, previous, size)
     return await type_registry.prepare(context, resource, previous)
+
+
+def _refuse_subset(resource: Resource) -> None:
+    """Raises Unprocessable for what a server cut down: stored, it would take the place of the whole resource.
+
+    https://hl7.org/fhir/R4/search.html#summary
+    """
+    for index, tag in enumerate(resource.get("meta", {}).get("tag", ())):
+        if summary.is_subset_tag(tag):
+            raise Unprocessable(
+                "The resource is cut down (SUBSETTED), as an answer to _summary or _elements is; send the whole one",
+                code="business-rule",
+                expression=f"{resource['resourceType']}.meta.tag[{index}]",
+            )
 
 
 def _having_seen_current(context: Context) -> Context:

@@ -61,6 +61,10 @@ class ResourceVersion:
     def reference(self) -> str:
         return f"{self.type}/{self.id}"
 
+    def address(self, base_url: str) -> str:
+        """Where this very version can be read."""
+        return f"{base_url}/{self.reference}/_history/{self.version}"
+
     @property
     def custodian(self) -> str | None:
         """The organization whose record it is: the one that made it, of a Consent that its present word is of."""

@@ -29,6 +29,7 @@ from app.search.fhirpath import (
 
 # From the values at hand to the values one step further.
 Step = Callable[[list[Any]], list[Any]]
+_RESOURCE_TYPES = frozenset(definitions.SUPPORTED_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,9 @@ def refers_to(reference: Any, resource_type: str) -> bool:
     if url.startswith("#"):
         return bool(reference.get("type") == resource_type)
     parts = url.partition("/_history/")[0].rsplit("/", 2)
-    if len(parts) >= 2 and parts[-2] in _resource_types():
+    if len(parts) >= 2 and parts[-2] in _RESOURCE_TYPES:
         return bool(parts[-2] == resource_type)
     return bool(reference.get("type") == resource_type)
-
-
-@cache
-def _resource_types() -> frozenset[str]:
-    return frozenset(definitions.SUPPORTED_TYPES + definitions.UNSERVED_TYPES)
 
 
 class _Compiler:
@@ -139,7 +135,7 @@ class _Compiler:
         """A type's name at the beginning: the focus if it is of that type, nothing otherwise."""
         if name in _ancestry(self._root.type):
             return focus
-        if name in _resource_types():
+        if name in _RESOURCE_TYPES:
             return []
         raise NotCompilableError(f"unknown type {name}")
 

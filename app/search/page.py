@@ -97,31 +97,48 @@ async def _fill(store: Reader, query: Query, page: Page) -> None:
     more = len(rows) > kept
     rows = rows[:kept]
     page.total = await _total(store, query, rows, more=more)
-    page.following = tuple(key.value(rows[-1]) for key in query.sort) if more else None
-    page.matches = [row_of(query.resource_type, row) for row in rows]
     if query.is_explained:
         page.issues += await explain.issues(store, query, filters(query))
-    await include(store, query, page)
+    kept = await show(store, query, page, [[row_of(query.resource_type, row)] for row in rows])
+    if more or kept < len(rows):
+        page.following = tuple(key.value(rows[kept - 1]) for key in query.sort)
 
 
 def row_of(resource_type: str, document: dict[str, Any]) -> IncludedRow:
     return IncludedRow(resource_type, document["_id"], document["text"], document.get("terms", ()))
 
 
-async def include(store: Reader, query: Query, page: Page) -> None:
-    """Add to a page what its matches are to bring along, and say so where that is not all."""
-    if not query.includes:
-        return
-    page.included, is_complete = await included(store, query.includes, page.matches, query.scope)
-    if not is_complete:
-        page.issues.append(
-            Issue(
-                "too-costly",
-                f"Only the first {len(page.included)} included resources are shown; "
-                "ask for fewer matches with _count",
-                severity="warning",
-            )
+async def show(
+    store: Reader, query: Query, page: Page, shown: Sequence[Sequence[IncludedRow]]
+) -> int:
+    """Put on a page what each row stands for, with what that brings along. Returns how many rows are on it.
+
+    These are fewer where all that they bring along would be too much for a page, so that none of it is left out. Where
+    a single one brings too much, the page says so.
+    """
+    kept = len(shown)
+    while True:
+        page.matches = [each for row in shown[:kept] for each in row]
+        if not query.includes:
+            return kept
+        page.included, is_complete = await included(
+            store, query.includes, page.matches, query.scope
         )
+        if is_complete:
+            return kept
+        if kept == 1:
+            page.issues.append(_incomplete(len(page.included)))
+            return kept
+        kept //= 2
+
+
+def _incomplete(count: int) -> Issue:
+    return Issue(
+        "too-costly",
+        f"The match brings more along than a page holds: {count} included resources are shown, others are not; "
+        "search for these by themselves",
+        severity="warning",
+    )
 
 
 def filters(query: Query) -> list[Filter]:

@@ -195,8 +195,9 @@ def _parameter(resource_type: str, definition: SearchParameter) -> Parameter:
         definition.code, definition.url, definition.type, targets=definition.target
     )
     if definition.type == "composite":
+        written = [part.expression for part in definition.component]
         components = tuple(
-            _component(resource_type, paths, part.definition, part.expression)
+            _component(resource_type, paths, part.definition, [part.expression, *written])
             for part in definition.component
         )
         return replace(parameter, paths=paths, components=components)
@@ -232,27 +233,21 @@ def _searchable(kind: str, paths: Iterable[AccessPath]) -> tuple[AccessPath, ...
 
 
 def _component(
-    resource_type: str, bases: Iterable[AccessPath], definition: str, expression: str
+    resource_type: str, bases: Iterable[AccessPath], definition: str, expressions: Iterable[str]
 ) -> Parameter:
+    """A part of a composite: the parameter that its definition names, at the first expression that fits that.
+
+    Its own comes first. R4 mixes up those of DocumentReference's relationship; the definitions tell the order.
+    """
     root = AccessPath((), (), resource_type, resource_type)
-    paths = [path for base in bases for path in compiled_from(root, base, expression)]
-    distinct = tuple({path.keys: path for path in paths}.values())
     whole = definitions.search_parameter(definition)
-    if not any(path.type in VALUES[whole.type] for path in distinct):
-        # R4 mixes up the definitions of DocumentReference's relationship; the elements tell which is meant.
-        whole = _covering(resource_type, {path.element for path in distinct})
-    searchable = _searchable(whole.type, distinct)
-    targets = _targets(whole, searchable)
-    return Parameter(whole.code, whole.url, whole.type, searchable, targets)
-
-
-def _covering(resource_type: str, elements: set[str]) -> SearchParameter:
-    """The type's parameter that searches exactly these elements."""
-    for definition in definitions.search_parameters(resource_type).values():
-        if definition.expression and definition.type in VALUES:
-            paths = compiled(resource_type, definition.expression)
-            if {path.element for path in paths} == elements:
-                return definition
+    for expression in expressions:
+        paths = [path for base in bases for path in compiled_from(root, base, expression)]
+        distinct = tuple({path.keys: path for path in paths}.values())
+        if any(path.type in VALUES[whole.type] for path in distinct):
+            searchable = _searchable(whole.type, distinct)
+            targets = _targets(whole, searchable)
+            return Parameter(whole.code, whole.url, whole.type, searchable, targets)
     raise NotCompilableError("a component's type does not fit its element")
 
 

@@ -195,33 +195,31 @@ async def _fill(store: Reader, search: Search, until: list[Condition], result: P
         return
     rows = await _rows(store, search, queries)
     fitting = page_bytes.fitting(page_bytes.sizes(row for _, row in rows))
-    matches, kept = _matches(search, rows[: min(head.count, fitting)])
-    more = len(rows) > kept
-    result.matches = matches
-    if search.after is None and not more:
-        result.total = len(matches)
+    shown = _shown(search, rows[: min(head.count, fitting)])
+    if search.after is None and len(rows) == len(shown):
+        result.total = sum(map(len, shown))
     elif head.total in ("accurate", "estimate"):
         result.total = await _count(store, queries)
     if head.is_explained:
         for each in queries:
             result.issues += await explain.issues(store, each, _pieces(search, each))
-    if more:
+    kept = await page.show(store, head, result, shown)
+    if len(rows) > kept:
         name, last = rows[kept - 1]
         result.following = (*(key.value(last) for key in head.sort), name)
-    await page.include(store, head, result)
 
 
-def _matches(
-    search: Search, rows: Sequence[tuple[str, dict[str, Any]]]
-) -> tuple[list[IncludedRow], int]:
-    """What the rows stand for, and how many of them fit on the page; the first always does."""
-    found: list[IncludedRow] = []
-    for kept, (name, row) in enumerate(rows):
+def _shown(search: Search, rows: Sequence[tuple[str, dict[str, Any]]]) -> list[list[IncludedRow]]:
+    """What each row stands for, of the rows that fit on the page; the first always does."""
+    found: list[list[IncludedRow]] = []
+    room = search.queries[0].count
+    for name, row in rows:
         shown = search.show(name, row)
-        if kept and len(found) + len(shown) > search.queries[0].count:
-            return found, kept
-        found += shown
-    return found, len(rows)
+        room -= len(shown)
+        if found and room < 0:
+            break
+        found.append(shown)
+    return found
 
 
 async def _count(store: Reader, queries: Sequence[Query]) -> int:

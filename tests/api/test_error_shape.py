@@ -104,7 +104,7 @@ CASES = {
     "400 patch": case(400, "structure", "PATCH", "/Patient/there", b"{}", content_type=JSON_PATCH),
     "404 route": case(404, "not-found", "GET", "/Patient/a/b/c/d"),
     "404 type": case(404, "not-supported", "GET", "/Banana"),
-    "404 type not served": case(404, "not-supported", "GET", "/MedicinalProduct/1"),
+    "404 type not served": case(404, "not-supported", "GET", "/MedicinalProductDefinition/1"),
     "404 id": case(404, "not-found", "GET", "/Patient/nobody"),
     "404 version": case(404, "not-found", "GET", "/Patient/there/_history/7"),
     "404 history": case(404, "not-found", "GET", "/Patient/nobody/_history"),

@@ -16,6 +16,7 @@ import zstandard
 from lxml import etree
 
 from app.api.transport import choose_encoding
+from tests.builders.patches import parameters, replace
 from tests.conftest import make_settings, running
 from tests.outcomes import assert_outcome
 
@@ -265,19 +266,52 @@ async def test_a_url_over_the_limit_is_refused(client: httpx.AsyncClient) -> Non
 
 @pytest.mark.slow
 async def test_cors_is_off_unless_origins_are_set(client: httpx.AsyncClient, mongod: str) -> None:
-    origin = {"origin": "https://app.example"}
-    assert (
-        "access-control-allow-origin" not in (await client.get("/metadata", headers=origin)).headers
-    )
-    async with running(make_settings(mongod, cors_origins="https://app.example")) as (_, other):
-        answer = await other.get("/metadata", headers=origin)
-        assert answer.headers["access-control-allow-origin"] == "https://app.example"
-        preflight = await other.options(
-            "/Patient", headers={**origin, "access-control-request-method": "PUT"}
+    """https://hl7.org/fhir/R4/security.html#cors and https://fetch.spec.whatwg.org/#http-cors-protocol"""
+    allowed = "access-control-allow-origin"
+    page = {"origin": "https://app.example"}
+    assert allowed not in (await client.get("/metadata", headers=page)).headers
+    written = "HTTPS://App.example:443/, http://localhost:3000"
+    async with running(make_settings(mongod, cors_origins=written)) as (_, other):
+        answer = await other.put(
+            "/Patient/cors", json={"resourceType": "Patient", "id": "cors"}, headers=page
         )
-        assert preflight.status_code == 200
-        foreign = await other.get("/metadata", headers={"origin": "https://evil.example"})
-        assert "access-control-allow-origin" not in foreign.headers
+        assert answer.status_code == 201
+        assert answer.headers[allowed] == page["origin"]
+        exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+        assert {"ETag", "Location", "Content-Location", "Last-Modified"} <= exposed
+        assert "access-control-allow-credentials" not in answer.headers
+        wanted = "authorization,content-type,if-match,if-none-exist,prefer"
+        for method in ("PUT", "PATCH", "DELETE"):
+            preflight = await other.options(
+                "/Patient",
+                headers={
+                    **page,
+                    "access-control-request-method": method,
+                    "access-control-request-headers": wanted,
+                },
+            )
+            assert preflight.status_code == 200
+            assert preflight.headers[allowed] == page["origin"]
+            assert method in preflight.headers["access-control-allow-methods"]
+            assert preflight.headers["access-control-allow-headers"] == wanted
+        refused = await other.get("/Patient/none", headers=page)  # a page has to see its failures
+        assert (refused.status_code, refused.headers[allowed]) == (404, page["origin"])
+        for origin in ("https://evil.example", "https://app.example.evil", "http://app.example"):
+            foreign = await other.get("/metadata", headers={"origin": origin})
+            assert (foreign.status_code, allowed in foreign.headers) == (403, False)
+
+
+@pytest.mark.slow
+async def test_no_page_may_use_what_a_browser_knows_of_its_user(mongod: str) -> None:
+    """No cookie and no certificate counts, whatever page asks, and `*` names nobody."""
+    async with running(make_settings(mongod, cors_origins="*")) as (_, client):
+        page = {"origin": "https://any.example", "access-control-request-method": "PUT"}
+        for answer in (
+            await client.get("/metadata", headers=page),
+            await client.options("/Patient", headers=page),
+        ):
+            assert answer.headers["access-control-allow-origin"] == "*"
+            assert "access-control-allow-credentials" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -297,3 +331,31 @@ async def test_prefer_return(client: httpx.AsyncClient, prefer: str, kind: str |
     assert response.headers["location"]
     assert response.headers["etag"] == 'W/"1"'
     assert (response.json()["resourceType"] if response.content else None) == kind
+
+
+async def test_a_repeating_primitive_without_a_value_keeps_its_null_in_every_form(
+    client: httpx.AsyncClient,
+) -> None:
+    """https://hl7.org/fhir/R4/json.html#primitive: in JSON, two arrays; in XML, an element without a value."""
+    absent = {
+        "extension": [
+            {
+                "url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason",
+                "valueCode": "unknown",
+            }
+        ]
+    }
+    name = {"family": "Vane", "given": [None], "_given": [absent]}
+    path = await stored(client, name=[name])
+    in_xml = await client.get(path, headers={"accept": "application/fhir+xml"})
+    sent = await client.put(
+        path, content=in_xml.content, headers={"content-type": "application/fhir+xml"}
+    )
+    assert sent.status_code == 200
+    assert (await client.get(path)).json()["name"] == [name]
+    added = parameters(replace("Patient.name.family", valueString="Weir"))
+    patched = await client.patch(
+        path, json=added, headers={"content-type": "application/fhir+json"}
+    )
+    assert patched.status_code == 200, patched.text
+    assert patched.json()["name"] == [{**name, "family": "Weir"}]

@@ -249,6 +249,56 @@ async def test_who_is_a_member(
     assert ("Patient/p3" in found) is is_member
 
 
+async def test_a_group_may_bring_whom_and_what_its_members_resources_refer_to(
+    own: tuple[Server, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where `_type` names them, those in nobody's compartment; however many members share one, it comes once."""
+    monkeypatch.setattr("app.bulk.cohort.TOGETHER", 1)
+    _, client = own
+    await story(client)
+    for each in ("d2", "d3", "d4"):
+        await put(client, "Practitioner", each)
+    for each in ("h1", "h2"):
+        await put(client, "Organization", each)
+        await put(client, "Location", each)
+    await observe(
+        client,
+        "o-p1",
+        "p1",
+        performer=[{"reference": f"{BASE}/Practitioner/d1"}, {"reference": "Organization/h1"}],
+        note=[{"text": 'They wrote {"reference":"Practitioner/d4"}'}],
+    )
+    await observe(client, "o-p3", "p3", performer=[{"reference": "Practitioner/d3"}])
+    shared = [{"reference": "Practitioner/d1"}, {"reference": "Practitioner/d2/_history/1"}]
+    await observe(client, "o-p2", "p2", performer=shared)
+    await put(
+        client,
+        "Encounter",
+        "e-p2",
+        status="finished",
+        **{"class": {"code": "IMP"}},
+        subject={"reference": "Patient/p2"},
+        location=[{"location": {"reference": "Location/h2"}}],
+    )
+    since = await enrol(client, "p1", "p2")
+    beyond = "Practitioner,Organization,Location"
+    manifest, found = await export(own, "/Group/g/$export", _type=beyond)
+    assert found == {"Practitioner/d1", "Practitioner/d2", "Organization/h1", "Location/h2"}
+    _, found = await export(own, "/Group/g/$export", _type="Patient")
+    assert found == {"Patient/p1", "Patient/p2"}
+    # Of what they refer to still, what has changed since.
+    await put(client, "Practitioner", "d2", active=True)
+    await put(client, "Practitioner", "d3", active=True)
+    await client.delete("/Location/h2")
+    await client.delete("/Location/h1")
+    manifest, found = await export(own, "/Group/g/$export", _type=beyond, _since=since)
+    assert found == {"Practitioner/d2"}
+    assert await deleted_in(client, manifest) == {"Location/h2"}
+    await client.delete("/Patient/p1")
+    _, found = await export(own, "/Group/g/$export", _type="Patient,Location")
+    assert found == {"Patient/p2"}
+
+
 async def test_since_has_what_changed_and_what_was_deleted(
     own: tuple[Server, httpx.AsyncClient],
 ) -> None:

@@ -75,6 +75,44 @@ async def test_a_groups_export_holds_the_callers_own_among_its_members(
         await world.ask("admin", "DELETE", f"/Group/{name}")
 
 
+@pytest.mark.parametrize(
+    ("who", "scopes", "found"),
+    [
+        pytest.param("north", "", {"Practitioner/of-n"}, id="of-its-own-patients"),
+        pytest.param("admin", "", {"Practitioner/of-n", "Practitioner/of-s"}, id="administrator"),
+        pytest.param(
+            "north",
+            "system/Group.rs system/Patient.rs system/Practitioner.rs",
+            set(),
+            id="no-records",
+        ),
+        pytest.param(
+            "north",
+            "system/Group.rs system/Patient.rs system/Condition.rs",
+            set(),
+            id="no-practitioners",
+        ),
+    ],
+)
+async def test_what_one_does_not_see_leads_to_nobody(
+    world: World, who: str, scopes: str, found: set[str]
+) -> None:
+    for side in ("n", "s"):
+        told_by = {"asserter": {"reference": f"Practitioner/of-{side}"}}
+        await world.put(
+            "admin",
+            {"resourceType": "Practitioner", "id": f"of-{side}"},
+            condition(f"told-{side}", f"p{side}", **told_by),
+        )
+    await world.put("admin", designated("both", "north", "pn", "ps"))
+    try:
+        export = await kick_off(world, who, "/Group/both/$export?_type=Practitioner", scopes=scopes)
+        assert await export.found() & {"Practitioner/of-n", "Practitioner/of-s"} == found
+    finally:
+        for place in ("Group/both", "Condition/told-n", "Condition/told-s"):
+            await world.ask("admin", "DELETE", f"/{place}")
+
+
 async def test_a_group_that_one_does_not_see_is_not_exported(world: World) -> None:
     hidden = await world.get("plan-a", "/Group/list-n/$export", headers=ASYNC)
     absent = await world.get("plan-a", "/Group/nothing/$export", headers=ASYNC)

@@ -443,13 +443,6 @@ BAD: list[Any] = [
     ),
     pytest.param(
         PATIENT,
-        {"contained": [{"resourceType": "MedicinalProduct"}]},
-        "Patient.contained[0].resourceType",
-        "not-supported",
-        id="unserved-contained-type",
-    ),
-    pytest.param(
-        PATIENT,
         {"contained": [{"id": "x"}]},
         "Patient.contained[0].resourceType",
         "required",
@@ -512,12 +505,20 @@ BAD: list[Any] = [
         "structure",
         id="r4b-only",
     ),
+    # What R4B dropped, R4's own definitions judge.
     pytest.param(
-        {},
-        {"resourceType": "SubstanceProtein"},
-        "SubstanceProtein.resourceType",
-        "not-supported",
-        id="unserved",
+        {"resourceType": "MedicinalProductUndesirableEffect"},
+        {"classification": {"coding": [{"code": 5}]}},
+        "MedicinalProductUndesirableEffect.classification.coding[0].code",
+        "structure",
+        id="dropped-by-r4b",
+    ),
+    pytest.param(
+        PATIENT,
+        {"contained": [{"resourceType": "SubstanceProtein", "subunit": [{"sequnce": "A"}]}]},
+        "Patient.contained[0].subunit[0]",
+        "structure",
+        id="dropped-by-r4b-contained",
     ),
 ]
 

@@ -52,6 +52,50 @@ async def test_conditional_create_creates_once(client: httpx.AsyncClient) -> Non
     assert len(await found(client, value)) == 2
 
 
+@pytest.mark.parametrize("before", ["?", "Patient?", "/Patient?", "BASE/Patient?"])
+async def test_if_none_exist_may_name_the_type_and_this_server(
+    client: httpx.AsyncClient, before: str
+) -> None:
+    """As HAPI's client and HL7's own examples write it, in the header and in a Bundle."""
+    value = fresh()
+    before = before.replace("BASE", str(client.base_url).rstrip("/"))
+    request = {"method": "POST", "url": "Patient", "ifNoneExist": before + criteria(value)}
+    entry = {"resource": patient(value), "request": request}
+    created = await client.post(
+        "/Patient", json=patient(value), headers={"if-none-exist": before + criteria(value)}
+    )
+    assert created.status_code == 201
+    for type_ in ("transaction", "batch"):
+        bundle = {"resourceType": "Bundle", "type": type_, "entry": [entry]}
+        (answer,) = (await client.post("", json=bundle)).json()["entry"]
+        assert answer["response"]["status"] == "200"
+        assert answer["response"]["location"] == created.headers["location"]
+    assert len(await found(client, value)) == 1
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["Encounter?", "http://elsewhere.example/fhir/Patient?", "BASE/Encounter?", "BASEx/Patient?"],
+)
+async def test_if_none_exist_of_another_server_or_type_is_refused(
+    client: httpx.AsyncClient, before: str
+) -> None:
+    value = fresh()
+    before = before.replace("BASE", str(client.base_url).rstrip("/"))
+    refused = await client.post(
+        "/Patient", json=patient(value), headers={"if-none-exist": before + criteria(value)}
+    )
+    assert_outcome(refused, 400, "invalid", "http.If-None-Exist")
+    assert await found(client, value) == []
+
+
+async def test_a_question_mark_in_a_value_is_no_address(client: httpx.AsyncClient) -> None:
+    value = f"urn:x?{fresh()}"
+    headers = {"if-none-exist": f"identifier={value}"}
+    assert (await client.post("/Patient", json=patient(value), headers=headers)).status_code == 201
+    assert (await client.post("/Patient", json=patient(value), headers=headers)).status_code == 200
+
+
 async def test_conditional_update_creates_updates_or_refuses(client: httpx.AsyncClient) -> None:
     value = fresh()
     url = f"/Patient?{criteria(value)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from typing import Any
 
@@ -42,6 +43,44 @@ async def test_create_answers_201_with_location_etag_and_the_stored_resource(
     read = await client.get(f"/Encounter/{body['id']}")
     assert read.status_code == 200
     assert read.json() == body
+
+
+async def test_every_write_tells_which_version_it_answers_with(client: httpx.AsyncClient) -> None:
+    """HAPI's client knows from Content-Location alone what it has updated. Location is for what was created."""
+    place = f"/Encounter/{fresh_id()}"
+    address = f"{str(client.base_url).rstrip('/')}{place}/_history/"
+    body = encounter(id=place.rpartition("/")[2])
+    patch = [{"op": "replace", "path": "/status", "value": "finished"}]
+    as_patch = {"content-type": "application/json-patch+json"}
+    minimal = {"prefer": "return=minimal"}
+    for version, created, answer in (
+        (1, True, await client.put(place, json=body)),
+        (1, False, await client.put(place, json=body)),
+        (2, False, await client.put(place, json=body | {"status": "onleave"}, headers=minimal)),
+        (3, False, await client.patch(place, content=json.dumps(patch), headers=as_patch)),
+    ):
+        assert answer.headers["content-location"] == f"{address}{version}"
+        assert answer.headers.get("location") == (f"{address}{version}" if created else None)
+    bundle = {
+        "resourceType": "Bundle",
+        "type": "transaction",
+        "entry": [{"resource": body, "request": {"method": "PUT", "url": place[1:]}}],
+    }
+    for type_ in ("transaction", "batch"):
+        (entry,) = (await client.post("", json=bundle | {"type": type_})).json()["entry"]
+        assert (entry["response"]["status"], entry["response"]["location"]) == (
+            "200",
+            f"{address}4",
+        )
+    (read,) = (
+        await client.post(
+            "",
+            json=bundle | {"entry": [{"request": {"method": "GET", "url": place[1:]}}]},
+        )
+    ).json()["entry"]
+    assert "location" not in read["response"]
+    for answer in (await client.get(place), await client.delete(place)):
+        assert not {"location", "content-location"} & answer.headers.keys()
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -216,7 +255,9 @@ async def test_head_answers_like_get_without_a_body(client: httpx.AsyncClient) -
     ("method", "url", "status", "code"),
     [
         pytest.param("GET", "/Banana/1", 404, "not-supported", id="unknown-type"),
-        pytest.param("POST", "/MedicinalProduct", 404, "not-supported", id="type-not-served"),
+        pytest.param(
+            "POST", "/MedicinalProductDefinition", 404, "not-supported", id="type-not-served"
+        ),
         pytest.param("GET", "/Encounter/none-such", 404, "not-found", id="unknown-id"),
         pytest.param("POST", "/Encounter/1", 405, "not-supported", id="verb"),
         pytest.param("GET", "/Encounter/1/2/3/4/5", 404, "not-found", id="no-such-route"),
@@ -289,3 +330,35 @@ async def test_an_invalid_resource_is_refused_and_nothing_is_stored(
     assert response.status_code in (400, 422)
     assert_outcome(response, response.status_code, code, expression)
     assert_outcome(await client.get(f"/Encounter/{id_}"), 404, "not-found")
+
+
+async def test_what_a_server_cut_down_is_not_stored(client: httpx.AsyncClient) -> None:
+    """https://hl7.org/fhir/R4/search.html#summary: it would take the place of the whole resource."""
+    place = f"/Encounter/{fresh_id()}"
+    whole = (await client.put(place, json=encounter(id=place.rpartition("/")[2]))).json()
+    cut = (await client.get(f"{place}?_elements=status")).json()
+    tag = cut["meta"]["tag"][0]
+    added = json.dumps([{"op": "add", "path": "/meta/tag", "value": [tag]}])
+    patch = {"content-type": "application/json-patch+json"}
+    meta = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "meta", "valueMeta": {"tag": [tag]}}],
+    }
+    for refused in (
+        await client.put(place, json=cut),
+        await client.put(f"/Encounter?_id={whole['id']}", json=cut),
+        await client.post("/Encounter", json=cut),
+        await client.patch(place, content=added, headers=patch),
+        await client.post(f"{place}/$meta-add", json=meta),
+    ):
+        assert_outcome(refused, 422, "business-rule", "Encounter.meta.tag[0]")
+    put = {"resource": cut, "request": {"method": "PUT", "url": place[1:]}}
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [put]}
+    where = "Bundle.entry[0].resource.meta.tag[0]"
+    assert_outcome(await client.post("", json=bundle), 422, "business-rule", where)
+    (answer,) = (await client.post("", json=bundle | {"type": "batch"})).json()["entry"]
+    assert answer["response"]["status"] == "422"
+    assert (await client.get(place)).json() == whole
+    # A Bundle may hold what is cut down.
+    found = (await client.get(f"/Encounter?_id={whole['id']}&_summary=true")).json()
+    assert (await client.post("/Bundle", json=found)).status_code == 201

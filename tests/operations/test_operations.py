@@ -87,6 +87,27 @@ async def test_validate_judges_without_storing(client: httpx.AsyncClient) -> Non
     assert_outcome(await client.get(f"/Patient/{id_}"), 404, "not-found")
 
 
+async def test_validate_judges_types_that_r4b_dropped_or_reworked_by_r4(
+    client: httpx.AsyncClient,
+) -> None:
+    """`outcome` of Evidence and the MedicinalProduct are R4's; R4B has neither."""
+    evidence: dict[str, Any] = {
+        "resourceType": "Evidence",
+        "status": "draft",
+        "exposureBackground": {"reference": "EvidenceVariable/1"},
+        "outcome": [{"reference": "EvidenceVariable/2"}],
+        "contained": [
+            {"resourceType": "MedicinalProduct", "id": "p", "name": [{"productName": "Equilidem"}]}
+        ],
+    }
+    answer = await client.post("/Evidence/$validate", json=evidence)
+    assert [issue["severity"] for issue in answer.json()["issue"]] == ["information"]
+    assert (await client.post("/Evidence", json=evidence)).status_code == 201
+    del evidence["contained"][0]["name"]
+    (issue,) = (await client.post("/Evidence/$validate", json=evidence)).json()["issue"]
+    assert (issue["code"], issue["expression"]) == ("required", ["Evidence.contained[0].name"])
+
+
 async def test_validate_names_what_is_wrong(client: httpx.AsyncClient) -> None:
     bad = {"resourceType": "Patient", "gender": "banana", "birthDate": "1999-02-30"}
     response = await client.post("/Patient/$validate", json=bad)

@@ -56,6 +56,13 @@ TOKEN: list[Row] = [
     ("not", "Observation", CODED, "code:not=2951-2", False),
     ("not-other", "Observation", CODED, "code:not=x,y", True),
     ("not-absent", "Observation", {}, "code:not=2951-2", True),
+    (
+        "of-a-type-that-r4b-dropped",
+        "MedicinalProductAuthorization",
+        {"country": [{"coding": [{"system": "urn:iso:std:iso:3166", "code": "DK"}]}]},
+        "country=urn:iso:std:iso:3166|DK",
+        True,
+    ),
     ("text-of-concept", "Observation", CODED, "code:text=na", True),
     ("text-of-display", "Observation", CODED, "code:text=SODIUM", True),
     ("text-beginning-only", "Observation", CODED, "code:text=moles", False),
@@ -480,6 +487,10 @@ MG = {"system": UCUM, "code": "mg", "unit": "milligram"}
 QUANTITY: list[Row] = [
     ("number", "Observation", _quantity("5.4", MG), "value-quantity=5.4", True),
     ("unit", "Observation", _quantity("5.4", MG), f"value-quantity=5.4|{UCUM}|mg", True),
+    ("system", "Observation", _quantity("5.4", MG), f"value-quantity=5.4|{UCUM}", True),
+    ("system-bar", "Observation", _quantity("5.4", MG), f"value-quantity=5.4|{UCUM}|", True),
+    ("system-other", "Observation", _quantity("5.4", MG), "value-quantity=5.4|http://x", False),
+    ("system-none", "Observation", _quantity("5.4", {}), f"value-quantity=5.4|{UCUM}", False),
     ("other-unit", "Observation", _quantity("5.4", MG), f"value-quantity=5.4|{UCUM}|g", False),
     ("converted", "Observation", _quantity("5.4", MG), f"value-quantity=0.0054|{UCUM}|g", True),
     ("converted-gt", "Observation", _quantity("5.4", MG), f"value-quantity=gt5399|{UCUM}|ug", True),
@@ -671,8 +682,15 @@ COMPOSITE: list[Row] = [
         "definitions-mixed-up",
         "DocumentReference",
         {"relatesTo": [{"code": "replaces", "target": {"reference": "DocumentReference/1"}}]},
-        "relationship=replaces$DocumentReference/1",
+        "relationship=DocumentReference/1$replaces",
         True,
+    ),
+    (
+        "definitions-mixed-up-other-code",
+        "DocumentReference",
+        {"relatesTo": [{"code": "signs", "target": {"reference": "DocumentReference/1"}}]},
+        "relationship=DocumentReference/1$replaces",
+        False,
     ),
 ]
 

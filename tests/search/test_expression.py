@@ -208,3 +208,17 @@ def test_what_is_sorted_by_is_stored_as_it_is() -> None:
     """Where a Subscription's status is needed and no more, it is read there."""
     subscription = {"resourceType": "Subscription", "status": "active", "criteria": "Encounter?"}
     assert extract("Subscription", subscription)["sorts"]["status"]["lo"] == "active"
+
+
+def test_every_part_of_a_composite_is_what_its_definition_names() -> None:
+    """In that order: R4 mixes up the expressions of DocumentReference's relationship."""
+    for resource_type in definitions.SUPPORTED_TYPES:
+        for code, definition in definitions.search_parameters(resource_type).items():
+            compiled_parts = (
+                parameters(resource_type)[code].components if definition.component else ()
+            )
+            assert [(part.url, part.type) for part in compiled_parts] == [
+                (each.url, each.type)
+                for part in definition.component
+                for each in [definitions.search_parameter(part.definition)]
+            ]

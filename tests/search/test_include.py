@@ -205,13 +205,39 @@ async def test_inclusion_that_cannot_be_is_refused(
 
 
 @pytest.mark.slow
-async def test_what_does_not_fit_is_left_out_and_told(mongod: str) -> None:
+async def test_what_does_not_fit_makes_pages_smaller_or_is_told(mongod: str) -> None:
     async with running(make_settings(mongod, max_included=2)) as (_, client):
+        patients = [{"resourceType": "Patient", "id": f"q{n}"} for n in range(1, 5)]
+        about = {"resourceType": "CarePlan", "status": "active", "intent": "plan"}
+        plans = [
+            {**about, "id": f"q{n}-{number}", "subject": ref(f"Patient/q{n}")}
+            for n, count in ((1, 1), (2, 2), (4, 1))
+            for number in range(count)
+        ]
+        await put(client, [*patients, *plans])
+        for asked in ("Patient?", "?_type=Patient&"):
+            query = "_id=q1,q2,q3,q4&_sort=_id&_count=4&_revinclude=CarePlan:subject"
+            url: str | None = f"{BASE}/{asked}{query}"
+            pages = []
+            while url:
+                page = (await client.get(url)).json()
+                assert {each["search"]["mode"] for each in page["entry"]} <= {"match", "include"}
+                pages.append((ids(page), ids(page, "include")))
+                url = next((e["url"] for e in page["link"] if e["relation"] == "next"), None)
+            assert pages == [
+                ({"q1"}, {"q1-0"}),
+                ({"q2"}, {"q2-0", "q2-1"}),
+                ({"q3", "q4"}, {"q4-0"}),
+            ]
+        # A single match that brings too much.
         await put(client, RESOURCES)
         bundle = await search(client, "Patient?_id=p1&_revinclude=CarePlan:subject")
         assert ids(bundle, "include") == {"c1", "c2"}
         assert ids(bundle) == {"p1"}
-        bundle = await search(client, "Patient?_id=p1&_revinclude=*")
+        bundle = await search(client, "Patient?_id=p1,q1&_sort=-_id&_revinclude=*")
+        assert ids(bundle) == {"q1"}
+        bundle = (await client.get(bundle["link"][1]["url"])).json()
+        assert ids(bundle) == {"p1"}
         assert len(ids(bundle, "include")) == 2
         outcome = bundle["entry"][-1]
         assert outcome["search"]["mode"] == "outcome"

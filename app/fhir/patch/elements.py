@@ -131,7 +131,7 @@ def single(field: Field, item: Any, extra: Resource | None = None) -> Node:
 
 
 def _write(found: Resource, node: Node) -> None:
-    """Add a child to its parent's JSON, keeping the arrays of values and companions aligned."""
+    """Add a child to its parent's JSON, keeping the arrays of values, with nulls, and companions aligned."""
     field = node.field
     assert field is not None  # noqa: S101 - only the root has none, and it is no child
     if field.kind != "primitive":
@@ -149,9 +149,7 @@ def _write(found: Resource, node: Node) -> None:
             if each is not None
         }
         return
-    count = len(found.get(field.key) or found.get(beside) or ())
-    for key, each in ((field.key, node.value), (beside, extra)):
-        if key in found:
-            found[key].append(each)
-        elif each is not None:
-            found[key] = [None] * count + [each]
+    values = found.setdefault(field.key, [])
+    if beside in found or extra is not None:
+        found.setdefault(beside, [None] * len(values)).append(extra)
+    values.append(node.value)

@@ -12,7 +12,6 @@ from typing import Any
 
 from app.fhir.definitions import (
     SUPPORTED_TYPES,
-    UNSERVED_TYPES,
     json_name,
     required_codes,
     structure,
@@ -28,7 +27,7 @@ _VALUES = frozenset(
     for prefix in ("", "_")
 )
 _BARE = {"id", "url"}
-_RESOURCE_TYPES = frozenset(SUPPORTED_TYPES) | frozenset(UNSERVED_TYPES)
+_RESOURCE_TYPES = frozenset(SUPPORTED_TYPES)
 
 
 def extension(value: dict[str, Any], where: Where, found: Findings) -> None:

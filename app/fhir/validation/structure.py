@@ -11,7 +11,6 @@ from typing import Any
 
 from app.fhir.definitions import (
     SUPPORTED_TYPES,
-    UNSERVED_TYPES,
     Element,
     json_name,
     resolve,
@@ -37,7 +36,6 @@ from app.fhir.validation.shapes import (
 
 _checks: dict[str, Check] = {}
 _SUPPORTED = frozenset(SUPPORTED_TYPES)
-_UNSERVED = frozenset(UNSERVED_TYPES)
 
 
 class StructurePlan:
@@ -232,8 +230,6 @@ def check_resource(value: Any, where: Where, found: Findings) -> None:
             found.add(place, "required", "is required")
     elif resource_type in _SUPPORTED:
         object_check(resource_type)(value, where, found)
-    elif resource_type in _UNSERVED:
-        found.add(place, "not-supported", f"{resource_type} is not supported by this server")
     else:
         found.add(place, "structure", f"{shown(resource_type)} is not an R4 resource type")
 

@@ -15,7 +15,6 @@ from typing import Any, cast
 from lxml import etree
 
 from app.errors import BadRequest
-from app.fhir.definitions import UNSERVED_TYPES
 from app.fhir.element_definitions import RESOURCE_TYPES, Field, is_attribute, layout
 from app.fhir.json import MAX_DEPTH, Resource
 
@@ -66,8 +65,6 @@ def _resource(node: etree._Element, depth: int) -> Resource:
     if name.namespace != FHIR:
         raise _refused(node, f"must be in the namespace {FHIR}")
     resource_type = name.localname
-    if resource_type in UNSERVED_TYPES:
-        raise _refused(node, "is not supported by this server", code="not-supported")
     if resource_type not in RESOURCE_TYPES:
         raise _refused(node, "is not an R4 resource type")
     for attribute, _ in _attribute_items(node):
@@ -134,7 +131,10 @@ def _add(found: Resource, field: Field, node: etree._Element, value: Any) -> Non
 
 
 def _add_primitive(found: Resource, field: Field, node: etree._Element, depth: int) -> None:
-    """A primitive's value, and under `_` its id and extensions; the lists of both stay aligned."""
+    """A primitive's value, and under `_` its id and extensions.
+
+    Of one that repeats, the lists of both stay aligned. A value that is missing is a null there, also where all are.
+    """
     if field.type_name == "xhtml":
         _add(found, field, node, _div(node))
         return
@@ -154,12 +154,10 @@ def _add_primitive(found: Resource, field: Field, node: etree._Element, depth: i
         if extra is not None:
             found[beside] = extra
         return
-    values, extras = found.get(key), found.get(beside)
-    count = len(values or extras or ())
-    if values is not None or value is not None:
-        found.setdefault(key, [None] * count).append(value)
-    if extras is not None or extra is not None:
-        found.setdefault(beside, [None] * count).append(extra)
+    values = found.setdefault(key, [])
+    if beside in found or extra is not None:
+        found.setdefault(beside, [None] * len(values)).append(extra)
+    values.append(value)
 
 
 def _value(text: str, type_name: str) -> Any:

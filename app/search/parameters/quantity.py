@@ -1,7 +1,8 @@
 """Quantity parameters: a number, and perhaps its unit. https://hl7.org/fhir/R4/search.html#quantity
 
 `5.4` in any unit, `5.4|http://unitsofmeasure.org|mg` in this one and in units commensurable with it, `5.4||mg` where
-the code or the text is mg. A comparator in the resource (`<5`) leaves that side open. Money counts in its currency.
+the code or the text is mg, `5.4|http://unitsofmeasure.org` in any unit of the system, as tokens are written and many
+clients write quantities. A comparator in the resource (`<5`) leaves that side open. Money counts in its currency.
 
 Beside a value with a UCUM unit lies the same value in the base unit: `{lo, hi, system, code, base, base_lo, base_hi}`.
 """
@@ -122,8 +123,12 @@ def _one(parameter: Parameter, text: str) -> Condition:
             )
         case ["", code] if code:
             also = ({"code": code}, {"unit": code})
+        case [system, *rest] if ":" in system and rest in ([], [""]):  # a unit is no URI
+            also = ({"system": system},)
         case _:
-            raise parameter.malformed("number, number|system|code or number||code")
+            raise parameter.malformed(
+                "number, number|system|code, number||code or number|system, a system being a URI"
+            )
     return Ranges("quantities", parameter.key, bounds, also)
 
 
