@@ -93,7 +93,8 @@ def _check_ids(
 ) -> None:
     for reference in _ids_in(resource_type, criteria):
         meaning = names.meaning(index, reference)
-        if meaning.kind != "ours" and meaning.reference != reference:
+        is_itself = meaning.entry == index  # named by the id that its resource has
+        if meaning.kind != "ours" and not is_itself and meaning.reference != reference:
             raise Unprocessable(_NOT_OUR_ID, code="value", expression=place)
 
 

@@ -234,10 +234,11 @@ def writing(shape: str) -> list[Json]:
     """Writes whose answers have the resource."""
     note = str(uuid.uuid4())
     patient = record("Patient", "w", photo=[{"title": note}], active=True)
-    by_criteria = f"Patient?_id=w&{shape}"
+    other = {**patient, "id": "w2"}
+    by_criteria = f"Patient?_id=w2&{shape}"
     return [
         {"request": {"method": "PUT", "url": f"Patient/w?{shape}"}, "resource": patient},
-        {"request": {"method": "PUT", "url": by_criteria}, "resource": patient},
+        {"request": {"method": "PUT", "url": by_criteria}, "resource": other},
     ]
 
 
