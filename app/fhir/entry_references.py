@@ -152,6 +152,11 @@ class EntryReferences:
         """Whether an entry's fullUrl is an address on another server."""
         return bool(self._roots.get(entry))
 
+    def is_ours(self, entry: int) -> bool:
+        """Whether an entry is named by this server's ids: it is of no other, and does not leave that open."""
+        is_at_home = self._is_at_home.get(entry, False)
+        return not self.is_of_others(entry) and (is_at_home or not self._has_others)
+
     def meaning(self, entry: int, reference: str) -> Meaning:
         """What a reference means that stands in the entry with this index."""
         target, mark, fragment = reference.partition("#")

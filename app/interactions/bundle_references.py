@@ -93,7 +93,7 @@ def _check_ids(
 ) -> None:
     for reference in _ids_in(resource_type, criteria):
         meaning = names.meaning(index, reference)
-        is_itself = meaning.entry == index  # named by the id that its resource has
+        is_itself = meaning.entry == index and names.is_ours(index)
         if meaning.kind != "ours" and not is_itself and meaning.reference != reference:
             raise Unprocessable(_NOT_OUR_ID, code="value", expression=place)
 

@@ -247,6 +247,33 @@ async def test_criteria_speak_of_no_ids_but_ours(
 
 
 @pytest.mark.parametrize("kind", ["transaction", "batch"])
+@pytest.mark.parametrize(
+    ("root", "refused"),
+    [
+        pytest.param(NORTH, True, id="another-server"),
+        pytest.param("", True, id="left-open"),
+        pytest.param(BASE, False, id="ours"),
+    ],
+)
+async def test_an_entry_is_found_by_its_own_id_only_where_that_is_ours(
+    client: httpx.AsyncClient, taken: str, kind: str, root: str, refused: bool
+) -> None:
+    named = patient(id=taken, gender="other")
+    answer = await client.post(
+        "",
+        json=bundle(
+            entry("PUT", f"Patient?_id={taken}", named, root and f"{root}/Patient/{taken}"),
+            *([entry("POST", "Condition", condition("Patient/9"), f"{NORTH}/Condition/9")] if root != BASE else []),
+            type=kind,
+        ),
+    )  # fmt: skip
+    status = answer.json().get("entry", [{"response": {"status": "422"}}])[0]["response"]["status"]
+    assert status[:3] == ("422" if refused else "200"), answer.text
+    stored = (await client.get(f"/Patient/{taken}")).json()
+    assert ("gender" in stored) is not refused
+
+
+@pytest.mark.parametrize("kind", ["transaction", "batch"])
 async def test_a_patch_leaves_what_is_ours_and_reads_what_it_adds_by_its_root(
     client: httpx.AsyncClient, taken: str, kind: str
 ) -> None:
