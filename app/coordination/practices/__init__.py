@@ -7,6 +7,7 @@ subscription_review     asks a person about a Subscription that is in error
 encounter_review        asks a person about a visit without a known patient, or told in part
 consent_review          asks a person about Consents that are proposed or unclear
 taken_id_review         asks a person about an id under which two organizations have a record
+steering_review         asks a person about what steers the server and was stored while anybody could store it
 
 docs/routing.md, docs/encounters.md, docs/consent.md
 """
