@@ -129,34 +129,6 @@ async def test_published_proof_is_read_by_whom_it_is_for(
     assert sorted(each["resource"]["recipient"][0]["reference"] for each in found) == told
 
 
-@pytest.mark.parametrize("who", EXPECTED)
-async def test_the_ledger_shows_the_rows_of_ones_own_members(world: World, who: str) -> None:
-    status, recipients = EXPECTED[who]
-    answer = await world.get(who, f"{ADMIN}/deliveries?focus=Encounter/{STAY}")
-    if status == 403:
-        assert_outcome(answer, 403, "forbidden")
-        return
-    rows = answer.json()["deliveries"]
-    assert len(rows) == len(recipients)
-    everything = (await world.get(who, f"{ADMIN}/deliveries")).json()["deliveries"]
-    of_others = {"plan-b": 2, "bureau": 1, "admin": 2}.get(who, 0)
-    assert len(everything) == len(recipients) + of_others
-    for row in (await world.get("admin", f"{ADMIN}/deliveries")).json()["deliveries"]:
-        one = await world.get(who, f"{ADMIN}/deliveries/{row['id']}")
-        assert (one.status_code == 200) == (row["id"] in {each["id"] for each in everything})
-        if one.status_code == 200:
-            has_answer = any("answer" in each for each in one.json()["attempts"])
-            assert has_answer == (who == "admin" and any("answer" in a for a in row["attempts"]))
-        else:
-            assert_outcome(one, 404, "not-found")
-    for method, url in (
-        ("POST", f"{ADMIN}/deliveries/resend?focus=Encounter/{STAY}"),
-        ("GET", f"{ADMIN}/contracts"),
-    ):
-        again = await world.ask(who, method, url)
-        assert again.status_code == 403 or who == "admin"
-
-
 async def test_what_tells_of_a_stay_is_told_as_far_as_the_stay_is(world: World) -> None:
     """Its proof and what asks people to look at it, as a Consent and labels have it now."""
     stay, labelled_ = new_id(), new_id()
@@ -186,6 +158,34 @@ async def test_what_tells_of_a_stay_is_told_as_far_as_the_stay_is(world: World) 
         assert len(await world.found("agency", urls[0])) == 1
     finally:
         await world.ask("admin", "DELETE", f"/Consent/{refusal['id']}")
+
+
+@pytest.mark.parametrize("who", EXPECTED)
+async def test_the_ledger_shows_the_rows_of_ones_own_members(world: World, who: str) -> None:
+    status, recipients = EXPECTED[who]
+    answer = await world.get(who, f"{ADMIN}/deliveries?focus=Encounter/{STAY}")
+    if status == 403:
+        assert_outcome(answer, 403, "forbidden")
+        return
+    rows = answer.json()["deliveries"]
+    assert len(rows) == len(recipients)
+    everything = (await world.get(who, f"{ADMIN}/deliveries")).json()["deliveries"]
+    of_others = {"plan-b": 2, "bureau": 1, "admin": 2}.get(who, 0)
+    assert len(everything) == len(recipients) + of_others
+    for row in (await world.get("admin", f"{ADMIN}/deliveries")).json()["deliveries"]:
+        one = await world.get(who, f"{ADMIN}/deliveries/{row['id']}")
+        assert (one.status_code == 200) == (row["id"] in {each["id"] for each in everything})
+        if one.status_code == 200:
+            has_answer = any("answer" in each for each in one.json()["attempts"])
+            assert has_answer == (who == "admin" and any("answer" in a for a in row["attempts"]))
+        else:
+            assert_outcome(one, 404, "not-found")
+    for method, url in (
+        ("POST", f"{ADMIN}/deliveries/resend?focus=Encounter/{STAY}"),
+        ("GET", f"{ADMIN}/contracts"),
+    ):
+        again = await world.ask(who, method, url)
+        assert again.status_code == 403 or who == "admin"
 
 
 async def test_pages_of_the_ledger_skip_what_is_anothers(world: World) -> None:
