@@ -34,7 +34,7 @@ from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.contracts import contracts
-from app.coordination.practices import unmatched_review
+from app.coordination.practices import steering_review, unmatched_review
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
 from app.messaging.receipts import Receipts
@@ -145,6 +145,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             running.push_async_callback(exports.stop)
             exposition.start()
             running.push_async_callback(exposition.stop)
+            await steering_review.start(own)
             await published.store_definitions(own)
             await published.store_topics(own)
             await contracts.load(own)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.api import exchange
-from app.audit.entry import PATIENTS_AT_ONCE, entry, with_patients
+from app.audit.entry import BY_CONSENT, PATIENTS_AT_ONCE, entry, with_patients
 from app.bulk import export_authorization
 from app.bulk.export_jobs import RETRY_SECONDS, address
 from app.bulk.exports import Exports
@@ -155,7 +155,13 @@ async def record(context: Context, row: Document, number: int) -> None:
         await audit.record([told])
         return
     patients = await jobs.patients(row["_id"], number)
-    entries = with_patients(told, patients)
+    permits = await jobs.permits(row["_id"], number)
+    others = patients - permits.keys()
+    entries = with_patients({**told, "k": [*told["k"]]}, others) if others or not permits else []
+    # Each by itself: nobody else's Consent is in the list of a patient's disclosures.
+    for patient, consents in sorted(permits.items()):
+        by = [f"{BY_CONSENT}:{each}" for each in sorted(consents)]
+        entries.append({**told, "k": [*told["k"], f"p:{patient}", *by]})
     kept = True
     for start in range(0, len(entries), _AT_ONCE):
         kept &= await audit.record(entries[start : start + _AT_ONCE])

@@ -37,6 +37,8 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     _unfinished = 0  # bytes of headers that have come and are not complete
+    _fields = 0  # bytes of the URL and of the fields of the request's headers, or of its trailers
+    _is_over = False  # they are too many
     _inside = False  # a request's headers are complete, and its body is not
     _patience: asyncio.TimerHandle | None = None
     _spare: int | None = None  # the request is answered: so much more of it is thrown away
@@ -77,16 +79,32 @@ class HttpProtocol(HttpToolsProtocol):
             elif self._patience is None:
                 self._wait()
 
+    def on_message_begin(self) -> None:
+        self._fields = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(b": \r\n"))
         if not self._inside:  # nobody asks for the trailers of a chunked body
             super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        """Raises ValueError, which ends the parsing, for more than is taken, though all of it came at once."""
+        self._fields += size
+        if self._fields > MAX_HEADER_BYTES:
+            self._is_over = True
+            raise ValueError
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        self._unfinished = self._unread = 0
+        self._unfinished = self._unread = self._fields = 0
         self._inside = True
         if self._patience is not None:
             self._stop_waiting()
@@ -112,7 +130,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._throw_away()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(_MALFORMED)
+        self._refuse(_TOO_LARGE if self._is_over else _MALFORMED)
 
     def shutdown(self) -> None:
         if self._leaving:

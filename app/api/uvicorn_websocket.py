@@ -8,12 +8,16 @@ https://datatracker.ietf.org/doc/html/rfc6455#section-10
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 BYTES_A_SECOND, BYTES_AT_ONCE = 16 * 1024, 256 * 1024
 _POLICY_VIOLATION, _NO_UTF_8 = 1008, 1007
+# uvicorn says of each handshake which path and query it was for, at the level of information: names may be in them.
+_log = logging.getLogger("uvicorn.websocket")
+_log.setLevel(logging.WARNING)
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -24,6 +28,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.logger = self.conn.logger = _log
         self._counted = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
@@ -48,6 +53,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
         if self.close_sent:
+            self.handshake_complete = (
+                True  # refused with an answer is no fault of ours: uvicorn would log one
+            )
             self._abandon()
 
     def keepalive_timeout(self) -> None:

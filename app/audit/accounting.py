@@ -7,7 +7,7 @@ they are what an intermediary owes to patients who ask, 42 CFR 2.24.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 
 from pymongo import ASCENDING
@@ -62,29 +62,40 @@ async def disclosures(
     async for row in mongo.collection(COLLECTION).find(filter_).sort("at", ASCENDING):
         for number, entry in enumerate(row["each"], 1):
             is_disclosure = entry["o"] == OK and entry["what"] in _DISCLOSING
-            if part_2 and not values(entry, BY_CONSENT):
+            consents = values(entry, BY_CONSENT) or _by_files(entry, files)
+            if part_2 and not consents:
                 continue
             if is_disclosure and _is_about(entry, key, files):
-                yield _line(f"{row['_id']}.{number}", entry)
+                yield _line(f"{row['_id']}.{number}", entry, consents)
 
 
-async def _files_about(mongo: Mongo, key: str) -> set[str]:
-    """The keys of the files of exports that hold data of a patient, whenever they were fetched first."""
-    found: set[str] = set()
+def _by_files(entry: Document, files: Mapping[str, Sequence[str]]) -> list[str]:
+    """The Consents that were named when the file of an entry without a patient was fetched first."""
+    if values(entry, "p"):
+        return []
+    return [each for key in entry["k"] for each in files.get(key, ())]
+
+
+async def _files_about(mongo: Mongo, key: str) -> dict[str, Sequence[str]]:
+    """The keys of the files of exports that hold data of a patient, with the Consents that they needed for it."""
+    found: dict[str, Sequence[str]] = {}
     named = {"each": {"$elemMatch": {"k": key, "what": "export"}}}
     async for row in mongo.collection(COLLECTION).find(named, {"each.k": 1}):
         for entry in row["each"]:
             if key in entry["k"]:
-                found.update(f"x:{each}" for each in values(entry, "x") if "/" in each)
+                consents = values(entry, BY_CONSENT)
+                found |= {f"x:{each}": consents for each in values(entry, "x") if "/" in each}
     return found
 
 
-def _is_about(entry: Document, key: str, files: set[str]) -> bool:
+def _is_about(entry: Document, key: str, files: Collection[str]) -> bool:
     """Whether an entry is about the patient: it names the patient, or no patient but one of these files."""
-    return key in entry["k"] or (not files.isdisjoint(entry["k"]) and not values(entry, "p"))
+    return key in entry["k"] or (
+        any(each in files for each in entry["k"]) and not values(entry, "p")
+    )
 
 
-def _line(id_: str, entry: Document) -> dict[str, str]:
+def _line(id_: str, entry: Document, consents: Sequence[str]) -> dict[str, str]:
     resource = next(iter(values(entry, "e")), "")
     if resource and "v" in entry:
         resource = f"{resource}/_history/{entry['v']}"
@@ -99,6 +110,6 @@ def _line(id_: str, entry: Document) -> dict[str, str]:
         "resource": resource or entry.get("t", ""),
         "query": entry.get("q", ""),
         "request": entry.get("rq", "") or next(iter(values(entry, "u")), ""),
-        "consent": " ".join(values(entry, BY_CONSENT)),
+        "consent": " ".join(consents),
         "id": id_,
     }

@@ -5,10 +5,13 @@ access              holds scopes, rules, consent and labels against resources
 relations           says how a resource stands to an organization
 relationships       says whose patients people are, now
 agreements          reads what executed Contracts give
+given_records       says which records are among that
 attachments         finds the DocumentReferences by which a Binary or Bundle is judged
 security_contexts   finds the resources that stand for Binaries as their security contexts
 panel               finds the patients of an organization, to narrow a search
 disclosure          asks consent and labels about reads
+told_about          hides what tells of a hidden record
+judged_rows         reads the rows that rights are judged by
 scope_filters       makes filters of the queries that restrict scopes
 candidates          pages through what a filter finds and keeps what may be seen
 event_sight         says what callers may see of events, many at once

@@ -6,20 +6,18 @@ docs/access.md
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cachetools import FIFOCache
 
-from app.attribution.facility import facility_types
 from app.authentication.access_tokens import base_url as own_base_url
 from app.authentication.caller import UNLIMITED, Caller, Role
 from app.authentication.scopes import CONSENT_AUTHORITY, Action, Scopes
-from app.authorization import attachments, relations, security_contexts
-from app.authorization.agreements import NURSING, Asset
+from app.authorization import attachments, given_records, relations, security_contexts, told_about
 from app.authorization.disclosure import Disclosure
+from app.authorization.judged_rows import Judged, current_rows, row_of_version
 from app.authorization.panel import MOST_IN_PANEL, Panel, Panels
 from app.authorization.relations import DocumentRow, Traits
 from app.authorization.relationships import OrganizationTree, Relationships
@@ -28,22 +26,13 @@ from app.authorization.scope_filters import Restrictions
 from app.consent import labels
 from app.consent.directives import ConsentDirectives
 from app.errors import Forbidden
-from app.fhir.codes import INPATIENT
 from app.records.versions import ResourceVersion
-from app.runtime import pace
 from app.runtime.snapshot import reading_at
-from app.search.extract import extract
 from app.search.parameter import Filter
-from app.search.terms import senders
 from app.settings import Settings
 from app.store.store import Store
 
 _MOST_KEPT = 1_000
-# The classes of what is a stay, in a nursing facility as well.
-_STAYS = frozenset(f"class={each}" for each in (*INPATIENT, "EMER", "OBSENC"))
-
-# Rows with their traits, by key.
-Judged = dict[str, tuple[DocumentRow, Traits]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +299,7 @@ class Access:
                 own = await self._without_proof_to_others(resource_type, rows, family)
                 return await self._of_own_patients(resource_type, own, family)
             case "agreed":
-                agreed = await self._agreed(resource_type, rows, family)
+                agreed = await given_records.given(self, resource_type, rows, family)
                 return await self._of_own_patients(resource_type, agreed, family)
             case "addressed":
                 names = await self.relationships.names(family)
@@ -351,30 +340,6 @@ class Access:
         names = await self.relationships.names(family)
         own = self._by_terms("addressed", resource_type, proof, names)
         return {key: each for key, each in rows.items() if key in own or key not in proof}
-
-    async def _agreed(self, resource_type: str, rows: Judged, family: OrganizationTree) -> Judged:
-        """Those of a type that a Contract gives about each of their patients."""
-        about = {each for _, of in rows.values() for each in of.patients}
-        assets = await self.relationships.agreed(about, family)
-        given = {
-            key: [
-                {asset for asset in assets[each] if asset.type == resource_type}
-                for each in of.patients
-            ]
-            for key, (_, of) in rows.items()
-        }
-        are = await asyncio.gather(*(self._are_given(rows[key][0], given[key]) for key in rows))
-        return {key: rows[key] for key, is_given in zip(rows, are, strict=True) if is_given}
-
-    async def _are_given(self, row: DocumentRow, given: Sequence[Collection[Asset]]) -> bool:
-        """Whether a resource is among the assets of each of its patients."""
-        terms = {"", *row["terms"]}
-        left = [assets for assets in given if terms.isdisjoint(each.term for each in assets)]
-        if not left:
-            return True
-        if not all(NURSING in assets for assets in left) or terms.isdisjoint(_STAYS):
-            return False
-        return "snf" in await facility_types(self.store, row, self.settings)
 
     async def _by_proxy(self, relation: Relation, resource_type: str, rows: Judged) -> set[str]:
         """The keys of those for which another resource stands that may be read; their own labels count as well."""
@@ -420,7 +385,8 @@ class Access:
         left = {
             key: (row, of) for key, (row, of) in rows.items() if of.patients and of.patients <= own
         }
-        return await self.disclosure.of(self.caller, resource_type, left) if left else set()
+        found = await self.disclosure.of(self.caller, resource_type, left) if left else set[str]()
+        return await told_about.without_hidden(self, resource_type, left, found)
 
     async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
         """The patients (`Patient/p1`) that are the organization's."""
@@ -459,7 +425,7 @@ class Access:
         rows: list[DocumentRow] = []
         for each in versions:
             if each.id in open_:
-                own = await self._row_of_version(each, current[each.id].get("by", ()))
+                own = await row_of_version(self.store, each, current[each.id].get("by", ()))
                 if own is not None and self.restrictions.match(resource_type, action, own):
                     rows.append({**own, "_id": _key(each), "id": each.id})
         return await self.seen(resource_type, rows)
@@ -471,40 +437,6 @@ class Access:
         now = [row for row in current.values() if not row.get("deleted")]
         visible = await self.seen(resource_type, now)
         return visible | {id_ for id_, row in current.items() if row.get("deleted")}
-
-    async def _row_of_version(
-        self, stored: ResourceVersion, by: Sequence[str]
-    ) -> DocumentRow | None:
-        """The row of a version; for a deletion, of the version before it."""
-        if stored.deleted:
-            before = await self.store.vread(stored.type, stored.id, stored.version - 1)
-            if before is None or before.deleted:
-                return None
-            stored = before
-        resource = await stored.resource_aside()
-        fields = await pace.aside(len(stored.text), extract, stored.type, resource)
-        return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
-
-    async def facts_of(self, resource_type: str, row: DocumentRow) -> DocumentRow | None:
-        """The row of a current document; for a deleted one, of the version before."""
-        if not row.get("deleted"):
-            return row
-        gone = ResourceVersion(
-            resource_type, row["_id"], row["v"], self.relationships.now(), "", deleted=True
-        )
-        return await self._row_of_version(gone, row.get("by", ()))
-
-
-async def current_rows(
-    store: Store, resource_type: str, ids: Collection[str]
-) -> dict[str, DocumentRow]:
-    """The rows stored under these ids, with terms and senders (`by`), by id; deleted ones included."""
-    rows = await store.find(
-        resource_type,
-        {"_id": {"$in": sorted(ids)}},
-        projection={"terms": 1, "by": 1, "deleted": 1, "v": 1},
-    )
-    return {row["_id"]: row for row in rows}
 
 
 def _key(stored: ResourceVersion) -> str:

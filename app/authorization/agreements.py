@@ -4,7 +4,8 @@ https://hl7.org/fhir/R4/contract.html
 
 The recipient of a Contract is its `authority`; the plan that owes it what it says is a `subject` beside the Group. The
 types are the asset types of its terms: nothing that a Contract does not name is needed for what it is about. Where
-their subtypes name classes of Encounters, or nursing facilities, it is about those Encounters alone.
+an asset's subtypes name classes of Encounters, or nursing facilities, it is about those Encounters, and not about what
+belongs to another visit.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ Party = Literal["authority", "subject"]
 
 
 class Asset(NamedTuple):
-    """A type of records that is given; where there is a term, those that have this search term alone."""
+    """A type of records that is given; where there is a term, those that have this search term alone.
+
+    Where there are `stays`, what belongs to a visit is given if one of them gives the visit.
+    """
 
     type: str
     term: str = ""
+    stays: frozenset[Asset] = frozenset()
 
 
 # Stays in a nursing facility, whatever their class: what a facility is says no term of the Encounter itself.
@@ -80,9 +85,16 @@ def assets_of(contract: Resource) -> frozenset[Asset]:
         asset
         for term in contract.get("term", ())
         for written in term.get("asset", ())
-        for type_ in _codes(written.get("type", ()), RESOURCE_TYPE)
-        for asset in (_encounters(written) if type_ == "Encounter" else [Asset(type_)])
+        for asset in _assets(written)
     )
+
+
+def _assets(written: Resource) -> list[Asset]:
+    """The records of one asset."""
+    types = _codes(written.get("type", ()), RESOURCE_TYPE)
+    encounters = _encounters(written) if "Encounter" in types else []
+    stays = frozenset(each for each in encounters if each.term)
+    return [*encounters, *(Asset(each, stays=stays) for each in types if each != "Encounter")]
 
 
 def _encounters(asset: Resource) -> list[Asset]:

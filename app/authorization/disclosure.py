@@ -46,7 +46,7 @@ class Disclosure:
     async def of(
         self, caller: Caller, resource_type: str, rows: Mapping[str, tuple[DocumentRow, Traits]]
     ) -> set[str]:
-        """The keys of those that may be disclosed in full."""
+        """The keys of those that may be disclosed in full: what the caller's organization made, whatever its labels."""
         found = await self._directives.for_patients(
             {each for _, of in rows.values() for each in of.patients}
         )
@@ -64,6 +64,12 @@ class Disclosure:
             or await self._is_disclosed(caller, f"{resource_type}/{id_of(row)}", of, directives)
         }
 
+    async def _is_made_by(self, caller: Caller, custodian: str | None) -> bool:
+        """Whether a record is one that the caller's organization made, and so knows."""
+        if custodian is None or caller.organization is None:
+            return False
+        return custodian in await self._relationships.family(caller.organization)
+
     async def _is_disclosed(
         self, caller: Caller, focus: str, of: Traits, directives: Mapping[str, Standing]
     ) -> bool:
@@ -76,7 +82,9 @@ class Disclosure:
         )
         # Patients without a directive are judged as well, for the labels, and so is what is about nobody.
         own = [directives.get(each, ()) for each in of.patients] or [()]
-        judgements = [decide(each, question, None) for each in own]
+        # A label is for those who do not know yet. What the patient has refused is refused to its maker, too.
+        judge = by_consent if await self._is_made_by(caller, of.custodian) else decide
+        judgements = [judge(each, question, None) for each in own]
         if any(each.verdict != "full" for each in judgements):
             return False
         for each in judgements:

@@ -12,7 +12,8 @@ from typing import Any
 
 from bson import ObjectId
 
-from app.authorization.access import Access, current_rows
+from app.authorization.access import Access
+from app.authorization.judged_rows import current_rows
 from app.authorization.relations import DocumentRow
 from app.search.terms import senders
 from app.store.events import Event

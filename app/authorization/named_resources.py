@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from app.authorization import relations
-from app.authorization.access import Access, current_rows
+from app.authorization.access import Access
+from app.authorization.judged_rows import current_rows, last_rows_of
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import SPEAKS_FOR, rule_of
 from app.fhir.json import Resource
@@ -118,7 +119,7 @@ async def are_own(access: Access, references: Collection[str]) -> bool:
         if not await _may_be_own(access, resource_type, ids):
             return False
         found = (await current_rows(access.store, resource_type, ids)).values()
-        rows = [own for row in found if (own := await access.facts_of(resource_type, row))]
+        rows = await last_rows_of(access.store, resource_type, found)
         old = rule_of(access.caller.role, resource_type).old
         if await access.related(resource_type, rows, old, is_own_past=True) != ids:
             return False

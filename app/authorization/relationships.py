@@ -33,7 +33,7 @@ _KEYS_AT_ONCE = 10_000
 _ONE_BY_ONE = 20
 # How many steps down a tree of organizations are read, and how many organizations in it.
 _MOST_STEPS, _MOST_ORGANIZATIONS = 5, 1_000
-
+_NAMED_BY = {"PractitionerRole": ("organization",), "Contract": ("authority", "subject")}
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 OrganizationTree = frozenset[str]
@@ -146,7 +146,7 @@ class Relationships:
         return family
 
     async def names(self, family: OrganizationTree) -> OrganizationTree:
-        """The family with its PractitionerRoles, who acts in them, and the Contracts that it is the authority of."""
+        """The family with its PractitionerRoles, who acts in them, and the Contracts that it is a party of."""
         return await self._names.get(family)
 
     async def recipient(self, organization: str, kind: RecipientKind) -> Recipient:
@@ -361,8 +361,8 @@ class Relationships:
         found: dict[OrganizationTree, OrganizationTree] = {}
         for family in families:
             found[family] = family
-            for kind, code in (("PractitionerRole", "organization"), ("Contract", "authority")):
-                named = {"terms": {"$in": self._terms(kind, code, family)}}
+            for kind, codes in _NAMED_BY.items():
+                named = {"terms": {"$in": [t for c in codes for t in self._terms(kind, c, family)]}}
                 for row in await self._store.find(kind, named, projection={"terms": 1}):
                     found[family] |= {f"{kind}/{row['_id']}", *self._acting(kind, row["terms"])}
         return found

@@ -15,7 +15,7 @@ from typing import Any
 from bson import Timestamp
 
 from app.authentication.scopes import Action
-from app.authorization import write_check
+from app.authorization import judged_rows, write_check
 from app.authorization.access import Access, Sight
 from app.authorization.candidates import Candidates, Read, candidates
 from app.authorization.rules import rule_of
@@ -97,7 +97,7 @@ class RestrictedStore(ResourceStore):
                 continue
             own = {key[1]: action for key, action in actions.items() if key[0] == kind}
             rows = await self._changeable(kind, own)
-            own_rows = [each for row in rows if (each := await self._access.facts_of(kind, row))]
+            own_rows = await judged_rows.last_rows_of(self._store, kind, rows)
             old = rule_of(self._access.caller.role, kind).old
             passed = await self._access.related(kind, own_rows, old, is_own_past=True)
             for row in rows:

@@ -22,7 +22,7 @@ A relation is a claim about a resource and the caller's organization, or one tha
     itself     the organization's own Organization
     published  one of the server's topics, as Basic
     kept       a Subscription that the server keeps for the organization, for a PractitionerRole there, or for a
-               Contract with the organization as authority
+               Contract with the organization as authority or subject
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ RULES: Mapping[Role, Mapping[Room, Rule]] = {
         "reference": _REFERENCE,
         "group": Rule(read=("managed", "contracted"), old=("managed",), new=("managed",)),
         "contract": _PARTY,
-        "subscription": _OWN,
+        "subscription": _SUBSCRIPTION,
         "paper": _PAPER,
         "provenance": _PROVENANCE,
     },

@@ -20,7 +20,8 @@ from app.authorization import (
     relations,
     taken_ids,
 )
-from app.authorization.access import Access, current_rows
+from app.authorization.access import Access
+from app.authorization.judged_rows import current_rows, last_row_of
 from app.authorization.relations import DocumentRow
 from app.authorization.rules import (
     KEEPERS,
@@ -121,7 +122,7 @@ class _Writing:
         if change.previous is not None or change.method == "create":
             return None
         row = (await current_rows(access.store, change.type, {change.id})).get(change.id)
-        own = None if row is None else await access.facts_of(change.type, row)
+        own = None if row is None else await last_row_of(access.store, change.type, row)
         if own is not None and await access.related(
             change.type, [own], self._rule.old, is_own_past=True
         ):
@@ -136,7 +137,7 @@ class _Writing:
         if change.previous is None:
             return None
         row = (await current_rows(self._access.store, change.type, {change.id})).get(change.id)
-        own = None if row is None else await self._access.facts_of(change.type, row)
+        own = None if row is None else await last_row_of(self._access.store, change.type, row)
         if own is None or not await self._access.related(
             change.type, [own], self._rule.old, is_own_past=True
         ):

@@ -19,6 +19,7 @@ from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
+from app.interactions.references import split
 from app.records.reader import Reader
 from app.records.versions import ResourceVersion
 from app.store.events import Event
@@ -45,6 +46,7 @@ async def ask(
         asked["requester"] = {"reference": requester}
     context = context.owning(f"Task/{asked['id']}")
     if await context.store.read("Task", asked["id"]) is None:
+        asked = await labelled(context, asked)
         await interactions.update(context, "Task", asked["id"], asked)
 
 
@@ -61,7 +63,18 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
     asked_before = str(len(asked)) if asked else ""
     found = task(context, reason, focus, patient=patient)
     found["id"] = stable_id("review", reason, patient, asked_before)
-    await interactions.update(context, "Task", found["id"], found)
+    await interactions.update(context, "Task", found["id"], await labelled(context, found))
+
+
+async def labelled(context: Context, asked: Resource) -> Resource:
+    """A new Task with the labels of its focus: it says that there is such a record, and when."""
+    place = split(asked["focus"]["reference"])
+    stored = None if place is None else await context.store.read(*place)
+    if stored is not None and stored.deleted:
+        stored = await context.store.vread(stored.type, stored.id, stored.version - 1)
+    if stored is not None and not stored.deleted and (given := stored.meta().get("security")):
+        return {**asked, "meta": {"security": given}}
+    return asked
 
 
 async def ask_while(

@@ -3,7 +3,7 @@
     exports          {_id, state, caller, base_url, request, asked, requested, polled?, at, types, place, files, lines,
                       expires?, error?, lease_until?, owner?, attempt, tries}
     export_files     {_id: {e: export, f: file, n: piece}, data}
-    export_patients  {_id: the same, ids}: whose data a piece and those written with it hold
+    export_patients  {_id: the same, ids, permits?}: whose data a piece and those written with it hold, by what Consent
 
 `state` is queued, running, done, failed or cancelled. `place` is what to go on with: [stage, type, part, after]. A file
 is a row's entry of `files`, {kind, type, lines, pieces, crc, size, named?, consents?}, see writing.py; `named` once its
@@ -52,12 +52,16 @@ def address(base_url: str, export_id: str) -> str:
 
 
 class Piece(NamedTuple):
-    """A part of a file, by its number in it, and the patients whose data it holds, where no piece before says so."""
+    """A part of a file, by its number in it, and the patients whose data it holds, where no piece before says so.
+
+    `permits` are patients with Consents without which content of 42 CFR Part 2 about them could not be there.
+    """
 
     file: int
     number: int
     data: bytes
     patients: Sequence[str] = ()
+    permits: Sequence[tuple[str, str]] = ()
 
 
 def _most_of_client(context: Context) -> int | None:
@@ -170,6 +174,7 @@ class Jobs:
         ]
         patients = [
             {"_id": id_, "ids": list(piece.patients)}
+            | ({"permits": list(piece.permits)} if piece.permits else {})
             for id_, piece in zip(ids, pieces, strict=True)
             if piece.patients
         ]
@@ -198,6 +203,16 @@ class Jobs:
         first = {"e": export_id, "f": file}
         of_file = {"_id": {"$gte": first, "$lt": {**first, "n": MaxKey()}}}
         return {each async for row in self._patients.find(of_file) for each in row["ids"]}
+
+    async def permits(self, export_id: str, file: int) -> dict[str, set[str]]:
+        """The Consents that content of 42 CFR Part 2 in a file needed, by the ids of their patients."""
+        first = {"e": export_id, "f": file}
+        of_file = {"_id": {"$gte": first, "$lt": {**first, "n": MaxKey()}}}
+        found: dict[str, set[str]] = {}
+        async for row in self._patients.find(of_file):
+            for patient, consent in row.get("permits", ()):
+                found.setdefault(patient, set()).add(consent)
+        return found
 
     async def named(self, export_id: str, file: int) -> None:
         """The patients of a file are on record."""

@@ -13,7 +13,8 @@ import zlib
 from collections.abc import AsyncIterator, Sequence, Set
 
 from app.bulk.export_jobs import Jobs, Piece
-from app.consent.redisclosure import take_explanations
+from app.consent.judgement import patient_of
+from app.consent.redisclosure import explanation, take_noted
 from app.runtime.leases import Claim
 from app.runtime.mongo import Document
 
@@ -64,9 +65,14 @@ class Writer:
         pieces: list[Piece] = []
         if self._lines:
             number = self._file(files, kind, resource_type)
-            pieces += await _pieces(number, files[number], self._lines, sorted(self._patients))
-            if consents := [*files[number].get("consents", ()), *take_explanations()]:
-                files[number]["consents"] = consents[:_MOST_EXPLAINED]
+            noted = take_noted()
+            permits = [
+                (patient_of(each).partition("/")[2], f"Consent/{each['id']}") for each in noted
+            ]
+            of_whom = sorted(self._patients)
+            pieces += await _pieces(number, files[number], self._lines, of_whom, permits)
+            if explained := [*files[number].get("consents", ()), *map(explanation, noted)]:
+                files[number]["consents"] = explained[:_MOST_EXPLAINED]
         if self._errors:
             number = self._file(files, "error", "OperationOutcome")
             pieces += await _pieces(number, files[number], self._errors, [])
@@ -92,7 +98,11 @@ class Writer:
 
 
 async def _pieces(
-    number: int, file: Document, lines: Sequence[bytes], patients: Sequence[str]
+    number: int,
+    file: Document,
+    lines: Sequence[bytes],
+    patients: Sequence[str],
+    permits: Sequence[tuple[str, str]] = (),
 ) -> list[Piece]:
     """The pieces that a file gets with these lines; `file` is its entry in the row, which is brought up to date."""
     data, file["crc"], file["size"] = await asyncio.to_thread(
@@ -101,7 +111,8 @@ async def _pieces(
     pieces: list[Piece] = []
     for start in range(0, len(data), PIECE_BYTES):
         some = data[start : start + PIECE_BYTES]
-        pieces.append(Piece(number, file["pieces"], some, [] if pieces else patients))
+        told = ((), ()) if pieces else (patients, permits)
+        pieces.append(Piece(number, file["pieces"], some, *told))
         file["pieces"] += 1
     file["lines"] += len(lines)
     return pieces

@@ -113,10 +113,10 @@ def noted() -> Sequence[str]:
     return [f"Consent/{each}" for each in _needed.get() or ()]
 
 
-def take_explanations() -> list[str]:
-    """The explanations of what was noted so far, which is then noted no more."""
+def take_noted() -> list[Resource]:
+    """The Consents that were noted so far, which are then noted no more."""
     needed = _needed.get()
-    found = [explanation(each) for each in (needed or {}).values()]
+    found = list((needed or {}).values())
     if needed is not None:
         needed.clear()
     return found

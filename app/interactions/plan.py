@@ -198,7 +198,7 @@ async def plan_write(
         body = {key: value for key, value in resource.items() if key != "id"}
         prepared = await _judge(context, body, None)
         change = Change("create", target.type, target.id, prepared.resource, None, prepared.private)
-        return WritePlan(201, change, None, prepared, target.guards, location=True)
+        return WritePlan(201, change, None, prepared, _guards(target, prepared), location=True)
     check_version(target.previous, preconditions)
     if preconditions.if_match not in (None, "*"):
         context = _having_seen_current(context)
@@ -258,7 +258,12 @@ async def _plan_change(
         prepared.late,
         prepared.withdrawn,
     )
-    return WritePlan(status, change, None, prepared, target.guards, location=status == 201)
+    guards = _guards(target, prepared)
+    return WritePlan(status, change, None, prepared, guards, location=status == 201)
+
+
+def _guards(target: Target, prepared: Prepared) -> tuple[Guard, ...]:
+    return (*target.guards, *prepared.guards)
 
 
 def existing(stored: ResourceVersion | None) -> ResourceVersion:

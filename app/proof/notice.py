@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app.attribution.claims import relative
+from app.consent.recipients import resolve
 from app.fhir import instants
 from app.fhir.encounter_status import FINAL
 from app.fhir.json import Resource
@@ -34,10 +35,11 @@ _MINUTE = timedelta(minutes=1)
 @dataclass(frozen=True, slots=True)
 class NoticeRecord:
     """One row. References are relative; `recipients` are several only where a Subscription filters by several PCPs.
-    Where it names none, its maker's organization is.
+    Where it names none, or others than the family of the organization that made it, that organization is.
 
-    `to_pcp`: the Subscription filters by a PCP. `sent` is the first attempt, `received` the first that was accepted;
-    `status` and `sha256` are of that attempt, else of the last one. `endpoint` has no query, which may hold secrets.
+    `to_pcp`: the Subscription filters by a PCP, and the notice was for that one. `sent` is the first attempt,
+    `received` the first that was accepted; `status` and `sha256` are of that attempt, else of the last one. `endpoint`
+    has no query, which may hold secrets.
     """
 
     id: str
@@ -68,16 +70,20 @@ class NoticeRecord:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The Subscription of a row, None where there is none, and the organization that made it."""
+    """The Subscription of a row, None where there is none, and whom its notices are for.
+
+    `is_as_named`: these are whom the Subscription names.
+    """
 
     subscription: Resource | None
-    custodian: str | None = None
+    recipients: tuple[str, ...] = ()
+    is_as_named: bool = True
 
 
 async def gather(store: Reader, rows: Sequence[Document], base_url: str) -> list[NoticeRecord]:
     """The notices of rows, with their Subscriptions and the versions that they are about."""
     names = {row["subscription"] for row in rows if not row["subscription"].startswith(UNROUTED)}
-    subscriptions = await _subscriptions(store, names)
+    subscriptions = await _subscriptions(store, names, base_url)
     versions = await _versions(store, {_version(row) for row in rows})
     return [
         of_row(
@@ -138,8 +144,9 @@ def of_row(row: Document, told: Told, resource: Resource, base_url: str) -> Noti
         status=last.get("status"),
         sha256=last.get("sha256"),
         endpoint=_address(subscription),
-        recipients=_recipients(told, base_url),
+        recipients=told.recipients,
         to_pcp=subscription is not None
+        and told.is_as_named
         and bool(panels_of(subscription))
         and kind_of(subscription) == "provider",
         security=tuple(resource.get("meta", {}).get("security", ())),
@@ -189,13 +196,25 @@ def _encounter(place: str, resource: Resource, base_url: str) -> str | None:
     return found if found is not None and found.startswith("Encounter/") else None
 
 
-def _recipients(told: Told, base_url: str) -> tuple[str, ...]:
-    if told.subscription is None:
-        return ()
-    named = recipient_of(told.subscription)
-    panels = panels_of(told.subscription)
-    written = [named] if named is not None else panels or [told.custodian or ""]
-    return tuple(found for each in written if (found := relative(each, base_url)) is not None)
+async def _told(
+    store: Reader, subscription: Resource, custodian: str | None, base_url: str
+) -> Told:
+    """A Subscription with whom its notices are for.
+
+    An organization says so of itself and of who belongs to it. What it has sent in another's name is its own to prove:
+    the other knows nothing of it.
+    """
+    named = recipient_of(subscription)
+    written = [named] if named is not None else panels_of(subscription)
+    found = [near for each in written if (near := relative(each, base_url)) is not None]
+    if custodian is None:
+        return Told(subscription, tuple(found))
+    own = [
+        each
+        for each in found
+        if custodian in (await resolve(store, each, "provider", base_url)).around
+    ]
+    return Told(subscription, tuple(own) or (custodian,), is_as_named=bool(own))
 
 
 def _address(subscription: Resource | None) -> str | None:
@@ -230,8 +249,8 @@ def _version(row: Document) -> tuple[str, str, int]:
     return focus["type"], focus["id"], focus["version"] - (1 if focus["method"] == "delete" else 0)
 
 
-async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Told]:
-    """The current Subscriptions by id, with the organizations that made them; of deleted ones the last version."""
+async def _subscriptions(store: Reader, names: set[str], base_url: str) -> dict[str, Told]:
+    """The current Subscriptions by id, with whom they tell; of deleted ones the last version."""
     found = await store.read_many([("Subscription", name) for name in sorted(names)])
     resources: dict[str, Told] = {}
     for stored in found.values():
@@ -241,7 +260,7 @@ async def _subscriptions(store: Reader, names: set[str]) -> dict[str, Told]:
             if before is None or before.deleted:
                 continue
             last = before
-        resources[stored.id] = Told(last.resource(), stored.custodian)
+        resources[stored.id] = await _told(store, last.resource(), stored.custodian, base_url)
     return resources
 
 

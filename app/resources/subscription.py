@@ -47,7 +47,7 @@ async def prepare(
         full, context.services.get(SubscriptionRegistry).catalogue, context.settings
     )
     await check_rights(context, read)
-    await subscription_limits.check_number(context, resource, previous)
+    guards = await subscription_limits.check_number(context, resource, previous)
     if resource.get("status") != "off":
         await _check_criteria(context, read)
     if read.end is not None and read.end <= context.services.mongo.now():
@@ -66,6 +66,7 @@ async def prepare(
             **_owner(context, known.private),
         },
         echo={"channel": {**stored["channel"], "header": sent}} if sent else None,
+        guards=guards,
     )
 
 

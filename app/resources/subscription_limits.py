@@ -14,7 +14,7 @@ from app.search.parameter import Filter
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.records.versions import ResourceVersion
+    from app.records.versions import Guard, ResourceVersion
 
 _MOST = 1_000
 # The field by which owners are counted has an index (app/search/extract.py).
@@ -49,11 +49,16 @@ def _criteria_texts(resource: Resource) -> Iterator[str]:
 
 async def check_number(
     context: Context, resource: Resource, previous: ResourceVersion | None
-) -> None:
-    """Raises Forbidden where a client would have more live Subscriptions than it may."""
+) -> tuple[Guard, ...]:
+    """Raises Forbidden where a client would have more live Subscriptions than it may.
+
+    Returns what the write has to compare as it commits: of two that were counted at the same moment one is counted
+    again.
+    """
     most = _most(context)
     if most == 0 or resource.get("status") == "off" or _is_live(previous):
-        return
+        return ()
+    guards = await context.store.guards(f"Subscription of {context.caller.client_id}")
     beside = sum(kind == "Subscription" for kind, _ in context.write_scope.creating)
     room = most - max(beside, 1)
     filter_ = {_OWNER: context.caller.client_id, "sorts.status.lo": {"$in": _LIVE}}
@@ -65,6 +70,7 @@ async def check_number(
             code="too-costly",
             expression="Subscription",
         )
+    return guards
 
 
 async def _count(context: Context, filter_: Filter, most: int) -> int:

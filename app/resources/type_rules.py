@@ -13,7 +13,7 @@ from app.runtime.mongo import Document
 
 if TYPE_CHECKING:
     from app.context import Context
-    from app.records.versions import LateMessage, ResourceVersion
+    from app.records.versions import Guard, LateMessage, ResourceVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Prepared:
     withdrawn: Resource | None = None
     # What was sent is stored and not in force, which is answered 202.
     only_kept: bool = False
+    # What was counted to allow the write, and may not have changed until it is committed.
+    guards: tuple[Guard, ...] = ()
     issues: tuple[Issue, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 

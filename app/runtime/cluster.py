@@ -193,7 +193,8 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def reserving(self, keys: Collection[str]) -> AsyncIterator[None]:
         """What this task writes of these keys comes first; once the other processes know."""
-        reservation = Reservation(self._mongo.now(), self.owner, frozenset(keys))
+        within_limit = self.reservations.within_limit(keys)
+        reservation = Reservation(self._mongo.now(), self.owner, within_limit)
         with self.reservations.holding(reservation):
             await self.beat()
             if not self.alone:

@@ -9,6 +9,7 @@ nothing is overwritten rests on the versions that each commit compares.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -18,6 +19,8 @@ from typing import Any
 
 # For how long a write waits for others' reservations, in seconds.
 _LONGEST_WAIT = 10.0
+# How many keys a process reserves at a time: they are in its row, which every process reads twice a second.
+MOST_KEYS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,11 @@ class Reservations:
         self._own: list[Reservation] = []
         self._others: list[Reservation] = []
         self._changed = asyncio.Event()
+
+    def within_limit(self, keys: Collection[str]) -> frozenset[str]:
+        """As many of the keys as there is room for; the write goes on to compete for the others."""
+        room = MOST_KEYS - sum(len(each.keys) for each in self._own)
+        return frozenset(heapq.nsmallest(max(room, 0), keys))
 
     @contextmanager
     def holding(self, reservation: Reservation) -> Iterator[None]:

@@ -556,12 +556,17 @@ CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"
     ("request_", "status"),
     [
         pytest.param(POST + b"x-a: " + b"b" * 2**20, 431, id="headers"),
+        # Complete before anybody has looked at how much of them there is.
+        pytest.param(POST + b"x-a: " + b"b" * 70_000 + b"\r\n\r\n", 431, id="headers-that-end"),
         pytest.param(b"BREW \0\0\0" + b" " * 2**20, 400, id="no-http"),
         pytest.param(
             POST + b"transfer-encoding: chunked\r\n\r\nx" + b" " * 2**20, 400, id="no-chunk"
         ),
         pytest.param(CHUNKED + b"0\r\n" + b"a: b\r\n" * 2**16, 431, id="trailers"),
         pytest.param(CHUNKED + b"0\r\na: " + b"b" * 2**20, 431, id="a-long-trailer"),
+        pytest.param(
+            CHUNKED + b"0\r\na: " + b"b" * 70_000 + b"\r\n\r\n", 431, id="a-trailer-that-ends"
+        ),
         pytest.param(CHUNKED + b"1;" + b"a" * 2**20, 431, id="extension-of-a-chunk"),
     ],
 )

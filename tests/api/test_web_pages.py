@@ -203,6 +203,42 @@ async def test_a_client_from_before_authorization_is_shut_out_until_it_is_confir
         assert await token_for(server, client, "changed", theirs)
 
 
+async def test_what_steers_the_server_from_before_authorization_is_listed_once(
+    mongod: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_settings(mongod)
+    topic = {
+        "resourceType": "SubscriptionTopic",
+        "url": "http://example.org/SubscriptionTopic/planted",
+        "status": "active",
+        "resourceTrigger": [{"resource": "Patient", "supportedInteraction": ["create"]}],
+    }
+    agreed = {"resourceType": "Contract", "id": "planted", "status": "executed"}
+    draft = {"resourceType": "Contract", "id": "draft", "status": "negotiable"}
+    url = "/Task?code=before-authorization"
+    async with running(settings) as (_, client):
+        for each in (agreed, draft):
+            await client.put(f"/Contract/{each['id']}", json=each)
+        assert (await client.put(f"{ROOT}/admin/topics/planted", json=topic)).is_success
+        made = (await client.post("/Subscription", json=classic("Patient?"))).json()
+        assert "entry" not in (await client.get(url)).json()
+    caplog.set_level(logging.WARNING)
+    smart = settings.model_copy(update={"auth": "smart"})
+    for listed in (3, 0):  # the second start has nothing to say
+        caplog.clear()
+        async with running(smart) as (server, client):
+            said = [each.count for each in caplog.records if hasattr(each, "count")]
+            assert said == [1] * listed
+            key = ec_key()
+            admin = await register(server, key, role="administrator")
+            headers = bearer(await token_for(server, client, admin, key))
+            (entry,) = (await client.get(url, headers=headers)).json()["entry"]
+    assert [
+        each.get("valueCanonical") or each["valueReference"]["reference"]
+        for each in entry["resource"]["input"]
+    ] == ["Contract/planted", topic["url"], f"Subscription/{made['id']}"]
+
+
 async def test_a_subscription_from_before_authorization_tells_nobody(mongod: str) -> None:
     """Whatever it says of itself: here that the server keeps it for a practice, which sees the patient."""
     settings = make_settings(mongod)

@@ -210,7 +210,10 @@ async def refused(
 
 
 async def test_handshakes_of_an_address_are_limited(
-    mongod: str, tmp_path_factory: pytest.TempPathFactory, session: aiohttp.ClientSession
+    mongod: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    session: aiohttp.ClientSession,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     changes: dict[str, Any] = {"websocket_rate_limit": 0.5, "trusted_proxy": "127.0.0.1"}
     async with guarded(mongod, tmp_path_factory, **changes) as (_, client):
@@ -223,8 +226,14 @@ async def test_handshakes_of_an_address_are_limited(
         assert refusal.headers["x-content-type-options"] == "nosniff"
         url = str(client.base_url).replace("http", "ws", 1) + "websocket"
         elsewhere = {"x-forwarded-for": "203.0.113.9"}
+        caplog.set_level(logging.INFO, "uvicorn.error")  # as another log configuration may have it
         await (await session.ws_connect(url, headers=elsewhere)).close()
+        for place in ("websocket", "Patient/planted"):
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await session.ws_connect(url.replace("websocket", place))
         assert (await client.get("/metadata")).status_code == 200
+        # Neither where to, nor a line for each.
+        assert [each.message for each in caplog.records if each.name.startswith("uvicorn")] == []
 
 
 async def test_the_limits_where_nothing_else_is_set() -> None:

@@ -178,6 +178,11 @@ DEFINITIONS = frozenset(
     }
 )
 OPEN = DIRECTORY | DEFINITIONS
+# Of whom there is one for everybody: the types that each reads, and reads all of.
+KEEPERS: Mapping[str, frozenset[str]] = {
+    "registrar": OPEN,
+    "registry": OPEN | (frozenset(ABOUT) - {"Basic", "Provenance"}),
+}
 # What names an organization as its own is that one's to write, whoever else has the patient.
 ITS_WORD = frozenset({"Coverage", "Encounter"})
 # Whose they are is who sent them; a Binary or Bundle is also for whom a DocumentReference that attaches it is for.

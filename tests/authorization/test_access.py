@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.authorization.restricted_store import RestrictedStore
+from app.consent import labels
 from app.fhir.ids import new_id
 from app.store.store import Store
 from tests.builders.access_world import (
@@ -551,6 +552,24 @@ async def test_labelled_content_is_hidden_from_all_who_need_permission(
     assert await world.found(who, f"/Condition?_id={name}") == []
     assert await world.found(who, f"/Patient?_has:Condition:patient:_id={name}") == []
     assert (await world.get("admin", f"/Condition/{name}")).status_code == 200
+
+
+async def test_a_label_hides_whatever_its_system_is_called(world: World) -> None:
+    made = [
+        condition(new_id(), "pn", meta={"security": [{"code": code} | system]})
+        for code in ("SUD", "R", "V")
+        for system in ({}, *({"system": each} for each in sorted(labels.SYSTEMS)))
+    ]
+    entries = [
+        {"resource": each, "request": {"method": "PUT", "url": f"Condition/{each['id']}"}}
+        for each in made
+    ]
+    transaction = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+    assert (await world.ask("admin", "POST", "/", transaction)).status_code == 200
+    url = f"/Condition?_count=50&_id={','.join(each['id'] for each in made)}"
+    assert len(await world.found("admin", url)) == len(made)
+    assert await world.found("north", url) == []
+    assert (await world.get("north", f"/Condition/{made[-1]['id']}")).status_code == 404
 
 
 async def test_who_sent_it_knows_it_unless_it_is_very_restricted(world: World) -> None:

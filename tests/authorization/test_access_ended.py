@@ -295,6 +295,7 @@ async def test_an_agency_reads_the_stays_that_its_contract_is_about(
         "group": f"Group/{name}",
         "recipient": "Organization/agency",
         "deadline": 24,
+        "payload": "full-resource",
         "channel": {"type": "rest-hook", "endpoint": "http://127.0.0.1:9/"},
         **more,
     }
@@ -315,6 +316,9 @@ async def test_an_agency_reads_the_stays_that_its_contract_is_about(
     for each, (class_, where) in stays.items():
         is_of = {"class": {"system": ACT_CODE, "code": class_}}
         await world.put("admin", encounter(f"{name}-{each}", name, where, **is_of))
+        during = ref(f"Encounter/{name}-{each}")
+        await world.put("admin", condition(f"{name}-{each}", name, encounter=during))
+    await world.put("admin", condition(f"{name}-always", name))
     seen = sorted(stays) if seen is None else seen
     found = await world.found("agency", f"/Encounter?patient={name}")
     assert [each.rpartition("-")[2] for each in found] == seen
@@ -324,3 +328,7 @@ async def test_an_agency_reads_the_stays_that_its_contract_is_about(
             place = f"/Encounter/{name}-{each}{door}"
             assert (await world.get("agency", place)).status_code == status
         assert (await world.get("bureau", f"/Encounter/{name}-{each}")).status_code == 404
+        assert (await world.get("agency", f"/Condition/{name}-{each}")).status_code == status
+    # What notices carry goes with its stay; what belongs to no visit is given by its type.
+    found = await world.found("agency", f"/Condition?patient={name}")
+    assert [each.rpartition("-")[2] for each in found] == sorted([*seen, "always"])

@@ -84,9 +84,10 @@ async def test_a_practice_asks_what_is_kept_for_it(world: World, receiver: Recei
     assert (await world.get("north", f"/{place}")).json() == stored
 
 
-async def test_an_agency_asks_what_is_kept_for_its_contract(
+async def test_the_parties_of_a_contract_ask_what_is_kept_for_it(
     world: World, receiver: Receiver
 ) -> None:
+    """Whom it tells, and who owes that."""
     terms = {
         "id": "of-admissions",
         "title": "Admissions",
@@ -107,18 +108,20 @@ async def test_an_agency_asks_what_is_kept_for_its_contract(
 
     (notice,) = (each for each in receiver.events if each.path.endswith("/agency"))
     place = notice.parameter("subscription")["reference"].removeprefix(BASE)
-    assert await world.found("agency", "/Subscription") == [place.removeprefix("/")]
     stored = (await world.get("agency", place)).json()
     assert stored["status"] == "active"
-    assert '"valueString":"1"' in (await world.get("agency", f"{place}/$status")).text
-    assert f"Encounter/{stay}" in (await world.get("agency", f"{place}/$events")).text
-    for who in ("bureau", "plan-a", "north", "general"):
+    for who in ("agency", "plan-a"):
+        assert await world.found(who, "/Subscription") == [place.removeprefix("/")]
+        assert '"valueString":"1"' in (await world.get(who, f"{place}/$status")).text
+        assert f"Encounter/{stay}" in (await world.get(who, f"{place}/$events")).text
+    for who in ("bureau", "plan-b", "north", "general"):
         for door in ("", "/$status", "/$events", "/_history"):
             assert (await world.get(who, f"{place}{door}")).status_code == 404
     moved = stored | {"reason": "Mine"}
-    assert_outcome(await world.ask("agency", "PUT", place, moved), 403, "forbidden")
-    await world.ask("agency", "DELETE", place)
-    assert_outcome(await world.ask("agency", "POST", f"{place}/$resend"), 403, "forbidden")
+    for who in ("agency", "plan-a"):
+        assert_outcome(await world.ask(who, "PUT", place, moved), 403, "forbidden")
+        await world.ask(who, "DELETE", place)
+        assert_outcome(await world.ask(who, "POST", f"{place}/$resend"), 403, "forbidden")
     assert (await world.get("agency", place)).json() == stored
 
 

@@ -16,8 +16,10 @@ from tests.builders.access_world import (
     World,
     coverage,
     encounter,
+    security,
     world as a_world,
 )
+from tests.builders.consents import actor, consent, deny
 from tests.builders.practices import ref
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import topic_based
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.mongo
 
 ADMIN = "http://carerelay.test/admin"
 STAY = "stay-of-pn"
+TEXT = {"text": "Policy"}
 ALL_ROLES = ("north", "south", "general", "city", "plan-a", "plan-b", "agency", "bureau")
 
 
@@ -84,7 +87,8 @@ async def notices(world: World, who: str, stay: str = STAY) -> tuple[int, list[s
     found = [each["resource"] for each in answer.json().get("entry", ())]
     told = [each for each in found if each["resourceType"] == "Communication"]
     audited = [each for each in found if each["resourceType"] == "AuditEvent"]
-    assert len(told) == len(audited)
+    # One for each attempt; somebody may have sent a notice again.
+    assert {each["id"] for each in told} == {each["id"].rpartition("-")[0] for each in audited}
     return answer.status_code, sorted(
         each["reference"] for one in told for each in one.get("recipient", ())
     )
@@ -124,6 +128,37 @@ async def test_published_proof_is_read_by_whom_it_is_for(
             assert (await world.get(who, door)).status_code == (200 if is_told else 404)
     found = (await world.get(who, url)).json().get("entry", ())
     assert sorted(each["resource"]["recipient"][0]["reference"] for each in found) == told
+
+
+async def test_what_tells_of_a_stay_is_told_as_far_as_the_stay_is(world: World) -> None:
+    """Its proof and what asks people to look at it, as a Consent and labels have it now."""
+    stay, labelled_ = new_id(), new_id()
+    ended = encounter(stay, "pn", "general") | {"status": "cancelled"}
+    await world.put("admin", ended, ended | {"id": labelled_, "meta": security("SUD")})
+    await world.server.engine.drain()
+    tasks = "/Task?patient=pn&code=cancel-without-admission"
+    asked = {
+        each["resource"]["focus"]["reference"]: each["resource"]
+        for each in (await world.get("admin", tasks)).json()["entry"]
+    }
+    assert asked.keys() >= {f"Encounter/{stay}", f"Encounter/{labelled_}"}
+    task, label_ = asked[f"Encounter/{stay}"], asked[f"Encounter/{labelled_}"]["meta"]["security"]
+    assert label_ == security("SUD")["security"]
+    assert await world.found("north", tasks) == [f"Task/{task['id']}"]
+    await world.put("admin", ended | {"meta": security("SUD")})
+    assert (await world.get("north", f"/Task/{task['id']}")).status_code == 404
+
+    urls = (f"/Communication?encounter=Encounter/{STAY}", f"{ADMIN}/deliveries")
+    assert len(await world.found("plan-a", urls[0])) == 2
+    about = {"meaning": "instance", "reference": ref(f"Encounter/{STAY}")}
+    refusal = consent(provision=deny(data=[about], actor=actor("Organization/plan-a")))
+    await world.put("admin", refusal | {"patient": ref("Patient/pn"), "policyRule": TEXT})
+    try:
+        assert await world.found("plan-a", urls[0]) == []
+        assert (await world.get("plan-a", urls[1])).json()["deliveries"] == []
+        assert len(await world.found("agency", urls[0])) == 1
+    finally:
+        await world.ask("admin", "DELETE", f"/Consent/{refusal['id']}")
 
 
 @pytest.mark.parametrize("who", EXPECTED)
@@ -256,7 +291,10 @@ async def test_published_proof_is_shown_like_the_ledgers(world: World) -> None:
 async def test_what_a_plan_sends_to_itself_no_practice_received(
     mongod: str, receiver: Receiver
 ) -> None:
-    """A plan whose numbers rise by it has nobody told; what the practice has itself sent counts."""
+    """A plan whose numbers rise by it has nobody told; what the practice has itself sent counts.
+
+    Its proof says so: it was for the plan itself, at that endpoint.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     measure = (
         "/Measure/carerelay-notice-timeliness/$evaluate-measure?organization=Organization/north"
@@ -277,3 +315,5 @@ async def test_what_a_plan_sends_to_itself_no_practice_received(
             population = report.json()["group"][0]["population"]
             counts = {each["code"]["coding"][0]["code"]: each["count"] for each in population}
             assert (counts["denominator"], counts["numerator"]) == counted
+            _, told = await notices(world, "plan-a", stay["id"])
+            assert told == sorted({"Organization/plan-a", f"Organization/{who}"})

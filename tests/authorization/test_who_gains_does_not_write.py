@@ -4,6 +4,7 @@ written by others than who gains by it."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -86,6 +87,52 @@ async def refused_by_every_door(
     ]
     assert [each.status_code for each in found] == [403] * 4, [each.text for each in found]
     return found
+
+
+# The yearly review of a care plan
+
+
+@pytest.mark.slow
+async def test_a_plan_acknowledges_nothing_for_the_practice(mongod: str) -> None:
+    name = "reviewed"
+    review = {"status": "active", "intent": "plan", "subject": ref(f"Patient/{name}")}
+    async with a_world(mongod, test_clock=True, plan_quiet_period=0) as world:
+
+        async def years_later(*answers: tuple[str, Resource]) -> list[str]:
+            """What has been told of the plan once these have answered the last notice and a year has passed."""
+            await world.server.engine.drain()
+            last = ref((await told())[0])
+            for who, given in answers:
+                is_task = given["resourceType"] == "Task"
+                about: Resource = {"focus": last} if is_task else {"about": [last]}
+                await world.put(who, given | about)
+            world.server.clock.advance(timedelta(days=366))
+            await world.server.engine.drain()
+            return await told()
+
+        async def told() -> list[str]:
+            """The Communications of the notices, the last one first."""
+            url = f"/Communication?based-on=CarePlan/{name}&_sort=-sent"
+            entries = (await world.get("admin", url)).json()["entry"]
+            return [f"Communication/{each['resource']['id']}" for each in entries]
+
+        def answer(id_: str, who: str) -> Resource:
+            known = {"subject": ref(f"Patient/{name}"), "sender": ref(who)}
+            return {"resourceType": "Communication", "id": id_, "status": "completed", **known}
+
+        def task(id_: str) -> Resource:
+            known = {"intent": "order", "for": ref(f"Patient/{name}")}
+            return {"resourceType": "Task", "id": id_, "status": "completed", **known}
+
+        await world.put("admin", patient(name, NORTHS), coverage(name, name, "plan-a"))
+        await world.put("plan-a", {"resourceType": "CarePlan", "id": name, **review})
+        of_the_plan = (
+            answer("in-its-name", "Practitioner/dr-n"),
+            answer("its-own", "Organization/plan-a"),
+            task("done"),
+        )
+        assert len(await years_later(*(("plan-a", each) for each in of_the_plan))) == 2
+        assert len(await years_later(("north", answer("own", "Organization/north")))) == 2
 
 
 # The care team of a former practice

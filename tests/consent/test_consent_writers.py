@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.authentication.scopes import CONSENT_AUTHORITY
-from app.fhir.codes import PART_2_DISCLOSURE, REVIEW_REASON
+from app.fhir.codes import PART_2_DISCLOSURE, PROVIDER_ACCESS, REVIEW_REASON
 from app.fhir.ids import new_id
 from tests.builders.access_world import (
     EVERYTHING,
@@ -31,6 +34,12 @@ pytestmark = pytest.mark.mongo
 Resource = dict[str, Any]
 JSON_PATCH = {"content-type": "application/json-patch+json"}
 SUD = security("SUD")["security"]
+TEXT = {"text": "Decision"}
+AS_DOCUMENTED = re.findall(
+    r"--role consent-authority .*?--scopes '([^']+)'",
+    Path("docs/smart.md").read_text("utf-8"),
+    re.DOTALL,
+)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +173,7 @@ async def test_a_permission_for_everybody_is_none_for_its_writer(person: Person)
     await person.says("north", person.labelled(own))
     await person.says("north", person.permission(to=None))
     assert await person.sees("plan-a", f"Condition/{own}")
-    assert not await person.sees("north", f"Condition/{own}")
+    assert not await person.sees("north")
 
 
 @pytest.mark.parametrize("to", ["Organization/south", None])
@@ -437,22 +446,71 @@ async def test_nobody_hides_a_record_from_who_made_it(person: Person, label_: An
         answer = await person.world.ask("north", method, at, body, headers=headers)
         assert_outcome(answer, 403, "forbidden", "Condition.meta.security")
     assert (await person.world.get("plan-a", url)).status_code == 200
-    # Who made it may close it, to itself as well.
+    # Who made it may close it; the most confidential of all to itself as well.
+    is_closed = label_["code"] == "V"
     await person.world.ask("plan-a", "POST", f"{url}/$meta-add", meta_of(label_))
     assert (await person.world.get("admin", url)).json()["meta"]["security"] == [label_]
-    assert (await person.world.get("plan-a", url)).status_code == 404
+    assert (await person.world.get("plan-a", url)).status_code == (404 if is_closed else 200)
+    assert (await person.world.get("north", url)).status_code == 404
     # And a consent authority opens it again, as long as its token says that it is one.
     opening = ("POST", f"{url}/$meta-delete", meta_of(label_))
     without = await person.world.ask("registry", *opening, scopes=EVERYTHING[0])
-    assert without.status_code == (404 if label_["code"] == "V" else 403)
+    assert without.status_code == (404 if is_closed else 403)
     opened = await person.world.ask("registry", *opening)
     assert opened.status_code == 200, opened.text
     assert (await person.world.get("plan-a", url)).status_code == 200
 
 
+async def test_who_made_a_record_reads_it_under_its_label(person: Person) -> None:
+    """As long as its patient is its own, and as far as that one has not refused it; nobody else does so."""
+    own, other = person.labelled(f"own-{person.id}"), f"Condition/{person.record}"
+    place = f"Condition/{own['id']}"
+    await person.says("north", own)
+    assert await person.sees("north", place)
+    assert await person.world.found("north", f"/Condition?patient={person.id}") == [place]
+    assert not await person.sees("north", other)
+    assert not await person.sees("plan-a", place)
+    await person.says("north", own | {"note": [{"text": "Seen today"}]})
+    answer = await person.world.ask("north", "POST", f"/{place}/$meta-delete", meta_of(SUD[0]))
+    assert answer.status_code == 200, answer.text
+    assert await person.sees("plan-a", place)
+    await person.says("north", own)
+
+    refusal = person.consent(PROVIDER_ACCESS, provision=deny())
+    await person.says("registry", refusal)
+    assert not await person.sees("north", place)
+    await person.says("registry", refusal | {"status": "inactive"})
+    assert await person.sees("north", place)
+    await person.says("admin", patient(person.id, ref("PractitionerRole/role-s")))
+    assert not await person.sees("north", place)
+
+
 def meta_of(label_: Any) -> Resource:
     meta = {"name": "meta", "valueMeta": {"security": [label_]}}
     return {"resourceType": "Parameters", "parameter": [meta]}
+
+
+async def test_a_registry_registered_as_documented_decides_and_closes_its_tasks(
+    person: Person,
+) -> None:
+    proposal = person.permission(status="proposed")
+    await person.says("plan-a", proposal)
+    await person.world.server.engine.drain()
+    ask = partial(person.world.ask, "registry", scopes=AS_DOCUMENTED[0])
+    code = f"{REVIEW_REASON}|proposed-consent"
+    answer = await ask("GET", f"/Task?patient={person.id}&code={code}")
+    (entry,) = answer.json()["entry"]
+    task = entry["resource"]
+    url, focus = f"/Task/{task['id']}", f"/{task['focus']['reference']}"
+    assert (await ask("GET", url)).status_code == 200
+    assert (await ask("GET", f"/Patient/{person.id}")).status_code == 200
+    assert (await ask("PUT", url, task | {"status": "in-progress"})).status_code == 200
+    answer = await ask("PUT", focus, proposal | {"status": "active"})
+    assert answer.status_code == 200, answer.text
+    assert await person.sees("north")
+    assert await person.tasks() == ["completed"]
+    done = (await ask("GET", url)).json() | {"output": [{"type": TEXT, "valueString": "Granted"}]}
+    assert (await ask("PUT", url, done)).status_code == 200
 
 
 async def test_what_asks_for_a_decision_is_not_for_others_to_close(person: Person) -> None:

@@ -182,6 +182,10 @@ async def test_a_file_of_an_export_carries_them_in_a_header(world: World) -> Non
     assert told.startswith(NOTICE)
     assert f"Consent/c-{who}, {SCOPE}." in told
     assert HEADER not in (await world.get("north", files["Patient"])).headers
+    found = [each async for each in disclosures(world.server.mongo, who, part_2=True)]
+    assert [(each["what"], each["resource"], each["consent"]) for each in found] == [
+        ("export", "Encounter", f"Consent/c-{who}")
+    ]
 
 
 async def test_events_that_are_asked_for_carry_them(world: World, receiver: Receiver) -> None:

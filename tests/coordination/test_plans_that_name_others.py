@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from app.fhir.codes import CASE_MANAGEMENT, EPISODE_TYPE
-from tests.builders.access_world import World, condition, coverage, encounter, world as a_world
+from tests.builders.access_world import (
+    World,
+    condition,
+    coverage,
+    encounter,
+    security,
+    world as a_world,
+)
 from tests.builders.care_plans import CHANGE, REVIEW, achieved, tier, trigger, words
 from tests.builders.practices import group, ref
 from tests.builders.receiver import Receiver, receiving
@@ -293,6 +300,40 @@ async def test_a_plan_tells_its_writer_nothing_of_others(
         assert WORD not in text
         assert PHONE not in text
     assert await holding(world, WORD, PHONE) == set(named)
+
+
+async def test_a_plan_tells_its_writer_nothing_of_what_is_hidden_of_its_own_patient(
+    world: World,
+) -> None:
+    """Naming the id of what somebody else has labelled is as naming what never was; of one's own it is told without
+    what it is."""
+    closed = {"meta": security("SUD")}
+    hidden = [
+        goal("goal-h", "pn", WORD, **closed),
+        order("order-h", "pn", WORD, **closed),
+        condition("condition-h", "pn", **closed),
+    ]
+    await world.put("general", *hidden)
+    named = [f"{each['resourceType']}/{each['id']}" for each in hidden]
+    async with receiving() as receiver:
+        await subscribe(world, "north", "Patient/pn", receiver)
+        await write(world, "north", *of_north(), plan_of_north(*named))
+        await settle(world)
+        await world.put("general", hidden[0] | {"lifecycleStatus": "completed"})
+        await settle(world)
+        assert [trigger(each) for each in receiver.events] == ["created"]
+        told = receiver.events[0].body.decode()
+        assert WORD not in told
+        assert "confidential" not in told
+
+        await write(world, "north", goal("goal-own", "pn", WORD, **closed))
+        await write(world, "north", plan_of_north("Goal/goal-own"))
+        await settle(world)
+        url = "/Communication?based-on=CarePlan/plan-n&_sort=-sent&_count=1"
+        (last,) = (await world.get("north", url)).json()["entry"]
+        (text, *_) = last["resource"]["payload"]
+        assert "(withheld: confidential)" in text["contentString"]
+        assert WORD not in text["contentString"]
 
 
 async def test_a_plan_that_moves_to_another_patient_begins_anew_there(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -42,6 +43,14 @@ async def test_a_transaction_brings_no_more(mongod: str) -> None:
         assert (await world.ask("north", "POST", "", bundle(MOST + 1))).status_code == 403
         assert await world.found("north", "/Subscription") == []
         assert (await world.ask("north", "POST", "", bundle(MOST))).status_code == 200
+
+
+async def test_writes_at_the_same_moment_bring_no_more(mongod: str) -> None:
+    async with a_world(mongod, max_subscriptions_per_client=MOST) as world:
+        posts = (world.ask("north", "POST", "/Subscription", topic_based()) for _ in range(12))
+        answers = await asyncio.gather(*posts)
+        assert sorted(each.status_code for each in answers) == [201] * MOST + [403] * (12 - MOST)
+        assert len(await world.found("north", "/Subscription")) == MOST
 
 
 def bundle(count: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from app.errors import Unavailable
 from app.runtime.cluster import TAKE_OVER_AFTER, Cluster
 from app.runtime.embedded_mongod import EmbeddedMongo
 from app.runtime.mongo import Mongo
+from app.runtime.reservations import MOST_KEYS
 from app.settings import Settings
 from app.store.store import Store
 from tests.builders.deliveries import create, rows, working
@@ -228,6 +229,21 @@ async def test_setting_this_machines_clock_changes_no_time(
     before = mongo.now()
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert before <= mongo.now() < before + timedelta(minutes=1)
+
+
+async def test_a_process_reserves_so_many_keys_and_no_more(mongo: Mongo) -> None:
+    """What does not fit into the row that all read is written in competition, as before."""
+    here, there = cluster(mongo, "here"), cluster(mongo, "there")
+    keys = [f"Patient/p{number:05}" for number in range(MOST_KEYS + 1)]
+    async with here.reserving(keys), asyncio.timeout(5), here.reserving(["Patient/one-more"]):
+        await there.beat()
+        row = await mongo.collection("processes").find_one({"_id": "here"})
+        assert row is not None
+        assert [each["keys"] for each in row["reserved"]] == [keys[:-1], []]
+        for free in (keys[-1:], ["Patient/one-more"]):
+            await there.reservations.give_way(free)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(there.reservations.give_way(keys[:1]), 0.05)
 
 
 async def test_a_process_that_leaves_leaves_no_row(mongo: Mongo) -> None:

@@ -1,11 +1,12 @@
 """The yearly summary of a care plan, on the first anniversary of the last notice about it.
 
-It is not sent where nothing has changed since that notice and the practice has acknowledged it.
+It is not sent where nothing has changed since that notice and the practice has acknowledged it. Who owes the review
+gains by an acknowledgement, so it counts as the word of who wrote it, not of whom it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.automation.timers import Timer
@@ -23,12 +24,15 @@ from app.coordination.care_plans.plan_notices import (
 from app.coordination.care_plans.state import subject_of
 from app.coordination.care_plans.wording import key_of
 from app.fhir.json import Resource, decode_stored
+from app.records.versions import NO_ORGANIZATION
 from app.runtime.mongo import Document
 
 # Plans in these states have ended, and nobody reviews them.
 _ENDED = frozenset({"completed", "entered-in-error", "revoked"})
 _ACKNOWLEDGERS = ("Practitioner/", "PractitionerRole/", "Organization/")
 _BATCH = 100
+# Tasks about one notice that are looked at.
+_MOST_TASKS = 100
 
 
 async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
@@ -53,20 +57,44 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
 
 
 async def _is_acknowledged(context: Context, row: Document, plan: Resource) -> bool:
-    """Whether the practice has answered the last notice: by a Communication about it, or a completed Task."""
+    """Whether the practice has answered the last notice: by a Communication about it, or a completed Task.
+
+    The Communication is the practice's own. A Task may have been another's who asked for it.
+    """
     kinds = {"communication": "Communication", "document": "DocumentReference"}
     notice = {f"{kind}/{row[name]}" for name, kind in kinds.items() if name in row}
     terms = [f"focus={each}" for each in sorted(notice)]
     tasks = {"terms": {"$in": terms, "$all": ["status=completed"]}}
-    if await context.store.search("Task", tasks, 1):
-        return True
-    of_patient = {"terms": f"subject={subject_of(plan)}"}
+    patient = subject_of(plan)
+    for task in await context.store.search("Task", tasks, _MOST_TASKS):
+        if any(await _practices_among(context, patient, task.by)):
+            return True
+    of_patient = {"terms": f"subject={patient}"}
     async with context.store.batches("Communication", of_patient, read_ahead=_BATCH) as read:
         while rows := await read(_BATCH):
             for found in rows:
-                if _acknowledges(found, notice):
+                if _acknowledges(found, notice) and all(
+                    await _practices_among(context, patient, found.get("by", ()))
+                ):
                     return True
     return False
+
+
+async def _practices_among(
+    context: Context, patient: str | None, writers: Sequence[str]
+) -> list[bool]:
+    """Of each organization that wrote something, whether the patient is its own as the practice's now.
+
+    What none of them wrote is an administrator's word, or of a server without authorization.
+    """
+    relationships = context.services.accesses.relationships
+    found = [
+        patient is not None
+        and patient in await relationships.attributed([patient], await relationships.family(each))
+        for each in writers
+        if each != NO_ORGANIZATION
+    ]
+    return found or [True]
 
 
 def _acknowledges(row: Document, notice: set[str]) -> bool:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from app.context import Context
 from app.coordination.care_plans import wording as words
-from app.coordination.care_plans.state import PlanState, names_of, store_of, subject_of
+from app.coordination.care_plans.state import (
+    PlanState,
+    names_of,
+    store_of,
+    subject_of,
+    without_hidden,
+)
 from app.coordination.care_plans.wording import Names, codes, key_of
 from app.fhir.instants import span
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader
+from app.records.versions import ResourceVersion
 
 # How many of a type are read, newest first, and how many a section of observations shows.
 _MOST, _MOST_OBSERVATIONS = 500, 20
@@ -69,7 +76,13 @@ async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecor
     """The resources for the document of a plan in this state; stays count up to a year before `now`."""
     store = await store_of(context, state.plan)
     patient_key = subject_of(state.plan)
-    sections = await _sections(store, state, patient_key, now) if patient_key else {}
+
+    async def of_patient(resource_type: str) -> list[Resource]:
+        """The newest resources of a type about the patient, newest first."""
+        found = await _of_patient(store, resource_type, patient_key or "")
+        return [each.resource() for each in await without_hidden(context, state.plan, found)]
+
+    sections = await _sections(of_patient, state, now) if patient_key else {}
     plan_key = f"CarePlan/{state.plan['id']}"
     found = {plan_key: state.plan} | {
         key: each for key, each in state.others.items() if not words.is_restricted(each)
@@ -86,22 +99,20 @@ async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecor
 
 
 async def _sections(
-    store: Reader, state: PlanState, patient: str, now: datetime
+    of_patient: Callable[[str], Awaitable[list[Resource]]], state: PlanState, now: datetime
 ) -> dict[str, Section]:
-    conditions = await _of_patient(store, "Condition", patient)
-    observations = await _of_patient(store, "Observation", patient)
-    requests = await _of_patient(store, "MedicationRequest", patient)
-    statements = await _of_patient(store, "MedicationStatement", patient)
-    consents = await _of_patient(store, "Consent", patient)
+    conditions = await of_patient("Condition")
+    observations = await of_patient("Observation")
+    requests = await of_patient("MedicationRequest")
+    statements = await of_patient("MedicationStatement")
+    consents = await of_patient("Consent")
     return {
         **_of_conditions(conditions, state),
         "medications": _section(
             each for each in (*requests, *statements) if each.get("status") == "active"
         ),
         "allergies": _section(
-            each
-            for each in await _of_patient(store, "AllergyIntolerance", patient)
-            if _is_live(each)
+            each for each in await of_patient("AllergyIntolerance") if _is_live(each)
         ),
         "functional": _section(_of_category(observations, "functional-status")),
         "social": _section(_of_category(observations, "social-history")),
@@ -111,9 +122,7 @@ async def _sections(
             if each.get("status") == "active" and _ADVANCE_DIRECTIVES & _consent_codes(each)
         ),
         "encounters": _section(
-            each
-            for each in await _of_patient(store, "Encounter", patient)
-            if _is_recent_stay(each, now)
+            each for each in await of_patient("Encounter") if _is_recent_stay(each, now)
         ),
     }
 
@@ -140,13 +149,11 @@ def _section(found: Iterable[Resource]) -> Section:
     return Section(shown, len(every) - len(shown))
 
 
-async def _of_patient(store: Reader, resource_type: str, patient: str) -> list[Resource]:
-    """The newest resources of a type about the patient, newest first."""
+async def _of_patient(store: Reader, resource_type: str, patient: str) -> list[ResourceVersion]:
     terms = {"$in": [f"subject={patient}", f"patient={patient}"]}
-    found = await store.search(
+    return await store.search(
         resource_type, {"terms": terms}, _MOST, sort=[("date", -1), ("_id", 1)]
     )
-    return [each.resource() for each in found]
 
 
 def _of_category(observations: Sequence[Resource], category: str) -> list[Resource]:

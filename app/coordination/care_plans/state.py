@@ -2,7 +2,8 @@
 
 A state is named by the versions it is made of, so it can be read again at any time. What the plan names counts only as
 far as it is about the plan's patient, or directory: whoever writes a plan must not learn by it of others. What the
-server itself tells of a plan is written once for many, so what the patient has refused to any provider is not in it.
+server itself tells of a plan is written once for many, so what the patient has refused to any provider is not in it,
+nor that there is a confidential record which somebody else than the plan's maker made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from app.authentication.caller import SERVER
 from app.authorization.subject_store import IsTold
 from app.consent import labels
 from app.context import Context
-from app.coordination.care_plans.wording import codes, key_of, title
+from app.coordination.care_plans.wording import codes, is_restricted, key_of, title
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader, ResourceStore
@@ -121,7 +122,7 @@ async def current(context: Context, plan: ResourceVersion) -> PlanState:
     stored = dict(await store.read_many(keys))
     for flag in await _flags(store, subject_of(resource)):
         stored[flag.reference] = flag
-    return _state(plan, resource, stored.values())
+    return _state(plan, resource, await without_hidden(context, resource, stored.values()))
 
 
 async def pinned(context: Context, plan_id: str, versions: Mapping[str, int]) -> PlanState | None:
@@ -137,7 +138,7 @@ async def pinned(context: Context, plan_id: str, versions: Mapping[str, int]) ->
         if not key.startswith("CarePlan/")
         and (stored := await _version(store, key, versions)) is not None
     ]
-    return _state(plan, resource, found)
+    return _state(plan, resource, await without_hidden(context, resource, found))
 
 
 async def at_time(context: Context, plan_id: str, moment: datetime) -> PlanState | None:
@@ -158,7 +159,7 @@ async def at_time(context: Context, plan_id: str, moment: datetime) -> PlanState
         stored = await _as_of(store, *target, moment) if target else None
         if stored is not None:
             found.append(stored)
-    return _state(plan, resource, found)
+    return _state(plan, resource, await without_hidden(context, resource, found))
 
 
 def is_of_same_patient(one: PlanState, other: PlanState) -> bool:
@@ -173,8 +174,33 @@ async def names_of(
     keys = {key for resource in resources for key in _references(resource)}
     targets = [target for key in sorted(keys) if (target := split(key))]
     found = await (await store_of(context, plan)).read_many(targets)
-    live = [stored.resource() for stored in found.values() if not stored.deleted]
-    return {f"{each['resourceType']}/{each['id']}": name for each in live if (name := title(each))}
+    live = [each for each in found.values() if not each.deleted]
+    return {
+        each.reference: name
+        for each in await without_hidden(context, plan, live)
+        if (name := title(each.resource()))
+    }
+
+
+async def without_hidden(
+    context: Context, plan: Resource, versions: Iterable[ResourceVersion]
+) -> list[ResourceVersion]:
+    """Those that the server tells of in a plan: of confidential ones those that the plan's maker made.
+
+    Who writes a plan would learn by naming any other that it is there, and when it changes. For a client its own store
+    has judged.
+    """
+    every = list(versions)
+    closed = [each for each in every if not each.deleted and is_restricted({"meta": each.meta()})]
+    if context.caller != SERVER or not closed:
+        return every
+    keys = [("CarePlan", plan["id"]), *((each.type, each.id) for each in closed)]
+    # Who made something is known of its current version.
+    current = await context.store.read_many(keys)
+    makers = {reference: each.custodian for reference, each in current.items()}
+    maker = makers.get(f"CarePlan/{plan['id']}")
+    hidden = {each.reference for each in closed if makers.get(each.reference) != maker}
+    return [each for each in every if each.reference not in hidden]
 
 
 def _references(value: Any) -> Iterable[str]:

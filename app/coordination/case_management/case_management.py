@@ -156,7 +156,8 @@ def _declines(context: Context, consent: Resource) -> bool | None:
 
 async def _ask(context: Context, patient: str, cause: str) -> None:
     """Create the review Task, unless one about this member is open, or this cause has had one."""
-    task = review_tasks.task(context, REASON, cause, patient=patient)
+    asked = review_tasks.task(context, REASON, cause, patient=patient)
+    task = await review_tasks.labelled(context, asked)
     terms = ["subject=" + patient, token("code", REVIEW_REASON, REASON)]
 
     async def attempt() -> None:

@@ -265,10 +265,7 @@ async def _unmasked(
 
 def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
     names = ", ".join(topic.resource.get("title", topic.url) for topic in topics)
-    types = [{"system": RESOURCE_TYPE, "code": each} for each in _types(terms, topics)]
-    asset: Resource = {"type": [{"coding": types}]}
-    if stays := _stays(terms, topics):
-        asset["subtype"] = [{"coding": stays}]
+    assets = _assets(terms, topics)
     text = (
         f"Notices ({names}) about the members of {terms.group} go to {terms.recipient} "
         f"within {terms.deadline:g} hours of the event."
@@ -285,8 +282,22 @@ def _contract(terms: ContractTerms, topics: Sequence[Topic]) -> Resource:
         "subject": [{"reference": each} for each in (terms.group, terms.plan) if each],
         "authority": [{"reference": terms.recipient}],
         "title": terms.title,
-        "term": [{"offer": {"text": text}, "asset": [asset]}],
+        "term": [{"offer": {"text": text}} | ({"asset": assets} if assets else {})],
     }
+
+
+def _assets(terms: ContractTerms, topics: Sequence[Topic]) -> list[Resource]:
+    """What the topics about stays are about and carry, and what the others are: the classes are those of the former."""
+    of_stays = [each for each in topics if "Encounter" in each.resource_types]
+    others = [each for each in topics if each not in of_stays]
+    found: list[Resource] = []
+    for some in (of_stays, others):
+        if types := _types(terms, some):
+            codings = [{"system": RESOURCE_TYPE, "code": each} for each in types]
+            found.append({"type": [{"coding": codings}]})
+            if stays := _stays(terms, some):
+                found[-1]["subtype"] = [{"coding": stays}]
+    return found
 
 
 def _types(terms: ContractTerms, topics: Sequence[Topic]) -> list[str]:

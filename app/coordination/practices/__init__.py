@@ -8,6 +8,7 @@ encounter_review        asks a person about a visit without a known patient, or 
 consent_review          asks a person about Consents that are proposed or unclear
 ambiguous_patient_review  asks a person about patients of whom a message may mean either
 taken_id_review         asks a person about an id under which two organizations have a record
+steering_review         asks a person about what steers the server and was stored while anybody could store it
 
 docs/routing.md, docs/encounters.md, docs/consent.md
 """

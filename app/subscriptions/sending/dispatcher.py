@@ -106,7 +106,7 @@ class Dispatcher:
         """Do one job after the other, until there is none, the target's limit has fallen, or others wait."""
         target, loop = turn.target, asyncio.get_running_loop()
         try:
-            while target.jobs and target.under_way <= target.allowed:
+            while target.jobs and target.under_way <= target.allowed and not self._is_ending:
                 turn.began, turn.patience = loop.time(), Patience()
                 CURRENT.set(turn.patience)
                 timer = loop.call_later(_SLOW, self._make_way, turn)
