@@ -17,6 +17,16 @@ needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"the shared test data is not at {SHARED} (CARERELAY_SHARED)"
 )
 
+# Official examples with a narrative that shows nothing, against txt-2 (docs/decisions/0037-invariants.md).
+EMPTY_NARRATIVES = frozenset(
+    {
+        "ActivityDefinition-blood-tubes-supply.json",
+        "ActivityDefinition-heart-valve-replacement.json",
+        "EventDefinition-example.json",
+        "Questionnaire-zika-virus-exposure-assessment.json",
+    }
+)
+
 
 def resources(pattern: str) -> Iterator[tuple[str, Resource]]:
     """Name and content of every resource in `data/` that the pattern finds; .bz2 is unpacked."""
