@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from app.authentication.scopes import Action
 from app.context import Context
-from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
+from app.errors import BadRequest, Gone, Issue, NotFound, PreconditionFailed, Unprocessable
 from app.fhir import json as fhir_json, meta, validation
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.ids import new_id
@@ -67,6 +67,7 @@ class WritePlan:
             202 if self.prepared.only_kept else self.status,
             stored,
             issues=self.prepared.issues,
+            warnings=self.prepared.warnings,
             location=self.location,
             headers=dict(self.prepared.headers),
         )
@@ -313,11 +314,32 @@ async def _judge(
     """Check a resource by the definitions, its references, then by the rules of its type."""
     # To tell the size of what is small would cost as much as judging it.
     size = len(fhir_json.encode(resource)) if pace.is_long() else 0
-    await pace.aside(size, validation.validate, resource)
+    warnings = await _by_definitions(resource, previous, size)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.meta())
     resource = await references.settle(context, resource, previous, size)
-    return await type_registry.prepare(context, resource, previous)
+    prepared = await type_registry.prepare(context, resource, previous)
+    return replace(prepared, warnings=tuple(warnings)) if warnings else prepared
+
+
+async def _by_definitions(
+    resource: Resource, previous: ResourceVersion | None, size: int
+) -> list[Issue]:
+    """What R4's definitions warn of. Raises BadRequest and Unprocessable.
+
+    Labels protect: one that was stored before R4's invariants were held can be given another all the same.
+    """
+    try:
+        return await pace.aside(size, validation.validate, resource)
+    except Unprocessable as refusal:
+        in_meta = f"{resource['resourceType']}.meta"
+        if previous is None or previous.deleted:
+            raise
+        if any(path.startswith(in_meta) for issue in refusal.issues for path in issue.expression):
+            raise
+        if {**await previous.resource_aside(), "meta": None} != {**resource, "meta": None}:
+            raise
+        return [replace(issue, severity="warning") for issue in refusal.issues]
 
 
 def _having_seen_current(context: Context) -> Context:

@@ -10,14 +10,24 @@ from app.records.versions import ResourceVersion
 
 @dataclass(slots=True)
 class InteractionResult:
-    """The result of an interaction: a status and one version, or a Bundle or outcome as JSON text."""
+    """The result of an interaction: a status and one version, or a Bundle or outcome as JSON text.
+
+    `issues` are told where there is room for them, `warnings` only to whom asks for an outcome.
+    """
 
     status: int
     stored: ResourceVersion | None = None
     text: str | bytes | None = None
     issues: tuple[Issue, ...] = ()
+    warnings: tuple[Issue, ...] = ()
     location: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> tuple[Issue, ...]:
+        """What is told of a write to whom asks for an outcome rather than for the resource."""
+        done = Issue("informational", "Done", severity="information")
+        return (self.issues or (done,)) + self.warnings
 
     @property
     def body(self) -> str | bytes | None:

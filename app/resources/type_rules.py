@@ -37,6 +37,8 @@ class Prepared:
     # What was sent is stored and not in force, which is answered 202.
     only_kept: bool = False
     issues: tuple[Issue, ...] = ()
+    # What R4's definitions find doubtful, for a writer who asks for an outcome.
+    warnings: tuple[Issue, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self, stored: ResourceVersion) -> ResourceVersion:
