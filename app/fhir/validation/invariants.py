@@ -25,7 +25,8 @@ CORRECTED = {
     " code = 'problem-list-item').empty()",
     "md-1": "max.empty() or max = '*' or max.toInteger() > 0",
 }
-_NOBODY = Scope(None, None)
+# Of an expression that asks for nothing but its element.
+_NO_SCOPE = Scope(None, None)
 
 
 class CompiledInvariant:
@@ -41,7 +42,7 @@ class CompiledInvariant:
         self.text = f"{invariant.key}: must be true: {expression}"
 
     def is_broken(self, value: Any, found: Findings) -> bool:
-        scope = Scope(found.resource, value) if self._needs_scope else _NOBODY
+        scope = Scope(found.resource, value) if self._needs_scope else _NO_SCOPE
         return self._truth(value, scope) is False
 
     def tell(self, where: Where, found: Findings) -> None:
