@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from app.runtime.embedded_mongod import EmbeddedMongoError
-from benchmarks import authorized, growth, large_bodies, matching, notices, routing, waiting
+from benchmarks import (
+    authorized,
+    growth,
+    large_bodies,
+    matching,
+    notices,
+    routing,
+    validating,
+    waiting,
+)
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
 
@@ -25,6 +34,7 @@ NAMES = (
     *notices.NAMES,
     MATCHING,
     ROUTING,
+    validating.NAME,
     waiting.NAME,
     large_bodies.NAME,
     GROWTH,
@@ -65,6 +75,9 @@ def main(
                 others[MATCHING] = matching.measure()
             if ROUTING in (names or NAMES):
                 others[ROUTING] = routing.measure(status.update, seconds=seconds)
+            if validating.NAME in (names or NAMES):
+                status.update(validating.NAME)
+                others[validating.NAME] = validating.measure()
             if waiting.NAME in (names or NAMES):
                 others[waiting.NAME] = waiting.measure(status.update)
             if large_bodies.NAME in (names or NAMES):

@@ -2,8 +2,8 @@
 
 FROM holds `hl7.fhir.r4.core.tgz`, the FHIR package of R4 4.0.1, `valueset-expansions.json.gz`, US Core 6.1.0 as
 `us-core/us_core_610.tgz`, and the Subscriptions R5 Backport guide as `subscriptions-backport/compiled-r4-json`. Written
-to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths, types, cardinalities, targets and
-codes; no prose.
+to TO, by default `r4/` beside this file, and to `us-core/` beside TO: names, paths, types, cardinalities, targets,
+codes and the FHIRPath of invariants; no prose.
 https://hl7.org/fhir/R4/structuredefinition.html
 """
 
@@ -166,6 +166,32 @@ def structures(definitions: list[Json]) -> Json:
     }
 
 
+def invariants(definitions: list[Json]) -> list[Json]:
+    """The invariants of R4's types, each where it is stated: what derives from a type has those of the type, too.
+
+    A quantity that is a SimpleQuantity has those of that profile, the only one that R4's own types refer to so.
+    """
+    by_name = {definition["name"]: definition for definition in definitions}
+    simple = by_name["SimpleQuantity"]
+    rows = []
+    for name in sorted(by_name):
+        definition = by_name[name]
+        if definition["kind"] == "logical" or definition.get("derivation") == "constraint":
+            continue
+        for entry in definition["differential"]["element"]:
+            stated = list(entry.get("constraint", ()))
+            if any(simple["url"] in each.get("profile", ()) for each in entry.get("type", ())):
+                stated += simple["differential"]["element"][0]["constraint"]
+            rows += [invariant(entry["path"], constraint) for constraint in stated]
+    return rows
+
+
+def invariant(path: str, constraint: Json) -> Json:
+    return {"path": path.removesuffix("[x]")} | {
+        name: constraint[name] for name in ("key", "severity", "expression")
+    }
+
+
 def search_parameters(definitions: list[Json]) -> list[Json]:
     reduced = []
     for definition in definitions:
@@ -287,6 +313,7 @@ def main(directory: Path, out: Path = OUT) -> None:
     out.mkdir(parents=True, exist_ok=True)
     reduced = structures(resources["StructureDefinition"])
     write(out / "structures.json", reduced)
+    write(out / "invariants.json", invariants(resources["StructureDefinition"]))
     standard = [d for d in resources["SearchParameter"] if STANDARD_PARAMETER.match(last(d["url"]))]
     write(out / "search-parameters.json", search_parameters(standard))
     us_core = by_type(package(directory / "us-core" / "us_core_610.tgz"))["SearchParameter"]

@@ -6,6 +6,10 @@ from typing import Any
 
 import httpx
 
+from app.errors import Issue
+from app.fhir.json import Resource
+from app.fhir.validation import check
+
 
 def assert_outcome(
     response: httpx.Response, status: int, code: str, expression: str | None = None
@@ -28,3 +32,8 @@ def assert_outcome(
         outcome
     )
     return outcome
+
+
+def errors_in(resource: Resource) -> list[Issue]:
+    """What R4's definitions refuse in a resource, whatever they warn of."""
+    return [issue for issue in check(resource) if issue.severity == "error"]

@@ -18,6 +18,16 @@ needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"the shared test data is not at {SHARED} (CARERELAY_SHARED)"
 )
 
+# Official examples with a narrative that shows nothing, against txt-2 (docs/decisions/0037-invariants.md).
+EMPTY_NARRATIVES = frozenset(
+    {
+        "ActivityDefinition-blood-tubes-supply.json",
+        "ActivityDefinition-heart-valve-replacement.json",
+        "EventDefinition-example.json",
+        "Questionnaire-zika-virus-exposure-assessment.json",
+    }
+)
+
 
 def with_nulls(value: Any) -> Any:
     """A value with a null for each repetition of a primitive that has none, which some of the examples leave out.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import matching, notices
+from benchmarks import matching, notices, validating
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
@@ -32,3 +32,14 @@ def test_every_admission_of_the_latency_benchmark_is_received(
     figures = notices.measure(["latency20"], mongod, seconds=1.0, say=lambda _: None)["latency20"]
     assert figures["events"] == 20
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 10_000
+
+
+def test_invariants_are_measured_beside_the_check_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bar is for an idle machine; both checks take turns, so a busy one does not make it many times as much."""
+    monkeypatch.setattr(validating, "ROUNDS", 5)
+    figures = validating.measure()
+    for name in ("encounter", "careplan"):
+        assert figures[f"{name}_ratio"] < 5
+        assert figures[f"{name}_bare_us"] > 0

@@ -18,7 +18,6 @@ from app.api import limits
 from app.errors import (
     BadRequest,
     FhirError,
-    Issue,
     TooLarge,
     UnsupportedMediaType,
     operation_outcome,
@@ -151,9 +150,10 @@ async def respond(
     returns = prefer.returns if prefer is not None and stored is not None else "representation"
     if returns == "minimal":
         body = None
-    elif returns == "OperationOutcome" or (answer.status == 202 and answer.issues):
-        issues = answer.issues or (Issue("informational", "Done", severity="information"),)
-        body = fhir_json.encode(operation_outcome(issues))
+    elif returns == "OperationOutcome":
+        body = fhir_json.encode(operation_outcome(answer.outcome))
+    elif answer.status == 202 and answer.issues:
+        body = fhir_json.encode(operation_outcome(answer.issues))
     if body is None or answer.status in (204, 304):
         return Response(status_code=answer.status, headers=headers)
     # What the interaction was asked for itself says more than the URL, but the format where that was left to Accept.

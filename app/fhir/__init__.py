@@ -4,6 +4,7 @@ definitions            reads R4's structures, search parameters, required codes 
 element_definitions    lists how a type's elements are written, for XML and patches
 codes                  names our own extensions, code systems and codes
 code_lists             publishes our own code lists
+fhirpath               parses the expressions of search parameters and invariants
 encounter_status       says how far a stay has come: planned, going on, over, and which ends have come
 ids                    makes UUIDv7 ids
 instants               reads and writes dates, dateTimes and instants by R4's grammar

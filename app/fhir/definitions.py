@@ -1,4 +1,4 @@
-"""FHIR R4's own definitions, reduced to facts: structures, search parameters, codes and compartments.
+"""FHIR R4's own definitions, reduced to facts: structures, invariants, search parameters, codes and compartments.
 
 US Core adds search parameters of its own, and so does this server, in `profiles/carerelay`. The files in `profiles/r4`
 and `profiles/us-core` are written by `profiles/reduce.py`. Everything is read at its first use and then kept.
@@ -62,6 +62,18 @@ class Structure(msgspec.Struct, frozen=True):
     regex: str | None = None
     max_length: int | None = None
     elements: dict[str, Element] = {}
+
+
+class Invariant(msgspec.Struct, frozen=True):
+    """A constraint that R4 states on the type or element at a path; `expression` is FHIRPath, judged at the element.
+
+    https://hl7.org/fhir/R4/elementdefinition-definitions.html#ElementDefinition.constraint
+    """
+
+    path: str
+    key: str
+    severity: Literal["error", "warning"]
+    expression: str
 
 
 class SearchComponent(msgspec.Struct, frozen=True):
@@ -131,6 +143,24 @@ def resolve(path: str) -> Element:
 def json_name(name: str, type_name: str) -> str:
     """The JSON key of a choice element holding one type: `value` and `dateTime` give `valueDateTime`."""
     return name + type_name[0].upper() + type_name[1:]
+
+
+@cache
+def _invariants() -> Mapping[str, tuple[Invariant, ...]]:
+    by_path: dict[str, tuple[Invariant, ...]] = {}
+    for each in msgspec.json.decode(_read("invariants.json"), type=list[Invariant]):
+        by_path[each.path] = (*by_path.get(each.path, ()), each)
+    return by_path
+
+
+def invariants(path: str) -> tuple[Invariant, ...]:
+    """What R4 states at a path, a type's (`Condition`) or an element's (`Organization.telecom`), nothing inherited."""
+    return _invariants().get(path, ())
+
+
+def all_invariants() -> tuple[Invariant, ...]:
+    """Every invariant of R4, in the order of their paths."""
+    return tuple(each for found in _invariants().values() for each in found)
 
 
 @cache

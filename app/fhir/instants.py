@@ -165,6 +165,24 @@ def _in_utc(low: datetime, high: datetime) -> Span:
 # as a space.
 
 
+def is_after(one: str, other: str) -> bool:
+    """Whether one date or dateTime is later than another for sure, whatever zone a day or an hour without one is in."""
+    if one <= other and one[19:] == other[19:]:  # the same zone, or dates only
+        return False
+    try:
+        if len(one) > 10 and len(other) > 10:
+            is_leap = "60" in (one[17:19], other[17:19])
+            return not is_leap and moment(one) > moment(other)
+        if len(one) > 10 or len(other) > 10:
+            # A moment against a day that has no zone: only what more than a day lies between is certain.
+            gap = calendar_date.fromisoformat(one[:10]) - calendar_date.fromisoformat(other[:10])
+            return gap.days > 1
+    except ValueError:  # refused elsewhere, or a year against a moment
+        return False
+    precision = min(len(one), len(other))
+    return one[:precision] > other[:precision]
+
+
 def instant_in(text: str, name: str) -> datetime:
     """The moment of a parameter that is an instant."""
     try:

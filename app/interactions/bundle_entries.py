@@ -171,13 +171,17 @@ def located(entry: _Placed) -> Iterator[None]:
 def _moved(issue: Issue, entry: _Placed) -> Issue:
     if any(path.startswith("Bundle.entry") for path in issue.expression):
         return issue
-    inside = tuple(
-        f"{entry.where}.request.url"
-        if path.startswith("http.")  # a parameter of a query
-        else f"{entry.where}.resource.{path.partition('.')[2] or path}"
-        for path in issue.expression
-    )
+    inside = tuple(_inside(path, entry) for path in issue.expression)
     return replace(issue, expression=inside or (entry.where,))
+
+
+def _inside(path: str, entry: _Placed) -> str:
+    """Where in the Bundle a place in the entry's resource is, or in the query of its request."""
+    if path.startswith("http."):
+        return f"{entry.where}.request.url"
+    is_whole = path[:1].isupper() and "." not in path
+    element = "" if is_whole else f".{path.partition('.')[2] or path}"
+    return f"{entry.where}.resource{element}"
 
 
 # Writing the response's entries
@@ -194,9 +198,10 @@ async def response(
             response["location"] = stored.address(context.base_url)
         response["etag"] = f'W/"{stored.version}"'
         response["lastModified"] = instant(stored.at)
-    if returns == "OperationOutcome" or answer.issues:
-        done = Issue("informational", "Done", severity="information")
-        response["outcome"] = operation_outcome(answer.issues or (done,))
+    if returns == "OperationOutcome":
+        response["outcome"] = operation_outcome(answer.outcome)
+    elif answer.issues:
+        response["outcome"] = operation_outcome(answer.issues)
     head: dict[str, Any] = {}
     if stored is not None:
         head["fullUrl"] = f"{context.base_url}/{stored.reference}"

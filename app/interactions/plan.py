@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from app.authentication.scopes import Action
 from app.context import Context
-from app.errors import BadRequest, Gone, NotFound, PreconditionFailed, Unprocessable
+from app.errors import BadRequest, Gone, Issue, NotFound, PreconditionFailed, Unprocessable
 from app.fhir import binary, json as fhir_json, meta, summary, validation
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.ids import new_id
@@ -69,6 +69,7 @@ class WritePlan:
             202 if self.prepared.only_kept else self.status,
             stored,
             issues=self.prepared.issues,
+            warnings=self.prepared.warnings,
             location=self.location,
             headers=dict(self.prepared.headers),
         )
@@ -356,14 +357,35 @@ async def _judge(
     """Check a resource by the definitions, its references, then by the rules of its type."""
     # To tell the size of what is small would cost as much as judging it.
     size = len(fhir_json.encode(resource)) if pace.is_long() else 0
-    await pace.aside(size, validation.validate, resource)
+    warnings = await _by_definitions(resource, previous, size)
     _refuse_subset(resource)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.meta())
         if previous.type == binary.TYPE:
             resource = binary.carry_over(resource, previous.text)
     resource = await references.settle(context, resource, previous, size)
-    return await type_registry.prepare(context, resource, previous)
+    prepared = await type_registry.prepare(context, resource, previous)
+    return replace(prepared, warnings=tuple(warnings)) if warnings else prepared
+
+
+async def _by_definitions(
+    resource: Resource, previous: ResourceVersion | None, size: int
+) -> list[Issue]:
+    """What R4's definitions warn of. Raises BadRequest and Unprocessable.
+
+    Labels protect: one that was stored before R4's invariants were held can be given another all the same.
+    """
+    try:
+        return await pace.aside(size, validation.validate, resource)
+    except Unprocessable as refusal:
+        in_meta = f"{resource['resourceType']}.meta"
+        if previous is None or previous.deleted:
+            raise
+        if any(path.startswith(in_meta) for issue in refusal.issues for path in issue.expression):
+            raise
+        if {**await previous.resource_aside(), "meta": None} != {**resource, "meta": None}:
+            raise
+        return [replace(issue, severity="warning") for issue in refusal.issues]
 
 
 def _refuse_subset(resource: Resource) -> None:

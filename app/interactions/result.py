@@ -13,17 +13,24 @@ from app.records.versions import ResourceVersion
 class InteractionResult:
     """The result of an interaction: a status and one version, or a Bundle or outcome as JSON text.
 
-    `shape` is what the interaction itself was asked for, where that is more than its URL says: in a form, or behind the
-    link to a page.
+    `issues` are told where there is room for them, `warnings` only to whom asks for an outcome. `shape` is what the
+    interaction itself was asked for, where that is more than its URL says: in a form, or behind the link to a page.
     """
 
     status: int
     stored: ResourceVersion | None = None
     text: str | bytes | None = None
     issues: tuple[Issue, ...] = ()
+    warnings: tuple[Issue, ...] = ()
     location: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     shape: AnswerShape | None = None
+
+    @property
+    def outcome(self) -> tuple[Issue, ...]:
+        """What is told of a write to whom asks for an outcome rather than for the resource."""
+        done = Issue("informational", "Done", severity="information")
+        return (self.issues or (done,)) + self.warnings
 
     @property
     def body(self) -> str | bytes | None:

@@ -19,6 +19,8 @@ from app.search.bundle_writer import CURSOR
 
 Arguments = dict[str, list[Any]]
 
+# Takes the place of a parameter's resource, which the operation checks: inv-1 asks that there be one.
+_STAND_IN: Resource = {"resourceType": "Parameters"}
 _INTEGER = re.compile(r"^[+-]?[0-9]{1,10}$")
 _TEXT_TYPES = frozenset(
     {"string", "code", "uri", "url", "canonical", "id", "instant", "date", "dateTime", "token"}
@@ -119,8 +121,8 @@ def _check_form(body: Resource) -> None:
                 where = f"Parameters.parameter[{index}].resource"
                 raise BadRequest("Must be an object", code="structure", expression=where)
         form = [
-            {name: value for name, value in parameter.items() if name != "resource"}
-            if isinstance(parameter, dict)
+            {**parameter, "resource": _STAND_IN}
+            if isinstance(parameter, dict) and "resource" in parameter
             else parameter
             for parameter in given
         ]

@@ -2,8 +2,8 @@
 
 https://hl7.org/fhir/R4/resource-operation-validate.html
 
-Checked are the structure, the primitive formats and the required bindings, by R4's definitions and again by the R4B
-models. No profile is checked; the outcome says so where one is named.
+Checked are the structure, the primitive formats, the required bindings and the invariants, by R4's definitions, and
+again by the R4B models. No profile is checked; the outcome says so where one is named.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ class Prepared:
     # What was counted to allow the write, and may not have changed until it is committed.
     guards: tuple[Guard, ...] = ()
     issues: tuple[Issue, ...] = ()
+    # What R4's definitions find doubtful, for a writer who asks for an outcome.
+    warnings: tuple[Issue, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self, stored: ResourceVersion) -> ResourceVersion:

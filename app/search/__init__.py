@@ -3,8 +3,7 @@
 https://hl7.org/fhir/R4/search.html
 
 From the resource to what is stored:
-    fhirpath              parses the expressions of SearchParameters
-    expression            compiles them into plain accessors
+    expression            compiles the expressions of SearchParameters into plain accessors
     parameter             is one compiled search parameter, and what a Condition is
     search_parameters     has all parameters of a type, and why some cannot be compiled
     custom                adds the parameters that clients defined

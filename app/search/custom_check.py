@@ -7,9 +7,9 @@ from functools import cache
 import msgspec
 
 from app.fhir import definitions
+from app.fhir.fhirpath import NotCompilableError
 from app.fhir.json import Resource
 from app.search import custom
-from app.search.fhirpath import NotCompilableError
 from app.search.search_parameters import compile_custom
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from app.fhir import definitions
 from app.fhir.definitions import Element
-from app.search.fhirpath import (
+from app.fhir.fhirpath import (
     Call,
     FhirPathOperation,
     Index,
@@ -23,7 +23,7 @@ from app.search.fhirpath import (
     Name,
     Node,
     NotCompilableError,
-    Root,
+    Variable,
     parse,
 )
 
@@ -113,7 +113,7 @@ class _Compiler:
                 return _members(self._base(base, focus), name)
             case Index(base, index):
                 return [_extended(path, _at(index)) for path in self.compile(base, focus)]
-            case Root():
+            case Variable("resource" | "context"):
                 return [replace(self._root, is_rooted=True)]
             case FhirPathOperation("|", left, right):
                 return self.compile(left, focus) + self.compile(right, focus)

@@ -13,9 +13,9 @@ from typing import Any
 
 from app.fhir import definitions
 from app.fhir.definitions import SearchParameter
+from app.fhir.fhirpath import NotCompilableError
 from app.search import custom, group_members, terminology
 from app.search.expression import AccessPath, compiled, compiled_from
-from app.search.fhirpath import NotCompilableError
 from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.parameters import (
     composite,

@@ -259,7 +259,7 @@ async def test_a_subscription_from_before_authorization_tells_nobody(mongod: str
             made = await client.post("/Subscription", json=installed)
             assert made.status_code == 201, made.text
             for each in (
-                {"resourceType": "Organization", "id": "practice-1"},
+                {"resourceType": "Organization", "id": "practice-1", "name": "Practice"},
                 {"resourceType": "Patient", "id": "p1", "generalPractitioner": [owner]},
             ):
                 await client.put(f"/{each['resourceType']}/{each['id']}", json=each)

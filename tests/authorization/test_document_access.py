@@ -80,7 +80,10 @@ async def test_the_document_of_a_care_plan_is_its_patients_practices_and_plans(
     document = "/".join(url.split("/")[-2:])
     assert await readers(world, document) == {"north", "plan-a"}
     assert (await world.get("north", f"/{document}")).json()["type"] == "document"
-    for method, body in (("DELETE", None), ("PUT", {"resourceType": "Bundle", "type": "document"})):
+    for method, body in (
+        ("DELETE", None),
+        ("PUT", {"resourceType": "Bundle", "type": "collection"}),
+    ):
         given = None if body is None else {**body, "id": document.partition("/")[2]}
         answer = await world.ask("north", method, f"/{document}", given)
         assert answer.status_code in (204, 403)

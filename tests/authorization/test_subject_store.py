@@ -54,7 +54,7 @@ class Ward:
 
     async def visit(self, id_: str, *patients: str) -> str:
         there = [{"actor": ref(each), "status": "accepted"} for each in patients]
-        more: Resource = {"status": "booked", "serviceType": [self.mark], "participant": there}
+        more: Resource = {"status": "proposed", "serviceType": [self.mark], "participant": there}
         return await self.put("Appointment", id_, **more)
 
 

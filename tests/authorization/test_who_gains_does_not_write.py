@@ -475,8 +475,13 @@ async def test_nobody_takes_an_identifier_to_speak_in_another_s_name(world: Worl
     await world.put(own, {**taken, "identifier": [mine]})
 
     inside = {**organization("o"), "identifier": [npi]}
-    for provider in ({**ref("Organization/north"), "identifier": npi}, ref("#o")):
-        visit = encounter(name, "pn", serviceProvider=provider, contained=[inside])
+    for provider, held in (
+        ({**ref("Organization/north"), "identifier": npi}, None),
+        (ref("#o"), [inside]),
+    ):
+        visit = encounter(name, "pn", serviceProvider=provider)
+        if held is not None:
+            visit["contained"] = held
         answer = await world.ask("north", "PUT", f"/Encounter/{name}", visit)
         assert_outcome(answer, 403, "forbidden", "Encounter.serviceProvider")
     # What an administrator gives to two is nobody's, but for one that is out of use.

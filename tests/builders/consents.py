@@ -25,6 +25,7 @@ def consent(
         "category": [{"coding": [coding]} for coding in codings],
         "patient": {"reference": "Patient/p1"},
         "dateTime": "2026-01-01",
+        "policyRule": {"text": "Policy"},
         **more,
     }
 

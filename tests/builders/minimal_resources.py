@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from decimal import Decimal
 from typing import Any
 
@@ -50,13 +51,50 @@ _SPECIAL: Mapping[str, dict[str, Any]] = {
         "channel": {"type": "rest-hook", "endpoint": "http://127.0.0.1:9/hook"},
     },
 }
+_CAPABILITIES = {"kind": "requirements", "description": "text"}
+_PARTICIPANT: dict[str, Any] = {"status": "accepted", "actor": {"display": "somebody"}}
+# What R4's invariants ask for besides.
+_INVARIANTS: Mapping[str, dict[str, Any]] = {
+    "AllergyIntolerance": {
+        "clinicalStatus": {
+            "coding": [
+                {
+                    "system": "http://terminology.hl7.org/CodeSystem/allergyintolerance-clinical",
+                    "code": "active",
+                }
+            ]
+        }
+    },
+    "Appointment": {"status": "proposed", "participant": [_PARTICIPANT]},
+    "AppointmentResponse": {"actor": {"display": "somebody"}},
+    "CapabilityStatement": {**_CAPABILITIES, "rest": [{"mode": "server"}]},
+    "Consent": {"policyRule": {"text": "text"}},
+    "EventDefinition": {"trigger": [{"type": "named-event", "name": "text"}]},
+    "ImmunizationRecommendation": {
+        "recommendation": [
+            {"vaccineCode": [{"text": "text"}], "forecastStatus": {"text": "text"}},
+        ]
+    },
+    "InsurancePlan": {"name": "text"},
+    "Linkage": {"item": [{"type": "source", "resource": {"display": "somebody"}}] * 2},
+    "Organization": {"name": "text"},
+    "StructureDefinition": {
+        "kind": "logical",
+        "differential": {"element": [{"id": "text", "path": "text"}]},
+    },
+    "TerminologyCapabilities": _CAPABILITIES,
+}
 
 
 def minimal(resource_type: str) -> dict[str, Any]:
     """A fresh resource without an id."""
     if resource_type in _SPECIAL:
         return dict(_SPECIAL[resource_type])
-    return {"resourceType": resource_type, **_children(structure(resource_type).elements)}
+    return {
+        "resourceType": resource_type,
+        **_children(structure(resource_type).elements),
+        **deepcopy(_INVARIANTS.get(resource_type, {})),
+    }
 
 
 def _children(elements: Mapping[str, Element]) -> dict[str, Any]:

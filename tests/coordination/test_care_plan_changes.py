@@ -9,7 +9,6 @@ import pytest
 
 from app.coordination.care_plans.changes import diff, parameters, text_of
 from app.coordination.care_plans.state import PlanState
-from app.fhir import validation
 from tests.builders.care_plans import (
     Desk,
     Json,
@@ -24,7 +23,7 @@ from tests.builders.care_plans import (
     serving,
     tier,
 )
-from tests.outcomes import assert_outcome
+from tests.outcomes import assert_outcome, errors_in
 
 NAMES = {
     "Practitioner/rn": "Rosa Nunez",
@@ -325,7 +324,7 @@ def test_a_confidential_goal_is_told_without_what_it_is() -> None:
 def test_changes_are_valid_parameters_and_readable_text() -> None:
     changes = diff(state(plan()), state(plan("on-hold"), WALK), NAMES)
     found = parameters(changes)
-    assert validation.check(found) == []
+    assert errors_in(found) == []
     assert found["parameter"][0] == {"name": "text", "valueString": text_of(changes)}
     assert text_of(changes) == "The care plan is on-hold (was active).\nGoal added: Walk daily."
     assert text_of([]) == "Nothing has changed."
@@ -349,7 +348,7 @@ class TestOperation:
 
     async def changes(self, at: Desk, query: str = "") -> Json:
         found = await at.get(f"{at.ref('CarePlan/plan')}/$changes{query}")
-        assert validation.check(found) == []
+        assert errors_in(found) == []
         return found
 
     def value(self, found: Json, name: str) -> Any:

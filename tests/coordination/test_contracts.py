@@ -16,13 +16,12 @@ import httpx
 import pytest
 
 from app.fhir.codes import CONSENT_CATEGORY, CONTRACT_DEADLINE, INPATIENT, REVIEW_REASON
-from app.fhir.validation import check
 from tests.builders.practices import group, organization, patient, practitioner, put, ref
 from tests.builders.receiver import Receiver
 from tests.builders.spoilt import spoilt
 from tests.builders.subscriptions import encounter
 from tests.conftest import Server, make_settings, running
-from tests.outcomes import assert_outcome
+from tests.outcomes import assert_outcome, errors_in
 
 pytestmark = pytest.mark.mongo
 
@@ -124,7 +123,7 @@ async def test_a_contract_is_shown_as_resources(hub: Pair, receiver: Receiver) -
     kept = await keep(hub, contract(receiver))
     client = hub[1]
     shown = (await client.get("/Contract/state")).json()
-    assert check(shown) == []
+    assert errors_in(shown) == []
     assert shown["status"] == "executed"
     assert shown["subject"] == [ref("Group/high-risk")]
     assert shown["authority"] == [ref("Organization/medicaid")]
@@ -173,7 +172,7 @@ async def test_a_contract_names_its_parties_and_the_records_that_it_takes(
     await put(client, organization("dual-plan"))
     await keep(hub, contract(receiver, plan="Organization/dual-plan", **more))
     shown = (await client.get("/Contract/state")).json()
-    assert check(shown) == []
+    assert errors_in(shown) == []
     assert shown["subject"] == [ref("Group/high-risk"), ref("Organization/dual-plan")]
     assert types(shown) == expected
     of_stays = {*INPATIENT, "SNF"} if "Encounter" in expected else set()

@@ -93,7 +93,7 @@ def of_south() -> list[Resource]:
         {
             "resourceType": "Appointment",
             "id": "visit-s",
-            "status": "booked",
+            "status": "proposed",
             "description": WORD,
             "participant": [{"actor": ref("Patient/ps"), "status": "accepted"}],
         },

@@ -125,7 +125,7 @@ def endpoints_of_pcp(patient: dict[str, Any]) -> list[dict[str, Any]]:
 def test_panel_file_is_a_transaction_of_puts(path: Path) -> None:
     bundle = decode(path)
     assert (bundle["resourceType"], bundle["type"]) == ("Bundle", "transaction")
-    assert check(bundle) == []
+    assert not any(issue.severity == "error" for issue in check(bundle))
     for entry in bundle["entry"]:
         url = address(entry["resource"])
         assert entry["request"] == {"method": "PUT", "url": url}
@@ -137,7 +137,8 @@ def test_panel_file_is_a_transaction_of_puts(path: Path) -> None:
 @pytest.mark.parametrize("path", [*PANEL, *STAY], ids=lambda path: path.stem)
 def test_resources_are_valid_r4(path: Path) -> None:
     for resource in panel_resources(path) if path in PANEL else [decode(path)]:
-        assert check(resource) == [], address(resource)
+        problems = [issue for issue in check(resource) if issue.severity == "error"]
+        assert problems == [], address(resource)
         get_fhir_model_class(resource["resourceType"]).model_validate(resource)
 
 

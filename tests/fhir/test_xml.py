@@ -200,7 +200,7 @@ def test_decimals_keep_their_digits(text: str, expected: Any) -> None:
         pytest.param('<multipleBirthInteger value="1.0"/>', "Patient.multipleBirth", id="integer"),
         pytest.param('<birthDate value="1.1.1970"/>', "Patient.birthDate", id="date"),
         pytest.param('<gender value=""/>', "Patient.gender", id="empty"),
-        pytest.param('<contact id="c"/>', "Patient.contact[0]", id="only-an-id"),
+        pytest.param('<name id="n"/>', "Patient.name[0]", id="only-an-id"),
     ],
 )
 def test_values_of_the_wrong_form_are_left_to_validation(inside: str, path: str) -> None:

@@ -34,11 +34,13 @@ async def test_a_transaction_resolves_its_own_references_wherever_they_may_stand
         contained=[
             {
                 "resourceType": "Observation",
+                "id": "o",
                 "status": "final",
                 "code": {"text": "x"},
                 "subject": {"reference": urn},
             }
         ],
+        evidence=[{"detail": [{"reference": "#o"}]}],
     )
     response = await client.post(
         "",

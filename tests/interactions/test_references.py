@@ -102,6 +102,7 @@ async def test_what_is_no_reference_to_this_server_is_not_checked(
         "resourceType": "Condition",
         "contained": [{"resourceType": "Patient", "id": "p"}],
         "subject": subject,
+        "asserter": {"reference": "#p"},
     }
     response = await checked.post("/Condition", json=body)
     assert response.status_code == 201, response.text

@@ -80,7 +80,8 @@ async def test_posted_parameters_are_checked_against_the_definition(
 
 async def test_validate_judges_without_storing(client: httpx.AsyncClient) -> None:
     id_ = fresh()
-    good = {"resourceType": "Patient", "id": id_, "active": True}
+    text = {"status": "generated", "div": "<div>active</div>"}
+    good = {"resourceType": "Patient", "id": id_, "text": text, "active": True}
     for body in (good, parameters({"name": "resource", "resource": good})):
         outcome = (await client.post("/Patient/$validate", json=body)).json()
         assert [issue["severity"] for issue in outcome["issue"]] == ["information"]
@@ -137,7 +138,9 @@ async def test_validate_says_that_a_profile_was_not_checked(client: httpx.AsyncC
 
 async def test_validate_of_an_instance(client: httpx.AsyncClient) -> None:
     url = await put(client, {"resourceType": "Patient", "id": fresh()})
-    assert (await client.get(f"{url}/$validate")).json()["issue"][0]["severity"] == "information"
+    issues = (await client.get(f"{url}/$validate")).json()["issue"]
+    assert [issue["severity"] for issue in issues] == ["warning", "information"]
+    assert "dom-6" in issues[0]["diagnostics"]
     assert_outcome(await client.get("/Patient/none-such/$validate"), 404, "not-found")
     update = parameters(
         {"name": "resource", "resource": {"resourceType": "Patient", "id": "other"}},

@@ -27,7 +27,6 @@ from app.fhir.codes import (
     REVIEW_REASON,
 )
 from app.fhir.ids import first_id
-from app.fhir.validation import check
 from app.fhir.validation.models import model_issues
 from app.proof.communication import communication, receipt, receipt_of
 from app.proof.notice import gather
@@ -36,6 +35,7 @@ from tests.builders.practices import organization, patient, practitioner, put, r
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, encounter, topic_based
 from tests.conftest import JSON, Server, make_settings, running
+from tests.outcomes import errors_in
 
 pytestmark = pytest.mark.mongo
 
@@ -104,7 +104,7 @@ async def notices(pair: Pair, name: str = "stay") -> list[tuple[Any, Any]]:
     assert answer.status_code == 200, answer.text
     found = [entry["resource"] for entry in fhir_json.decode(answer.content).get("entry", ())]
     for resource in found:
-        assert check(resource) == []
+        assert errors_in(resource) == []
         assert model_issues(resource) == []
     kinds = [each["resourceType"] for each in found]
     assert kinds == ["Communication", "AuditEvent"] * (len(found) // 2)

@@ -46,6 +46,7 @@ RESOURCES: list[dict[str, Any]] = [
         "status": "active",
         "intent": "order",
         "medicationReference": {"reference": "#m1"},
+        "supportingInformation": [{"reference": "#m2"}],
         "subject": {"reference": "#pt"},
     },
     {

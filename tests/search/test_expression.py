@@ -15,9 +15,9 @@ import pytest
 from fhirpathpy.models import models
 
 from app.fhir import definitions
+from app.fhir.fhirpath import NotCompilableError
 from app.search.expression import compiled, evaluate, refers_to
 from app.search.extract import extract
-from app.search.fhirpath import NotCompilableError
 from app.search.search_parameters import parameters, uncompiled
 
 SHARED = Path(os.environ.get("CARERELAY_SHARED", Path(__file__).parents[3] / "shared"))

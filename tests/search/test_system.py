@@ -50,7 +50,7 @@ RESOURCES: list[dict[str, Any]] = [
         "resourceType": "List",
         "id": "l1",
         "status": "current",
-        "mode": "working",
+        "mode": "changes",
         "entry": [
             {"item": ref("Condition/c1")},
             {"item": ref("Condition/c2/_history/1")},

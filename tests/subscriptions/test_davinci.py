@@ -11,13 +11,13 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 
 from app.fhir.ids import new_id
-from app.fhir.validation import check
 from tests.builders.consents import consent, deny, label
 from tests.builders.davinci import PARTICIPATION, Hospital, alerts, ref
 from tests.builders.practices import endpoint, organization
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import subscribed
 from tests.conftest import Server, make_settings, running
+from tests.outcomes import errors_in
 from tests.subscriptions.davinci_checker import (
     DAVINCI,
     needs_profiles,
@@ -76,9 +76,9 @@ async def message_of(pair: Pair, receiver: Receiver, count: int = 1) -> Json:
     received = (await receiver.wait(count, events=False))[count - 1]
     assert (received.method, received.path) == ("POST", "/fhir/$process-message")
     bundle: Json = received.json
-    assert [each.diagnostics for each in check(bundle)] == []
+    assert errors_in(bundle) == []
     for entry in bundle["entry"]:
-        assert [each.diagnostics for each in check(entry["resource"])] == []
+        assert errors_in(entry["resource"]) == []
     Bundle.model_validate(bundle)
     return bundle
 

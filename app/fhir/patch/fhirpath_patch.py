@@ -5,10 +5,11 @@ https://hl7.org/fhir/R4/fhirpatch.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.errors import BadRequest, FhirError, Unprocessable
+from app.errors import BadRequest, FhirError, Issue, Unprocessable
 from app.fhir.definitions import structure
 from app.fhir.element_definitions import Field
 from app.fhir.json import MAX_DEPTH, Resource, decode, encode
@@ -19,6 +20,7 @@ from app.fhir.patch.path import PatchPath
 from app.fhir.patch.path_steps import MismatchError
 from app.fhir.validation import check
 
+_PART = re.compile(r"Parameters\.parameter\[\d+\](?:\.part\[\d+\])*")
 _NUMBERS = ("index", "source", "destination")
 _NEEDED = {
     "add": ("path", "name", "value"),
@@ -47,6 +49,15 @@ class PatchOperation:
 Apply = Callable[[PatchOperation, Node], None]
 
 
+def _is_of_the_patch(issue: Issue) -> bool:
+    """Whether an issue is an error of the patch itself.
+
+    The invariants of a value are judged where it comes to stand: there `#o` may be a contained resource.
+    """
+    is_at_a_part = any(map(_PART.fullmatch, issue.expression))
+    return issue.severity == "error" and (issue.code != "invariant" or is_at_a_part)
+
+
 def fhirpath_patch(parameters: Resource) -> Patch:
     """The patch of a decoded Parameters resource.
 
@@ -55,7 +66,7 @@ def fhirpath_patch(parameters: Resource) -> Patch:
     """
     if parameters.get("resourceType") != "Parameters":
         raise BadRequest("A FHIRPath Patch is a Parameters resource", code="structure")
-    errors = [issue for issue in check(parameters) if issue.severity == "error"]
+    errors = [issue for issue in check(parameters) if _is_of_the_patch(issue)]
     if errors:
         raise BadRequest(issues=errors)
     operations = [
@@ -263,10 +274,8 @@ class UnfitError(ValueError):
 
 def build(part: Resource, fields: tuple[Field, ...]) -> Node:
     """The element that a part makes where one of these fields may stand. Raises UnfitError."""
-    keys = {key.removeprefix("_") for key in part} - _LABELS
-    if len(keys) != 1:
-        raise UnfitError(f"{fields[0].name} needs one value, parts or a resource")
-    (key,) = keys
+    # There is one: R4's inv-1 asks for either a value, parts or a resource, and a value has one type.
+    (key,) = {key.removeprefix("_") for key in part} - _LABELS
     if key == "part":
         return _from_parts(part["part"], fields)
     if key == "resource":

@@ -1,9 +1,15 @@
-"""Validation: judges a resource before it is stored, by structure, primitive formats and required codes.
+"""Validation: judges a resource before it is stored, by structure, primitive formats, required codes and invariants.
 
 structure          compiles R4's StructureDefinitions into one check for each type
 shapes             checks how JSON arranges an element
 primitives         checks the primitive types
-data_type_rules    checks rules that hold wherever a data type is used
+targets_and_bindings  checks what an element may refer to, and its codes
+invariants         finds the rules that R4 states beside the elements of a type
+invariant_compiler    compiles their FHIRPath
+invariant_nodes    says what shows by the form of an expression
+invariant_elements    says how the elements that they name are written
+invariant_values   does what FHIRPath's operators and functions do
+invariant_rules    has those that are written by hand
 narrative          checks the XHTML of a narrative
 findings           collects issues with their locations
 models             is the second judge, fhir.resources' R4B models, for `$validate` and tests
@@ -16,11 +22,8 @@ from __future__ import annotations
 
 from app.errors import BadRequest, Issue, Unprocessable
 from app.fhir.json import Resource
-from app.fhir.validation.findings import Enough, Findings, Where
+from app.fhir.validation.findings import RULE_CODES, Enough, Findings, Where
 from app.fhir.validation.structure import check_resource
-
-# Well formed, but breaking a rule; everything else makes the body something that is not FHIR.
-_RULE_CODES = frozenset({"code-invalid", "invariant"})
 
 
 def check(resource: Resource) -> list[Issue]:
@@ -40,11 +43,12 @@ def check(resource: Resource) -> list[Issue]:
     return found.errors + found.warnings
 
 
-def validate(resource: Resource) -> None:
-    """Raises Unprocessable where only codes or invariants are wrong, BadRequest for any other error."""
-    errors = [issue for issue in check(resource) if issue.severity == "error"]
+def validate(resource: Resource) -> list[Issue]:
+    """The warnings. Raises Unprocessable where only codes or invariants are wrong, BadRequest for any other error."""
+    issues = check(resource)
+    errors = [issue for issue in issues if issue.severity == "error"]
     if not errors:
-        return
-    if all(issue.code in _RULE_CODES for issue in errors):
+        return issues
+    if all(issue.code in RULE_CODES for issue in errors):
         raise Unprocessable(issues=errors)
     raise BadRequest(issues=errors)

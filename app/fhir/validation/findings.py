@@ -11,6 +11,8 @@ from app.errors import Issue
 Where = tuple[Any, str, int | None]
 
 MAX_ISSUES = 50
+# Well formed, but breaking a rule; every other code makes the body something that is not FHIR.
+RULE_CODES = frozenset({"code-invalid", "invariant"})
 _SHOWN = 40
 
 
@@ -19,16 +21,40 @@ class Enough(Exception):
 
 
 class Findings:
-    """Collects issues, with FHIRPath locations such as `Encounter.participant[0].type`."""
+    """Collects issues, with FHIRPath locations such as `Encounter.participant[0].type`.
 
-    __slots__ = ("errors", "warnings")
+    `resource` is the one that is being looked at, `root` the same or the one that contains it: FHIRPath's `%resource`
+    and `%rootResource`. Where the body `is_malformed` an element may be anything, and invariants ask no further.
+    """
+
+    __slots__ = ("_contained", "errors", "is_malformed", "resource", "root", "warnings")
 
     def __init__(self) -> None:
         self.errors: list[Issue] = []
         self.warnings: list[Issue] = []
+        self.is_malformed = False
+        self.resource: Any = None
+        self.root: Any = None
+        self._contained: tuple[Any, dict[str, Any]] = (None, {})
+
+    def contained(self) -> dict[str, Any]:
+        """The types of the resources that the root contains, by id."""
+        of, types = self._contained
+        if of is not self.root:
+            held = self.root.get("contained")
+            resources = [each for each in held if type(each) is dict] if type(held) is list else []
+            types = {
+                each["id"]: each.get("resourceType")
+                for each in resources
+                if type(each.get("id")) is str
+            }
+            self._contained = (self.root, types)
+        return types
 
     def add(self, where: Where, code: str, diagnostics: str) -> None:
         """Raises Enough after `MAX_ISSUES`."""
+        if code not in RULE_CODES:
+            self.is_malformed = True
         location = fhirpath(where)
         self.errors.append(Issue(code, f"{location}: {diagnostics}", (location,)))
         if len(self.errors) >= MAX_ISSUES:

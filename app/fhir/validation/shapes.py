@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.fhir.validation import data_type_rules
-from app.fhir.validation.data_type_rules import check_target
+from app.fhir.validation import targets_and_bindings
 from app.fhir.validation.findings import Findings, Where, json_type
 from app.fhir.validation.primitives import Test, reason
+from app.fhir.validation.targets_and_bindings import check_target
 
 Check = Callable[[Any, Where, Findings], None]
 # The rule for one key: its value, the object the key is in, that object's place, what was found.
@@ -77,7 +77,7 @@ def refuse(primitive: Primitive, value: Any, where: Where, found: Findings) -> N
     """Say why a primitive was refused."""
     _, type_name, canonical = primitive
     if canonical is not None and type(value) is str and value:
-        found.add(where, "code-invalid", data_type_rules.reason(canonical))
+        found.add(where, "code-invalid", targets_and_bindings.reason(canonical))
     else:
         found.add(where, *reason(type_name, value))
 
@@ -138,6 +138,6 @@ def with_binding(check: Check, canonical: str) -> Check:
 
     def checked(value: Any, where: Where, found: Findings) -> None:
         check(value, where, found)
-        data_type_rules.check_concept(value, canonical, where, found)
+        targets_and_bindings.check_concept(value, canonical, where, found)
 
     return checked

@@ -1,4 +1,4 @@
-"""The check compiled from R4's StructureDefinitions: elements, cardinalities, types, codes.
+"""The check compiled from R4's StructureDefinitions: elements, cardinalities, types, codes, invariants.
 
 https://hl7.org/fhir/R4/json.html
 Every type becomes one closure over small tables, made at its first use. What is right costs a lookup and
@@ -16,9 +16,9 @@ from app.fhir.definitions import (
     resolve,
     structure,
 )
-from app.fhir.validation import data_type_rules
-from app.fhir.validation.data_type_rules import RULES, Rule
+from app.fhir.validation import invariants, targets_and_bindings
 from app.fhir.validation.findings import Findings, Where, json_type, shown
+from app.fhir.validation.invariant_rules import Rule
 from app.fhir.validation.primitives import TESTS, Test
 from app.fhir.validation.shapes import (
     Check,
@@ -75,8 +75,7 @@ class StructurePlan:
         source = structure(self.path) if is_type else resolve(self.path)
         for name, element in source.elements.items():
             self._add(name, element)
-        if is_type and self.path in RULES:
-            self.whole.append(RULES[self.path])
+        self.whole += invariants.rules(self.path, source.elements)
         if is_type and structure(self.path).kind == "resource":
             self.rules["resourceType"] = _accept
 
@@ -98,7 +97,7 @@ class StructurePlan:
                 self.rules[key] = self._complex(name, type_name, element)
 
     def _add_primitive(self, key: str, name: str, type_name: str, element: Element) -> None:
-        allowed = data_type_rules.codes(element.binding) if element.binding else None
+        allowed = targets_and_bindings.codes(element.binding) if element.binding else None
         test = TESTS[type_name] if allowed is None else allowed.__contains__
         primitive = (name, type_name, None if allowed is None else element.binding)
         self.primitives[key] = primitive
@@ -216,8 +215,8 @@ def _accept(value: Any, owner: dict[str, Any], where: Where, found: Findings) ->
     """The rule of resourceType, which has decided already what the object is checked against."""
 
 
-def check_resource(value: Any, where: Where, found: Findings) -> None:
-    """Check a resource by its resourceType, wherever a resource may stand."""
+def check_resource(value: Any, where: Where, found: Findings, *, is_root: bool = True) -> None:
+    """Check a resource by its resourceType, wherever a resource may stand; one that is contained is no root."""
     if type(value) is not dict:
         found.add(where, "structure", f"must be a resource, not {json_type(value)}")
         return
@@ -229,13 +228,16 @@ def check_resource(value: Any, where: Where, found: Findings) -> None:
         else:
             found.add(place, "required", "is required")
     elif resource_type in _SUPPORTED:
+        outer, found.resource = found.resource, value
+        outermost, found.root = found.root, value if is_root else found.root
         object_check(resource_type)(value, where, found)
+        found.resource, found.root = outer, outermost
     else:
         found.add(place, "structure", f"{shown(resource_type)} is not an R4 resource type")
 
 
 def check_contained(value: Any, where: Where, found: Findings) -> None:
     """Check a contained resource; dom-2: it may not contain others itself."""
-    check_resource(value, where, found)
+    check_resource(value, where, found, is_root=False)
     if type(value) is dict and "contained" in value:
         found.add((where, "contained", None), "invariant", "dom-2: a contained resource has none")

@@ -1,7 +1,7 @@
-"""The part of FHIRPath that SearchParameter expressions use, as a tree.
+"""The part of FHIRPath that R4's SearchParameters and invariants use, as a tree.
 
-http://hl7.org/fhirpath/N1 - paths, unions, indexers, type operators, `=`, `!=`, `and`, and function calls. What an
-expression means for JSON is decided in `expression`.
+http://hl7.org/fhirpath/N1 - paths, unions, indexers, operators and function calls. What an expression means for JSON is
+decided by who compiles it: app/search/expression.py, app/fhir/validation/invariant_compiler.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class FhirPathOperation:
-    """`|`, `=`, `!=`, `and`, `is` or `as`."""
+    """One of `_LEVELS`, such as `|`, `=`, `and` or `is`."""
 
     operator: str
     left: Node
@@ -50,18 +50,35 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
-    """`%resource`."""
+class This:
+    """`$this`."""
 
 
-Node = Name | Call | Index | FhirPathOperation | Literal | Root
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """`%resource`, `%context` and the like, by the name alone."""
+
+    name: str
+
+
+Node = Name | Call | Index | FhirPathOperation | Literal | This | Variable
 
 _WORD = re.compile(
     r"\s*(?:(?P<string>'(?:[^'\\]|\\.)*')|(?P<number>\d+)|(?P<name>[A-Za-z_$][A-Za-z0-9_]*|`[^`]+`)"
-    r"|(?P<variable>%[A-Za-z]+)|(?P<symbol>!=|[().,|=\[\]]))"
+    r"|(?P<variable>%[A-Za-z]+)|(?P<symbol>!=|<=|>=|[().,|=\[\]<>+&]))"
 )
 # Loosest first; every level is left-associative.
-_LEVELS = (("and",), ("=", "!="), ("|",), ("is", "as"))
+_LEVELS = (
+    ("implies",),
+    ("or", "xor"),
+    ("and",),
+    ("in", "contains"),
+    ("=", "!="),
+    ("<", "<=", ">", ">="),
+    ("|",),
+    ("is", "as"),
+    ("+", "&"),
+)
 
 
 def parse(expression: str) -> Node:
@@ -135,8 +152,10 @@ class _Parser:
             return Literal(int(word))
         if word in ("true", "false"):
             return Literal(word == "true")
-        if word in ("%resource", "%context"):
-            return Root()
+        if word == "$this":
+            return This()
+        if word.startswith("%"):
+            return Variable(word[1:])
         return self._member(None, word)
 
     def _member(self, base: Node | None, name: str) -> Node:
