@@ -29,7 +29,7 @@ same target leave open which is meant: refused. Nothing is guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -167,7 +167,7 @@ class EntryReferences:
             place, version = f"{relative[1]}/{relative[2]}", relative[3] or ""
             return self._relative(entry, place, version, mark + fragment)
         if target in self._named:
-            return self._entry(target, mark + fragment)
+            return self._entry(self._named[target], mark + fragment)
         return self._absolute(_spelled(target), mark + fragment, reference)
 
     def _relative(self, entry: int, place: str, version: str, fragment: str) -> Meaning:
@@ -175,12 +175,12 @@ class EntryReferences:
         if root:
             name = f"{root}/{place}"
             if name in self._named:
-                return self._entry(name, fragment)
+                return self._entry(self._named[name], fragment)
             return Meaning("kept", f"{root}/{written}")
         if root is None and place in self._others:
             return Meaning("refused", reason=_OTHERS_NAME)
         if place in self._named:
-            return self._own_entry(place, version, fragment)
+            return self._own_entry(self._named[place], place, version, fragment)
         if self._has_others and not self._is_at_home.get(entry, False):
             return Meaning("refused", reason=_NO_ROOT)
         return Meaning("ours", written)
@@ -191,13 +191,14 @@ class EntryReferences:
             return self._other(target, reference)
         place, version = f"{found[2]}/{found[3]}", found[4] or ""
         if found[1] in self._own:
-            named = self._named.get(place, ())
-            if any(each.full_url for each in named):
-                return self._own_entry(place, version, fragment)
+            # One without a fullUrl has no address that could be meant.
+            named = [each for each in self._named.get(place, ()) if each.full_url]
+            if named:
+                return self._own_entry(named, place, version, fragment)
             return Meaning("ours", reference)
         name = f"{found[1]}/{place}"
         if name in self._named:
-            return self._entry(name, fragment)
+            return self._entry(self._named[name], fragment)
         return Meaning("kept", reference)
 
     def _other(self, target: str, reference: str) -> Meaning:
@@ -210,15 +211,16 @@ class EntryReferences:
             return Meaning("ours", reference[len(root) - len(resource_type) :])
         return Meaning("kept", reference)
 
-    def _own_entry(self, place: str, version: str, fragment: str) -> Meaning:
+    def _own_entry(
+        self, named: Sequence[NamedEntry], place: str, version: str, fragment: str
+    ) -> Meaning:
         """An entry under our base; a version of it is still that version where the entry stays in its place."""
-        found = self._entry(place, fragment)
+        found = self._entry(named, fragment)
         if version and found.kind == "entry" and found.reference == place + fragment:
             return Meaning("entry", f"{place}{version}{fragment}", found.entry)
         return found
 
-    def _entry(self, name: str, fragment: str) -> Meaning:
-        named = self._named[name]
+    def _entry(self, named: Sequence[NamedEntry], fragment: str) -> Meaning:
         if len({each.target or each.index for each in named}) > 1:
             return Meaning("refused", reason=_AMBIGUOUS)
         first = named[0]
