@@ -10,6 +10,7 @@ history              reads history parameters and builds history Bundles
 bundle               runs batches and transactions
 bundle_entries       takes one entry's request apart and puts its response together
 bundle_references    resolves references between the entries of a Bundle, and conditional ones
+criteria_ids         finds the records that criteria name by an id
 batch_order          says which entries of a batch go one after the other
 transaction_plan     plans the writes of a transaction against what is stored and against each other
 overlaps             finds entries of a transaction that are about one resource

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,17 +20,15 @@ from app.fhir.entry_references import EntryReferences, NamedEntry
 from app.fhir.json import Resource
 from app.fhir.links import FoundReferences, links_in, references_in, rewrite
 from app.interactions.bundle_entries import BundleEntry
+from app.interactions.criteria_ids import ids_in
 from app.interactions.plan import Apply
 from app.records.versions import with_meta
 from app.runtime import pace
 from app.search import query, resolution
-from app.search.escaping import split, unescape
 from app.search.extract import extract
-from app.search.search_parameters import parameters
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _NOT_OUR_ID = (
     "The criteria name a record by an id of another server, or of an entry of the Bundle: "
     "name it by an identifier, or by its id here in an entry that is not another server's"
@@ -91,30 +89,15 @@ def check_criteria(names: EntryReferences, entry: BundleEntry) -> None:
 def _check_ids(
     names: EntryReferences, index: int, resource_type: str, criteria: str, place: str
 ) -> None:
-    for reference in _ids_in(resource_type, criteria):
+    try:
+        named = list(ids_in(resource_type, criteria))
+    except Unprocessable as error:
+        raise Unprocessable(str(error), code="not-supported", expression=place) from None
+    for reference in named:
         meaning = names.meaning(index, reference)
         is_itself = meaning.entry == index and names.is_ours(index)
         if meaning.kind != "ours" and not is_itself and meaning.reference != reference:
             raise Unprocessable(_NOT_OUR_ID, code="value", expression=place)
-
-
-def _ids_in(resource_type: str, criteria: str) -> Iterator[str]:
-    """The records that criteria name, each as a reference; a bare id may be of any type that the parameter leads to."""
-    known = parameters(resource_type) if resource_type in _TYPES else {}
-    for name, value in parse_qsl(criteria, keep_blank_values=True):
-        code, _, modifier = name.rpartition("?")[2].partition(":")
-        parameter = known.get(code)
-        if code == "_id":
-            kinds: Sequence[str] = (resource_type,)
-        elif parameter is None or parameter.type != "reference" or modifier == "identifier":
-            continue
-        else:
-            kinds = (modifier,) if modifier in _TYPES else parameter.targets or SUPPORTED_TYPES
-        for text in map(unescape, split(value, ",")):
-            if _ID.fullmatch(text):
-                yield from (f"{kind}/{text}" for kind in kinds)
-            else:
-                yield text
 
 
 def applied(apply: Apply, names: EntryReferences, entry: int) -> Apply:
