@@ -16,6 +16,7 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import msgspec
 
+from app.errors import Issue, operation_outcome
 from app.fhir import json as fhir_json
 
 Pairs = Sequence[tuple[str, str]]
@@ -82,6 +83,12 @@ def found_entries(base_url: str, shown: Iterable[Shown], mode: str = "match") ->
     for each in shown:
         pieces += (f',{{"fullUrl":{base}/{each.type}/{each.id}","resource":', each.text, ending)
     return pieces
+
+
+def outcome_entry(issues: Iterable[Issue]) -> str:
+    """The entry of a searchset that tells what is to be said about it."""
+    outcome = _json.encode(operation_outcome(issues)).decode()
+    return f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}'
 
 
 def written_entries(entries: Iterable[str]) -> list[str]:

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from bson import Timestamp
 
-from app.errors import Issue, operation_outcome
+from app.errors import Issue
 from app.fhir.instants import instant
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, cursor, explain, sorting
-from app.search.bundle_writer import CURSOR, SEARCH, found_entries, page_links, write_bundle
+from app.search.bundle_writer import (
+    CURSOR,
+    SEARCH,
+    found_entries,
+    outcome_entry,
+    page_links,
+    write_bundle,
+)
 from app.search.include import IncludedRow, included
 from app.search.page_bytes import fitting, is_full, sizes
 from app.search.parameter import Filter
@@ -185,7 +192,6 @@ def render(page: Page, base_url: str) -> bytes:
     entries = found_entries(base_url, page.matches)
     entries += found_entries(base_url, page.included, "include")
     if page.issues:
-        outcome = _json.encode(operation_outcome(page.issues)).decode()
-        entries.append(f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
+        entries.append(outcome_entry(page.issues))
     url = f"{base_url}/{page.place}" if page.place else base_url
     return write_bundle(head, page_links(url, page.used, token, SEARCH), entries)
