@@ -9,20 +9,17 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl
 
 from app.context import Context
-from app.errors import PreconditionFailed
 from app.fhir.definitions import SUPPORTED_TYPES, Element, json_name, structure
 from app.fhir.json import Resource
 from app.interactions.bundle_entries import BundleEntry
-from app.interactions.references import references_in
+from app.interactions.references import is_conditional, not_one, references_in
 from app.runtime import pace
 from app.search import query, resolution
 from app.search.extract import extract
 
 _TYPES = frozenset(SUPPORTED_TYPES)
-_CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
 _NARRATIVE_LINK = re.compile(r"""(\b(?:href|src)\s*=\s*["'])([^"'#]+)""")
 _LINK_TYPES = frozenset({"uri", "url", "oid", "uuid"})
 
@@ -70,7 +67,7 @@ async def _conditional_references(bodies: Iterable[Resource]) -> list[str]:
         element["reference"]: None
         async for body in pace.paced(bodies)
         for element in references_in(body)
-        if (match := _CONDITIONAL.match(element["reference"])) and match[1] in _TYPES
+        if is_conditional(element["reference"])
     }
     return list(found)
 
@@ -80,10 +77,9 @@ async def _find(
 ) -> str:
     """The reference to the one resource that matches, among stored ones and those that this transaction writes."""
     resource_type, _, text = criteria.partition("?")
-    parameters = parse_qsl(text, keep_blank_values=True)
     parsed = query.parse(
         resource_type,
-        parameters,
+        query.criteria(text),
         lenient=False,
         settings=context.settings,
         base_url=context.base_url,
@@ -103,16 +99,9 @@ async def _find(
     }
     stored = await context.store.search(resource_type, parsed.filter, len(written) + 2)
     matches |= {match.reference for match in stored if match.reference not in written}
-    if len(matches) == 1:
-        return matches.pop()
-    if matches:
-        raise PreconditionFailed(
-            f"The conditional reference {resource_type}?... matches more than one resource",
-            code="multiple-matches",
-        )
-    raise PreconditionFailed(
-        f"The conditional reference {resource_type}?... matches nothing", code="not-found"
-    )
+    if len(matches) != 1:
+        raise not_one(resource_type, several=bool(matches))
+    return matches.pop()
 
 
 def rewrite(

@@ -44,10 +44,13 @@ def parse(
     range_: HistoryRange, parameters: Parameters, default_count: int, max_count: int
 ) -> HistoryQuery:
     """The parsed request. Raises BadRequest for an unknown parameter or a value that cannot be read."""
-    count, used = default_count, []
+    count = default_count
+    used: list[tuple[str, str]] = []
     for name, value in parameters:
         if name in _IGNORED:
             continue
+        if name not in _CUTS and any(name == each for each, _ in used):
+            raise BadRequest(f"{name} may be given only once", expression=f"http.{name}")
         if name == "_count":
             count = _count(value, max_count)
         elif name in _CUTS:

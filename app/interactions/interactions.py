@@ -17,6 +17,7 @@ import msgspec
 
 from app.context import Context, WriteScope
 from app.errors import Conflict, NotFound
+from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.json import Resource
 from app.interactions import history as history_page, plan as write
 from app.interactions.plan import Apply, Target, WritePlan
@@ -24,7 +25,7 @@ from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
 from app.interactions.result import InteractionResult
 from app.records.reader import ResourceStore
 from app.records.versions import HistoryRange, ResourceVersion, VersionConflict
-from app.search import compartment, contained_search, page, query, system
+from app.search import compartment, contained_search, left_out, page, query, system
 
 T = TypeVar("T")
 Parameters = list[tuple[str, str]]
@@ -46,9 +47,7 @@ async def read(
     write.check_type(resource_type)
     context.require(resource_type, "r")
     stored = write.existing(await context.store.read(resource_type, resource_id))
-    if _not_modified(stored, preconditions):
-        return InteractionResult(304, stored)
-    return InteractionResult(200, stored)
+    return _shown(stored, preconditions)
 
 
 async def current(context: Context, resource_type: str, resource_id: str) -> ResourceVersion:
@@ -59,15 +58,19 @@ async def current(context: Context, resource_type: str, resource_id: str) -> Res
 
 
 async def vread(
-    context: Context, resource_type: str, resource_id: str, version_id: str
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    version_id: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
 ) -> InteractionResult:
-    """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
+    """https://hl7.org/fhir/R4/http.html#vread: 200, 304, 404, or 410 for the version that is the deletion."""
     write.check_type(resource_type)
     context.require(resource_type, "r")
     if not version_id.isascii() or not version_id.isdigit() or len(version_id) > 9:
         raise NotFound("No such version")
     stored = await context.store.vread(resource_type, resource_id, int(version_id))
-    return InteractionResult(200, write.existing(stored))
+    return _shown(write.existing(stored), preconditions)
 
 
 async def create(
@@ -182,6 +185,8 @@ async def conditional_delete(
 
     async def attempt() -> InteractionResult:
         _, matches = await write.find_matches(context, resource_type, criteria, limit)
+        if not matches:
+            preconditions.check(None)
         targets = [Target(match.type, match.id, match) for match in matches]
         writing = WriteScope(writing=frozenset(each.reference for each in targets))
         planned = replace(context, write_scope=writing)
@@ -202,27 +207,32 @@ async def search_type(
     context.require(resource_type, "s")
     lenient, settings = context.handling == "lenient", context.settings
     base_url = context.base_url
+    parameters, warnings = left_out.without(parameters, settings, [resource_type])
     if contained_search.is_asked(parameters):
         found = contained_search.parse(
             resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
         )
+        found.issues += warnings
         return InteractionResult(
             200, text=await system.search_types(context.store, found, base_url)
         )
     parsed = query.parse(
         resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
     )
+    parsed.issues += warnings
     return InteractionResult(200, text=await page.search_type(context.store, parsed, base_url))
 
 
 async def search_system(context: Context, parameters: Parameters) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#search over several resource types."""
+    parameters, warnings = left_out.without(parameters, context.settings, SUPPORTED_TYPES)
     parsed = system.parse(
         parameters,
         lenient=context.handling == "lenient",
         settings=context.settings,
         base_url=context.base_url,
     )
+    parsed.issues += warnings
     return InteractionResult(
         200, text=await system.search_types(context.store, parsed, context.base_url)
     )
@@ -236,6 +246,7 @@ async def search_compartment(
     base_url = context.base_url
     if resource_type == "*":
         types = compartment.types(owner[0])
+        parameters, warnings = left_out.without(parameters, settings, types)
         found = system.parse(
             parameters,
             lenient=lenient,
@@ -243,15 +254,18 @@ async def search_compartment(
             base_url=base_url,
             compartment=(*owner, types),
         )
+        found.issues += warnings
         return InteractionResult(
             200, text=await system.search_types(context.store, found, base_url)
         )
     write.check_type(resource_type)
     context.require(resource_type, "s")
+    parameters, warnings = left_out.without(parameters, settings, [resource_type])
     parsed = query.parse(
         resource_type, parameters, lenient=lenient, settings=settings, base_url=base_url
     )
     parsed.conditions.append(compartment.membership(*owner, resource_type, parsed.scope))
+    parsed.issues += warnings
     parsed.place = f"{owner[0]}/{owner[1]}/{resource_type}"
     return InteractionResult(200, text=await page.search_type(context.store, parsed, base_url))
 
@@ -268,17 +282,19 @@ async def history(
         write.check_type(resource_type)
         context.require(resource_type, "s" if resource_id is None else "r")
         url += f"/{resource_type}"
-    if resource_type is not None and resource_id is not None:
-        url += f"/{resource_id}"
-        if await context.store.read(resource_type, resource_id) is None:
-            raise NotFound("No such resource")
     settings = context.settings
+    # A history has no place for a warning: each of its entries is a version.
+    parameters, _ = left_out.without(parameters, settings)
     parsed = history_page.parse(
         HistoryRange(resource_type, resource_id),
         parameters,
         settings.default_count,
         settings.max_count,
     )
+    if resource_type is not None and resource_id is not None:
+        url += f"/{resource_id}"
+        if await context.store.read(resource_type, resource_id) is None:
+            raise NotFound("No such resource")
     if parsed.range.since is not None:  # a polling client must not miss a late commit
         horizon = await context.store.horizon()
         parsed = replace(parsed, range=msgspec.structs.replace(parsed.range, until=horizon))
@@ -302,11 +318,10 @@ async def _commit(
     return await until_undisturbed(context.store, attempt)
 
 
-def _not_modified(stored: ResourceVersion, preconditions: Preconditions) -> bool:
-    if preconditions.if_none_match is not None:
-        return preconditions.if_none_match in ("*", str(stored.version))
-    since = preconditions.if_modified_since
-    return since is not None and stored.at.replace(microsecond=0) <= since
+def _shown(stored: ResourceVersion, preconditions: Preconditions) -> InteractionResult:
+    """200 with the version, or 304 where the client has it. Raises PreconditionFailed."""
+    preconditions.check_match(stored)
+    return InteractionResult(304 if preconditions.is_unchanged(stored) else 200, stored)
 
 
 async def until_undisturbed(store: ResourceStore, attempt: Callable[[], Awaitable[T]]) -> T:
