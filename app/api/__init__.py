@@ -4,6 +4,7 @@ router               holds every FHIR URL and verb, each with the code that the 
 exchange             reads bodies and writes answers
 transport            gives every request an id, limits, security headers and compression
 limits               bounds how often a client may come, how many of its requests are under way, and for how long
+understood           refuses what an interaction would drop of a request
 audited              puts each request on record, answered or refused
 audit_events         answers reads and searches of AuditEvent out of the audit's rows
 capabilities         computes the CapabilityStatement from the registries that serve requests

@@ -22,14 +22,14 @@ from app.audit.log import COLLECTION
 from app.authentication.caller import UNLIMITED
 from app.authentication.scopes import Action, Scopes
 from app.context import Context
-from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
+from app.errors import BadRequest, Forbidden, Issue, MethodNotAllowed, NotFound
 from app.fhir import json as fhir_json
 from app.fhir.instants import END, Span
 from app.fhir.json import Resource
 from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document, Mongo
-from app.search import cursor
-from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search import cursor, left_out
+from app.search.bundle_writer import CURSOR, found_entries, outcome_entry, page_links, write_bundle
 from app.search.include import IncludedRow
 from app.search.parameters import date
 from app.search.ranges import split_prefix
@@ -122,7 +122,8 @@ async def _read(request: Request, context: Context) -> InteractionResult:
 async def _search(request: Request, context: Context) -> InteractionResult:
     _check(context, "s")
     posted = await exchange.read_form(request) if request.method == "POST" else []
-    parameters = [*request.query_params.multi_items(), *posted]
+    asked_for = [*request.query_params.multi_items(), *posted]
+    parameters, warnings = left_out.without(asked_for, context.settings)
     used = [pair for pair in parameters if pair[0] not in _FORM]
     asked = questions(used, context.base_url)
     count = _page_size(used, context)
@@ -138,7 +139,7 @@ async def _search(request: Request, context: Context) -> InteractionResult:
         if len(found) > count:
             break
     return InteractionResult(
-        200, text=_bundle(context, used, found[:count], more=len(found) > count)
+        200, text=_bundle(context, used, found[:count], warnings, more=len(found) > count)
     )
 
 
@@ -297,7 +298,14 @@ def _page_size(parameters: Parameters, context: Context) -> int:
     return min(int(text), context.settings.max_count)
 
 
-def _bundle(context: Context, used: Parameters, found: list[FoundEntry], *, more: bool) -> bytes:
+def _bundle(
+    context: Context,
+    used: Parameters,
+    found: list[FoundEntry],
+    warnings: list[Issue],
+    *,
+    more: bool,
+) -> bytes:
     token = None
     if more:
         last = found[-1]
@@ -308,4 +316,7 @@ def _bundle(context: Context, used: Parameters, found: list[FoundEntry], *, more
         for each in found
     ]
     shown = page_links(f"{context.base_url}/AuditEvent", used, token)
-    return write_bundle({"type": "searchset"}, shown, found_entries(context.base_url, events))
+    entries = found_entries(context.base_url, events)
+    if warnings:
+        entries.append(outcome_entry(warnings))
+    return write_bundle({"type": "searchset"}, shown, entries)

@@ -25,7 +25,7 @@ from app.errors import (
 from app.fhir import formats, json as fhir_json
 from app.fhir.formats import PLAIN, Form
 from app.fhir.json import Resource
-from app.interactions.preconditions import Prefer
+from app.interactions.preconditions import Prefer, read_prefer
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion
 from app.runtime.codec_process import AnyPatch, CodecProcess
@@ -42,6 +42,11 @@ def read_form_of_answer(request: Request) -> Form:
     """How the answer is to look. Raises NotAcceptable or BadRequest."""
     query = request.query_params.multi_items() if request.scope["query_string"] else ()
     return formats.read_form(query, request.headers.get("accept"))
+
+
+def prefer_of(request: Request) -> Prefer:
+    """What the client prefers, in one Prefer header or several."""
+    return read_prefer(", ".join(request.headers.getlist("prefer")))
 
 
 async def read_resource(request: Request, limit: int, codec: CodecProcess) -> Resource:
@@ -66,16 +71,13 @@ def check_declared(request: Request) -> None:
         formats.check(request.headers.get("content-type", ""))
 
 
-async def read_parameters(
-    request: Request, limit: int, codec: CodecProcess
-) -> Resource | list[tuple[str, str]]:
-    """What an operation is given: a posted resource, or the query."""
+async def read_parameters(request: Request, limit: int, codec: CodecProcess) -> Resource | None:
+    """The resource that is posted to an operation, if there is one."""
     check_declared(request)
-    if request.method == "POST":
-        body = await read_body(request, limit, may_be_empty=True)
-        if body:
-            return await codec.decode(request.headers.get("content-type", ""), body)
-    return request.query_params.multi_items()
+    if request.method != "POST":
+        return None
+    body = await read_body(request, limit, may_be_empty=True)
+    return await codec.decode(request.headers.get("content-type", ""), body) if body else None
 
 
 async def read_patch(request: Request, limit: int, codec: CodecProcess) -> AnyPatch:
@@ -148,6 +150,20 @@ async def respond(
         return Response(status_code=answer.status, headers=headers)
     content_type = f"{form.media_type}; charset=utf-8"
     return Response(await codec.render(body, form), answer.status, headers, content_type)
+
+
+def applied(prefer: Prefer, request: Request, answer: InteractionResult) -> str:
+    """The preferences that the answer follows, https://www.rfc-editor.org/rfc/rfc7240#section-3; empty for none.
+
+    What is not understood of a Prefer header is ignored, so this is how the client learns of it.
+    """
+    interaction = request.scope.get("interaction")
+    wrote = answer.stored is not None and request.method not in ("GET", "HEAD")
+    kept = "return=" if wrote or interaction == "transaction" else "handling="
+    named = [each for each in prefer.understood if each.startswith(kept)]
+    if prefer.respond_async and interaction == "operation" and answer.status == 202:
+        named.append("respond-async")
+    return ", ".join(named)
 
 
 def respond_error(error: FhirError, form: Form = PLAIN) -> Response:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import audited, capabilities, exchange, export_status as exports, limits
+from app.api import audited, capabilities, exchange, export_status as exports, limits, understood
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, NOBODY, Caller
 from app.bulk.export_jobs import PLACE
@@ -25,9 +25,11 @@ from app.context import Context, Services
 from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavailable
 from app.fhir import formats, json as fhir_json
 from app.interactions import bundle, interactions, plan
-from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
+from app.interactions.bundle_entries import BundleEntry
+from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.operations import registry as operations
+from app.operations.arguments import Given
 from app.runtime.codec_process import AnyPatch, CodecProcess
 
 log = logging.getLogger(__name__)
@@ -70,13 +72,15 @@ class FhirEndpoint:
         context: Context | None = None
         try:
             form = exchange.read_form_of_answer(request)
-            prefer = read_prefer(request.headers.get("prefer"))
+            prefer = exchange.prefer_of(request)
             context = await _context(request, prefer)
             with redisclosure.collecting() as consents:
                 answer = await self.answer(request, context)
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
             response = await exchange.respond(answer, context.base_url, written, form, codec)
+            if applied := exchange.applied(prefer, request, answer):
+                response.headers["Preference-Applied"] = applied
             if consents and response.body:
                 response.headers.update(redisclosure.headers(consents.values()))
             return response
@@ -102,7 +106,7 @@ class DirectEndpoint:
         request = Request(scope, receive)
         context: Context | None = None
         try:
-            context = await _context(request, read_prefer(None))
+            context = await _context(request, Prefer())
             code, handler = self.routes.get(request.method) or _refusing(self.routes)
             response = await audited.run(code, handler, request, context)
         except FhirError as error:
@@ -176,23 +180,26 @@ async def metadata(request: Request, context: Context) -> InteractionResult:
 async def system_bundle(request: Request, context: Context) -> InteractionResult:
     codec = context.services.get(CodecProcess)
     resource = await exchange.read_resource(request, context.settings.max_bundle_bytes, codec)
-    prefer = read_prefer(request.headers.get("prefer"))
+    prefer = exchange.prefer_of(request)
     return await bundle.process(context, resource, prefer, dispatch)
 
 
 async def read(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     return await interactions.read(context, path["type"], path["id"], preconditions)
 
 
 async def vread(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    return await interactions.vread(context, path["type"], path["id"], path["version"])
+    preconditions = understood.preconditions_of(request)
+    return await interactions.vread(
+        context, path["type"], path["id"], path["version"], preconditions
+    )
 
 
 async def create(request: Request, context: Context) -> InteractionResult:
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     resource_type = request.path_params["type"]
     plan.check_type(resource_type)
     return await interactions.create(
@@ -202,7 +209,7 @@ async def create(request: Request, context: Context) -> InteractionResult:
 
 async def update(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     plan.check_type(path["type"])
     return await interactions.update(
         context, path["type"], path["id"], await _body(request, context), preconditions
@@ -211,11 +218,11 @@ async def update(request: Request, context: Context) -> InteractionResult:
 
 async def conditional_update(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     plan.check_type(resource_type)
     resource = await _body(request, context)
     return await interactions.conditional_update(
-        context, resource_type, request.url.query, resource, preconditions
+        context, resource_type, understood.criteria_of(request), resource, preconditions
     )
 
 
@@ -226,30 +233,30 @@ async def _patch(request: Request, context: Context) -> AnyPatch:
 
 async def patch(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     apply = await _patch(request, context)
     return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
 
 
 async def conditional_patch(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     apply = await _patch(request, context)
     return await interactions.conditional_patch(
-        context, resource_type, request.url.query, apply, preconditions
+        context, resource_type, understood.criteria_of(request), apply, preconditions
     )
 
 
 async def delete(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     return await interactions.delete(context, path["type"], path["id"], preconditions)
 
 
 async def conditional_delete(request: Request, context: Context) -> InteractionResult:
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     return await interactions.conditional_delete(
-        context, request.path_params["type"], request.url.query, preconditions
+        context, request.path_params["type"], understood.criteria_of(request), preconditions
     )
 
 
@@ -290,9 +297,9 @@ async def operation(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     place = (path.get("type"), path.get("id"))
     codec = context.services.get(CodecProcess)
-    given = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
-    posted = request.method == "POST"
-    return await operations.invoke(context, path["operation"], place, given, posted=posted)
+    body = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
+    given = Given(body, request.query_params.multi_items(), posted=request.method == "POST")
+    return await operations.invoke(context, path["operation"], place, given)
 
 
 _OPERATION = ("operation", operation)
@@ -406,23 +413,23 @@ class FhirRouter:
         await endpoint(scope, receive, send)
 
 
-async def dispatch(
-    context: Context, method: str, path: str, query: str, body: fhir_json.Resource | None
-) -> InteractionResult:
+async def dispatch(context: Context, entry: BundleEntry) -> InteractionResult:
     """Answer one request out of a Bundle by the same handlers as if it had come alone."""
+    body = entry.resource if entry.method == "POST" else None
     content = fhir_json.encode(body) if body is not None else b""
-    below = f"/{unquote(path)}"
+    below = f"/{unquote(entry.path)}"
     found = _TABLE.find(below)
     if found is None:
         raise NotFound("No such address on this server")
     endpoint, parameters = found
     scope = {
         "type": "http",
-        "method": method,
+        "method": entry.method,
         "path": PREFIX + below,
         "path_params": parameters,
-        "query_string": query.encode(),
+        "query_string": entry.query.encode(),
         "headers": [(b"content-type", formats.FHIR_JSON.encode())],
+        "preconditions": entry.preconditions,
     }
 
     async def receive() -> Message:

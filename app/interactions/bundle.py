@@ -15,7 +15,7 @@ from typing import Any
 
 from app.audit import recorded
 from app.context import Context, WriteScope
-from app.errors import BadRequest, FhirError, Gone, Unprocessable
+from app.errors import BadRequest, FhirError, Gone, NotFound, Unprocessable
 from app.fhir.json import Resource
 from app.interactions import bundle_references, interactions, plan as write
 from app.interactions.bundle_entries import (
@@ -23,6 +23,7 @@ from app.interactions.bundle_entries import (
     BundleEntry,
     address_of,
     body_of,
+    check_known,
     failure,
     invalid,
     located,
@@ -37,8 +38,8 @@ from app.records.versions import ResourceVersion, WriteAction
 from app.runtime import pace
 from app.search.bundle_writer import write_bundle, written_entries
 
-# The router's handler for anything but a plain write: method, path below the base, query and body.
-Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[InteractionResult]]
+# The router's handler for an entry that is no plain write.
+Dispatch = Callable[[Context, BundleEntry], Awaitable[InteractionResult]]
 
 _ACTIONS: dict[str, WriteAction] = {"PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _SIDE_BY_SIDE = 16
@@ -58,6 +59,7 @@ async def process(
             code="invalid",
             expression="Bundle.type",
         )
+    check_known(bundle, (), "Bundle")
     raw = bundle.get("entry", [])
     if not isinstance(raw, list):
         raise BadRequest("Must be an array", code="structure", expression="Bundle.entry")
@@ -77,6 +79,12 @@ async def process(
                 raise Unprocessable(
                     "An operation cannot share a transaction's single commit",
                     expression=entry.where,
+                )
+            if entry.method in ("GET", "HEAD") and entry.preconditions.if_match is not None:
+                raise BadRequest(
+                    "A read follows the commit and cannot fail it: it knows no ifMatch here",
+                    code="not-supported",
+                    expression=f"{entry.where}.request.ifMatch",
                 )
         responses = await _transaction(context, entries, prefer, dispatch)
     head = {"type": f"{bundle['type']}-response"}
@@ -109,7 +117,7 @@ async def _batch(
 async def _run_alone(context: Context, entry: BundleEntry, dispatch: Dispatch) -> InteractionResult:
     """One batch entry, as the single interaction that it names."""
     if entry.method in ("GET", "HEAD") or "$" in entry.path:
-        return await dispatch(context, entry.method, entry.path, entry.query, entry.resource)
+        return await dispatch(context, entry)
     url = f"{entry.path}?{entry.query}" if entry.query else entry.path
     return await recorded.write(
         context.services.audit,
@@ -168,9 +176,7 @@ async def _transaction(
         answers = {}
     for entry in reads:
         with located(entry):
-            answers[entry.index] = await dispatch(
-                context, entry.method, entry.path, entry.query, None
-            )
+            answers[entry.index] = await dispatch(context, entry)
     return [
         response(context, entry, answers[entry.index], prefer)
         async for entry in pace.paced(entries)
@@ -178,15 +184,20 @@ async def _transaction(
 
 
 async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Dispatch) -> None:
-    """Run the reads before the writes, to fail in time; those of resources that the writes create are left out."""
+    """Run the reads before the writes, to fail in time: after the commit nothing could be taken back any more.
+
+    What the writes create need not be there yet.
+    """
     for entry in reads:
         place = entry.segments[:2]
-        if tuple(place) in context.write_scope.creating:
-            continue
         with located(entry):
             if "/".join(place) in context.write_scope.deleting:
                 raise Gone("This transaction deletes the resource")
-            await dispatch(context, entry.method, entry.path, entry.query, None)
+            try:
+                await dispatch(context, entry)
+            except (NotFound, Gone):
+                if tuple(place) not in context.write_scope.creating:
+                    raise
 
 
 async def _commit(
@@ -289,6 +300,7 @@ def _refuse_double_targets(writes: Sequence[BundleEntry]) -> None:
 
 async def _plan(context: Context, entry: BundleEntry, body: Resource | None) -> WritePlan:
     if entry.target is None:
+        entry.preconditions.check(None)
         return WritePlan(204)
     if entry.method == "DELETE":
         return await write.plan_delete(context, entry.target, entry.preconditions)

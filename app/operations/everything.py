@@ -22,8 +22,8 @@ from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
 from app.runtime import pace
-from app.search import compartment, cursor, search_parameters
-from app.search.bundle_writer import CURSOR, found_entries, page_links, write_bundle
+from app.search import compartment, cursor, left_out, search_parameters
+from app.search.bundle_writer import CURSOR, found_entries, outcome_entry, page_links, write_bundle
 from app.search.page_bytes import Measure, fitting, is_full
 from app.search.parameter import AnyOf, Filter, Not, SearchScope
 from app.search.resolution import settled
@@ -79,6 +79,8 @@ def _read(context: Context, invocation: Invocation) -> _Request:
     for name, bound in (("start", start), ("end", end)):
         if bound is not None:
             days_in(bound, name)
+    if count is not None and count < 0:
+        raise BadRequest("_count must be a whole number", code="value", expression="_count")
     token = invocation.one(CURSOR)
     after = cursor.decode(token, _FINGERPRINT, 3) if token is not None else None
     maximum = context.settings.max_count
@@ -217,4 +219,7 @@ def _bundle(
     ]
     entries = found_entries(context.base_url, found)
     entries += found_entries(context.base_url, included, "include")
+    rest = [pair for pair in invocation.given.query if pair[0] not in invocation.arguments]
+    if warnings := left_out.without(rest, context.settings)[1]:
+        entries.append(outcome_entry(warnings))
     return write_bundle({"type": "searchset"}, page_links(url, used, following), entries)
