@@ -62,7 +62,6 @@ ROOMS = {
         "tests/store",
         "tests/interactions",
         "tests/search/test_paging.py",
-        "tests/automation/test_engine.py",
         "tests/runtime/test_cluster.py",
     ),
     "subscriptions": (
@@ -72,9 +71,8 @@ ROOMS = {
         "tests/consent/test_consent_delivery.py",
         "tests/audit/test_audit_delivery.py",
         "tests/network/test_endpoint_credentials.py",
-        "tests/api/test_readiness.py",
     ),
-    "authorization": ("tests/authorization", "tests/consent/test_consent_writers.py"),
+    "authorization": ("tests/authorization",),
     "attribution": ("tests/attribution", "tests/coordination"),
     "consent": ("tests/consent",),
     "audit": ("tests/audit",),

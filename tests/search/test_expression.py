@@ -202,9 +202,3 @@ def _of_type(resource_type: str, expression: str) -> str:
 
 def _sorted(values: list[Any]) -> list[str]:
     return sorted({json.dumps(value, default=str, sort_keys=True) for value in values})
-
-
-def test_what_is_sorted_by_is_stored_as_it_is() -> None:
-    """Where a Subscription's status is needed and no more, it is read there."""
-    subscription = {"resourceType": "Subscription", "status": "active", "criteria": "Encounter?"}
-    assert extract("Subscription", subscription)["sorts"]["status"]["lo"] == "active"

@@ -15,7 +15,7 @@ from app.runtime.leases import BackOff
 from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.channels.protocol import NOTICE_ID_HEADER, REFUSED
-from app.subscriptions.sending import lifecycle, worker as worker_module
+from app.subscriptions.sending import lifecycle
 from app.subscriptions.sending.retry import RetryPolicy
 from tests.builders.deliveries import create, make_due, rows, status_of, update, working
 from tests.builders.receiver import Receiver, receiving
@@ -200,17 +200,6 @@ async def test_the_first_retry_comes_within_a_second_by_itself(
         await create(store, encounter())
         first, second = await receiver.wait(2)
     assert second.at - first.at < 1.5  # 0.9 where nothing else is running
-
-
-async def test_a_retry_does_not_wait_for_the_next_sweep(
-    mongo: Mongo, store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_module, "SWEEP_EVERY", 60)
-    receiver.answers([503])
-    async with working(mongo, store, policy=RetryPolicy(window=3600)):
-        await create(store, topic_based(endpoint=receiver.url))
-        await create(store, encounter())
-        await receiver.wait(2)
 
 
 async def test_an_endpoint_that_is_gone_ends_the_subscription(
