@@ -212,6 +212,10 @@ async def test_a_batch_knows_the_ids_that_are_given_and_refuses_to_guess_others(
         pytest.param("patient={id}", NORTH, True, id="bare-id"),
         pytest.param("subject:Patient={id}", NORTH, True, id="typed"),
         pytest.param("_id={id}", NORTH, True, id="id"),
+        pytest.param("patient._id={id}", NORTH, True, id="chained"),
+        pytest.param("subject:Patient.name=Anna", NORTH, False, id="chained-to-a-name"),
+        pytest.param("_has:Encounter:diagnosis:patient={id}", NORTH, True, id="has"),
+        pytest.param("_filter=subject+eq+Patient/{id}", NORTH, True, id="filter"),
         pytest.param("subject=urn:uuid:00000000-0000-4000-8000-000000000007", "", True, id="urn"),
         pytest.param(f"subject={NORTH}/Patient/{{id}}", NORTH, False, id="absolute"),
         pytest.param("subject=Patient/{id}", BASE, False, id="ours"),
@@ -292,6 +296,42 @@ async def test_a_patch_leaves_what_is_ours_and_reads_what_it_adds_by_its_root(
     patched = answer["resource"]
     assert patched["subject"] == {"reference": f"Patient/{taken}"}
     assert patched["asserter"] == {"reference": f"{NORTH}/Practitioner/77"}
+
+
+@pytest.mark.parametrize("kind", ["transaction", "batch"])
+@pytest.mark.parametrize(("method", "element"), [("POST", "subject"), ("PATCH", "asserter")])
+async def test_a_conditional_reference_speaks_of_no_ids_but_ours(
+    client: httpx.AsyncClient, taken: str, kind: str, method: str, element: str
+) -> None:
+    """It is a search here: by the id that a foreign entry has for somebody it would find a person of ours."""
+    reference = f"Patient?_id={taken}"
+    made = await client.post("/Condition", json=condition(f"Patient/{taken}"))
+    url = "Condition" if method == "POST" else f"Condition/{made.json()['id']}"
+
+    def asked(root: str) -> dict[str, Any]:
+        content = condition(reference) if method == "POST" else adding(element, reference)
+        return entry(method, url, content, f"{root}/Condition/1")
+
+    (answer,) = await sent(client, asked(BASE), type=kind)
+    assert answer["resource"][element] == {"reference": f"Patient/{taken}"}
+
+    # That one of ours has the same reference is no leave for the other.
+    ours = entry("POST", "Condition", condition(reference), f"{BASE}/Condition/0")
+    refused = (await client.post("", json=bundle(ours, asked(NORTH), type=kind))).json()
+    outcome = refused if kind == "transaction" else refused["entry"][1]["response"]["outcome"]
+    (issue,) = outcome["issue"]
+    assert issue["expression"] == ["Bundle.entry[1].resource"]
+    assert "id of another server" in issue["diagnostics"]
+
+
+def adding(element: str, reference: str) -> dict[str, Any]:
+    """A JSON Patch that adds a reference."""
+    operation = {"op": "add", "path": f"/{element}", "value": {"reference": reference}}
+    return {
+        "resourceType": "Binary",
+        "contentType": "application/json-patch+json",
+        "data": base64.b64encode(json.dumps([operation]).encode()).decode(),
+    }
 
 
 @pytest.fixture
