@@ -197,6 +197,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
                 "Content-Location",
                 "Expires",
                 "Last-Modified",
+                "Preference-Applied",
                 "Retry-After",
                 "X-Progress",
                 "X-Request-Id",

@@ -194,6 +194,12 @@ class Settings(BaseSettings):
         "strict",
         description="What happens to unknown search parameters unless Prefer: handling says otherwise.",
     )
+    ignored_parameters: str = Field(
+        "",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_-]*(, *[A-Za-z_][A-Za-z0-9_-]*)*)?$",
+        description="Names of request parameters, separated by commas, that narrow nothing and are left out with a "
+        "warning, beside _totalMethod, _, _t and _dc (docs/search.md).",
+    )
     default_count: int = Field(50, ge=1, description="Page size where _count is not given.")
     search_words: bool = Field(
         True,

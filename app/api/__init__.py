@@ -5,6 +5,7 @@ exchange             reads bodies and writes answers
 binary_content       reads and writes a Binary's content as it is
 transport            gives every request an id, limits, security headers and compression
 limits               bounds how often a client may come, how many of its requests are under way, and for how long
+understood           refuses what an interaction would drop of a request
 audited              puts each request on record, answered or refused
 audit_events         answers reads and searches of AuditEvent out of the audit's rows
 capabilities         computes the CapabilityStatement from the registries that serve requests

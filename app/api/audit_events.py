@@ -22,13 +22,14 @@ from app.audit.log import COLLECTION
 from app.authentication.caller import UNLIMITED
 from app.authentication.scopes import Action, Scopes
 from app.context import Context
-from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
+from app.errors import BadRequest, Forbidden, Issue, MethodNotAllowed, NotFound
 from app.fhir import json as fhir_json, shape
 from app.fhir.instants import END, Span
 from app.fhir.json import Resource
 from app.interactions.result import InteractionResult
 from app.runtime.mongo import Document, Mongo
-from app.search.bundle_writer import found_entries, write_bundle
+from app.search import left_out
+from app.search.bundle_writer import found_entries, outcome_entry, write_bundle
 from app.search.cursor import Position
 from app.search.include import IncludedRow
 from app.search.page_links import Pairs, Walk
@@ -121,7 +122,8 @@ async def _read(request: Request, context: Context) -> InteractionResult:
 async def _search(request: Request, context: Context) -> InteractionResult:
     _check(context, "s")
     posted = await exchange.read_form(request) if request.method == "POST" else []
-    parameters = [*request.query_params.multi_items(), *posted]
+    asked_for = [*request.query_params.multi_items(), *posted]
+    parameters, warnings = left_out.without(asked_for, context.settings)
     walk = await context.walk("AuditEvent", parameters)
     shown = shape.read(walk.asked)
     shape.refuse_count(shown)
@@ -137,7 +139,7 @@ async def _search(request: Request, context: Context) -> InteractionResult:
         found.append(each)
         if len(found) > count:
             break
-    text = await _bundle(walk, found[:count], more=len(found) > count)
+    text = await _bundle(walk, found[:count], warnings, more=len(found) > count)
     return InteractionResult(200, text=text, shape=shown)
 
 
@@ -296,7 +298,9 @@ def _page_size(parameters: Pairs, context: Context) -> int:
     return min(int(text), context.settings.max_count)
 
 
-async def _bundle(walk: Walk, found: list[FoundEntry], *, more: bool) -> bytes:
+async def _bundle(
+    walk: Walk, found: list[FoundEntry], warnings: list[Issue], *, more: bool
+) -> bytes:
     following = None
     if more:
         last = found[-1]
@@ -305,5 +309,8 @@ async def _bundle(walk: Walk, found: list[FoundEntry], *, more: bool) -> bytes:
         IncludedRow("AuditEvent", each.id, fhir_json.encode(each.event(walk.base_url)).decode())
         for each in found
     ]
+    entries = found_entries(walk.base_url, events)
+    if warnings:
+        entries += outcome_entry(warnings)
     links = await walk.links(walk.asked, following)
-    return write_bundle({"type": "searchset"}, links, found_entries(walk.base_url, events))
+    return write_bundle({"type": "searchset"}, links, entries)

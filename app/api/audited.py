@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from app.api import audit_events, exchange
+from app.api import audit_events, exchange, understood
 from app.audit.entry import (
     BY_CONSENT,
     FAILED,
@@ -78,10 +78,12 @@ _ABOUT = re.compile(
 async def run(what: str | None, handler: Handler[T], request: Request, context: Context) -> T:
     """Answer a request by its handler and put it on record as the interaction `what`, unless that is None.
 
-    Raises Unavailable where that must be done and cannot.
+    What is not understood of it (understood.py) is refused first, on record as well. Raises Unavailable where that must
+    be done and cannot.
     """
     audit = context.services.audit
-    if audit is None or what is None:
+    if audit is None or what is None or _is_to_come(request, context):
+        understood.check(what, request, context)
         return await handler(request, context)
     if request.path_params.get("type") == "AuditEvent":
         handler = audit_events.handler(what, request)  # type: ignore[assignment]
@@ -93,12 +95,19 @@ async def run(what: str | None, handler: Handler[T], request: Request, context: 
     now = _asked(request, what, context.caller, form)
     with audit.together:
         async with Recorded(audit, what, now, focus):
+            understood.check(what, request, context)
             result = await handler(request, context)
             # Rehearsed reads of a transaction are told to nobody.
             if not now.rows and not context.write_scope.writing:
                 rows = await _told(audit, what, request, context, result, now, focus)
                 await audit.record(rows)
     return result
+
+
+def _is_to_come(request: Request, context: Context) -> bool:
+    """Whether a read is only tried, of what its transaction is about to write: nobody is told anything yet."""
+    place = (request.path_params.get("type"), request.path_params.get("id"))
+    return place in context.write_scope.creating
 
 
 async def refused(request: Request, error: FhirError) -> FhirError:

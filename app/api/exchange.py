@@ -25,7 +25,7 @@ from app.errors import (
 from app.fhir import formats, json as fhir_json, shape as shapes
 from app.fhir.json import Resource
 from app.fhir.shape import PLAIN, AnswerShape
-from app.interactions.preconditions import Prefer
+from app.interactions.preconditions import Prefer, read_prefer
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion
 from app.runtime.codec_process import AnyPatch, CodecProcess
@@ -51,6 +51,11 @@ def read_shape(request: Request, asked: Sequence[tuple[str, str]] | None = None)
     return found.accepting(formats.accepted(accept))
 
 
+def prefer_of(request: Request) -> Prefer:
+    """What the client prefers, in one Prefer header or several."""
+    return read_prefer(", ".join(request.headers.getlist("prefer")))
+
+
 async def read_resource(request: Request, limit: int, codec: CodecProcess) -> Resource:
     """The decoded body. Raises UnsupportedMediaType, TooLarge, BadRequest or Unprocessable."""
     body = await read_body(request, limit)
@@ -73,16 +78,13 @@ def check_declared(request: Request) -> None:
         formats.check(request.headers.get("content-type", ""))
 
 
-async def read_parameters(
-    request: Request, limit: int, codec: CodecProcess
-) -> Resource | list[tuple[str, str]]:
-    """What an operation is given: a posted resource, or the query."""
+async def read_parameters(request: Request, limit: int, codec: CodecProcess) -> Resource | None:
+    """The resource that is posted to an operation, if there is one."""
     check_declared(request)
-    if request.method == "POST":
-        body = await read_body(request, limit, may_be_empty=True)
-        if body:
-            return await codec.decode(request.headers.get("content-type", ""), body)
-    return request.query_params.multi_items()
+    if request.method != "POST":
+        return None
+    body = await read_body(request, limit, may_be_empty=True)
+    return await codec.decode(request.headers.get("content-type", ""), body) if body else None
 
 
 async def read_patch(request: Request, limit: int, codec: CodecProcess) -> AnyPatch:
@@ -161,6 +163,20 @@ async def respond(
         shape = answer.shape.accepting(shape.media_type)
     content = await codec.render(body, shape, is_result=answer.text is not None)
     return Response(content, answer.status, headers, shape.content_type)
+
+
+def applied(prefer: Prefer, request: Request, answer: InteractionResult) -> str:
+    """The preferences that the answer follows, https://www.rfc-editor.org/rfc/rfc7240#section-3; empty for none.
+
+    What is not understood of a Prefer header is ignored, so this is how the client learns of it.
+    """
+    interaction = request.scope.get("interaction")
+    wrote = answer.stored is not None and request.method not in ("GET", "HEAD")
+    kept = "return=" if wrote or interaction == "transaction" else "handling="
+    named = [each for each in prefer.understood if each.startswith(kept)]
+    if prefer.respond_async and interaction == "operation" and answer.status == 202:
+        named.append("respond-async")
+    return ", ".join(named)
 
 
 def respond_error(error: FhirError, shape: AnswerShape = PLAIN) -> Response:

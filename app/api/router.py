@@ -24,6 +24,7 @@ from app.api import (
     exchange,
     export_status as exports,
     limits,
+    understood,
 )
 from app.api.binary_content import RawAnswer
 from app.authentication.access_tokens import Authority, authenticate
@@ -35,9 +36,11 @@ from app.errors import BadRequest, FhirError, MethodNotAllowed, NotFound, Unavai
 from app.fhir import binary, formats, json as fhir_json, shape as shapes
 from app.fhir.shape import PLAIN, AnswerShape
 from app.interactions import bundle, interactions, plan
-from app.interactions.preconditions import Prefer, read_preconditions, read_prefer
+from app.interactions.bundle_entries import BundleEntry
+from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.operations import registry as operations
+from app.operations.arguments import Given
 from app.runtime.codec_process import AnyPatch, CodecProcess
 
 log = logging.getLogger(__name__)
@@ -84,7 +87,7 @@ class FhirEndpoint:
         context: Context | None = None
         try:
             shape = binary_content.read_shape(request)
-            prefer = read_prefer(request.headers.get("prefer"))
+            prefer = exchange.prefer_of(request)
             context = await _context(request, prefer)
             with redisclosure.collecting() as consents:
                 answer = await self.answer(request, context, shape)
@@ -94,6 +97,8 @@ class FhirEndpoint:
                 response = binary_content.respond(answer)
             else:
                 response = await exchange.respond(answer, context.base_url, written, shape, codec)
+            if applied := exchange.applied(prefer, request, answer):
+                response.headers["Preference-Applied"] = applied
             if consents and response.body:
                 response.headers.update(redisclosure.headers(consents.values()))
             return response
@@ -119,7 +124,7 @@ class DirectEndpoint:
         request = Request(scope, receive)
         context: Context | None = None
         try:
-            context = await _context(request, read_prefer(None))
+            context = await _context(request, Prefer())
             code, handler = self.routes.get(request.method) or _refusing(self.routes)
             response = await audited.run(code, handler, request, context)
         except FhirError as error:
@@ -202,26 +207,29 @@ async def metadata(request: Request, context: Context) -> InteractionResult:
 async def system_bundle(request: Request, context: Context) -> InteractionResult:
     codec = context.services.get(CodecProcess)
     resource = await exchange.read_resource(request, context.settings.max_bundle_bytes, codec)
-    prefer = read_prefer(request.headers.get("prefer"))
+    prefer = exchange.prefer_of(request)
     asked = [pair for pair in request.query_params.multi_items() if pair[0] in shapes.CUTS]
     return await bundle.process(replace(context, shaping=asked), resource, prefer, dispatch)
 
 
 async def read(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     found = await interactions.read(context, path["type"], path["id"], preconditions)
     return await binary_content.answer(request, found)
 
 
 async def vread(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    found = await interactions.vread(context, path["type"], path["id"], path["version"])
+    preconditions = understood.preconditions_of(request)
+    found = await interactions.vread(
+        context, path["type"], path["id"], path["version"], preconditions
+    )
     return await binary_content.answer(request, found)
 
 
 async def create(request: Request, context: Context) -> InteractionResult:
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     resource_type = request.path_params["type"]
     plan.check_type(resource_type)
     return await interactions.create(
@@ -231,7 +239,7 @@ async def create(request: Request, context: Context) -> InteractionResult:
 
 async def update(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     plan.check_type(path["type"])
     return await interactions.update(
         context, path["type"], path["id"], await _body(request, context), preconditions
@@ -240,11 +248,11 @@ async def update(request: Request, context: Context) -> InteractionResult:
 
 async def conditional_update(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     plan.check_type(resource_type)
     resource = await _body(request, context)
     return await interactions.conditional_update(
-        context, resource_type, request.url.query, resource, preconditions
+        context, resource_type, understood.criteria_of(request), resource, preconditions
     )
 
 
@@ -255,30 +263,30 @@ async def _patch(request: Request, context: Context) -> AnyPatch:
 
 async def patch(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     apply = await _patch(request, context)
     return await interactions.patch(context, path["type"], path["id"], apply, preconditions)
 
 
 async def conditional_patch(request: Request, context: Context) -> InteractionResult:
     resource_type = request.path_params["type"]
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     apply = await _patch(request, context)
     return await interactions.conditional_patch(
-        context, resource_type, request.url.query, apply, preconditions
+        context, resource_type, understood.criteria_of(request), apply, preconditions
     )
 
 
 async def delete(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     return await interactions.delete(context, path["type"], path["id"], preconditions)
 
 
 async def conditional_delete(request: Request, context: Context) -> InteractionResult:
-    preconditions = read_preconditions(request.headers)
+    preconditions = understood.preconditions_of(request)
     return await interactions.conditional_delete(
-        context, request.path_params["type"], request.url.query, preconditions
+        context, request.path_params["type"], understood.criteria_of(request), preconditions
     )
 
 
@@ -322,9 +330,9 @@ async def operation(request: Request, context: Context) -> InteractionResult:
     path = request.path_params
     place = (path.get("type"), path.get("id"))
     codec = context.services.get(CodecProcess)
-    given = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
-    posted, query = request.method == "POST", request.query_params.multi_items()
-    return await operations.invoke(context, path["operation"], place, given, query, posted=posted)
+    body = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
+    given = Given(body, request.query_params.multi_items(), posted=request.method == "POST")
+    return await operations.invoke(context, path["operation"], place, given)
 
 
 # What counts what it finds.
@@ -445,23 +453,23 @@ class FhirRouter:
         await endpoint(scope, receive, send)
 
 
-async def dispatch(
-    context: Context, method: str, path: str, query: str, body: fhir_json.Resource | None
-) -> InteractionResult:
+async def dispatch(context: Context, entry: BundleEntry) -> InteractionResult:
     """Answer one request out of a Bundle by the same handlers as if it had come alone."""
+    body = entry.resource if entry.method == "POST" else None
     content = fhir_json.encode(body) if body is not None else b""
-    below = f"/{unquote(path)}"
+    below = f"/{unquote(entry.path)}"
     found = _TABLE.find(below)
     if found is None:
         raise NotFound("No such address on this server")
     endpoint, parameters = found
     scope = {
         "type": "http",
-        "method": method,
+        "method": entry.method,
         "path": PREFIX + below,
         "path_params": parameters,
-        "query_string": query.encode(),
+        "query_string": entry.query.encode(),
         "headers": [(b"content-type", formats.FHIR_JSON.encode())],
+        "preconditions": entry.preconditions,
     }
 
     async def receive() -> Message:

@@ -19,7 +19,7 @@ from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.preconditions import Preconditions
+from app.interactions.preconditions import ONLY_NEW, only_of
 from app.records.versions import ResourceVersion
 
 OPEN = frozenset({"draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold"})
@@ -112,11 +112,7 @@ async def amend(
         wanted = change(current)
         if wanted is None or wanted == current:
             return False
-        expected = (
-            Preconditions(if_none_match="*")
-            if stored is None
-            else Preconditions(if_match=str(stored.version))
-        )
+        expected = ONLY_NEW if stored is None else only_of(stored.version)
         try:
             await interactions.update(context, resource_type, resource_id, wanted, expected)
         except PreconditionFailed:

@@ -28,23 +28,6 @@ MOST_PATIENTS = 10_000
 _PATIENT = re.compile(r"(?:Patient/)?([A-Za-z0-9\-.]{1,64})")
 # A comma inside a query's values is not followed by the beginning of another query.
 _NEXT_QUERY = re.compile(r",(?=[A-Z][A-Za-z]*\?)")
-# They shape a search's answer; an export has none.
-_NO_CRITERIA = frozenset(
-    {
-        "_count",
-        "_sort",
-        "_total",
-        "_summary",
-        "_elements",
-        "_include",
-        "_revinclude",
-        "_contained",
-        "_containedType",
-        "_cursor",
-        "_snapshot",
-        "_explain",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +124,7 @@ def query_of(context: Context, resource_type: str, criteria: str, *, lenient: bo
     """The query of one `_typeFilter`. Raises BadRequest."""
     pairs = parse_qsl(criteria, keep_blank_values=True)
     for name, _ in pairs:
-        if name.partition(":")[0] in _NO_CRITERIA:
+        if not query.is_criterion(name):
             raise BadRequest(
                 f"'{name}' selects nothing and has no place in _typeFilter",
                 code="not-supported",

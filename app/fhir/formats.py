@@ -23,6 +23,7 @@ _DECODERS: Mapping[str, Callable[[bytes], Resource]] = {
     FHIR_JSON: fhir_json.decode,
     FHIR_XML: xml.decode,
 }
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 _VERSIONS = frozenset({"4.0", "4.0.1"})
 
 
@@ -35,9 +36,13 @@ def check(content_type: str) -> str:
     """The format that a Content-Type names; none is guessed. Raises UnsupportedMediaType."""
     name, parameters = _split(content_type)
     known = SPELLINGS.get(name)
-    if known is None or parameters.get("fhirversion", "4.0") not in _VERSIONS:
+    is_read = (
+        parameters.get("fhirversion", "4.0") in _VERSIONS
+        and parameters.get("charset", "utf-8").lower() in _CHARSETS
+    )
+    if known is None or not is_read:
         raise UnsupportedMediaType(
-            f"Say by Content-Type what is sent: {FHIR_JSON} or {FHIR_XML}, fhirVersion 4.0"
+            f"Say by Content-Type what is sent: {FHIR_JSON} or {FHIR_XML}, fhirVersion 4.0, in UTF-8"
         )
     return known
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from app.audit import recorded
 from app.context import Context
-from app.errors import BadRequest, FhirError, Gone, Unprocessable
+from app.errors import BadRequest, FhirError, Gone, NotFound, Unprocessable
 from app.fhir.entry_references import EntryReferences
 from app.fhir.json import Resource
 from app.interactions import batch_order, bundle_references, interactions, transaction_plan
@@ -23,6 +23,7 @@ from app.interactions.bundle_entries import (
     BundleEntry,
     address_of,
     body_of,
+    check_known,
     failure,
     located,
     parse,
@@ -34,8 +35,8 @@ from app.interactions.result import InteractionResult
 from app.runtime import pace
 from app.search.bundle_writer import write_bundle, written_entries
 
-# The router's handler for anything but a plain write: method, path below the base, query and body.
-Dispatch = Callable[[Context, str, str, str, Resource | None], Awaitable[InteractionResult]]
+# The router's handler for an entry that is no plain write.
+Dispatch = Callable[[Context, BundleEntry], Awaitable[InteractionResult]]
 
 _SIDE_BY_SIDE = 16
 
@@ -54,6 +55,7 @@ async def process(
             code="invalid",
             expression="Bundle.type",
         )
+    check_known(bundle, (), "Bundle")
     raw = bundle.get("entry", [])
     if not isinstance(raw, list):
         raise BadRequest("Must be an array", code="structure", expression="Bundle.entry")
@@ -73,6 +75,12 @@ async def process(
                 raise Unprocessable(
                     "An operation cannot share a transaction's single commit",
                     expression=entry.where,
+                )
+            if entry.method in ("GET", "HEAD") and entry.preconditions.if_match is not None:
+                raise BadRequest(
+                    "A read follows the commit and cannot fail it: it knows no ifMatch here",
+                    code="not-supported",
+                    expression=f"{entry.where}.request.ifMatch",
                 )
         responses = await _transaction(context, entries, prefer, dispatch)
     head = {"type": f"{bundle['type']}-response"}
@@ -117,9 +125,9 @@ async def _run_alone(
     """One batch entry, as the single interaction that it names."""
     bundle_references.check_criteria(names, entry)
     if entry.method in ("POST", "PUT") and isinstance(entry.resource, dict):
-        entry.resource = names.rewritten(entry.index, entry.resource)
+        entry.resource = bundle_references.read(names, entry.index, entry.resource)
     if entry.method in ("GET", "HEAD") or "$" in entry.path:
-        return await dispatch(context, entry.method, entry.path, entry.query, entry.resource)
+        return await dispatch(context, entry)
     url = f"{entry.path}?{entry.query}" if entry.query else entry.path
     return await recorded.write(
         context.services.audit,
@@ -179,9 +187,7 @@ async def _transaction(
         answers = {}
     for entry in reads:
         with located(entry):
-            answers[entry.index] = await dispatch(
-                context, entry.method, entry.path, entry.query, None
-            )
+            answers[entry.index] = await dispatch(context, entry)
     return [
         await response(context, entry, answers[entry.index], prefer)
         async for entry in pace.paced(entries)
@@ -189,12 +195,17 @@ async def _transaction(
 
 
 async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Dispatch) -> None:
-    """Run the reads before the writes, to fail in time; those of resources that the writes create are left out."""
+    """Run the reads before the writes, to fail in time: after the commit nothing could be taken back any more.
+
+    What the writes create need not be there yet.
+    """
     for entry in reads:
         place = entry.segments[:2]
-        if tuple(place) in context.write_scope.creating:
-            continue
         with located(entry):
             if "/".join(place) in context.write_scope.deleting:
                 raise Gone("This transaction deletes the resource")
-            await dispatch(context, entry.method, entry.path, entry.query, None)
+            try:
+                await dispatch(context, entry)
+            except (NotFound, Gone):
+                if tuple(place) not in context.write_scope.creating:
+                    raise

@@ -9,14 +9,16 @@ import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, operation_outcome
 from app.fhir import json as fhir_json, shape as shapes
+from app.fhir.definitions import structure
 from app.fhir.formats import FHIR_JSON
-from app.fhir.instants import instant
+from app.fhir.instants import instant, instant_in
 from app.fhir.json import Resource
 from app.fhir.pieces import exact
 from app.fhir.shape import PLAIN, AnswerShape
@@ -27,6 +29,23 @@ from app.runtime.codec_process import AnyPatch, CodecProcess
 
 # Clients learn from `location` what they have written, also where nothing is new.
 _ANSWERED_WITH_A_VERSION = frozenset({"POST", "PUT", "PATCH"})
+# Said of a create with a query, wherever it comes from.
+SEARCHED_CREATE = "A create takes no query; to create only what is not there yet, send the criteria as If-None-Exist"
+# The conditions of an entry's request as headers, and the methods that honour them.
+_HEADERS = {
+    "ifMatch": "if-match",
+    "ifNoneMatch": "if-none-match",
+    "ifModifiedSince": "if-modified-since",
+    "ifNoneExist": "if-none-exist",
+}
+_HONOURING = {
+    "ifMatch": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+    "ifNoneMatch": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+    "ifModifiedSince": ("GET", "HEAD"),
+    "ifNoneExist": ("POST",),
+}
+# They change the meaning of what they stand in, and none is understood.
+_MODIFIERS = frozenset({"modifierExtension", "implicitRules"})
 # The order in which a transaction carries out its entries.
 ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 
@@ -78,18 +97,17 @@ def parse(context: Context, index: int, raw: Any) -> BundleEntry:
     url = url.removeprefix(context.base_url).lstrip("/")
     path, _, query = url.partition("?")
     query, shape = _shaped(context, method, path, query)
-    headers = {
-        header: request[name]
-        for name, header in (
-            ("ifMatch", "if-match"),
-            ("ifNoneMatch", "if-none-match"),
-            ("ifNoneExist", "if-none-exist"),
-        )
-        if name in request
-    }
     full_url = raw.get("fullUrl")
+    headers = {header: request[name] for name, header in _HEADERS.items() if name in request}
     if not all(isinstance(text, str) for text in (full_url or "", *headers.values())):
         raise BadRequest("The entry has what must be a string", code="structure", expression=where)
+    check_known(raw, ("entry",), f"Bundle.entry[{index}]")
+    check_known(request, ("entry", "request"), where)
+    for name in _HEADERS:
+        if name in request and method not in _HONOURING[name]:
+            raise BadRequest(
+                f"{method} does not know {name}", code="not-supported", expression=f"{where}.{name}"
+            )
     return BundleEntry(
         index,
         method,
@@ -97,7 +115,7 @@ def parse(context: Context, index: int, raw: Any) -> BundleEntry:
         query,
         full_url,
         raw.get("resource"),
-        read_preconditions(headers),
+        _preconditions(request, headers, where),
         shape=shape,
     )
 
@@ -115,9 +133,39 @@ def _shaped(context: Context, method: str, path: str, query: str) -> tuple[str, 
     return query, shape
 
 
+def _preconditions(request: Resource, headers: dict[str, str], where: str) -> Preconditions:
+    """The conditions of an entry's request, of which ifModifiedSince is an instant and no HTTP date."""
+    since = request.get("ifModifiedSince")
+    if since is None:
+        return read_preconditions(headers)
+    del headers["if-modified-since"]
+    moment = instant_in(since, f"{where}.ifModifiedSince")
+    return replace(read_preconditions(headers), if_modified_since=moment)
+
+
+def check_known(given: Resource, path: tuple[str, ...], where: str) -> None:
+    """Raises BadRequest for what R4 has no name for in this element of a Bundle, and for what changes its meaning."""
+    known = _known(path)
+    for name in given:
+        if name.removeprefix("_") not in known:
+            raise BadRequest(
+                "This element is not understood", code="structure", expression=f"{where}.{name}"
+            )
+
+
+@cache
+def _known(path: tuple[str, ...]) -> frozenset[str]:
+    elements = structure("Bundle").elements
+    for name in path:
+        elements = elements[name].elements
+    return frozenset({"resourceType", *elements}) - _MODIFIERS
+
+
 def address_of(entry: BundleEntry) -> tuple[str, str | None]:
     """Type and id that a write names. Raises BadRequest where the url is no place to write to."""
     match entry.segments:
+        case [_] if entry.method == "POST" and entry.query:
+            raise invalid(entry, "request.url", SEARCHED_CREATE)
         case [resource_type] if entry.method == "POST" or entry.query:
             return resource_type, None
         case [resource_type, resource_id] if entry.method != "POST" and not entry.query:
@@ -208,7 +256,7 @@ async def response(
     head["response"] = response
     text = fhir_json.encode(head).decode()
     body = answer.body
-    if body is None or returns != "representation":
+    if body is None or returns != "representation" or answer.status == 304:
         return text
     shape = (answer.shape or entry.shape).within
     if shape.cuts:

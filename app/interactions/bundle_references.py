@@ -6,33 +6,30 @@ https://hl7.org/fhir/R4/http.html#trules; what each of them means says app/fhir/
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import parse_qsl
 
 from app.context import Context
-from app.errors import FhirError, Issue, PreconditionFailed, Unprocessable
+from app.errors import FhirError, Issue, Unprocessable
 from app.fhir import json as fhir_json
-from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.entry_references import EntryReferences, NamedEntry
 from app.fhir.json import Resource
 from app.fhir.links import FoundReferences, links_in, references_in, rewrite
 from app.interactions.bundle_entries import BundleEntry
-from app.interactions.criteria_ids import ids_in
+from app.interactions.criteria_ids import has_filter, ids_in
 from app.interactions.plan import Apply
+from app.interactions.references import is_conditional, not_one
 from app.records.versions import with_meta
 from app.runtime import pace
 from app.search import query, resolution
 from app.search.extract import extract
 
-_TYPES = frozenset(SUPPORTED_TYPES)
-_CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
 _NOT_OUR_ID = (
     "The criteria name a record by an id of another server, or of an entry of the Bundle: "
     "name it by an identifier, or by its id here in an entry that is not another server's"
 )
+_MAY_NAME_ANY = "A _filter may name records by any id: an entry that is not this server's has none in its criteria"
 _NOT_IN_A_BATCH = "The reference is to an entry whose id a batch does not know before it is written: send a transaction"
 _LED_TO_BY_NOTHING = "The reference is to an entry that writes no resource"
 
@@ -89,11 +86,9 @@ def check_criteria(names: EntryReferences, entry: BundleEntry) -> None:
 def _check_ids(
     names: EntryReferences, index: int, resource_type: str, criteria: str, place: str
 ) -> None:
-    try:
-        named = list(ids_in(resource_type, criteria))
-    except Unprocessable as error:
-        raise Unprocessable(str(error), code="not-supported", expression=place) from None
-    for reference in named:
+    if not names.is_ours(index) and has_filter(resource_type, criteria):
+        raise Unprocessable(_MAY_NAME_ANY, code="not-supported", expression=place)
+    for reference in ids_in(resource_type, criteria):
         meaning = names.meaning(index, reference)
         is_itself = meaning.entry == index and names.is_ours(index)
         if meaning.kind != "ours" and not is_itself and meaning.reference != reference:
@@ -106,9 +101,27 @@ def applied(apply: Apply, names: EntryReferences, entry: int) -> Apply:
     async def patched(text: str) -> Resource:
         result = await apply(text)
         known = await pace.aside(len(text), lambda: links_in(fhir_json.decode_stored(text)))
-        return await pace.aside(len(text), names.rewritten, entry, result, known)
+        return await pace.aside(len(text), read, names, entry, result, known)
 
     return patched
+
+
+def read(
+    names: EntryReferences, entry: int, resource: Resource, known: Collection[str] = frozenset()
+) -> Resource:
+    """The resource of an entry with its references read as said in the Bundle; `known` are this server's already.
+
+    The conditional ones are still to be resolved, as searches here. Raises Unprocessable for a reference that is
+    refused, and for a conditional one that names a record by an id that is not known to be this server's.
+    """
+    body = names.rewritten(entry, resource, known)
+    for element in references_in(body):
+        reference = element["reference"]
+        if is_conditional(reference) and reference not in known:
+            resource_type, _, criteria = reference.partition("?")
+            place = f"Bundle.entry[{entry}].resource"
+            _check_ids(names, entry, resource_type, criteria, place)
+    return body
 
 
 async def resolve(
@@ -120,20 +133,15 @@ async def resolve(
     find exactly one resource.
     """
     bodies: dict[int, Resource] = {}
+    asked: dict[str, int] = {}
     async for entry in pace.paced(writes):
         if entry.method in ("POST", "PUT") and isinstance(entry.resource, dict):
-            bodies[entry.index] = names.rewritten(entry.index, entry.resource)
-    asked: dict[str, int] = {}
-    async for index, body in pace.paced(bodies.items()):
-        for element in references_in(body):
-            match = _CONDITIONAL.match(element["reference"])
-            if match and match[1] in _TYPES:
-                asked.setdefault(element["reference"], index)
+            body = bodies[entry.index] = read(names, entry.index, entry.resource)
+            for element in references_in(body):
+                if is_conditional(element["reference"]):
+                    asked.setdefault(element["reference"], entry.index)
     if not asked:
         return bodies
-    for text, index in asked.items():
-        resource_type, _, criteria = text.partition("?")
-        _check_ids(names, index, resource_type, criteria, f"Bundle.entry[{index}].resource")
     now = context.services.clock.now()
     found = await asyncio.gather(
         *(_located(context, text, index, writes, bodies, now) for text, index in asked.items())
@@ -169,10 +177,9 @@ async def _find(
 ) -> str:
     """The reference to the one resource that matches, among stored ones and those that this transaction writes."""
     resource_type, _, text = criteria.partition("?")
-    parameters = parse_qsl(text, keep_blank_values=True)
     parsed = query.parse(
         resource_type,
-        parameters,
+        query.criteria(text),
         lenient=False,
         settings=context.settings,
         base_url=context.base_url,
@@ -193,13 +200,6 @@ async def _find(
     }
     stored = await context.store.search(resource_type, parsed.filter, len(written) + 2)
     matches |= {match.reference for match in stored if match.reference not in written}
-    if len(matches) == 1:
-        return matches.pop()
-    if matches:
-        raise PreconditionFailed(
-            f"The conditional reference {resource_type}?... matches more than one resource",
-            code="multiple-matches",
-        )
-    raise PreconditionFailed(
-        f"The conditional reference {resource_type}?... matches nothing", code="not-found"
-    )
+    if len(matches) != 1:
+        raise not_one(resource_type, several=bool(matches))
+    return matches.pop()

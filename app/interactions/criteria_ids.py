@@ -1,8 +1,7 @@
 """The records that the criteria of a conditional write name by an id.
 
 Criteria of a Bundle are a search on this server, whose ids may be others' (app/fhir/entry_references.py). So all ids in
-them are looked at, also those at the end of a chain and of `_has`, https://hl7.org/fhir/R4/search.html#chaining. What
-hides them is not taken: a `_filter`, and a list on this server.
+them are looked at, also those at the end of a chain and of `_has`, https://hl7.org/fhir/R4/search.html#chaining.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qsl
 
-from app.errors import Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.search import chain, filter as filters, lists
 from app.search.escaping import split, unescape
@@ -20,24 +18,26 @@ from app.search.search_parameters import parameters
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_HIDING = frozenset({filters.NAME, lists.NAME})
+
+
+def has_filter(resource_type: str, criteria: str) -> bool:
+    """Whether a `_filter` stands anywhere in criteria: what it names is not looked at here."""
+    return any(code == filters.NAME for _, code, _, _ in _criteria(resource_type, criteria))
 
 
 def ids_in(resource_type: str, criteria: str) -> Iterator[str]:
-    """The records that criteria name, each as a reference; a bare id may be of any type that the parameter leads to.
+    """The records that criteria name, each as a reference; a bare id may be of any type that the parameter leads to."""
+    for type_, code, modifier, value in _criteria(resource_type, criteria):
+        if modifier not in ("identifier", "missing"):
+            yield from _named(type_, code, modifier, value)
 
-    Raises Unprocessable for a parameter that would hide ids.
-    """
+
+def _criteria(resource_type: str, criteria: str) -> Iterator[tuple[str, str, str, str]]:
+    """Type, parameter, modifier and value of each, as they stand at the end of a chain."""
     for name, value in parse_qsl(criteria, keep_blank_values=True):
         for type_, last in dict.fromkeys(_ends(resource_type, name.rpartition("?")[2])):
             code, _, modifier = last.partition(":")
-            if code in _HIDING:
-                raise Unprocessable(
-                    f"Criteria of a Bundle's entry are taken without {code}, which may name records of another server",
-                    code="not-supported",
-                )
-            if modifier not in ("identifier", "missing"):
-                yield from _named(type_, code, modifier, value)
+            yield type_, code, modifier, value
 
 
 def _ends(resource_type: str, name: str) -> Iterator[tuple[str, str]]:
@@ -67,6 +67,8 @@ def _named(resource_type: str, code: str, modifier: str, value: str) -> Iterator
     for text in split(value, ","):
         if code == "_id":
             yield from _as_references(text, (resource_type,))
+        elif code == lists.NAME:
+            yield from _as_references(text, ("List",))
         elif parameter is not None and parameter.type == "reference":
             kinds = (modifier,) if modifier in _TYPES else _kinds(parameter)
             yield from _as_references(text, kinds)

@@ -39,9 +39,12 @@ class HistoryQuery:
 
 def parse(range_: HistoryRange, walk: Walk, default_count: int, max_count: int) -> HistoryQuery:
     """The parsed request. Raises BadRequest for an unknown parameter or a value that cannot be read."""
-    count, used = default_count, []
+    count = default_count
+    used: list[tuple[str, str]] = []
     shown = shape.read(walk.asked)
     for name, value in walk.asked:
+        if name not in shape.NAMES and any(name == each for each, _ in used):
+            raise BadRequest(f"{name} may be given only once", expression=f"http.{name}")
         if name == "_count":
             count = _count(value, max_count)
         elif name in shape.NAMES:

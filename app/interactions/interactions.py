@@ -9,14 +9,15 @@ version they read; where another writer was faster they read again, unless the c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
 
 from app.context import Context, WriteScope
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, Issue, NotFound
+from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.json import Resource
 from app.interactions import history as history_page, plan as write
 from app.interactions.plan import Apply, Target, WritePlan
@@ -24,7 +25,7 @@ from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
 from app.interactions.result import InteractionResult
 from app.records.reader import ResourceStore
 from app.records.versions import HistoryRange, ResourceVersion, VersionConflict
-from app.search import compartment, contained_search, page, query, system
+from app.search import compartment, contained_search, left_out, page, query, system
 from app.search.page_links import Walk
 from app.search.query import Query
 
@@ -48,9 +49,7 @@ async def read(
     write.check_type(resource_type)
     context.require(resource_type, "r")
     stored = write.existing(await context.store.read(resource_type, resource_id))
-    if _not_modified(stored, preconditions):
-        return InteractionResult(304, stored)
-    return InteractionResult(200, stored)
+    return _shown(stored, preconditions)
 
 
 async def current(context: Context, resource_type: str, resource_id: str) -> ResourceVersion:
@@ -61,15 +60,19 @@ async def current(context: Context, resource_type: str, resource_id: str) -> Res
 
 
 async def vread(
-    context: Context, resource_type: str, resource_id: str, version_id: str
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    version_id: str,
+    preconditions: Preconditions = NO_PRECONDITIONS,
 ) -> InteractionResult:
-    """https://hl7.org/fhir/R4/http.html#vread: 200, 404, or 410 for the version that is the deletion."""
+    """https://hl7.org/fhir/R4/http.html#vread: 200, 304, 404, or 410 for the version that is the deletion."""
     write.check_type(resource_type)
     context.require(resource_type, "r")
     if not version_id.isascii() or not version_id.isdigit() or len(version_id) > 9:
         raise NotFound("No such version")
     stored = await context.store.vread(resource_type, resource_id, int(version_id))
-    return InteractionResult(200, write.existing(stored))
+    return _shown(write.existing(stored), preconditions)
 
 
 async def create(
@@ -184,6 +187,8 @@ async def conditional_delete(
 
     async def attempt() -> InteractionResult:
         matches = await write.find_matches(context, resource_type, criteria, limit)
+        if not matches.found:
+            preconditions.check(None)
         targets = [Target(match.type, match.id, match) for match in matches.found]
         writing = WriteScope(writing=frozenset(each.reference for each in targets))
         planned = replace(context, write_scope=writing)
@@ -202,7 +207,7 @@ async def search_type(
     """https://hl7.org/fhir/R4/http.html#search: a searchset Bundle."""
     write.check_type(resource_type)
     context.require(resource_type, "s")
-    walk = await context.walk(resource_type, parameters)
+    walk, warnings = await _walk(context, resource_type, parameters, [resource_type])
     if contained_search.is_asked(walk.asked):
         found = contained_search.parse(
             resource_type,
@@ -212,14 +217,14 @@ async def search_type(
             base_url=context.base_url,
             begin=walk.begin,
         )
-        return await _found_in_types(context, found, walk)
-    return await _found(context, _parsed(context, resource_type, walk), walk)
+        return await _found_in_types(context, found, walk, warnings)
+    return await _found(context, _parsed(context, resource_type, walk), walk, warnings)
 
 
 async def search_system(context: Context, parameters: Parameters) -> InteractionResult:
     """https://hl7.org/fhir/R4/http.html#search over several resource types."""
-    walk = await context.walk("", parameters)
-    return await _found_in_types(context, _parsed_for_types(context, walk), walk)
+    walk, warnings = await _walk(context, "", parameters, SUPPORTED_TYPES)
+    return await _found_in_types(context, _parsed_for_types(context, walk), walk, warnings)
 
 
 async def search_compartment(
@@ -229,15 +234,26 @@ async def search_compartment(
     place = f"{owner[0]}/{owner[1]}/{resource_type}"
     if resource_type == "*":
         types = compartment.types(owner[0])
-        walk = await context.walk(place, parameters)
+        walk, warnings = await _walk(context, place, parameters, types)
         found = _parsed_for_types(context, walk, (*owner, types))
-        return await _found_in_types(context, found, walk)
+        return await _found_in_types(context, found, walk, warnings)
     write.check_type(resource_type)
     context.require(resource_type, "s")
-    walk = await context.walk(place, parameters)
+    walk, warnings = await _walk(context, place, parameters, [resource_type])
     parsed = _parsed(context, resource_type, walk)
     parsed.conditions.append(compartment.membership(*owner, resource_type, parsed.scope))
-    return await _found(context, parsed, walk)
+    return await _found(context, parsed, walk, warnings)
+
+
+async def _walk(
+    context: Context, place: str, parameters: Parameters, types: Iterable[str] = ()
+) -> tuple[Walk, list[Issue]]:
+    """The way through what is asked at a place, and the warnings of what is left out because it narrows nothing.
+
+    That is no part of what a page link stands for, and may stand beside one.
+    """
+    kept, warnings = left_out.without(parameters, context.settings, types)
+    return await context.walk(place, kept), warnings
 
 
 def _parsed(context: Context, resource_type: str, walk: Walk) -> Query:
@@ -264,12 +280,18 @@ def _parsed_for_types(
     )
 
 
-async def _found(context: Context, parsed: Query, walk: Walk) -> InteractionResult:
+async def _found(
+    context: Context, parsed: Query, walk: Walk, warnings: Sequence[Issue]
+) -> InteractionResult:
+    parsed.issues += warnings
     text = await page.search_type(context.store, parsed, walk)
     return InteractionResult(200, text=text, shape=parsed.shape)
 
 
-async def _found_in_types(context: Context, found: system.Search, walk: Walk) -> InteractionResult:
+async def _found_in_types(
+    context: Context, found: system.Search, walk: Walk, warnings: Sequence[Issue]
+) -> InteractionResult:
+    found.issues += warnings
     text = await system.search_types(context.store, found, walk)
     return InteractionResult(200, text=text, shape=found.queries[0].shape)
 
@@ -284,14 +306,9 @@ async def history(
     if resource_type is not None:
         write.check_type(resource_type)
         context.require(resource_type, "s" if resource_id is None else "r")
-    if (
-        resource_type is not None
-        and resource_id is not None
-        and await context.store.read(resource_type, resource_id) is None
-    ):
-        raise NotFound("No such resource")
     place = "/".join(part for part in (resource_type, resource_id, "_history") if part)
-    walk = await context.walk(place, parameters)
+    # A history has no place for a warning: each of its entries is a version.
+    walk, _ = await _walk(context, place, parameters)
     settings = context.settings
     parsed = history_page.parse(
         HistoryRange(resource_type, resource_id),
@@ -299,6 +316,12 @@ async def history(
         settings.default_count,
         settings.max_count,
     )
+    if (
+        resource_type is not None
+        and resource_id is not None
+        and await context.store.read(resource_type, resource_id) is None
+    ):
+        raise NotFound("No such resource")
     if parsed.range.since is not None:  # a polling client must not miss a late commit
         horizon = await context.store.horizon()
         parsed = replace(parsed, range=msgspec.structs.replace(parsed.range, until=horizon))
@@ -322,11 +345,10 @@ async def _commit(
     return await until_undisturbed(context.store, attempt)
 
 
-def _not_modified(stored: ResourceVersion, preconditions: Preconditions) -> bool:
-    if preconditions.if_none_match is not None:
-        return preconditions.if_none_match in ("*", str(stored.version))
-    since = preconditions.if_modified_since
-    return since is not None and stored.at.replace(microsecond=0) <= since
+def _shown(stored: ResourceVersion, preconditions: Preconditions) -> InteractionResult:
+    """200 with the version, or 304 where the client has it. Raises PreconditionFailed."""
+    preconditions.check_match(stored)
+    return InteractionResult(304 if preconditions.is_unchanged(stored) else 200, stored)
 
 
 async def until_undisturbed(store: ResourceStore, attempt: Callable[[], Awaitable[T]]) -> T:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from urllib.parse import parse_qsl
 
 from app.authentication.scopes import Action
 from app.context import Context
@@ -193,15 +192,16 @@ async def plan_write(
             expression="resourceType",
         )
     if target.settled is not None:
+        preconditions.check_match(target.settled)
         return WritePlan(200, existing=target.settled, guards=target.guards, location=True)
     if target.creates:
-        check_version(None, preconditions)
+        preconditions.check(None)
         body = {key: value for key, value in resource.items() if key != "id"}
         prepared = await _judge(context, body, None)
         change = Change("create", target.type, target.id, prepared.resource, None, prepared.private)
         return WritePlan(201, change, None, prepared, _guards(target, prepared), location=True)
-    check_version(target.previous, preconditions)
-    if preconditions.if_match not in (None, "*"):
+    preconditions.check(target.previous)
+    if preconditions.if_match is not None and not preconditions.if_match.any:
         context = _having_seen_current(context)
     resource = {**resource, "id": target.id}
     if target.previous is None or target.previous.deleted:
@@ -215,7 +215,7 @@ async def plan_patch(
 ) -> WritePlan:
     """https://hl7.org/fhir/R4/http.html#patch: the patched resource is judged like any update."""
     previous = existing(target.previous)
-    check_version(previous, preconditions)
+    preconditions.check(previous)
     resource = await apply(previous.text)
     if resource.get("resourceType") != previous.type or resource.get("id") != previous.id:
         raise Unprocessable("A patch must not change the resource's type or id", code="value")
@@ -225,7 +225,7 @@ async def plan_patch(
 async def plan_delete(context: Context, target: Target, preconditions: Preconditions) -> WritePlan:
     """https://hl7.org/fhir/R4/http.html#delete: done already where there is nothing to delete."""
     previous = target.previous
-    check_version(previous, preconditions)
+    preconditions.check(previous)
     if previous is None or previous.deleted:
         return WritePlan(204)
     await references.check_not_referred_to(context, previous)
@@ -293,9 +293,7 @@ async def find_matches(
     that is left out would match too much.
     """
     context.require(resource_type, "s")
-    parameters = parse_qsl(criteria.removeprefix("?"), keep_blank_values=True)
-    if not parameters:
-        raise BadRequest("A conditional interaction needs search criteria", code="required")
+    parameters = query.criteria(criteria)
     parsed = query.parse(
         resource_type,
         parameters,
@@ -333,18 +331,6 @@ def _criteria(context: Context, resource_type: str, if_none_exist: str) -> str:
             expression="http.If-None-Exist",
         )
     return criteria
-
-
-def check_version(previous: ResourceVersion | None, preconditions: Preconditions) -> None:
-    """Check If-Match and If-None-Match, https://hl7.org/fhir/R4/http.html#concurrency. Raises PreconditionFailed."""
-    exists = previous is not None and not previous.deleted
-    expected = preconditions.if_match
-    if expected == "*" and not exists:
-        raise PreconditionFailed("If-Match: * needs an existing resource")
-    if expected not in (None, "*") and (previous is None or expected != str(previous.version)):
-        raise PreconditionFailed("The resource has another version than If-Match names")
-    if preconditions.if_none_match == "*" and exists:
-        raise PreconditionFailed("If-None-Match: * forbids replacing an existing resource")
 
 
 async def _judge(

@@ -1,4 +1,4 @@
-"""References between resources: found, made relative to this server, and checked where the setting requires it.
+"""References between resources: found, made relative to this server or resolved, checked where the setting requires it.
 
 https://hl7.org/fhir/R4/references.html
 """
@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from app.authorization import attachments
 from app.context import Context
-from app.errors import Conflict, Issue, Unprocessable
+from app.errors import Conflict, Issue, PreconditionFailed, Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
 from app.fhir.json import Resource
 from app.fhir.links import references_in
 from app.interactions import server_records
 from app.records.versions import ResourceVersion
 from app.runtime import pace
-from app.search import group_members
+from app.search import group_members, query, resolution
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 # What attachments may have on this server instead of in themselves.
 ATTACHED = frozenset({"Binary", "Bundle"})
+_CONDITIONAL = re.compile(r"^([A-Z][A-Za-z]+)\?(.+)$", re.DOTALL)
+# What a resource of these types carries is kept as it came: a stored transaction is carried out by nobody here.
+_VERBATIM = frozenset({"Bundle", "Parameters"})
 _LOCAL = re.compile(r"^([A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/([0-9]{1,9}))?$")
 
 
@@ -53,6 +57,12 @@ def attached_in(resource: Resource, base_url: str) -> set[tuple[str, str]]:
     return {target for target in found if target[0] in ATTACHED}
 
 
+def is_conditional(reference: str) -> bool:
+    """Whether a reference names search criteria instead of an id, https://hl7.org/fhir/R4/http.html#trules."""
+    match = _CONDITIONAL.match(reference)
+    return match is not None and match[1] in _TYPES
+
+
 def split(reference: str) -> tuple[str, str] | None:
     """Type and id of a relative literal reference to a type served here; None for anything else."""
     match = _LOCAL.match(reference)
@@ -65,11 +75,13 @@ async def settle(
     previous: ResourceVersion | None = None,
     size: int = 0,
 ) -> Resource:
-    """Make absolute references to this server relative; check that targets exist where the setting requires it.
+    """Make absolute references to this server relative, resolve conditional ones, and check targets where the setting
+    requires it.
 
-    What the `previous` version referred to may have gone since: whoever changes something else there is not asked
-    about it. Changes the resource in place; `size` is that of its text, where it may be large. Raises Unprocessable
-    naming the missing targets.
+    A transaction has resolved its own already, among its entries. What the `previous` version referred to may have gone
+    since: whoever changes something else there is not asked about it. Changes the resource in place; `size` is that of
+    its text, where it may be large. Raises Unprocessable naming the missing targets, PreconditionFailed where criteria
+    do not find exactly one resource.
     """
     base = context.base_url + "/"
     integrity = (
@@ -77,21 +89,76 @@ async def settle(
         and not server_records.is_written_by(context.caller, resource["resourceType"])
     )
     targets: set[tuple[str, str]] = set()
+    conditional: list[dict[str, Any]] = []
+    may_be_conditional = resource["resourceType"] not in _VERBATIM
 
     def make_relative() -> None:
         for element in references_in(resource):
             literal = element["reference"]
             if literal.startswith(base):
                 element["reference"] = literal = literal.removeprefix(base)
-            if integrity and (target := split(literal)):
+            if may_be_conditional and "?" in literal and is_conditional(literal):
+                conditional.append(element)
+            elif integrity and (target := split(literal)):
                 targets.add(target)
         if integrity:
             targets.update(attached_in(resource, context.base_url))
 
     await pace.aside(size, make_relative)
+    if conditional:
+        await _resolve(context, conditional, previous)
     if targets:
         await _check_targets(context, targets, previous)
     return resource
+
+
+async def _resolve(
+    context: Context, elements: Sequence[dict[str, Any]], previous: ResourceVersion | None
+) -> None:
+    """Put what they find in place of conditional references; one that `previous` has may go on to find nothing."""
+    found: dict[str, str] = {}
+    for element in elements:
+        literal = element["reference"]
+        if literal not in found:
+            try:
+                found[literal] = await found_by(context, literal)
+            except PreconditionFailed:
+                if not _has(previous, literal):
+                    raise
+                found[literal] = literal
+        element["reference"] = found[literal]
+
+
+def _has(version: ResourceVersion | None, literal: str) -> bool:
+    if version is None or version.deleted:
+        return False
+    return any(each["reference"] == literal for each in references_in(version.resource()))
+
+
+async def found_by(context: Context, reference: str) -> str:
+    """The literal reference to the one stored resource that a conditional one finds. Raises PreconditionFailed."""
+    resource_type, _, criteria = reference.partition("?")
+    parsed = query.parse(
+        resource_type,
+        query.criteria(criteria),
+        lenient=False,
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+    parsed = await resolution.resolve(context.store, parsed)
+    found = await context.store.search(resource_type, parsed.filter, 2)
+    if len(found) != 1:
+        raise not_one(resource_type, several=bool(found))
+    return found[0].reference
+
+
+def not_one(resource_type: str, *, several: bool) -> PreconditionFailed:
+    """The failure of a conditional reference that finds nothing, or several."""
+    found = "more than one resource" if several else "nothing"
+    return PreconditionFailed(
+        f"The conditional reference {resource_type}?... matches {found}",
+        code="multiple-matches" if several else "not-found",
+    )
 
 
 async def _check_targets(

@@ -56,6 +56,9 @@ async def commit(
     async for entry in pace.paced(own):
         with located(entry):
             plans.append(await _plan(planned, entry, bodies.get(entry.index), names))
+    for entry in writes:
+        if entry.repeats is not None:
+            _check_repeated(entry)
     await overlaps.refuse_found_twice(own, plans, context.services.clock.now())
     await rehearse(planned)
     answers = await _committed(context, own, plans)
@@ -66,6 +69,15 @@ async def commit(
                 first, status=200 if first.status == 201 else first.status
             )
     return answers
+
+
+def _check_repeated(entry: BundleEntry) -> None:
+    """Judge the conditions of a repeated create, of which only the first is planned. Raises PreconditionFailed."""
+    with located(entry):
+        if entry.target is not None and entry.target.settled is not None:
+            entry.preconditions.check_match(entry.target.settled)
+        elif entry.target is not None:
+            entry.preconditions.check(entry.target.previous)
 
 
 def _scope(writes: Sequence[BundleEntry]) -> WriteScope:
@@ -154,6 +166,7 @@ async def _plan(
     context: Context, entry: BundleEntry, body: Resource | None, names: EntryReferences
 ) -> WritePlan:
     if entry.target is None:
+        entry.preconditions.check(None)
         return WritePlan(204)
     if entry.method == "DELETE":
         return await write.plan_delete(context, entry.target, entry.preconditions)

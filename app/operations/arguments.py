@@ -6,21 +6,27 @@ https://hl7.org/fhir/R4/parameters.html
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from app.errors import BadRequest
 from app.fhir import shape, validation
-from app.fhir.definitions import json_name
+from app.fhir.definitions import SUPPORTED_TYPES, json_name
 from app.fhir.json import Resource
 from app.search.bundle_writer import CURSOR
+from app.search.left_out import is_left_out
+from app.settings import Settings
 
 Arguments = dict[str, list[Any]]
 
 # Takes the place of a parameter's resource, which the operation checks: inv-1 asks that there be one.
 _STAND_IN: Resource = {"resourceType": "Parameters"}
+# What the links of an operation with pages have beside its own parameters.
+_PAGE = {CURSOR: {"name": CURSOR, "type": "string"}}
+# What a parameter may have beside its one value.
+_ASIDE = frozenset({"id", "extension", "name"})
 _INTEGER = re.compile(r"^[+-]?[0-9]{1,10}$")
 _TEXT_TYPES = frozenset(
     {"string", "code", "uri", "url", "canonical", "id", "instant", "date", "dateTime", "token"}
@@ -28,19 +34,30 @@ _TEXT_TYPES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a call brings: the posted resource, which may be Parameters, and the query's pairs."""
+
+    body: Resource | None
+    query: Sequence[tuple[str, str]] = ()
+    posted: bool = False
+
+    @property
+    def shaping(self) -> list[tuple[str, str]]:
+        """The parameters of the query that shape the answer, to be said again by its links."""
+        return [pair for pair in self.query if pair[0] in shape.NAMES]
+
+
+@dataclass(frozen=True, slots=True)
 class Invocation:
     """Where an operation was called, and its arguments by name: JSON values, resources, or lists of parts.
 
-    `given` is what they were read from: the body, or the query's pairs. `shaping` are the parameters of the query that
-    shape the answer, to be said again by its links.
+    `given` is what they were read from.
     """
 
     resource_type: str | None
     resource_id: str | None
     arguments: Arguments
-    posted: bool = False
-    given: Resource | Sequence[tuple[str, str]] = ()
-    shaping: Sequence[tuple[str, str]] = ()
+    given: Given = Given(None)
 
     @property
     def instance(self) -> tuple[str, str]:
@@ -60,19 +77,49 @@ class Invocation:
 
 def arguments_of(
     definition: Resource,
-    body: Resource,
-    query: Iterable[tuple[str, str]] = (),
+    given: Given,
+    settings: Settings,
     *,
     lenient: bool = False,
+    paged: bool = False,
 ) -> Arguments:
-    """The arguments in posted Parameters; another resource is the parameter of its type, beside those of the query."""
+    """The arguments of a call, https://hl7.org/fhir/R4/operations.html#request.
+
+    They stand in posted Parameters or in the query. Another posted resource is the parameter of its type, and the query
+    has the others. Raises BadRequest for what the definition does not have; `lenient` leaves it out. The query of a
+    `paged` one may say where a page begins.
+    """
     inputs = _inputs(definition)
-    if body.get("resourceType") != "Parameters":
-        for name, parameter in inputs.items():
-            if parameter.get("type") in ("Resource", body.get("resourceType")):
-                beside = arguments_of_query(definition, query, lenient=lenient)
-                return {**beside, name: [body]}
-        raise BadRequest("The body must be Parameters", expression="resourceType")
+    body = given.body
+    if body is None:
+        known = {**inputs, **_PAGE} if paged else inputs
+        return _of_query(known, given.query, settings, lenient=lenient)
+    if body.get("resourceType") == "Parameters":
+        _check_nothing_beside(given.query, settings, lenient=lenient)
+        return _of_parameters(inputs, body, lenient=lenient)
+    for name, parameter in inputs.items():
+        if parameter.get("type") in ("Resource", body.get("resourceType")):
+            beside = _of_query(inputs, given.query, settings, lenient=lenient)
+            return {**beside, name: [body, *beside.get(name, ())]}
+    raise BadRequest("The body must be Parameters", expression="resourceType")
+
+
+def _check_nothing_beside(
+    query: Iterable[tuple[str, str]], settings: Settings, *, lenient: bool
+) -> None:
+    """Raises BadRequest for arguments in the query where the body is Parameters and may say otherwise."""
+    for name, _ in query:
+        if name not in shape.NAMES and not lenient and not is_left_out(name, settings):
+            raise BadRequest(
+                "Send all parameters of an operation in the Parameters, or all in the query",
+                code="not-supported",
+                expression=name,
+            )
+
+
+def _of_parameters(
+    inputs: Mapping[str, dict[str, Any]], body: Resource, *, lenient: bool
+) -> Arguments:
     _check_form(body)
     arguments: Arguments = {}
     for index, given in enumerate(body.get("parameter", ())):
@@ -88,17 +135,17 @@ def arguments_of(
     return arguments
 
 
-def arguments_of_query(
-    definition: Resource, query: Iterable[tuple[str, str]], *, lenient: bool = False
+def _of_query(
+    inputs: Mapping[str, dict[str, Any]],
+    query: Iterable[tuple[str, str]],
+    settings: Settings,
+    *,
+    lenient: bool,
 ) -> Arguments:
-    """The arguments in a GET's query, converted to the types that the definition states."""
-    inputs = _inputs(definition)
+    """The arguments in a query, converted to the types that the definition states."""
     arguments: Arguments = {}
     for name, text in query:
-        if name in shape.NAMES and name not in inputs:
-            continue
-        if name == CURSOR:
-            arguments[name] = [text]
+        if name not in inputs and (name in shape.NAMES or is_left_out(name, settings)):
             continue
         if name not in inputs:
             if lenient:
@@ -113,7 +160,16 @@ def arguments_of_query(
 
 
 def _check_form(body: Resource) -> None:
-    """Raises BadRequest for malformed Parameters; the operation checks the resources inside."""
+    """Raises BadRequest for malformed Parameters, and for rules to read them by.
+
+    The operation checks the resources inside.
+    """
+    if "implicitRules" in body:
+        raise BadRequest(
+            "No implicit rules are known here",
+            code="not-supported",
+            expression="Parameters.implicitRules",
+        )
     given = body.get("parameter")
     if isinstance(given, list):
         for index, parameter in enumerate(given):
@@ -135,12 +191,17 @@ def _inputs(definition: Resource) -> dict[str, dict[str, Any]]:
 
 
 def _value(parameter: dict[str, Any], given: dict[str, Any], where: str) -> Any:
-    if "resource" in given:
-        return given["resource"]
-    if "part" in given:
-        return given["part"]
     type_name = parameter.get("type", "")
-    key = json_name("value", type_name) if type_name else ""
+    key = json_name("value", type_name)
+    values = [name for name in given if name[:1] != "_" and name not in _ASIDE]
+    if len(values) > 1 or "part" in given or "modifierExtension" in given:
+        raise BadRequest(
+            "This parameter has one value and nothing beside it",
+            code="not-supported",
+            expression=where,
+        )
+    if "resource" in given and (type_name == "Resource" or type_name in SUPPORTED_TYPES):
+        return given["resource"]
     if key in given:
         return given[key]
     # Clients often write a narrower or wider text type than the definition's.

@@ -24,7 +24,7 @@ from app.operations.arguments import Invocation
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """The document Bundle. Raises NotFound or Gone, MethodNotAllowed for `persist` without POST."""
     persist = bool(invocation.one("persist"))
-    if persist and not invocation.posted:
+    if persist and not invocation.given.posted:
         raise MethodNotAllowed("persist stores the document; use POST", headers={"Allow": "POST"})
     plan = await interactions.current(context, *invocation.instance)
     state = await care_plan_state.current(context, plan)

@@ -24,7 +24,7 @@ from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
 from app.records.versions import ResourceVersion
 from app.runtime import pace
-from app.search import compartment, search_parameters
+from app.search import compartment, left_out, search_parameters
 from app.search.bundle_writer import found_entries, outcome_entry, write_bundle
 from app.search.cursor import Position
 from app.search.page_bytes import Measure, fitting, is_full
@@ -62,7 +62,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         await interactions.read(context, "Patient", invocation.resource_id)  # 404 and 410
     place = f"Patient/{invocation.resource_id}" if invocation.resource_id else "Patient"
     given = [(name, str(v)) for name, values in invocation.arguments.items() for v in values]
-    walk = await context.walk(f"{place}/$everything", [*given, *invocation.shaping])
+    walk = await context.walk(f"{place}/$everything", [*given, *invocation.given.shaping])
     request = _read(context, walk)
     page: list[tuple[str, ResourceVersion]] = []
     measure = Measure()
@@ -82,8 +82,10 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     included |= {each.reference: each for each in attached.found}
     entries = found_entries(context.base_url, stored)
     entries += found_entries(context.base_url, included.values(), "include")
-    if attached.is_cut:
-        entries += outcome_entry((_CUT,))
+    rest = [pair for pair in invocation.given.query if pair[0] not in invocation.arguments]
+    issues = left_out.without(rest, context.settings)[1] + [_CUT] * attached.is_cut
+    if issues:
+        entries += outcome_entry(issues)
     links = await walk.links(walk.asked, following)
     text = write_bundle({"type": "searchset"}, links, entries)
     return InteractionResult(200, text=text, shape=shape.read(walk.asked))
@@ -100,6 +102,8 @@ def _read(context: Context, walk: Walk) -> _Request:
     for name, bound in (("start", start), ("end", end)):
         if bound is not None:
             days_in(bound, name)
+    if count is not None and int(count) < 0:
+        raise BadRequest("_count must be a whole number", code="value", expression="_count")
     after = walk.begin.of(3) if walk.begin is not None else None
     maximum = context.settings.max_count
     return _Request(

@@ -102,6 +102,5 @@ def _url(context: Context, invocation: Invocation) -> str:
     """The URL of the request as the manifest repeats it, without a POST's body."""
     parts = [context.base_url, invocation.resource_type, invocation.resource_id, "$export"]
     url = "/".join(part for part in parts if part)
-    if isinstance(invocation.given, dict) or not invocation.given:
-        return url
-    return f"{url}?{urlencode(invocation.given, quote_via=quote)}"
+    query = invocation.given.query
+    return f"{url}?{urlencode(query, quote_via=quote)}" if query else url

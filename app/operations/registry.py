@@ -19,7 +19,6 @@ from app.authentication.scopes import EVERY_TYPE, Action
 from app.authorization.rules import PROOF_ROLES, REPORT_ROLES
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
-from app.fhir import shape
 from app.fhir.definitions import PROFILES
 from app.fhir.json import Resource
 from app.interactions import plan
@@ -43,7 +42,7 @@ from app.operations import (
     subscription_ws_binding_token,
     validate,
 )
-from app.operations.arguments import Invocation, arguments_of, arguments_of_query
+from app.operations.arguments import Given, Invocation, arguments_of
 
 Run = Callable[[Context, Invocation], Awaitable[InteractionResult]]
 
@@ -53,7 +52,7 @@ class Operation:
     """`definition` is the id of its OperationDefinition, which is also its file's name.
 
     One that `changes` something is called by POST only; not all of HL7's definitions say so. One that is `lenient`
-    leaves out unknown parameters where the caller prefers handling=lenient.
+    leaves out unknown parameters where the caller prefers handling=lenient. A `paged` one answers in pages.
 
     `needs` are the rights that a call requires, by type; "*" is the type that it is called on. Its reads and writes are
     checked besides, like all others. One with `needs` None is for administrators alone, one with `roles` for these
@@ -64,6 +63,7 @@ class Operation:
     run: Run
     changes: bool = False
     lenient: bool = False
+    paged: bool = False
     needs: tuple[tuple[str, tuple[Action, ...]], ...] | None = None
     roles: frozenset[Role] | None = None
 
@@ -93,6 +93,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "Patient-everything",
         everything.run,
+        paged=True,
         needs=(
             (
                 "Patient",
@@ -127,7 +128,10 @@ OPERATIONS: Sequence[Operation] = (
         needs=(("*", ("r", "u")),),
     ),
     Operation(
-        "backport-subscription-status", subscription_status.run, needs=(("Subscription", ("r",)),)
+        "backport-subscription-status",
+        subscription_status.run,
+        paged=True,
+        needs=(("Subscription", ("r",)),),
     ),
     Operation(
         "backport-subscription-events", subscription_events.run, needs=(("Subscription", ("r",)),)
@@ -201,31 +205,23 @@ async def invoke(
     context: Context,
     code: str,
     place: tuple[str | None, str | None],
-    given: Resource | Sequence[tuple[str, str]],
-    query: Sequence[tuple[str, str]] = (),
-    *,
-    posted: bool,
+    given: Given,
 ) -> InteractionResult:
-    """Run an operation at (type, id) with the Parameters or resource of a POST, or with a query."""
+    """Run an operation at (type, id) with what it is given."""
     resource_type, resource_id = place
     if resource_type is not None:
         plan.check_type(resource_type)
     operation = find(code, resource_type, resource_id)
     _check_rights(context, operation, resource_type)
     definition = operation.resource
-    if operation.changes and not posted:
+    if operation.changes and not given.posted:
         raise MethodNotAllowed(f"${code} changes things; use POST", headers={"Allow": "POST"})
     lenient = operation.lenient and context.handling == "lenient"
-    arguments = (
-        arguments_of(definition, given, query, lenient=lenient)
-        if isinstance(given, dict)
-        else arguments_of_query(definition, given, lenient=lenient)
+    arguments = arguments_of(
+        definition, given, context.settings, lenient=lenient, paged=operation.paged
     )
     _check_present(definition, arguments)
-    shaping = [pair for pair in query if pair[0] in shape.NAMES]
-    return await operation.run(
-        context, Invocation(resource_type, resource_id, arguments, posted, given, shaping)
-    )
+    return await operation.run(context, Invocation(resource_type, resource_id, arguments, given))
 
 
 def _check_rights(context: Context, operation: Operation, resource_type: str | None) -> None:

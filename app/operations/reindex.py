@@ -21,7 +21,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     for each in types:
         if each not in SUPPORTED_TYPES:
             raise BadRequest("type names a type that is not served", expression="type")
-    if invocation.posted:
+    if invocation.given.posted:
         if job_id is not None:
             raise BadRequest(
                 "A POST starts a reindexing; ask for one by id with GET", expression="id"
@@ -37,4 +37,4 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
             raise NotFound("There is no reindexing with this id")
     parameters = {"resourceType": "Parameters"}
     body = parameters | {"parameter": [ids_and_state(job) for job in jobs]} if jobs else parameters
-    return InteractionResult(202 if invocation.posted else 200, text=fhir_json.encode(body))
+    return InteractionResult(202 if invocation.given.posted else 200, text=fhir_json.encode(body))

@@ -74,7 +74,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         if span.last is not None:
             rest.append(("eventsUntilNumber", str(span.last)))
         url = f"{context.base_url}/Subscription/{subscription['id']}/$events"
-        bundle["link"] = [next_link(url, [*rest, *invocation.shaping])]
+        bundle["link"] = [next_link(url, [*rest, *invocation.given.shaping])]
     return InteractionResult(200, text=fhir_json.encode(bundle))
 
 

@@ -54,7 +54,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     if len(found) > limit:
         given = [("id", each) for each in ids] + [("status", each) for each in statuses]
         url = f"{context.base_url}/Subscription/$status"
-        more = next_link(url, [*given, *invocation.shaping, (CURSOR, found[limit - 1].id)])
+        more = next_link(url, [*given, *invocation.given.shaping, (CURSOR, found[limit - 1].id)])
     return await _answer(context, found[:limit], more)
 
 

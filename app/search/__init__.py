@@ -28,6 +28,7 @@ From the request to the answer:
     filter                reads `_filter`
     filter_grammar        parses it
     lists                 reads `_list`
+    left_out              knows the parameters that narrow nothing
     terminology           reads `:in`, `:below` and the like, by stored ValueSets and CodeSystems
     chain                 reads chained parameters and `_has`
     chain_step            is one step of them, asked from either side

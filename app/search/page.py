@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from bson import Timestamp
 
-from app.errors import Issue, operation_outcome
+from app.errors import Issue
 from app.fhir.instants import instant
 from app.runtime.snapshot import reading_at
 from app.search import candidate_scan, explain, sorting
-from app.search.bundle_writer import SEARCH, found_entries, write_bundle
+from app.search.bundle_writer import SEARCH, found_entries, outcome_entry, write_bundle
 from app.search.cursor import Position
 from app.search.include import IncludedRow, included
 from app.search.page_bytes import fitting, is_full, sizes
@@ -30,8 +29,6 @@ from app.search.resolution import resolve
 
 if TYPE_CHECKING:
     from app.records.reader import Reader
-
-_json = msgspec.json.Encoder()
 
 
 @dataclass(slots=True)
@@ -198,6 +195,5 @@ async def render(page: Page, walk: Walk) -> bytes:
     entries = found_entries(walk.base_url, page.matches)
     entries += found_entries(walk.base_url, page.included, "include")
     if page.issues:
-        outcome = _json.encode(operation_outcome(page.issues)).decode()
-        entries.append(f',{{"resource":{outcome},"search":{{"mode":"outcome"}}}}')
+        entries += outcome_entry(page.issues)
     return write_bundle(head, await walk.links(page.used, following, SEARCH), entries)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 from bson import Timestamp
 
@@ -18,6 +19,7 @@ from app.errors import BadRequest, Issue
 from app.fhir import shape
 from app.fhir.shape import PLAIN, AnswerShape
 from app.search import chain, cost, filter as filter_, include, lists, sorting, words
+from app.search.bundle_writer import CURSOR
 from app.search.contained import Within
 from app.search.cursor import Position
 from app.search.deferred_condition import DeferredCondition
@@ -99,6 +101,41 @@ class Query:
     def matches(self, fields: Fields) -> bool:
         """Whether a resource of the type with these fields (of `extract`) is found."""
         return all(each.matches(fields) for each in self.conditions)
+
+
+def is_general(name: str) -> bool:
+    """Whether a name has a meaning of its own in searches of every type, served or not."""
+    code = name.partition(":")[0]
+    return not is_criterion(code) or code in {
+        *_REFUSED,
+        *words.NAMES,
+        filter_.NAME,
+        lists.NAME,
+        chain.HAS,
+    }
+
+
+def is_criterion(name: str) -> bool:
+    """Whether a parameter of this name selects resources; the others shape the answer."""
+    code = name.partition(":")[0]
+    shapes = code in shape.NAMES or code in _CONTROLS or code == CURSOR
+    return not shapes and not include.is_include(code)
+
+
+def criteria(text: str) -> list[tuple[str, str]]:
+    """The criteria that a conditional interaction or reference spells, `identifier=urn:a|1&active=true`.
+
+    Raises BadRequest where there are none, and for what would shape an answer: it selects nothing.
+    """
+    found = parse_qsl(text.removeprefix("?"), keep_blank_values=True)
+    for name, _ in found:
+        if not is_criterion(name):
+            raise _refused(
+                name, f"'{name}' selects nothing and is no search criterion", "not-supported"
+            )
+    if not found:
+        raise BadRequest("A conditional interaction needs search criteria", code="required")
+    return found
 
 
 def supported_parameters(resource_type: str) -> list[Parameter]:

@@ -473,6 +473,17 @@ async def test_a_conditional_write_does_not_meet_a_hidden_match(world: World) ->
     assert answer.status_code == 404
 
 
+async def test_a_conditional_reference_does_not_find_what_is_hidden(world: World) -> None:
+    answers = []
+    for value in ("s", "nobody"):
+        body = condition("cref", "pn")
+        body["subject"] = {"reference": f"Patient?identifier=urn:mrn|{value}"}
+        answers.append(await world.ask("general", "PUT", "/Condition/cref", body))
+    hidden, absent = answers
+    assert_outcome(hidden, 412, "not-found")
+    assert hidden.json() == absent.json()
+
+
 async def test_a_patch_needs_the_right_to_read_what_it_answers(world: World) -> None:
     headers = {"Content-Type": "application/json-patch+json"}
     patch = [{"op": "replace", "path": "/status", "value": "finished"}]

@@ -289,6 +289,85 @@ async def test_prefer_is_honoured_for_each_entry(
     assert answer["response"]["status"] == "201"
 
 
+async def test_the_conditions_of_reads_in_a_batch(client: httpx.AsyncClient) -> None:
+    url = f"Patient/{(id_ := fresh())}"
+    await client.put(f"/{url}", json=patient(id=id_))
+    answers = await client.post(
+        "",
+        json=bundle(
+            entry("GET", url, ifNoneMatch='W/"1"'),
+            entry("GET", url, ifModifiedSince="2999-01-01T00:00:00Z"),
+            entry("GET", url, ifModifiedSince="2000-01-01T00:00:00Z"),
+            entry("GET", url, ifMatch='W/"7"'),
+            entry("GET", url, ifModifiedSince="yesterday"),
+            entry("GET", "Patient", ifMatch='W/"1"'),
+            type="batch",
+        ),
+    )
+    entries = answers.json()["entry"]
+    statuses = [each["response"]["status"] for each in entries]
+    assert statuses == ["304", "304", "200", "412", "400", "400"]
+    assert ["resource" in each for each in entries[:3]] == [False, False, True]
+    assert entries[0]["response"]["etag"] == 'W/"1"'
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        pytest.param(
+            entry("PUT", "Patient/x", patient(id="x"), ifNoneExist="identifier=1"),
+            "request.ifNoneExist",
+            id="if-none-exist-of-an-update",
+        ),
+        pytest.param(
+            entry("DELETE", "Patient/x", ifModifiedSince="2999-01-01T00:00:00Z"),
+            "request.ifModifiedSince",
+            id="if-modified-since-of-a-deletion",
+        ),
+        pytest.param(
+            entry("PUT", "Patient/x", patient(id="x"), ifNoneMach="*"),
+            "request.ifNoneMach",
+            id="misspelt",
+        ),
+        pytest.param(
+            {**entry("GET", "Patient/x"), "modifierExtension": [{"url": "urn:not"}]},
+            "modifierExtension",
+            id="modifier",
+        ),
+        pytest.param(
+            entry("GET", "Patient/x", ifMatch='W/"1"'), "request.ifMatch", id="read-after-commit"
+        ),
+    ],
+)
+async def test_what_a_transaction_does_not_understand_of_an_entry_is_refused(
+    client: httpx.AsyncClient, made: dict[str, Any], named: str
+) -> None:
+    other = fresh()
+    answer = await client.post(
+        "", json=bundle(entry("PUT", f"Patient/{other}", patient(id=other)), made)
+    )
+    assert answer.status_code == 400, answer.text
+    assert [each["expression"] for each in answer.json()["issue"]] == [[f"Bundle.entry[1].{named}"]]
+    assert (await client.get(f"/Patient/{other}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "door", ["?banana=1", "/_history?banana=1", "/$everything?banana=1", "/$meta?banana=1"]
+)
+async def test_a_read_of_what_a_transaction_creates_is_understood_before_the_commit(
+    client: httpx.AsyncClient, door: str
+) -> None:
+    url = f"Patient/{(id_ := fresh())}"
+    posted = bundle(entry("PUT", url, patient(id=id_)), entry("GET", f"{url}{door}"))
+    assert_outcome(await client.post("", json=posted), 400, "not-supported")
+    assert (await client.get(f"/{url}")).status_code == 404
+
+
+async def test_an_element_that_no_bundle_has_is_refused(client: httpx.AsyncClient) -> None:
+    misspelt = {**bundle(type="batch"), "entries": []}
+    assert_outcome(await client.post("", json=misspelt), 400, "structure", "Bundle.entries")
+
+
 @pytest.mark.parametrize("type_", ["collection", "searchset", None])
 async def test_other_bundles_are_not_processed(
     client: httpx.AsyncClient, type_: str | None

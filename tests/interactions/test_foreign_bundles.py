@@ -301,6 +301,42 @@ async def test_a_patch_leaves_what_is_ours_and_reads_what_it_adds_by_its_root(
     assert patched["asserter"] == {"reference": f"{NORTH}/Practitioner/77"}
 
 
+@pytest.mark.parametrize("kind", ["transaction", "batch"])
+@pytest.mark.parametrize(("method", "element"), [("POST", "subject"), ("PATCH", "asserter")])
+async def test_a_conditional_reference_speaks_of_no_ids_but_ours(
+    client: httpx.AsyncClient, taken: str, kind: str, method: str, element: str
+) -> None:
+    """It is a search here: by the id that a foreign entry has for somebody it would find a person of ours."""
+    reference = f"Patient?_id={taken}"
+    made = await client.post("/Condition", json=condition(f"Patient/{taken}"))
+    url = "Condition" if method == "POST" else f"Condition/{made.json()['id']}"
+
+    def asked(root: str) -> dict[str, Any]:
+        content = condition(reference) if method == "POST" else adding(element, reference)
+        return entry(method, url, content, f"{root}/Condition/1")
+
+    (answer,) = await sent(client, asked(BASE), type=kind)
+    assert answer["resource"][element] == {"reference": f"Patient/{taken}"}
+
+    # That one of ours has the same reference is no leave for the other.
+    ours = entry("POST", "Condition", condition(reference), f"{BASE}/Condition/0")
+    refused = (await client.post("", json=bundle(ours, asked(NORTH), type=kind))).json()
+    outcome = refused if kind == "transaction" else refused["entry"][1]["response"]["outcome"]
+    (issue,) = outcome["issue"]
+    assert issue["expression"] == ["Bundle.entry[1].resource"]
+    assert "id of another server" in issue["diagnostics"]
+
+
+def adding(element: str, reference: str) -> dict[str, Any]:
+    """A JSON Patch that adds a reference."""
+    operation = {"op": "add", "path": f"/{element}", "value": {"reference": reference}}
+    return {
+        "resourceType": "Binary",
+        "contentType": "application/json-patch+json",
+        "data": base64.b64encode(json.dumps([operation]).encode()).decode(),
+    }
+
+
 @pytest.fixture
 async def checked(mongod: str) -> AsyncIterator[httpx.AsyncClient]:
     settings = make_settings(mongod, referential_integrity="checked")

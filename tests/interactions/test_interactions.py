@@ -240,6 +240,43 @@ async def test_conditional_read_answers_304(client: httpx.AsyncClient) -> None:
     since = {"if-modified-since": created.headers["last-modified"]}
     assert (await client.get(url, headers=since)).status_code == 304
     assert (await client.get(url, headers={"if-none-match": 'W/"9"'})).status_code == 200
+    listed = [("if-none-match", 'W/"9", "1"'), ("if-none-match", 'W/"8"')]
+    assert (await client.get(url, headers=listed)).status_code == 304
+    version = await client.get(f"{url}/_history/1", headers={"if-none-match": 'W/"1"'})
+    assert version.status_code == 304
+    assert_outcome(await client.get(url, headers={"if-match": 'W/"9"'}), 412, "conflict")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param({"if-match": 'W/"7", W/"1"'}, 200, id="one-of-a-list"),
+        pytest.param({"if-match": 'W/"7","8"'}, 412, id="none-of-a-list"),
+        pytest.param({"if-match": "*"}, 200, id="any"),
+        pytest.param({"if-match": 'W/"1" W/"2"'}, 400, id="no-list"),
+        pytest.param({"if-match": '*, W/"1"'}, 400, id="any-and-one"),
+        pytest.param({"if-none-match": 'W/"7", W/"1"'}, 412, id="not-this"),
+        pytest.param({"if-none-match": 'W/"7"'}, 200, id="not-another"),
+        pytest.param({"if-unmodified-since": "Sat, 01 Jan 2000 00:00:00 GMT"}, 412, id="changed"),
+        pytest.param({"if-unmodified-since": "Fri, 01 Jan 2999 00:00:00 GMT"}, 200, id="unchanged"),
+        pytest.param({"if-unmodified-since": "yesterday"}, 400, id="no-date"),
+    ],
+)
+async def test_the_conditions_of_a_write(
+    client: httpx.AsyncClient, headers: dict[str, str], status: int
+) -> None:
+    url = f"/Encounter/{(id_ := fresh_id())}"
+    await client.put(url, json=encounter(id=id_))
+    changed = await client.put(url, json=encounter(id=id_, language="en"), headers=headers)
+    assert changed.status_code == status, changed.text
+    kept = (await client.get(url)).headers["etag"]
+    assert kept == ('W/"2"' if status == 200 else 'W/"1"')
+
+
+async def test_a_deletion_of_nothing_meets_no_version(client: httpx.AsyncClient) -> None:
+    for url in ("/Encounter/none", "/Encounter?identifier=none-such"):
+        answer = await client.delete(url, headers={"if-match": 'W/"1"'})
+        assert_outcome(answer, 412, "conflict")
 
 
 async def test_head_answers_like_get_without_a_body(client: httpx.AsyncClient) -> None:

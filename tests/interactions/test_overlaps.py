@@ -52,6 +52,16 @@ async def test_a_repeated_conditional_create_of_equal_content_is_one(
     assert await count(client, f"Patient?{person(value)}") == 1
 
 
+async def test_a_repeated_create_has_its_own_conditions(
+    client: httpx.AsyncClient, value: str
+) -> None:
+    create = entry("POST", "Patient", identified(value), ifNoneExist=person(value))
+    repeated = {**create, "request": {**create["request"], "ifMatch": 'W/"1"'}}
+    answer = await client.post("", json=bundle(create, repeated))
+    assert_outcome(answer, 412, "conflict", "Bundle.entry[1]")
+    assert await count(client, f"Patient?{person(value)}") == 0
+
+
 def overlapping(value: str) -> dict[str, list[dict[str, Any]]]:
     """Pairs of entries that would make two resources which nobody could tell apart by the same identifier."""
     other, criteria = identified(value, gender="female"), person(value)

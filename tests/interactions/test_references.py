@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import BASE, make_settings, running
+from app.records.versions import Change
+from tests.conftest import BASE, Server, make_settings, running
 from tests.outcomes import assert_outcome
 
 
@@ -290,3 +291,84 @@ async def test_a_conditional_delete_of_several_may_take_those_that_refer_to_one_
         response = await client.delete("/Patient", params={"_lastUpdated": "gt2000"})
         assert response.status_code == 204, response.text
         assert (await client.get("/Patient")).json()["total"] == 0
+
+
+# Conditional references outside of transactions
+
+
+async def identified(client: httpx.AsyncClient) -> tuple[str, str]:
+    """A new Patient's reference, and one that finds it by its identifier."""
+    value = fresh()
+    body = {"resourceType": "Patient", "identifier": [{"system": "urn:t", "value": value}]}
+    made = await client.post("/Patient", json=body)
+    return f"Patient/{made.json()['id']}", f"Patient?identifier=urn:t|{value}"
+
+
+@pytest.mark.parametrize("base", ["", f"{BASE}/"], ids=["relative", "absolute"])
+async def test_a_conditional_reference_is_kept_as_what_it_finds(
+    client: httpx.AsyncClient, base: str
+) -> None:
+    literal, criteria = await identified(client)
+    body = condition(base + criteria, id=(id_ := fresh()))
+    single = await client.put(f"/Condition/{id_}", json=body)
+    assert single.json()["subject"] == {"reference": literal}
+    batch = {"resourceType": "Bundle", "type": "batch"}
+    posted = {
+        "request": {"method": "POST", "url": "Condition"},
+        "resource": condition(base + criteria),
+    }
+    (answered,) = (await client.post("", json={**batch, "entry": [posted]})).json()["entry"]
+    assert answered["resource"]["subject"] == {"reference": literal}
+    patch = [{"op": "add", "path": "/asserter", "value": {"reference": base + criteria}}]
+    patched = await client.patch(
+        f"/Condition/{id_}", json=patch, headers={"content-type": "application/json-patch+json"}
+    )
+    assert patched.json()["asserter"] == {"reference": literal}
+    assert (await client.get(f"/Condition?subject={literal}")).json()["total"] == 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "status", "code"),
+    [
+        pytest.param("Patient?identifier=urn:t|none-such", 412, "not-found", id="nothing"),
+        pytest.param("Patient?active:missing=true", 412, "multiple-matches", id="several"),
+        pytest.param("Patient?banana=1", 400, "not-supported", id="unknown"),
+        pytest.param("Patient?_count=1", 400, "not-supported", id="no-criterion"),
+    ],
+)
+async def test_a_conditional_reference_that_finds_not_one_is_refused(
+    client: httpx.AsyncClient, reference: str, status: int, code: str
+) -> None:
+    for _ in range(2):
+        await new_patient(client)
+    id_ = fresh()
+    answer = await client.put(f"/Condition/{id_}", json=condition(reference, id=id_))
+    assert_outcome(answer, status, code)
+    assert (await client.get(f"/Condition/{id_}")).status_code == 404
+
+
+async def test_what_an_earlier_release_kept_conditional_keeps_nobody_from_a_change(
+    server: Server, client: httpx.AsyncClient
+) -> None:
+    id_, criteria = fresh(), f"Patient?identifier=urn:t|{fresh()}"
+    kept = condition(criteria, id=id_)
+    await server.store.commit([Change("update", "Condition", id_, kept, None)])
+    recorded = {**kept, "recordedDate": "2026"}
+    changed = await client.put(f"/Condition/{id_}", json=recorded)
+    assert (changed.status_code, changed.json()["subject"]) == (200, {"reference": criteria})
+    again = {**recorded, "asserter": {"reference": f"{criteria}x"}}
+    assert_outcome(await client.put(f"/Condition/{id_}", json=again), 412, "not-found")
+
+
+async def test_a_bundle_that_is_only_kept_keeps_its_conditional_references(
+    client: httpx.AsyncClient,
+) -> None:
+    reference = "Patient?identifier=urn:t|none-such"
+    inside = {
+        "resource": condition(reference),
+        "fullUrl": "urn:uuid:6c6a3b1e-5f0e-4b7d-9d6c-1f1f0a1b2c3d",
+    }
+    kept = {"resourceType": "Bundle", "type": "collection", "entry": [inside]}
+    stored = await client.post("/Bundle", json=kept)
+    assert stored.status_code == 201, stored.text
+    assert stored.json()["entry"][0]["resource"]["subject"] == {"reference": reference}

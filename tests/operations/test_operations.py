@@ -10,7 +10,7 @@ import pytest
 
 from app.operations.registry import OPERATIONS
 from app.search import page_bytes
-from tests.conftest import JSON
+from tests.conftest import JSON, make_settings, running
 from tests.outcomes import assert_outcome
 
 
@@ -124,16 +124,101 @@ async def test_validate_names_what_is_wrong(client: httpx.AsyncClient) -> None:
     assert other.json()["issue"][0]["severity"] == "error"
 
 
-async def test_validate_says_that_a_profile_was_not_checked(client: httpx.AsyncClient) -> None:
-    body = parameters(
-        {"name": "resource", "resource": {"resourceType": "Patient"}},
-        {
-            "name": "profile",
-            "valueUri": "http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient",
-        },
-    )
-    issues = (await client.post("/Patient/$validate", json=body)).json()["issue"]
-    assert ("warning", "not-supported") in [(issue["severity"], issue["code"]) for issue in issues]
+US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-patient"
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["plain-resource", "parameters"])
+async def test_a_profile_that_cannot_be_checked_is_an_error(
+    client: httpx.AsyncClient, *, beside: bool
+) -> None:
+    resource = {"resourceType": "Patient"}
+    if beside:
+        answer = await client.post(f"/Patient/$validate?profile={US_CORE}", json=resource)
+    else:
+        named = {"name": "profile", "valueUri": US_CORE}
+        body = parameters({"name": "resource", "resource": resource}, named)
+        answer = await client.post("/Patient/$validate", json=body)
+    assert_outcome(answer, 400, "not-supported", "profile")
+
+
+@pytest.mark.parametrize(
+    ("profile", "severity"),
+    [
+        pytest.param("Patient", "information", id="its-own"),
+        pytest.param("Patient|4.0.1", "information", id="version"),
+        pytest.param("Encounter", "error", id="another-type"),
+    ],
+)
+async def test_the_base_definition_is_a_profile_that_is_checked(
+    client: httpx.AsyncClient, profile: str, severity: str
+) -> None:
+    url = f"/Patient/$validate?profile=http://hl7.org/fhir/StructureDefinition/{profile}"
+    outcome = (await client.post(url, json={"resourceType": "Patient"})).json()
+    assert [issue["severity"] for issue in outcome["issue"]] == [severity]
+
+
+async def test_a_claim_of_a_profile_is_told_to_be_unchecked(client: httpx.AsyncClient) -> None:
+    body = {"resourceType": "Patient", "meta": {"profile": [US_CORE]}}
+    first = (await client.post("/Patient/$validate", json=body)).json()["issue"][0]
+    assert (first["severity"], first["expression"]) == ("warning", ["Patient.meta.profile[0]"])
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "named"),
+    [
+        pytest.param("mode=banana", "invalid", "mode", id="value"),
+        pytest.param("banana=1", "not-supported", "banana", id="name"),
+        pytest.param("mode=profile", "required", "profile", id="profile-without-one"),
+        pytest.param("mode=delete", "invalid", "resource", id="delete-with-a-resource"),
+    ],
+)
+async def test_a_query_beside_a_plain_resource_is_read(
+    client: httpx.AsyncClient, query: str, code: str, named: str
+) -> None:
+    answer = await client.post(f"/Patient/$validate?{query}", json={"resourceType": "Patient"})
+    assert_outcome(answer, 400, code, named)
+
+
+async def test_validate_judges_a_deletion(mongod: str) -> None:
+    settings = make_settings(mongod, referential_integrity="checked")
+    async with running(settings) as (_, client):
+        url = await put(client, {"resourceType": "Patient", "id": fresh()})
+        free = (await client.get(f"{url}/$validate?mode=delete")).json()
+        assert [issue["severity"] for issue in free["issue"]] == ["information"]
+        subject = {"reference": url.removeprefix("/")}
+        await put(client, {"resourceType": "Condition", "id": fresh(), "subject": subject})
+        needed = (await client.get(f"{url}/$validate?mode=delete")).json()
+        assert [issue["severity"] for issue in needed["issue"]] == ["error"]
+        assert (await client.get(url)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"name": "mode", "resource": {"resourceType": "Patient"}}, id="no-resource"),
+        pytest.param(
+            {"name": "mode", "part": [{"name": "x", "valueCode": "create"}]}, id="no-parts"
+        ),
+        pytest.param(
+            {"name": "mode", "valueCode": "create", "part": [{"name": "x"}]}, id="parts-beside"
+        ),
+        pytest.param(
+            {
+                "name": "mode",
+                "valueCode": "create",
+                "modifierExtension": [{"url": "urn:not", "valueBoolean": True}],
+            },
+            id="modifier",
+        ),
+    ],
+)
+async def test_what_a_parameter_brings_beside_its_value_is_refused(
+    client: httpx.AsyncClient, given: dict[str, Any]
+) -> None:
+    body = parameters({"name": "resource", "resource": {"resourceType": "Patient"}}, given)
+    answer = await client.post("/Patient/$validate", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["issue"][0]["expression"][0].startswith("Parameters.parameter[1]")
 
 
 async def test_validate_of_an_instance(client: httpx.AsyncClient) -> None:

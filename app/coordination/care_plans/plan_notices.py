@@ -38,7 +38,7 @@ from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.preconditions import Preconditions
+from app.interactions.preconditions import ONLY_NEW
 from app.records.versions import ResourceVersion
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
@@ -52,7 +52,6 @@ CHANGE_TOPIC, REVIEW_TOPIC = "careplan-change", "careplan-annual-review"
 # Within these a timer tries for about a quarter of an hour.
 MOST_TRIES = 10
 _MOST_SET_ASIDE = 100
-_ONLY_NEW = Preconditions(if_none_match="*")
 
 
 async def record_of(context: Context, plan_id: str) -> Document | None:
@@ -248,7 +247,7 @@ async def once(context: Context, resource: Resource) -> ResourceVersion | None:
     if stored is not None:
         return stored
     try:
-        return (await interactions.update(context, *key, resource, _ONLY_NEW)).stored
+        return (await interactions.update(context, *key, resource, ONLY_NEW)).stored
     except PreconditionFailed:  # another process carries out the same notice
         return await context.store.read(*key)
 

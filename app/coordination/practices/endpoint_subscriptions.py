@@ -27,7 +27,7 @@ from app.fhir.codes import (
 )
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.preconditions import Preconditions
+from app.interactions.preconditions import ONLY_NEW, only_of
 from app.records.versions import ResourceVersion
 from app.resources import secret_headers
 from app.settings import Settings
@@ -193,9 +193,7 @@ async def _write(
 
     Raises PreconditionFailed where `before` is not the current version any more.
     """
-    seen = Preconditions(if_none_match="*")
-    if before is not None:
-        seen = Preconditions(if_match=str(before.version))
+    seen = ONLY_NEW if before is None else only_of(before.version)
     try:
         await interactions.update(context, "Subscription", resource["id"], resource, seen)
     except PreconditionFailed:
