@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.load.load import LoadReport, load
-from app.cli.load.plan import mend
+from app.cli.load.load import load
+from app.cli.load.mending import mend
+from app.cli.load.outcome import LoadReport
 from app.fhir import json as fhir_json
 from tests.conftest import JSON, make_settings, running
 from tests.shared_data import SHARED

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.load.load import LoadReport, find_files
+from app.cli.load.files import find_files
+from app.cli.load.outcome import LoadReport
 
 
 class FileProgress:
