@@ -77,8 +77,9 @@ class Loader:
                 await self._take_late(late)
             await self._in_rounds()
         finally:
-            await self._bundles.finish()
-            await self._singles.finish()
+            # What is under way has its answer before the connection is closed.
+            ends = self._bundles.finish(), self._singles.finish()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def _take_independent(self, file: Path) -> bool:
         """Send what waits for nothing, and set aside the rest; whether there is something that keeps its ids."""

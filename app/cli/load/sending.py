@@ -25,12 +25,18 @@ class BundleSender:
         self._slots = asyncio.Semaphore(at_once)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._failed: BaseException | None = None
 
     async def start(
         self, document: Document, request: BundleRequest, refused: list[Waiting] | None = None
     ) -> None:
-        """Send it when a slot is free; what is not taken goes to `refused`, or else into the report."""
+        """Send it when a slot is free; what is not taken goes to `refused`, or else into the report.
+
+        Raises what ended another one: without a server nothing more is begun.
+        """
         await self._slots.acquire()
+        if self._failed is not None:
+            raise self._failed
         keys = request.keys
         earlier = {self._writing[key] for key in keys if key in self._writing}
         task = asyncio.create_task(self._send(document, request, refused, earlier))
@@ -43,8 +49,10 @@ class BundleSender:
         for key in keys:
             if self._writing.get(key) is task:
                 del self._writing[key]
-        # One that failed is kept: finish() raises what it raised.
-        if not task.cancelled() and task.exception() is None:
+        if task.cancelled():
+            return
+        self._failed = self._failed or task.exception()
+        if self._failed is None:  # else finish() raises it
             self._tasks.discard(task)
 
     async def finish(self) -> None:
