@@ -134,10 +134,10 @@ class Loader:
             content, notes = mend(content)
             if notes and is_first:
                 self.report.mended.append(Mended(str(document.file), tuple(notes)))
-        if content.get("type") in LISTS and any("request" in each for each in _entries(content)):
+        if _kind(content) in LISTS and any("request" in each for each in _entries(content)):
             content = {**content, "type": BATCH}
         planned = plan(content, document.digest, self._server.base, self._source)
-        if is_first and (content.get("type") != TRANSACTION or not _is_request(content)):
+        if is_first and _kind(content) != TRANSACTION:
             for label, reason in planned.refused:
                 self.report.refuse(document.file, "?", label or "the file", reason)
         return content, planned
@@ -224,7 +224,12 @@ def _entries(bundle: Resource) -> list[Resource]:
 
 
 def _is_request(content: Resource) -> bool:
-    return content.get("resourceType") == "Bundle" and content.get("type") in (TRANSACTION, BATCH)
+    return _kind(content) in (TRANSACTION, BATCH)
+
+
+def _kind(content: Resource) -> str:
+    """The type of a Bundle; empty for everything else."""
+    return str(content.get("type", "")) if content.get("resourceType") == "Bundle" else ""
 
 
 def _divided(batch: BundleRequest) -> tuple[BundleRequest, BundleRequest]:

@@ -78,7 +78,7 @@ def plan(document: Resource, digest: str, base: str, source: Source = _NO_SOURCE
     `digest` tells the document from all others; `base` is that of the server.
     """
     result = LoadPlan()
-    kind = document.get("type") if document.get("resourceType") == "Bundle" else None
+    kind = str(document.get("type")) if document.get("resourceType") == "Bundle" else None
     raw_entries, kept = [{"resource": document}], None
     if kind == MESSAGE:
         raw_entries = document.get("entry", [])
