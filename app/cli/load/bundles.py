@@ -12,24 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import httpx
 
-from app.cli.load.ids import Source
+from app.cli.load.ids import NAMES_A_RECORD, Source, may_name_a_record
 from app.cli.load.outcome import LoadRefusal, LoadReport, reason, reason_of
 from app.cli.load.plan import LoadEntry, LoadPlan, PlanError, pointed, searches
 from app.fhir import json as fhir_json
 from app.fhir.entry_references import EntryReferences
 from app.fhir.json import Resource
 from app.fhir.links import FoundReferences, rewrite
-from app.search.search_parameters import parameters
 
 TRANSACTION, BATCH = "transaction", "batch"
-_NAMES_A_RECORD = (
-    "has criteria that may name a record by an id of its source: name it by an identifier"
-)
-_OF_RECORDS = frozenset({"reference", "composite", "special"})
+_PRECONDITIONS = ("ifMatch", "ifNoneMatch")
 
 
 @dataclass(slots=True)
@@ -45,7 +40,9 @@ class BundleRequest:
     @property
     def keys(self) -> set[str]:
         """What it writes: two requests with a key in common go one after the other."""
-        return {_key(entry) for entry in self.entries if entry.condition or entry.keeps_id}
+        keys = {_key(entry) for entry in self.entries if _has_given_name(entry)}
+        own = self.only_its_own
+        return keys | {own} if own else keys
 
     @property
     def only_its_own(self) -> str | None:
@@ -140,20 +137,21 @@ def request_of(
     entries = [
         {
             "resource": entry.resource,
-            "request": _request(entry),
+            "request": _request(entry, each),
             **({"fullUrl": url} if url else {}),
         }
-        for entry, url in zip(planned.entries, urls, strict=True)
+        for entry, each, url in zip(planned.entries, raw, urls, strict=True)
     ]
     return BundleRequest(kind, label, planned.entries, entries)
 
 
-def _request(entry: LoadEntry) -> dict[str, str]:
-    if not entry.condition:
-        return {"method": "PUT", "url": entry.reference}
-    if entry.update:
-        return {"method": "PUT", "url": f"{entry.resource_type}?{entry.condition}"}
-    return {"method": "POST", "url": entry.resource_type, "ifNoneExist": entry.condition}
+def _request(entry: LoadEntry, raw: Resource) -> dict[str, str]:
+    if entry.condition and not entry.update:
+        return {"method": "POST", "url": entry.resource_type, "ifNoneExist": entry.condition}
+    given = {
+        name: raw["request"][name] for name in _PRECONDITIONS if name in raw.get("request", {})
+    }
+    return {"method": "PUT", "url": _key(entry), **given}
 
 
 def _changes_names(planned: LoadPlan, kind: str, source: Source) -> bool:
@@ -184,22 +182,13 @@ def _point(planned: LoadPlan, kind: str, base: str, source: Source, digest: str)
         names.is_of_others(each.index) or (each.place and not each.full_url) for each in named
     )
     for entry in planned.entries:
-        if entry.condition and has_other_ids and may_name_a_record(entry):
-            raise PlanError(f"{entry.label} {_NAMES_A_RECORD}".strip())
+        if (
+            entry.condition
+            and has_other_ids
+            and may_name_a_record(entry.resource_type, entry.condition)
+        ):
+            raise PlanError(f"{entry.label} has {NAMES_A_RECORD}".strip())
         entry.resource = pointed(entry, names, source)
-
-
-def may_name_a_record(entry: LoadEntry) -> bool:
-    """Whether the criteria of an entry lead to other records, or to one by its id."""
-    known = parameters(entry.resource_type)
-    for name, _ in parse_qsl(entry.condition, keep_blank_values=True):
-        code, _, modifier = name.partition(":")
-        parameter = known.get(code)
-        if code == "_id" or parameter is None:
-            return True
-        if parameter.type in _OF_RECORDS and modifier != "identifier":
-            return True
-    return False
 
 
 def _has_given_name(entry: LoadEntry) -> bool:

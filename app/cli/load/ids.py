@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.entry_references import EntryReferences
 from app.fhir.links import LinkKind, LinkRefused
+from app.search.search_parameters import parameters
 
+NAMES_A_RECORD = "criteria that may name a record by an id of its source: name it by an identifier"
 _TYPES = frozenset(SUPPORTED_TYPES)
+_OF_RECORDS = frozenset({"reference", "composite", "special"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,19 @@ class Source:
         if not self.name or not resource_id or resource_type not in _TYPES or "?" in target:
             return text
         return f"{resource_type}/{self.of_place(resource_type, resource_id)}{mark}{fragment}"
+
+
+def may_name_a_record(resource_type: str, criteria: str) -> bool:
+    """Whether search criteria lead to other records, or to one by its id."""
+    known = parameters(resource_type)
+    for name, _ in parse_qsl(criteria, keep_blank_values=True):
+        code, _, modifier = name.partition(":")
+        parameter = known.get(code)
+        if code == "_id" or parameter is None:
+            return True
+        if parameter.type in _OF_RECORDS and modifier != "identifier":
+            return True
+    return False
 
 
 class SourceLinks:
