@@ -117,7 +117,7 @@ def load(
 
     try:
         with FileProgress(console, paths) as progress:
-            loading = load_files(paths, url, progress.begin, source=source, bundles_at_once=at_once)
+            loading = load_files(paths, url, progress.done, source=source, bundles_at_once=at_once)
             report = asyncio.run(loading)
     except LoadError as error:
         _fail(error)

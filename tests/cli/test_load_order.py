@@ -65,7 +65,8 @@ class World:
     async def load(self, *paths: Path, source: str = "") -> LoadReport:
         base = str(self.client.base_url)
         where = paths or (self.directory,)
-        return await load(where, base, lambda _: None, self.gateway, source=source)
+        self.done: list[Path] = []
+        return await load(where, base, self.done.append, self.gateway, source=source)
 
     async def all(self, query: str) -> list[Resource]:
         answer = (await self.client.get(query)).json()
@@ -116,6 +117,7 @@ async def test_what_refers_conditionally_waits_whatever_the_names(world: World) 
     world.write("z.json", bundle(roles, known, type="batch"))
     report = await world.load()
     assert report.refusals == []
+    assert sorted(each.name[0] for each in world.done) == ["a", "b", "c", "x", "z"]
     (person,), (who,) = await world.all("Patient?"), await world.all("Practitioner?")
     (stored,) = await world.all("PractitionerRole?")
     assert stored["practitioner"]["reference"] == f"Practitioner/{who['id']}"

@@ -42,6 +42,24 @@ class Document:
         return f"{digest}.{self.repeats}" if self.repeats else digest
 
 
+class FilesUnderWay:
+    """Tells when all of a file has its answer."""
+
+    def __init__(self, on_done: Callable[[Path], None]) -> None:
+        self._on_done = on_done
+        self._open: Counter[Path] = Counter()
+
+    def begin(self, file: Path) -> None:
+        """A part of the file is under way, or waits: its reading, or a Bundle."""
+        self._open[file] += 1
+
+    def end(self, file: Path) -> None:
+        self._open[file] -= 1
+        if not self._open[file]:
+            del self._open[file]
+            self._on_done(file)
+
+
 def find_files(paths: Iterable[Path]) -> list[Path]:
     """The files to load, in the order of `paths` and by name within directories.
 

@@ -22,7 +22,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from app.cli.load.bundles import BATCH, TRANSACTION, BundleRequest, request_of
-from app.cli.load.files import Document, content_of, documents, find_files
+from app.cli.load.files import Document, FilesUnderWay, content_of, documents, find_files
 from app.cli.load.ids import Source
 from app.cli.load.mending import may_need_mending, mend
 from app.cli.load.outcome import LoadRefusal, LoadReport, Mended
@@ -50,25 +50,30 @@ _CHOICE = (
 class Loader:
     """One load into one server; `report` fills as it goes."""
 
-    def __init__(self, server: FhirServer, source: Source, bundles_at_once: int) -> None:
+    def __init__(
+        self, server: FhirServer, source: Source, bundles_at_once: int, files: FilesUnderWay
+    ) -> None:
         self.report = LoadReport()
         self._server = server
         self._source = source
         conditional = Conditional(server)
-        self._bundles = BundleSender(server, conditional, self.report, bundles_at_once)
+        self._bundles = BundleSender(server, conditional, self.report, files, bundles_at_once)
+        self._files = files
         self._singles = SingleSender(server, conditional, self.report, source)
         self._check = SourceCheck()
         self._waiting: list[Waiting] = []
         self._held = 0
 
-    async def load(self, files: list[Path], on_file: Callable[[Path], None]) -> None:
+    async def load(self, files: list[Path]) -> None:
         """Load all files. Raises LoadError where the server cannot be reached."""
         try:
             late = []
             for file in files:
-                on_file(file)
+                self._files.begin(file)
                 if await self._take_independent(file):
                     late.append(file)
+                else:
+                    self._files.end(file)
             await self._bundles.finish()
             await self._check.ask(self._server)
             if self._check.clashes:
@@ -110,6 +115,7 @@ class Loader:
                     await self._singles.take(document, planned)
                 elif any(entry.keeps_id for entry in planned.entries):
                     await self._go_or_wait(document, content, planned)
+            self._files.end(file)
         await self._bundles.finish()
         await self._singles.finish()
 
@@ -173,6 +179,7 @@ class Loader:
         if waiting.entries:
             self._held += len(document.text)
             self._waiting.append((document, waiting))
+            self._files.begin(document.file)
             self._let_go_of_some()
 
     def _let_go_of_some(self) -> None:
@@ -203,12 +210,17 @@ class Loader:
                     await self._bundles.start(document, request, refused)
             await self._bundles.finish()
             await self._singles.take_unfound()
+            for document, _ in refused:
+                self._files.begin(document.file)
+            for document, _ in self._waiting:
+                self._files.end(document.file)
             self._waiting = refused
             if self.report.stored == before:
                 break
         for document, request in self._waiting:
             if request is not None:
                 request.report_refused(document.file, self.report)
+            self._files.end(document.file)
         self._singles.report_unfound()
 
     def _refuse_source(self, files: list[Path]) -> None:
@@ -216,6 +228,7 @@ class Loader:
         said = "; ".join(clashes[:3]) + (f" and {len(clashes) - 3} more" if clashes[3:] else "")
         for file in files:
             self.report.refuse(file, "?", "the file", f"{said}. {_CHOICE}")
+            self._files.end(file)
 
 
 def _entries(bundle: Resource) -> list[Resource]:
@@ -242,13 +255,13 @@ def _divided(batch: BundleRequest) -> tuple[BundleRequest, BundleRequest]:
 async def load(
     paths: Iterable[Path],
     base: str,
-    on_file: Callable[[Path], None],
+    on_done: Callable[[Path], None],
     transport: httpx.AsyncBaseTransport | None = None,
     *,
     source: str = "",
     bundles_at_once: int = BUNDLES_AT_ONCE,
 ) -> LoadReport:
-    """Load all of `paths` into the server at `base`; `on_file` is called as each file is begun.
+    """Load all of `paths` into the server at `base`; `on_done` is called when all of a file has its answer.
 
     Raises LoadError where nothing can be loaded at all.
     """
@@ -259,6 +272,6 @@ async def load(
         transport=transport or AiohttpTransport(),
         headers=Settings().token_header,
     ) as client:
-        loader = Loader(FhirServer(client), Source(source), bundles_at_once)
-        await loader.load(files, on_file)
+        loader = Loader(FhirServer(client), Source(source), bundles_at_once, FilesUnderWay(on_done))
+        await loader.load(files)
     return loader.report

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from app.cli.load.bundles import BATCH, BundleRequest
-from app.cli.load.files import Document
+from app.cli.load.files import Document, FilesUnderWay
 from app.cli.load.outcome import LoadReport
 from app.cli.load.plan import PlanError
 from app.cli.load.server import Conditional, FhirServer
@@ -17,11 +18,17 @@ class BundleSender:
     """Sends Bundles; `finish` waits for all that are under way."""
 
     def __init__(
-        self, server: FhirServer, conditional: Conditional, report: LoadReport, at_once: int
+        self,
+        server: FhirServer,
+        conditional: Conditional,
+        report: LoadReport,
+        files: FilesUnderWay,
+        at_once: int,
     ) -> None:
         self._server = server
         self._conditional = conditional
         self._report = report
+        self._files = files
         self._slots = asyncio.Semaphore(at_once)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: dict[str, asyncio.Task[None]] = {}
@@ -42,9 +49,10 @@ class BundleSender:
         task = asyncio.create_task(self._send(document, request, refused, earlier))
         self._tasks.add(task)
         self._writing.update(dict.fromkeys(keys, task))
-        task.add_done_callback(lambda _: self._done(task, keys))
+        self._files.begin(document.file)
+        task.add_done_callback(lambda _: self._done(document.file, task, keys))
 
-    def _done(self, task: asyncio.Task[None], keys: set[str]) -> None:
+    def _done(self, file: Path, task: asyncio.Task[None], keys: set[str]) -> None:
         self._slots.release()
         for key in keys:
             if self._writing.get(key) is task:
@@ -54,6 +62,7 @@ class BundleSender:
         self._failed = self._failed or task.exception()
         if self._failed is None:  # else finish() raises it
             self._tasks.discard(task)
+            self._files.end(file)
 
     async def finish(self) -> None:
         """Wait until everything under way has its answer. Raises what went wrong."""
