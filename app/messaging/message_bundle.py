@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from app.errors import BadRequest, Issue, Unprocessable
@@ -61,6 +62,7 @@ class Message:
     references: EntryReferences
     focus: tuple[int, ...]
     own_bases: Collection[str]
+    taken_at: datetime
 
     @property
     def id(self) -> str:
@@ -101,11 +103,11 @@ def header_of(bundle: Resource) -> Resource:
     return header
 
 
-def read(bundle: Resource, header: Resource, own_bases: Collection[str]) -> Message:
+def read(bundle: Resource, header: Resource, own_bases: Collection[str], at: datetime) -> Message:
     """The message in a Bundle that is valid R4. Raises Unprocessable with all that is missing or amiss."""
     _raise_for(_of_envelope(bundle))
     event = event_of(header)
-    if sum(1 + len(identifiers_of(each["resource"])) for each in bundle["entry"]) > _MOST:
+    if sum(1 + len(identifiers_of(each["resource"], at)) for each in bundle["entry"]) > _MOST:
         raise Unprocessable(
             f"A message has at most {_MOST} entries and identifiers",
             code="too-costly",
@@ -119,7 +121,7 @@ def read(bundle: Resource, header: Resource, own_bases: Collection[str]) -> Mess
     reading = _Reading(header, event, entries, EntryReferences(named, own_bases))
     _raise_for(reading.issues())
     return Message(
-        bundle, header, event, entries, reading.references, tuple(reading.focus()), own_bases
+        bundle, header, event, entries, reading.references, tuple(reading.focus()), own_bases, at
     )
 
 

@@ -202,6 +202,23 @@ async def test_what_a_family_or_several_visits_have_together_tells_none_apart(
     assert len(people) == len(visits) == 2
 
 
+@pytest.mark.parametrize(
+    "former", [{"use": "old"}, {"period": {"end": "2010-01-01"}}], ids=["old", "over"]
+)
+async def test_a_number_that_was_somebodys_does_not_find_its_former_owner(
+    http: httpx.AsyncClient, stay: ForeignStay, former: Json
+) -> None:
+    """It is another's now, whose messages find that one from then on."""
+    (number,) = stay.patient["identifier"]
+    known = {**stay.patient, "id": stay.n, "identifier": [{**number, **former}]}
+    assert (await http.put(f"/Patient/{stay.n}", json=known)).status_code == 201
+    for event in ("A01", "A08"):
+        await taken(http, stay.message(event))
+        visit = await one(http, stay.visit)
+        assert visit["subject"]["reference"] != f"Patient/{stay.n}"
+    assert len(await found(http, stay.person)) == 2
+
+
 async def test_what_has_no_number_is_found_by_its_own_address(
     http: httpx.AsyncClient, stay: ForeignStay
 ) -> None:
