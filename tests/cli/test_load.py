@@ -112,17 +112,6 @@ def test_id_of_an_entry(document, expected):
     assert entry.id == expected
 
 
-def test_a_message_is_unpacked_and_kept_as_it_came():
-    message = bundle({"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message")
-    message["id"] = "m1"
-    unpacked, kept = plan(message).entries
-    assert unpacked.reference == "Patient/p1"
-    assert unpacked.full_url == PATIENT_URN
-    unpacked.resource["id"] = "changed"
-    assert kept.reference == "Bundle/m1"
-    assert kept.resource["entry"] == [{"resource": patient(id="p1"), "fullUrl": PATIENT_URN}]
-
-
 def test_document_and_history_bundles_are_resources_themselves():
     for kind in ("document", "history"):
         [entry] = plan(bundle({"resource": patient(id="p1")}, kind=kind)).entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from app.cli.load.load import load
 from app.cli.load.outcome import LoadReport
 from tests.builders.bundles import bundle, entry, identified, patient, visit
+from tests.builders.messages import ROOT, ForeignStay, found, taken
 from tests.conftest import make_settings, running
 
 pytestmark = pytest.mark.mongo
@@ -252,3 +254,29 @@ async def test_criteria_that_may_name_a_record_of_the_source_are_refused(world: 
     world.write("x.json", bundle(entry("PUT", "Patient/1", person), stay))
     (refusal,) = (await world.load(source="north")).refusals
     assert "name it by an identifier" in refusal.reason
+
+
+async def test_a_message_goes_through_the_door_of_messages(world: World) -> None:
+    """Its ids are nobody's here; it finds the person by identifiers, and is one however often it comes."""
+    stay = ForeignStay()
+    ours = {**patient(id="77"), "identifier": [{"system": "urn:ours", "value": "77"}]}
+    known = {**stay.patient, "id": stay.n}
+    for each in (ours, known):
+        assert (await world.client.put(f"/Patient/{each['id']}", json=each)).is_success
+    before = (await world.client.get("/Patient/77")).headers["etag"]
+    text = json.dumps(stay.message("A01"))
+    for place in ("Encounter/12", "Patient/77", "Organization/1", "Practitioner/5", "Location/3"):
+        name = f'"urn:uuid:{uuid.uuid4()}"'
+        text = text.replace(f'"{ROOT}/{place}"', name).replace(f'"{place}"', name)
+    message = json.loads(text)
+    path = world.write("a01.json", message)
+    for _ in range(2):
+        assert (await world.load(path)).refusals == []
+    (visit_,) = await found(world.client, stay.visit)
+    assert visit_["subject"] == {"reference": f"Patient/{stay.n}"}
+    assert (await world.client.get("/Patient/77")).headers["etag"] == before
+    assert await found(world.client, "/MessageHeader") == []
+    await taken(world.client, message)
+    wrong = stay.message("A11", "2026-11-20T09:00:00Z")
+    (refusal,) = (await world.load(world.write("a11.json", wrong))).refusals
+    assert "the stay is cancelled" in refusal.reason

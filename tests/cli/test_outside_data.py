@@ -63,7 +63,7 @@ async def test_every_published_message_and_profile_loads(mongod: str) -> None:
     assert "transfer" in late.file
     assert late.reason.startswith("202 ")
     examples = {path.stem: published(path) for path in ALERTS.glob("examples/*.json")}
-    kept = {each["id"]: each for each in found["Bundle?type=message"]}
+    kept = {each["identifier"]["value"]: each for each in found["Bundle?type=message"]}
     assert kept.keys() == {each["id"] for each in examples.values()}
     for each in examples.values():
         assert kept[each["id"]]["entry"] == each["entry"]

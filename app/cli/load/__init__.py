@@ -10,6 +10,7 @@ mending     what is not quite R4, put right before it is sent
 server      requests to the server, made again while it is busy
 sending     Bundles side by side
 singles     resources one by one
+messages    FHIR messages, through `$process-message`
 outcome     what became of each resource
 report      shows progress and the outcome on the terminal
 """

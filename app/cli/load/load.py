@@ -3,7 +3,8 @@
 1. Transactions and batches that wait for nothing go as they are read, several side by side.
 2. What keeps the ids of its source is compared with what is there (sources.py), and goes in its order: Bundles as
    they are, all else entry by entry.
-3. What refers conditionally (`Practitioner?identifier=...`) goes last, in rounds: what still finds nothing, waits for
+3. Messages go through `$process-message`, in the order of the files.
+4. What refers conditionally (`Practitioner?identifier=...`) goes last, in rounds: what still finds nothing, waits for
    what the round has stored, until a round stores nothing. So the order of names does not matter.
 
 What the server refuses is reported and does not stop the rest. docs/decisions/0039-loading.md
@@ -25,6 +26,7 @@ from app.cli.load.bundles import BATCH, TRANSACTION, BundleRequest, request_of
 from app.cli.load.files import Document, FilesUnderWay, content_of, documents, find_files
 from app.cli.load.ids import Source
 from app.cli.load.mending import may_need_mending, mend
+from app.cli.load.messages import MESSAGE, MessageSender
 from app.cli.load.outcome import LoadRefusal, LoadReport, Mended
 from app.cli.load.plan import LISTS, LoadPlan, PlanError, plan
 from app.cli.load.sending import BundleSender, Waiting
@@ -60,6 +62,8 @@ class Loader:
         self._bundles = BundleSender(server, conditional, self.report, files, bundles_at_once)
         self._files = files
         self._singles = SingleSender(server, conditional, self.report, source)
+        self._messages = MessageSender(server, self.report)
+        self._with_messages: list[Path] = []
         self._check = SourceCheck()
         self._waiting: list[Waiting] = []
         self._held = 0
@@ -80,6 +84,7 @@ class Loader:
                 self._refuse_source(late)
             else:
                 await self._take_late(late)
+            await self._take_messages()
             await self._in_rounds()
         finally:
             # What is under way has its answer before the connection is closed.
@@ -88,12 +93,15 @@ class Loader:
 
     async def _take_independent(self, file: Path) -> bool:
         """Send what waits for nothing, and set aside the rest; whether there is something that keeps its ids."""
-        has_late = False
+        has_late = has_message = False
         for document in await self._documents(file):
             read = self._read(document)
             if read is None:
                 continue
             content, planned = read
+            if _kind(content) == MESSAGE:
+                has_message = True
+                continue
             for entry in planned.entries:
                 if entry.keeps_id:
                     self._check.add(file, entry)
@@ -101,6 +109,9 @@ class Loader:
                 has_late = True
             else:
                 await self._go_or_wait(document, content, planned)
+        if has_message:
+            self._files.begin(file)
+            self._with_messages.append(file)
         return has_late
 
     async def _take_late(self, files: list[Path]) -> None:
@@ -111,6 +122,8 @@ class Loader:
                 if read is None:
                     continue
                 content, planned = read
+                if _kind(content) == MESSAGE:
+                    continue
                 if not _is_request(content):
                     await self._singles.take(document, planned)
                 elif any(entry.keeps_id for entry in planned.entries):
@@ -118,6 +131,14 @@ class Loader:
             self._files.end(file)
         await self._bundles.finish()
         await self._singles.finish()
+
+    async def _take_messages(self) -> None:
+        for file in self._with_messages:
+            for document in await self._documents(file):
+                read = self._read(document, is_first=False)
+                if read is not None and _kind(read[0]) == MESSAGE:
+                    await self._messages.send(document, read[0])
+            self._files.end(file)
 
     async def _documents(self, file: Path) -> list[Document]:
         try:
@@ -142,6 +163,8 @@ class Loader:
                 self.report.mended.append(Mended(str(document.file), tuple(notes)))
         if _kind(content) in LISTS and any("request" in each for each in _entries(content)):
             content = {**content, "type": BATCH}
+        if _kind(content) == MESSAGE:
+            return content, LoadPlan()
         planned = plan(content, document.digest, self._server.base, self._source)
         if is_first and _kind(content) != TRANSACTION:
             for label, reason in planned.refused:

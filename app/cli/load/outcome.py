@@ -55,11 +55,14 @@ class LoadReport:
 
 
 def reason_of(response: httpx.Response) -> str:
-    """The status of a refusal and what its OperationOutcome says."""
+    """The status of a refusal and what its OperationOutcome says, that of a response message too."""
     try:
         outcome = fhir_json.decode(response.content)
     except FhirError:
         outcome = {}
+    for entry in outcome.get("entry", ()):
+        if entry.get("resource", {}).get("resourceType") == "OperationOutcome":
+            outcome = entry["resource"]
     return reason(str(response.status_code), outcome)
 
 

@@ -6,7 +6,6 @@ that references to it can be written before anything is sent, and loading the sa
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,6 @@ from app.fhir.links import LinkRefused, rewrite
 
 LISTS = frozenset({"collection", "searchset"})
 UNPACKED = LISTS | {"transaction", "batch"}
-MESSAGE = "message"  # unpacked, and kept as what was received
 _NO_SOURCE = Source()
 
 
@@ -32,8 +30,7 @@ class LoadEntry:
     """One resource to store under `resource_type`/`id`.
 
     `condition` is a search (`identifier=...`) that decides whether it exists already: with `update`
-    the match is overwritten, otherwise it stands for the entry and nothing is sent. `is_closed`: its
-    references lead nowhere but into itself and stay as they are. `index` is its place in the Bundle.
+    the match is overwritten, otherwise it stands for the entry and nothing is sent. `index` is its place in the Bundle.
     `keeps_id`: its id is that of its source, or made of it. `root`: that of the other server whose id it keeps.
     """
 
@@ -43,7 +40,6 @@ class LoadEntry:
     condition: str = ""
     update: bool = True
     label: str = ""
-    is_closed: bool = False
     keeps_id: bool = False
     root: str = ""
 
@@ -73,17 +69,14 @@ class LoadPlan:
 
 
 def plan(document: Resource, digest: str, base: str, source: Source = _NO_SOURCE) -> LoadPlan:
-    """The entries of a Bundle that is a parcel of resources, else the resource itself; of a message both.
+    """The entries of a Bundle that is a parcel of resources, else the resource itself.
 
     `digest` tells the document from all others; `base` is that of the server.
     """
     result = LoadPlan()
     kind = str(document.get("type")) if document.get("resourceType") == "Bundle" else None
-    raw_entries, kept = [{"resource": document}], None
-    if kind == MESSAGE:
-        raw_entries = document.get("entry", [])
-        kept = LoadEntry(copy.deepcopy(document), -1, label="the message", is_closed=True)
-    elif kind in UNPACKED:
+    raw_entries = [{"resource": document}]
+    if kind in UNPACKED:
         raw_entries = document.get("entry", [])
     result.named = [
         NamedEntry.of(index, raw.get("fullUrl"), raw.get("resource"))
@@ -101,9 +94,6 @@ def plan(document: Resource, digest: str, base: str, source: Source = _NO_SOURCE
         except (PlanError, AttributeError, TypeError) as error:
             reason = str(error) if isinstance(error, PlanError) else "is not a Bundle entry"
             result.refused.append((label, reason))
-    if kept is not None:
-        giving.give(kept, None)
-        result.entries.append(kept)
     return result
 
 

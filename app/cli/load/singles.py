@@ -37,7 +37,7 @@ class SingleSender:
 
     async def take(self, document: Document, planned: LoadPlan) -> None:
         """Send the entries of a document."""
-        targets = {entry.index: entry.reference for entry in planned.entries if not entry.is_closed}
+        targets = {entry.index: entry.reference for entry in planned.entries}
         named = [replace(each, target=targets.get(each.index)) for each in planned.named]
         names = EntryReferences(
             named, [self._server.base], "The reference is to an entry that is not loaded"
@@ -46,8 +46,7 @@ class SingleSender:
             if document.is_line and not entry.keeps_id:
                 entry.label = document.label
             try:
-                if not entry.is_closed:
-                    entry.resource = pointed(entry, names, self._source)
+                entry.resource = pointed(entry, names, self._source)
             except (PlanError, FhirError) as error:
                 self._refuse(document.file, entry, str(error))
                 continue
@@ -74,7 +73,7 @@ class SingleSender:
 
     async def _send_found(self, file: Path, entry: LoadEntry) -> None:
         """Send it with its conditional references resolved, among all that was sent before it."""
-        wanted = set() if entry.is_closed else set(searches(entry.resource))
+        wanted = set(searches(entry.resource))
         try:
             if wanted:
                 await self.finish()
