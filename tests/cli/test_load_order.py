@@ -22,6 +22,7 @@ pytestmark = pytest.mark.mongo
 Resource = dict[str, Any]
 
 NORTH, SOUTH = "https://north.example/fhir", "https://south.example/fhir"
+ALLERGY_STATUS = "http://terminology.hl7.org/CodeSystem/allergyintolerance-clinical"
 DOCTOR = "Practitioner?identifier=urn:npi|1"
 
 
@@ -204,6 +205,7 @@ def bulk(hospital: str) -> list[Resource]:
     allergy = {
         "resourceType": "AllergyIntolerance",
         "id": "1",
+        "clinicalStatus": {"coding": [{"system": ALLERGY_STATUS, "code": "active"}]},
         "patient": {"reference": "Patient/1"},
         "code": {"text": hospital},
     }
@@ -280,3 +282,20 @@ async def test_a_message_goes_through_the_door_of_messages(world: World) -> None
     wrong = stay.message("A11", "2026-11-20T09:00:00Z")
     (refusal,) = (await world.load(world.write("a11.json", wrong))).refusals
     assert "the stay is cancelled" in refusal.reason
+
+
+@pytest.mark.parametrize("ours", [{}, {"identifier": [{"system": "urn:ours", "value": "1"}]}])
+async def test_a_collection_takes_the_place_of_nobody(world: World, ours: Resource) -> None:
+    """Its entries are named by URNs, and their ids are those of somebody here, who may have no identifier."""
+    assert (await world.client.put("/Patient/77", json=patient(id="77", **ours))).is_success
+    before = (await world.client.get("/Patient/77")).headers["etag"]
+    theirs = {"fullUrl": f"urn:uuid:{uuid.uuid4()}", "resource": identified("theirs", id="77")}
+    path = world.write(
+        "theirs.json", {"resourceType": "Bundle", "type": "collection", "entry": [theirs]}
+    )
+    (refusal,) = (await world.load(path)).refusals
+    assert "--source" in refusal.reason
+    assert (await world.client.get("/Patient/77")).headers["etag"] == before
+    for _ in range(2):
+        assert (await world.load(path, source="theirs")).refusals == []
+    assert len(await world.all("Patient?identifier=urn:test|theirs")) == 1

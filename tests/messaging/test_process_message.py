@@ -305,7 +305,10 @@ async def test_a_status_that_is_not_known_is_that_of_the_event(
         criteria = listening["criteria"].replace("encounter-admission", topic)
         await subscribed(pair, {**listening, "criteria": criteria})
     receiver.requests.clear()
-    unstated = [{"status": "unknown"}, {"status": None, "_status": {"extension": [UNKNOWN]}}]
+    unstated: list[Json] = [
+        {"status": "unknown"},
+        {"status": None, "_status": {"extension": [UNKNOWN]}},
+    ]
     steps = [
         ("A05", "planned"),
         ("A01", "in-progress"),
@@ -324,7 +327,7 @@ async def test_a_status_that_is_not_known_is_that_of_the_event(
     assert told == ["admission", "discharge", "cancelled", "cancelled"]
 
 
-GONE = {
+GONE: Json = {
     "period": {"start": "2026-11-19T08:00:00Z", "end": "2026-11-20T08:00:00Z"},
     "hospitalization": {"dischargeDisposition": {"text": "Home"}},
 }

@@ -3,7 +3,7 @@
 1. Transactions and batches that wait for nothing go as they are read, several side by side.
 2. What keeps the ids of its source is compared with what is there (sources.py), and goes in its order: Bundles as
    they are, all else entry by entry.
-3. Messages go through `$process-message`, in the order of the files.
+3. Messages go through `$process-message`, those first that were made first.
 4. What refers conditionally (`Practitioner?identifier=...`) goes last, in rounds: what still finds nothing, waits for
    what the round has stored, until a round stores nothing. So the order of names does not matter.
 
@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,7 @@ from app.cli.load.bundles import BATCH, TRANSACTION, BundleRequest, request_of
 from app.cli.load.files import Document, FilesUnderWay, content_of, documents, find_files
 from app.cli.load.ids import Source
 from app.cli.load.mending import may_need_mending, mend
-from app.cli.load.messages import MESSAGE, MessageSender
+from app.cli.load.messages import MESSAGE, MessageSender, made_at
 from app.cli.load.outcome import LoadRefusal, LoadReport, Mended
 from app.cli.load.plan import LISTS, LoadPlan, PlanError, plan
 from app.cli.load.sending import BundleSender, Waiting
@@ -63,7 +64,7 @@ class Loader:
         self._files = files
         self._singles = SingleSender(server, conditional, self.report, source)
         self._messages = MessageSender(server, self.report)
-        self._with_messages: list[Path] = []
+        self._with_messages: list[tuple[datetime, Path]] = []
         self._check = SourceCheck()
         self._waiting: list[Waiting] = []
         self._held = 0
@@ -93,14 +94,15 @@ class Loader:
 
     async def _take_independent(self, file: Path) -> bool:
         """Send what waits for nothing, and set aside the rest; whether there is something that keeps its ids."""
-        has_late = has_message = False
+        has_late = False
+        made: list[datetime] = []
         for document in await self._documents(file):
             read = self._read(document)
             if read is None:
                 continue
             content, planned = read
             if _kind(content) == MESSAGE:
-                has_message = True
+                made.append(made_at(content))
                 continue
             for entry in planned.entries:
                 if entry.keeps_id:
@@ -109,9 +111,9 @@ class Loader:
                 has_late = True
             else:
                 await self._go_or_wait(document, content, planned)
-        if has_message:
+        if made:
             self._files.begin(file)
-            self._with_messages.append(file)
+            self._with_messages.append((min(made), file))
         return has_late
 
     async def _take_late(self, files: list[Path]) -> None:
@@ -133,7 +135,8 @@ class Loader:
         await self._singles.finish()
 
     async def _take_messages(self) -> None:
-        for file in self._with_messages:
+        """Send the messages: files in the order of their first ones, those of a file in its order."""
+        for _, file in sorted(self._with_messages):
             for document in await self._documents(file):
                 read = self._read(document, is_first=False)
                 if read is not None and _kind(read[0]) == MESSAGE:

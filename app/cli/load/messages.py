@@ -6,17 +6,28 @@ sender's own. Sent again a message is answered as the first time and writes noth
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from app.cli.load.files import Document
 from app.cli.load.outcome import LoadReport, reason_of
 from app.cli.load.server import FhirServer
-from app.fhir import json as fhir_json
+from app.fhir import instants, json as fhir_json
 from app.fhir.json import Resource
 
 MESSAGE = "message"
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+def made_at(message: Resource) -> datetime:
+    """When a message says that it was made; one that does not say it goes last, and is refused."""
+    try:
+        return instants.moment(str(message.get("timestamp")))
+    except (ValueError, OverflowError):
+        return _LAST
 
 
 class MessageSender:
-    """Sends messages one after another, in the order of their files."""
+    """Sends messages one after another, in the order in which they are given."""
 
     def __init__(self, server: FhirServer, report: LoadReport) -> None:
         self._server = server

@@ -29,9 +29,10 @@ class PlanError(Exception):
 class LoadEntry:
     """One resource to store under `resource_type`/`id`.
 
-    `condition` is a search (`identifier=...`) that decides whether it exists already: with `update`
-    the match is overwritten, otherwise it stands for the entry and nothing is sent. `index` is its place in the Bundle.
-    `keeps_id`: its id is that of its source, or made of it. `root`: that of the other server whose id it keeps.
+    `condition` is a search (`identifier=...`) that decides whether it exists already: with `update` the match is
+    overwritten, otherwise it stands for the entry and nothing is sent. `index` is its place in the Bundle. `is_listed`:
+    it stands in a list, which asks for nothing to be overwritten. `keeps_id`: its id is that of its source, or made of
+    it. `root`: that of the other server whose id it keeps.
     """
 
     resource: Resource
@@ -40,6 +41,7 @@ class LoadEntry:
     condition: str = ""
     update: bool = True
     label: str = ""
+    is_listed: bool = False
     keeps_id: bool = False
     root: str = ""
 
@@ -89,6 +91,7 @@ def plan(document: Resource, digest: str, base: str, source: Source = _NO_SOURCE
         label = f"entry {index + 1}" if len(raw_entries) > 1 else ""
         try:
             entry = _entry(raw, index, label)
+            entry.is_listed = kind in LISTS and not names.root(index)
             giving.give(entry, raw.get("request", {}).get("method"))
             result.entries.append(entry)
         except (PlanError, AttributeError, TypeError) as error:

@@ -1,8 +1,9 @@
 """Two sources that use the same ids for different things: noticed before one takes the other's place.
 
 A record with an id of its source is compared with the one of that id in other files and on the server. They are
-different where they have identifiers and none in common, or where they come from different servers: the root of their
-fullUrl, which a load writes into `meta.source`. docs/decisions/0039-loading.md
+different where they have identifiers and none in common (in a collection also where one of them has none), or where
+they come from different servers: the root of their fullUrl, which a load writes into `meta.source`.
+docs/decisions/0039-loading.md
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ class _Known:
     identifiers: Identifiers
     root: str
     file: str
+    is_listed: bool = False
 
     def is_other_than(self, other: _Known) -> bool:
         if self.root and other.root and self.root != other.root:
             return True
-        return bool(
-            self.identifiers and other.identifiers and not self.identifiers & other.identifiers
-        )
+        has_both = bool(self.identifiers and other.identifiers)
+        has_one = self.is_listed and bool(self.identifiers or other.identifiers)
+        return (has_both or has_one) and not self.identifiers & other.identifiers
 
 
 class SourceCheck:
@@ -50,8 +52,9 @@ class SourceCheck:
             identifiers_of(entry.resource),
             source_of(entry.resource) if entry.root else "",
             file.name,
+            entry.is_listed,
         )
-        if not known.identifiers and not known.root:
+        if not known.identifiers and not known.root and not known.is_listed:
             return
         first = self._known.setdefault(entry.reference, known)
         if known.is_other_than(first):
