@@ -224,9 +224,9 @@ async def test_what_steers_the_server_from_before_authorization_is_listed_once(
             await client.put(f"/Contract/{each['id']}", json=each)
         assert (await client.put(f"{ROOT}/admin/topics/planted", json=topic)).is_success
         made = (await client.post("/Subscription", json=classic("Patient?"))).json()
-        for each, status in (("planted", "active"), ("old", "inactive")):
-            given = {**consent(PART_2_DISCLOSURE, status=status), "id": each}
-            assert (await client.put(f"/Consent/{each}", json=given)).is_success
+        for name, status in (("planted", "active"), ("old", "inactive")):
+            given = {**consent(PART_2_DISCLOSURE, status=status), "id": name}
+            assert (await client.put(f"/Consent/{name}", json=given)).is_success
         assert "entry" not in (await client.get(url)).json()
     caplog.set_level(logging.WARNING)
     smart = settings.model_copy(update={"auth": "smart"})
