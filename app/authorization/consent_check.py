@@ -33,6 +33,8 @@ _DECIDING = (
 # The reasons of the review Tasks that ask for a consent authority.
 _OF_CONSENTS = frozenset({"proposed-consent", "unsuitable-consent"})
 _PROPOSE = "Send it with the status proposed: a consent authority is then asked to look at it"
+# What of `meta` a consent authority changes, and the server with each version.
+_FREE = frozenset({"security", "versionId", "lastUpdated"})
 # How many records of a type are looked at for one that the writer made.
 _MOST_LOOKED_AT = 1_000
 
@@ -128,7 +130,9 @@ def _check_labels_alone(access: Access, change: Change) -> None:
 
 
 def _content(resource: Resource) -> Resource:
-    return {name: value for name, value in resource.items() if name not in ("id", "meta")}
+    """What a consent authority leaves as it is: all but the labels, and what each version gets from the server."""
+    meta = {each: value for each, value in resource.get("meta", {}).items() if each not in _FREE}
+    return {**{name: value for name, value in resource.items() if name != "id"}, "meta": meta}
 
 
 # Consents

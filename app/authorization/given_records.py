@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.attribution.facility import facility_types
-from app.authorization import relations
+from app.authorization import told_about
 from app.authorization.agreements import NURSING, Asset
 from app.authorization.judged_rows import Judged, current_rows
 from app.authorization.relations import DocumentRow
 from app.authorization.relationships import OrganizationTree
 from app.fhir.codes import INPATIENT
+from app.search.parameters.reference import targets
 from app.search.search_parameters import standard
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ _OF_VISIT = ("encounter", "context")
 async def given(
     access: Access, resource_type: str, rows: Judged, family: OrganizationTree
 ) -> Judged:
-    """Those of a type that a Contract gives about each of their patients."""
+    """Those of a type that a Contract gives about each of their patients, unless their visit is hidden."""
     about = {each for _, of in rows.values() for each in of.patients}
     assets = await access.relationships.agreed(about, family)
     of_type = {
@@ -36,14 +38,62 @@ async def given(
         ]
         for key, (_, of) in rows.items()
     }
+    visits = {
+        key: _Visits.of(resource_type, row, access.base_url) for key, (row, _) in rows.items()
+    }
     are_given = await asyncio.gather(
-        *(_is_given(access, resource_type, rows[key][0], of_type[key]) for key in rows)
+        *(_is_given(access, resource_type, rows[key][0], of_type[key], visits[key]) for key in rows)
     )
-    return {key: rows[key] for key, is_given in zip(rows, are_given, strict=True) if is_given}
+    found = [key for key, is_given in zip(rows, are_given, strict=True) if is_given]
+    named = {f"Encounter/{id_}" for key in found for id_ in visits[key].ids}
+    hidden = await told_about.hidden(access, named) if named else set[str]()
+    return {
+        key: rows[key]
+        for key in found
+        if hidden.isdisjoint(f"Encounter/{id_}" for id_ in visits[key].ids)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Visits:
+    """The visits that a record belongs to: the ids of Encounters here, and whether it names others besides."""
+
+    ids: frozenset[str]
+    has_others: bool
+
+    @classmethod
+    def of(cls, resource_type: str, row: DocumentRow, base_url: str) -> _Visits:
+        """A visit may be named by the URL of another server, by an identifier, contained, or in words alone."""
+        ids: set[str] = set()
+        has_others = False
+        for code in _OF_VISIT:
+            parameter = standard(resource_type).get(code)
+            if parameter is None:
+                continue
+            keys = {parameter.key, parameter.shared or parameter.key}
+            literal = tuple(f"{key}=" for key in keys)
+            logical = tuple(f"{key}:identifier=" for key in keys)
+            here: set[str] = set()
+            identified = False
+            for term in row.get("terms", ()):
+                if term.startswith(literal):
+                    found = list(targets(parameter, (term,), base_url))
+                    here |= {id_ for kind, id_ in found if kind == "Encounter"}
+                    has_others |= not any(kind == "Encounter" for kind, _ in found)
+                identified |= term.startswith(logical)
+            # One reference may bear both; of several, the identifier may be that of another one.
+            is_list = any(path.is_list for path in parameter.paths)
+            has_others |= identified and (is_list or not here)
+            ids |= here
+        return cls(frozenset(ids), has_others)
 
 
 async def _is_given(
-    access: Access, resource_type: str, row: DocumentRow, given_: Sequence[Collection[Asset]]
+    access: Access,
+    resource_type: str,
+    row: DocumentRow,
+    given_: Sequence[Collection[Asset]],
+    visits: _Visits,
 ) -> bool:
     """Whether a resource is among the assets of each of its patients."""
     if resource_type == "Encounter":
@@ -55,11 +105,13 @@ async def _is_given(
         for assets in given_
         if all(asset.stays for asset in assets)
     ]
-    visits = _visits_of(access, resource_type, row) if limits else set[str]()
-    if not visits:
-        return True  # it belongs to no visit
-    stored = await current_rows(access.store, "Encounter", visits)
-    return len(stored) == len(visits) and all(
+    if not limits:
+        return True
+    if visits.has_others:
+        return False  # nobody knows of which class they are
+    # Without any it belongs to no visit.
+    stored = await current_rows(access.store, "Encounter", visits.ids) if visits.ids else {}
+    return len(stored) == len(visits.ids) and all(
         [await _is_given_stay(access, each, limits) for each in stored.values()]
     )
 
@@ -76,17 +128,3 @@ async def _is_given_stay(
     if not all(NURSING in assets for assets in left) or terms.isdisjoint(_STAYS):
         return False
     return "snf" in await facility_types(access.store, row, access.settings)
-
-
-def _visits_of(access: Access, resource_type: str, row: DocumentRow) -> set[str]:
-    """The ids of the Encounters on this server that a record belongs to."""
-    return {
-        id_
-        for code in _OF_VISIT
-        if code in standard(resource_type)
-        for kind, _, id_ in (
-            named.partition("/")
-            for named in relations.named(resource_type, code, row, access.base_url)
-        )
-        if kind == "Encounter"
-    }

@@ -5,7 +5,7 @@ What was refused or labelled after they were written counts as well, since the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from app.authorization import relations
@@ -28,8 +28,8 @@ async def without_hidden(
     if resource_type not in _TYPES or not keys:
         return keys
     about = {key: _records_of(access, resource_type, rows[key][0]) for key in keys}
-    hidden = await _hidden(access, frozenset[str]().union(*about.values()))
-    return {key for key, of in about.items() if hidden.isdisjoint(of)}
+    untold = await hidden(access, frozenset[str]().union(*about.values()))
+    return {key for key, of in about.items() if untold.isdisjoint(of)}
 
 
 def _records_of(access: Access, resource_type: str, row: DocumentRow) -> frozenset[str]:
@@ -41,8 +41,8 @@ def _records_of(access: Access, resource_type: str, row: DocumentRow) -> frozens
     return frozenset()
 
 
-async def _hidden(access: Access, records: frozenset[str]) -> set[str]:
-    """Those that consent or labels keep from the caller; what was never stored hides nothing."""
+async def hidden(access: Access, records: Collection[str]) -> set[str]:
+    """Those (`Encounter/e1`) that consent or labels keep from the caller; what was never stored hides nothing."""
     ids: dict[str, set[str]] = {}
     for each in records:
         resource_type, _, id_ = each.partition("/")

@@ -27,6 +27,9 @@ from app.records.reader import Reader
 from app.records.versions import CURRENT, ResourceVersion, stored_current
 from app.settings import Settings
 
+# Noted in `private` of Consents that anybody may have recorded, until they are written again.
+UNCONFIRMED = "unconfirmed"
+
 Verdict = Literal["full", "id-only", "withhold"]
 LabelledContent = Literal["id-only", "withhold"]
 Matter = tuple[str, ...]
@@ -63,11 +66,13 @@ FULL = Judgement("full")
 class Writers:
     """The organizations whose word a Consent is; without `names` it is a consent authority's.
 
-    `around` are they and the organizations that they are part of.
+    `around` are they and the organizations that they are part of. Where it was recorded while authorization was off and
+    `is_unconfirmed`, it permits nothing.
     """
 
     names: frozenset[str] = frozenset()
     around: frozenset[str] = frozenset()
+    is_unconfirmed: bool = False
 
     def are(self, recipient: Recipient) -> bool:
         """Whether the recipient is one of them, or one may be part of the other; so is one that nobody has named."""
@@ -77,6 +82,8 @@ class Writers:
 
     def limit(self, effect: Effect, question: ConsentQuestion) -> Effect:
         """The effect of their word: organizations permit others to have their own records, and bind no authority."""
+        if self.is_unconfirmed and effect is Effect.PERMIT:
+            return Effect.NOTHING
         if not self.names or effect is Effect.NOTHING:
             return effect
         if effect is Effect.PERMIT:
@@ -86,6 +93,7 @@ class Writers:
 
 
 _AUTHORITY = Writers()
+_ANYBODY = Writers(is_unconfirmed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,11 +318,18 @@ async def consents(
     prefixes = ("", f"{base_url.rstrip('/')}/") if base_url else ("",)
     terms = [f"patient={prefix}{patient}" for patient in patients for prefix in prefixes]
     # All of them: one left out might be the refusal.
-    documents = await store.find("Consent", {"terms": {"$in": terms}}, projection=CURRENT)
+    with_note = CURRENT | {f"private.{UNCONFIRMED}": 1}
+    documents = await store.find("Consent", {"terms": {"$in": terms}}, projection=with_note)
     found = [stored_current("Consent", document) for document in documents]
+    unconfirmed = {each["_id"] for each in documents if UNCONFIRMED in each.get("private", {})}
     names = {each for stored in found if stored.custodian for each in stored.by}
     above = {each: await organizations_around(store, each, base_url) for each in sorted(names)}
-    return [WrittenConsent(each.resource(), writers_of(each, above)) for each in found]
+    return [
+        WrittenConsent(
+            each.resource(), _ANYBODY if each.id in unconfirmed else writers_of(each, above)
+        )
+        for each in found
+    ]
 
 
 def writers_of(stored: ResourceVersion, around: Mapping[str, frozenset[str]]) -> Writers:

@@ -122,7 +122,7 @@ CHANGES_SINCE = "changes"
 REVIEW_REASON = CODE_SYSTEM + "review-reason"
 REVIEW_REASONS = {
     "ambiguous-patient": "A message was refused whose identifiers are those of this patient and of another",
-    "before-authorization": "Contracts, topics or Subscriptions were stored while authorization was off",
+    "before-authorization": "Contracts, topics, Subscriptions or Consents were stored while authorization was off",
     "cancel-without-admission": "A stay was cancelled of which no admission is known",
     "deadline-missed": "A notice was due by contract and has not been delivered",
     "deadline-near": "A notice that is due by contract has not been delivered yet",

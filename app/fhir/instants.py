@@ -172,7 +172,8 @@ def is_after(one: str, other: str) -> bool:
     try:
         if len(one) > 10 and len(other) > 10:
             is_leap = "60" in (one[17:19], other[17:19])
-            return not is_leap and moment(one) > moment(other)
+            times = [(moment(each), _beyond_microseconds(each)) for each in (one, other)]
+            return not is_leap and times[0] > times[1]
         if len(one) > 10 or len(other) > 10:
             # A moment against a day that has no zone: only what more than a day lies between is certain.
             gap = calendar_date.fromisoformat(one[:10]) - calendar_date.fromisoformat(other[:10])
@@ -181,6 +182,12 @@ def is_after(one: str, other: str) -> bool:
         return False
     precision = min(len(one), len(other))
     return one[:precision] > other[:precision]
+
+
+def _beyond_microseconds(text: str) -> str:
+    """The digits of a moment's fraction that a datetime has no place for."""
+    digits = _match_digits(text, 20) if text[19:20] == "." else None
+    return digits.group()[6:].rstrip("0") if digits else ""
 
 
 def instant_in(text: str, name: str) -> datetime:

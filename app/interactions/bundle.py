@@ -23,6 +23,7 @@ from app.interactions.bundle_entries import (
     BundleEntry,
     address_of,
     body_of,
+    check_full_urls,
     check_known,
     failure,
     located,
@@ -64,6 +65,7 @@ async def process(
             f"The Bundle has more than {context.settings.max_bundle_entries} entries",
             code="too-costly",
         )
+    check_full_urls(raw)
     if bundle["type"] == "batch":
         responses = await _batch(context, raw, prefer, dispatch)
     else:

@@ -6,7 +6,7 @@ https://hl7.org/fhir/R4/http.html#transaction
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from app.context import Context
-from app.errors import BadRequest, FhirError, Issue, operation_outcome
+from app.errors import BadRequest, FhirError, Issue, Unprocessable, operation_outcome
 from app.fhir import json as fhir_json, shape as shapes
 from app.fhir.definitions import structure
 from app.fhir.formats import FHIR_JSON
@@ -151,6 +151,32 @@ def check_known(given: Resource, path: tuple[str, ...], where: str) -> None:
             raise BadRequest(
                 "This element is not understood", code="structure", expression=f"{where}.{name}"
             )
+
+
+def check_full_urls(raw: Sequence[Any]) -> None:
+    """Raises Unprocessable where two entries have one fullUrl (bdl-7), or one names a version (bdl-8).
+
+    Nobody can tell then which of the two is meant. https://hl7.org/fhir/R4/bundle.html#bundle-unique
+    """
+    known: set[tuple[str, str]] = set()
+    for index, each in enumerate(raw):
+        full_url = each.get("fullUrl") if isinstance(each, dict) else None
+        if not isinstance(full_url, str):
+            continue
+        where = f"Bundle.entry[{index}].fullUrl"
+        if "/_history/" in full_url:
+            raise Unprocessable(
+                "bdl-8: a fullUrl names no version", code="invariant", expression=where
+            )
+        resource = each.get("resource")
+        meta = resource.get("meta") if isinstance(resource, dict) else None
+        version = meta.get("versionId") if isinstance(meta, dict) else None
+        name = (full_url, version if isinstance(version, str) else "")
+        if name in known:
+            raise Unprocessable(
+                "bdl-7: another entry has the same fullUrl", code="invariant", expression=where
+            )
+        known.add(name)
 
 
 @cache

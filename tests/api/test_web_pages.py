@@ -10,7 +10,10 @@ import httpx
 import pytest
 
 from app.authentication.clients import Clients
+from app.fhir.codes import PART_2_DISCLOSURE
 from app.network.egress_policy import Egress
+from tests.builders.access_world import condition
+from tests.builders.consents import actor, consent, deny, label, permit
 from tests.builders.receiver import receiving
 from tests.builders.smart import (
     ask,
@@ -221,10 +224,13 @@ async def test_what_steers_the_server_from_before_authorization_is_listed_once(
             await client.put(f"/Contract/{each['id']}", json=each)
         assert (await client.put(f"{ROOT}/admin/topics/planted", json=topic)).is_success
         made = (await client.post("/Subscription", json=classic("Patient?"))).json()
+        for name, status in (("planted", "active"), ("old", "inactive")):
+            given = {**consent(PART_2_DISCLOSURE, status=status), "id": name}
+            assert (await client.put(f"/Consent/{name}", json=given)).is_success
         assert "entry" not in (await client.get(url)).json()
     caplog.set_level(logging.WARNING)
     smart = settings.model_copy(update={"auth": "smart"})
-    for listed in (3, 0):  # the second start has nothing to say
+    for listed in (4, 0):  # the second start has nothing to say
         caplog.clear()
         async with running(smart) as (server, client):
             said = [each.count for each in caplog.records if hasattr(each, "count")]
@@ -236,7 +242,7 @@ async def test_what_steers_the_server_from_before_authorization_is_listed_once(
     assert [
         each.get("valueCanonical") or each["valueReference"]["reference"]
         for each in entry["resource"]["input"]
-    ] == ["Contract/planted", topic["url"], f"Subscription/{made['id']}"]
+    ] == ["Contract/planted", topic["url"], f"Subscription/{made['id']}", "Consent/planted"]
 
 
 async def test_a_subscription_from_before_authorization_tells_nobody(mongod: str) -> None:
@@ -279,3 +285,47 @@ async def test_a_subscription_from_before_authorization_tells_nobody(mongod: str
             [row] = await server.mongo.collection("deliveries").find({}).to_list(None)
             assert (row["state"], row["reason"]) == ("suppressed", "Withheld: access")
             assert elsewhere.requests == []
+
+
+async def test_a_consent_from_before_authorization_permits_nothing_until_it_is_written_again(
+    mongod: str,
+) -> None:
+    """Anybody could record it; what it refuses counts all the same."""
+    settings = make_settings(mongod)
+    practice = {"reference": "Organization/practice-1"}
+    own = label("42CFRPart2")
+    given = consent(
+        PART_2_DISCLOSURE,
+        provision=permit(securityLabel=own, actor=actor(practice["reference"])),
+    )
+    refused = {**consent(provision=deny()), "id": "c2", "patient": {"reference": "Patient/p2"}}
+    async with running(settings) as (_, client):
+        for each in (
+            {"resourceType": "Organization", "id": "practice-1", "name": "Practice"},
+            {"resourceType": "Patient", "id": "p1", "generalPractitioner": [practice]},
+            {"resourceType": "Patient", "id": "p2", "generalPractitioner": [practice]},
+            condition("d1", "p1", meta={"security": label("SUD")}),
+            given,
+            refused,
+        ):
+            answer = await client.put(f"/{each['resourceType']}/{each['id']}", json=each)
+            assert answer.is_success, answer.text
+    smart = settings.model_copy(update={"auth": "smart"})
+    async with running(smart) as (server, client):
+        key = ec_key()
+        admin = await register(server, key, role="administrator")
+        reader = await register(
+            server, key, client_id="reader", role="practice", organization=practice["reference"]
+        )
+        headers = bearer(await token_for(server, client, admin, key))
+        theirs = bearer(await token_for(server, client, reader, key))
+
+        async def read() -> list[int]:
+            places = ("/Patient/p1", "/Condition/d1", "/Patient/p2")
+            return [(await client.get(each, headers=theirs)).status_code for each in places]
+
+        assert await read() == [200, 404, 404]
+        verified = {**given, "verification": [{"verified": True}]}
+        answer = await client.put(f"/Consent/{given['id']}", json=verified, headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert await read() == [200, 200, 404]

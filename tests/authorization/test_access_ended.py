@@ -332,3 +332,48 @@ async def test_an_agency_reads_the_stays_that_its_contract_is_about(
     # What notices carry goes with its stay; what belongs to no visit is given by its type.
     found = await world.found("agency", f"/Condition?patient={name}")
     assert [each.rpartition("-")[2] for each in found] == sorted([*seen, "always"])
+
+
+async def test_a_visit_that_nobody_knows_here_or_that_is_hidden_keeps_its_records(
+    world: World,
+) -> None:
+    """A record is given by its type alone where `encounter` is absent; however else it names a visit, by that visit."""
+    name = new_id()
+    asset: dict[str, Any] = contract(name, name, "agency", "Condition", "Encounter")
+    limit = [{"coding": [{"system": ACT_CODE, "code": "IMP"}]}]
+    for each in asset["term"][0]["asset"]:
+        each["subtype"] = limit
+    await world.put("admin", patient(name), designated(name, "agency", name), asset)
+    imp = {"class": {"system": ACT_CODE, "code": "IMP"}}
+    stay = encounter(f"{name}-stay", name, "general", **imp)
+    await world.put("admin", stay)
+    here = f"Encounter/{stay['id']}"
+    by_number = {"identifier": {"system": "urn:v", "value": "1"}}
+    visits: dict[str, dict[str, Any]] = {
+        "known": {"reference": here},
+        "known-numbered": {"reference": here, **by_number},
+        "foreign": {"reference": "http://elsewhere.org/fhir/Encounter/5"},
+        "urn": {"reference": "urn:uuid:6c6a3b1e-5f0e-4b7d-9d6c-1f1f0a1b2c3d"},
+        "numbered": {"type": "Encounter", **by_number},
+        "words": {"display": "A visit to the clinic"},
+        "contained": {"reference": "#e"},
+    }
+    held = {**encounter("e", name, "general"), "class": {"system": ACT_CODE, "code": "AMB"}}
+    for each, visit in visits.items():
+        more = {"contained": [held]} if each == "contained" else {}
+        await world.put("admin", condition(f"{name}-{each}", name, encounter=visit, **more))
+    await world.put("admin", condition(f"{name}-none", name))
+
+    async def given() -> set[str]:
+        found = await world.found("agency", f"/Condition?patient={name}")
+        for each in (*visits, "none"):
+            for door in ("", "/_history/1"):
+                answer = await world.get("agency", f"/Condition/{name}-{each}{door}")
+                assert (answer.status_code == 200) == (f"Condition/{name}-{each}" in found), each
+        return {each.removeprefix(f"Condition/{name}-") for each in found}
+
+    assert await given() == {"known", "known-numbered", "none"}
+    label_ = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "ETH"}
+    await world.put("admin", {**stay, "meta": {"security": [label_]}})
+    assert (await world.get("agency", f"/{here}")).status_code == 404
+    assert await given() == {"none"}

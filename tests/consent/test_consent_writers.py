@@ -546,6 +546,10 @@ async def test_a_consent_authority_takes_labels_away_and_nothing_else(person: Pe
         body = None if method == "DELETE" else given | {"id": url.rpartition("/")[2]}
         answer = await person.world.ask("registry", method, url, body)
         assert_outcome(answer, 403, "forbidden")
+    for meta in ({"tag": [{"code": "z"}]}, {"profile": ["http://example.org/p"]}):
+        value = {"resourceType": "Parameters", "parameter": [{"name": "meta", "valueMeta": meta}]}
+        url = f"/Condition/{person.record}/$meta-add"
+        assert_outcome(await person.world.ask("registry", "POST", url, value), 403, "forbidden")
     method, url, body, headers = unlabellings(given)[0]
     answer = await person.world.ask("registry", method, url, body, headers=headers)
     assert answer.status_code == 200, answer.text

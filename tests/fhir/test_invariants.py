@@ -107,6 +107,23 @@ CONDITION: Resource = {
     },
     "abatementString": "in May",
 }
+
+
+def narrated(content: str) -> Resource:
+    div = f'<div xmlns="http://www.w3.org/1999/xhtml">{content}</div>'
+    return {"resourceType": "Patient", "text": {"status": "generated", "div": div}}
+
+
+def seen(start: str, end: str) -> Resource:
+    """A visit of one day between these times."""
+    return {
+        "resourceType": "Encounter",
+        "status": "finished",
+        "class": {"code": "AMB"},
+        "period": {"start": f"2021-01-01T{start}", "end": f"2021-01-01T{end}"},
+    }
+
+
 CONTAINED: Resource = {
     "resourceType": "Patient",
     "contained": [
@@ -172,10 +189,21 @@ def observation(low: dict[str, Any], high: dict[str, Any]) -> Resource:
             id="cpt-2-extended",
         ),
         pytest.param({"resourceType": "ValueSet", "status": "draft"}, id="vsd-0-no-name"),
+        pytest.param(narrated("<![CDATA[hello]]>"), id="txt-2-cdata"),
+        pytest.param(seen("10:00:00.00000010Z", "10:00:00.0000001Z"), id="per-1-same"),
     ],
 )
 def test_what_keeps_the_invariants_passes(resource: Resource) -> None:
     assert [issue for issue in check(resource) if issue.severity == "error"] == []
+
+
+def test_two_contained_resources_of_one_id_are_refused() -> None:
+    twice = {**CONTAINED, "contained": [*CONTAINED["contained"], CONTAINED["contained"][0]]}
+    [found] = [each for each in check(twice) if each.severity == "error"]
+    assert (found.code, list(found.expression)) == (
+        "duplicate",
+        [f"Patient.contained[{len(CONTAINED['contained'])}].id"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,6 +214,15 @@ def test_what_keeps_the_invariants_passes(resource: Resource) -> None:
             "Condition",
             "con-4",
             id="con-4",
+        ),
+        pytest.param(
+            narrated("<![CDATA[ ]]>"), "Patient.text.div", "txt-2", id="txt-2-empty-cdata"
+        ),
+        pytest.param(
+            seen("10:00:00.0000000002Z", "10:00:00.0000000001Z"),
+            "Encounter.period",
+            "per-1",
+            id="per-1-beyond-microseconds",
         ),
         pytest.param(
             {**CONTAINED, "managingOrganization": {"reference": "#x"}},

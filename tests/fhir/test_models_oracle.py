@@ -35,7 +35,11 @@ JUNK: list[Any] = [
     *("2020-01-01T10:00", "2020-01-01T10:00:00Z", "urn:oid:x", "urn:uuid:x", "http://x"),
     *([], {}, [None], [{}], ["x"], [[]], {"x": 1}, {"id": "x"}, {"extension": []}),
     {"extension": [EXTENSION]},
-    *("<div>x</div>", {"reference": 5}, {"resourceType": "Nope"}),
+    *(
+        "<div xmlns='http://www.w3.org/1999/xhtml'>x</div>",
+        {"reference": 5},
+        {"resourceType": "Nope"},
+    ),
     {"resourceType": "Patient", "foo": 1},
 ]
 KEYS = [

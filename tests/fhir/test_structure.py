@@ -49,7 +49,7 @@ def test_a_right_resource_is_advised_to_have_a_narrative_at_most(resource: Resou
     warnings = validate(resource)
     assert warnings == check(resource)
     assert [issue.diagnostics.split(": ")[1] for issue in warnings] == ["dom-6"]
-    shown = {"status": "generated", "div": "<div>x</div>"}
+    shown = {"status": "generated", "div": "<div xmlns='http://www.w3.org/1999/xhtml'>x</div>"}
     assert check({**resource, "text": shown}) == []
 
 
@@ -608,24 +608,59 @@ def test_accepted(base: Resource, changes: dict[str, Any]):
     ("div", "accepted"),
     [
         pytest.param('<div xmlns="http://www.w3.org/1999/xhtml"><p>x</p></div>', True, id="xhtml"),
-        pytest.param("<div>x &amp; y<!-- z --></div>", True, id="no-namespace"),
-        pytest.param("<div>a&nbsp;b</div>", True, id="html-entity"),
-        pytest.param("<div><br></div>", False, id="not-well-formed"),
+        pytest.param("<div>x &amp; y<!-- z --></div>", False, id="no-namespace"),
+        pytest.param(
+            "<div xmlns='http://www.w3.org/1999/xhtml'>x &amp; y<!-- z --></div>",
+            True,
+            id="comment",
+        ),
+        pytest.param(
+            "<div xmlns='http://www.w3.org/1999/xhtml'>a&nbsp;b</div>", True, id="html-entity"
+        ),
+        pytest.param(
+            "<div xmlns='http://www.w3.org/1999/xhtml'><br></div>", False, id="not-well-formed"
+        ),
         pytest.param("<p>x</p>", False, id="no-div"),
         pytest.param("text", False, id="no-markup"),
-        pytest.param("<div><script>x</script></div>", False, id="script"),
-        pytest.param('<div onclick="x">y</div>', False, id="handler"),
-        pytest.param('<div><a href=" javascript:x">y</a></div>', False, id="script-link"),
         pytest.param(
-            '<div><a href="java&#9;script:x">y</a></div>', False, id="script-link-in-pieces"
+            "<div xmlns='http://www.w3.org/1999/xhtml'><script>x</script></div>", False, id="script"
         ),
-        pytest.param('<div><a href="data:text/html,x">y</a></div>', False, id="document-link"),
-        pytest.param('<div><img src="data:image/png;base64,AA"/></div>', True, id="image"),
-        pytest.param('<div title="data: x">y</div>', True, id="words"),
-        pytest.param('<div><iframe src="x"/></div>', False, id="frame"),
-        pytest.param("<div>&secret;</div>", False, id="unknown-entity"),
         pytest.param(
-            '<!DOCTYPE div [<!ENTITY x "y">]><div>&x;</div>', False, id="entity-declaration"
+            '<div xmlns="http://www.w3.org/1999/xhtml" onclick="x">y</div>', False, id="handler"
+        ),
+        pytest.param(
+            '<div xmlns="http://www.w3.org/1999/xhtml"><a href=" javascript:x">y</a></div>',
+            False,
+            id="script-link",
+        ),
+        pytest.param(
+            '<div xmlns="http://www.w3.org/1999/xhtml"><a href="java&#9;script:x">y</a></div>',
+            False,
+            id="script-link-in-pieces",
+        ),
+        pytest.param(
+            '<div xmlns="http://www.w3.org/1999/xhtml"><a href="data:text/html,x">y</a></div>',
+            False,
+            id="document-link",
+        ),
+        pytest.param(
+            '<div xmlns="http://www.w3.org/1999/xhtml"><img src="data:image/png;base64,AA"/></div>',
+            True,
+            id="image",
+        ),
+        pytest.param(
+            '<div xmlns="http://www.w3.org/1999/xhtml" title="data: x">y</div>', True, id="words"
+        ),
+        pytest.param(
+            '<div xmlns="http://www.w3.org/1999/xhtml"><iframe src="x"/></div>', False, id="frame"
+        ),
+        pytest.param(
+            "<div xmlns='http://www.w3.org/1999/xhtml'>&secret;</div>", False, id="unknown-entity"
+        ),
+        pytest.param(
+            '<!DOCTYPE div [<!ENTITY x "y">]><div xmlns="http://www.w3.org/1999/xhtml">&x;</div>',
+            False,
+            id="entity-declaration",
         ),
         pytest.param('<div xmlns="http://example.org">x</div>', False, id="another-namespace"),
     ],

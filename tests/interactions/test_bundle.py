@@ -375,3 +375,18 @@ async def test_other_bundles_are_not_processed(
     body = {"resourceType": "Bundle", "entry": []} | ({"type": type_} if type_ else {})
     assert_outcome(await client.post("", json=body), 400, "invalid", "Bundle.type")
     assert_outcome(await client.post("", json=patient()), 400, "invalid")
+
+
+@pytest.mark.parametrize("type_", ["batch", "transaction"])
+async def test_a_full_url_is_one_entry_s_and_names_no_version(
+    client: httpx.AsyncClient, type_: str
+) -> None:
+    """bdl-7 and bdl-8: two patients were made of one that was sent twice by mistake."""
+    name = f"urn:uuid:{uuid.uuid4()}"
+    given = {"request": {"method": "POST", "url": "Patient"}, "resource": patient()}
+    twice = bundle({**given, "fullUrl": name}, {**given, "fullUrl": name}, type=type_)
+    place = "Bundle.entry[1].fullUrl"
+    assert_outcome(await client.post("", json=twice), 422, "invariant", place)
+    version = {**given, "fullUrl": "http://elsewhere.org/fhir/Patient/1/_history/2"}
+    answer = await client.post("", json=bundle(version, type=type_))
+    assert_outcome(answer, 422, "invariant", "Bundle.entry[0].fullUrl")

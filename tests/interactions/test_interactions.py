@@ -339,7 +339,12 @@ async def test_bodies_that_are_refused(
 
 async def test_a_resource_over_the_limit_is_refused(client: httpx.AsyncClient) -> None:
     big = encounter(
-        text={"status": "additional", "div": "<div>" + "x" * (9 * 1024 * 1024) + "</div>"}
+        text={
+            "status": "additional",
+            "div": "<div xmlns='http://www.w3.org/1999/xhtml'>"
+            + "x" * (9 * 1024 * 1024)
+            + "</div>",
+        }
     )
     assert_outcome(await client.post("/Encounter", json=big), 413, "too-long")
 

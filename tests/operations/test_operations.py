@@ -85,7 +85,7 @@ async def test_posted_parameters_are_checked_against_the_definition(
 
 async def test_validate_judges_without_storing(client: httpx.AsyncClient) -> None:
     id_ = fresh()
-    text = {"status": "generated", "div": "<div>active</div>"}
+    text = {"status": "generated", "div": "<div xmlns='http://www.w3.org/1999/xhtml'>active</div>"}
     good = {"resourceType": "Patient", "id": id_, "text": text, "active": True}
     for body in (good, parameters({"name": "resource", "resource": good})):
         outcome = (await client.post("/Patient/$validate", json=body)).json()

@@ -1,8 +1,9 @@
 """A review Task for what steers the server and was stored while authorization was off, when anybody could store it.
 
 The first start with authorization lists the Contracts, which say who reads whom, the topics, which say what is told,
-and the Subscriptions. They stay as they are: an administrator who has looked at them completes the Task. A later time
-without authorization has its own. docs/smart.md
+the Subscriptions and the Consents. They stay as they are: an administrator who has looked at them completes the Task.
+Consents that no organization recorded permit nothing until they are written again. A later time without authorization
+has its own. docs/smart.md
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pymongo import ReturnDocument
 
 from app.automation import review_tasks
+from app.consent.judgement import UNCONFIRMED
 from app.context import Context
 from app.fhir.instants import instant
 from app.fhir.json import Resource
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 REASON = "before-authorization"
 # What the Task lists of each kind; the log has how many there are.
 _MOST_LISTED = 200
+_BATCH = 1_000
 _LIVE: Document = {"terms": {"$in": ["status=requested", "status=active", "status=error"]}}
 
 
@@ -48,6 +51,7 @@ async def start(context: Context) -> None:
         "Contract": await _ids(context, "Contract", {"terms": "status=executed"}),
         "SubscriptionTopic": [each["url"] for each in await topics.list()],
         "Subscription": await _ids(context, "Subscription", _LIVE),
+        "Consent": await _doubted(context),
     }
     for kind, own in found.items():
         if own:
@@ -67,6 +71,20 @@ async def start(context: Context) -> None:
 async def _ids(context: Context, resource_type: str, where: Document) -> Sequence[str]:
     rows = await context.store.find(resource_type, where, projection={"_id": 1})
     return sorted(f"{resource_type}/{row['_id']}" for row in rows)
+
+
+async def _doubted(context: Context) -> Sequence[str]:
+    """The active Consents that no organization recorded, noted as unconfirmed."""
+    notes: dict[tuple[str, int], str] = {}
+    where: Document = {"terms": "status=active"}
+    async with context.store.batches("Consent", where, projection={"v": 1, "by": 1}) as read:
+        while rows := await read(_BATCH):
+            found = {
+                (row["_id"], row["v"]): "" for row in rows if not next(iter(row.get("by", ())), "")
+            }
+            await context.store.annotate("Consent", UNCONFIRMED, found)
+            notes |= found
+    return sorted(f"Consent/{id_}" for id_, _ in notes)
 
 
 def _inputs(kind: str, names: Iterable[str]) -> Iterable[Resource]:

@@ -23,8 +23,8 @@ _VALUES = frozenset(
     for prefix in ("", "_")
 )
 _BARE = {"id", "url"}
-# A character that shows, after markup; the markup itself has been found well formed.
-_TEXT = re.compile(r">\s*[^\s<]")
+# A character that shows, after markup or as CDATA; the markup itself has been found well formed.
+_TEXT = re.compile(r">\s*[^\s<]|<!\[CDATA\[(?!\s*\]\]>)")
 
 
 def extension(value: dict[str, Any], where: Where, found: Findings) -> None:
@@ -80,14 +80,20 @@ def domain_resource(value: dict[str, Any], where: Where, found: Findings) -> Non
 
 def _check_contained(value: dict[str, Any], where: Where, found: Findings) -> None:
     referred = _local_references(value)
+    ids: set[str] = set()
     for index, contained in enumerate(value["contained"]):
         place = (where, "contained", index)
+        id_ = contained.get("id")
+        if id_ in ids:
+            found.add((place, "id", None), "duplicate", "another contained resource has this id")
+        elif type(id_) is str:
+            ids.add(id_)
         meta = contained.get("meta", {})
         if not {"versionId", "_versionId", "lastUpdated", "_lastUpdated"}.isdisjoint(meta):
             found.add(place, "invariant", "dom-4: a contained resource has no version of its own")
         if "security" in meta:
             found.add(place, "invariant", "dom-5: a contained resource has no labels of its own")
-        if f"#{contained.get('id')}" not in referred and "#" not in _local_references(contained):
+        if f"#{id_}" not in referred and "#" not in _local_references(contained):
             found.add(place, "invariant", "dom-3: nothing in the resource refers to it")
 
 

@@ -30,7 +30,7 @@ _ADDRESSES = frozenset({"href", "src", "cite", "background", "longdesc", "usemap
 
 
 def is_narrative(text: str) -> bool:
-    """Whether the text is one well-formed `div` of formatting elements, without scripts or handlers.
+    """Whether the text is one well-formed `div` of XHTML's formatting elements, without scripts or handlers.
 
     HTML's named entities are let through although R4 wants characters instead: many systems send `&nbsp;`.
     """
@@ -39,9 +39,7 @@ def is_narrative(text: str) -> bool:
     root = _parse(text)
     if root is None:
         root = _parse(_ENTITY.sub(_character, text))
-    return (
-        root is not None and _local_name(root.tag) == "div" and all(map(_is_allowed, root.iter()))
-    )
+    return root is not None and root.tag == f"{_XHTML}div" and all(map(_is_allowed, root.iter()))
 
 
 def _parse(text: str) -> etree._Element | None:
@@ -60,16 +58,13 @@ def _character(match: re.Match[str]) -> str:
     return chr(name2codepoint[name])
 
 
-def _local_name(tag: object) -> str:
-    return tag.removeprefix(_XHTML) if isinstance(tag, str) else ""
-
-
 def _is_allowed(node: etree._Element) -> bool:
     if not isinstance(
         node.tag, str
     ):  # a comment is harmless; an entity or processing instruction is not
         return node.tag is etree.Comment
-    if _local_name(node.tag) not in _ELEMENTS:
+    namespace, _, name = node.tag.rpartition("}")
+    if f"{namespace}}}" != _XHTML or name not in _ELEMENTS:
         return False
     if len(node.attrib) > _MAX_ATTRIBUTES:
         return False
