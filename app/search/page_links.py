@@ -220,10 +220,12 @@ def _joined(asked: Pairs, beside: Pairs) -> Pairs:
     """
     joined, known = list(asked), set(asked)
     for name, text in beside:
+        if (name, text) in known:
+            continue
         if name in _CHANGEABLE:
             joined = [pair for pair in joined if pair[0] != name]
             joined.append((name, text))
-        elif (name, text) not in known:
+        else:
             raise _refused(
                 "A page link has all that was asked in it, and cannot be asked something else; "
                 "start again from the first page"

@@ -90,4 +90,4 @@ async def test_what_is_included_is_cut_with_a_word(world: World) -> None:
     entries = answer.json()["entry"]
     modes = [each["search"]["mode"] for each in entries]
     assert modes == ["match", "include", "outcome"]
-    assert "first 1 included" in entries[-1]["resource"]["issue"][0]["diagnostics"]
+    assert "1 included resources are shown" in entries[-1]["resource"]["issue"][0]["diagnostics"]
