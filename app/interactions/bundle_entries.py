@@ -126,7 +126,8 @@ def _shaped(context: Context, method: str, path: str, query: str) -> tuple[str, 
     shape = shapes.read(parse_qsl(query, keep_blank_values=True)) if query else PLAIN
     if method not in ("GET", "HEAD"):
         shapes.refuse_count(shape)
-        return shapes.without(query), shape
+        if "$" not in path:
+            return shapes.without(query), shape
     query = shapes.without(query, shapes.LAYOUT)
     # `_elements` of an export are what it writes into files.
     if context.shaping and not shape.cuts and not path.endswith("$export"):
