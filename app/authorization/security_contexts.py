@@ -4,7 +4,7 @@ https://hl7.org/fhir/R4/binary-definitions.html#Binary.securityContext
 
 It is the word of those who wrote the Binary, and takes the place of what attaches it. One that is not on this server
 opens to nobody, and so does another Binary, which has no more to be judged by, and a version, which nobody may name any
-more (app/resources/binary.py).
+more (app/resources/binary_context.py).
 """
 
 from __future__ import annotations
