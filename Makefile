@@ -11,7 +11,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 UV := UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(BIN)/python UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV= $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast chaos mutants cov bench bench-growth check fmt sbom audit lock clean
+.PHONY: help install run test test-fast clients chaos mutants cov bench bench-growth check fmt sbom audit lock clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,10 @@ test: $(STAMP) ## Run the whole test suite on two cores (ARGS="-k name" for a pa
 	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(STAMP) ## Run the quick tests of every room, without those that start programs (ARGS as for test)
-	@$(PYTEST) -n 2 --dist loadfile -m "not (slow or processes or chaos)" $(ARGS)
+	@$(PYTEST) -n 2 --dist loadfile -m "not (slow or processes or chaos or clients)" $(ARGS)
+
+clients: $(STAMP) ## Play the main flows of six clients of others; needs npm, Node.js 20, mvn, Java 17 and the network (docs/clients.md)
+	@$(PYTEST) -m "clients or not clients" tests/clients $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
 	@$(PYTEST) -m chaos tests/subscriptions tests/cli tests/authorization tests/interactions $(ARGS)

@@ -16,6 +16,7 @@ from benchmarks import (
     authorized,
     growth,
     large_bodies,
+    loading,
     matching,
     notices,
     routing,
@@ -37,6 +38,7 @@ NAMES = (
     validating.NAME,
     waiting.NAME,
     large_bodies.NAME,
+    loading.NAME,
     GROWTH,
 )
 
@@ -82,6 +84,8 @@ def main(
                 others[waiting.NAME] = waiting.measure(status.update)
             if large_bodies.NAME in (names or NAMES):
                 others[large_bodies.NAME] = large_bodies.measure(status.update, seconds=seconds * 3)
+            if loading.NAME in (names or NAMES):
+                others[loading.NAME] = loading.measure(status.update, runs=runs)
             if GROWTH in (names or NAMES):
                 others[GROWTH] = growth.measure(status.update, scale=scale)
     except (BenchmarkError, EmbeddedMongoError) as error:

@@ -21,7 +21,7 @@ from benchmarks.workloads import BEARER_FROM, STORED
 
 NAME = "authorized"
 # The share of throughput that may be lost.
-BARS = {"read": 0.25, "create": 0.15}
+BARS = {"read": 0.20, "create": 0.10}
 _FILL_SECONDS = 120.0
 _TURN_SECONDS = 1.5
 _SETTINGS = {"CARERELAY_AUTH": "smart", "CARERELAY_RATE_LIMIT": "0"}

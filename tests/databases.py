@@ -166,7 +166,9 @@ class Databases:
         collections = database.list_collection_names()
         marker = database["settings"].find_one({"_id": "format"})
         if (
-            len(collections) > self._MOST_COLLECTIONS
+            # Where an audit ended is kept in a file beside the database.
+            database["audit_registry"].find_one() is not None
+            or len(collections) > self._MOST_COLLECTIONS
             or marker is None
             or set(marker) != {"_id", "format", "oldest", "steps"}
             or (marker["format"], marker["oldest"]) != (FORMAT, OLDEST)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+import msgspec
 from cachetools import TTLCache
 
 from app.automation.follow_up_tasks import OPEN, amend
@@ -67,14 +68,21 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
 
 
 async def labelled(context: Context, asked: Resource) -> Resource:
-    """A new Task with the labels of its focus: it says that there is such a record, and when."""
+    """A new Task with the labels of its focus: it says that there is such a record, and when.
+
+    One that is damaged keeps nobody from being asked: a Task is judged by its focus whenever it is read.
+    """
     place = split(asked["focus"]["reference"])
     stored = None if place is None else await context.store.read(*place)
     if stored is not None and stored.deleted:
         stored = await context.store.vread(stored.type, stored.id, stored.version - 1)
-    if stored is not None and not stored.deleted and (given := stored.meta().get("security")):
-        return {**asked, "meta": {"security": given}}
-    return asked
+    if stored is None or stored.deleted:
+        return asked
+    try:
+        given = stored.meta().get("security")
+    except msgspec.DecodeError:
+        return asked
+    return {**asked, "meta": {"security": given}} if given else asked
 
 
 async def ask_while(

@@ -92,21 +92,33 @@ def serve(
 def load(
     paths: Annotated[list[Path], typer.Argument(help="Files or directories.", metavar="PATH...")],
     url: Annotated[str, typer.Option(help="FHIR base.")] = "http://127.0.0.1:8080/fhir",
+    source: Annotated[
+        str, typer.Option(help="Name of the files' source, which keeps its ids apart from others'.")
+    ] = "",
+    at_once: Annotated[int, typer.Option(min=1, help="Bundles that are sent side by side.")] = 4,
 ) -> None:
     """Load Bundles, NDJSON or single resources: .json or .ndjson, plain, .gz or .bz2.
 
-    A Bundle of type transaction, batch, collection or searchset is unpacked; a message is unpacked and
-    kept as well; a document or history is stored as it is. What is not R4 but can be put right without
-    a doubt (comments of DSTU2, extensions without their nulls, empty values) is, and is listed.
+    A transaction goes as one, and so does a batch; a collection or searchset is unpacked; a message is unpacked and
+    kept as well; a document or history is stored as it is. What refers conditionally to others goes after them. A
+    load that was interrupted is begun again with the same command: nothing is stored twice.
+
+    What is created never has the id of its source. What comes with an id to be kept (PUT, NDJSON, single resources)
+    and would take the place of another source's is refused; with --source it gets an id made of that name.
+
+    What is not R4 but can be put right without a doubt (comments of DSTU2, extensions without their nulls, empty
+    values) is, and is listed.
 
     Ends with counts per type and every refusal with its reason; the exit code is 1 if there was one.
     """
-    from app.cli.load.load import LoadError, load as load_files
+    from app.cli.load.files import LoadError
+    from app.cli.load.load import load as load_files
     from app.cli.load.report import FileProgress, show
 
     try:
         with FileProgress(console, paths) as progress:
-            report = asyncio.run(load_files(paths, url, progress.begin))
+            loading = load_files(paths, url, progress.done, source=source, bundles_at_once=at_once)
+            report = asyncio.run(loading)
     except LoadError as error:
         _fail(error)
     show(report, console)

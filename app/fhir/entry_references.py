@@ -157,6 +157,10 @@ class EntryReferences:
         is_at_home = self._is_at_home.get(entry, False)
         return not self.is_of_others(entry) and (is_at_home or not self._has_others)
 
+    def root(self, entry: int) -> str:
+        """The root of the other server on which an entry's fullUrl is an address, else nothing."""
+        return self._roots.get(entry) or ""
+
     def meaning(self, entry: int, reference: str) -> Meaning:
         """What a reference means that stands in the entry with this index."""
         target, mark, fragment = reference.partition("#")

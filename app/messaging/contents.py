@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
+from app.fhir import instants
 from app.fhir.codes import EVENT_TIME
 from app.fhir.definitions import structure
 from app.fhir.json import Resource
@@ -41,22 +43,40 @@ _NOT_FILLED = frozenset(
 _CHOICES = ("deceased", "multipleBirth")
 
 
-def identifiers_of(resource: Resource) -> list[Identity]:
-    """The identifiers by which a resource is known, with their systems.
+def identifiers_of(resource: Resource, at: datetime) -> list[Identity]:
+    """The identifiers by which a resource is known at a moment, with their systems.
 
-    Old ones count no more, nor do those that several persons or visits may have together, as a family's insurance. Of a
-    visit that has a visit number nothing else counts.
+    Former ones count no more, nor do those that several persons or visits may have together, as a family's insurance.
+    Of a visit that has a visit number nothing else counts.
     """
+    usable = [each for each in _elements(resource) if _counts(resource, each, at)]
+    if resource["resourceType"] == "Encounter":
+        usable = [each for each in usable if _VISIT in _types(each)] or usable
+    return [pair for each in usable if (pair := _pair(each)) is not None]
+
+
+def has_lost(resource: Resource, identity: Identity, at: datetime) -> bool:
+    """Whether a record that is found by an identifier has it in such a way only that it does not count."""
+    same = [each for each in _elements(resource) if _pair(each) == identity]
+    return bool(same) and not any(_counts(resource, each, at) for each in same)
+
+
+def _elements(resource: Resource) -> list[Resource]:
     element = resource.get("identifier", [])
-    shared = _SHARED.get(resource["resourceType"], frozenset())
-    usable = [
-        (each, types)
-        for each in (element if isinstance(element, list) else [element])
-        if each.get("use") != "old" and (types := _types(each)).isdisjoint(shared)
-    ]
-    if resource["resourceType"] == "Encounter" and any(_VISIT in types for _, types in usable):
-        usable = [(each, types) for each, types in usable if _VISIT in types]
-    return [pair for each, _ in usable if (pair := _pair(each)) is not None]
+    return element if isinstance(element, list) else [element]
+
+
+def _counts(resource: Resource, identifier: Resource, at: datetime) -> bool:
+    """Whether an identifier tells this record from others. The period of a visit's number is often the visit's own."""
+    kind = resource["resourceType"]
+    if identifier.get("use") == "old" or (kind != "Encounter" and _is_over(identifier, at)):
+        return False
+    return _types(identifier).isdisjoint(_SHARED.get(kind, frozenset()))
+
+
+def _is_over(identifier: Resource, at: datetime) -> bool:
+    end = identifier.get("period", {}).get("end")
+    return end is not None and instants.span(end)[1] <= at
 
 
 def _pair(identifier: Resource) -> Identity | None:
@@ -106,7 +126,9 @@ def _element(key: str) -> str:
     return next((choice for choice in _CHOICES if name.startswith(choice)), name)
 
 
-def named_only(resource: Resource, unplaced: Callable[[str], Resource | None]) -> Resource:
+def named_only(
+    resource: Resource, unplaced: Callable[[str], Resource | None], at: datetime
+) -> Resource:
     """A copy whose references to what is not stored name it by its identifier and display.
 
     `unplaced` gives the resource that a literal reference leads to, where it is one of these.
@@ -117,15 +139,15 @@ def named_only(resource: Resource, unplaced: Callable[[str], Resource | None]) -
     for element in references_in(made):
         target = unplaced(element["reference"])
         if target is not None:
-            _name(element, target)
+            _name(element, target, at)
     return made
 
 
-def _name(element: dict[str, Any], target: Resource) -> None:
+def _name(element: dict[str, Any], target: Resource, at: datetime) -> None:
     del element["reference"]
     element.pop("_reference", None)
     element.setdefault("type", target["resourceType"])
-    for system, value in identifiers_of(target)[:1]:
+    for system, value in identifiers_of(target, at)[:1]:
         element.setdefault("identifier", {"system": system, "value": value})
     if display := _display(target.get("name")):
         element.setdefault("display", display)

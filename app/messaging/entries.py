@@ -25,7 +25,7 @@ from app.fhir.json import Resource
 from app.interactions import plan
 from app.interactions.plan import Target
 from app.interactions.references import split
-from app.messaging.contents import URI, Identity, identifiers_of, named_only
+from app.messaging.contents import URI, Identity, has_lost, identifiers_of, named_only
 from app.messaging.message_bundle import Message, MessageEntry
 from app.records.versions import Guard, ResourceVersion
 from app.search import escaping
@@ -66,7 +66,9 @@ class Places:
         others = []
         for entry in self._message.entries:
             if entry.type == "Patient":
-                self._put(await self._once(entry, identifiers_of(entry.resource)))
+                self._put(
+                    await self._once(entry, identifiers_of(entry.resource, self._message.taken_at))
+                )
             elif entry.type in _OF_THE_MESSAGE or not self._is_own_to_say(entry):
                 self._put(Placed(entry))
             elif entry.type in _NAMED or room_of(entry.type) == "directory":
@@ -150,21 +152,21 @@ class Places:
         """What a record is found by; a visit by no URN, since the next message of the visit may have another."""
         if "identifier" not in search_parameters(entry.type):
             return ()
-        found = identifiers_of(entry.resource)
+        found = identifiers_of(entry.resource, self._message.taken_at)
         if found or (entry.type == "Encounter" and "://" not in entry.full_url):
             return found
         return [(URI, entry.full_url)]
 
     def _url_of(self, entry: MessageEntry, target: Target) -> str | None:
         """By what a record is found that has no identifier; a visit that is known keeps the one that it has."""
-        if identifiers_of(entry.resource) or not self._identities(entry):
+        if identifiers_of(entry.resource, self._message.taken_at) or not self._identities(entry):
             return None
         return entry.full_url if target.creates or entry.type != "Encounter" else None
 
     async def _matches(
         self, resource_type: str, identities: Sequence[Identity]
     ) -> tuple[tuple[Guard, ...], list[ResourceVersion]]:
-        """The records with one of these identifiers that the sender may see, and guards against there being others."""
+        """The records that have one of these identifiers still and that the sender may see; guards against others."""
         guards: dict[str, Guard] = {}
         found: dict[str, ResourceVersion] = {}
         for system, value in identities:
@@ -172,7 +174,11 @@ class Places:
             criteria = urlencode({"identifier": token})
             matches = await plan.find_matches(self._context, resource_type, criteria, _MOST_ALIKE)
             guards |= {guard.key: guard for guard in matches.guards}
-            found |= {match.reference: match for match in matches.found}
+            found |= {
+                match.reference: match
+                for match in matches.found
+                if not has_lost(match.resource(), (system, value), self._message.taken_at)
+            }
         return tuple(guards.values()), list(found.values())
 
     async def _survivors(self, found: Sequence[ResourceVersion]) -> list[ResourceVersion]:
@@ -227,7 +233,7 @@ class Places:
 
     async def _directory(self, entry: MessageEntry) -> Placed:
         """An entry that the directory has once; else one that is new, if the sender keeps the directory."""
-        identities = identifiers_of(entry.resource)
+        identities = identifiers_of(entry.resource, self._message.taken_at)
         if not identities and "://" in entry.full_url:
             identities = [(URI, entry.full_url)]
         for each in identities:
@@ -242,7 +248,7 @@ class Places:
             placed = Placed(entry, Target(entry.type, found[0].id, settled=found[0]))
         elif identities and not found and self._is_unlimited:
             target = Target(entry.type, new_id(), guards=guards, creates=True)
-            has_none = not identifiers_of(entry.resource)
+            has_none = not identifiers_of(entry.resource, self._message.taken_at)
             placed = Placed(entry, target, True, entry.full_url if has_none else None)
         self._by_identity |= {(entry.type, each): placed for each in identities}
         return placed
@@ -269,7 +275,7 @@ def without_unplaced(
             return None
         return message.entries[index].resource
 
-    return named_only(entry.resource, unplaced)
+    return named_only(entry.resource, unplaced, message.taken_at)
 
 
 def _is_same(one: MessageEntry, other: MessageEntry) -> bool:

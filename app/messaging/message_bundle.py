@@ -9,17 +9,19 @@ is never read as a record of this server, for it is a name that the sender gave.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from app.errors import BadRequest, Issue, Unprocessable
 from app.fhir import validation
+from app.fhir.encounter_status import ACTIVE
 from app.fhir.entry_references import EntryReferences, Meaning, NamedEntry
 from app.fhir.json import Resource
 from app.fhir.links import references_in
 from app.messaging.contents import identifiers_of
-from app.messaging.message_events import MessageEvent, event_of
+from app.messaging.message_events import MessageEvent, StayEvent, event_of
 
 # What an entry of a message cannot have: these are of searches, transactions and their answers.
 _OF_OTHER_BUNDLES = ("search", "request", "response")
@@ -61,6 +63,7 @@ class Message:
     references: EntryReferences
     focus: tuple[int, ...]
     own_bases: Collection[str]
+    taken_at: datetime
 
     @property
     def id(self) -> str:
@@ -101,11 +104,11 @@ def header_of(bundle: Resource) -> Resource:
     return header
 
 
-def read(bundle: Resource, header: Resource, own_bases: Collection[str]) -> Message:
+def read(bundle: Resource, header: Resource, own_bases: Collection[str], at: datetime) -> Message:
     """The message in a Bundle that is valid R4. Raises Unprocessable with all that is missing or amiss."""
     _raise_for(_of_envelope(bundle))
     event = event_of(header)
-    if sum(1 + len(identifiers_of(each["resource"])) for each in bundle["entry"]) > _MOST:
+    if sum(1 + len(identifiers_of(each["resource"], at)) for each in bundle["entry"]) > _MOST:
         raise Unprocessable(
             f"A message has at most {_MOST} entries and identifiers",
             code="too-costly",
@@ -118,9 +121,39 @@ def read(bundle: Resource, header: Resource, own_bases: Collection[str]) -> Mess
     named = [NamedEntry.of(each.index, each.full_url, each.resource) for each in entries]
     reading = _Reading(header, event, entries, EntryReferences(named, own_bases))
     _raise_for(reading.issues())
-    return Message(
-        bundle, header, event, entries, reading.references, tuple(reading.focus()), own_bases
-    )
+    focus = tuple(reading.focus())
+    if event.stay is not None:
+        entries = tuple(_with_status(each, event.stay, focus) for each in entries)
+        _raise_for(_of_status(entries, focus, event, event.stay, at))
+    return Message(bundle, header, event, entries, reading.references, focus, own_bases, at)
+
+
+def _with_status(entry: MessageEntry, stay: StayEvent, focus: Collection[int]) -> MessageEntry:
+    """The entry; an Encounter that the message is about has the status of the event where it states none."""
+    if entry.index not in focus:
+        return entry
+    return replace(entry, resource=stay.said_by(entry.resource))
+
+
+def _of_status(
+    entries: Sequence[MessageEntry],
+    focus: Collection[int],
+    event: MessageEvent,
+    stay: StayEvent,
+    at: datetime,
+) -> Iterator[Issue]:
+    """Where the event and the Encounter contradict each other, nobody can tell what has happened."""
+    for index in focus:
+        status = entries[index].resource["status"]
+        if not stay.agrees(entries[index].resource, at):
+            has_left = status in ACTIVE and status in stay.agreeing and stay.goes_on
+            said = f"{status}, with a disposition and an end" if has_left else status
+            yield Issue(
+                "business-rule",
+                f"The event {event.code} says that the stay is {stay.status}, and its Encounter that it is {said}: "
+                "send a message of the event that has happened, or the Encounter as it is after this one",
+                (f"{entries[index].where}.resource.status",),
+            )
 
 
 def _raise_for(issues: Iterator[Issue]) -> None:

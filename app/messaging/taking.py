@@ -34,7 +34,8 @@ async def _take(context: Context, bundle: Resource, header: Resource) -> Interac
     size = len(fhir_json.encode(bundle)) if pace.is_long() else 0
     await pace.aside(size, validation.validate, bundle)
     own_bases = {context.base_url, context.settings.base_url.rstrip("/")} - {""}
-    message = await pace.aside(size, message_bundle.read, bundle, header, own_bases)
+    now = context.services.clock.now()
+    message = await pace.aside(size, message_bundle.read, bundle, header, own_bases, now)
     key = await pace.aside(size, MessageKey.of, context.caller, message)
     receipts = context.services.get(Receipts)
 

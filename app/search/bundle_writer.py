@@ -42,9 +42,10 @@ class Quoting:
         return urlencode(pairs, quote_via=self.via, safe=self.safe)
 
 
-# As forms are sent; searches keep what tokens, dates and references are made of, for people read their links.
+# As forms are sent; searches keep what dates and references are made of, for people read their links. The bar of tokens
+# has no place in a URI (https://www.rfc-editor.org/rfc/rfc3986#section-3.4): Java's URI refuses the whole link.
 FORM = Quoting(re.compile(r"[A-Za-z0-9_.~\-]*"), quote_plus)
-SEARCH = Quoting(re.compile(r"[A-Za-z0-9_.~:/,|$\-]*"), quote, ":/,|$")
+SEARCH = Quoting(re.compile(r"[A-Za-z0-9_.~:/,$\-]*"), quote, ":/,$")
 
 
 class Shown(Protocol):

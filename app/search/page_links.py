@@ -205,8 +205,11 @@ class Walk:
 
 
 def _said(used: Pairs) -> Pairs:
-    """What a link says beside its token: the shape of the answer, which names nobody, unless that is long."""
-    found = [pair for pair in used if pair[0] in shape.NAMES]
+    """What a link says beside its token, unless that is long: what names nobody.
+
+    Some clients add a size of their own to a link that does not say one.
+    """
+    found = [pair for pair in used if pair[0] in shape.NAMES or pair[0] == "_count"]
     return found if sum(len(text) for _, text in found) <= _SAID else []
 
 

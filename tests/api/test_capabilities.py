@@ -230,6 +230,7 @@ TESTED_ELSEWHERE = {
     "status",
     "summary",
 }
+BASES = "http://hl7.org/fhir/StructureDefinition/"
 META = {"name": "meta", "valueMeta": {"tag": [{"system": TAG_SYSTEM, "code": "added"}]}}
 
 
@@ -241,7 +242,7 @@ def calls(code: str, resource_type: str, path: str) -> list[tuple[str, str, Reso
     known: dict[str, list[tuple[str, str, Resource | None]]] = {
         "validate": [
             ("POST", f"/{resource_type}/$validate", with_resource),
-            ("POST", f"{path}/$validate?mode=profile", None),
+            ("POST", f"{path}/$validate?mode=profile&profile={BASES}{resource_type}", None),
             ("GET", f"{path}/$validate", None),
         ],
         "everything": [

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 
 from app.fhir.ids import new_id
-from app.fhir.validation import check
 from app.messaging.message_events import ADT_SYSTEM
 from app.subscriptions.channels.davinci import EVENT_SYSTEM
 from tests.builders.subscriptions import ACT_CODE
+from tests.outcomes import errors_in
 
 Json = dict[str, Any]
 ROOT = "https://ehr.example.org/fhir"
@@ -151,7 +151,7 @@ def outcome_of(answer: httpx.Response, message: Json, status: int, code: str) ->
     assert answer.status_code == status, answer.text
     response: Json = answer.json()
     assert (response["resourceType"], response["type"]) == ("Bundle", "message")
-    assert [each.diagnostics for each in check(response)] == []
+    assert errors_in(response) == []
     head, outcome = (each["resource"] for each in response["entry"])
     sent = message["entry"][0]["resource"]
     assert head["eventCoding"] == sent["eventCoding"]

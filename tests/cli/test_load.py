@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.cli.load.load import LoadError, LoadReport, find_files, load
+from app.cli.load.files import LoadError, find_files
+from app.cli.load.ids import Source
+from app.cli.load.load import load
+from app.cli.load.outcome import LoadReport
 from app.cli.load.plan import LoadPlan, plan as plan_for, searches
 from tests.processes import carerelay, environment, started, wait_for
 
@@ -42,35 +47,49 @@ def patient(**elements: Any) -> dict[str, Any]:
 # What to send
 
 
-def plan(document: Any, taken: set[str]) -> LoadPlan:
-    return plan_for(document, taken, BASE)
+def plan(document: Any, source: str = "") -> LoadPlan:
+    digest = hashlib.sha256(json.dumps(document).encode()).hexdigest()
+    return plan_for(document, digest, BASE, Source(source))
 
 
-def test_urn_uuid_becomes_the_id():
-    [entry] = plan(bundle(posted(patient(), PATIENT_URN)), set()).entries
-    assert f"urn:uuid:{entry.id}" == PATIENT_URN
+def test_the_same_content_has_the_same_ids_and_other_content_has_others():
+    """A urn:uuid speaks of its Bundle only: the same in another Bundle is something else."""
+    bundles = [bundle(posted(patient(gender=each), PATIENT_URN)) for each in ("male", "female")]
+    first, again, other = (
+        plan(copy.deepcopy(each)).entries[0].id for each in (*bundles[:1], *bundles)
+    )
+    assert first == again != other
+    assert all(uuid.UUID(str(each)) for each in (first, other))
+    assert f"urn:uuid:{first}" != PATIENT_URN
 
 
-def test_same_urn_uuid_in_another_bundle_gets_an_id_of_its_own():
-    taken: set[str] = set()
-    [first] = plan(bundle(posted(patient(), PATIENT_URN)), taken).entries
-    [second] = plan(bundle(posted(patient(), PATIENT_URN)), taken).entries
-    assert first.id != second.id
+@pytest.mark.parametrize(
+    ("written", "criteria"),
+    [
+        ("identifier=a|b?c=d", "identifier=a|b?c=d"),
+        ("Patient?identifier=http://x/Y?z|b", "identifier=http://x/Y?z|b"),
+        (f"{BASE}/Patient?identifier=a|b", "identifier=a|b"),
+        ("?identifier=a|b", "identifier=a|b"),
+    ],
+)
+def test_if_none_exist_may_have_its_type_and_values_with_question_marks(written, criteria):
+    [entry] = plan(bundle(posted(patient(), ifNoneExist=written))).entries
+    assert entry.condition == criteria
 
 
-def test_placeholder_that_is_no_uuid_gets_a_new_id_each_time():
-    ids = {
-        plan(bundle(posted(patient(), "urn:uuid:patient")), set()).entries[0].id for _ in range(2)
-    }
-    assert len(ids) == 2
-    assert all(uuid.UUID(str(made)) for made in ids)
+def test_a_source_gives_its_own_ids_to_what_keeps_them():
+    line = patient(id="1")
+    ids = {name: plan({**line}, name).entries[0].id for name in ("", "north", "south")}
+    assert ids[""] == "1"
+    assert len(set(ids.values())) == 3
+    [again] = plan({**line}, "north").entries
+    assert again.id == ids["north"]
 
 
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
         pytest.param(patient(id="p1"), "p1", id="single resource"),
-        pytest.param(patient(), None, id="single resource without id"),
         pytest.param(bundle({"resource": patient(id="p1")}, kind="collection"), "p1", id="entry"),
         pytest.param(
             bundle(
@@ -89,24 +108,13 @@ def test_placeholder_that_is_no_uuid_gets_a_new_id_each_time():
     ],
 )
 def test_id_of_an_entry(document, expected):
-    [entry] = plan(document, set()).entries
+    [entry] = plan(document).entries
     assert entry.id == expected
-
-
-def test_a_message_is_unpacked_and_kept_as_it_came():
-    message = bundle({"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message")
-    unpacked, kept = plan(message, set()).entries
-    assert unpacked.reference == "Patient/p1"
-    assert unpacked.full_url == PATIENT_URN
-    unpacked.resource["id"] = "changed"
-    assert kept.resource == bundle(
-        {"resource": patient(id="p1"), "fullUrl": PATIENT_URN}, kind="message"
-    )
 
 
 def test_document_and_history_bundles_are_resources_themselves():
     for kind in ("document", "history"):
-        [entry] = plan(bundle({"resource": patient(id="p1")}, kind=kind), set()).entries
+        [entry] = plan(bundle({"resource": patient(id="p1")}, kind=kind)).entries
         assert entry.resource_type == "Bundle"
 
 
@@ -129,7 +137,7 @@ def test_document_and_history_bundles_are_resources_themselves():
     ],
 )
 def test_entry_that_cannot_be_loaded_is_refused_alone(entry, reason):
-    planned = plan(bundle(entry, {"resource": patient(id="p1")}), set())
+    planned = plan(bundle(entry, {"resource": patient(id="p1")}))
     [(label, said)] = planned.refused
     assert label == "entry 1"
     assert reason in said
@@ -138,7 +146,7 @@ def test_entry_that_cannot_be_loaded_is_refused_alone(entry, reason):
 
 @pytest.mark.parametrize("full_url", [f"{NORTH}/Patient/p1", f"{BASE}/Patient/p1", PATIENT_URN, ""])
 def test_a_create_never_keeps_the_id_of_its_source(full_url):
-    [entry] = plan(bundle(posted(patient(id="p1"), full_url)), set()).entries
+    [entry] = plan(bundle(posted(patient(id="p1"), full_url))).entries
     assert uuid.UUID(str(entry.id))
 
 
@@ -148,7 +156,7 @@ def test_the_same_id_of_two_servers_is_two_ids_and_always_the_same(kind):
         request = posted(patient(id="1"), f"{root}/Patient/1")
         if kind == "collection":
             del request["request"]
-        [entry] = plan(bundle(request, kind=kind), set()).entries
+        [entry] = plan(bundle(request, kind=kind)).entries
         return entry.id
 
     assert entry_of(NORTH) == entry_of(NORTH)
@@ -199,8 +207,8 @@ def write(directory: Path, name: str, *documents: Any) -> Path:
     return path
 
 
-async def loaded(base: str, *paths: Path) -> LoadReport:
-    return await load(paths, base, lambda _: None)
+async def loaded(base: str, *paths: Path, **options: Any) -> LoadReport:
+    return await load(paths, base, lambda _: None, **options)
 
 
 @pytest.mark.processes
@@ -225,14 +233,15 @@ async def test_transaction_keeps_its_references(base, tmp_path):
     assert report.refusals == []
     assert report.created == {"Practitioner": 1, "Encounter": 1, "Patient": 1}
     async with httpx.AsyncClient(base_url=base) as client:
-        stored = (await client.get(f"Encounter/{stay.removeprefix('urn:uuid:')}")).json()
+        found = (await client.get(f"Encounter?participant.identifier={system}")).json()["entry"]
+        (stored,) = [each["resource"] for each in found]
         assert (await client.get(stored["subject"]["reference"])).status_code == 200
         who = stored["participant"][0]["individual"]["reference"]
         assert (await client.get(who)).json()["identifier"][0]["value"] == system
 
     again = await loaded(base, tmp_path)
-    assert again.existing == {"Practitioner": 1}
-    assert again.updated == {"Encounter": 1, "Patient": 1}
+    assert again.existing == {"Practitioner": 1, "Encounter": 1, "Patient": 1}
+    assert again.updated == {}
     assert again.created == {}
 
 
@@ -334,7 +343,7 @@ async def test_conditional_reference_without_one_match_is_refused(base, tmp_path
     encounter = {"resourceType": "Encounter", "subject": {"reference": "Patient?identifier=no|one"}}
     report = await loaded(base, write(tmp_path, "e.json", bundle(posted(encounter))))
     [refusal] = report.refusals
-    assert "Patient?identifier=no|one, which matches no resource" in refusal.reason
+    assert "matches nothing" in refusal.reason
 
 
 @pytest.mark.processes
@@ -349,9 +358,12 @@ async def test_versions_of_one_resource_go_in_their_order(base, tmp_path):
 
 
 @pytest.mark.processes
-async def test_resource_without_id_gets_one_from_the_server(base, tmp_path):
-    report = await loaded(base, write(tmp_path, "p.json", patient()))
-    assert report.created == {"Patient": 1}
+async def test_resources_without_ids_are_stored_once_each(base, tmp_path):
+    """Two equal lines are two; the file again is none more."""
+    file = write(tmp_path, "p.ndjson", *[patient(language=uuid.uuid4().hex)] * 2)
+    for created, existing in ((2, 0), (0, 2)):
+        report = await loaded(base, file)
+        assert (report.created.total(), report.updated.total()) == (created, existing)
 
 
 @pytest.mark.processes
@@ -378,7 +390,7 @@ async def answered(tmp_path: Path, *answers: httpx.Response | Exception) -> Load
 
 
 async def test_busy_server_is_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("app.cli.load.load.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("app.cli.load.server.FIRST_PAUSE", 0.0)
     report = await answered(
         tmp_path,
         httpx.Response(503),
@@ -405,7 +417,7 @@ def test_command_shows_counts_and_refusals_and_exits_1(base, tmp_path):
     done = carerelay("load", file, "--url", base)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 resources" in done.stdout
-    assert f"refused {file}: Patient: 4" in done.stdout
+    assert f"refused {file}: line 2, Patient: 4" in done.stdout
     assert "Patient.gender" in done.stdout
 
 

@@ -97,6 +97,22 @@ async def test_a_patch_that_does_not_fit_changes_nothing(
     assert (await client.get(url)).headers["etag"] == 'W/"1"'
 
 
+async def test_what_is_said_to_be_json_alone_is_a_fhirpath_patch(client: httpx.AsyncClient) -> None:
+    url = await stored(client)
+    change = [
+        {"name": "type", "valueCode": "replace"},
+        {"name": "path", "valueString": "Patient.active"},
+        {"name": "value", "valueBoolean": False},
+    ]
+    patch = {"resourceType": "Parameters", "parameter": [{"name": "operation", "part": change}]}
+    assert (await client.patch(url, json=patch)).json()["active"] is False
+    for other in ('{"active":true}', "[]"):
+        answer = await client.patch(
+            url, content=other, headers={"content-type": "application/json"}
+        )
+        assert_outcome(answer, 400, "structure")
+
+
 async def test_a_patch_needs_a_known_format_a_resource_and_the_right_version(
     client: httpx.AsyncClient,
 ) -> None:

@@ -24,6 +24,10 @@ pytestmark = pytest.mark.mongo
 
 Json = dict[str, Any]
 Pair = tuple[Server, httpx.AsyncClient]
+UNKNOWN = {
+    "url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason",
+    "valueCode": "unknown",
+}
 EXAMPLES = SHARED / "data" / "davinci-alerts" / "examples"
 
 
@@ -150,7 +154,7 @@ async def test_a_record_of_another_person_with_the_same_number_stays_as_it_is(
         each.condition["identifier"] = [first]
         await taken(http, each.message())
         each.condition["code"] = {"text": "Worse"}
-        await taken(http, each.message("discharge", "2026-11-20T09:00:00Z"))
+        await taken(http, each.message("A08", "2026-11-20T09:00:00Z"))
     records = await found(http, f"/Condition?identifier=urn:diagnoses|1 {stay.n}")
     assert len({each["subject"]["reference"] for each in records}) == len(records) == 2
     assert {each["code"]["text"] for each in records} == {"Worse"}
@@ -200,6 +204,23 @@ async def test_what_a_family_or_several_visits_have_together_tells_none_apart(
         f"Patient/{each['id']}" for each in people
     }
     assert len(people) == len(visits) == 2
+
+
+@pytest.mark.parametrize(
+    "former", [{"use": "old"}, {"period": {"end": "2010-01-01"}}], ids=["old", "over"]
+)
+async def test_a_number_that_was_somebodys_does_not_find_its_former_owner(
+    http: httpx.AsyncClient, stay: ForeignStay, former: Json
+) -> None:
+    """It is another's now, whose messages find that one from then on."""
+    (number,) = stay.patient["identifier"]
+    known = {**stay.patient, "id": stay.n, "identifier": [{**number, **former}]}
+    assert (await http.put(f"/Patient/{stay.n}", json=known)).status_code == 201
+    for event in ("A01", "A08"):
+        await taken(http, stay.message(event))
+        visit = await one(http, stay.visit)
+        assert visit["subject"]["reference"] != f"Patient/{stay.n}"
+    assert len(await found(http, stay.person)) == 2
 
 
 async def test_what_has_no_number_is_found_by_its_own_address(
@@ -273,6 +294,76 @@ async def test_messages_of_a_visit_out_of_order_end_as_if_in_order(
     visit = await one(http, stay.visit)
     assert visit["status"] == "in-progress"
     assert "end" not in visit.get("period", {})
+
+
+async def test_a_status_that_is_not_known_is_that_of_the_event(
+    pair: Pair, http: httpx.AsyncClient, stay: ForeignStay, receiver: Receiver
+) -> None:
+    """As interface engines send it that map PV2-24 alone: each step is told."""
+    for topic in ("encounter-admission", "encounter-discharge", "encounter-cancelled"):
+        listening = topic_based(endpoint=f"{receiver.url}/{stay.n}/{topic}")
+        criteria = listening["criteria"].replace("encounter-admission", topic)
+        await subscribed(pair, {**listening, "criteria": criteria})
+    receiver.requests.clear()
+    unstated: list[Json] = [
+        {"status": "unknown"},
+        {"status": None, "_status": {"extension": [UNKNOWN]}},
+    ]
+    steps = [
+        ("A05", "planned"),
+        ("A01", "in-progress"),
+        ("A08", "in-progress"),
+        ("A03", "finished"),
+        ("A13", "in-progress"),
+        ("A11", "cancelled"),
+    ]
+    for hour, (event, status) in enumerate(steps):
+        visit = {**stay.encounter(), **unstated[hour % 2]}
+        visit = {key: value for key, value in visit.items() if value is not None}
+        await taken(http, stay.message(event, f"2026-11-20T{hour:02}:00:00Z", visit))
+        assert (await one(http, stay.visit))["status"] == status
+        await pair[0].worker.drain()
+    told = [each.path.rpartition("-")[2] for each in receiver.requests if stay.n in each.path]
+    assert told == ["admission", "discharge", "cancelled", "cancelled"]
+
+
+GONE: Json = {
+    "period": {"start": "2026-11-19T08:00:00Z", "end": "2026-11-20T08:00:00Z"},
+    "hospitalization": {"dischargeDisposition": {"text": "Home"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "more"),
+    [
+        ("A01", "cancelled", {}),
+        ("A03", "in-progress", {}),
+        ("A05", "in-progress", {}),
+        ("A11", "in-progress", {}),
+        ("A13", "in-progress", GONE),
+        ("A01", "unknown", GONE),
+        ("admit", "finished", {}),
+        ("discharge", "in-progress", {"period": GONE["period"]}),
+        ("transfer", "planned", {}),
+    ],
+)
+async def test_a_status_that_contradicts_the_event_is_refused(
+    http: httpx.AsyncClient, stay: ForeignStay, event: str, status: str, more: Json
+) -> None:
+    """Nobody can tell whether somebody was admitted; the sender is told what does not agree."""
+    outcome = await refused(http, stay.message(event, encounter=stay.encounter(status, **more)))
+    (issue,) = outcome["issue"]
+    assert issue["code"] == "business-rule"
+    assert issue["expression"] == ["Bundle.entry[1].resource.status"]
+    assert await found(http, stay.visit) == []
+
+
+async def test_who_has_left_is_discharged_though_the_stay_is_not_closed(
+    http: httpx.AsyncClient, stay: ForeignStay
+) -> None:
+    """An active status with a disposition and an end is a discharge, as docs/encounters.md has it."""
+    message = stay.message("A03", encounter=stay.encounter("in-progress", **GONE))
+    await taken(http, message)
 
 
 @pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the guide's examples are not at hand")

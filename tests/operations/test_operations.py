@@ -13,6 +13,11 @@ from app.search import page_bytes
 from tests.conftest import JSON, make_settings, running
 from tests.outcomes import assert_outcome
 
+NARRATIVE = {
+    "status": "generated",
+    "div": '<div xmlns="http://www.w3.org/1999/xhtml">What is said here</div>',
+}
+
 
 def fresh() -> str:
     return f"t-{uuid.uuid4()}"
@@ -97,6 +102,8 @@ async def test_validate_judges_types_that_r4b_dropped_or_reworked_by_r4(
         "status": "draft",
         "exposureBackground": {"reference": "EvidenceVariable/1"},
         "outcome": [{"reference": "EvidenceVariable/2"}],
+        "text": NARRATIVE,
+        "extension": [{"url": "http://e.example/product", "valueReference": {"reference": "#p"}}],
         "contained": [
             {"resourceType": "MedicinalProduct", "id": "p", "name": [{"productName": "Equilidem"}]}
         ],
@@ -153,12 +160,12 @@ async def test_the_base_definition_is_a_profile_that_is_checked(
     client: httpx.AsyncClient, profile: str, severity: str
 ) -> None:
     url = f"/Patient/$validate?profile=http://hl7.org/fhir/StructureDefinition/{profile}"
-    outcome = (await client.post(url, json={"resourceType": "Patient"})).json()
+    outcome = (await client.post(url, json={"resourceType": "Patient", "text": NARRATIVE})).json()
     assert [issue["severity"] for issue in outcome["issue"]] == [severity]
 
 
 async def test_a_claim_of_a_profile_is_told_to_be_unchecked(client: httpx.AsyncClient) -> None:
-    body = {"resourceType": "Patient", "meta": {"profile": [US_CORE]}}
+    body = {"resourceType": "Patient", "meta": {"profile": [US_CORE]}, "text": NARRATIVE}
     first = (await client.post("/Patient/$validate", json=body)).json()["issue"][0]
     assert (first["severity"], first["expression"]) == ("warning", ["Patient.meta.profile[0]"])
 
@@ -200,7 +207,12 @@ async def test_validate_judges_a_deletion(mongod: str) -> None:
             {"name": "mode", "part": [{"name": "x", "valueCode": "create"}]}, id="no-parts"
         ),
         pytest.param(
-            {"name": "mode", "valueCode": "create", "part": [{"name": "x"}]}, id="parts-beside"
+            {
+                "name": "mode",
+                "valueCode": "create",
+                "modifierExtension": [{"url": "u:x", "valueCode": "x"}],
+            },
+            id="modifier",
         ),
         pytest.param(
             {

@@ -37,7 +37,8 @@ def walk(place: str) -> Walk:
     ("quoting", "pairs", "expected"),
     [
         pytest.param(SEARCH, [], "", id="nothing"),
-        pytest.param(SEARCH, [("code", "http://x.test|a,b")], "code=http://x.test|a,b", id="plain"),
+        pytest.param(SEARCH, [("code", "http://x.test/a,b")], "code=http://x.test/a,b", id="plain"),
+        pytest.param(SEARCH, [("code", "http://x.test|a")], "code=http://x.test%7Ca", id="no-uri"),
         pytest.param(FORM, [("_since", "2026-05-14T10:00:00Z")], "_since=2026-05-14T10%3A00%3A00Z"),
         pytest.param(FORM, [("_at", "ge2026"), ("_count", "2")], "_at=ge2026&_count=2", id="form"),
         pytest.param(SEARCH, [("name", "a b&c=d+e")], "name=a%20b%26c%3Dd%2Be", id="search-quoted"),

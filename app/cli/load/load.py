@@ -1,324 +1,303 @@
-"""Load files into a FHIR server: Bundles, NDJSON or single resources, plain or compressed.
+"""Load files into a FHIR server: in which order documents go, and what goes side by side.
 
-Entries go one by one (plan.py says with which ids and references), several at a time, and
-what the server refuses is reported and does not stop the rest. What is not quite R4 and can be put
-right without a doubt is (plan.py, too), and is reported as well.
+1. Transactions and batches that wait for nothing go as they are read, several side by side.
+2. What keeps the ids of its source is compared with what is there (sources.py), and goes in its order: Bundles as
+   they are, all else entry by entry.
+3. Messages go through `$process-message`, those first that were made first.
+4. What refers conditionally (`Practitioner?identifier=...`) goes last, in rounds: what still finds nothing, waits for
+   what the round has stored, until a round stores nothing. So the order of names does not matter.
+
+What the server refuses is reported and does not stop the rest. docs/decisions/0039-loading.md
 """
 
 from __future__ import annotations
 
 import asyncio
-import bz2
-import gzip
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from app.cli.load.plan import LoadEntry, PlanError, mend, plan, searches
+from app.cli.load.bundles import BATCH, TRANSACTION, BundleRequest, request_of
+from app.cli.load.files import Document, FilesUnderWay, content_of, documents, find_files
+from app.cli.load.ids import Source
+from app.cli.load.mending import may_need_mending, mend
+from app.cli.load.messages import MESSAGE, MessageSender, made_at
+from app.cli.load.outcome import LoadRefusal, LoadReport, Mended
+from app.cli.load.plan import LISTS, LoadPlan, PlanError, plan
+from app.cli.load.sending import BundleSender, Waiting
+from app.cli.load.server import Conditional, FhirServer
+from app.cli.load.singles import SingleSender
+from app.cli.load.sources import SourceCheck
 from app.errors import FhirError
 from app.fhir import json as fhir_json
-from app.fhir.entry_references import EntryReferences
 from app.fhir.json import Resource
-from app.fhir.links import FoundReferences, rewrite
 from app.settings import Settings
 
-AT_ONCE = 16
-ATTEMPTS = 6
-FIRST_PAUSE = 0.2  # seconds before a second attempt; doubled each time unless the server says
-SUFFIXES = (".json", ".ndjson")
-OPENERS: dict[str, Callable[[Path], bytes]] = {
-    ".gz": lambda path: gzip.decompress(path.read_bytes()),
-    ".bz2": lambda path: bz2.decompress(path.read_bytes()),
-}
-FHIR_JSON = "application/fhir+json"
-
-
-class LoadError(Exception):
-    """Nothing can be loaded: a path that does not exist, a server that does not answer."""
-
-
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """The files to load, in the order of `paths` and by name within directories.
-
-    A directory gives its .json and .ndjson files, compressed or not; a named file is always taken.
-    Raises LoadError where a path does not exist or nothing is found.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if _kind(file) in SUFFIXES)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise LoadError(f"{path} does not exist")
-    if not files:
-        raise LoadError("There is no .json or .ndjson file to load")
-    return files
-
-
-def _kind(file: Path) -> str:
-    """The suffix below that of a compression."""
-    return Path(file.stem).suffix if file.suffix in OPENERS else file.suffix
-
-
-def read(file: Path) -> Iterator[bytes]:
-    """The JSON texts in a file: one, or one a line in NDJSON."""
-    content = OPENERS.get(file.suffix, Path.read_bytes)(file)
-    if _kind(file) == ".ndjson":
-        yield from (line for line in content.splitlines() if line.strip())
-    else:
-        yield content
+BUNDLES_AT_ONCE = 4
+# Bytes of Bundles that wait in memory; beyond, they are read again when it is their turn.
+HELD_BYTES = 256 * 1024 * 1024
+TIMEOUT = 300.0  # seconds for one answer: a large transaction takes its time
+_CONDITIONAL = re.compile(rb'"reference"\s*:\s*"[A-Za-z]+\?')
+_CHOICE = (
+    "Two sources use the same ids. Nothing of what keeps its ids was loaded: load the files of one of them with "
+    "--source NAME, which gives them ids of their own"
+)
 
 
 class Loader:
     """One load into one server; `report` fills as it goes."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, server: FhirServer, source: Source, bundles_at_once: int, files: FilesUnderWay
+    ) -> None:
         self.report = LoadReport()
-        self._client = client
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._taken: set[str] = set()
-        self._found: dict[str, str] = {}
+        self._server = server
+        self._source = source
+        conditional = Conditional(server)
+        self._bundles = BundleSender(server, conditional, self.report, files, bundles_at_once)
+        self._files = files
+        self._singles = SingleSender(server, conditional, self.report, source)
+        self._messages = MessageSender(server, self.report)
+        self._with_messages: list[tuple[datetime, Path]] = []
+        self._check = SourceCheck()
+        self._waiting: list[Waiting] = []
+        self._held = 0
 
-    async def load(self, file: Path) -> None:
-        """Load one file. Raises LoadError where the server cannot be reached."""
+    async def load(self, files: list[Path]) -> None:
+        """Load all files. Raises LoadError where the server cannot be reached."""
         try:
-            texts = list(read(file))
+            late = []
+            for file in files:
+                self._files.begin(file)
+                if await self._take_independent(file):
+                    late.append(file)
+                else:
+                    self._files.end(file)
+            await self._bundles.finish()
+            await self._check.ask(self._server)
+            if self._check.clashes:
+                self._refuse_source(late)
+            else:
+                await self._take_late(late)
+            await self._take_messages()
+            await self._in_rounds()
+        finally:
+            # What is under way has its answer before the connection is closed.
+            ends = self._bundles.finish(), self._singles.finish()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _take_independent(self, file: Path) -> bool:
+        """Send what waits for nothing, and set aside the rest; whether there is something that keeps its ids."""
+        has_late = False
+        made: list[datetime] = []
+        for document in await self._documents(file):
+            read = self._read(document)
+            if read is None:
+                continue
+            content, planned = read
+            if _kind(content) == MESSAGE:
+                made.append(made_at(content))
+                continue
+            for entry in planned.entries:
+                if entry.keeps_id:
+                    self._check.add(file, entry)
+            if not _is_request(content) or any(entry.keeps_id for entry in planned.entries):
+                has_late = True
+            else:
+                await self._go_or_wait(document, content, planned)
+        if made:
+            self._files.begin(file)
+            self._with_messages.append((min(made), file))
+        return has_late
+
+    async def _take_late(self, files: list[Path]) -> None:
+        """Send what the first reading left: it keeps its ids, or goes entry by entry."""
+        for file in files:
+            for document in await self._documents(file):
+                read = self._read(document, is_first=False)
+                if read is None:
+                    continue
+                content, planned = read
+                if _kind(content) == MESSAGE:
+                    continue
+                if not _is_request(content):
+                    await self._singles.take(document, planned)
+                elif any(entry.keeps_id for entry in planned.entries):
+                    await self._go_or_wait(document, content, planned)
+            self._files.end(file)
+        await self._bundles.finish()
+        await self._singles.finish()
+
+    async def _take_messages(self) -> None:
+        """Send the messages: files in the order of their first ones, those of a file in its order."""
+        for _, file in sorted(self._with_messages):
+            for document in await self._documents(file):
+                read = self._read(document, is_first=False)
+                if read is not None and _kind(read[0]) == MESSAGE:
+                    await self._messages.send(document, read[0])
+            self._files.end(file)
+
+    async def _documents(self, file: Path) -> list[Document]:
+        try:
+            return list(documents(file, await asyncio.to_thread(content_of, file)))
         except (OSError, EOFError, ValueError) as error:
             self.report.refuse(file, "?", "the file", f"cannot be read: {error}")
+            return []
+
+    def _read(
+        self, document: Document, *, is_first: bool = True
+    ) -> tuple[Resource, LoadPlan] | None:
+        """The document with its plan; what is wrong or put right in it is told when it is read first."""
+        try:
+            content = fhir_json.decode(document.text)
+        except FhirError as error:
+            if is_first:
+                self.report.refuse(document.file, "?", document.label, str(error))
+            return None
+        if may_need_mending(document.text):
+            content, notes = mend(content)
+            if notes and is_first:
+                self.report.mended.append(Mended(str(document.file), tuple(notes)))
+        if _kind(content) in LISTS and any("request" in each for each in _entries(content)):
+            content = {**content, "type": BATCH}
+        if _kind(content) == MESSAGE:
+            return content, LoadPlan()
+        planned = plan(content, document.digest, self._server.base, self._source)
+        if is_first and _kind(content) != TRANSACTION:
+            for label, reason in planned.refused:
+                self.report.refuse(document.file, "?", label or "the file", reason)
+        return content, planned
+
+    def _request(
+        self, document: Document, content: Resource, planned: LoadPlan
+    ) -> BundleRequest | None:
+        """The Bundle as it is sent, or None where it cannot be."""
+        kind = str(content["type"])
+        label = f"the {kind}" if not document.is_line else f"{document.label}, the {kind}"
+        try:
+            return request_of(
+                content, planned, self._server.base, self._source, document.digest, label
+            )
+        except (PlanError, FhirError) as error:
+            types = Counter(entry.resource_type for entry in planned.entries)
+            self.report.refused.update(types or {"?": 1})
+            self.report.refusals.append(LoadRefusal(str(document.file), label, str(error)))
+            return None
+
+    async def _go_or_wait(self, document: Document, content: Resource, planned: LoadPlan) -> None:
+        request = self._request(document, content, planned)
+        if request is None or not request.entries:
             return
-        for number, text in enumerate(texts, 1):
-            try:
-                document = fhir_json.decode(text)
-            except FhirError as error:
-                name = f"line {number}" if len(texts) > 1 else "the file"
-                self.report.refuse(file, "?", name, str(error))
-                continue
-            document, notes = mend(document)
-            if notes:
-                self.report.mended.append(Mended(str(file), tuple(notes)))
-            await self._load_document(file, document)
+        if request.kind == TRANSACTION and not _CONDITIONAL.search(document.text):
+            await self._bundles.start(document, request)
+            return
+        waiting = request
+        if request.kind == BATCH:
+            ready, waiting = _divided(request)
+            if ready.entries:
+                await self._bundles.start(document, ready)
+        if waiting.entries:
+            self._held += len(document.text)
+            self._waiting.append((document, waiting))
+            self._files.begin(document.file)
+            self._let_go_of_some()
 
-    async def finish(self) -> None:
-        """Wait until everything under way has its answer."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+    def _let_go_of_some(self) -> None:
+        """Keep no more in memory than is right: the last one is read again later."""
+        document, request = self._waiting[-1]
+        if self._held > HELD_BYTES and request is not None and request.kind == TRANSACTION:
+            self._held -= len(document.text)
+            self._waiting[-1] = (replace(document, text=b""), None)
 
-    async def _load_document(self, file: Path, document: Resource) -> None:
-        base = str(self._client.base_url)
-        planned = plan(document, self._taken, base)
-        for label, reason in planned.refused:
-            self.report.refuse(file, "?", label or "the file", reason)
-        wanted = [entry for entry in planned.entries if await self._settle(file, entry)]
-        targets = {
-            entry.index: entry.reference
-            for entry in planned.entries
-            if entry.id is not None and not entry.is_closed
-        }
-        named = [replace(each, target=targets.get(each.index)) for each in planned.named]
-        names = EntryReferences(named, [base], "The reference is to an entry that is not loaded")
-        for entry in wanted:
-            try:
-                if not entry.is_closed:
-                    await self._point(entry, names)
-            except (PlanError, FhirError) as error:
-                self._refuse(file, entry, str(error))
-                continue
-            await self._start(file, entry)
+    async def _again(self, document: Document) -> tuple[Document, BundleRequest | None]:
+        """A Bundle that was not kept in memory."""
+        for each in await self._documents(document.file):
+            if each.number == document.number:
+                read = self._read(each, is_first=False)
+                return each, read and self._request(each, *read)
+        return document, None
 
-    async def _point(self, entry: LoadEntry, names: EntryReferences) -> None:
-        """Have its references lead to what is stored."""
-        entry.resource = names.rewritten(entry.index, entry.resource)
-        found = {search: await self._only_match(search) for search in set(searches(entry.resource))}
-        if found:
-            entry.resource = rewrite(entry.resource, FoundReferences(found))
+    async def _in_rounds(self) -> None:
+        """Send what refers to others until nothing is left, or a round stores nothing."""
+        while self._waiting or self._singles.unfound:
+            before = self.report.stored
+            refused: list[Waiting] = []
+            for document, held in self._waiting:
+                request = held
+                if request is None:
+                    document, request = await self._again(document)
+                if request is not None:
+                    await self._bundles.start(document, request, refused)
+            await self._bundles.finish()
+            await self._singles.take_unfound()
+            for document, _ in refused:
+                self._files.begin(document.file)
+            for document, _ in self._waiting:
+                self._files.end(document.file)
+            self._waiting = refused
+            if self.report.stored == before:
+                break
+        for document, request in self._waiting:
+            if request is not None:
+                request.report_refused(document.file, self.report)
+            self._files.end(document.file)
+        self._singles.report_unfound()
 
-    async def _settle(self, file: Path, entry: LoadEntry) -> bool:
-        """Decide which id the entry has, and whether it is sent at all."""
-        is_wanted = True
-        if entry.condition:
-            try:
-                matches = await self._search(f"{entry.resource_type}?{entry.condition}")
-                if len(matches) > 1:
-                    raise PlanError("has a condition that matches more than one resource")
-            except PlanError as error:
-                self._refuse(file, entry, str(error))
-                entry.resource.pop("id", None)  # nothing can refer to it
-                return False
-            if matches:
-                entry.resource["id"] = matches[0].rpartition("/")[2]
-                is_wanted = entry.update
-                self.report.existing[entry.resource_type] += not is_wanted
-        return is_wanted
-
-    async def _only_match(self, search: str) -> str:
-        """The one resource that a conditional reference means."""
-        if search not in self._found:
-            matches = await self._search(search)
-            if len(matches) != 1:
-                count = "no resource" if not matches else "more than one resource"
-                raise PlanError(f"refers to {search}, which matches {count}")
-            self._found[search] = matches[0]
-        return self._found[search]
-
-    async def _search(self, query: str) -> list[str]:
-        """The references (two at most) that a search finds, among all that was sent before it."""
-        await self.finish()
-        path, _, parameters = query.partition("?")
-        joint = "&" if parameters else ""
-        response = await self._request("GET", f"{path}?{parameters}{joint}_count=2", None)
-        if response.status_code != 200:
-            raise PlanError(f"needs the search {query}: {_reason(response)}")
-        bundle = fhir_json.decode(response.content)
-        return [
-            f"{path}/{entry['resource']['id']}"
-            for entry in bundle.get("entry", [])
-            if entry.get("search", {}).get("mode", "match") == "match"
-        ]
-
-    async def _start(self, file: Path, entry: LoadEntry) -> None:
-        """Send it when a slot is free; versions of one resource go in their order."""
-        if entry.id is not None and entry.reference in self._tasks:
-            await self._tasks[entry.reference]
-        await self._slots.acquire()
-        key = entry.reference if entry.id is not None else f"{entry.resource_type}?{id(entry)}"
-        task = asyncio.create_task(self._send(file, entry))
-        self._tasks[key] = task
-        task.add_done_callback(lambda _: self._done(key))
-
-    def _done(self, key: str) -> None:
-        self._slots.release()
-        task = self._tasks.get(key)
-        # One that failed is kept: finish() raises what it raised.
-        if task is not None and task.done() and task.exception() is None:
-            del self._tasks[key]
-
-    async def _send(self, file: Path, entry: LoadEntry) -> None:
-        method, url = ("POST", entry.resource_type)
-        if entry.id is not None:
-            method, url = "PUT", f"{entry.resource_type}/{quote(str(entry.id), safe='')}"
-        response = await self._request(method, url, fhir_json.encode(entry.resource))
-        if response.status_code == 201:
-            self.report.created[entry.resource_type] += 1
-        elif response.is_success and response.status_code != 202:  # that is kept, and not in force
-            self.report.updated[entry.resource_type] += 1
-        else:
-            self._refuse(file, entry, _reason(response))
-
-    async def _request(self, method: str, url: str, body: bytes | None) -> httpx.Response:
-        """One request, tried again while the server is busy."""
-        pause = FIRST_PAUSE
-        for attempt in range(1, ATTEMPTS + 1):
-            is_last = attempt == ATTEMPTS
-            try:
-                response = await self._client.request(
-                    method, url, content=body, headers={"Content-Type": FHIR_JSON}
-                )
-                if response.status_code not in {429, 503} or is_last:
-                    break
-                asked = response.headers.get("Retry-After", "")
-            except httpx.TransportError as error:
-                # A lost connection may have carried a POST: again, it could be stored twice.
-                if is_last or method == "POST" or isinstance(error, httpx.ConnectError):
-                    raise LoadError(f"{self._client.base_url} does not answer: {error}") from None
-                asked = ""
-            await asyncio.sleep(float(asked) if asked.isdigit() else pause)
-            pause *= 2
-        return response
-
-    def _refuse(self, file: Path, entry: LoadEntry, reason: str) -> None:
-        name = entry.reference if entry.id is not None else entry.resource_type
-        label = f"{entry.label}, {name}" if entry.label else name
-        self.report.refuse(file, entry.resource_type, label, reason)
+    def _refuse_source(self, files: list[Path]) -> None:
+        clashes = self._check.clashes
+        said = "; ".join(clashes[:3]) + (f" and {len(clashes) - 3} more" if clashes[3:] else "")
+        for file in files:
+            self.report.refuse(file, "?", "the file", f"{said}. {_CHOICE}")
+            self._files.end(file)
 
 
-def _reason(response: httpx.Response) -> str:
-    """The status and what the OperationOutcome says."""
-    try:
-        issues: list[dict[str, Any]] = fhir_json.decode(response.content)["issue"]
-    except (FhirError, KeyError):
-        return str(response.status_code)
-    said = []
-    for issue in issues:
-        where = ", ".join(issue.get("expression", []))
-        text = issue.get("diagnostics") or issue.get("code", "")
-        said.append(f"{where}: {text}" if where and not text.startswith(where) else text)
-    return f"{response.status_code} {'; '.join(said)}"
+def _entries(bundle: Resource) -> list[Resource]:
+    entries = bundle.get("entry")
+    return [each for each in entries if isinstance(each, dict)] if isinstance(entries, list) else []
+
+
+def _is_request(content: Resource) -> bool:
+    return _kind(content) in (TRANSACTION, BATCH)
+
+
+def _kind(content: Resource) -> str:
+    """The type of a Bundle; empty for everything else."""
+    return str(content.get("type", "")) if content.get("resourceType") == "Bundle" else ""
+
+
+def _divided(batch: BundleRequest) -> tuple[BundleRequest, BundleRequest]:
+    """The entries of a batch that wait for nothing, and those that refer to others by conditions."""
+    waiting = [index for index, found in batch.searches().items() if found]
+    ready = {entry.index for entry in batch.entries} - set(waiting)
+    return batch.only(ready), batch.only(waiting)
 
 
 async def load(
     paths: Iterable[Path],
     base: str,
-    on_file: Callable[[Path], None],
+    on_done: Callable[[Path], None],
     transport: httpx.AsyncBaseTransport | None = None,
+    *,
+    source: str = "",
+    bundles_at_once: int = BUNDLES_AT_ONCE,
 ) -> LoadReport:
-    """Load all of `paths` into the server at `base`; `on_file` is called as each file begins.
+    """Load all of `paths` into the server at `base`; `on_done` is called when all of a file has its answer.
 
     Raises LoadError where nothing can be loaded at all.
     """
     files = find_files(paths)
     async with httpx.AsyncClient(
         base_url=base,
-        timeout=60,
+        timeout=TIMEOUT,
         transport=transport or AiohttpTransport(),
         headers=Settings().token_header,
     ) as client:
-        loader = Loader(client)
-        try:
-            for file in files:
-                on_file(file)
-                await loader.load(file)
-        finally:
-            await loader.finish()
+        loader = Loader(FhirServer(client), Source(source), bundles_at_once, FilesUnderWay(on_done))
+        await loader.load(files)
     return loader.report
-
-
-# What came of a load: counts per type, refusals, and files that were put right before they were sent.
-
-
-@dataclass(frozen=True, slots=True)
-class LoadRefusal:
-    """One resource that was not stored, and why."""
-
-    file: str
-    resource: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mended:
-    """A file that was not R4 and was put right before it was sent, and what was done to it."""
-
-    file: str
-    notes: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class LoadReport:
-    """What became of each resource: counts per type, every refusal, and the files that were put right."""
-
-    created: Counter[str] = field(default_factory=Counter)
-    updated: Counter[str] = field(default_factory=Counter)
-    existing: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    refusals: list[LoadRefusal] = field(default_factory=list)
-    mended: list[Mended] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        counters = (self.created, self.updated, self.existing, self.refused)
-        return sum(counter.total() for counter in counters)
-
-    def refuse(self, file: Path, resource_type: str, name: str, reason: str) -> None:
-        self.refused[resource_type] += 1
-        self.refusals.append(LoadRefusal(str(file), name, reason))

@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.load.load import LoadReport, find_files
+from app.cli.load.files import find_files
+from app.cli.load.outcome import LoadReport
 
 
 class FileProgress:
-    """A bar that counts files; call `begin` as each one starts."""
+    """A bar that counts files; call `done` as each one is."""
 
     def __init__(self, console: Console, paths: Iterable[Path]) -> None:
         self._progress = Progress(
@@ -27,7 +28,6 @@ class FileProgress:
             console=console,
         )
         self._task = self._progress.add_task("Loading", total=len(find_files(paths)))
-        self._begun = 0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -39,14 +39,11 @@ class FileProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._progress.update(self._task, completed=self._begun)
         self._progress.stop()
 
-    def begin(self, file: Path) -> None:
-        """The files before this one are done."""
-        self._progress.update(self._task, completed=self._begun, description=escape(file.name))
-        self._begun += 1
+    def done(self, file: Path) -> None:
+        """All of this file has its answer."""
+        self._progress.update(self._task, advance=1, description=escape(file.name))
 
 
 def show(report: LoadReport, console: Console) -> None:
