@@ -38,9 +38,7 @@ _PAGES = "sandbox; default-src 'none'; frame-ancestors 'none'"
 _UNASKED = frozenset({"text/plain", "multipart/form-data", "application/x-www-form-urlencoded"})
 _READS = frozenset({"read", "vread"})
 _RANGE = re.compile(r"bytes=(?:(\d{1,15})-(\d{0,15})|-(\d{1,15}))", re.ASCII)
-_REFERENCE = re.compile(
-    r"(?:https?://[!-~]+/)?[A-Z][A-Za-z]+/[A-Za-z0-9\-.]{1,64}(?:/_history/[A-Za-z0-9\-.]{1,64})?"
-)
+_REFERENCE = re.compile(r"(?:https?://[!-~]+/)?[A-Z][A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 
 
 @dataclass(slots=True)
@@ -206,9 +204,10 @@ def _declared(request: Request, context: Context) -> str:
 
 def _context_of(request: Request) -> str | None:
     """The security context that the header names. Raises BadRequest where it is no reference."""
-    named = request.headers.get(SECURITY_CONTEXT)
-    if named is None:
+    given = request.headers.getlist(SECURITY_CONTEXT)
+    if not given:
         return None
+    named = ", ".join(given)
     if not _REFERENCE.fullmatch(named):
         raise BadRequest(
             f"{SECURITY_CONTEXT} must be a reference to a resource, as Patient/1",

@@ -249,6 +249,18 @@ class Access:
         read = rule_of(self.caller.role, resource_type).read
         return await self.related(resource_type, rows, read)
 
+    async def readable(self, resource_type: str, rows: Sequence[DocumentRow]) -> set[str]:
+        """The ids of those current rows that may be read, by scopes too; a row has all of its `terms`."""
+        if not self.allows(resource_type, "r"):
+            return set()
+        within = self.restrictions.filters(resource_type, "r")
+        if within:
+            wanted: Filter = {"$and": [{"_id": {"$in": [row["_id"] for row in rows]}}, *within]}
+            found = await self.store.find(resource_type, wanted, projection={"terms": 1})
+            ids = {row["_id"] for row in found}
+            rows = [row for row in rows if row["_id"] in ids]
+        return await self.seen(resource_type, rows)
+
     async def related(
         self,
         resource_type: str,
@@ -350,7 +362,7 @@ class Access:
         seen = {
             (type_, id_)
             for type_, own in known.items()
-            for id_ in await self.seen(type_, list(own.values()))
+            for id_ in await self.readable(type_, list(own.values()))
         }
         found: Judged = {}
         for key, of in proxies.items():

@@ -105,10 +105,12 @@ async def are_readable(access: Access, references: Collection[str]) -> bool:
     for resource_type, ids in _by_type(references).items():
         if not access.allows(resource_type, "r"):
             return False
-        within = access.restrictions.filters(resource_type, "r")
-        wanted = {"$and": [{"_id": {"$in": sorted(ids)}}, {"terms": EVERY}, *within]}
-        rows = await access.store.find(resource_type, wanted, projection={"terms": 1})
-        if await access.seen(resource_type, rows) != ids:
+        if not await _may_be_own(access, resource_type, ids):
+            return False
+        rows = await access.store.find(
+            resource_type, {"_id": {"$in": sorted(ids)}, "terms": EVERY}, projection={"terms": 1}
+        )
+        if await access.readable(resource_type, rows) != ids:
             return False
     return True
 

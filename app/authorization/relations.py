@@ -17,6 +17,7 @@ from app.authorization.rules import (
     BY_COVERAGE,
     LEADS_TO,
     LEADS_TO_OWN,
+    LEADS_TO_READ,
     OWNERS,
     PATIENTS,
     SPEAKS_FOR,
@@ -33,7 +34,7 @@ from app.search.terms import SENDER, escape, senders, unescape
 
 # Search parameters that rules read besides those of OWNERS and of these tables.
 _FURTHER = {"Group": "managing-entity", "Provenance": "target"}
-_NAMING = (SPEAKS_FOR, LEADS_TO, LEADS_TO_OWN)
+_NAMING = (SPEAKS_FOR, LEADS_TO, LEADS_TO_READ, LEADS_TO_OWN)
 # The `_id` and `terms` of a document. A version's `_id` identifies the version, and its `id` the resource.
 DocumentRow = Mapping[str, Any]
 # The term by which the proof of a notice is known (app/proof).

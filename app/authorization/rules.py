@@ -222,8 +222,11 @@ KEEPERS: frozenset[Role] = frozenset({"administrator", "directory"})
 # The search parameter and the element whose targets on this server have to be ones that the writer sees, but for those
 # that the version before has already.
 LEADS_TO: Mapping[str, tuple[str, str]] = {
-    "Binary": ("security-context", "securityContext"),
     "Patient": ("link", "link"),
+}
+# The same of targets that its token has to let it read as well.
+LEADS_TO_READ: Mapping[str, tuple[str, str]] = {
+    "Binary": ("security-context", "securityContext"),
 }
 # The same of targets that have to be the writer's to change.
 LEADS_TO_OWN: Mapping[str, tuple[str, str]] = {

@@ -3,7 +3,8 @@
 https://hl7.org/fhir/R4/binary-definitions.html#Binary.securityContext
 
 It is the word of those who wrote the Binary, and takes the place of what attaches it. One that is not on this server
-opens to nobody, and so does another Binary, which has no more to be judged by.
+opens to nobody, and so does another Binary, which has no more to be judged by, and a version, which nobody may name any
+more (app/resources/binary_context.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def contexts(
             if each.partition("/")[0] not in unwanted | {binary.TYPE}
         }
         for row in rows
-        if is_named(resource_type, row)
+        if is_named(resource_type, row) and not _is_version(row)
     }
     ids: dict[str, set[str]] = {}
     for each in set().union(*named.values()):
@@ -62,6 +63,10 @@ def is_named(resource_type: str, row: DocumentRow) -> bool:
     return resource_type == binary.TYPE and any(
         term.startswith((f"{_CODE}=", f"{_CODE}:")) for term in row["terms"]
     )
+
+
+def _is_version(row: DocumentRow) -> bool:
+    return any(term.startswith(f"{_CODE}=") and "/_history/" in term for term in row["terms"])
 
 
 def filter_of(resource_type: str) -> Filter:

@@ -27,6 +27,7 @@ from app.authorization.rules import (
     KEEPERS,
     LEADS_TO,
     LEADS_TO_OWN,
+    LEADS_TO_READ,
     SPEAKS_FOR,
     room_of,
     rule_of,
@@ -183,6 +184,7 @@ class _Writing:
         type_ = self._change.type
         for table, are_allowed, whose in (
             (LEADS_TO, named_resources.are_seen, "that this client does not see"),
+            (LEADS_TO_READ, named_resources.are_readable, "that this client does not see"),
             (LEADS_TO_OWN, named_resources.are_own, "that is not this client's"),
         ):
             if type_ not in table:

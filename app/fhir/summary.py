@@ -5,7 +5,7 @@ https://hl7.org/fhir/R4/search.html#summary
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,8 @@ SUBSETTED = {
     "code": "SUBSETTED",
 }
 _ALWAYS = frozenset({"resourceType", "id", "meta"})
+# Bundles of what was found, which may have been asked for in parts.
+_FOUND = frozenset({"searchset", "history", "batch-response", "transaction-response"})
 
 
 def subset(resource: Resource, summary: str | None, elements: Sequence[str]) -> Resource:
@@ -56,6 +58,23 @@ def _subset_found(resource: Resource, summary: str | None, elements: Sequence[st
     if resource.get("resourceType") == "Bundle" and "meta" not in resource:
         return subset_bundle(resource, summary, elements)
     return subset(resource, summary, elements)
+
+
+def subset_tags(resource: Resource, where: str | None = None) -> Iterator[str]:
+    """Where a valid resource, or one inside it, says that it is not whole.
+
+    What a stored search or history found may be cut down: those Bundles are no place that anybody writes from.
+    """
+    where = where or str(resource["resourceType"])
+    for index, tag in enumerate(resource.get("meta", {}).get("tag", ())):
+        if is_subset_tag(tag):
+            yield f"{where}.meta.tag[{index}]"
+    for index, inside in enumerate(resource.get("contained", ())):
+        yield from subset_tags(inside, f"{where}.contained[{index}]")
+    if resource["resourceType"] == "Bundle" and resource.get("type") not in _FOUND:
+        for index, entry in enumerate(resource.get("entry", ())):
+            if "resource" in entry:
+                yield from subset_tags(entry["resource"], f"{where}.entry[{index}].resource")
 
 
 def is_subset_tag(tag: Resource) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from app.audit import recorded
 from app.context import Context
-from app.errors import BadRequest, FhirError, Gone, NotFound, Unprocessable
+from app.errors import BadRequest, FhirError, Gone, NotFound, TooLarge, Unprocessable
 from app.fhir.entry_references import EntryReferences
 from app.fhir.json import Resource
 from app.interactions import batch_order, bundle_references, interactions, transaction_plan
@@ -30,11 +30,13 @@ from app.interactions.bundle_entries import (
     parse,
     patch_in,
     response,
+    too_much,
 )
 from app.interactions.preconditions import Prefer
 from app.interactions.result import InteractionResult
 from app.runtime import pace
 from app.search.bundle_writer import write_bundle, written_entries
+from app.search.page_bytes import Room
 
 # The router's handler for an entry that is no plain write.
 Dispatch = Callable[[Context, BundleEntry], Awaitable[InteractionResult]]
@@ -100,11 +102,14 @@ async def _batch(
         except FhirError as error:
             responses[index] = failure(error)
     names = bundle_references.of_requests(context, raw, entries)
+    room = Room()
 
     async def run(entry: BundleEntry) -> str:
         try:
+            if room.is_full and entry.method in ("GET", "HEAD"):
+                raise too_much()
             answer = await _run_alone(context, entry, names, dispatch)
-            return await response(context, entry, answer, prefer)
+            return await response(context, entry, answer, prefer, room)
         except FhirError as error:
             return failure(error)
 
@@ -187,13 +192,23 @@ async def _transaction(
         )
     else:
         answers = {}
+    responses: dict[int, str] = {}
+    room = Room()
+    # What was written is told first: no read may take its room.
+    for entry in writes:
+        responses[entry.index] = await response(context, entry, answers[entry.index], prefer, room)
+        await pace.breathe()
     for entry in reads:
-        with located(entry):
-            answers[entry.index] = await dispatch(context, entry)
-    return [
-        await response(context, entry, answers[entry.index], prefer)
-        async for entry in pace.paced(entries)
-    ]
+        try:
+            with located(entry):
+                if room.is_full:
+                    raise too_much()
+                answer = await dispatch(context, entry)
+                responses[entry.index] = await response(context, entry, answer, prefer, room)
+        except TooLarge as error:
+            # It came after the commit, which nothing takes back.
+            responses[entry.index] = failure(error)
+    return [responses[entry.index] for entry in entries]
 
 
 async def _rehearse(context: Context, reads: Sequence[BundleEntry], dispatch: Dispatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from app.context import Context
-from app.errors import BadRequest, FhirError, Issue, Unprocessable, operation_outcome
+from app.errors import BadRequest, FhirError, Issue, TooLarge, Unprocessable, operation_outcome
 from app.fhir import json as fhir_json, shape as shapes
 from app.fhir.definitions import structure
 from app.fhir.formats import FHIR_JSON
@@ -26,6 +26,7 @@ from app.interactions.plan import Target
 from app.interactions.preconditions import Preconditions, Prefer, read_preconditions
 from app.interactions.result import InteractionResult
 from app.runtime.codec_process import AnyPatch, CodecProcess
+from app.search.page_bytes import PAGE_BYTES, Room
 
 # Clients learn from `location` what they have written, also where nothing is new.
 _ANSWERED_WITH_A_VERSION = frozenset({"POST", "PUT", "PATCH"})
@@ -125,7 +126,8 @@ def _shaped(context: Context, method: str, path: str, query: str) -> tuple[str, 
     shape = shapes.read(parse_qsl(query, keep_blank_values=True)) if query else PLAIN
     if method not in ("GET", "HEAD"):
         shapes.refuse_count(shape)
-        return shapes.without(query), shape
+        if "$" not in path:
+            return shapes.without(query), shape
     query = shapes.without(query, shapes.LAYOUT)
     # `_elements` of an export are what it writes into files.
     if context.shaping and not shape.cuts and not path.endswith("$export"):
@@ -261,9 +263,18 @@ def _inside(path: str, entry: _Placed) -> str:
 # Writing the response's entries
 
 
+def too_much() -> TooLarge:
+    """The refusal of a read for which the answer has no room any more."""
+    return TooLarge(
+        f"The answer to this Bundle is at its limit of {PAGE_BYTES} bytes; ask for this by itself",
+        code="too-costly",
+    )
+
+
 async def response(
-    context: Context, entry: BundleEntry, answer: InteractionResult, prefer: Prefer
+    context: Context, entry: BundleEntry, answer: InteractionResult, prefer: Prefer, room: Room
 ) -> str:
+    """The entry of an answer. Raises TooLarge where a read does not fit; what was written goes without its resource."""
     returns = "representation" if entry.method in ("GET", "HEAD") else prefer.returns
     response: dict[str, Any] = {"status": str(answer.status)}
     stored = answer.stored
@@ -284,10 +295,16 @@ async def response(
     body = answer.body
     if body is None or returns != "representation" or answer.status == 304:
         return text
+    if entry.method == "HEAD":
+        return text
     shape = (answer.shape or entry.shape).within
     if shape.cuts:
         codec = context.services.get(CodecProcess)
         body = await codec.render(body, shape, is_result=answer.text is not None)
+    if not room.take(len(body)):
+        if entry.method in ("GET", "HEAD"):
+            raise too_much()
+        return text
     resource = body if isinstance(body, str) else body.decode()
     return f'{text[:-1]},"resource":{resource}}}'
 

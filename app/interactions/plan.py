@@ -344,7 +344,8 @@ async def _judge(
     # To tell the size of what is small would cost as much as judging it.
     size = len(fhir_json.encode(resource)) if pace.is_long() else 0
     warnings = await _by_definitions(resource, previous, size)
-    _refuse_subset(resource)
+    if cut_down := subset_issues(resource):
+        raise Unprocessable(issues=cut_down)
     if keeps_labels and previous is not None:
         resource = meta.carry_over(resource, previous.meta())
         if previous.type == binary.TYPE:
@@ -374,18 +375,19 @@ async def _by_definitions(
         return [replace(issue, severity="warning") for issue in refusal.issues]
 
 
-def _refuse_subset(resource: Resource) -> None:
-    """Raises Unprocessable for what a server cut down: stored, it would take the place of the whole resource.
+def subset_issues(resource: Resource) -> list[Issue]:
+    """What a server cut down is no resource to be stored: it would take the place of the whole one.
 
     https://hl7.org/fhir/R4/search.html#summary
     """
-    for index, tag in enumerate(resource.get("meta", {}).get("tag", ())):
-        if summary.is_subset_tag(tag):
-            raise Unprocessable(
-                "The resource is cut down (SUBSETTED), as an answer to _summary or _elements is; send the whole one",
-                code="business-rule",
-                expression=f"{resource['resourceType']}.meta.tag[{index}]",
-            )
+    return [
+        Issue(
+            "business-rule",
+            "The resource is cut down (SUBSETTED), as an answer to _summary or _elements is; send the whole one",
+            (place,),
+        )
+        for place in summary.subset_tags(resource)
+    ]
 
 
 def _having_seen_current(context: Context) -> Context:

@@ -8,6 +8,7 @@ Adding and deleting make a new version like any write, so that history shows who
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from app.context import Context
@@ -53,7 +54,11 @@ async def _change(
 
     await interactions.patch(context, *invocation.instance, apply)
     stored = await interactions.current(context, *invocation.instance)
-    return _answer(stored.meta())
+    headers = {
+        "ETag": f'W/"{stored.version}"',
+        "Content-Location": stored.address(context.base_url),
+    }
+    return replace(_answer(stored.meta()), headers=headers)
 
 
 async def _in_use(context: Context, types: Iterable[str]) -> labels.Meta:

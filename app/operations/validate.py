@@ -105,6 +105,8 @@ async def _judge(
         )
     codec = context.services.get(CodecProcess)
     found = await codec.judge(resource, with_models=not issues)
+    if not any(issue.severity in ("fatal", "error") for issue in (*issues, *found)):
+        issues += plan.subset_issues(resource)
     return [*issues, *found, *_unchecked_claims(resource)]
 
 

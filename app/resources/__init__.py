@@ -2,6 +2,7 @@
 
 type_registry       maps a type to its rule
 type_rules          says what a rule is given and gives back
+binary_context      refuses a version as security context
 care_team           notes which primary care providers a practice or hospital has named itself
 encounter           brings messages about a visit into order
 visit_order         computes that order, element by element

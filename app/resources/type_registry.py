@@ -9,6 +9,7 @@ from app.context import Context
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.resources import (
+    binary_context,
     care_team,
     encounter,
     endpoint,
@@ -21,6 +22,7 @@ from app.resources import (
 from app.resources.type_rules import Prepared, Rule
 
 RULES: dict[str, Rule] = {
+    "Binary": binary_context.prepare,
     "CareTeam": care_team.prepare,
     "CodeSystem": matching_needs.prepare,
     "Encounter": encounter.prepare,

@@ -25,6 +25,22 @@ class Measure:
         return self._count > 1 and self._total > PAGE_BYTES
 
 
+class Room:
+    """What is left of as many bytes as a page has; the first text always fits."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self.is_full = False
+
+    def take(self, size: int) -> bool:
+        """Count a text that fits; returns whether it does."""
+        if self._taken and self._taken + size > PAGE_BYTES:
+            self.is_full = True
+            return False
+        self._taken += size
+        return True
+
+
 def fitting(sizes: Iterable[int]) -> int:
     """How many texts of these sizes, in order, make a page; the first always does."""
     measure = Measure()

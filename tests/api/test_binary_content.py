@@ -403,3 +403,32 @@ async def test_the_statement_says_it(client: httpx.AsyncClient, server: Server) 
     told = {each["type"]: each["documentation"] for each in stated if "documentation" in each}
     assert list(told) == ["Binary"]
     assert "X-Security-Context" in told["Binary"]
+
+
+async def test_two_security_contexts_are_refused(client: httpx.AsyncClient) -> None:
+    """In two headers as in one, which are the same: https://www.rfc-editor.org/rfc/rfc9110#section-5.3"""
+    url = f"/Binary/{new_id()}"
+    headers = [
+        ("content-type", "application/pdf"),
+        ("x-security-context", "Patient/p1"),
+        ("x-security-context", "Patient/q1"),
+    ]
+    refused = await client.put(url, content=PDF, headers=headers)
+    assert_outcome(refused, 400, "value", "Binary.securityContext")
+    assert (await client.get(url)).status_code == 404
+
+
+@pytest.mark.processes
+async def test_large_content_is_taken_as_xml(client: httpx.AsyncClient) -> None:
+    """Its base64 is longer than XML parsers take without being told."""
+    id_ = new_id()
+    data = base64.b64encode(bytes(7_600_000)).decode()
+    body = (
+        f'<Binary xmlns="http://hl7.org/fhir"><id value="{id_}"/>'
+        f'<contentType value="application/pdf"/><data value="{data}"/></Binary>'
+    )
+    headers = {"content-type": "application/fhir+xml", "prefer": "return=minimal"}
+    sent = await client.put(f"/Binary/{id_}", content=body, headers=headers)
+    assert sent.status_code == 201, sent.text
+    head = await client.head(f"/Binary/{id_}")
+    assert head.headers["content-length"] == "7600000"

@@ -256,7 +256,10 @@ async def _search_by_post(client: httpx.AsyncClient, shape: str) -> list[Json]:
 
 async def _everything_by_post(client: httpx.AsyncClient, shape: str) -> list[Json]:
     body = {"resourceType": "Parameters", "parameter": [{"name": "_count", "valueInteger": 2}]}
-    return await pages(client, await client.post(f"/Patient/p/$everything?{shape}", json=body))
+    url = f"Patient/p/$everything?{shape}"
+    asked = {"request": {"method": "POST", "url": url}, "resource": body}
+    in_a_batch = await batch(client, "batch", asked)
+    return in_a_batch + await pages(client, await client.post(f"/{url}", json=body))
 
 
 async def _put(client: httpx.AsyncClient, shape: str) -> list[Json]:

@@ -216,6 +216,44 @@ async def test_a_context_stands_in_the_place_of_what_attaches(world: World) -> N
     assert found == [{"general", "north"}, {"general"}, {"general"}, {"general"}]
 
 
+async def test_the_scopes_for_what_stands_for_a_paper_count(world: World) -> None:
+    """Its security context, or the DocumentReference that attaches it: by type, and by what restricts a scope."""
+    name = new_id()
+    visit = encounter(name, name, "general")
+    await world.put("admin", patient(name, NORTH), visit)
+    await send(world, "general", name, f"Encounter/{name}")
+    await world.put("general", paper(f"{name}-2"), attaching(name, name, f"Binary/{name}-2"))
+    for id_, granting, others in (
+        (name, f"Encounter.rs?status={visit['status']}", "Encounter.rs?status=planned"),
+        (
+            f"{name}-2",
+            "DocumentReference.rs?status=current",
+            "DocumentReference.rs?status=superseded",
+        ),
+    ):
+        for more, status in (
+            (granting, 200),
+            (others, 404),
+            (others.partition(".")[0] + ".s", 404),
+        ):
+            scopes = f"system/Binary.rs system/{more}"
+            read = await world.get("north", f"/Binary/{id_}", scopes=scopes)
+            assert read.status_code == status, (more, read.text)
+            found = (await world.get("north", f"/Binary?_id={id_}", scopes=scopes)).json()
+            assert found.get("total", 0) == (status == 200)
+
+
+async def test_a_version_is_no_context(world: World) -> None:
+    """It would be judged as it is now, and that may be about somebody else."""
+    name = new_id()
+    context = "Patient/pn/_history/1"
+    refused = await send(world, "general", name, context, status=400)
+    assert_outcome(refused, 400, "value", "Binary.securityContext")
+    body = paper(name, securityContext=ref(context))
+    refused = await world.ask("general", "PUT", f"/Binary/{name}", body)
+    assert_outcome(refused, 422, "business-rule", "Binary.securityContext.reference")
+
+
 async def test_a_context_is_one_that_its_writer_sees(world: World) -> None:
     """Hidden and unknown are told in the same words, and by every form of the write."""
     name, unknown = new_id(), new_id()
@@ -261,7 +299,8 @@ async def test_a_client_with_a_token_posts_text(world: World) -> None:
         return await world.ask("general", "POST", url, scopes=scopes, headers=headers, content=b"x")
 
     assert_outcome(await post("system/Binary.rs"), 403, "forbidden")
-    answer = await post("system/Binary.c")
+    assert_outcome(await post("system/Binary.c"), 403, "forbidden", "Binary.securityContext")
+    answer = await post("system/Binary.c system/Patient.r")
     assert answer.status_code == 201, answer.text
     reference = f"Binary/{answer.json()['id']}"
     refused = await world.get("north", f"/{reference}", scopes="system/Binary.c")

@@ -390,3 +390,34 @@ async def test_a_full_url_is_one_entry_s_and_names_no_version(
     version = {**given, "fullUrl": "http://elsewhere.org/fhir/Patient/1/_history/2"}
     answer = await client.post("", json=bundle(version, type=type_))
     assert_outcome(answer, 422, "invariant", "Bundle.entry[0].fullUrl")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+async def test_an_answer_is_no_longer_than_a_page(client: httpx.AsyncClient, kind: str) -> None:
+    """A small request for much is not carried out beyond it; what is written is told without its resource."""
+    large, small = f"Binary/{fresh()}", f"Patient/{fresh()}"
+    headers = {"content-type": "application/pdf"}
+    sent = await client.put(f"/{large}", content=b"x" * 6 * 1024 * 1024, headers=headers)
+    assert sent.status_code == 201, sent.text
+    reads = [entry("GET", large) for _ in range(4)]
+    write = entry("PUT", small, {**patient(), "id": small.partition("/")[2]})
+    answer = await client.post("", json=bundle(*reads, write, type=kind))
+    assert answer.status_code == 200, answer.text
+    assert len(answer.content) < 17 * 1024 * 1024
+    *told, written = answer.json()["entry"]
+    statuses = [each["response"]["status"] for each in told]
+    assert sorted(statuses) == ["200", "413", "413", "413"]
+    refused = next(each for each in told if each["response"]["status"] == "413")
+    assert refused["response"]["outcome"]["issue"][0]["code"] == "too-costly"
+    assert written["response"]["status"] == "201"
+
+
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+async def test_a_head_has_no_resource(client: httpx.AsyncClient, kind: str) -> None:
+    id_ = fresh()
+    await client.put(f"/Patient/{id_}", json={**patient(), "id": id_})
+    asked = bundle(entry("HEAD", f"Patient/{id_}"), type=kind)
+    (told,) = (await client.post("", json=asked)).json()["entry"]
+    assert (told["response"]["status"], told["response"]["etag"]) == ("200", 'W/"1"')
+    assert "resource" not in told

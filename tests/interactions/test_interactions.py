@@ -401,6 +401,15 @@ async def test_what_a_server_cut_down_is_not_stored(client: httpx.AsyncClient) -
     (answer,) = (await client.post("", json=bundle | {"type": "batch"})).json()["entry"]
     assert answer["response"]["status"] == "422"
     assert (await client.get(place)).json() == whole
-    # A Bundle may hold what is cut down.
+    judged = (await client.post("/Encounter/$validate", json=cut)).json()["issue"]
+    errors = [each["expression"] for each in judged if each["severity"] == "error"]
+    assert errors == [["Encounter.meta.tag[0]"]]
+    inside = {"resourceType": "Patient", "id": "in", "meta": {"tag": [tag]}}
+    holding = {**whole, "contained": [inside], "subject": {"reference": "#in"}}
+    refused = await client.put(place, json=holding)
+    assert_outcome(refused, 422, "business-rule", "Encounter.contained[0].meta.tag[0]")
+    # A Bundle of what was found may hold what is cut down, and no other.
     found = (await client.get(f"/Encounter?_id={whole['id']}&_summary=true")).json()
     assert (await client.post("/Bundle", json=found)).status_code == 201
+    collection = {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": cut}]}
+    assert_outcome(await client.post("/Bundle", json=collection), 422, "business-rule", where)

@@ -405,7 +405,10 @@ async def test_meta_operations_read_add_and_delete_labels(client: httpx.AsyncCli
     url = await put(client, {"resourceType": "Patient", "id": fresh(), "meta": {"tag": [tag]}})
     added = {"security": [{"system": "urn:s", "code": "R"}], "tag": [{**tag, "display": "again"}]}
     body = parameters({"name": "meta", "valueMeta": added})
-    meta = (await client.post(f"{url}/$meta-add", json=body)).json()["parameter"][0]["valueMeta"]
+    answer = await client.post(f"{url}/$meta-add", json=body)
+    written = (answer.headers["etag"], answer.headers["content-location"].partition("/fhir")[2])
+    assert written == ('W/"2"', f"{url}/_history/2")
+    meta = answer.json()["parameter"][0]["valueMeta"]
     assert (meta["tag"], meta["security"], meta["versionId"]) == ([tag], added["security"], "2")
     in_use = (await client.get("/Patient/$meta")).json()["parameter"][0]["valueMeta"]
     assert tag in in_use["tag"]

@@ -258,6 +258,9 @@ XHTML = "http://www.w3.org/1999/xhtml"
 MAX_ATTRIBUTES = 100
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What a text of libxml2 has at most, in bytes, unless it is told to take more: the content of a large Binary is longer.
+# Nesting is bounded then as well, by more than decoding lets pass.
+_PARSERS_LONGEST = 10_000_000
 # A document type may only stand before the root, after comments, instructions and white space.
 _DOCTYPE = re.compile(r"(?:\s|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
 
@@ -276,7 +279,11 @@ def parse(body: bytes) -> etree._Element:
         raise BadRequest("A document type (DOCTYPE) is not allowed", code="structure")
     # The encoding overrules what the XML declaration says. lxml's parsers are not safe to share.
     parser = etree.XMLParser(
-        encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
+        encoding="utf-8",
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=len(body) > _PARSERS_LONGEST,
     )
     try:
         root = etree.fromstring(body, parser)
