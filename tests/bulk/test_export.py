@@ -259,7 +259,7 @@ async def test_a_group_may_bring_whom_and_what_its_members_resources_refer_to(
     for each in ("d2", "d3", "d4"):
         await put(client, "Practitioner", each)
     for each in ("h1", "h2"):
-        await put(client, "Organization", each)
+        await put(client, "Organization", each, name=each)
         await put(client, "Location", each)
     await observe(
         client,
