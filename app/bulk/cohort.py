@@ -147,8 +147,9 @@ def _parts(patients: Sequence[str], since: datetime | None) -> Iterator[Part]:
 
 def _patients(group: Resource, at: datetime, base_url: str) -> Iterator[str]:
     for member in group.get("member", ()):
-        written = member.get("entity", {}).get("reference", "").removeprefix(f"{base_url}/")
-        kind, _, name = written.partition("/_history/")[0].partition("/")
+        written = member.get("entity", {}).get("reference", "")
+        near = written.removeprefix(f"{base_url}/") if base_url else written
+        kind, _, name = near.partition("/_history/")[0].partition("/")
         is_member = member.get("inactive") is not True
         if kind == "Patient" and is_member and spans.holds(spans.of(member.get("period")), at):
             yield name

@@ -17,6 +17,7 @@ element_budget         bounds what a body will cost, by its bytes
 pieces                 cuts a decoded value into short pieces of JSON and joins them again
 codec                  is the work on bodies that takes long: decoding, patching, validating, rendering
 links                  finds where a resource leads elsewhere, and exchanges these links
+full_urls              says what is wrong with the fullUrl of a Bundle's entry
 entry_references       says what the references of a Bundle's entries mean
 meta                   carries profiles, tags and labels over from version to version
 validation/            judges a resource by R4's definitions

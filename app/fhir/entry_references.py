@@ -19,8 +19,8 @@ A relative reference is read against the root of its own entry's fullUrl. So `Pa
 - below https://ehr.example.org/fhir: the entry https://ehr.example.org/fhir/Patient/77, else kept as that absolute URL;
 - below our own base: the entry with that name there, or with that type and id and no fullUrl, else our own record;
 - in an entry that is urn:uuid or urn:oid: the same, unless another server's entry has that type and id: then refused;
-- without a fullUrl, or with one that is no address of a FHIR server: the same; but in a Bundle of others' fullUrls what
-  is no entry of these is refused, and never our record.
+- without a fullUrl, or with one that is no address of a FHIR server: the same; but in a Bundle of others' fullUrls (any
+  that is neither ours nor such a URN) what is no entry of these is refused, and never our record.
 
 Absolute references mean the entry with that fullUrl, else what they say. Entries that share a name and have not the
 same target leave open which is meant: refused. Nothing is guessed.
@@ -28,27 +28,21 @@ same target leave open which is meant: refused. Nothing is guessed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.errors import Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.full_urls import RELATIVE, RESTFUL, spelled
 from app.fhir.json import Resource
 from app.fhir.links import LinkKind, LinkRefused, rewrite
 
 _TYPES = frozenset(SUPPORTED_TYPES)
-_PLACE = r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})"
-_RELATIVE = re.compile(rf"{_PLACE}(/_history/[A-Za-z0-9\-.]{{1,64}})?")
-_RESTFUL = re.compile(
-    rf"([A-Za-z][A-Za-z0-9+.\-]*://.+)/{_PLACE}(/_history/[A-Za-z0-9\-.]{{1,64}})?"
-)
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
-_ORIGIN = re.compile(r"(https?)://([^/?#]+)", re.IGNORECASE)
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 # The root of our own addresses, so that they have the names by which we store them.
 _OURS = ""
+# Names within a Bundle, which are of no server.
+_URNS = ("urn:uuid:", "urn:oid:")
 
 _AMBIGUOUS = "More than one entry of the Bundle may be meant; give each its own fullUrl"
 _NO_ROOT = (
@@ -110,7 +104,7 @@ class EntryReferences:
         why_no_target: str = "The entry that is meant has no record that could be referred to",
     ) -> None:
         """`own_bases` are the FHIR bases of this server; `why_no_target` tells why an entry may be without one."""
-        self._own = {_spelled(base.rstrip("/")) for base in own_bases if base}
+        self._own = {spelled(base.rstrip("/")) for base in own_bases if base}
         self._why_no_target = why_no_target
         self._named: dict[str, list[NamedEntry]] = {}
         # The entries of other servers by type and id alone.
@@ -125,13 +119,13 @@ class EntryReferences:
 
     def _add(self, entry: NamedEntry) -> None:
         url = entry.full_url or ""
-        root, place = self._split(_spelled(url)) if url else (None, entry.place)
-        if _RELATIVE.fullmatch(url):  # against R4, and sent all the same: a name without a root
+        root, place = self._split(spelled(url)) if url else (None, entry.place)
+        if RELATIVE.fullmatch(url):  # against R4, and sent all the same: a name without a root
             place = url
-        is_at_home = root == _OURS or url.lower().startswith("urn:")
+        is_at_home = root == _OURS or url.lower().startswith(_URNS)
         self._roots[entry.index] = root
         self._is_at_home[entry.index] = is_at_home
-        self._has_others |= not is_at_home and _URL.match(url) is not None
+        self._has_others |= bool(url) and not is_at_home
         names = {url} if url else set()
         if place is not None:
             names.add(f"{root}/{place}" if root else place)
@@ -142,10 +136,12 @@ class EntryReferences:
 
     def _split(self, url: str) -> tuple[str | None, str | None]:
         """Root and type with id of the address of a resource, the root empty where it is ours."""
-        found = _RESTFUL.fullmatch(url)
+        found = RESTFUL.fullmatch(url)
         if found is None or found[2] not in _TYPES:
             return None, None
-        root = _OURS if found[1] in self._own else found[1]
+        # Servers read a slash too many as one.
+        root = found[1].rstrip("/")
+        root = _OURS if root in self._own else root
         return root, f"{found[2]}/{found[3]}"
 
     def is_of_others(self, entry: int) -> bool:
@@ -166,13 +162,13 @@ class EntryReferences:
         target, mark, fragment = reference.partition("#")
         if not target:
             return Meaning("kept", reference)
-        relative = _RELATIVE.fullmatch(target)
+        relative = RELATIVE.fullmatch(target)
         if relative is not None and relative[1] in _TYPES:
             place, version = f"{relative[1]}/{relative[2]}", relative[3] or ""
             return self._relative(entry, place, version, mark + fragment)
         if target in self._named:
             return self._entry(self._named[target], mark + fragment)
-        return self._absolute(_spelled(target), mark + fragment, reference)
+        return self._absolute(spelled(target), mark + fragment, reference)
 
     def _relative(self, entry: int, place: str, version: str, fragment: str) -> Meaning:
         root, written = self._roots.get(entry), f"{place}{version}{fragment}"
@@ -190,17 +186,18 @@ class EntryReferences:
         return Meaning("ours", written)
 
     def _absolute(self, target: str, fragment: str, reference: str) -> Meaning:
-        found = _RESTFUL.fullmatch(target)
+        found = RESTFUL.fullmatch(target)
         if found is None or found[2] not in _TYPES:
             return self._other(target, reference)
         place, version = f"{found[2]}/{found[3]}", found[4] or ""
-        if found[1] in self._own:
+        root = found[1].rstrip("/")
+        if root in self._own:
             # One without a fullUrl has no address that could be meant.
             named = [each for each in self._named.get(place, ()) if each.full_url]
             if named:
                 return self._own_entry(named, place, version, fragment)
             return Meaning("ours", reference)
-        name = f"{found[1]}/{place}"
+        name = f"{root}/{place}"
         if name in self._named:
             return self._entry(self._named[name], fragment)
         return Meaning("kept", reference)
@@ -256,14 +253,14 @@ class EntryReferences:
         if target in self._named:
             return True
         target = target.partition("|")[0]  # the version of a canonical
-        return (_RELATIVE.fullmatch(target) or _RESTFUL.fullmatch(target)) is not None
+        return (RELATIVE.fullmatch(target) or RESTFUL.fullmatch(target)) is not None
 
     def exchanged(self, entry: int, text: str, kind: LinkKind) -> str:
         """A link as it is to be stored. Raises LinkRefused."""
         if (
             kind == "canonical"
         ):  # R4 replaces none of these by entries; a relative one still has a root
-            found = _RELATIVE.fullmatch(text.partition("|")[0])
+            found = RELATIVE.fullmatch(text.partition("|")[0])
             root = self._roots.get(entry)
             return f"{root}/{text}" if root and found and found[1] in _TYPES else text
         meaning = self.meaning(entry, text)
@@ -283,12 +280,3 @@ class _OfEntry:
 
     def __call__(self, text: str, kind: LinkKind) -> str:
         return text if text in self._known else self._names.exchanged(self._entry, text, kind)
-
-
-def _spelled(url: str) -> str:
-    """A URL with the scheme and host in lower case, without a port that goes without saying."""
-    origin = _ORIGIN.match(url)
-    if origin is None:
-        return url
-    scheme, host = origin[1].lower(), origin[2].lower()
-    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS[scheme])}{url[origin.end() :]}"

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from app.context import Context
 from app.errors import BadRequest, FhirError, Issue, TooLarge, Unprocessable, operation_outcome
-from app.fhir import json as fhir_json, shape as shapes
+from app.fhir import full_urls, json as fhir_json, shape as shapes
 from app.fhir.definitions import structure
 from app.fhir.formats import FHIR_JSON
 from app.fhir.instants import instant, instant_in
@@ -103,6 +103,11 @@ def parse(context: Context, index: int, raw: Any) -> BundleEntry:
     if not all(isinstance(text, str) for text in (full_url or "", *headers.values())):
         raise BadRequest("The entry has what must be a string", code="structure", expression=where)
     check_known(raw, ("entry",), f"Bundle.entry[{index}]")
+    if full_url:
+        gives_id = method == "PUT" and not query
+        named = None if method == "PATCH" else raw.get("resource")
+        if why := full_urls.fault(full_url, named, may_have_moved=gives_id):
+            raise BadRequest(why, code="value", expression=f"Bundle.entry[{index}].fullUrl")
     check_known(request, ("entry", "request"), where)
     for name in _HEADERS:
         if name in request and method not in _HONOURING[name]:

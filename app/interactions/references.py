@@ -15,7 +15,7 @@ from app.context import Context
 from app.errors import Conflict, Issue, PreconditionFailed, Unprocessable
 from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
 from app.fhir.json import Resource
-from app.fhir.links import references_in
+from app.fhir.links import LinkKind, LinkRefused, references_in, rewrite
 from app.interactions import server_records
 from app.records.versions import ResourceVersion
 from app.runtime import pace
@@ -78,6 +78,8 @@ async def settle(
     """Make absolute references to this server relative, resolve conditional ones, and check targets where the setting
     requires it.
 
+    A reference that begins with a slash is refused: R4 knows none, and nobody would find what it leads to.
+
     A transaction has resolved its own already, among its entries. What the `previous` version referred to may have gone
     since: whoever changes something else there is not asked about it. Changes the resource in place; `size` is that of
     its text, where it may be large. Raises Unprocessable naming the missing targets, PreconditionFailed where criteria
@@ -96,7 +98,10 @@ async def settle(
         for element in references_in(resource):
             literal = element["reference"]
             if literal.startswith(base):
-                element["reference"] = literal = literal.removeprefix(base)
+                # A slash too many is none, as in an address of ours that is asked for.
+                element["reference"] = literal = literal.removeprefix(base).lstrip("/")
+            if literal.startswith("/") and may_be_conditional and not _has(previous, literal):
+                _refuse_rooted(resource, literal)
             if may_be_conditional and "?" in literal and is_conditional(literal):
                 conditional.append(element)
             elif integrity and (target := split(literal)):
@@ -110,6 +115,29 @@ async def settle(
     if targets:
         await _check_targets(context, targets, previous)
     return resource
+
+
+def _refuse_rooted(resource: Resource, literal: str) -> None:
+    try:
+        rewrite(resource, _Refusing(literal))
+    except LinkRefused as refused:
+        place = refused.expression(resource["resourceType"])
+        raise Unprocessable(refused.reason, code="value", expression=place) from None
+
+
+class _Refusing:
+    """Raises LinkRefused at the place of a reference."""
+
+    def __init__(self, literal: str) -> None:
+        self._literal = literal
+
+    def concerns(self, text: str) -> bool:
+        return False
+
+    def __call__(self, text: str, kind: LinkKind) -> str:
+        if kind == "reference" and text == self._literal:
+            raise LinkRefused("A reference is Type/id or an absolute URL, without a slash before")
+        return text
 
 
 async def _resolve(

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from app.errors import BadRequest, Issue, Unprocessable
-from app.fhir import validation
+from app.fhir import full_urls, validation
 from app.fhir.encounter_status import ACTIVE
 from app.fhir.entry_references import EntryReferences, Meaning, NamedEntry
 from app.fhir.json import Resource
@@ -189,6 +189,8 @@ def _of_envelope(bundle: Resource) -> Iterator[Issue]:
         elif url is not None and urls.setdefault(url, index) != index:
             both = (f"Bundle.entry[{urls[url]}].fullUrl", f"{where}.fullUrl")
             yield Issue("duplicate", "Two entries have the same fullUrl", both)
+        elif url is not None and (why := full_urls.fault(url, entry.get("resource"))):
+            yield Issue("value", why, (f"{where}.fullUrl",))
 
 
 class _Reading:

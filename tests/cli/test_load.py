@@ -122,6 +122,16 @@ def test_document_and_history_bundles_are_resources_themselves():
     ("entry", "reason"),
     [
         pytest.param({"fullUrl": PATIENT_URN}, "no resource", id="no resource"),
+        pytest.param(
+            {"fullUrl": f"{NORTH}/Patient/2", "resource": {"resourceType": "Patient", "id": "1"}},
+            "fullUrl",
+            id="another id",
+        ),
+        pytest.param(
+            {"fullUrl": "//north/Patient/1", "resource": {"resourceType": "Patient", "id": "1"}},
+            "fullUrl",
+            id="no URL",
+        ),
         pytest.param({"resource": {"id": "x"}}, "no resource", id="no resourceType"),
         pytest.param("text", "not a Bundle entry", id="no object"),
         pytest.param(

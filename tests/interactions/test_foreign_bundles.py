@@ -372,3 +372,59 @@ async def test_a_stored_document_keeps_its_own_references(checked: httpx.AsyncCl
     assert stored.json()["entry"] == document["entry"]
     answers = await sent(checked, entry("POST", "Bundle", document, f"{SOUTH}/Bundle/1"))
     assert answers[0]["resource"]["entry"] == document["entry"]
+
+
+@pytest.mark.parametrize("kind", ["transaction", "batch"])
+@pytest.mark.parametrize(
+    ("full_url", "place"),
+    [
+        pytest.param(f" {NORTH}/Condition/1", "fullUrl", id="blank-before"),
+        pytest.param(f"{NORTH}/Condition/1 ", "fullUrl", id="blank-after"),
+        pytest.param("//north.example/fhir/Condition/1", "fullUrl", id="no-scheme"),
+        pytest.param("/Condition/1", "fullUrl", id="slash"),
+        pytest.param("Condition/1", "resource.subject.reference", id="no-root"),
+        pytest.param("urn:isbn:3", "resource.subject.reference", id="other-urn"),
+    ],
+)
+async def test_what_is_no_address_of_ours_never_reads_references_as_ours(
+    client: httpx.AsyncClient, taken: str, kind: str, full_url: str, place: str
+) -> None:
+    asked = entry("POST", "Condition", condition(f"Patient/{taken}"), full_url)
+    answer = (await client.post("", json=bundle(asked, type=kind))).json()
+    outcome = answer if kind == "transaction" else answer["entry"][0]["response"]["outcome"]
+    (issue,) = outcome["issue"]
+    assert (issue["code"], issue["expression"]) == ("value", [f"Bundle.entry[0].{place}"])
+    assert (await client.get(f"/Condition?subject=Patient/{taken}")).json()["total"] == 0
+
+
+async def test_a_slash_too_many_below_our_base_is_none(
+    client: httpx.AsyncClient, taken: str
+) -> None:
+    answers = await sent(
+        client,
+        entry("POST", "Condition", condition(f"Patient/{taken}"), f"{BASE}//Condition/1"),
+        entry("POST", "Condition", condition(f"{BASE}//Patient/{taken}"), f"{NORTH}/Condition/1"),
+    )
+    for each in answers:
+        assert each["resource"]["subject"] == {"reference": f"Patient/{taken}"}
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "id_", "full_url", "status"),
+    [
+        pytest.param("POST", "Patient", "6", f"{NORTH}/Patient/5", 400, id="id"),
+        pytest.param("POST", "Patient", None, f"{NORTH}/Encounter/5", 400, id="type"),
+        pytest.param("POST", "Patient", None, f"{NORTH}/Patient/5", 200, id="create-without-id"),
+        pytest.param("POST", "Patient", "5", "urn:uuid:00000000-0000-4000-8000-000000000008", 200, id="urn"),
+        pytest.param("PUT", "Patient/moved-6", "moved-6", f"{NORTH}/Patient/5", 200, id="given-another-id-here"),
+    ],
+)  # fmt: skip
+async def test_a_full_url_agrees_with_the_type_and_id_of_the_resource(
+    client: httpx.AsyncClient, method: str, url: str, id_: str | None, full_url: str, status: int
+) -> None:
+    """https://hl7.org/fhir/R4/bundle-definitions.html#Bundle.entry.fullUrl"""
+    content = patient() if id_ is None else patient(id=id_)
+    answer = await client.post("", json=bundle(entry(method, url, content, full_url)))
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert_outcome(answer, 400, "value", "Bundle.entry[0].fullUrl")

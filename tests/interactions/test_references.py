@@ -372,3 +372,12 @@ async def test_a_bundle_that_is_only_kept_keeps_its_conditional_references(
     stored = await client.post("/Bundle", json=kept)
     assert stored.status_code == 201, stored.text
     assert stored.json()["entry"][0]["resource"]["subject"] == {"reference": reference}
+
+
+@pytest.mark.parametrize("reference", ["/Patient/77", "//host.example/fhir/Patient/77"])
+async def test_a_reference_that_begins_with_a_slash_is_refused(
+    client: httpx.AsyncClient, reference: str
+) -> None:
+    """https://hl7.org/fhir/R4/references.html#literal: relative ones are Type/id."""
+    answer = await client.post("/Condition", json=condition(reference))
+    assert_outcome(answer, 422, "value", "Condition.subject.reference")

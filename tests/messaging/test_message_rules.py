@@ -82,6 +82,7 @@ FOREIGN_EVENT = {"system": "http://example.org", "code": "notification-admit"}
             "duplicate invariant",
             None,
         ),
+        (with_("other", *VISIT, "id"), "value", "Bundle.entry[1].fullUrl"),
         (with_(FOREIGN_EVENT, *HEADER, "eventCoding"), "not-supported", None),
         (without(*HEADER, "focus"), "required", "Bundle.entry[0].resource.focus"),
         (

@@ -12,6 +12,7 @@ from typing import Any
 
 from app.cli.load.ids import Source, SourceLinks
 from app.errors import Unprocessable
+from app.fhir import full_urls
 from app.fhir.entry_references import EntryReferences, NamedEntry
 from app.fhir.json import Resource
 from app.fhir.links import LinkRefused, rewrite
@@ -118,6 +119,11 @@ def _entry(raw: Any, index: int, label: str) -> LoadEntry:
                 raise PlanError("has a request.url that does not fit its resource")
     elif method == "POST":
         entry.condition, entry.update = _criteria(request.get("ifNoneExist", "")), False
+    gives_id = method == "PUT" and not entry.condition
+    if entry.full_url and (
+        why := full_urls.fault(entry.full_url, resource, may_have_moved=gives_id)
+    ):
+        raise PlanError(f"has a fullUrl that is wrong: {why}")
     return entry
 
 

@@ -103,7 +103,9 @@ def targets(parameter: Parameter, terms: Iterable[str], base_url: str) -> Iterat
     )
     for term in terms:
         if term.startswith(keys):
-            found = _RELATIVE.fullmatch(term.partition("=")[2].removeprefix(f"{base_url}/"))
+            written = term.partition("=")[2]
+            near = written.removeprefix(f"{base_url}/") if base_url else written
+            found = _RELATIVE.fullmatch(near)
             if found and found[1] in (parameter.targets or definitions.SUPPORTED_TYPES):
                 yield found[1], found[2]
 
