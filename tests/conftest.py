@@ -145,7 +145,7 @@ def make_settings(uri: str, **changes: Any) -> Settings:
     if changes.get("auth") == "smart":
         usual["egress_allow"] = "127.0.0.0/8,::1,localhost"
     return Settings(
-        **{"mongodb_uri": uri, "mongodb_database": DATABASES.empty(), **usual, **changes}
+        **{"mongodb_uri": uri, "mongodb_database": DATABASES.empty(uri), **usual, **changes}
     )
 
 

@@ -93,6 +93,7 @@ class Databases:
 
     def __init__(self) -> None:
         self._client: Client | None = None
+        self._uri = ""
         # The scope of the fixture that is being set up: of a test where there is none.
         self._scope = "function"
         # Whether none may have been used before.
@@ -108,9 +109,12 @@ class Databases:
         self._made[name] = self._scope
         return name
 
-    def empty(self) -> str:
-        """The name of one without a row, which may have collections and indexes of a server's already."""
-        if self.only_new:
+    def empty(self, uri: str) -> str:
+        """The name of one without a row, which may have collections and indexes of a server's already.
+
+        A mongod of a test's own has new ones only.
+        """
+        if self.only_new or uri != self._uri:
             return self.new()
         if not self._free:
             name = self.new()
@@ -127,9 +131,10 @@ class Databases:
     @contextmanager
     def on(self, uri: str) -> Iterator[None]:
         """That is where they are."""
+        self._uri = uri
         with _connected(uri) as self._client:
             yield
-        self._client = None
+        self._client, self._uri = None, ""
 
     @contextmanager
     def made_for(self, scope: str) -> Iterator[None]:
