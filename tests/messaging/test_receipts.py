@@ -64,7 +64,7 @@ async def test_the_same_message_is_answered_the_same_and_writes_nothing(
         assert (answer.status_code, answer.content) == (200, first.content)
     for name in ("Bundle.id", "Bundle.entry[0].resource.id"):
         other = copy.deepcopy(message)
-        other["entry"][1]["resource"]["status"] = "finished"
+        other["entry"][2]["resource"]["gender"] = "unknown"
         if name == "Bundle.id":
             other["entry"][0]["resource"]["id"] = new_id()
         else:

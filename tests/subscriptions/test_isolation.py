@@ -240,7 +240,8 @@ async def test_the_others_hear_everything_once_in_order_and_without_a_gap(
             await breaks(world)
         await asyncio.gather(*(stay(world, number) for number in range(STAYS)))
         await receiver.until(
-            lambda: all(len(heard) >= everything for heard in healthy(receiver).values())
+            lambda: all(len(heard) >= everything for heard in healthy(receiver).values()),
+            seconds=60,  # how fast is the next test's matter
         )
         heard_by = healthy(receiver)
     for endpoint, heard in heard_by.items():
