@@ -7,7 +7,6 @@ finds a practice's one Subscription, whether it has three patients or three thou
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -17,6 +16,7 @@ from app.attribution.claims import Record
 from app.attribution.facility import KINDS, facility_types
 from app.attribution.whereabouts import without_places_left
 from app.errors import Unprocessable
+from app.fhir.ids import is_id
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.search.parameters import reference
@@ -31,7 +31,6 @@ PATHS: Mapping[str, str] = {
     "$facility-type": FACILITY,
 }
 _TARGETS = {PCP: ("Practitioner", "PractitionerRole", "Organization"), GROUP: ("Group",)}
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 def is_derived(term: str) -> bool:
@@ -66,7 +65,7 @@ def terms(search: str, value: str, base_url: str) -> tuple[str, ...]:
 def _references(value: str, targets: tuple[str, ...], base_url: str) -> list[str]:
     near = value.removeprefix(f"{base_url}/") if base_url else value
     resource_type, slash, id_ = near.rpartition("/")
-    if (slash and resource_type not in targets) or not _ID.fullmatch(id_):
+    if (slash and resource_type not in targets) or not is_id(id_):
         raise Unprocessable(f"Expected a reference to {' or '.join(targets)}", code="value")
     return [near] if slash else [f"{each}/{id_}" for each in targets]
 

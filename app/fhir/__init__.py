@@ -6,7 +6,7 @@ codes                  names our own extensions, code systems and codes
 code_lists             publishes our own code lists
 fhirpath               parses the expressions of search parameters and invariants
 encounter_status       says how far a stay has come: planned, going on, over, and which ends have come
-ids                    makes UUIDv7 ids
+ids                    says what can be an id, and makes UUIDv7 ids
 instants               reads and writes dates, dateTimes and instants by R4's grammar
 json                   decodes and encodes FHIR's JSON without losing a digit
 formats                negotiates JSON and XML

@@ -6,18 +6,17 @@ them are looked at, also those at the end of a chain and of `_has`, https://hl7.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qsl
 
 from app.fhir.definitions import SUPPORTED_TYPES
+from app.fhir.ids import is_id
 from app.search import chain, filter as filters, lists
 from app.search.escaping import split, unescape
 from app.search.parameter import Parameter
 from app.search.search_parameters import parameters
 
 _TYPES = frozenset(SUPPORTED_TYPES)
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 def has_filter(resource_type: str, criteria: str) -> bool:
@@ -84,7 +83,7 @@ def _kinds(parameter: Parameter) -> Sequence[str]:
 
 def _as_references(text: str, kinds: Sequence[str]) -> Iterator[str]:
     plain = unescape(text)
-    if _ID.fullmatch(plain):
+    if is_id(plain):
         yield from (f"{kind}/{plain}" for kind in kinds)
     else:
         yield plain

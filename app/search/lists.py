@@ -6,12 +6,12 @@ answers to questions that this server has no rules for, so they are refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.errors import BadRequest
+from app.fhir.ids import is_id
 from app.search import cost
 from app.search.deferred_condition import DeferredCondition, Document, TooMany
 from app.search.parameter import Condition, SearchScope
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from app.records.reader import Reader
 
 NAME = "_list"
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def condition(resource_type: str, modifier: str, text: str, scope: SearchScope) 
             "not-supported",
         )
     lists = [each.removeprefix("List/") for each in lists]
-    if not all(_ID.fullmatch(each) for each in lists):
+    if not all(is_id(each) for each in lists):
         raise _refused(f"The value of '{NAME}' is malformed; expected the id of a List", "value")
     return Listed(resource_type, tuple(lists), scope)
 

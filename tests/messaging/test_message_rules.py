@@ -25,11 +25,6 @@ Json = dict[str, Any]
 STAY = ForeignStay()
 
 
-@pytest.fixture
-def stay() -> ForeignStay:
-    return ForeignStay()
-
-
 def without(*path: str | int) -> Callable[[Json], None]:
     def change(message: Json) -> None:
         value: Any = message

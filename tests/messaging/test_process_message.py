@@ -6,7 +6,6 @@ https://hl7.org/fhir/R4/messaging.html and http://hl7.org/fhir/us/davinci-alerts
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -29,22 +28,6 @@ UNKNOWN = {
     "valueCode": "unknown",
 }
 EXAMPLES = SHARED / "data" / "davinci-alerts" / "examples"
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with running(make_settings(mongod, base_url=BASE)) as pair:
-        yield pair
-
-
-@pytest.fixture
-def http(pair: Pair) -> httpx.AsyncClient:
-    return pair[1]
-
-
-@pytest.fixture
-def stay() -> ForeignStay:
-    return ForeignStay()
 
 
 # What a message writes

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -26,22 +25,6 @@ pytestmark = pytest.mark.mongo
 
 Json = dict[str, Any]
 Pair = tuple[Server, httpx.AsyncClient]
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with running(make_settings(mongod, base_url=BASE)) as pair:
-        yield pair
-
-
-@pytest.fixture
-def http(pair: Pair) -> httpx.AsyncClient:
-    return pair[1]
-
-
-@pytest.fixture
-def stay() -> ForeignStay:
-    return ForeignStay()
 
 
 async def versions(server: Server) -> int:

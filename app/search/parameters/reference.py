@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from app.fhir import definitions
+from app.fhir.full_urls import RELATIVE
+from app.fhir.ids import is_id
 from app.search.escaping import split, unescape
 from app.search.parameter import Condition, Parameter, SearchScope
 from app.search.parameters import token, uri
 from app.search.terms import Terms, any_of, escape, shorten
 
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_RELATIVE = re.compile(r"([A-Z][A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(/_history/[A-Za-z0-9\-.]{1,64})?")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:\S+")
 
 
@@ -66,7 +66,7 @@ def condition(
 
 def _typed(parameter: Parameter, resource_type: str, text: str, scope: SearchScope) -> Terms:
     text = text.removeprefix(resource_type + "/")
-    if not _ID.fullmatch(text):
+    if not is_id(text):
         raise parameter.malformed(f"an id of a {resource_type}")
     return local(parameter, [f"{resource_type}/{text}"], scope)
 
@@ -78,10 +78,10 @@ def _one(parameter: Parameter, text: str, scope: SearchScope) -> Terms:
     text = unescape(text)
     if scope.base_url and text.startswith(scope.base_url + "/"):
         text = text.removeprefix(scope.base_url + "/")
-    if _ID.fullmatch(text):
+    if is_id(text):
         targets = parameter.targets or definitions.SUPPORTED_TYPES
         return local(parameter, [f"{target}/{text}" for target in targets], scope)
-    if _RELATIVE.fullmatch(text):
+    if RELATIVE.fullmatch(text):
         return local(parameter, [text], scope)
     if _ABSOLUTE.fullmatch(text):
         return Terms(equal=(_term(parameter, text),))
@@ -105,7 +105,7 @@ def targets(parameter: Parameter, terms: Iterable[str], base_url: str) -> Iterat
         if term.startswith(keys):
             written = term.partition("=")[2]
             near = written.removeprefix(f"{base_url}/") if base_url else written
-            found = _RELATIVE.fullmatch(near)
+            found = RELATIVE.fullmatch(near)
             if found and found[1] in (parameter.targets or definitions.SUPPORTED_TYPES):
                 yield found[1], found[2]
 

@@ -5,17 +5,16 @@ https://hl7.org/fhir/R4/search.html#all
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.fhir.ids import is_id
 from app.search.escaping import unescape
 from app.search.parameter import Condition, Fields, Filter, Parameter, SearchScope
 from app.search.parameters import near
 
 VALUES: Mapping[str, Callable[[Any], Any]] = {}
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,6 @@ def condition(
     if modifier is not None:
         raise parameter.unknown_modifier(modifier)
     ids = tuple(unescape(text) for text in texts)
-    if not all(_ID.fullmatch(each) for each in ids):
+    if not all(is_id(each) for each in ids):
         raise parameter.malformed("an id")
     return Ids(ids)
