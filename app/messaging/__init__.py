@@ -5,6 +5,7 @@ message_events       lists the events whose messages are taken
 message_bundle       reads a message Bundle, and checks what it must have
 entries              finds the record that each entry of a message is or becomes
 contents             says what is to be stored of an entry
+message_times        knows which records newer messages have told of
 writes               plans all that a message writes
 receipts             keeps which messages were taken, and what they were answered
 answers              makes the response message

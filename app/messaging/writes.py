@@ -1,7 +1,8 @@
 """All that a message writes, planned: the records of its entries, and the message itself as a record.
 
 Each is judged as if its sender had written it (app/interactions/plan.py); an Encounter by the order of its visit's
-messages, in which the message has the time that the Encounter states, else the time at which it was made.
+messages, in which the message has the time that the Encounter states, else the time at which it was made. Other
+records keep what a newer message has said of them (app/messaging/message_times.py).
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from app.interactions import plan
 from app.interactions.bundle_entries import located
 from app.interactions.plan import WritePlan
 from app.interactions.preconditions import NO_PRECONDITIONS
+from app.messaging import message_times
 from app.messaging.contents import filled, with_event_time, with_url
 from app.messaging.entries import Placed, Places, issues_of_new, without_unplaced
 from app.messaging.message_bundle import Message
-from app.records.versions import Change, Guard
-from app.resources import encounter, type_registry
+from app.records.versions import Change, Guard, ResourceVersion
+from app.resources import type_registry
+from app.resources.event_time import BEGINNING, Moment, Time
 from app.runtime import pace
 
-# The effects of a visit's message that is older than others.
-_LATE = frozenset({"filled", "history-only", "repeated"})
+_IS_LATE = (
+    "This record is known as it was later: what the message says of it is kept in the message alone"
+)
 
 
 @dataclass(slots=True)
@@ -51,6 +55,12 @@ class Planned:
         where = (f"{placed.entry.where}.resource",)
         self.issues += [replace(each, expression=where) for each in answer.issues]
 
+    def add_late(self, placed: Placed) -> None:
+        """Nothing of a record that is known from a newer message, or was written since this one was made."""
+        self.status = 202
+        where = (f"{placed.entry.where}.resource",)
+        self.issues.append(Issue("business-rule", _IS_LATE, where, "warning"))
+
 
 async def planned(context: Context, message: Message) -> Planned:
     """The plan of a message as things are now. Raises FhirError where it cannot be taken."""
@@ -59,18 +69,22 @@ async def planned(context: Context, message: Message) -> Planned:
     names = message.names(places.targets())
     written = [each for each in placed.values() if each.is_written]
     writing = replace(context, write_scope=_scope(written))
+    moment = message_times.moment_of(message)
+    since = await _known_since(context, written)
     found = Planned()
-    is_late = False
     async for each in pace.paced(sorted(written, key=lambda each: each.entry.type != "Encounter")):
-        if each.target is None or (is_late and _is_known_record(each)):
+        if each.target is None:
+            continue
+        if moment.latest < since.get(each.target.reference, BEGINNING):
+            found.add_late(each)
             continue
         said = names.rewritten(each.entry.index, without_unplaced(each.entry, message, placed))
         with located(each.entry):
             body = _content(each, said, message)
             made = await plan.plan_write(writing, each.target, body, NO_PRECONDITIONS)
+        if _is_ordered_here(each):
+            made = await _remembered(context, made, moment)
         found.add(each, made)
-        if each.entry.type == "Encounter" and made.prepared is not None:
-            is_late |= made.prepared.headers.get(encounter.APPLIED) in _LATE
     found.issues += issues_of_new(placed)
     found.changes.append(_record(message))
     targets = places.targets()
@@ -78,10 +92,33 @@ async def planned(context: Context, message: Message) -> Planned:
     return found
 
 
-def _is_known_record(placed: Placed) -> bool:
-    """Whether an entry would change a record that a newer message may have told of, as a diagnosis."""
-    is_known = placed.target is not None and placed.target.previous is not None
-    return is_known and placed.entry.type not in ("Encounter", "Patient")
+def _is_ordered_here(placed: Placed) -> bool:
+    """Whether an older message must not change the record; a visit has an order of its own, a person is filled in."""
+    return placed.entry.type not in ("Encounter", "Patient")
+
+
+async def _known_since(context: Context, written: Sequence[Placed]) -> dict[str, Time]:
+    """From when the known records are as they are, by reference."""
+    by_type: dict[str, list[ResourceVersion]] = {}
+    for each in written:
+        if each.target is not None and each.target.previous and _is_ordered_here(each):
+            by_type.setdefault(each.target.type, []).append(each.target.previous)
+    return {
+        f"{type_}/{id_}": since
+        for type_, known in by_type.items()
+        for id_, since in (await message_times.known_since(context.store, type_, known)).items()
+    }
+
+
+async def _remembered(context: Context, made: WritePlan, moment: Moment) -> WritePlan:
+    """The plan, with the time of the message beside what it leaves in force."""
+    if made.change is not None:
+        private = message_times.remembered(made.change, moment)
+        return replace(made, change=replace(made.change, private=private))
+    if made.existing is not None:
+        # Past the sender's limits: what is kept beside a version is nobody's to write.
+        await message_times.remember_unchanged(context.services.store, made.existing, moment)
+    return made
 
 
 def _content(placed: Placed, said: Resource, message: Message) -> Resource:

@@ -279,6 +279,80 @@ async def test_messages_of_a_visit_out_of_order_end_as_if_in_order(
     assert "end" not in visit.get("period", {})
 
 
+def alert(stay: ForeignStay, event: str, at: str, resource: Json) -> Json:
+    """A notification about one record, no visit."""
+    message = stay.message(event, at)
+    entry = stay.entry(resource)
+    kept = [each for each in message["entry"] if each["resource"]["resourceType"] == "Patient"]
+    message["entry"] = [message["entry"][0], *kept, entry]
+    message["entry"][0]["resource"]["focus"] = [{"reference": entry["fullUrl"]}]
+    return message
+
+
+LATE = "known as it was later"
+
+
+@pytest.mark.parametrize(
+    ("event", "resource", "what_it_says"),
+    [
+        ("care-team-change", TEAM, "name"),
+        ("new-condition", {"resourceType": "Condition", "id": "22", "subject": PERSON}, "code"),
+        ("referral", {"resourceType": "ServiceRequest", "id": "23", **ORDER}, "code"),
+    ],
+)
+async def test_a_late_alert_does_not_put_back_what_a_newer_one_has_changed(
+    http: httpx.AsyncClient, stay: ForeignStay, event: str, resource: Json, what_it_says: str
+) -> None:
+    """As one that is sent again after an outage: it would name the former practice."""
+
+    def saying(text: str, hour: int) -> Json:
+        value = text if what_it_says == "name" else {"text": text}
+        return alert(stay, event, f"2026-11-20T{hour:02}:00:00Z", {**resource, what_it_says: value})
+
+    await taken(http, saying("First", 8))
+    place = f"/{resource['resourceType']}?subject:Patient.identifier=urn:mrn|{stay.n}"
+
+    async def said() -> Any:
+        value = (await one(http, place))[what_it_says]
+        return value if what_it_says == "name" else value["text"]
+
+    await taken(http, saying("Newer", 12))
+    outcome = await taken(http, saying("Older", 10), 202)
+    assert any(LATE in each["diagnostics"] for each in outcome["issue"])
+    assert await said() == "Newer"
+    # The same again in a message of its own says that it still is so, and so is newer than what comes late.
+    await taken(http, saying("Newer", 14))
+    await taken(http, saying("Older", 13), 202)
+    assert await said() == "Newer"
+    await taken(http, saying("Newest", 15))
+    assert await said() == "Newest"
+    # What was written by another door is as new as that.
+    stored = await one(http, place)
+    path = f"/{stored['resourceType']}/{stored['id']}"
+    assert (await http.put(path, json={**stored, "language": "en"})).is_success
+    await taken(http, saying("Older", 16), 202)
+    assert await said() == "Newest"
+
+
+async def test_a_late_message_of_another_visit_leaves_a_newer_diagnosis(
+    http: httpx.AsyncClient, stay: ForeignStay
+) -> None:
+    """A diagnosis with an identifier of its own, in the messages of two visits."""
+    stay.condition["identifier"] = [{"system": "urn:problems", "value": stay.n}]
+    await taken(http, stay.message("A01", "2026-11-20T10:00:00Z"))
+    former = {**stay.encounter(), "identifier": [{"system": "urn:visits", "value": f"{stay.n}-0"}]}
+    stay.condition["code"] = {"text": "As it was before"}
+    outcome = await taken(http, stay.message("A01", "2026-11-20T09:00:00Z", former), 202)
+    assert any(LATE in each["diagnostics"] for each in outcome["issue"])
+    assert (await one(http, f"/Encounter?identifier={stay.n}-0"))["status"] == "in-progress"
+    found = await one(http, f"/Condition?identifier=urn:problems|{stay.n}")
+    assert found["code"]["text"] == "Heart failure"
+    stay.condition["code"] = {"text": "As it is now"}
+    await taken(http, stay.message("A08", "2026-11-20T11:00:00Z", former))
+    found = await one(http, f"/Condition?identifier=urn:problems|{stay.n}")
+    assert found["code"]["text"] == "As it is now"
+
+
 async def test_a_status_that_is_not_known_is_that_of_the_event(
     pair: Pair, http: httpx.AsyncClient, stay: ForeignStay, receiver: Receiver
 ) -> None:
