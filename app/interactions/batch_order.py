@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from urllib.parse import parse_qsl
 
+from app.fhir.json import Resource
 from app.interactions.bundle_entries import BundleEntry
 from app.resources import type_registry
 
@@ -47,18 +49,53 @@ def lanes(entries: Iterable[BundleEntry], arrival: datetime) -> list[list[Bundle
 
 def _names(entry: BundleEntry) -> Iterator[str]:
     """By what a write names its resource: its address, its criteria; a visit's also its identifiers."""
-    if entry.method in ("GET", "HEAD") or "$" in entry.path or not entry.segments:
+    if entry.method in ("GET", "HEAD") or not entry.segments:
         return
-    resource_type = entry.segments[0]
+    for visit, _ in _visits(entry):
+        for system, value in type_registry.identifiers_of(visit):
+            yield f"Encounter?identifier={system}|{value}"
+    if "$" in entry.path:
+        return
     if len(entry.segments) == 2:
         yield entry.path
     criteria = entry.preconditions.if_none_exist if entry.method == "POST" else entry.query
     if criteria:
         parameters = sorted(parse_qsl(criteria.rpartition("?")[2], keep_blank_values=True))
-        yield f"{resource_type}?" + "&".join(f"{name}={value}" for name, value in parameters)
-    if resource_type == "Encounter" and isinstance(entry.resource, dict):
-        for system, value in type_registry.identifiers_of(entry.resource):
-            yield f"{resource_type}?identifier={system}|{value}"
+        named = "&".join(f"{name}={value}" for name, value in parameters)
+        yield f"{entry.segments[0]}?{named}"
+
+
+def _visits(entry: BundleEntry) -> Iterator[tuple[Resource, str | None]]:
+    """The Encounters of which an entry tells, none validated yet: its own, or those of the FHIR message that it posts.
+
+    With each comes when its message was made, where that is told.
+    """
+    if entry.path != "$process-message":
+        if _is(entry.resource, "Encounter"):
+            yield entry.resource, None
+        return
+    for message in _messages(entry.resource):
+        for each in _objects(message, "entry"):
+            if _is(each.get("resource"), "Encounter"):
+                yield each["resource"], message.get("timestamp")
+
+
+def _messages(body: Any) -> Iterator[Resource]:
+    """The message of a body, which is one or has it as a parameter."""
+    if _is(body, "Bundle"):
+        yield body
+    elif _is(body, "Parameters"):
+        parameters = (each.get("resource") for each in _objects(body, "parameter"))
+        yield from (each for each in parameters if _is(each, "Bundle"))
+
+
+def _is(body: Any, resource_type: str) -> bool:
+    return isinstance(body, dict) and body.get("resourceType") == resource_type
+
+
+def _objects(resource: Resource, name: str) -> Iterator[dict[str, Any]]:
+    found = resource.get(name)
+    return (each for each in (found if isinstance(found, list) else ()) if isinstance(each, dict))
 
 
 def _by_event(entries: list[BundleEntry], arrival: datetime) -> list[BundleEntry]:
@@ -68,7 +105,7 @@ def _by_event(entries: list[BundleEntry], arrival: datetime) -> list[BundleEntry
     timed: list[tuple[str, BundleEntry]] = []
     last = ""
     for entry in sorted(entries, key=lambda each: each.index):
-        resource = entry.resource if isinstance(entry.resource, dict) else {}
-        last = type_registry.event_time_of(resource, arrival) or last
+        times = (type_registry.event_time_of(each, arrival, made) for each, made in _visits(entry))
+        last = max((each for each in times if each), default=last)
         timed.append((last, entry))
     return [entry for _, entry in sorted(timed, key=lambda each: each[0])]

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from app.fhir import instants
-from app.fhir.codes import EVENT_TIME
 from app.fhir.definitions import structure
 from app.fhir.json import Resource
 from app.fhir.links import references_in
@@ -95,12 +94,6 @@ def with_url(resource: Resource, url: str) -> Resource:
     if not structure(resource["resourceType"]).elements["identifier"].is_list:
         return {**resource, "identifier": identifier}
     return {**resource, "identifier": [*resource.get("identifier", ()), identifier]}
-
-
-def with_event_time(encounter: Resource, timestamp: str) -> Resource:
-    """A copy that states when its message was made, for the order of the visit's messages (docs/encounters.md)."""
-    stated = {"url": EVENT_TIME, "valueInstant": timestamp}
-    return {**encounter, "extension": [*encounter.get("extension", ()), stated]}
 
 
 def filled(stored: Resource, said: Resource) -> Resource:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.messaging.contents import with_event_time
 from app.messaging.message_bundle import Message
 from app.records.reader import Reader
 from app.records.versions import Change, ResourceVersion
 from app.resources import event_time
-from app.resources.event_time import Moment, Time
+from app.resources.event_time import Moment, Time, with_event_time
 from app.runtime.mongo import Document
 
 _FIELD = "message_time"

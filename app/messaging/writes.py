@@ -19,12 +19,12 @@ from app.interactions.bundle_entries import located
 from app.interactions.plan import WritePlan
 from app.interactions.preconditions import NO_PRECONDITIONS
 from app.messaging import message_times
-from app.messaging.contents import filled, with_event_time, with_url
+from app.messaging.contents import filled, with_url
 from app.messaging.entries import Placed, Places, issues_of_new, without_unplaced
 from app.messaging.message_bundle import Message
 from app.records.versions import Change, Guard, ResourceVersion
 from app.resources import type_registry
-from app.resources.event_time import BEGINNING, Moment, Time
+from app.resources.event_time import BEGINNING, Moment, Time, with_event_time
 from app.runtime import pace
 
 _IS_LATE = (

@@ -72,6 +72,12 @@ def moment(message: Resource, arrival: datetime) -> Moment | None:
     return Moment(first, max(first, min(now, max(each[1] for each in shown))))
 
 
+def with_event_time(encounter: Resource, timestamp: str) -> Resource:
+    """A copy that states when its message was made, unless it states a time of its own (docs/encounters.md)."""
+    stated = {"url": EVENT_TIME, "valueInstant": timestamp}
+    return {**encounter, "extension": [*encounter.get("extension", ()), stated]}
+
+
 def _stated(message: Resource) -> _Span | None:
     for extension in _objects(message, "extension"):
         if extension.get("url") == EVENT_TIME:

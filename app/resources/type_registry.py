@@ -54,15 +54,16 @@ def is_message(resource: Resource) -> bool:
     return resource.get("resourceType") == "Encounter" and encounter.is_message(resource)
 
 
-def event_time_of(resource: Resource, arrival: datetime) -> str | None:
-    """When the event was that a message about a visit reports, as a text that sorts; None for anything else.
+def event_time_of(encounter: Resource, arrival: datetime, made: str | None = None) -> str | None:
+    """When the event was that a message about a visit reports, as a text that sorts; None where it has no time.
 
-    The resource may not be validated yet: of one that nobody can read there is no time.
+    `made` is when the message was made that the Encounter came in. The resource may not be validated yet: of one that
+    nobody can read there is no time.
     """
-    if resource.get("resourceType") != "Encounter":
-        return None
     try:
-        moment = event_time.moment(resource, arrival)
+        if made is not None:
+            encounter = event_time.with_event_time(encounter, made)
+        moment = event_time.moment(encounter, arrival)
     except (AttributeError, TypeError, ValueError):
         return None
     return None if moment is None else moment.time

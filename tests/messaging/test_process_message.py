@@ -353,6 +353,43 @@ async def test_a_late_message_of_another_visit_leaves_a_newer_diagnosis(
     assert found["code"]["text"] == "As it is now"
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("is_reversed", [False, True])
+async def test_a_batch_runs_messages_and_writes_of_one_visit_in_the_order_of_their_events(
+    http: httpx.AsyncClient, stay: ForeignStay, wrapped: bool, is_reversed: bool
+) -> None:
+    """Whatever their order in the Bundle, and by whatever door: an admission after its discharge would be late."""
+    admission: Json = stay.message("A01", "2026-11-20T08:00:00Z")
+    if wrapped:
+        content = [{"name": "content", "resource": admission}]
+        admission = {"resourceType": "Parameters", "parameter": content}
+    period = {"start": "2026-11-20T08:00:00Z", "end": "2026-11-21T10:00:00Z"}
+    discharge = {**stay.encounter("finished", period=period)}
+    for name in ("id", "participant", "location", "serviceProvider"):
+        del discharge[name]
+    person = (await http.post("/Patient", json=stay.patient)).json()
+    discharge["subject"] = {"reference": f"Patient/{person['id']}"}
+    entries = [
+        {
+            "resource": discharge,
+            "request": {"method": "PUT", "url": f"Encounter?identifier=urn:visits|{stay.n}"},
+        },
+        {"resource": admission, "request": {"method": "POST", "url": "$process-message"}},
+    ]
+    batch = {
+        "resourceType": "Bundle",
+        "type": "batch",
+        "entry": entries[::-1] if is_reversed else entries,
+    }
+    answers = (await http.post("", json=batch)).json()["entry"]
+    statuses = [each["response"]["status"][:3] for each in answers]
+    assert (statuses[::-1] if is_reversed else statuses) == ["200", "200"]
+    visit = await one(http, stay.visit)
+    assert visit["status"] == "finished"
+    history = (await http.get(f"/Encounter/{visit['id']}/_history")).json()["entry"]
+    assert [each["resource"]["status"] for each in history] == ["finished", "in-progress"]
+
+
 async def test_a_status_that_is_not_known_is_that_of_the_event(
     pair: Pair, http: httpx.AsyncClient, stay: ForeignStay, receiver: Receiver
 ) -> None:
