@@ -71,26 +71,27 @@ def _visits(entry: BundleEntry) -> Iterator[tuple[Resource, str | None]]:
     With each comes when its message was made, where that is told.
     """
     if entry.path != "$process-message":
-        if _is(entry.resource, "Encounter"):
-            yield entry.resource, None
+        for encounter in _of_type("Encounter", entry.resource):
+            yield encounter, None
         return
     for message in _messages(entry.resource):
         for each in _objects(message, "entry"):
-            if _is(each.get("resource"), "Encounter"):
-                yield each["resource"], message.get("timestamp")
+            for encounter in _of_type("Encounter", each.get("resource")):
+                yield encounter, message.get("timestamp")
 
 
 def _messages(body: Any) -> Iterator[Resource]:
     """The message of a body, which is one or has it as a parameter."""
-    if _is(body, "Bundle"):
+    yield from _of_type("Bundle", body)
+    for parameters in _of_type("Parameters", body):
+        for each in _objects(parameters, "parameter"):
+            yield from _of_type("Bundle", each.get("resource"))
+
+
+def _of_type(resource_type: str, body: Any) -> Iterator[Resource]:
+    """The body, if it is a resource of that type."""
+    if isinstance(body, dict) and body.get("resourceType") == resource_type:
         yield body
-    elif _is(body, "Parameters"):
-        parameters = (each.get("resource") for each in _objects(body, "parameter"))
-        yield from (each for each in parameters if _is(each, "Bundle"))
-
-
-def _is(body: Any, resource_type: str) -> bool:
-    return isinstance(body, dict) and body.get("resourceType") == resource_type
 
 
 def _objects(resource: Resource, name: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.messaging.message_bundle import Message
-from app.records.reader import Reader
+from app.records.reader import Reader, ResourceStore
 from app.records.versions import Change, ResourceVersion
 from app.resources import event_time
 from app.resources.event_time import Moment, Time, with_event_time
@@ -49,6 +49,6 @@ def remembered(change: Change, moment: Moment) -> Document:
     return {**(change.private or {}), _FIELD: moment.time}
 
 
-async def remember_unchanged(store: Reader, known: ResourceVersion, moment: Moment) -> None:
+async def remember_unchanged(store: ResourceStore, known: ResourceVersion, moment: Moment) -> None:
     """Note that a record is as a message says, before the commit: that holds even where the commit fails."""
     await store.annotate(known.type, _FIELD, {(known.id, known.version): moment.time})
