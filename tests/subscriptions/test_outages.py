@@ -15,6 +15,7 @@ from app.store.store import Store
 from app.subscriptions.channels.protocol import REFUSED
 from app.subscriptions.ledger.ledger import BEHIND, WAITING
 from app.subscriptions.ledger.retention import EXPIRED
+from app.subscriptions.sending import backlog
 from app.subscriptions.sending.retry import LONGEST_RETRY_AFTER, RetryPolicy
 from app.subscriptions.sending.worker import Worker
 from tests.builders.deliveries import create, make_due, rows, status_of, update, working
@@ -250,10 +251,18 @@ async def _updated(mongo: Mongo) -> int:
     return int(totals[f"{mongo.db.name}.deliveries"]["update"]["count"])
 
 
+@pytest.mark.parametrize("found_by", ["a take-over", "the time that has passed"])
 async def test_a_row_that_was_forgotten_behind_another_is_found(
-    mongo: Mongo, store: Store, receiver: Receiver
+    mongo: Mongo,
+    store: Store,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    found_by: str,
 ) -> None:
     """Its process has settled the one before it, and died before it looked for the next."""
+    if found_by != "a take-over":
+        monkeypatch.setattr(backlog, "_FORGOTTEN_EVERY", 0.5)
     async with working(mongo, store, loops=False) as worker:
         await create(store, topic_based(endpoint=receiver.url))
         await worker.run_once()
@@ -263,11 +272,16 @@ async def test_a_row_that_was_forgotten_behind_another_is_found(
         forgotten = {**row, "_id": "forgotten", "event": "e2", "number": 2, "state": "queued"}
         forgotten |= {"open": True, "next_at": BEHIND, "owner": "", "attempt": 0, "attempts": []}
         await mongo.collection("deliveries").insert_one(forgotten)
-        await worker.run_once()
-        assert len(receiver.events) == 1
-        await worker._take_over("dead", mongo.now())
-        await worker.run_once()
+        if found_by == "a take-over":
+            await worker.run_once()
+            assert len(receiver.events) == 1
+            await worker._take_over("dead", mongo.now())
+            await worker.run_once()
+        async with asyncio.timeout(10):
+            while len(receiver.events) < 2:
+                await worker.run_once()
     assert [each.number for each in receiver.events] == [1, 2]
+    assert "forgotten rows" in caplog.messages
 
 
 async def test_rows_of_a_subscription_that_another_process_has_just_made_are_not_closed(

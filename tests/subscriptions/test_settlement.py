@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from app.runtime.mongo import Mongo
+from app.runtime.mongo import Collection, Mongo
 from app.subscriptions.ledger.ledger import Delivery
+from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.ledger.settlement import Settlement, settle
+from app.subscriptions.sending import settling
+from app.subscriptions.sending.settling import Settling
 
 pytestmark = pytest.mark.mongo
 
@@ -109,3 +112,37 @@ async def test_one_bulk_may_hold_every_kind_of_outcome(mongo: Mongo) -> None:
     }
     assert found["refused"]["reason"] == "The endpoint answered 410"
     assert (found["put back"]["attempts"], found["put back"]["first_at"]) == ([], None)
+
+
+@pytest.mark.parametrize("is_read_meanwhile", [False, True])
+async def test_a_lane_is_not_taken_for_empty_by_what_was_read_while_a_row_was_settled(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch, is_read_meanwhile: bool
+) -> None:
+    """As a replay reads it that meets what is recorded already: the settled row is not counted any more."""
+    unused: Any = None
+    numbering = SequenceNumbers(mongo)
+    settling_ = Settling(mongo, unused, numbering, unused, None)
+    first = row("first", subscription="s", lane="s|Patient/p1")
+    second = {**first, "_id": "second", "event": "second", "number": 2, "state": "queued"}
+    await mongo.collection("deliveries").insert_many([first, second])
+    await numbering.learn(["s"])
+
+    async def and_read(deliveries: Collection, batch: list[Settlement]) -> int:
+        count = await settle(deliveries, batch)
+        if is_read_meanwhile:
+            numbering.forget(["s"])
+            await numbering.learn(["s"])
+        return count
+
+    monkeypatch.setattr(settling, "settle", and_read)
+    settling_.add([settlement(first)])
+    freed = await settling_.write(lambda _: None, alone=True)
+    assert freed.lanes == {"s|Patient/p1"}
+    settling_.add([settlement({**second, "state": "sending"})])
+    await mongo.collection("deliveries").update_one(
+        {"_id": "second"}, {"$set": {"state": "sending"}}
+    )
+    await numbering.learn(["s"])
+    assert (await settling_.write(lambda _: None, alone=True)).lanes == (
+        {"s|Patient/p1"} if is_read_meanwhile else set()
+    )

@@ -109,9 +109,20 @@ class SequenceNumbers:
         if is_open:
             known.busy[lane] = known.busy.get(lane, 0) + 1
 
-    def closed(self, subscription: str, lane: str) -> bool:
-        """Note a row that this process settled for good; returns whether its lane may hold another open one."""
+    def cached(self, subscriptions: Iterable[str]) -> dict[str, Known]:
+        """The entries of those that are cached now, for `closed`."""
+        return {each: self._known[each] for each in subscriptions if each in self._known}
+
+    def closed(self, subscription: str, lane: str, before: Known | None) -> bool:
+        """Note a row that this process settled for good; returns whether its lane may hold another open one.
+
+        `before` is the entry as it was cached before the row was written. One that was read meanwhile has perhaps not
+        counted the row any more, and the next one of the lane in its place.
+        """
         known = self._known.get(subscription)
+        if known is not before:
+            self._known.pop(subscription, None)
+            return True
         if known is None or known.crowded:
             return True
         left = known.busy.get(lane, 1) - 1

@@ -7,6 +7,7 @@ whose time has not come, or that wait for a target whose circuit is open, are no
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -31,10 +32,13 @@ from app.subscriptions.sending.attempt import OVER
 from app.subscriptions.sending.delivery import Sender
 from app.subscriptions.sending.targets import Target, Targets
 
+log = logging.getLogger(__name__)
+
 # Rows that are read at once, and of them those of one Subscription.
 _PAGE, _SHARE = 500, 100
-# How often the rows are looked for that were forgotten behind others, seconds.
-_FORGOTTEN_EVERY = 600.0
+# How often the rows are looked for that were forgotten behind others, seconds; and the share of the time that the look,
+# which reads all open rows, may take.
+_FORGOTTEN_EVERY, _FORGOTTEN_SHARE = 30.0, 0.005
 
 
 class Backlog:
@@ -61,7 +65,8 @@ class Backlog:
         self._settling = asyncio.Lock()
         # Lanes in which a row was settled, and whose next row was not looked for yet.
         self._freed: set[str] = set()
-        self._forgotten_at: float | None = None
+        # When the rows are looked for next that were forgotten behind others.
+        self._forgotten_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -123,15 +128,19 @@ class Backlog:
         await self.take_waiting(await self._waiting.subscriptions())
 
     async def _find_forgotten(self) -> None:
-        """Find rows that wait behind one which a process has settled before it died, at first and then rarely."""
-        now = asyncio.get_running_loop().time()
-        if self._forgotten_at is None or now - self._forgotten_at >= _FORGOTTEN_EVERY:
-            await self._waiting.find_forgotten()
-            self._forgotten_at = now
+        """Find rows that wait behind one which a process has settled before it died, at first and then now and then."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        if begun < self._forgotten_at:
+            return
+        if found := await self._waiting.find_forgotten():
+            log.warning("forgotten rows", extra={"action": "sweep", "count": found})
+        ended = clock()
+        self._forgotten_at = ended + max(_FORGOTTEN_EVERY, (ended - begun) / _FORGOTTEN_SHARE)
 
     def look_for_forgotten(self) -> None:
         """Look for such rows with the next sweep: a process has died."""
-        self._forgotten_at = None
+        self._forgotten_at = 0.0
 
     async def release(self, subscription: str) -> None:
         """Send the rows of a Subscription that has become active, the oldest first."""

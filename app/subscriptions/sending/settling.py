@@ -75,6 +75,7 @@ class Settling:
         """
         await self._record()
         batch, self._settlements = self._settlements, []
+        before = self._numbering.cached({entry.delivery.subscription for entry in batch})
         try:
             await self._settle(batch)
         except (PyMongoError, Unavailable):
@@ -84,12 +85,12 @@ class Settling:
             raise
         lanes = set()
         for entry in batch:
-            delivery = entry.delivery
             written(entry)
+            subscription, lane = entry.delivery.subscription, entry.delivery.lane
             if entry.is_final and (
-                self._numbering.closed(delivery.subscription, delivery.lane) or not alone
+                self._numbering.closed(subscription, lane, before.get(subscription)) or not alone
             ):
-                lanes.add(delivery.lane)
+                lanes.add(lane)
         times = [each.next_at for each in batch if each.state == "retrying" and each.next_at]
         return Freed(lanes, min((time for time in times if time > BEHIND), default=None))
 
