@@ -7,11 +7,11 @@ condition. A conditional create that is repeated with equal content is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from app.errors import BadRequest
+from app.errors import BadRequest, Unprocessable
 from app.fhir.json import Resource
 from app.interactions.bundle_entries import BundleEntry
 from app.interactions.plan import WritePlan
@@ -19,7 +19,37 @@ from app.records.versions import Change, with_meta
 from app.resources import type_registry
 from app.runtime import pace
 from app.search.extract import extract
+from app.search.query import Query
 from app.search.terms import Terms
+
+# Of conditions that name no value which what they find must have, each is judged against each write of its type.
+_MOST_BROAD = 50
+
+
+def required_terms(condition: Query) -> Collection[str] | None:
+    """The terms of which what meets a condition must have one; None for one that names no such value."""
+    for each in condition.conditions:
+        if isinstance(each, Terms) and not each.prefixes and not each.contained:
+            return each.equal
+    return None
+
+
+def refuse_broad(before: int, entry: BundleEntry) -> int:
+    """How many conditions, this entry's included, name no value that what they find must have; `before` were before it.
+
+    Raises Unprocessable (too-costly) for more than _MOST_BROAD.
+    """
+    condition = entry.target.condition if entry.target is not None else None
+    if condition is None or required_terms(condition) is not None:
+        return before
+    if before == _MOST_BROAD:
+        raise Unprocessable(
+            f"More than {_MOST_BROAD} conditions of the transaction name no value that what they find must have, as "
+            "an identifier; name one, or send the entries in several transactions",
+            code="too-costly",
+            expression=entry.where,
+        )
+    return before + 1
 
 
 def join_repeated(writes: Iterable[BundleEntry]) -> None:
@@ -106,14 +136,7 @@ class _Asking:
                 continue
             resource_type = entry.target.type
             self.types.add(resource_type)
-            required = next(
-                (
-                    each.equal
-                    for each in entry.target.condition.conditions
-                    if isinstance(each, Terms) and not each.prefixes and not each.contained
-                ),
-                None,
-            )
+            required = required_terms(entry.target.condition)
             if required is None:
                 self._without_term.setdefault(resource_type, []).append(entry)
             for term in required or ():

@@ -111,12 +111,14 @@ async def _find_targets(context: Context, writes: Sequence[BundleEntry]) -> None
     """
     await _find_plain(context, writes)
     deleting: set[str] = set()
+    broad = 0
     async for entry in pace.paced(writes):
         with located(entry):
             if address_of(entry)[1] is None:
                 is_delete = entry.method == "DELETE"
                 scope = WriteScope(deleting=frozenset(() if is_delete else deleting))
                 entry.target = await _conditional_target(replace(context, write_scope=scope), entry)
+        broad = overlaps.refuse_broad(broad, entry)
         if entry.method == "DELETE" and entry.target is not None:
             deleting.add(entry.target.reference)
 

@@ -207,3 +207,24 @@ async def test_a_visit_that_nobody_can_read_is_refused_alone(
     broken["resource"] |= {"period": "today", "extension": 7}
     answers = (await client.post("", json=bundle(broken, fine, type="batch"))).json()["entry"]
     assert [each["response"]["status"] for each in answers] == ["400", "201"]
+
+
+@pytest.mark.parametrize(("broad", "status"), [(50, 200), (51, 422)])
+async def test_conditions_that_name_no_value_are_few(
+    client: httpx.AsyncClient, value: str, broad: int, status: int
+) -> None:
+    """Each of them is judged against all that the transaction writes of its type; one with an identifier is not."""
+    criteria = [f"created=gt2999&identifier:not=urn:test|{value}-{n}" for n in range(broad)]
+    basic = {"resourceType": "Basic", "code": {"text": "x"}}
+    named = [f"{value}-{n}" for n in range(60)]
+    request = bundle(
+        *(entry("POST", "Patient", identified(each), ifNoneExist=person(each)) for each in named),
+        *(entry("PUT", f"Basic?{each}", basic) for each in criteria),
+    )
+    answer = await client.post("", json=request)
+    if status == 200:
+        assert answer.status_code == 200, answer.text
+    else:
+        place = f"Bundle.entry[{len(named) + 50}]"
+        assert_outcome(answer, status, "too-costly", place)
+    assert await count(client, f"Patient?{person(named[0])}") == (1 if status == 200 else 0)
