@@ -104,7 +104,7 @@ def _check_query(code: str | None, request: Request, context: Context) -> None:
     if (code or "").startswith(_WITH_OWN_QUERY):
         return
     if code in _CONDITIONAL and "id" not in request.path_params:
-        return  # plan.find_matches reads the criteria
+        return  # matches.find_matches reads the criteria
     is_write = code in _WRITES
     for name in request.query_params:
         if name in shape.NAMES or (code is None and name == "mode"):

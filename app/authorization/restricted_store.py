@@ -419,8 +419,8 @@ class RestrictedStore(ResourceStore):
     async def cluster_time(self) -> Timestamp:
         return await self._store.cluster_time()
 
-    async def guards(self, criteria: str) -> tuple[Guard, ...]:
-        return await self._store.guards(criteria)
+    async def guards(self, *criteria: str) -> tuple[Guard, ...]:
+        return await self._store.guards(*criteria)
 
     # Methods for the server alone
 

@@ -252,8 +252,8 @@ class SubjectStore(ResourceStore):
     ) -> dict[str, ResourceVersion]:
         return await self._store.previous_many(actions)
 
-    async def guards(self, criteria: str) -> tuple[Guard, ...]:
-        return await self._store.guards(criteria)
+    async def guards(self, *criteria: str) -> tuple[Guard, ...]:
+        return await self._store.guards(*criteria)
 
     async def commit(
         self,

@@ -2,6 +2,7 @@
 
 interactions         has one short function for each interaction
 plan                 judges a write and says what it will do, before anything is committed
+matches              finds what a conditional write's criteria match
 preconditions        reads conditional headers and the Prefer header
 references           makes references relative and checks them
 server_records       says which records of the past the server writes: these may refer to what has gone

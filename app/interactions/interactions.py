@@ -20,6 +20,7 @@ from app.errors import Conflict, Issue, NotFound
 from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.json import Resource
 from app.interactions import history as history_page, plan as write
+from app.interactions.matches import find_matches
 from app.interactions.plan import Apply, Target, WritePlan
 from app.interactions.preconditions import NO_PRECONDITIONS, Preconditions
 from app.interactions.result import InteractionResult
@@ -186,7 +187,7 @@ async def conditional_delete(
     limit = 1 if context.settings.conditional_delete == "single" else MAX_CONDITIONAL_DELETES
 
     async def attempt() -> InteractionResult:
-        matches = await write.find_matches(context, resource_type, criteria, limit)
+        matches = await find_matches(context, resource_type, criteria, limit)
         if not matches.found:
             preconditions.check(None)
         targets = [Target(match.type, match.id, match) for match in matches.found]

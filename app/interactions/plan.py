@@ -6,9 +6,8 @@ https://hl7.org/fhir/R4/http.html
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from app.authentication.scopes import Action
 from app.context import Context
@@ -18,6 +17,7 @@ from app.fhir.definitions import SUPPORTED_TYPES
 from app.fhir.ids import new_id
 from app.fhir.json import Resource
 from app.interactions import references
+from app.interactions.matches import find_matches
 from app.interactions.preconditions import Preconditions
 from app.interactions.result import InteractionResult
 from app.records.versions import (
@@ -31,9 +31,7 @@ from app.records.versions import (
 from app.resources import type_registry
 from app.resources.type_rules import Prepared
 from app.runtime import pace
-from app.search import query
 from app.search.query import Query
-from app.search.resolution import resolve
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 # A patch: from the stored text to the new content.
@@ -274,46 +272,6 @@ def existing(stored: ResourceVersion | None) -> ResourceVersion:
     if stored.deleted:
         raise Gone("The resource was deleted", headers={"ETag": f'W/"{stored.version}"'})
     return stored
-
-
-class Matches(NamedTuple):
-    """What a conditional write's criteria find, the guards of that result, and the search that they are."""
-
-    guards: tuple[Guard, ...]
-    found: Sequence[ResourceVersion]
-    query: Query
-
-
-async def find_matches(
-    context: Context, resource_type: str, criteria: str, limit: int = 1
-) -> Matches:
-    """The resources that match a conditional write's criteria, at most `limit`, without those that its commit deletes.
-
-    Raises PreconditionFailed where more match, BadRequest where the criteria are empty or not understood: a criterion
-    that is left out would match too much.
-    """
-    context.require(resource_type, "s")
-    parameters = query.criteria(criteria)
-    parsed = query.parse(
-        resource_type,
-        parameters,
-        lenient=False,
-        settings=context.settings,
-        base_url=context.base_url,
-    )
-    key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
-    guards = await context.store.guards(f"{resource_type}?{key}")
-    parsed = await resolve(context.store, parsed)
-    leaving = {
-        each for each in context.write_scope.deleting if each.startswith(f"{resource_type}/")
-    }
-    stored = await context.store.search(resource_type, parsed.filter, limit + 1 + len(leaving))
-    found = [each for each in stored if each.reference not in leaving]
-    if len(found) > limit:
-        raise PreconditionFailed(
-            "The criteria match more than one resource", code="multiple-matches"
-        )
-    return Matches(guards, found, parsed)
 
 
 def _criteria(context: Context, resource_type: str, if_none_exist: str) -> str:

@@ -21,6 +21,7 @@ from app.interactions.bundle_entries import (
     located,
     patch_in,
 )
+from app.interactions.matches import find_matches
 from app.interactions.plan import Target, WritePlan
 from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion, WriteAction
@@ -157,7 +158,7 @@ async def _conditional_target(context: Context, entry: BundleEntry) -> Target | 
     if entry.method == "PATCH":
         return await write.target_of_patch(context, resource_type, entry.query)
     context.require(resource_type, "d")
-    matches = await write.find_matches(context, resource_type, entry.query)
+    matches = await find_matches(context, resource_type, entry.query)
     if not matches.found:
         return None
     (match,) = matches.found

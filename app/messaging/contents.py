@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any
 
@@ -54,9 +54,9 @@ def identifiers_of(resource: Resource, at: datetime) -> list[Identity]:
     return [pair for each in usable if (pair := _pair(each)) is not None]
 
 
-def has_lost(resource: Resource, identity: Identity, at: datetime) -> bool:
-    """Whether a record that is found by an identifier has it in such a way only that it does not count."""
-    same = [each for each in _elements(resource) if _pair(each) == identity]
+def has_lost(resource: Resource, identities: Collection[Identity], at: datetime) -> bool:
+    """Whether a record that is found by identifiers has them in such a way only that they do not count."""
+    same = [each for each in _elements(resource) if _pair(each) in identities]
     return bool(same) and not any(_counts(resource, each, at) for each in same)
 
 

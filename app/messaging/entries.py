@@ -22,7 +22,7 @@ from app.fhir.codes import AMBIGUOUS_PATIENT
 from app.fhir.definitions import search_parameters
 from app.fhir.ids import new_id
 from app.fhir.json import Resource
-from app.interactions import plan
+from app.interactions.matches import find_matches_of_any
 from app.interactions.plan import Target
 from app.interactions.references import split
 from app.messaging.contents import URI, Identity, has_lost, identifiers_of, named_only
@@ -34,7 +34,7 @@ from app.search import escaping
 _OF_THE_MESSAGE = frozenset({"MessageHeader", "Provenance"})
 # Looked up and named as entries of the directory are.
 _NAMED = frozenset({"Device"})
-# How many records may have one identifier, for a person to be asked about them.
+# How many records may have the identifiers of one, for a person to be asked about them.
 _MOST_ALIKE = 50
 # A merge of a merge of a merge.
 _MOST_MERGES = 5
@@ -167,19 +167,18 @@ class Places:
         self, resource_type: str, identities: Sequence[Identity]
     ) -> tuple[tuple[Guard, ...], list[ResourceVersion]]:
         """The records that have one of these identifiers still and that the sender may see; guards against others."""
-        guards: dict[str, Guard] = {}
-        found: dict[str, ResourceVersion] = {}
-        for system, value in identities:
-            token = f"{escaping.escape(system)}|{escaping.escape(value)}"
-            criteria = urlencode({"identifier": token})
-            matches = await plan.find_matches(self._context, resource_type, criteria, _MOST_ALIKE)
-            guards |= {guard.key: guard for guard in matches.guards}
-            found |= {
-                match.reference: match
-                for match in matches.found
-                if not has_lost(match.resource(), (system, value), self._message.taken_at)
-            }
-        return tuple(guards.values()), list(found.values())
+        if not identities:
+            return (), []
+        criteria = [
+            urlencode({"identifier": f"{escaping.escape(system)}|{escaping.escape(value)}"})
+            for system, value in identities
+        ]
+        guards, found = await find_matches_of_any(
+            self._context, resource_type, criteria, _MOST_ALIKE
+        )
+        known = frozenset(identities)
+        taken_at = self._message.taken_at
+        return guards, [match for match in found if not has_lost(match.resource(), known, taken_at)]
 
     async def _survivors(self, found: Sequence[ResourceVersion]) -> list[ResourceVersion]:
         """The Patients without those that were replaced by another, which takes their place."""

@@ -143,8 +143,8 @@ class ResourceStore(Reader, Protocol):
     ) -> dict[str, ResourceVersion]:
         """`previous` of several, by reference."""
 
-    async def guards(self, criteria: str) -> tuple[Guard, ...]:
-        """What a conditional write compares. Take it before the search that decides what to write."""
+    async def guards(self, *criteria: str) -> tuple[Guard, ...]:
+        """What a conditional write by these criteria compares. Take it before the search that decides what to write."""
 
     async def commit(
         self,

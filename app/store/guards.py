@@ -50,17 +50,17 @@ class Guards:
         )
         await collections.ensure(self._mongo, COLLECTION, [end])
 
-    async def of(self, criteria: str) -> tuple[Guard, ...]:
+    async def of(self, *criteria: str) -> tuple[Guard, ...]:
         """What a conditional write with these criteria compares. Take it before the search that decides."""
-        keys = self._secrets.digests(f"guard {criteria}")
+        keys = [key for each in criteria for key in self._secrets.digests(f"guard {each}")]
         if self._cluster.oldest_format < _DIGESTS_SINCE:
-            keys.append(criteria)
+            keys += criteria
             self._may_be_clear = True
         elif self._may_be_clear:
             await self._rows.delete_many(_IN_THE_CLEAR)
             self._may_be_clear = False
         found = {row["_id"]: row["n"] async for row in self._rows.find({"_id": {"$in": keys}})}
-        return tuple(Guard(key, found.get(key, 0), key == criteria) for key in keys)
+        return tuple(Guard(key, found.get(key, 0), key in criteria) for key in keys)
 
     async def moved_on(self, guards: Sequence[Guard]) -> set[str]:
         """The keys of those that others have counted up since, but for criteria in the clear: no row may name these."""

@@ -388,9 +388,9 @@ class Store(ResourceStore):
         """The commit horizon (app/runtime/cluster.py)."""
         return await self.cluster.horizon()
 
-    async def guards(self, criteria: str) -> tuple[Guard, ...]:
+    async def guards(self, *criteria: str) -> tuple[Guard, ...]:
         """What a conditional write compares. Take it before the search that decides what to write."""
-        return await self._commits.guards.of(criteria)
+        return await self._commits.guards.of(*criteria)
 
     async def annotate(
         self, resource_type: str, name: str, notes: Mapping[tuple[str, int], str]

@@ -432,6 +432,7 @@ async def test_a_hanging_endpoint_delays_nobody_else(
             await create(store, encounter(patient=f"p{number}"))
         await receiver.wait(20)
         assert time.perf_counter() - begun < 3
+        hanging.closing.set()  # or the worker's end waits for its attempts
 
 
 async def test_the_first_attempt_leaves_within_milliseconds_of_the_commit(

@@ -244,6 +244,7 @@ async def test_the_others_hear_everything_once_in_order_and_without_a_gap(
             seconds=60,  # how fast is the next test's matter
         )
         heard_by = healthy(receiver)
+        receiver.closing.set()  # who stops waits for endpoints that hang
     for endpoint, heard in heard_by.items():
         assert sorted(event.number for event in heard) == list(range(1, everything + 1)), endpoint
         versions: dict[str, list[str]] = defaultdict(list)
