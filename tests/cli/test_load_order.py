@@ -31,13 +31,14 @@ class Gateway(httpx.AsyncBaseTransport):
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
-        self.most = self._open = 0
+        self.most = self._open = self.posts = 0
         self.breaks_after: int | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.method != "POST":
             return await self._inner.handle_async_request(request)
         self._open += 1
+        self.posts += 1
         self.most = max(self.most, self._open)
         await asyncio.sleep(0)  # lets those that are ready come
         try:
@@ -94,6 +95,23 @@ def history(number: int, **changes: Any) -> Resource:
         entry("POST", "Patient", identified(f"p{number}", id=f"p{number}", **changes), person),
         entry("POST", "Encounter", visit(person, f"v{number}", participant=doctors), stay),
     )
+
+
+@pytest.mark.parametrize(("name", "in_vain"), [("0-doctors.json", 0), ("z-doctors.json", 5)])
+async def test_what_refers_conditionally_is_not_tried_again_and_again(
+    world: World, name: str, in_vain: int
+) -> None:
+    """Names in order: each file is sent once, as it is read. Else a few are sent in vain: those that go
+    side by side, and the one that waits for its turn."""
+    doctors = entry("POST", "Practitioner", doctor(), "urn:uuid:d", ifNoneExist=DOCTOR)
+    world.write(name, bundle(doctors, type="batch"))
+    files = 12
+    for number in range(files):
+        world.write(f"history-{number:02}.json", history(number))
+    report = await world.load()
+    assert (report.refusals, report.created["Encounter"]) == ([], files)
+    assert len(world.done) == len(set(world.done)) == files + 1
+    assert files + 1 <= world.gateway.posts <= files + 1 + in_vain
 
 
 async def test_what_refers_conditionally_waits_whatever_the_names(world: World) -> None:

@@ -5,7 +5,8 @@
    they are, all else entry by entry.
 3. Messages go through `$process-message`, those first that were made first.
 4. What refers conditionally (`Practitioner?identifier=...`) goes last, in rounds: what still finds nothing, waits for
-   what the round has stored, until a round stores nothing. So the order of names does not matter.
+   what the round has stored, until a round stores nothing. So the order of names does not matter. Transactions are
+   tried as they are read until the first is refused: where a directory's names are in order, nothing has to wait.
 
 What the server refuses is reported and does not stop the rest. docs/decisions/0039-loading.md
 """
@@ -67,6 +68,9 @@ class Loader:
         self._with_messages: list[tuple[datetime, Path]] = []
         self._check = SourceCheck()
         self._waiting: list[Waiting] = []
+        # Transactions that were tried before their turn, and refused.
+        self._too_early: list[Waiting] = []
+        self._is_tried = False
         self._held = 0
 
     async def load(self, files: list[Path]) -> None:
@@ -197,6 +201,9 @@ class Loader:
         if request.kind == TRANSACTION and not _CONDITIONAL.search(document.text):
             await self._bundles.start(document, request)
             return
+        if request.kind == TRANSACTION and not self._too_early:
+            await self._try(document, request)
+            return
         waiting = request
         if request.kind == BATCH:
             ready, waiting = _divided(request)
@@ -207,6 +214,13 @@ class Loader:
             self._waiting.append((document, waiting))
             self._files.begin(document.file)
             self._let_go_of_some()
+
+    async def _try(self, document: Document, request: BundleRequest) -> None:
+        """Send a transaction that refers to others; the first of them once those before it have been stored."""
+        if not self._is_tried:
+            self._is_tried = True
+            await self._bundles.finish()
+        await self._bundles.start(document, request, self._too_early)
 
     def _let_go_of_some(self) -> None:
         """Keep no more in memory than is right: the last one is read again later."""
@@ -225,6 +239,7 @@ class Loader:
 
     async def _in_rounds(self) -> None:
         """Send what refers to others until nothing is left, or a round stores nothing."""
+        self._waiting = [*self._too_early, *self._waiting]
         while self._waiting or self._singles.unfound:
             before = self.report.stored
             refused: list[Waiting] = []
@@ -236,8 +251,6 @@ class Loader:
                     await self._bundles.start(document, request, refused)
             await self._bundles.finish()
             await self._singles.take_unfound()
-            for document, _ in refused:
-                self._files.begin(document.file)
             for document, _ in self._waiting:
                 self._files.end(document.file)
             self._waiting = refused

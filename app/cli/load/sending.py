@@ -90,6 +90,7 @@ class BundleSender:
             await self._post(document, request)
         if request.entries and refused is not None:
             refused.append((document, request))
+            self._files.begin(document.file)  # it is under way until its next turn
         elif request.entries:
             request.report_refused(document.file, self._report)
 
