@@ -13,6 +13,7 @@ disclosure          asks consent and labels about reads
 told_about          hides what tells of a hidden record
 judged_rows         reads the rows that rights are judged by
 scope_filters       makes filters of the queries that restrict scopes
+sight_reads         reads current rows within a sight, those of one moment together
 candidates          pages through what a filter finds and keeps what may be seen
 event_sight         says what callers may see of events, many at once
 restricted_store    is the store as a caller may see it

@@ -23,6 +23,7 @@ from app.authorization.relations import DocumentRow, Traits
 from app.authorization.relationships import OrganizationTree, Relationships
 from app.authorization.rules import KNOWN_ALREADY, PROOF_OF_OWN, Relation, rule_of
 from app.authorization.scope_filters import Restrictions
+from app.authorization.sight_reads import SightReads
 from app.consent import labels
 from app.consent.directives import ConsentDirectives
 from app.errors import Forbidden
@@ -81,6 +82,7 @@ class Access:
         self.caller = caller
         self.settings = accesses.settings
         self.store = accesses.store
+        self.reads = SightReads(accesses.store)
         self.relationships = accesses.relationships
         self.scopes = Scopes.of(caller.scopes)
         self.restrictions = Restrictions(self.scopes, accesses.settings)

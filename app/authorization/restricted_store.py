@@ -67,17 +67,13 @@ class RestrictedStore(ResourceStore):
             return None
         if sight.is_everything:
             return await self._store.read(resource_type, resource_id)
-        within = {"$or": [{"deleted": True}, {"$and": list(sight.filters)}]}
-        where: list[Filter] = [{"_id": resource_id}, within]
-        rows = await self._store.find(
-            resource_type, {"$and": where}, limit=1, projection=CURRENT | _TERMS
-        )
-        if not rows:
+        row = await self._access.reads.row(resource_type, action, sight, resource_id)
+        if row is None:
             return None
-        stored = stored_current(resource_type, rows[0])
+        stored = stored_current(resource_type, row)
         if stored.deleted:
             return stored if await self._access.seen_versions([stored], action) else None
-        if sight.is_exact or await self._access.seen(resource_type, rows):
+        if sight.is_exact or await self._access.seen(resource_type, [row]):
             return stored
         return None
 

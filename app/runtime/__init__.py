@@ -11,6 +11,7 @@ leases              claims rows of work, keeps them while they are done, and giv
 dead_letters        shows the rows that were given up
 process_messages    carries questions from one process to another
 group_commit        lets writes of the same moment share a transaction
+batched_reads       makes reads by key of the same moment by one query
 batch_cache         lets reads of the same moment share a query
 snapshot            reads at one cluster time
 time_limit          breaks off a step that everybody waits for

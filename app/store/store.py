@@ -26,6 +26,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from bson import Timestamp
@@ -55,6 +56,7 @@ from app.records.versions import (
     stored_version,
 )
 from app.runtime import snapshot
+from app.runtime.batched_reads import BatchedReads
 from app.runtime.cluster import new_owner
 from app.runtime.mongo import Document, Mongo, max_time_ms
 from app.runtime.secrets import Secrets
@@ -102,6 +104,8 @@ class Store(ResourceStore):
         self.owner = owner or new_owner()
         self.search_state = search_state or SearchState()
         self._versions = mongo.collection(versions.COLLECTION)
+        # Of each type that was read, the reads of its current versions.
+        self._reads: dict[str, BatchedReads[str, Document]] = {}
         secrets = secrets or Secrets([Fernet.generate_key().decode()])
         self._commits = Commits(
             mongo, self.owner, max_resource_bytes, max_bytes_of or {}, audit, reacting, secrets
@@ -118,10 +122,20 @@ class Store(ResourceStore):
 
     async def read(self, resource_type: str, resource_id: str) -> ResourceVersion | None:
         """The current version, also where that is a deletion; None where the id was never used."""
-        document = await self._mongo.collection(resource_type).find_one(
-            {"_id": resource_id}, CURRENT
-        )
+        reads = self._reads.get(resource_type)
+        if reads is None:
+            reads = BatchedReads(partial(self._read_together, resource_type))
+            self._reads[resource_type] = reads
+        document = await reads.get(resource_id)
         return None if document is None else stored_current(resource_type, document)
+
+    async def _read_together(self, resource_type: str, ids: list[str]) -> dict[str, Document]:
+        collection = self._mongo.collection(resource_type)
+        if len(ids) == 1:
+            document = await collection.find_one({"_id": ids[0]}, CURRENT)
+            return {} if document is None else {ids[0]: document}
+        cursor = collection.find({"_id": {"$in": ids}}, CURRENT)
+        return {document["_id"]: document for document in await cursor.to_list(None)}
 
     async def previous(
         self, resource_type: str, resource_id: str, action: WriteAction

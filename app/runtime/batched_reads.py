@@ -1,0 +1,58 @@
+"""Reads by key that are asked for at the same moment, made by one query.
+
+A query costs the driver as much for one document as for twenty. What is asked for in one round of the event loop goes
+together: an idle server reads at once, a busy one reads more at a time. Nothing is remembered: each read begins after
+it was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from contextvars import Context
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class BatchedReads(Generic[K, V]):
+    """Reads of one kind. `load` finds the values of several keys, and leaves out those that there are not."""
+
+    def __init__(self, load: Callable[[list[K]], Awaitable[Mapping[K, V]]]) -> None:
+        self._load = load
+        self._wanted: dict[K, asyncio.Future[V | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def get(self, key: K) -> V | None:
+        """The value of a key, None where there is none. Raises what `load` raises."""
+        loop = asyncio.get_running_loop()
+        if not self._wanted:
+            loop.call_soon(self._start, context=Context())
+        future = self._wanted.get(key)
+        if future is None:
+            future = self._wanted[key] = loop.create_future()
+        # Who is cancelled while waiting does not take it away from others.
+        return await asyncio.shield(future)
+
+    def _start(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        task = asyncio.create_task(self._run(wanted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, wanted: dict[K, asyncio.Future[V | None]]) -> None:
+        try:
+            found = await self._load(list(wanted))
+        except BaseException as error:
+            for future in wanted.values():
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                    future.exception()  # told, even where nobody waits any more
+                else:
+                    future.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for key, future in wanted.items():
+            future.set_result(found.get(key))
