@@ -37,7 +37,13 @@ async def until(what: Callable[[], Any], wanted: object) -> None:
         assert time.monotonic() < give_up, (found, wanted)
 
 
-@pytest.mark.parametrize("off", [-3600, 3600], ids=["behind", "ahead"])
+@pytest.mark.parametrize(
+    "off",
+    [
+        pytest.param(-3600, id="behind"),
+        pytest.param(3600, id="ahead", marks=pytest.mark.chaos),
+    ],
+)
 async def test_what_the_one_with_the_wrong_clock_tells_is_told_and_proved(
     mongod: str, receiver: Receiver, off: int
 ) -> None:
