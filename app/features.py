@@ -15,7 +15,7 @@ from app.coordination.case_management import (
     referral_answers,
 )
 from app.coordination.continuity import continuity
-from app.coordination.contracts import contract_deadlines
+from app.coordination.contracts import contract_deadlines, contract_parties
 from app.coordination.practices import (
     ambiguous_patient_review,
     consent_review,
@@ -44,6 +44,7 @@ REACTIONS: Sequence[Reaction] = (
     *case_management.REACTIONS,
     opt_outs.REACTION,
     referral_answers.REACTION,
+    contract_parties.REACTION,
     continuity.REACTION,
     health_risk_assessments.REACTION,
 )
