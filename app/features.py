@@ -7,9 +7,15 @@ from collections.abc import Callable, Sequence
 from app.automation.reactions import Reaction
 from app.automation.timers import Timer
 from app.coordination.care_plans import annual, quiet_period
-from app.coordination.case_management import case_management, health_risk_assessments, letters
+from app.coordination.case_management import (
+    case_management,
+    health_risk_assessments,
+    letters,
+    opt_outs,
+    referral_answers,
+)
 from app.coordination.continuity import continuity
-from app.coordination.contracts import contract_deadlines
+from app.coordination.contracts import contract_deadlines, contract_parties
 from app.coordination.practices import (
     ambiguous_patient_review,
     consent_review,
@@ -36,6 +42,9 @@ REACTIONS: Sequence[Reaction] = (
     ambiguous_patient_review.REACTION,
     quiet_period.REACTION,
     *case_management.REACTIONS,
+    opt_outs.REACTION,
+    referral_answers.REACTION,
+    contract_parties.REACTION,
     continuity.REACTION,
     health_risk_assessments.REACTION,
 )

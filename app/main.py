@@ -73,6 +73,8 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             running.push_async_callback(mongo.close)
             await format.prepare(mongo, settings, owner)
             clock = Clock(mongo)
+            await clock.start()
+            running.push_async_callback(clock.stop)
             codec = CodecProcess(settings.max_elements, settings.large_body_timeout)
             running.push_async_callback(codec.stop)
             audit = None
@@ -127,9 +129,9 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             parts = [reindexing, worker, *worker.parts, engine, *engine.parts, exports, receipts]
             if authority is not None:
                 parts.append(authority)
-            watched: list[object] = [store.cluster, audit, *parts]
+            watched: list[object] = [store.cluster, clock, audit, *parts]
             loops = partial(loops_of, watched)
-            measures = health.Measures(mongo, store, worker, loops)
+            measures = health.Measures(mongo, clock, store, worker, loops)
             exposition = Exposition(measures.of_process, settings.metrics_directory)
             watched.append(exposition)
             parts += [Readiness(settings, mongo, store, worker, loops), measures, exposition]

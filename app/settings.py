@@ -15,6 +15,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MIB = 1024 * 1024
 KEY_FILE = "secret.key"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:[a-z0-9_.\-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+# Who has the Tasks of a work list (app/fhir/codes.py, TASK_QUEUES).
+_TASK_OWNER = re.compile(
+    r"(?:care-management|consent|contracts|operations|patient-records|provider-directory)"
+    r"=(?:CareTeam|HealthcareService|Organization|Practitioner|PractitionerRole)/[A-Za-z0-9\-.]{1,64}"
+)
 _DEFAULT_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 
 
@@ -298,9 +303,15 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds for which changes of a care plan are gathered into one notice; 0 sends each at once.",
     )
+    task_owners: str = Field(
+        "",
+        description="Whose the Tasks of each work list are, as care-management=Organization/o1, separated by commas: "
+        "docs/case-management.md.",
+    )
     test_clock: bool = Field(
         False,
-        description="Let POST /admin/clock put the calendar forward: for tests and demonstrations alone.",
+        description="Let `carerelay clock` move the calendar of this server's database, for tests and demonstrations: "
+        "docs/clock.md.",
     )
     attribution: str = Field(
         "care-team,general-practitioner,group",
@@ -483,12 +494,26 @@ class Settings(BaseSettings):
         token = self.token.get_secret_value()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
+    @property
+    def owners_of_lists(self) -> dict[str, str]:
+        """The owner of the Tasks of each work list that has one, as a reference."""
+        pairs = (each.partition("=") for each in self.task_owners.split(",") if each)
+        return {work_list: owner for work_list, _, owner in pairs}
+
     @field_validator("metrics_token")
     @classmethod
     def _is_hard_to_guess(cls, token: SecretStr) -> SecretStr:
         if 0 < len(token.get_secret_value()) < 16:
             raise ValueError("shorter than 16 characters")
         return token
+
+    @field_validator("task_owners")
+    @classmethod
+    def _is_of_owners(cls, text: str) -> str:
+        for each in filter(None, text.split(",")):
+            if not _TASK_OWNER.fullmatch(each):
+                raise ValueError("not a work list and a reference, as consent=Organization/o1")
+        return text
 
     @field_validator("time_zone")
     @classmethod

@@ -25,6 +25,7 @@ from app.automation import review_tasks
 from app.context import Services
 from app.errors import FhirError
 from app.runtime import metrics
+from app.runtime.clock import Clock
 from app.runtime.exposition import Exposition, Measurement
 from app.runtime.loops import Loop
 from app.runtime.mongo import Mongo
@@ -40,9 +41,15 @@ class Measures:
     """The gauges: those of this process, and those of the database, which are the same whichever process is asked."""
 
     def __init__(
-        self, mongo: Mongo, store: Store, worker: Worker, loops: Callable[[], Iterable[Loop]]
+        self,
+        mongo: Mongo,
+        clock: Clock,
+        store: Store,
+        worker: Worker,
+        loops: Callable[[], Iterable[Loop]],
     ) -> None:
         self._mongo = mongo
+        self._clock = clock
         self._store = store
         self._worker = worker
         self._loops = loops
@@ -52,6 +59,7 @@ class Measures:
         yield metrics.COMMITS_UNDER_WAY, (), self._store.commit_watch.under_way
         yield metrics.DELIVERIES_IN_HAND, (), self._worker.in_hand
         yield metrics.BROKEN_TARGETS, (), self._worker.targets.broken
+        yield metrics.CLOCK_AHEAD, (), self._clock.ahead.total_seconds()
         for state, count in self._mongo.connections().items():
             yield metrics.CONNECTIONS, (state,), count
         for loop in self._loops():

@@ -6,6 +6,8 @@ timers               keeps what is to happen later as rows with a time, and runs
 dead_letter_tasks    asks people about work that was given up, and has it run again
 review_tasks         puts a Task into the review queue, once for each matter
 follow_up_tasks      keeps Tasks with a day by which something has to be done
+work_lists           says in whose work list a Task stands, and whose it is
+member_calendar      finds the days of a member's own time zone
 patient_resources    reads what is known of one patient, by type and code
 
 app/features.py lists the reactions and timers there are.

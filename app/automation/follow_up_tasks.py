@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from app.automation.patient_resources import codes_in, over_at
+from app.automation.patient_resources import codes_in, token
+from app.automation.work_lists import assigned
 from app.context import Context
 from app.errors import PreconditionFailed
 from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
@@ -37,6 +38,9 @@ CLOSINGS = {
 }
 _LATE = {"coding": [{"system": TASK_BUSINESS_STATUS, "code": "overdue", "display": "Overdue"}]}
 _MAX_RACES = 20
+_BATCH = 500
+# The search term of a Task that names its patient.
+_OF = "subject="
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,10 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class FollowUp:
-    """A Task as it should be. `start` and `due` are its first and last day."""
+    """A Task as it should be. `start` and `due` are its first and last day, `over` is when that has ended.
+
+    `why` says what makes it due.
+    """
 
     id: str
     code: str
@@ -58,6 +65,8 @@ class FollowUp:
     focus: str
     start: date
     due: date
+    over: datetime
+    why: str
     owner: Resource | None = None
     closing: Closing | None = None
 
@@ -68,11 +77,11 @@ async def keep(context: Context, wanted: FollowUp) -> bool:
 
     def change(current: Resource | None) -> Resource | None:
         if current is None:
-            return None if wanted.closing else _with_day(_new(wanted, now), wanted.due, now)
+            return None if wanted.closing else _with_day(_new(context, wanted), wanted, now)
         if wanted.closing:
             return closed(current, wanted.closing)
-        opened = _reopened(current)
-        return _with_day(opened, wanted.due, now) if opened["status"] in OPEN else current
+        opened = reopened(current)
+        return _with_day(opened, wanted, now) if opened["status"] in OPEN else current
 
     return await amend(context, "Task", wanted.id, change)
 
@@ -90,6 +99,18 @@ def is_closed_by_people(task: ResourceVersion) -> bool:
         return True
     resource = task.resource()
     return resource["status"] not in OPEN and not _server_reasons(resource)
+
+
+async def patients_with_late(context: Context, code: str) -> list[str]:
+    """The patients of whom a Task of a code is marked as late."""
+    late = token("business-status", TASK_BUSINESS_STATUS, "overdue")
+    wanted = {"terms": {"$all": [token("code", TASK_CODE, code), late]}}
+    found: set[str] = set()
+    async with context.store.batches("Task", wanted, projection={"terms": 1}) as read:
+        while rows := await read(_BATCH):
+            terms = (term for row in rows for term in row["terms"])
+            found.update(t.removeprefix(_OF) for t in terms if t.startswith(f"{_OF}Patient/"))
+    return sorted(found)
 
 
 async def amend(
@@ -141,9 +162,9 @@ def closed(current: Resource, closing: Closing) -> Resource:
     return _without_lateness(task)
 
 
-def _new(wanted: FollowUp, now: datetime) -> Resource:
+def _new(context: Context, wanted: FollowUp) -> Resource:
     description = DESCRIPTIONS[wanted.code]
-    task: Resource = {
+    return {
         "resourceType": "Task",
         "id": wanted.id,
         "status": "requested",
@@ -153,15 +174,14 @@ def _new(wanted: FollowUp, now: datetime) -> Resource:
         "description": description,
         "focus": {"reference": wanted.focus},
         "for": {"reference": wanted.patient},
-        "authoredOn": instant(now),
+        "authoredOn": instant(context.services.clock.now()),
+        **assigned(context.settings, wanted.code, wanted.owner),
+        "reasonCode": {"text": wanted.why},
         "restriction": {"period": {"start": wanted.start.isoformat()}},
     }
-    if wanted.owner:
-        task["owner"] = wanted.owner
-    return task
 
 
-def _reopened(current: Resource) -> Resource:
+def reopened(current: Resource) -> Resource:
     """The Task without a closing of the server's own."""
     if current["status"] in OPEN or not _server_reasons(current):
         return current
@@ -171,12 +191,12 @@ def _reopened(current: Resource) -> Resource:
     }
 
 
-def _with_day(task: Resource, due: date, now: datetime) -> Resource:
+def _with_day(task: Resource, wanted: FollowUp, now: datetime) -> Resource:
     """The open Task with its last day, and marked as late after it."""
     restriction = task.get("restriction", {})
-    period = {**restriction.get("period", {}), "end": due.isoformat()}
+    period = {**restriction.get("period", {}), "end": wanted.due.isoformat()}
     task = {**task, "restriction": {**restriction, "period": period}}
-    if now >= over_at(due):
+    if now >= wanted.over:
         return {**task, "priority": "urgent", "businessStatus": _LATE}
     return _without_lateness(task)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from app.context import Context
@@ -100,11 +100,6 @@ def _day(text: str | None, side: int) -> date | None:
     except ValueError:
         return None
     return found if found.year < 9000 else None
-
-
-def over_at(last: date) -> datetime:
-    """When a day has ended everywhere on Earth, so that nobody is told too early that something is late."""
-    return datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(hours=36)
 
 
 async def first_seen(context: Context, stored: ResourceVersion) -> datetime:

@@ -15,6 +15,7 @@ from cachetools import TTLCache
 from app.automation.follow_up_tasks import OPEN, amend
 from app.automation.patient_resources import resources_of, token
 from app.automation.reactions import stable_id
+from app.automation.work_lists import assigned
 from app.context import Context
 from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.instants import instant
@@ -36,13 +37,16 @@ async def ask(
     patient: str | None,
     about: str = "",
     requester: str | None = None,
+    why: str = "",
 ) -> None:
     """Put something into the queue, once for each reason and focus, also where somebody has closed it since.
 
     `focus`, `patient` and `requester`, whose doing it is, are relative references; `about` is one of several matters of
-    the same focus.
+    the same focus, `why` what the reason does not say.
     """
     asked = task(context, reason, focus, patient=patient, about=about)
+    if why:
+        asked["reasonCode"] = {"text": why}
     if requester is not None:
         asked["requester"] = {"reference": requester}
     context = context.owning(f"Task/{asked['id']}")
@@ -86,14 +90,20 @@ async def labelled(context: Context, asked: Resource) -> Resource:
 
 
 async def ask_while(
-    context: Context, reason: str, focus: str, about: str, *, patient: str | None = None
+    context: Context,
+    reason: str,
+    focus: str,
+    about: str,
+    *,
+    patient: str | None = None,
+    why: str = "",
 ) -> None:
     """Put something into the queue that the server itself will see mended, unless a Task about it is open.
 
     `about` tells the occasions apart: the next one is a Task of its own.
     """
     if not await _open(context, reason, focus):
-        await ask(context, reason, focus, patient=patient, about=about)
+        await ask(context, reason, focus, patient=patient, about=about, why=why)
 
 
 async def settle(context: Context, reason: str, focus: str) -> None:
@@ -129,6 +139,7 @@ def task(
         },
         "description": REVIEW_REASONS[reason],
         "authoredOn": instant(context.services.clock.now()),
+        **assigned(context.settings, reason),
     }
     if focus is not None:
         found["focus"] = {"reference": focus}

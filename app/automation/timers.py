@@ -3,7 +3,7 @@
     timers   {_id: "<kind>|<key>", kind, key, due, data, setting, tries,
               taken_until?, owner?, attempt?, cancelled?, failed?}
 
-`due` is by the hub's clock, which tests may move; the lease, `taken_until`, is by the database's
+`due` is by the calendar (app/runtime/clock.py); the lease, `taken_until`, is by the database's
 (app/runtime/leases.py). `setting` names what was set: what is set anew or cancelled while a timer rings waits until it
 has rung, and then stays or goes. After the last try the row stays with `failed`, {at, error, asked?}, a dead letter
 (app/runtime/dead_letters.py), and rings no more before it is set anew or a person lets it.
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
@@ -30,12 +31,15 @@ from app.runtime.dead_letters import DeadLetter
 from app.runtime.leases import NO_END, BackOff, Claim, Fields, Leases, LostError, is_nobodys_fault
 from app.runtime.loops import LONG_PATIENCE, Loop, Loops
 from app.runtime.mongo import Document, Mongo
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
 COLLECTION = "timers"
 SWEEP_SECONDS = 5.0
 LEASE = timedelta(seconds=60)
+# By so much what a process takes the time to be may go back by itself.
+_JITTER = timedelta(seconds=2)
 # For about a day.
 BACK_OFF = BackOff(timedelta(seconds=2), timedelta(minutes=15), most=100)
 
@@ -59,12 +63,27 @@ class Timer:
     The key is the patient (`Patient/p1`) whom it is about, and the context of `run` is about nobody else; with
     `is_about_many` the key is something else, and that context is the server's own, without limits.
     `is_loop`: it sets itself anew for as long as there are servers, so that how it goes is told as of any loop.
+    `what` happens then, for people. `at_most` says how long it is set for at most: one that is to wait for longer was
+    set while the clock was ahead. `rung_already` are the keys of those that have rung and show it, so that they are
+    asked again where the clock was put back.
     """
 
     kind: str
     run: Run
     is_loop: bool = False
     is_about_many: bool = False
+    what: str = ""
+    at_most: Callable[[Settings], timedelta] | None = None
+    rung_already: Callable[[Context], Awaitable[Sequence[str]]] | None = None
+
+
+class DueTimer(NamedTuple):
+    """A timer that will ring: when, what happens then, and about whom or what."""
+
+    at: datetime
+    what: str
+    kind: str
+    key: str
 
 
 class Row(TypedDict, total=False):
@@ -113,6 +132,8 @@ class Timers:
             is_open={"failed": None, "kind": {"$in": list(self._kinds)}},
             order=[("due", ASCENDING)],
         )
+        # What time it was at the last look; None before the first.
+        self._latest: datetime | None = None
         self._changed = asyncio.Event()
         self._running = asyncio.Lock()
         self.loops = Loops(
@@ -224,10 +245,39 @@ class Timers:
     async def run_due(self, context: Context) -> int:
         """Run all whose time has come, one after another; returns how many."""
         async with self._running:
+            await self._follow_clock(context)
             count = 0
             while await self._run_next(context):
                 count += 1
             return count
+
+    async def due_until(self, until: datetime, limit: int) -> tuple[list[DueTimer], int]:
+        """What would happen until then: the first of it, and how much there is; without what looks again and again."""
+        kinds = [kind for kind, timer in self._kinds.items() if timer.at_most is None or timer.what]
+        which = {"due": {"$lte": until}, "kind": {"$in": kinds}, "failed": None, "cancelled": None}
+        rows = await self._timers.find(which).sort("due", ASCENDING).limit(limit).to_list(None)
+        found = [
+            DueTimer(row["due"], self._kinds[row["kind"]].what, row["kind"], row["key"])
+            for row in rows
+        ]
+        count = len(found) if len(found) < limit else await self._timers.count_documents(which)
+        return found, int(count)
+
+    async def _follow_clock(self, context: Context) -> None:
+        """Let nothing wait for a time that was near only while the clock was ahead, and nothing be late by it."""
+        now, latest = self._clock.now(), self._latest
+        if latest is None or now < latest - _JITTER:
+            for kind in self._kinds.values():
+                if kind.at_most is not None:
+                    await self._bring_near(kind.kind, now + kind.at_most(context.settings))
+                if kind.rung_already is not None and latest is not None:
+                    for key in await kind.rung_already(context):
+                        await self.set(kind.kind, key, now)
+        self._latest = now
+
+    async def _bring_near(self, kind: str, limit: datetime) -> None:
+        far = {"_id": {"$regex": f"^{re.escape(kind)}\\|"}, "due": {"$gt": limit}, "failed": None}
+        await self._timers.update_many(far, {"$set": {"due": limit}})
 
     async def _run_next(self, context: Context) -> bool:
         """Run the next whose time has come; False where there is none."""

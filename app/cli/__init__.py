@@ -9,6 +9,7 @@ audit         verifies the audit and lists disclosures, on the database itself
 deliveries    shows and resends deliveries of a running server
 dead_letters  shows and retries what a running server has given up
 unmatched_events  shows and replays the unmatched events of a running server
+clock         shows and moves the calendar of a running server
 report        prints the timeliness report of a running server
 database      opens the database, or asks a server, for the commands above
 load/         loads files into a server

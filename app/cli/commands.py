@@ -15,6 +15,7 @@ from app import __version__
 from app.cli import (
     audit,
     clients,
+    clock,
     dead_letters,
     deliveries,
     report as report_cli,
@@ -38,6 +39,7 @@ app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(unmatched_events.app, name="events")
 app.add_typer(audit.app, name="audit")
+app.add_typer(clock.app, name="clock")
 app.add_typer(clients.clients, name="clients")
 app.add_typer(clients.keys, name="keys")
 app.command()(report_cli.report)

@@ -7,7 +7,7 @@ import logging.config
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -75,13 +75,16 @@ def ask(
     parameters: Mapping[str, str] | None = None,
     *,
     timeout: float,
+    body: Mapping[str, Any] | None = None,
 ) -> httpx.Response:
     """The server's answer; without one, or with a refusal, the command says why and ends. `timeout` in seconds."""
     import httpx  # takes its time, which other commands should not wait for
 
     headers = {"Content-Type": "application/json", **Settings().token_header}
     try:
-        answer = httpx.request(method, url, params=parameters, timeout=timeout, headers=headers)
+        answer = httpx.request(
+            method, url, params=parameters, timeout=timeout, headers=headers, json=body
+        )
     except httpx.TransportError as error:
         _fail(console, f"No server at {url}: {error}")
     if answer.is_success:

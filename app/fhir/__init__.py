@@ -8,6 +8,7 @@ fhirpath               parses the expressions of search parameters and invariant
 encounter_status       says how far a stay has come: planned, going on, over, and which ends have come
 ids                    says what can be an id, and makes UUIDv7 ids
 instants               reads and writes dates, dateTimes and instants by R4's grammar
+time_zones             reads the time zone that a resource states of itself
 json                   decodes and encodes FHIR's JSON without losing a digit
 formats                negotiates JSON and XML
 shape                  reads `_format`, `_pretty`, `_summary` and `_elements`, and gives an answer that shape

@@ -57,6 +57,15 @@ PART_2_DISCLOSURE = "part-2"
 LETTER_KIND = CODE_SYSTEM + "letter-kind"
 LETTER_TO_MEMBER = "opt-in-member"
 LETTER_TO_PROVIDER = "opt-in-provider"
+# The answer to who has referred a patient to case management, and why it was not taken up (Communication.reasonCode).
+LETTER_TO_REFERRER = "referral-answer"
+REFERRAL_ANSWER = CODE_SYSTEM + "referral-answer"
+REFERRAL_ANSWERS = {
+    "already-enrolled": "The patient is in case management already, or about to be",
+    "declined": "The patient does not wish to take part",
+    "deceased": "The patient has died",
+    "not-taken-up": "It was decided not to take the referral up",
+}
 # Whether a Subscription's recipient is a provider, as by default, or an authority of a state contract (valueCode).
 RECIPIENT_KIND = EXTENSION + "recipient-kind"
 
@@ -73,6 +82,17 @@ RISK_TIERS = ("low", "moderate", "high", "very-high")
 TASK_CODE = CODE_SYSTEM + "task-code"
 TASK_BUSINESS_STATUS = CODE_SYSTEM + "task-business-status"
 TASK_STATUS_REASON = CODE_SYSTEM + "task-status-reason"
+# In whose work list a Task stands (Task.performerType). What no reason names below is for those who run the server.
+TASK_QUEUE = CODE_SYSTEM + "task-queue"
+OPERATIONS = "operations"
+TASK_QUEUES = {
+    "care-management": "Care management",
+    "consent": "Those who decide about consents",
+    "contracts": "Those who answer for contracts",
+    OPERATIONS: "Those who run the server",
+    "patient-records": "Those who keep patients' records and visits",
+    "provider-directory": "Those who keep the directory and who is whose practice",
+}
 
 # Who in a care team is called first (CareTeam.participant.role).
 CARE_TEAM_ROLE = CODE_SYSTEM + "care-team-role"
@@ -124,6 +144,7 @@ REVIEW_REASONS = {
     "ambiguous-patient": "A message was refused whose identifiers are those of this patient and of another",
     "before-authorization": "Contracts, topics, Subscriptions or Consents were stored while authorization was off",
     "cancel-without-admission": "A stay was cancelled of which no admission is known",
+    "contract-party-missing": "A contract names a group or an organization that is not here",
     "deadline-missed": "A notice was due by contract and has not been delivered",
     "deadline-near": "A notice that is due by contract has not been delivered yet",
     "incomplete-names": "A notice lacked the patient's, the practitioner's or the hospital's name",
@@ -134,6 +155,7 @@ REVIEW_REASONS = {
     "no-enrolment-date": "An enrolment in case management does not say when it began",
     "no-pcp": "No primary care practice is known",
     "no-subject": "The record names no patient",
+    "opted-out-while-enrolled": "The member does not want case management, and the enrolment goes on",
     "pcp-period-ended": "The primary care practice's responsibility has ended",
     "plan-not-told": "A notice about a care plan could not be made",
     "proposed-consent": "A consent was proposed, and waits for a consent authority",
@@ -146,6 +168,14 @@ REVIEW_REASONS = {
     "unmatched": "It could not be decided whom an event concerns",
     "unsuitable-consent": "A consent cannot be understood",
     "work-given-up": "Something that the server had to do was given up",
+}
+# What put it into question whether a member should be enrolled again (Task.reasonCode).
+REVIEW_CAUSE = CODE_SYSTEM + "review-cause"
+REVIEW_CAUSES = {
+    "admitted": "A stay in hospital or in a nursing facility has begun",
+    "discharged": "A stay in hospital or in a nursing facility has ended",
+    "referred": "Somebody has referred the member to case management",
+    "risk-risen": "The member's risk has risen",
 }
 # What was given up, in the identifier of its Task.
 DEAD_LETTER = BASE + "NamingSystem/dead-letter"

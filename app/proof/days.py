@@ -6,17 +6,16 @@ written with, else CARERELAY_TIME_ZONE. A time in Z has no such offset.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime, tzinfo
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from app.fhir import instants
 from app.fhir.json import Resource
+from app.fhir.time_zones import zone_of
 from app.proof.notice import local
 from app.records.reader import Reader
 
-TIME_ZONE = "http://hl7.org/fhir/StructureDefinition/timezone"
 # The elements that lead from a place to its owners.
 _OWNERS = ("partOf", "managingOrganization")
 
@@ -61,17 +60,6 @@ class Zones:
         keys = [(kind, id_) for kind, _, id_ in (each.partition("/") for each in references)]
         found = await self._store.read_many(keys) if keys else {}
         return {name: each.resource() for name, each in found.items() if not each.deleted}
-
-
-def zone_of(place: Mapping[str, Any]) -> ZoneInfo | None:
-    """The zone that a Location or Organization states; None where it states none that exists."""
-    for extension in place.get("extension", ()):
-        if extension.get("url") == TIME_ZONE:
-            try:
-                return ZoneInfo(extension.get("valueCode", ""))
-            except (ValueError, OSError):
-                continue
-    return None
 
 
 def day_of(text: str, zone: tzinfo) -> date | None:

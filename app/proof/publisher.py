@@ -5,7 +5,8 @@
 
 Rows are read once in the order of their ids; `publish` is when to read one again that was open then, was sent again, or
 could not be published (unpublished.py). Ids are in the order of the database's time, but a process that stalls may
-store a row after others with later ids: once an hour the rows of a whole day are looked through for such.
+store a row after others with later ids: once an hour the rows of a whole day are looked through for such. Where the
+database's clock was ahead and was put back, `up_to` goes back too, and so do the times of `publish`.
 `published` is when it was done. A row may be published twice: its id makes the resources' ids. They are written without
 an event, so that no notice can be about a notice; docs/proof.md.
 """
@@ -53,6 +54,8 @@ _LATE = timedelta(seconds=30)
 _LOOK_BACK, _LOOK_BACK_EVERY = timedelta(days=1), timedelta(hours=1)
 # A row that is open is published when it is settled, which sets `publish`; servers of format 1 do not.
 _SEEN_AGAIN = timedelta(days=1)
+# Nothing is put off for longer: what is was put off while the clock was ahead.
+_FARTHEST = timedelta(days=2)
 _NOT_ABOUT = ["AuditEvent", "Communication"]
 
 
@@ -93,41 +96,48 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
     await context.services.get(Timers).set(_KIND, _KEY, context.services.clock.now() + pause)
 
 
-TIMER = Timer(_KIND, run, is_loop=True, is_about_many=True)
+TIMER = Timer(_KIND, run, is_loop=True, is_about_many=True, at_most=lambda _: EVERY)
 
 
 async def _round(context: Context, limit: int) -> bool:
     """Publish the next rows; returns whether there may be more."""
-    again = (
-        await _rows(context)
-        .find({"publish": {"$lte": context.services.clock.now()}})
-        .sort("publish", ASCENDING)
-        .limit(limit)
-        .to_list(None)
-    )
+    now, today = context.services.mongo.now(), context.services.clock.now()
     base = context.settings.topic_base.rstrip("/") + "/"
-    await _take(context, [row for row in again if _concerns(row, base)])
-    others = [row["_id"] for row in again if not _concerns(row, base)]
-    if others:
-        await _rows(context).update_many({"_id": {"$in": others}}, {"$unset": {"publish": ""}})
+    again = await _take_again(context, base, limit)
     marks = shared_settings(context.services.mongo)
     mark: Document = await marks.find_one({"_id": "published-notices"}) or {}
     up_to = mark.get("up_to", "")
-    now, today = context.services.mongo.now(), context.services.clock.now()
+    settled = first_id(now - _LATE)
+    was_ahead = up_to > first_id(now)
     looked_back = mark.get("looked_back")
-    looks_back = looked_back is None or today - looked_back >= _LOOK_BACK_EVERY
+    looks_back = was_ahead or looked_back is None or abs(today - looked_back) >= _LOOK_BACK_EVERY
     begin = min(up_to, first_id(now - _LOOK_BACK)) if looks_back else up_to
     fresh = await _unread(context, base, begin, limit)
     await _take(context, fresh)
     is_full = len(fresh) == limit
-    settled = first_id(now - _LATE)
     reached = min(settled, fresh[-1]["_id"]) if is_full else settled
     done: Document = {"$max": {"up_to": reached}} if reached > up_to else {}
+    if was_ahead and not is_full:
+        done = {"$set": {"up_to": reached}}
     if looks_back and not is_full:
-        done["$set"] = {"looked_back": today}
+        done.setdefault("$set", {})["looked_back"] = today
     if done:
         await marks.update_one({"_id": "published-notices"}, done, upsert=True)
-    return is_full or len(again) == limit
+    return is_full or again == limit
+
+
+async def _take_again(context: Context, base: str, limit: int) -> int:
+    """Take the rows that were put off until now; returns how many."""
+    now = context.services.clock.now()
+    due = [{"publish": {"$lte": now}}, {"publish": {"$gt": now + _FARTHEST}}]
+    found = await (
+        _rows(context).find({"$or": due}).sort("publish", ASCENDING).limit(limit).to_list(None)
+    )
+    await _take(context, [row for row in found if _concerns(row, base)])
+    others = [row["_id"] for row in found if not _concerns(row, base)]
+    if others:
+        await _rows(context).update_many({"_id": {"$in": others}}, {"$unset": {"publish": ""}})
+    return len(found)
 
 
 async def _unread(context: Context, base: str, after: str, limit: int) -> list[Document]:

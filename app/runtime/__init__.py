@@ -15,7 +15,7 @@ batched_reads       makes reads by key of the same moment by one query
 batch_cache         lets reads of the same moment share a query
 snapshot            reads at one cluster time
 time_limit          breaks off a step that everybody waits for
-clock               is the calendar, which tests may move
+clock               is the calendar, which an operator may put forward
 background_tasks    ends tasks for certain
 loops               tells how the loops of a part are doing
 commit_watch        watches whether commits get through

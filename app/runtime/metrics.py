@@ -149,6 +149,11 @@ LOOP_TROUBLE = Gauge(
     "Processes in which a loop has ended, fails or hangs for too long.",
     ("loop",),
 )
+CLOCK_AHEAD = Gauge(
+    "carerelay_clock_ahead_seconds",
+    "How much later it is by the calendar than by the database's clock; 0 but for tests.",
+    combine=max,
+)
 PROCESSES = Gauge("carerelay_processes", "Processes of this server.")
 
 OPEN_ROWS = Gauge(

@@ -312,7 +312,13 @@ async def test_every_loop_of_a_server_is_looked_at(mongod: str) -> None:
     async with running(settings) as (server, _):
         await server.worker.drain()  # what the start has recorded is on its way, for a moment
         tasks = asyncio.all_tasks() - before
-        parts = [server.store.cluster, server.audit, server.worker, *server.engine.parts]
+        parts = [
+            server.store.cluster,
+            server.clock,
+            server.audit,
+            server.worker,
+            *server.engine.parts,
+        ]
         watched = loops.loops_of([*parts, server.reindexing, server.exports])
         looked_at = {name_of(each._task) for each in watched if each._task is not None}
         ours = {name_of(task) for task in tasks if is_ours(task)}

@@ -128,3 +128,33 @@ class Member:
             },
             name,
         )
+
+    async def refer(self, name: str = "referral", **changes: Any) -> Resource:
+        """A referral to case management."""
+        return await self.put(
+            {
+                "resourceType": "ServiceRequest",
+                "status": "active",
+                "intent": "order",
+                "category": [concept("service-category", "case-management")],
+                "subject": self.patient,
+                **changes,
+            },
+            name,
+        )
+
+    async def decide(self, status: str, kind: str, days: int = 0) -> Resource:
+        """A Consent about case management, given so many days from today."""
+        return await self.put(
+            {
+                "resourceType": "Consent",
+                "status": status,
+                "scope": concept("http://terminology.hl7.org/CodeSystem/consentscope", "treatment"),
+                "category": [concept("consent-category", "case-management")],
+                "patient": self.patient,
+                "dateTime": self.day(days),
+                "policy": [{"uri": "http://example.org/policy"}],
+                "provision": {"type": kind},
+            },
+            f"consent{days}",
+        )

@@ -70,21 +70,6 @@ async def stay(
     )
 
 
-async def refer(member: Member, name: str = "referral", **changes: Any) -> Resource:
-    """A referral to case management."""
-    return await member.put(
-        {
-            "resourceType": "ServiceRequest",
-            "status": "active",
-            "intent": "order",
-            "category": [concept("service-category", "case-management")],
-            "subject": member.patient,
-            **changes,
-        },
-        name,
-    )
-
-
 async def risk(member: Member, level: str, days: int, name: str, **changes: Any) -> Resource:
     """A risk found so many days from today."""
     return await member.put(
@@ -113,23 +98,6 @@ async def tier(member: Member, code: str, days: int, name: str, **changes: Any) 
             **changes,
         },
         name,
-    )
-
-
-async def decide(member: Member, status: str, kind: str, days: int = 0) -> Resource:
-    """A Consent about case management, given so many days from today."""
-    return await member.put(
-        {
-            "resourceType": "Consent",
-            "status": status,
-            "scope": concept("http://terminology.hl7.org/CodeSystem/consentscope", "treatment"),
-            "category": [concept("consent-category", "case-management")],
-            "patient": member.patient,
-            "dateTime": member.day(days),
-            "policy": [{"uri": "http://example.org/policy"}],
-            "provision": {"type": kind},
-        },
-        f"consent{days}",
     )
 
 
@@ -285,7 +253,7 @@ async def test_a_stay_told_of_months_later_or_from_before_the_end_asks_nothing(
 async def test_while_a_question_is_open_no_second_one_is_asked(member: Member) -> None:
     await member.finish()
     await stay(member)
-    await refer(member)
+    await member.refer()
     (task,) = await member.reviews()
     await member.client.put(f"/Task/{task['id']}", json={**task, "status": "completed"})
     await stay(member, name="another")
@@ -325,7 +293,7 @@ async def test_many_causes_at_once_ask_once(member: Member) -> None:
 async def test_who_is_enrolled_is_not_asked_about(member: Member) -> None:
     await member.enrol()
     await stay(member)
-    await refer(member)
+    await member.refer()
     assert await member.reviews() == []
 
 
@@ -354,7 +322,7 @@ async def test_who_never_was_enrolled_is_asked_about_as_a_candidate_only(
 
 
 async def test_a_referral_asks_about_anybody(member: Member) -> None:
-    request = await refer(member)
+    request = await member.refer()
     assert focus(await member.reviews()) == [f"ServiceRequest/{request['id']}"]
 
 
@@ -369,7 +337,7 @@ async def test_a_referral_asks_about_anybody(member: Member) -> None:
 async def test_what_is_no_new_referral_asks_nothing(
     member: Member, changes: dict[str, Any]
 ) -> None:
-    await refer(member, **changes)
+    await member.refer(**changes)
     assert await member.reviews() == []
 
 
@@ -424,7 +392,7 @@ async def test_who_has_opted_out_is_not_asked_about(
 ) -> None:
     await member.finish()
     for decision in decisions:
-        await decide(member, *decision)
+        await member.decide(*decision)
     await stay(member)
     assert bool(await member.reviews()) is asks
 
@@ -444,8 +412,8 @@ async def test_the_end_reason_counts_where_no_consent_says_otherwise(
 ) -> None:
     await member.finish(reason)
     if consents:
-        await decide(member, "active", "permit", -1)
-    await refer(member)
+        await member.decide("active", "permit", -1)
+    await member.refer()
     assert bool(await member.reviews()) is asks
 
 
@@ -458,8 +426,8 @@ async def test_who_has_died_is_not_asked_about(member: Member) -> None:
 
 async def test_records_without_a_patient_of_ours_ask_nothing(member: Member) -> None:
     await stay(member, name="nobody", subject={"display": "Unknown"})
-    await refer(member, subject={"reference": "Group/g"})
-    await refer(member, "elsewhere", subject={"reference": "http://elsewhere.example/Patient/1"})
+    await member.refer(subject={"reference": "Group/g"})
+    await member.refer("elsewhere", subject={"reference": "http://elsewhere.example/Patient/1"})
     found = await member.client.get("/Task", params={"focus": f"Encounter/{member.id}-nobody"})
     reasons = [codes(entry["resource"]["code"]) for entry in found.json().get("entry", ())]
     assert ["re-enrolment"] not in reasons

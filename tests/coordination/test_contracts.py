@@ -113,9 +113,28 @@ async def test_hospital_and_snf_admissions_of_the_group_go_to_the_state(
     await admit(hub, "of-another", of="other")
     assert sorted(told(receiver)) == [
         "encounter-admission hospital",
-        "encounter-admission nursing",
         "encounter-snf-admission nursing",
     ]
+    assert receiver.events[0].headers["authorization"] == "Bearer state-secret"
+
+
+async def test_a_contract_of_before_tells_once_from_the_next_start_on(
+    hub: Pair, receiver: Receiver
+) -> None:
+    """Its Subscription to admissions has no filter by kind of facility; its secret stays."""
+    server, client = hub
+    kept = await keep(hub, contract(receiver))
+    for each in kept["resources"][1:]:
+        found = (await client.get(f"/{each}")).json()
+        filters = found["_criteria"]["extension"]
+        mine = [one for one in filters if "facility-type" not in one["valueString"]]
+        channel = {**found["channel"], "header": ["Authorization: Bearer state-secret"]}
+        await put(client, {**found, "_criteria": {"extension": mine}, "channel": channel})
+    await server.worker.drain()
+    async with running(server.settings) as later:
+        await later[0].worker.drain()
+        await admit(later, "nursing", class_="NONAC")
+    assert told(receiver) == ["encounter-snf-admission nursing"]
     assert receiver.events[0].headers["authorization"] == "Bearer state-secret"
 
 
@@ -237,7 +256,11 @@ async def test_topics_classes_payload_and_deadline_are_each_contracts_own(
         payload="full-resource",
         deadline=48.5,
     )
-    await keep(hub, terms)
+    kept = await keep(hub, terms)
+    for each in kept["resources"][
+        1:
+    ]:  # without a topic of nursing facilities theirs count as others
+        assert "facility-type" not in (await hub[1].get(f"/{each}")).text
     await admit(hub, "emergency", class_="EMER")
     await admit(hub, "hospital")
     assert told(receiver) == ["encounter-admission emergency"]
@@ -347,6 +370,49 @@ async def test_what_a_contract_must_not_say_is_refused(
     assert answer.status_code == 422, answer.text
     assert names in answer.text
     assert "state-secret" not in answer.text
+
+
+async def test_who_names_a_party_that_is_not_here_is_refused(hub: Pair, receiver: Receiver) -> None:
+    """It would tell nobody, and nobody would notice."""
+    strangers = {
+        "group": "Group/nobodys",
+        "recipient": "Organization/nowhere",
+        "plan": "Organization/none",
+    }
+    answer = await hub[1].put(f"{ADMIN}/contracts/state", json=contract(receiver, **strangers))
+    assert answer.status_code == 422, answer.text
+    issues = answer.json()["issue"]
+    assert [(each["code"], *each["expression"], each["diagnostics"]) for each in issues] == [
+        ("not-found", field, f"There is no {reference}") for field, reference in strangers.items()
+    ]
+    assert (await hub[1].get(f"{ADMIN}/contracts")).json()["contracts"] == []
+
+
+async def test_a_party_that_comes_later_or_goes_is_somebodys_task_until_it_is_here(
+    mongod: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    """The file of a new server is there before what it names."""
+    (tmp_path / "state.json").write_text(json.dumps(contract(receiver)))
+    async with running(make_settings(mongod, contracts=tmp_path)) as (server, client):
+
+        async def asked() -> list[tuple[str, str]]:
+            await server.engine.drain()
+            search = {"code": f"{REVIEW_REASON}|contract-party-missing", "_sort": "authored-on"}
+            found = (await client.get("/Task", params=search)).json().get("entry", ())
+            tasks = [entry["resource"] for entry in found]
+            return [(each["status"], each["reasonCode"]["text"]) for each in tasks]
+
+        both = "There is no Group/high-risk and no Organization/medicaid"
+        assert await asked() == [("requested", both)]
+        await put(client, organization("medicaid"))
+        assert [status for status, _ in await asked()] == ["requested"]
+        await put(client, patient("member"), group("high-risk", "Patient/member"))
+        assert await asked() == [("completed", both)]
+        await client.delete("/Group/high-risk")
+        assert await asked() == [
+            ("completed", both),
+            ("requested", "There is no Group/high-risk"),
+        ]
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from app.cli import report as report_cli
 from app.cli.commands import app as cli
 from app.fhir import json as fhir_json
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
+from app.fhir.time_zones import TIME_ZONE
 from app.fhir.validation.models import model_issues
-from app.proof.days import TIME_ZONE
 from tests.builders.practices import organization, patient, put, ref, role
 from tests.builders.receiver import receiving
 from tests.builders.subscriptions import encounter, topic_based

@@ -333,6 +333,21 @@ async def test_a_notice_that_gets_through_later_is_published_then(
     assert kept["received"] > kept["sent"]
 
 
+async def test_what_is_sent_after_the_databases_clock_was_ahead_is_published_too(
+    hub: Pair, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = hub[0]
+    true = server.mongo.now
+    await subscribe(hub, receiver)
+    with monkeypatch.context() as wrong:
+        wrong.setattr(server.mongo, "now", lambda: true() + timedelta(days=30))
+        await publish(hub)
+    await admit(hub, stay())
+    await publish(hub)
+    (kept,) = await published(hub, "Communication")
+    assert kept["status"] == "completed"
+
+
 @pytest.mark.slow
 async def test_nothing_is_published_where_the_operator_says_so(
     mongod: str, receiver: Receiver

@@ -10,7 +10,7 @@
     /admin/contracts, /admin/reports/notices.csv: app/api/admin/contract_routes.py
     /admin/clients: app/api/admin/client_routes.py
     /admin/dead-letters: app/api/admin/dead_letter_routes.py
-    POST   /admin/clock                 {"advance": seconds}, where the settings let tests move the calendar
+    /admin/clock: app/api/admin/clock_routes.py
 
 With authorization only clients in the role of an administrator come in, but for what `_OPEN` lists: there others find
 what is theirs (docs/access.md). A POST or PUT says by Content-Type what it brings, application/json where it brings
@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from datetime import timedelta
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -34,6 +32,7 @@ from starlette.routing import Route
 from app.api import audited, exchange, limits, published
 from app.api.admin import (
     client_routes,
+    clock_routes,
     contexts,
     contract_routes,
     dead_letter_routes,
@@ -46,7 +45,7 @@ from app.consent import redisclosure
 from app.context import Services
 from app.errors import BadRequest, Conflict, FhirError, Forbidden, Unavailable
 from app.fhir import json as fhir_json
-from app.fhir.instants import instant, range_in
+from app.fhir.instants import range_in
 from app.proof import visible_notices
 from app.runtime.codec_process import CodecProcess
 from app.subscriptions.ledger import ledger_queries
@@ -64,7 +63,6 @@ Handler = Callable[[Request, Services], Awaitable[AdminAnswer]]
 _PARAMETERS = frozenset({"subscription", "state", "since", "until", "focus", "first", "last"})
 _PAGING = frozenset({"_count", "_cursor"})
 _DEFAULT_COUNT, _MOST = 50, 1000
-_MAX_CLOCK_BYTES = 1024
 
 
 async def list_deliveries(request: Request, services: Services) -> AdminAnswer:
@@ -151,20 +149,6 @@ def read_wanted(query: Mapping[str, str], *, paging: bool) -> Wanted:
         first=first,
         last=last,
     )
-
-
-async def advance_clock(request: Request, services: Services) -> AdminAnswer:
-    if not services.settings.test_clock:
-        raise Forbidden("The calendar is not to be moved: CARERELAY_TEST_CLOCK is off")
-    body = await exchange.read_json(request, _MAX_CLOCK_BYTES)
-    seconds = body.get("advance")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or seconds < 0:
-        raise BadRequest("Not a number of seconds", code="value", expression="advance")
-    try:
-        now = services.clock.advance(timedelta(seconds=float(seconds)))
-    except OverflowError:
-        raise BadRequest("Too far ahead", code="value", expression="advance") from None
-    return 200, {"now": instant(now)}
 
 
 def _number(query: Mapping[str, str], name: str) -> int | None:
@@ -260,7 +244,7 @@ ROUTES = [
         ("GET", "/topics/{name}", read_topic),
         ("PUT", "/topics/{name}", put_topic),
         ("DELETE", "/topics/{name}", delete_topic),
-        ("POST", "/clock", advance_clock),
+        *clock_routes.HANDLERS,
         *event_routes.HANDLERS,
         *contract_routes.HANDLERS,
         *client_routes.HANDLERS,

@@ -174,4 +174,10 @@ async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
 
 
 REACTION = Reaction("care-plan-watch", _TYPES, _watch)
-QUIET = Timer(QUIET_TIMER, _fire, is_about_many=True)
+QUIET = Timer(
+    QUIET_TIMER,
+    _fire,
+    is_about_many=True,
+    what="A care plan's changes are told",
+    at_most=lambda settings: timedelta(seconds=settings.plan_quiet_period),
+)

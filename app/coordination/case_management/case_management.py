@@ -8,23 +8,32 @@ anybody. A member has one open review Task at a time, and none after declining.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from app.automation import review_tasks
 from app.automation.follow_up_tasks import OPEN
-from app.automation.patient_resources import codes_in, day, moment, patient_of, resources_of, token
+from app.automation.member_calendar import MemberCalendar
+from app.automation.patient_resources import codes_in, moment, patient_of, resources_of, token
 from app.automation.reactions import Reaction
-from app.consent import provisions
 from app.context import Context
-from app.coordination.case_management.case_management_triggers import TRIGGERS
+from app.coordination.case_management import referral_answers
+from app.coordination.case_management.case_management_triggers import (
+    REASON,
+    RECENT,
+    REFERRED,
+    TRIGGERS,
+    Cause,
+)
+from app.coordination.case_management.participation import latest_decision
 from app.fhir.codes import (
     CASE_MANAGEMENT,
     CASE_MANAGEMENT_CANDIDATES,
-    CONSENT_CATEGORY,
     EPISODE_END_REASON,
     EPISODE_END_REASON_EXTENSION,
     EPISODE_TYPE,
     GROUP_KIND,
+    REVIEW_CAUSE,
+    REVIEW_CAUSES,
     REVIEW_REASON,
 )
 from app.fhir.json import Resource
@@ -33,10 +42,8 @@ from app.interactions.preconditions import NO_PRECONDITIONS
 from app.search import group_members, spans
 from app.store.events import Event
 
-REASON = "re-enrolment"
-# An event that became known later than this after it happened is history, no reason to act.
-RECENT = timedelta(days=30)
-_OPT_OUTS = frozenset({"OPTOUT", "OPTOUTE"})
+# What is history, or nobody's matter: nobody waits for an answer.
+_UNANSWERED = "unanswered"
 
 
 async def react(context: Context, event: Event) -> None:
@@ -45,12 +52,14 @@ async def react(context: Context, event: Event) -> None:
     patient = patient_of(resource)
     if resource is None or patient is None:
         return
-    happened = await TRIGGERS[event.type](context, event, resource)
-    if happened is None or context.services.clock.now() - happened > RECENT:
+    cause = await TRIGGERS[event.type](context, event, resource)
+    if cause is None:
         return
-    is_referral = event.type == "ServiceRequest"
-    if await _is_in_question(context, patient, happened, anybody=is_referral):
-        await _ask(context, patient, f"{event.type}/{event.resource_id}")
+    answer = await _why_not(context, patient, cause)
+    if answer is None:
+        await _ask(context, patient, f"{event.type}/{event.resource_id}", cause)
+    elif cause.code == REFERRED and answer != _UNANSWERED:
+        await referral_answers.answer(context, patient, event.resource_id, answer)
 
 
 async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
@@ -80,7 +89,7 @@ async def check(context: Context, event: Event) -> None:
     if resource is None or not is_case_management(resource):
         return
     focus, patient = f"EpisodeOfCare/{event.resource_id}", patient_of(resource)
-    if resource["status"] == "active" and began(resource) is None:
+    if resource["status"] == "active" and began(resource, MemberCalendar()) is None:
         await review_tasks.ask(context, "no-enrolment-date", focus, patient=patient)
     if resource["status"] == "finished" and end_reason(resource) is None:
         await review_tasks.ask(context, "no-end-reason", focus, patient=patient)
@@ -92,23 +101,28 @@ REACTIONS = (
 )
 
 
-async def _is_in_question(
-    context: Context, patient: str, happened: datetime, *, anybody: bool
-) -> bool:
-    """Whether the member could be enrolled again: not enrolled now, but before or a candidate, and not declined."""
+async def _why_not(context: Context, patient: str, cause: Cause) -> str | None:
+    """Why it is not asked whether the member is to be enrolled; None where it is.
+
+    It is a code of REFERRAL_ANSWERS, or _UNANSWERED.
+
+    Who is asked about is not enrolled now, was before or is a candidate, and has not declined.
+    """
+    if context.services.clock.now() - cause.happened > RECENT:
+        return _UNANSWERED
     episodes = await episodes_of(context, patient)
     if any(episode["status"] in STANDING for episode in episodes):
-        return False
+        return "already-enrolled"
     past = [episode for episode in episodes if episode["status"] == "finished"]
     last = max(past, key=lambda each: str(each.get("period", {}).get("end", "")), default=None)
     if last is None:
-        if not anybody and not await _is_candidate(context, patient):
-            return False
+        if cause.code != REFERRED and not await _is_candidate(context, patient):
+            return _UNANSWERED
     else:
         end = ended(last)
-        if end is not None and happened < end:
-            return False
-    return not await _has_declined(context, patient, last)
+        if end is not None and cause.happened < end:
+            return _UNANSWERED
+    return await _refusal(context, patient, last)
 
 
 async def _is_candidate(context: Context, patient: str) -> bool:
@@ -124,39 +138,23 @@ async def _is_candidate(context: Context, patient: str) -> bool:
     return bool(groups) and await context.services.store.count("Group", lists, 1) > 0
 
 
-async def _has_declined(context: Context, patient: str, last: Resource | None) -> bool:
-    """Whether the patient said no, by the latest Consent or else by why the last enrolment ended; or has died."""
+async def _refusal(context: Context, patient: str, last: Resource | None) -> str | None:
+    """`deceased`, or `declined` by the latest Consent or else by why the last enrolment ended; None for neither."""
     reason = None if last is None else end_reason(last)
     person = await context.store.read(*patient.split("/", 1))
     record = {} if person is None or person.deleted else person.resource()
     if reason == "deceased" or record.get("deceasedBoolean") or record.get("deceasedDateTime"):
-        return True
-    found = await resources_of(
-        context, "Consent", patient, token("category", CONSENT_CATEGORY, CASE_MANAGEMENT)
-    )
-    decisions = [
-        (moment(consent.get("dateTime")) or stored.at, declines)
-        for stored in found
-        if (declines := _declines(context, consent := stored.resource())) is not None
-    ]
-    return max(decisions)[1] if decisions else reason == "opted-out"
+        return "deceased"
+    decision = await latest_decision(context, patient)
+    declines = reason == "opted-out" if decision is None else decision.declines
+    return "declined" if declines else None
 
 
-def _declines(context: Context, consent: Resource) -> bool | None:
-    """Whether a Consent says no; None where it says nothing: a draft, one past its period, a refusal taken back."""
-    policies = {each.get("code") for each in consent.get("policyRule", {}).get("coding", ())}
-    denies = consent.get("provision", {}).get("type") == "deny" or bool(policies & _OPT_OUTS)
-    if consent["status"] == "active":
-        running = provisions.is_running(consent, context.services.clock.now())
-        return denies if running else None
-    if consent["status"] in ("inactive", "rejected"):
-        return None if denies else True
-    return None
-
-
-async def _ask(context: Context, patient: str, cause: str) -> None:
-    """Create the review Task, unless one about this member is open, or this cause has had one."""
-    asked = review_tasks.task(context, REASON, cause, patient=patient)
+async def _ask(context: Context, patient: str, focus: str, cause: Cause) -> None:
+    """Create the review Task, unless one about this member is open, or this focus has had one."""
+    asked = review_tasks.task(context, REASON, focus, patient=patient)
+    coding = {"system": REVIEW_CAUSE, "code": cause.code, "display": REVIEW_CAUSES[cause.code]}
+    asked["reasonCode"] = {"coding": [coding]}
     task = await review_tasks.labelled(context, asked)
     terms = ["subject=" + patient, token("code", REVIEW_REASON, REASON)]
 
@@ -197,9 +195,9 @@ async def episodes_of(context: Context, patient: str) -> list[Resource]:
     return [each for each in episodes if each["status"] != "entered-in-error"]
 
 
-def began(episode: Resource) -> date | None:
+def began(episode: Resource, calendar: MemberCalendar) -> date | None:
     """The first day of the enrolment."""
-    return day(episode.get("period", {}).get("start"))
+    return calendar.day(episode.get("period", {}).get("start"))
 
 
 def ended(episode: Resource) -> datetime | None:

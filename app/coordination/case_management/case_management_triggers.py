@@ -1,12 +1,13 @@
 """The events that call for a review of case management: a transition of care, a risk that has risen, a referral.
 
-Each function returns when its event happened, or None where a change is no such event.
+Each function returns what happened and when, or None where a change is no such event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from app.automation.patient_resources import codes_in, moment, patient_of, resources_of
 from app.context import Context
@@ -22,12 +23,23 @@ from app.fhir.encounter_status import ACTIVE, is_discharged, recorded_end
 from app.fhir.json import Resource
 from app.store.events import Event
 
+# The review that they call for. An event that became known later than this after it happened is history.
+REASON = "re-enrolment"
+RECENT = timedelta(days=30)
+REFERRED = "referred"
 _PROBABILITY = "http://terminology.hl7.org/CodeSystem/risk-probability"
 _PROBABILITIES = ("negligible", "low", "moderate", "high", "certain")
 
 
-async def transition(context: Context, event: Event, encounter: Resource) -> datetime | None:
-    """The time at which an inpatient stay began or ended with this change."""
+class Cause(NamedTuple):
+    """An event, by a code of REVIEW_CAUSES, and when it happened."""
+
+    code: str
+    happened: datetime
+
+
+async def transition(context: Context, event: Event, encounter: Resource) -> Cause | None:
+    """The beginning or the end of an inpatient stay with this change."""
     if encounter["class"].get("code") not in INPATIENT:
         return None
     before, period = event.previous or {}, encounter.get("period", {})
@@ -35,16 +47,17 @@ async def transition(context: Context, event: Event, encounter: Resource) -> dat
         is_news = not before or not is_discharged(before, event.at)
         if encounter["status"] == "finished":  # whatever end was expected before
             is_news = before.get("status") != "finished"
-        return (moment(recorded_end(period, event.at)) or event.at) if is_news else None
+        ended = moment(recorded_end(period, event.at)) or event.at
+        return Cause("discharged", ended) if is_news else None
     if encounter["status"] not in ACTIVE:
         return None
     was_there = before.get("status") in ACTIVE and before["class"].get("code") in INPATIENT
     start = moment(period.get("start"))
-    return None if was_there else min(start or event.at, event.at)
+    return None if was_there else Cause("admitted", min(start or event.at, event.at))
 
 
-async def assessed_risk(context: Context, event: Event, assessment: Resource) -> datetime | None:
-    """The time of a RiskAssessment with a higher risk than the patient's last one by the same method."""
+async def assessed_risk(context: Context, event: Event, assessment: Resource) -> Cause | None:
+    """A RiskAssessment with a higher risk than the patient's last one by the same method."""
 
     def level(resource: Resource) -> int:
         if resource["status"] not in ("final", "amended", "corrected"):
@@ -67,8 +80,8 @@ async def assessed_risk(context: Context, event: Event, assessment: Resource) ->
     )
 
 
-async def risk_tier(context: Context, event: Event, flag: Resource) -> datetime | None:
-    """The time of a Flag that put the patient into a higher risk tier than before."""
+async def risk_tier(context: Context, event: Event, flag: Resource) -> Cause | None:
+    """A Flag that put the patient into a higher risk tier than before."""
 
     def level(resource: Resource) -> int:
         if resource["status"] == "entered-in-error":
@@ -82,14 +95,19 @@ async def risk_tier(context: Context, event: Event, flag: Resource) -> datetime 
     return await _risen(context, event, flag, level, lambda other: True)
 
 
-async def referral(context: Context, event: Event, request: Resource) -> datetime | None:
-    """The time at which the patient was referred to case management."""
+async def referral(context: Context, event: Event, request: Resource) -> Cause | None:
+    """A referral to case management."""
     before = event.previous
-    if CASE_MANAGEMENT not in codes_in(request.get("category"), SERVICE_CATEGORY):
+    if not is_referral(request):
         return None
     if request["status"] != "active" or (before is not None and before["status"] == "active"):
         return None
-    return moment(request.get("authoredOn")) or context.services.clock.now()
+    return Cause(REFERRED, moment(request.get("authoredOn")) or context.services.clock.now())
+
+
+def is_referral(request: Resource) -> bool:
+    """Whether a ServiceRequest asks for case management."""
+    return CASE_MANAGEMENT in codes_in(request.get("category"), SERVICE_CATEGORY)
 
 
 async def _risen(
@@ -98,8 +116,8 @@ async def _risen(
     resource: Resource,
     level: Callable[[Resource], int],
     is_comparable: Callable[[Resource], bool],
-) -> datetime | None:
-    """The time at which the level rose above the resource's former one, else above the patient's latest other one.
+) -> Cause | None:
+    """A level that rose above the resource's former one, else above the patient's latest other one.
 
     None where it did not, where no earlier level is known, and where the latest other one is newer.
     """
@@ -107,7 +125,7 @@ async def _risen(
     if now < 0:
         return None
     if event.previous is not None and level(event.previous) >= 0:
-        return when if now > level(event.previous) else None
+        return Cause("risk-risen", when) if now > level(event.previous) else None
     others = [
         (_when(other) or stored.at, level(other))
         for stored in await resources_of(context, event.type, patient_of(resource) or "")
@@ -118,7 +136,7 @@ async def _risen(
     if not others:
         return None
     latest, before = max(others)
-    return when if latest <= when and now > before else None
+    return Cause("risk-risen", when) if latest <= when and now > before else None
 
 
 def _when(resource: Resource) -> datetime | None:
@@ -131,7 +149,7 @@ def _highest(codes: list[str], ascending: tuple[str, ...]) -> int:
     return max((ascending.index(code) for code in codes if code in ascending), default=-1)
 
 
-Trigger = Callable[[Context, Event, Resource], Awaitable[datetime | None]]
+Trigger = Callable[[Context, Event, Resource], Awaitable[Cause | None]]
 TRIGGERS: Mapping[str, Trigger] = {
     "Encounter": transition,
     "Flag": risk_tier,

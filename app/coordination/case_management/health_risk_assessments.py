@@ -12,12 +12,19 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 
-from app.automation.follow_up_tasks import OPEN, Closing, FollowUp, close, is_closed_by_people, keep
+from app.automation.follow_up_tasks import (
+    OPEN,
+    Closing,
+    FollowUp,
+    close,
+    is_closed_by_people,
+    keep,
+    patients_with_late,
+)
+from app.automation.member_calendar import MemberCalendar, calendar_of
 from app.automation.patient_resources import (
     codes_in,
-    day,
     first_seen,
-    over_at,
     patient_of,
     patients_of,
     resources_of,
@@ -54,12 +61,16 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """One assessment that is or was due: the id of its Task, its first and last day, and what fulfilled it."""
+    """One assessment that is or was due: the id of its Task, its first and last day, and what fulfilled it.
+
+    `why` it is due.
+    """
 
     task_id: str
     start: date
     until: date
     assessment: Assessment | None
+    why: str
 
 
 async def react(context: Context, event: Event) -> None:
@@ -69,13 +80,18 @@ async def react(context: Context, event: Event) -> None:
     await for_each(partial(settle, context), sorted(patients_of(event)))
 
 
+async def late(context: Context) -> list[str]:
+    """The patients whose Tasks are marked as late."""
+    return await patients_with_late(context, KIND)
+
+
 async def remind(context: Context, key: str, data: object) -> None:
     """Settle again once the last day is over; `key` is the patient."""
     await settle(context, key)
 
 
 REACTION = Reaction("health-risk", TYPES, react)
-TIMER = Timer(KIND, remind)
+TIMER = Timer(KIND, remind, what="A health risk assessment is late", rung_already=late)
 
 
 async def settle(context: Context, patient: str) -> None:
@@ -87,10 +103,11 @@ async def settle(context: Context, patient: str) -> None:
 
 async def _settle_once(context: Context, patient: str) -> bool:
     tasks = await resources_of(context, "Task", patient, token("code", TASK_CODE, KIND))
+    calendar = await calendar_of(context, patient)
     enrolments = [
         (start, episode)
         for episode in await episodes_of(context, patient)
-        if episode["status"] in ENROLLED and (start := began(episode))
+        if episode["status"] in ENROLLED and (start := began(episode, calendar))
     ]
     # Of several enrolments at once the first one counts: one assessment serves all.
     enrolments.sort(key=lambda each: (each[0], each[1]["id"]))
@@ -98,16 +115,16 @@ async def _settle_once(context: Context, patient: str) -> bool:
     differs = False
     if enrolments:
         start, episode = enrolments[0]
-        made = await _assessments(context, patient)
+        made = await _assessments(context, patient, calendar)
         wanted = await _cycle(context, patient, episode, start, made)
         for due in wanted:
-            differs |= await keep(context, _follow_up(patient, episode, due))
+            differs |= await keep(context, _follow_up(patient, episode, due, calendar))
     kept = {due.task_id for due in wanted}
     reason = "no-longer-due" if enrolments else "enrolment-ended"
     for task in tasks:
         if task.id not in kept and task.resource()["status"] in OPEN:
             differs |= await close(context, task.id, Closing("cancelled", reason))
-    await _set_timer(context, patient, wanted)
+    await _set_timer(context, patient, wanted, calendar)
     return differs
 
 
@@ -144,15 +161,18 @@ def due_since(
     found: list[Due] = []
     waiting = list(made)
     opened_by, since, until = "enrolment", start, start + FIRST
+    why = f"The first is due within {FIRST.days} days of the enrolment on {start}"
     while True:
         task_id = stable_id(KIND, enrolment, opened_by)
         fulfilled = waiting.pop(0) if waiting else None
-        found.append(Due(task_id, since, until, fulfilled))
+        found.append(Due(task_id, since, until, fulfilled, why))
         if fulfilled:
             opened_by, since = fulfilled.reference, fulfilled.made
             until = a_year_after(fulfilled.made)
+            why = f"It is due a year after the last one, of {since}"
         elif task_id in refused:
             opened_by, since, until = task_id, until, a_year_after(until)
+            why = f"It is due a year after {since}, by when the last one was due and was not made"
         else:
             return found
 
@@ -165,7 +185,7 @@ def a_year_after(start: date) -> date:
         return start.replace(year=start.year + 1, day=28)
 
 
-def _follow_up(patient: str, episode: Resource, due: Due) -> FollowUp:
+def _follow_up(patient: str, episode: Resource, due: Due, calendar: MemberCalendar) -> FollowUp:
     closing = Closing("completed", "assessed", due.assessment.reference) if due.assessment else None
     return FollowUp(
         id=due.task_id,
@@ -174,20 +194,27 @@ def _follow_up(patient: str, episode: Resource, due: Due) -> FollowUp:
         focus=f"EpisodeOfCare/{episode['id']}",
         start=due.start,
         due=due.until,
+        over=calendar.over_at(due.until),
+        why=due.why,
         owner=episode.get("careManager"),
         closing=closing,
     )
 
 
-async def _set_timer(context: Context, patient: str, wanted: Sequence[Due]) -> None:
+async def _set_timer(
+    context: Context, patient: str, wanted: Sequence[Due], calendar: MemberCalendar
+) -> None:
     timers = context.services.get(Timers)
-    if wanted and over_at(wanted[-1].until) > context.services.clock.now():
-        await timers.set(KIND, patient, over_at(wanted[-1].until))
+    over = calendar.over_at(wanted[-1].until) if wanted else None
+    if over is not None and over > context.services.clock.now():
+        await timers.set(KIND, patient, over)
     else:
         await timers.cancel(KIND, patient)
 
 
-async def _assessments(context: Context, patient: str) -> list[Assessment]:
+async def _assessments(
+    context: Context, patient: str, calendar: MemberCalendar
+) -> list[Assessment]:
     """The patient's completed assessments, in the order they were made."""
     stored = [
         each
@@ -197,15 +224,18 @@ async def _assessments(context: Context, patient: str) -> list[Assessment]:
         )
     ]
     found = [
-        Assessment(each.reference, await _made(context, each, resource))
+        Assessment(each.reference, await _made(context, each, resource, calendar))
         for each in stored
         if _is_assessment(context, resource := each.resource())
     ]
     return sorted(found, key=lambda each: (each.made, each.reference))
 
 
-async def _made(context: Context, stored: ResourceVersion, response: Resource) -> date:
-    return day(response.get("authored")) or (await first_seen(context, stored)).date()
+async def _made(
+    context: Context, stored: ResourceVersion, response: Resource, calendar: MemberCalendar
+) -> date:
+    made = calendar.day(response.get("authored"))
+    return made or calendar.day_of(await first_seen(context, stored))
 
 
 def _is_assessment(context: Context, response: Resource) -> bool:

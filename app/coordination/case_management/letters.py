@@ -13,25 +13,24 @@ from app.attribution.attribution import primary_care
 from app.attribution.practices import Provider
 from app.automation import review_tasks
 from app.automation.patient_resources import patient_of
-from app.automation.reactions import Reaction, stable_id
+from app.automation.reactions import Reaction
 from app.consent import labels
-from app.consent.judgement import Directive, WrittenConsent, consents, directives, judge
+from app.consent.judgement import Directive, WrittenConsent, consents, directives
 from app.consent.provisions import ConsentQuestion, Effect, answer
-from app.consent.recipients import Recipient, resolve
+from app.consent.recipients import Recipient
 from app.context import Context
 from app.coordination.case_management.case_management import is_case_management
-from app.fhir.codes import (
-    CASE_MANAGEMENT,
-    EPISODE_TYPE,
-    LETTER_KIND,
-    LETTER_TO_MEMBER,
-    LETTER_TO_PROVIDER,
+from app.coordination.case_management.letter_writing import (
+    is_refused,
+    letter_id,
+    not_sent,
+    store_letter,
+    to,
 )
+from app.fhir.codes import CASE_MANAGEMENT, LETTER_TO_MEMBER, LETTER_TO_PROVIDER
 from app.fhir.json import Resource
-from app.interactions import interactions
 from app.store.events import Event
 
-_NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
 # Plain words without anything clinical: others may see the letters.
 _WORDS = {
     LETTER_TO_MEMBER: (
@@ -117,7 +116,7 @@ async def _has_letters(context: Context, patient: str) -> bool:
     """Whether the letters were written already when a current enrolment began."""
     for stored in await context.store.search("EpisodeOfCare", {"terms": f"patient={patient}"}, 100):
         if _is_enrolled(stored.resource()):
-            letter = stable_id("letter", LETTER_TO_MEMBER, stored.reference)
+            letter = letter_id(LETTER_TO_MEMBER, stored.reference)
             if await context.store.read("Communication", letter) is not None:
                 return True
     return False
@@ -128,17 +127,17 @@ async def _write(
 ) -> None:
     """Store both letters about one opt-in; `key` identifies it."""
     base = {"about": [{"reference": about}], **({"sender": sender} if sender else {})}
-    await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **_to(patient)})
+    await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **to({"reference": patient})})
     now = context.services.clock.now()
     found = await primary_care(context.services.store, patient, now, context.settings)
     if not found.providers:
         await review_tasks.ask_of_patient(context, "no-pcp", about, patient)
-        withheld = _withheld("recipient-unavailable")
-        await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **withheld})
+        unavailable = not_sent("recipient-unavailable")
+        await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **unavailable})
         return
     reference = _address(found.providers[0])
-    refused = await _is_refused(context, patient, reference, about)
-    state = _withheld("patient-objection") if refused else _to(reference)
+    refused = await is_refused(context, patient, reference, about)
+    state = not_sent("patient-objection") if refused else to({"reference": reference})
     await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **state})
 
 
@@ -146,49 +145,5 @@ def _address(provider: Provider) -> str:
     return provider.practitioner_role or provider.practitioner or provider.organization or ""
 
 
-async def _is_refused(context: Context, patient: str, reference: str, about: str) -> bool:
-    type_, _, id_ = about.partition("/")
-    stored = await context.store.read(type_, id_)
-    judgement = await judge(
-        context.store,
-        patient,
-        focus="EpisodeOfCare/-",
-        topic=None,
-        recipient=await resolve(
-            context.store, reference, "provider", context.settings.base_url.rstrip("/")
-        ),
-        given=labels.NONE,
-        at=context.services.clock.now(),
-        settings=context.settings,
-        custodian=None if stored is None else stored.custodian,
-    )
-    return judgement.verdict == "withhold"
-
-
-def _to(recipient: str) -> Resource:
-    return {"status": "preparation", "recipient": [{"reference": recipient}]}
-
-
-def _withheld(reason: str) -> Resource:
-    return {
-        "status": "not-done",
-        "statusReason": {"coding": [{"system": _NOT_DONE, "code": reason}]},
-    }
-
-
 async def _store(context: Context, kind: str, patient: str, key: str, more: Resource) -> None:
-    """Store a letter unless it exists: the person who mails it may have changed its status since."""
-    letter_id = stable_id("letter", kind, key)
-    if await context.store.read("Communication", letter_id) is not None:
-        return
-    letter: Resource = {
-        "resourceType": "Communication",
-        "id": letter_id,
-        "category": [{"coding": [{"system": LETTER_KIND, "code": kind}]}],
-        "topic": {"coding": [{"system": EPISODE_TYPE, "code": CASE_MANAGEMENT}]},
-        "subject": {"reference": patient},
-        **more,
-    }
-    if more["status"] != "not-done":
-        letter["payload"] = [{"contentString": _WORDS[kind]}]
-    await interactions.update(context, "Communication", letter_id, letter)
+    await store_letter(context, kind, patient, key, _WORDS[kind], more)

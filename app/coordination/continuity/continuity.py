@@ -9,14 +9,20 @@ from __future__ import annotations
 from datetime import date, datetime
 from functools import partial
 
-from app.automation.follow_up_tasks import Closing, FollowUp, amend, close, keep
+from app.automation.follow_up_tasks import (
+    Closing,
+    FollowUp,
+    amend,
+    close,
+    keep,
+    patients_with_late,
+)
+from app.automation.member_calendar import MemberCalendar, calendar_of
 from app.automation.patient_resources import (
     changed,
     codes_in,
     day,
     first_seen,
-    last_day,
-    over_at,
     patients_of,
     resources_of,
 )
@@ -64,13 +70,18 @@ async def react(context: Context, event: Event) -> None:
         await for_each(partial(settle, context), sorted(patients_of(event)))
 
 
+async def late(context: Context) -> list[str]:
+    """The patients whose Tasks are marked as late."""
+    return await patients_with_late(context, TASK)
+
+
 async def expire(context: Context, key: str, data: object) -> None:
     """Settle again once a last day is over; `key` is the patient."""
     await settle(context, key)
 
 
 REACTION = Reaction(KIND, TYPES, react)
-TIMER = Timer(KIND, expire)
+TIMER = Timer(KIND, expire, what="Continuity of care ends", rung_already=late)
 
 
 async def settle(context: Context, patient: str) -> None:
@@ -86,69 +97,77 @@ async def _settle_once(context: Context, patient: str) -> bool:
         for each in await resources_of(context, "Flag", patient)
         if CONTINUITY_OF_CARE in codes_in(each.resource().get("category"), FLAG_CATEGORY)
     ]
-    coverages = [each.resource() for each in await resources_of(context, "Coverage", patient)]
-    if not coverages and not flags:
+    stored = await resources_of(context, "Coverage", patient)
+    if not stored and not flags:
         return False
+    calendar = await calendar_of(context, patient)
+    coverages = [calendar.with_days(each.resource()) for each in stored]
     now, days = context.services.clock.now(), context.settings.continuity_days
-    plans = await _plans(context, patient)
+    plans = await _plans(context, patient, calendar)
     wanted: dict[str, Continuity] = {}
     for enrolment in new_enrolments(coverages, _payors(context)):
         flag_id = _flag_id(patient, enrolment.start)
         found = continuity(enrolment, plans, days)
         is_known = any(flag.id == flag_id for flag in flags)
         # Days that were over before they became known get no Flag.
-        if found and (is_known or not _is_over(found, now)):
+        if found and (is_known or not _is_over(found, now, calendar)):
             wanted[flag_id] = found
     differs = False
     for flag_id, found in wanted.items():
-        differs |= await _keep_flag(context, flag_id, patient, found)
-        differs |= await keep(context, _follow_up(flag_id, patient, found, now))
+        is_over = _is_over(found, now, calendar)
+        differs |= await _keep_flag(context, flag_id, patient, found, is_over=is_over)
+        over = calendar.over_at(found.end)
+        closing = _CLOSINGS.get(found.outcome) if is_over else None
+        differs |= await keep(context, _follow_up(flag_id, patient, found, over, closing))
     for flag in flags:
         if flag.id not in wanted:
-            differs |= await _withdraw(context, flag, patient, coverages)
-    await _set_timer(context, patient, list(wanted.values()))
+            today = calendar.day_of(now)
+            differs |= await _withdraw(context, flag, patient, coverages, today)
+    await _set_timer(context, patient, list(wanted.values()), calendar)
     return differs
 
 
-def _is_over(found: Continuity, now: datetime) -> bool:
+def _is_over(found: Continuity, now: datetime, calendar: MemberCalendar) -> bool:
     """Whether the days have passed, or ended early."""
     if found.outcome in ("replaced", "stopped"):
-        return found.end <= now.date()
-    return over_at(found.end) <= now
+        return found.end <= calendar.day_of(now)
+    return calendar.over_at(found.end) <= now
 
 
-async def _set_timer(context: Context, patient: str, wanted: list[Continuity]) -> None:
+async def _set_timer(
+    context: Context, patient: str, wanted: list[Continuity], calendar: MemberCalendar
+) -> None:
     now, timers = context.services.clock.now(), context.services.get(Timers)
-    ends = [over_at(found.end) for found in wanted if not _is_over(found, now)]
+    ends = [calendar.over_at(found.end) for found in wanted if not _is_over(found, now, calendar)]
     if ends:
         await timers.set(KIND, patient, min(ends))
     else:
         await timers.cancel(KIND, patient)
 
 
-async def _plans(context: Context, patient: str) -> list[EarlierPlan]:
+async def _plans(context: Context, patient: str, calendar: MemberCalendar) -> list[EarlierPlan]:
     """The patient's plans of care; orders and proposals are none."""
     found = []
     for stored in await resources_of(context, "CarePlan", patient, "intent=plan"):
         resource = stored.resource()
         period = resource.get("period", {})
-        began = day(period.get("start")) or day(resource.get("created"))
+        began = calendar.day(period.get("start")) or calendar.day(resource.get("created"))
         found.append(
             EarlierPlan(
                 stored.reference,
                 resource["status"],
-                began or (await first_seen(context, stored)).date(),
-                last_day(period.get("end")),
+                began or calendar.day_of(await first_seen(context, stored)),
+                calendar.last_day(period.get("end")),
                 frozenset(each.get("reference", "") for each in resource.get("replaces", ())),
-                stored.at.date(),
+                calendar.day_of(stored.at),
             )
         )
     return found
 
 
-async def _keep_flag(context: Context, flag_id: str, patient: str, found: Continuity) -> bool:
-    is_over = _is_over(found, context.services.clock.now())
-
+async def _keep_flag(
+    context: Context, flag_id: str, patient: str, found: Continuity, *, is_over: bool
+) -> bool:
     def change(current: Resource | None) -> Resource | None:
         if current is None and is_over:
             return None
@@ -168,7 +187,9 @@ async def _keep_flag(context: Context, flag_id: str, patient: str, found: Contin
     return await amend(context, "Flag", flag_id, change)
 
 
-def _follow_up(flag_id: str, patient: str, found: Continuity, now: datetime) -> FollowUp:
+def _follow_up(
+    flag_id: str, patient: str, found: Continuity, over: datetime, closing: Closing | None
+) -> FollowUp:
     return FollowUp(
         id=stable_id(TASK, flag_id),
         code=TASK,
@@ -176,12 +197,18 @@ def _follow_up(flag_id: str, patient: str, found: Continuity, now: datetime) -> 
         focus=found.focus,
         start=found.start,
         due=found.end,
-        closing=_CLOSINGS.get(found.outcome) if _is_over(found, now) else None,
+        over=over,
+        why=f"A new member since {found.start}: a plan of care from before is honoured until then",
+        closing=closing,
     )
 
 
 async def _withdraw(
-    context: Context, flag: ResourceVersion, patient: str, coverages: list[Resource]
+    context: Context,
+    flag: ResourceVersion,
+    patient: str,
+    coverages: list[Resource],
+    today: date,
 ) -> bool:
     """End the Flag of an enrolment that is gone: inactive where its Coverage was cancelled, else entered-in-error."""
     cancelled = {
@@ -190,7 +217,6 @@ async def _withdraw(
         if coverage["status"] == "cancelled"
         and (start := day(coverage.get("period", {}).get("start")))
     }
-    today = context.services.clock.now().date().isoformat()
 
     def change(current: Resource | None) -> Resource | None:
         if current is None or current["status"] != "active":
@@ -198,7 +224,7 @@ async def _withdraw(
         if flag.id not in cancelled:
             return {**current, "status": "entered-in-error"}
         period = current["period"]
-        end = max(period["start"], min(today, period["end"]))
+        end = max(period["start"], min(today.isoformat(), period["end"]))
         return {**current, "status": "inactive", "period": {**period, "end": end}}
 
     withdrawn = await amend(context, "Flag", flag.id, change)

@@ -63,7 +63,7 @@ async def run(context: Context, contract: str, data: Mapping[str, Any]) -> None:
     await context.services.get(Timers).set(_KIND, contract, following)
 
 
-TIMER = Timer(_KIND, run, is_about_many=True)
+TIMER = Timer(_KIND, run, is_about_many=True, at_most=lambda _: _EVERY)
 
 
 async def _look(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from app.authorization.rules import room_of
 from app.automation.reactions import stable_id
 from app.context import Context
-from app.coordination.contracts import contract_deadlines
+from app.coordination.contracts import contract_deadlines, contract_parties
 from app.coordination.contracts.contract_terms import (
     ContractTerms,
     contract_rows,
@@ -28,6 +28,7 @@ from app.coordination.contracts.contract_terms import (
 from app.errors import FhirError, Issue, NotFound, Unprocessable
 from app.fhir.codes import (
     ACT_CODE,
+    ADMISSION,
     CONTRACT_ALERT,
     CONTRACT_DEADLINE,
     CONTRACT_ID,
@@ -50,6 +51,8 @@ from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Topic
 
 Origin = Literal["file", "admin"]
+# All other kinds of facilities: psychiatric and critical access hospitals are hospitals.
+_NO_NURSING_FACILITY = ("hospital", "other")
 # What notices bring along that no topic's shape names (docs/care-plans.md).
 _BESIDE = {"CarePlan": ("Communication", "DocumentReference")}
 
@@ -60,6 +63,7 @@ async def load(context: Context) -> None:
     Raises ValueError for one that cannot be read or kept: a server that silently missed deadlines would be worse.
     """
     await _renew(context)
+    await contract_parties.settle_all(context)
     place = context.settings.contracts
     if place is None:
         await contract_deadlines.resume(context)
@@ -78,16 +82,28 @@ async def load(context: Context) -> None:
 
 
 async def _renew(context: Context) -> None:
-    """Write the Contracts of kept terms anew where they would say something else by now: what they give is read there.
+    """Write what is kept of contracts anew where it would say something else by now.
 
-    One whose topics are not known any more stays as it is.
+    That are the Contract, where it is read what it gives, and the filters of Subscriptions that are in force. One whose
+    topics are not known any more stays as it is.
     """
     async for row in contract_rows(context).find():
-        terms = read(row["terms"])
         with suppress(Unprocessable):
-            await interactions.update(
-                context, "Contract", terms.id, _contract(terms, _topics(context, terms))
-            )
+            terms = read(row["terms"])
+            topics = _topics(context, terms)
+            await interactions.update(context, "Contract", terms.id, _contract(terms, topics))
+            terms = await _unmasked(context, terms, row)
+            for topic in topics:
+                await _renew_filters(context, _subscription(terms, topic, topics))
+
+
+async def _renew_filters(context: Context, wanted: Resource) -> None:
+    stored = await context.store.read("Subscription", wanted["id"])
+    if stored is None or stored.deleted:
+        return
+    known = stored.resource()
+    if known["status"] != "off" and known.get("_criteria") != wanted["_criteria"]:
+        await interactions.update(context, "Subscription", wanted["id"], wanted)
 
 
 async def put(context: Context, contract: str, given: Any) -> bool:
@@ -121,8 +137,10 @@ async def delete(context: Context, contract: str) -> None:
 
 
 async def _keep(context: Context, terms: ContractTerms, origin: Origin) -> None:
-    topics = _topics(context, terms)
-    subscriptions = [_subscription(terms, topic) for topic in topics]
+    """A file may come before what it names: then a person is asked, and what an operator puts is refused."""
+    faults = await contract_parties.faults(context, terms) if origin == "admin" else ()
+    topics = _topics(context, terms, faults)
+    subscriptions = [_subscription(terms, topic, topics) for topic in topics]
     before = await contract_rows(context).find_one({"_id": terms.id})
     for wanted in subscriptions:
         if await _differs(context, wanted):
@@ -135,6 +153,7 @@ async def _keep(context: Context, terms: ContractTerms, origin: Origin) -> None:
     row = {"terms": dumped(terms), "origin": origin, "subscriptions": kept}
     await contract_rows(context).update_one({"_id": terms.id}, {"$set": row}, upsert=True)
     await contract_deadlines.watch(context, terms.id)
+    await contract_parties.settle(context, terms)
 
 
 async def _end(context: Context, row: Document) -> None:
@@ -145,6 +164,7 @@ async def _end(context: Context, row: Document) -> None:
         resource = {**stored.resource(), "status": "terminated"}
         await interactions.update(context, "Contract", row["_id"], resource)
     await contract_deadlines.forget(context, row["_id"])
+    await contract_parties.forget(context, row["_id"])
     await contract_rows(context).delete_one({"_id": row["_id"]})
 
 
@@ -155,11 +175,14 @@ async def _switch_off(context: Context, subscription: str) -> None:
         await interactions.update(context, "Subscription", subscription, resource)
 
 
-def _topics(context: Context, terms: ContractTerms) -> list[Topic]:
-    """The topics by name under the topic base, or by canonical. Raises Unprocessable for one that is unknown."""
+def _topics(context: Context, terms: ContractTerms, faults: Sequence[Issue] = ()) -> list[Topic]:
+    """The topics by name under the topic base, or by canonical.
+
+    Raises Unprocessable for one that is unknown, and for `faults` that were found before.
+    """
     catalogue = context.services.get(SubscriptionRegistry).catalogue
     base = context.settings.topic_base.rstrip("/")
-    found, issues = [], []
+    found, issues = [], list(faults)
     for index, name in enumerate(terms.topics):
         topic = catalogue.find(name if ":" in name else f"{base}/{name}")
         if topic is None:
@@ -179,11 +202,16 @@ def _topics(context: Context, terms: ContractTerms) -> list[Topic]:
     return found
 
 
-def _subscription(terms: ContractTerms, topic: Topic) -> Resource:
-    """The Subscription of one topic; its id is always the same."""
+def _subscription(terms: ContractTerms, topic: Topic, topics: Sequence[Topic]) -> Resource:
+    """The Subscription of one of the contract's topics; its id is always the same.
+
+    An admission to a nursing facility is left to the topic of these where the contract has it, so that it is told once.
+    """
     filters = [f"group={terms.group}"]
     if classes := _classes(terms, topic):
         filters.append(f"class={','.join(classes)}")
+    if _name(topic) == ADMISSION and any(_is_of_nursing_facilities(each) for each in topics):
+        filters.append(f"facility-type={','.join(_NO_NURSING_FACILITY)}")
     channel: dict[str, Any] = {
         "type": terms.channel.type,
         "endpoint": terms.channel.endpoint,
@@ -331,7 +359,11 @@ def _classes(terms: ContractTerms, topic: Topic) -> tuple[str, ...]:
 
 
 def _is_of_nursing_facilities(topic: Topic) -> bool:
-    return topic.url.rpartition("/")[2] == SNF_ADMISSION
+    return _name(topic) == SNF_ADMISSION
+
+
+def _name(topic: Topic) -> str:
+    return topic.url.rpartition("/")[2]
 
 
 def _hours(count: float) -> Resource:

@@ -49,7 +49,7 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
         await timers.set(_KIND, _KEY, context.services.clock.now() + EVERY)
 
 
-TIMER = Timer(_KIND, run, is_about_many=True)
+TIMER = Timer(_KIND, run, is_about_many=True, at_most=lambda _: EVERY)
 
 
 async def review(context: Context) -> None:
