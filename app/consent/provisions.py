@@ -293,7 +293,7 @@ def _is_conditional(provision: Provision) -> bool:
 
 def _is_clear(provision: Provision) -> bool:
     """Whether no condition of a provision or its exceptions is uncertain by itself."""
-    if "modifierExtension" in provision or "code" in provision or "dataPeriod" in provision:
+    if "modifierExtension" in provision:
         return False
     nobody = ConsentQuestion("Basic/-", labels.NONE, Recipient("Organization/-"), END)
     if ProvisionMatch.MAYBE in (test(provision, nobody) for test in _TESTS):

@@ -305,16 +305,14 @@ class Store(ResourceStore):
 
         For a few documents each: what they find shares one answer.
         """
-        pipelines = [
-            [{"$match": filter_}, {"$project": {**projection, "part": {"$literal": number}}}]
-            for number, (_, filter_, projection) in enumerate(parts)
-        ]
-        pipeline: list[Document] = list(pipelines[0])
-        for (collection, _, _), own in zip(parts[1:], pipelines[1:], strict=True):
-            pipeline.append({"$unionWith": {"coll": collection, "pipeline": own}})
+        pipeline: list[Document] = []
+        for number, (collection, filter_, projection) in enumerate(parts):
+            shown = {**projection, "part": {"$literal": number}}
+            own: list[Document] = [{"$match": filter_}, {"$project": shown}]
+            pipeline += [{"$unionWith": {"coll": collection, "pipeline": own}}] if pipeline else own
         found: list[list[Document]] = [[] for _ in parts]
-        collection = self._mongo.collection(parts[0][0])
-        for document in await self._mongo.aggregate(collection, pipeline):
+        first, *_ = parts
+        for document in await self._mongo.aggregate(self._mongo.collection(first[0]), pipeline):
             found[document.pop("part")].append(document)
         return found
 

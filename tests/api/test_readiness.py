@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -30,7 +31,8 @@ from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, encounter
 from tests.conftest import Server, make_settings, running
 
-PAGE = "http://carerelay.test/readyz"
+ROOT = "http://carerelay.test"
+PAGE = f"{ROOT}/readyz"
 CHECKS = ["database", "commits", "format", "loops", "events", "deliveries"]
 SOON = {"ready_event_age": 0.3, "ready_delivery_age": 0.3}
 READY = dict.fromkeys(CHECKS, "ok")
@@ -102,6 +104,8 @@ async def test_while_nothing_is_matched_it_is_not_ready(
             said = await failing(client, "events")
             assert said["reason"] == "not matched"
             assert 0.3 <= seconds_since(said, server) < 30
+            page = (await client.get(f"{ROOT}/metrics")).text
+            assert re.search("^carerelay_pending_events [1-9]", page, re.MULTILINE)
         await receiver.wait(1, events=False)
         await until(lambda: is_ready(client))
 

@@ -89,7 +89,12 @@ async def test_nobody_changes_what_is_needed_without_proof_of_being_an_administr
         criteria = f"Encounter?type:in={VALUE_SET}&risk=high"
         assert (await put({**classic(criteria), "id": "s1"})).status_code == 201
         await server.worker.drain()
-        for needed in NEEDED:
+        by_id = value_set("by-id", "http://codes.example/ValueSet/by-id", system=SYSTEM)
+        assert (await put(by_id)).status_code == 201
+        asked = classic("Encounter?type:in=ValueSet/by-id")
+        assert (await put({**asked, "id": "s2"})).status_code == 201
+        await server.worker.drain()
+        for needed in [*NEEDED, by_id]:
             assert_outcome(await put({**needed, "description": "Mine"}), 409, "conflict")
             place = f"/{needed['resourceType']}/{needed['id']}"
             assert_outcome(await client.delete(place), 409, "conflict")
@@ -99,7 +104,8 @@ async def test_nobody_changes_what_is_needed_without_proof_of_being_an_administr
         other = value_set("other", "http://codes.example/ValueSet/other", system=SYSTEM)
         assert (await put(other)).status_code == 201
         assert (await client.delete("/ValueSet/other")).is_success
-        assert (await put({**classic(criteria), "id": "s1", "status": "off"})).status_code == 200
+        for each in ({**classic(criteria), "id": "s1"}, {**asked, "id": "s2"}):
+            assert (await put({**each, "status": "off"})).status_code == 200
         await server.worker.drain()
         for needed in NEEDED:
             assert (await client.delete(f"/{needed['resourceType']}/{needed['id']}")).is_success

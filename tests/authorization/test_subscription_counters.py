@@ -257,6 +257,35 @@ async def test_nobody_is_refused_by_what_another_process_has_changed_meanwhile(
         assert await count(world, "north", subscription) == 1
 
 
+async def test_an_older_version_is_not_refused_by_what_was_read_of_a_newer_ones_patient(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has become another patient's before its first version is judged, and north's own meanwhile."""
+    name, record = new_id(), new_id()
+    subscription = await world.subscribe("north", classic("Condition?", receiver.url))
+    await world.write(patient(name, ref("PractitionerRole/role-s")))
+    get = Authority.get
+
+    async def failing(self: Authority, client_id: str) -> Registered | None:
+        if client_id == "north":
+            raise RuntimeError
+        return await get(self, client_id)
+
+    known = Authority({each: Registered(of.organization, of.role) for each, of in CLIENTS.items()})
+    async with running(world.server.settings, known) as (server, client):
+        elsewhere = World(server, client, known)
+        with (
+            monkeypatch.context() as broken
+        ):  # until then nothing is decided, however long it takes
+            broken.setattr(Authority, "get", failing)
+            await world.write(condition(record, "pn"), condition(record, name))
+            assert (await world.get("north", f"/Patient/{name}")).status_code == 404
+            await elsewhere.put("admin", patient(name, ref("PractitionerRole/role-n")))
+        params = {"subscription": subscription}
+        await world.ask("admin", "POST", f"{ROOT}/admin/events/replay", params=params)
+        assert await count(world, "north", subscription) == 2
+
+
 async def test_rights_that_cannot_be_judged_are_not_taken_for_refused(
     world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

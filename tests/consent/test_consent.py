@@ -385,6 +385,18 @@ PART_2_PERMIT = consent("part-2", provision=permit(actor=actor("Organization/pra
         pytest.param(
             (consent(provision=permit(securityLabel=label("R"))),), ("R",), "full", id="permits R"
         ),
+        pytest.param(
+            (consent(provision=permit(securityLabel=label("N"))),),
+            ("R",),
+            "id-only",
+            id="permits N",
+        ),
+        pytest.param(
+            (consent(provision=permit(securityLabel=label("R"))),),
+            ("ETH",),
+            "id-only",
+            id="a level is no sensitivity",
+        ),
         pytest.param((consent(provision=permit()),), ("ETH",), "id-only", id="a general permit"),
         pytest.param(
             (consent(policyRule=policy("OPTIN")),), ("ETH",), "id-only", id="a general opt-in"
@@ -460,6 +472,10 @@ def test_labels_are_read_from_their_own_systems() -> None:
             consent(provision=permit(provision=[deny(purpose=purpose("X"))])), False, id="nested"
         ),
         pytest.param(consent(modifierExtension=[{"url": "urn:x"}]), False, id="modified"),
+        pytest.param(
+            consent(provision=deny(modifierExtension=[{"url": "urn:x"}])), False, id="rule-modified"
+        ),
+        pytest.param(consent(provision=deny(dataPeriod=RUNNING)), False, id="a period of the data"),
         pytest.param(
             consent(policyRule=policy("OPTOUT"), provision=permit()), False, id="contradiction"
         ),

@@ -391,18 +391,21 @@ async def test_past_events_are_told_as_far_as_they_may_be_told_now(
     await admitted(pair, other)
     await agrees(pair, other, consent(provision=deny()))
 
-    answer = await pair[1].get(f"/Subscription/{id_}/$events")
-    bundle = answer.json()
-    events = [
-        {part["name"] for part in each["part"]}
-        for each in bundle["entry"][0]["resource"]["parameter"]
-        if each["name"] == "notification-event"
-    ]
-    assert [("focus" in names) for names in events] == [True, True, False]
-    whole = [each["resource"]["resourceType"] for each in bundle["entry"][1:] if "resource" in each]
-    assert sorted(whole) == ["Encounter", "Patient"]
-    assert f"Encounter/{labelled['id']}" in answer.text
-    assert other not in answer.text
+    # Another process has not judged them before.
+    async with running(pair[0].settings) as (_, elsewhere):
+        for client in (pair[1], elsewhere):
+            answer = await client.get(f"/Subscription/{id_}/$events")
+            bundle = answer.json()
+            events = [
+                {part["name"] for part in each["part"]}
+                for each in bundle["entry"][0]["resource"]["parameter"]
+                if each["name"] == "notification-event"
+            ]
+            assert [("focus" in names) for names in events] == [True, True, False]
+            sent = [each["resource"] for each in bundle["entry"][1:] if "resource" in each]
+            assert sorted(each["resourceType"] for each in sent) == ["Encounter", "Patient"]
+            assert f"Encounter/{labelled['id']}" in answer.text
+            assert other not in answer.text
 
 
 async def test_deletions_of_a_patients_record_are_withheld_as_well(

@@ -171,6 +171,10 @@ async def test_a_permission_opens_what_its_writer_has_made(person: Person) -> No
 async def test_a_permission_for_everybody_is_none_for_its_writer(person: Person) -> None:
     own = f"own-{person.id}"
     await person.says("north", person.labelled(own))
+    # By name it is refused, to who has custody of such a record too.
+    answer = await person.world.ask("north", "POST", "/Consent", person.permission())
+    outcome = assert_outcome(answer, 403, "forbidden", "Consent.provision")
+    assert "never by its recipient" in outcome["issue"][0]["diagnostics"]
     await person.says("north", person.permission(to=None))
     assert await person.sees("plan-a", f"Condition/{own}")
     assert not await person.sees("north")
@@ -181,6 +185,19 @@ async def test_who_made_nothing_of_it_permits_nothing(person: Person, to: str | 
     for who in ("north", "plan-a"):
         answer = await person.world.ask(who, "POST", "/Consent", person.permission(to))
         assert_outcome(answer, 403, "forbidden", "Consent.provision")
+
+
+async def test_where_nothing_is_refused_a_permission_opens_nothing_and_anybody_records_it(
+    person: Person,
+) -> None:
+    """The plan has made no record: it tells what the patient agreed to, but takes no refusal back."""
+    given = person.consent(provision=permit(actor=actor("Organization/south")))
+    answer = await person.world.ask("plan-a", "POST", "/Consent", given)
+    assert answer.status_code == 201, answer.text
+    await person.says("registry", person.consent(provision=deny()))
+    answer = await person.world.ask("plan-a", "POST", "/Consent", given)
+    outcome = assert_outcome(answer, 403, "forbidden", "Consent.provision")
+    assert "has none of them" in outcome["issue"][0]["diagnostics"]
 
 
 async def test_a_consent_authority_permits_what_it_likes(person: Person) -> None:

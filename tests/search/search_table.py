@@ -465,6 +465,20 @@ NUMBER: list[Row] = [
         "probability=gt5",
         True,
     ),
+    (
+        "range-above",
+        "RiskAssessment",
+        {"prediction": [{"probabilityRange": {"low": {"value": 1}}}]},
+        "probability=sa0.5",
+        True,
+    ),
+    (
+        "range-without-low",
+        "RiskAssessment",
+        {"prediction": [{"probabilityRange": {"high": {"value": 1}}}]},
+        "probability=lt-5",
+        True,
+    ),
     ("or", "RiskAssessment", _probability("0.8"), "probability=0.1,0.8", True),
     (
         "exact",

@@ -47,6 +47,20 @@ async def members_of(client: httpx.AsyncClient, patient: str) -> set[str]:
 # What is stored
 
 
+def test_a_team_is_found_by_the_organization_that_a_participant_acts_for() -> None:
+    north, elsewhere = ref("Organization/north"), ref("http://far.example/fhir/Organization/north")
+    team: dict[str, Any] = {"resourceType": "CareTeam", "id": "t"}
+    for acts, wanted, found in (
+        ({"onBehalfOf": north}, "Organization/north", True),
+        ({"onBehalfOf": north}, "Organization/south", False),
+        ({"onBehalfOf": elsewhere}, "Organization/north", False),
+        ({"member": north}, "Organization/north", False),
+    ):
+        terms = extract("CareTeam", {**team, "participant": [acts]})["terms"]
+        acting = group_members.acting_for([wanted], "http://here.example/fhir")
+        assert bool({*terms}.intersection(acting)) is found, (acts, wanted)
+
+
 def test_members_are_rows_and_no_terms() -> None:
     fields = extract("Group", group("g", ["Patient/1", "Patient/2", "Patient/1"]))
     assert fields["rows"] == ["member=Patient/1", "member=Patient/2"]

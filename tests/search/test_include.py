@@ -190,6 +190,7 @@ async def test_search_over_several_types_includes(world: httpx.AsyncClient) -> N
     ("text", "code"),
     [
         pytest.param("_include=CarePlan:status", "value", id="no-reference"),
+        pytest.param("_include:iterate=Bundle:message", "value", id="content-and-no-reference"),
         pytest.param("_include=CarePlan:banana", "not-supported", id="unknown"),
         pytest.param("_include=Banana:subject", "not-supported", id="unknown-type"),
         pytest.param("_include=CarePlan", "value", id="short"),
@@ -254,3 +255,5 @@ async def test_the_capability_statement_tells_what_can_be_included(
         patient["searchRevInclude"]
     )
     assert "Encounter:location" not in patient["searchRevInclude"]
+    bundle = next(each for each in rest["resource"] if each["type"] == "Bundle")
+    assert bundle["searchInclude"] == ["*"]  # its parameters lead to what it contains

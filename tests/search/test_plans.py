@@ -316,3 +316,11 @@ async def test_explain_shows_the_plan_where_the_setting_allows(populated: Store)
         assert part in shown
     with pytest.raises(BadRequest, match="_explain"):
         parse("Encounter", [("_explain", "true")], lenient=True, settings=Settings())
+
+
+async def test_explain_counts_the_row_that_tells_of_a_next_page(populated: Store) -> None:
+    count = PER_PATIENT - 1
+    pairs = [("patient", "7"), ("_count", str(count))]
+    query = parse("Encounter", pairs, lenient=False, settings=Settings())
+    (plan,) = await explain(populated, query, page.filters(query))
+    assert plan.returned == count + 1

@@ -227,6 +227,13 @@ async def test_events_that_are_no_longer_kept_are_gone(pair: Pair, receiver: Rec
         assert "the first that is kept is 3" in outcome["issue"][0]["diagnostics"]
     assert numbers(await got(pair[1], path, eventsSinceNumber="3")) == [3, 4]
     assert numbers(await got(pair[1], path)) == [3, 4]
+    await deliveries.delete_many({"subscription": id_})
+    outcome = assert_outcome(
+        await pair[1].get(path, params={"eventsSinceNumber": "4"}), 410, "deleted"
+    )
+    assert "those before 5 are gone, none is kept" in outcome["issue"][0]["diagnostics"]
+    # What comes next is not gone, it has not happened yet.
+    assert numbers(await got(pair[1], path, eventsSinceNumber="5")) == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from app.coordination.practices import unmatched_review
+from app.subscriptions.matching import criteria_check
 from tests.builders.access_world import world
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
@@ -206,6 +207,31 @@ async def test_a_value_set_that_goes_silences_its_subscription_alone(
         (1, "Encounter/e1/_history/1"),
         (2, "Encounter/e2/_history/1"),
         (3, "Encounter/e2/_history/2"),
+    ]
+
+
+@pytest.mark.slow
+async def test_criteria_that_are_known_to_be_at_fault_are_not_settled_for_each_event(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = pair
+    await put(client, value_set())
+    await subscribe(pair, classic(f"Encounter?type:in={VALUE_SET}"), "w1")
+    await client.delete("/ValueSet/stays")
+    await server.worker.drain()
+    await happen(pair, stay("e1"))
+    settled = []
+    fault = criteria_check.fault
+
+    async def noted(store: Any, criteria: Any, settings: Any) -> Any:
+        settled.append(criteria)
+        return await fault(store, criteria, settings)
+
+    monkeypatch.setattr(criteria_check, "fault", noted)
+    await happen(pair, stay("e2"), stay("e3"))
+    assert settled == []
+    assert await unmatched(client) == [
+        ("Subscription/w1", f"Encounter/e{number}/_history/1", CANNOT) for number in (1, 2, 3)
     ]
 
 

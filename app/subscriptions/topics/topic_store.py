@@ -128,7 +128,7 @@ class TopicStore:
             raise NotFound("No such topic was put here")
         using = {"terms": {"$regex": f"^criteria=.*\t{re.escape(row['url'])}(\\||%7C|$)"}}
         subscriptions = self._mongo.collection("Subscription")
-        if await subscriptions.find_one(using, {"_id": 1}) is not None:
+        if await subscriptions.find_one(using) is not None:
             raise Conflict("Subscriptions use this topic; retire it (status) or delete them first")
         await self._topics.delete_one({"_id": slug})
 
