@@ -30,6 +30,7 @@ SNOMED = "http://snomed.info/sct"
 PCP_ROLES = frozenset({"446050000", "453231000124104"})
 # To whom a Subscription's notices go (valueReference), and what marks the ones that the server keeps itself.
 SUBSCRIPTION_RECIPIENT = EXTENSION + "subscription-recipient"
+SUBSCRIPTION_ENDPOINT = EXTENSION + "subscription-endpoint"
 SUBSCRIPTION_ORIGIN = CODE_SYSTEM + "subscription-origin"
 SUBSCRIPTION_OWNER = CODE_SYSTEM + "subscription-owner"
 
