@@ -143,6 +143,7 @@ REVIEW_REASONS = {
     "taken-id": "A client sends a record under an id that another's record has",
     "unapplied-message": "A message gives a visit another status and was not applied",
     "subscription-error": "A Subscription is in error, or its endpoint is gone: its practice hears nothing",
+    "unconfirmed-endpoint": "Practices have Endpoints that nobody stands for: nothing is sent there",
     "unknown-patient": "The record is about a patient who is not known here",
     "unmatched": "It could not be decided whom an event concerns",
     "unsuitable-consent": "A consent cannot be understood",
