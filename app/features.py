@@ -21,6 +21,7 @@ from app.coordination.practices import (
     consent_review,
     encounter_review,
     endpoint_subscriptions,
+    endpoint_upkeep,
     no_recipient,
     subscription_review,
     taken_id_review,
@@ -37,6 +38,7 @@ REACTIONS: Sequence[Reaction] = (
     encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,
     endpoint_subscriptions.REACTION,
+    endpoint_upkeep.REACTION,
     subscription_review.REACTION,
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,
@@ -56,5 +58,7 @@ TIMERS: Sequence[Timer] = (
     contract_deadlines.TIMER,
     publisher.TIMER,
     unmatched_review.TIMER,
+    endpoint_upkeep.TIMER,
+    endpoint_upkeep.PROBE,
 )
 QUEUES: Sequence[Callable[[Mongo], Queue]] = (UnpublishedNotices,)

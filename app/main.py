@@ -34,7 +34,7 @@ from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.contracts import contracts
-from app.coordination.practices import steering_review, unmatched_review
+from app.coordination.practices import endpoint_upkeep, steering_review, unmatched_review
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
 from app.messaging.receipts import Receipts
@@ -153,6 +153,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             await contracts.load(own)
             await publisher.start(own)
             await unmatched_review.start(own)
+            await endpoint_upkeep.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth
             # (docs/decisions/0016-request-path.md).
             gc.collect()

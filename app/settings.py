@@ -322,9 +322,10 @@ class Settings(BaseSettings):
         None,
         description="JSON file that says what facilities are (hospital, snf ...) by identifier: docs/routing.md.",
     )
-    endpoint_subscriptions: bool = Field(
+    endpoint_subscriptions: bool | Literal["confirmed"] = Field(
         False,
-        description="Keep a Subscription for each active FHIR Endpoint of a primary care practice: docs/routing.md.",
+        description="Keep a Subscription for each active FHIR Endpoint of a primary care practice; `confirmed`, where "
+        "somebody stands for its address: docs/routing.md.",
     )
     endpoint_content: Literal["empty", "id-only", "full-resource"] = Field(
         "id-only", description="How much the notices of these Subscriptions tell."

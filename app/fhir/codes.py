@@ -30,6 +30,7 @@ SNOMED = "http://snomed.info/sct"
 PCP_ROLES = frozenset({"446050000", "453231000124104"})
 # To whom a Subscription's notices go (valueReference), and what marks the ones that the server keeps itself.
 SUBSCRIPTION_RECIPIENT = EXTENSION + "subscription-recipient"
+SUBSCRIPTION_ENDPOINT = EXTENSION + "subscription-endpoint"
 SUBSCRIPTION_ORIGIN = CODE_SYSTEM + "subscription-origin"
 SUBSCRIPTION_OWNER = CODE_SYSTEM + "subscription-owner"
 
@@ -164,6 +165,7 @@ REVIEW_REASONS = {
     "taken-id": "A client sends a record under an id that another's record has",
     "unapplied-message": "A message gives a visit another status and was not applied",
     "subscription-error": "A Subscription is in error, or its endpoint is gone: its practice hears nothing",
+    "unconfirmed-endpoint": "Practices have Endpoints that nobody stands for: nothing is sent there",
     "unknown-patient": "The record is about a patient who is not known here",
     "unmatched": "It could not be decided whom an event concerns",
     "unsuitable-consent": "A consent cannot be understood",

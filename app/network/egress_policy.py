@@ -88,6 +88,17 @@ class Egress:
         is_listed = (parts.hostname or "").rstrip(".") in self.hosts
         return self.loopback or is_listed or any(each.is_loopback for each in self.networks)
 
+    def is_named(self, url: str) -> bool:
+        """Whether the operator stands for an address: not merely public, but listed, or loopback if allowed."""
+        try:
+            host = self.check_url(url).hostname or ""
+            literal = _literal(host)
+        except EgressRefusedError:
+            return False
+        if literal is None:
+            return host.rstrip(".") in self.hosts or is_loopback_host(host)
+        return literal.is_loopback or any(literal in network for network in self.networks)
+
     async def check(self, url: str) -> None:
         """Check a URL with all addresses its name has now. Raises EgressRefusedError or UnresolvableError."""
         parts = self.check_url(url)

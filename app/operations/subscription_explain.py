@@ -104,7 +104,8 @@ async def _reason(
         return "It matches, but was committed before the Subscription was made"
     return (
         "It matches the Subscription as it is now, but no notice is recorded: the Subscription was off or another "
-        "then, the event has not been looked at yet, or the record is no longer kept"
+        "then, the event has not been looked at yet, another topic told the same Endpoint of it, or the record is no "
+        "longer kept"
     )
 
 

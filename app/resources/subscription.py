@@ -71,13 +71,19 @@ async def prepare(
 
 
 async def check_rights(context: Context, read: Registration) -> None:
-    """Raises Forbidden where the caller may not read what it subscribes to.
+    """Raises Forbidden where the caller may not read what it subscribes to, or names an Endpoint to keep it for.
 
-    A chain or `_has` is evaluated on all resources: it may only lead through types that the caller may read whole.
+    A chain or `_has` is evaluated on all resources: it may only lead through types that the caller may read whole. What
+    is kept for an Endpoint is sent in one order: a client's own would hold the practice's notices up.
     """
     access = context.access
     if access is None:
         return
+    if read.kept_at is not None and not access.is_administrator:
+        raise Forbidden(
+            "Only the server keeps Subscriptions for an Endpoint",
+            expression="Subscription.extension",
+        )
     types = read.topic.resource_types if read.topic else (read.criteria.scope,)
     for resource_type in types:
         context.require(resource_type, "r")

@@ -37,11 +37,11 @@ from app.runtime import background_tasks, cluster
 from app.runtime.collections import UnusableDatabaseError
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
-from app.store import endpoint_headers
+from app.store import endpoint_headers, shared_lanes
 from app.store.shared_settings import shared_settings
 
 # What this server writes: raised by every release that changes what is stored.
-FORMAT = 3
+FORMAT = 4
 # Whose servers it still gets along with: raised later, to a format that was released before. Servers from before the
 # marker, of format 0, do not look at it; they get along with format 1.
 OLDEST = 1
@@ -125,12 +125,18 @@ async def _doubt_clients_from_before_authorization(mongo: Mongo, _: Settings) ->
         await mongo.collection("clients").update_many({}, {"$set": {"unconfirmed": True}})
 
 
+async def _share_lanes(mongo: Mongo, _: Settings) -> None:
+    """What a server of format 3 records beside this one stays in the lane of its Subscription until it is settled."""
+    await shared_lanes.share(mongo.collection("Subscription"), mongo.collection("deliveries"))
+
+
 STEPS: Sequence[Step] = (
     Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),
     Step("2: guards without identifiers", _remove_guards_in_the_clear),
     Step("2: deliveries by what they wait for", _index_waiting_deliveries),
     Step("3: headers of Endpoints sealed", _seal_headers_of_endpoints),
     Step("3: clients to be confirmed", _doubt_clients_from_before_authorization),
+    Step("4: lanes that Subscriptions share", _share_lanes),
 )
 
 

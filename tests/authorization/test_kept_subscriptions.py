@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.fhir.codes import SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
+from app.fhir.codes import SUBSCRIPTION_ENDPOINT, SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
 from app.fhir.ids import new_id
 from tests.builders.access_world import Resource, World, encounter, world as a_world
 from tests.builders.practices import endpoint, organization, practitioner, role
@@ -142,3 +142,20 @@ async def test_nobody_makes_a_subscription_look_kept_for_another(
     place = f"/Subscription/{answer.json()['id']}"
     assert (await world.get(who, place)).status_code == 404
     assert place.removeprefix("/") not in await world.found(who, "/Subscription")
+
+
+async def test_no_client_joins_what_is_sent_to_an_endpoint_in_one_order(
+    world: World, receiver: Receiver
+) -> None:
+    """Its notices would be waited for before the practice is told of anything else."""
+    body = topic_based(endpoint=receiver.url) | {
+        "meta": {"tag": [{"system": SUBSCRIPTION_OWNER, "code": "Organization/south"}]},
+        "extension": [
+            {
+                "url": SUBSCRIPTION_ENDPOINT,
+                "valueReference": {"reference": "Endpoint/south-door"},
+            }
+        ],
+    }
+    answer = await world.ask("north", "POST", "/Subscription", body)
+    assert_outcome(answer, 403, "forbidden", "Subscription.extension")

@@ -330,7 +330,6 @@ def test_story_names_the_files_in_order_and_the_practice_of_the_patient() -> Non
     assert fired == [
         ("encounter-admission", "A04"),
         ("encounter-admission", "A06"),
-        ("encounter-transfer", "A06"),
         ("encounter-discharge", "A03"),
     ]
 

@@ -426,8 +426,11 @@ async def test_a_classic_subscription_has_no_such_channel(pair: Pair) -> None:
 async def test_a_practice_with_an_endpoint_for_messages_needs_no_subscription(
     mongod: str, receiver: Receiver, hospital: Hospital
 ) -> None:
-    """Where Da Vinci has an event for a topic its message is sent, for other topics a plain message."""
-    topics = "encounter-admission,careplan-change"
+    """Where Da Vinci has an event for a topic its message is sent, for other topics a plain message.
+
+    A rise to inpatient is one message, an admission.
+    """
+    topics = "encounter-admission,encounter-transfer,careplan-change"
     settings = make_settings(
         mongod,
         base_url=BASE,
@@ -448,12 +451,16 @@ async def test_a_practice_with_an_endpoint_for_messages_needs_no_subscription(
         assert {each["type"] for each in channels.values()} == {"message"}
         assert {url.rpartition("/")[2]: "_type" in each for url, each in channels.items()} == {
             "encounter-admission": True,
+            "encounter-transfer": True,
             "careplan-change": False,
         }
         handshake = len(receiver.requests)
-        await put(pair, hospital.stay())
-        bundle = await message_of(pair, receiver, handshake + 1)
-        assert bundle["entry"][0]["resource"]["eventCoding"]["code"] == "notification-admit"
+        await put(pair, hospital.stay(class_="EMER"))
+        await put(pair, hospital.stay(class_="IMP"))
+        await message_of(pair, receiver, handshake + 2)
+        bundles = [each.json for each in receiver.requests[handshake:]]
+        codes = [each["entry"][0]["resource"]["eventCoding"]["code"] for each in bundles]
+        assert codes == ["notification-admit", "notification-admit"]
 
 
 # What may be told

@@ -1,6 +1,8 @@
 """What concerns practices: the Subscriptions that the server keeps for them, and what keeps notices from them.
 
 endpoint_subscriptions  keeps a Subscription for each Endpoint of a primary care practice
+endpoint_confirmation   says which Endpoints may be called unasked, and asks a person about the others
+endpoint_upkeep         looks at these again: all at each start, those in error by probes
 no_recipient            records events that no practice could be told of, and asks a person
 unmatched_review        asks a person about events that could not be matched
 subscription_review     asks a person about a Subscription that is in error

@@ -2,7 +2,7 @@
 
 A practice that has an active FHIR Endpoint need not subscribe: for each of its Endpoints and each topic of
 CARERELAY_ENDPOINT_TOPICS there is one Subscription whose filter is the PractitionerRole or Organization, as long as
-that is a primary care provider's. It is switched off when the Endpoint goes.
+that is a primary care provider's. It is switched off when the Endpoint goes. endpoint_upkeep.py looks at them again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from app.attribution.practices import MESSAGE, REST
 from app.automation import review_tasks
 from app.automation.reactions import Reaction, for_each, stable_id
 from app.context import Context
+from app.coordination.practices.endpoint_confirmation import confirmed
 from app.coordination.practices.no_recipient import urls
 from app.errors import Conflict, FhirError, PreconditionFailed
 from app.fhir.codes import (
-    EXTENSION,
+    SUBSCRIPTION_ENDPOINT,
     SUBSCRIPTION_ORIGIN,
     SUBSCRIPTION_OWNER,
     SUBSCRIPTION_RECIPIENT,
@@ -51,20 +52,20 @@ async def run(context: Context, event: Event) -> None:
     owners = await panels.owners(
         context.services.store, event.type, event.resource_id, versions, base_url
     )
-    keep = partial(_keep, context, anew=event.type in _DIRECTORY)
-    await for_each(keep, owners)
+    keep_one = partial(keep, context, anew=event.type in _DIRECTORY)
+    await for_each(keep_one, owners)
 
 
 REACTION = Reaction(
     "endpoint-subscriptions",
     _DIRECTORY | _ATTRIBUTING,
     run,
-    is_wanted=lambda settings: settings.endpoint_subscriptions,
+    is_wanted=lambda settings: bool(settings.endpoint_subscriptions),
 )
 
 
-async def _keep(context: Context, owner: str, *, anew: bool) -> None:
-    """Bring the Subscriptions of a role or organization in line with its Endpoints.
+async def keep(context: Context, owner: str, *, anew: bool) -> None:
+    """Bring the Subscriptions of a role or organization in line with its Endpoints, and with the settings.
 
     `anew`: also those that are off or in error, since the directory has changed. What others have written meanwhile is
     looked at again, for each version has its endpoint proven.
@@ -80,13 +81,8 @@ async def _keep(context: Context, owner: str, *, anew: bool) -> None:
 
 async def _bring_in_line(context: Context, owner: str, *, anew: bool) -> None:
     """Raises PreconditionFailed where one of them has been written since it was read."""
-    existing = {each.id: each for each in await _existing(context, owner)}
-    endpoints = await panels.endpoints_to_tell(
-        context.services.store,
-        owner,
-        context.settings.base_url.rstrip("/"),
-        context.services.mongo.now(),
-    )
+    existing = {each.id: each for each in await of_owner(context, owner)}
+    endpoints = await _endpoints(context, owner)
     catalogue = context.services.get(SubscriptionRegistry).catalogue
     for masked in endpoints:
         endpoint = await _with_secrets(context, masked)
@@ -95,16 +91,56 @@ async def _bring_in_line(context: Context, owner: str, *, anew: bool) -> None:
                 wanted = subscription(context, owner, endpoint, topic)
                 before = existing.pop(wanted["id"], None)
                 if before is None or await _differs(context, wanted, before.resource(), anew=anew):
-                    await _write(context, owner, wanted, before)
+                    await write(context, owner, wanted, before)
     for stored in existing.values():
         resource = stored.resource()
         if resource["status"] != "off":
-            await _write(context, owner, {**resource, "status": "off"}, stored)
+            ended = {"status": "off", "reason": f"Off: {owner} is not to be told of this any more"}
+            await write(context, owner, resource | ended, stored)
 
 
-async def _existing(context: Context, owner: str) -> Sequence[ResourceVersion]:
+async def _endpoints(context: Context, owner: str) -> Sequence[Resource]:
+    """The Endpoints to keep Subscriptions for."""
+    if not context.settings.endpoint_subscriptions:
+        return ()
+    base_url = context.settings.base_url.rstrip("/")
+    found = await panels.endpoints_to_tell(
+        context.services.store, owner, base_url, context.services.mongo.now()
+    )
+    return await confirmed(context, owner, found)
+
+
+async def of_owner(context: Context, owner: str) -> Sequence[ResourceVersion]:
+    """The Subscriptions that are kept for a role or organization."""
     tag = f"_tag={SUBSCRIPTION_OWNER}|{owner}"
     return await context.services.store.search("Subscription", {"terms": tag}, 0)
+
+
+def place_of(resource: Resource) -> tuple[str, str] | None:
+    """The role or organization and the Endpoint that a Subscription is kept for; None for any other.
+
+    Its id says that it is the server's own, whatever tags others have.
+    """
+    owner = next(
+        (
+            str(tag.get("code"))
+            for tag in resource.get("meta", {}).get("tag", ())
+            if tag.get("system") == SUBSCRIPTION_OWNER
+        ),
+        None,
+    )
+    place = next(
+        (
+            str(each.get("valueReference", {}).get("reference"))
+            for each in resource.get("extension", ())
+            if each.get("url") == SUBSCRIPTION_ENDPOINT
+        ),
+        None,
+    )
+    if owner is None or place is None:
+        return None
+    is_own = resource["id"] == _id(owner, place, resource["criteria"])
+    return (owner, place) if is_own else None
 
 
 def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -> Resource:
@@ -112,7 +148,7 @@ def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -
     place = f"Endpoint/{endpoint['id']}"
     return {
         "resourceType": "Subscription",
-        "id": stable_id("endpoint-subscription", owner, place, topic),
+        "id": _id(owner, place, topic),
         "meta": {
             "tag": [
                 {"system": SUBSCRIPTION_ORIGIN, "code": "endpoint"},
@@ -121,7 +157,7 @@ def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -
         },
         "extension": [
             {"url": SUBSCRIPTION_RECIPIENT, "valueReference": {"reference": owner}},
-            {"url": EXTENSION + "subscription-endpoint", "valueReference": {"reference": place}},
+            {"url": SUBSCRIPTION_ENDPOINT, "valueReference": {"reference": place}},
         ],
         "status": "requested",
         "reason": f"Kept by the server for {place} of {owner}",
@@ -131,6 +167,10 @@ def subscription(context: Context, owner: str, endpoint: Resource, topic: str) -
         },
         "channel": _channel(context.settings, endpoint, topic),
     }
+
+
+def _id(owner: str, place: str, topic: str) -> str:
+    return stable_id("endpoint-subscription", owner, place, topic)
 
 
 def _channel(settings: Settings, endpoint: Resource, topic: str) -> Resource:
@@ -172,6 +212,9 @@ async def _differs(
     """
     if anew and stored["status"] in ("off", "error"):
         return True
+    if stored["status"] == "off":
+        # By the server, for a reason that is gone; what a person has switched off stays so.
+        return bool(stored.get("reason") != wanted["reason"])
     channel = dict(wanted["channel"])
     headers = channel.get("header", [])
     if headers:
@@ -186,7 +229,7 @@ async def _differs(
     return "owner" in private or not secret_headers.are_known(headers, private, context.settings)
 
 
-async def _write(
+async def write(
     context: Context, owner: str, resource: Resource, before: ResourceVersion | None
 ) -> None:
     """Store it; where the server refuses it (an address it may not call), create a review Task.

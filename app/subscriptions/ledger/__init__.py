@@ -7,8 +7,9 @@ recorded_events     remembers what this process has recorded a moment ago
 unmatched           has the events that a judge could not decide on
 rematching          matches events once more: what was set aside, what a Subscription missed, a new practice
 outbox              records a batch: numbers, rows, then counters and events
-sequence_numbers    remembers each Subscription's last number and its busy lanes
-delivery_rows       says what a new row looks like, and which lane it belongs to
+sequence_numbers    remembers the last number of each Subscription and sequence, and its busy lanes
+lanes               says which rows are sent one after the other, and in which order
+delivery_rows       says what a new row looks like
 ledger              claims, renews and closes rows of `deliveries`
 settlement          settles rows after an attempt, in bulk
 waiting_rows        finds rows that wait for their Subscription, without a look at each

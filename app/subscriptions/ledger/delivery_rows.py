@@ -1,9 +1,9 @@
-"""New delivery rows, and the lanes that they belong to."""
+"""New delivery rows."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from app.fhir.ids import new_id
 from app.runtime.mongo import Document
 from app.store.events import Event
+from app.subscriptions.ledger import lanes
 from app.subscriptions.ledger.ledger import BEHIND, LEASE_MARGIN, WAITING
 from app.subscriptions.ledger.sequence_numbers import Known
 from app.subscriptions.matching.event_matcher import SubscriptionMatch
@@ -27,6 +28,8 @@ class Pair:
 
     event: Event
     match: SubscriptionMatch
+    # What it is ordered in: its Subscription, or what that shares with others (lanes.py).
+    sequence: str
     lane: str
     # Why it is no event of the Subscription.
     withheld: str | None = None
@@ -35,7 +38,18 @@ class Pair:
     def of(
         cls, event: Event, match: SubscriptionMatch, subject: str, withheld: str | None = None
     ) -> Pair:
-        return cls(event, match, f"{match.registration.id}|{subject}", withheld)
+        sequence = lanes.sequence(match.registration)
+        return cls(event, match, sequence, lanes.lane(sequence, subject), withheld)
+
+    @property
+    def subscription(self) -> str:
+        return self.match.registration.id
+
+    @property
+    def counted_in(self) -> tuple[str, ...]:
+        """The Subscription that numbers it, and the sequence that it takes its turn in if that is another."""
+        is_shared = lanes.is_shared(self.sequence)
+        return (self.subscription, self.sequence) if is_shared else (self.subscription,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +61,17 @@ class Birth:
     delivery_mode: Callable[[str], str]
     admit: Callable[[Registration], bool]
 
-    def row(self, pair: Pair, number: int, known: Known, *, behind: bool) -> Document:
-        """A new row with this number; `behind`: another new row of its lane comes before it.
+    def row(self, pair: Pair, numbers: Sequence[int], known: Known, *, behind: bool) -> Document:
+        """A new row with the numbers that it has in what it is `counted_in`; `known` is its sequence.
 
-        Where its lane is free and its target has room it is `sending`, already leased to `owner`.
+        `behind`: another new row of its lane comes before it. Where its lane is free and its target has room it is
+        `sending`, already leased to `owner`.
         """
         registration = pair.match.registration
+        number, *turn = numbers
         document = _row(pair, number, self.now)
+        if turn:
+            document |= {"sequence": pair.sequence, "turn": turn[0]}
         delivery_mode = self.delivery_mode(registration.id)
         if delivery_mode == "ended":
             document["state"] = "suppressed"

@@ -17,6 +17,7 @@ from app.runtime.mongo import Document, Mongo
 from app.store.events import Event, load_event
 from app.store.store import Store
 from app.subscriptions.ledger import unmatched as unmatched_
+from app.subscriptions.ledger.lanes import sequence
 from app.subscriptions.ledger.outbox import Outbox, Planned
 from app.subscriptions.ledger.standstill import Standstill
 from app.subscriptions.ledger.unmatched import BEHIND, Unmatched
@@ -127,8 +128,10 @@ class EventRecorder:
             for match, _ in plan.withheld:
                 metrics.DELIVERIES.add(match.registration.channel.type, "suppressed")
         concerned = {match.registration.id for plan in busy for match in plan.matches}
+        sequences = {sequence(match.registration) for plan in busy for match in plan.matches}
         await asyncio.gather(
-            self._composer.make_ready(concerned), self._outbox.numbering.foresee(concerned)
+            self._composer.make_ready(concerned),
+            self._outbox.numbering.foresee(concerned | sequences),
         )
         admit = self._sender.admission()
         waiting = await self._outbox.record(busy, admit, self._sender.start, finishes=finishes)

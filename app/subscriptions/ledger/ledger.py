@@ -1,6 +1,6 @@
 """Deliveries: one row for each event and Subscription, with every attempt that was made.
 
-    deliveries {_id: notice id, subscription, event, number, lane, topic, trigger,
+    deliveries {_id: notice id, subscription, event, number, lane, sequence?, turn?, topic, trigger,
                 focus: {type, id, version, method, at}, created_at,
                 state, open?, owner, attempt, next_at, first_at, attempts: [...]}
 
@@ -11,8 +11,8 @@ owner may not see it, or from whom it is withheld. Nor is 0 one, in a row withou
 it is being sent, the time of the next attempt while it is retried. A row that waits for something else than a time has
 one of two marks there, and costs nothing while it waits: WAITING for its Subscription (its target answers again, its
 endpoint is proven, it is in `error` no more), BEHIND another row of its lane. `rejected_at` is since when each attempt
-was rejected. A lane (Subscription and patient) is sent in the order of its numbers: only its first open row may be
-taken.
+was rejected. A lane is sent in the order of its numbers, one that several Subscriptions share in the order of its
+turns (lanes.py): only its first open row may be taken.
 
 Deliveries follow the rules of app/runtime/leases.py, in bulk: a claim takes a page of rows by the database's clock and
 counts the attempt of each, settlements are guarded by owner and attempt, hundreds in one update, and `dead` is the dead
@@ -34,6 +34,7 @@ from pymongo.errors import BulkWriteError
 
 from app.runtime import collections
 from app.runtime.mongo import Collection as MongoCollection, Document, Mongo
+from app.subscriptions.ledger.lanes import HAS_TURN, by_order
 
 DELIVERIES = "deliveries"
 
@@ -82,6 +83,8 @@ class Delivery(NamedTuple):
     # Relative references that the notice carries besides those of the topic.
     context: tuple[str, ...] = ()
     rejected_at: datetime | None = None
+    # Its number in a sequence that several Subscriptions share.
+    turn: int | None = None
 
     @classmethod
     def from_document(cls, document: Document) -> Delivery:
@@ -102,7 +105,13 @@ class Delivery(NamedTuple):
             document["first_at"],
             tuple(document.get("context", ())),
             document.get("rejected_at"),
+            document.get("turn"),
         )
+
+    @property
+    def order(self) -> int:
+        """What the rows of its lane are sent in the order of."""
+        return self.number if self.turn is None else self.turn
 
     @property
     def is_waiting(self) -> bool:
@@ -155,6 +164,16 @@ class Ledger:
                 [(key, ASCENDING) for key in ("open", "lane", "number")],
                 partialFilterExpression=open_rows,
             ),
+            # The same for lanes that several Subscriptions share, and what keeps two from taking one turn.
+            IndexModel(
+                [(key, ASCENDING) for key in ("open", "lane", "turn")],
+                partialFilterExpression=open_rows | HAS_TURN,
+            ),
+            IndexModel(
+                [("sequence", ASCENDING), ("turn", ASCENDING)],
+                unique=True,
+                partialFilterExpression=HAS_TURN,
+            ),
             # Those whose time has come; and those that wait, by Subscription, new ones before failed ones.
             IndexModel(
                 [(key, ASCENDING) for key in ("next_at", "subscription", "state", "number")],
@@ -201,22 +220,26 @@ class Ledger:
 
     async def heads(self, lanes: Collection[str]) -> list[Delivery]:
         """The first open row of each lane."""
-        pipeline: list[Document] = [
-            {"$match": {"lane": {"$in": list(lanes)}, "open": True}},
-            {"$sort": {"lane": 1, "number": 1}},
-            {"$group": {"_id": "$lane", "head": {"$first": "$$ROOT"}}},
-        ]
-        rows = await self._mongo.aggregate(self._deliveries, pipeline)
-        return [Delivery.from_document(row["head"]) for row in rows]
+        found: list[Delivery] = []
+        for order, names in by_order(lanes):
+            pipeline: list[Document] = [
+                {"$match": {"lane": {"$in": names}, **order.open_rows}},
+                {"$sort": {"lane": 1, order.field: 1}},
+                {"$group": {"_id": "$lane", "head": {"$first": "$$ROOT"}}},
+            ]
+            rows = await self._mongo.aggregate(self._deliveries, pipeline)
+            found += [Delivery.from_document(row["head"]) for row in rows]
+        return found
 
     async def queued(self, lanes: Collection[str]) -> list[Delivery]:
-        """The rows that wait in lanes, in the order of their numbers."""
+        """The rows that wait in lanes, in the order in which they are sent."""
         waits = [{"state": "queued"}, {"next_at": {"$lte": BEHIND}}]
         cursor = self._deliveries.find(
             {"lane": {"$in": list(lanes)}, "open": True, "$or": waits}, {"attempts": 0}
         )
         documents = await cursor.sort([("lane", ASCENDING), ("number", ASCENDING)]).to_list(None)
-        return [Delivery.from_document(document) for document in documents]
+        found = [Delivery.from_document(document) for document in documents]
+        return sorted(found, key=lambda row: (row.lane, row.order))
 
     async def claim(self, ids: Sequence[str], lease: timedelta) -> list[Delivery]:
         """Take rows for sending, in one update; each counts its attempt. Rows that another has taken are left out.

@@ -2,7 +2,7 @@
 
     events              rows that the store writes with the data; here they become `done`
     deliveries          see ledger.py
-    subscription_state  {_id: Subscription id, number: of its last event, ...}
+    subscription_state  {_id: Subscription id, number: of its last event, ...}, {_id: sequence, number: its last turn}
 
 A delivery is one inserted row: two unique indexes refuse a number given twice and an event counted twice. The rows of a
 batch are inserted in order up to the first that is refused, so numbers have no gap. What is withheld has a row as well,
@@ -191,7 +191,7 @@ class Outbox:
             try:
                 refusal = await self._ledger.insert(documents)
             except PyMongoError:
-                self.numbering.forget({pair.match.registration.id for pair in some})
+                self.numbering.forget({each for pair in some for each in pair.counted_in})
                 raise
             inserted = len(some) if refusal is None else refusal.index
             for pair, document in zip(some[:inserted], documents, strict=False):
@@ -201,7 +201,7 @@ class Outbox:
                 elif delivery.state == "queued":
                     waiting.append(delivery)
             if refusal is not None and refusal.recorded:
-                self.numbering.forget({some[inserted].match.registration.id})
+                self.numbering.forget(some[inserted].counted_in)
                 inserted += 1
             elif refusal is not None:
                 self.numbering.refused()
@@ -216,8 +216,8 @@ class Outbox:
     async def _documents(
         self, pairs: Sequence[Pair], admit: Callable[[Registration], bool]
     ) -> list[Document]:
-        known = await self.numbering.learn(pair.match.registration.id for pair in pairs)
-        numbers = {subscription: each.number for subscription, each in known.items()}
+        known = await self.numbering.learn(each for pair in pairs for each in pair.counted_in)
+        numbers = {name: each.number for name, each in known.items()}
         birth = Birth(self._owner, self._mongo.now(), self._delivery_mode, admit)
         taken: set[str] = set()
         documents = []
@@ -225,11 +225,10 @@ class Outbox:
             if pair.withheld is not None:
                 documents.append(birth.withheld(pair, pair.withheld))
                 continue
-            subscription = pair.match.registration.id
-            numbers[subscription] += 1
-            document = birth.row(
-                pair, numbers[subscription], known[subscription], behind=pair.lane in taken
-            )
+            for name in pair.counted_in:
+                numbers[name] += 1
+            own = [numbers[name] for name in pair.counted_in]
+            document = birth.row(pair, own, known[pair.sequence], behind=pair.lane in taken)
             taken.add(pair.lane)
             documents.append(document)
         return documents
@@ -238,13 +237,14 @@ class Outbox:
         if pair.withheld is not None:
             return Delivery.from_document(document)
         registration = pair.match.registration
-        is_open = "open" in document
-        self.numbering.given(registration.id, document["number"], pair.lane, is_open=is_open)
+        self.numbering.given(document)
         due = None
         if registration.channel.heartbeat is not None and registration.status == "active":
             # Each event postpones the next heartbeat.
             due = document["created_at"] + timedelta(seconds=registration.channel.heartbeat)
         self._moved[registration.id] = (document["number"], due)
+        if "turn" in document:
+            self._moved[pair.sequence] = (document["turn"], None)
         return Delivery.from_document(document)
 
     def finish(self, ids: Collection[Any]) -> None:

@@ -3,6 +3,9 @@
 It may be behind the database, never ahead of it: the unique index on (subscription, number) refuses a number that
 another process has taken meanwhile, and then the cache is read anew. So an accepted number proves the rest of a
 Subscription's entry too: no other process has inserted a row for it since it was read.
+
+A sequence that several Subscriptions share (lanes.py) has an entry of its own: the last turn in place of a number, and
+its lanes. The unique index on (sequence, turn) proves it likewise.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from datetime import datetime
 from pymongo import UpdateOne
 
 from app.runtime.mongo import Collection as MongoCollection, Document, Mongo
+from app.subscriptions.ledger.lanes import HAS_TURN, is_shared, range_of, sequence_of
 from app.subscriptions.ledger.ledger import delivery_rows
 
-# A row for each Subscription: the number of its last event, its next heartbeat, its handshake.
+# A row for each Subscription: the number of its last event, its next heartbeat, its handshake; and one for each shared
+# sequence: its last turn, as `number`.
 SUBSCRIPTION_STATE_COLLECTION = "subscription_state"
 
 # For this many seconds after another process has taken a number, the cache is read anew for each use.
@@ -30,7 +35,10 @@ _AT_ONCE = 200
 
 @dataclass(slots=True)
 class Known:
-    """One Subscription: `busy` counts the open rows of its lanes; `crowded` where there were too many to read."""
+    """One Subscription or shared sequence: its last `number` or turn; `busy` counts the open rows of its lanes.
+
+    `crowded` where there were too many to read.
+    """
 
     number: int
     busy: dict[str, int] = field(default_factory=dict)
@@ -50,25 +58,24 @@ class SequenceNumbers:
         self._known: dict[str, Known] = {}
         self._shared_until = 0.0
 
-    async def learn(self, subscriptions: Iterable[str]) -> dict[str, Known]:
-        """The entry of each Subscription, read where it is not cached or where other processes take numbers too."""
-        wanted = set(subscriptions)
+    async def learn(self, names: Iterable[str]) -> dict[str, Known]:
+        """The entry of each Subscription or sequence, read where it is not cached or where others take numbers too."""
+        wanted = set(names)
         if self._clock() < self._shared_until or len(self._known) > _REMEMBERED:
             self._known.clear()
-        unknown = [subscription for subscription in wanted if subscription not in self._known]
+        unknown = [each for each in wanted if each not in self._known]
         for begin in range(0, len(unknown), _AT_ONCE):
             self._known.update(await self._read_all(unknown[begin : begin + _AT_ONCE]))
-        return {subscription: self._known[subscription] for subscription in wanted}
+        return {each: self._known[each] for each in wanted}
 
-    async def foresee(self, subscriptions: Iterable[str]) -> None:
+    async def foresee(self, names: Iterable[str]) -> None:
         """Read in advance what `learn` will need, where it may be cached."""
         if not self.shared:
-            await self.learn(subscriptions)
+            await self.learn(names)
 
     async def _read_all(self, ids: list[str]) -> dict[str, Known]:
         """Numbers and lanes in one round: the first notice of a Subscription waits for it."""
-        # A lane is named after its Subscription and "|", so "}" ends its range.
-        ranges = [{"lane": {"$gte": f"{id_}|", "$lt": f"{id_}}}"}} for id_ in ids]
+        ranges = [{"lane": range_of(id_)} for id_ in ids]
         lanes = [
             {"$match": {"$or": ranges, "open": True}},
             {"$limit": _MOST_LANES + 1},
@@ -82,7 +89,7 @@ class SequenceNumbers:
         for row in await self._mongo.aggregate(self._deliveries, pipeline):
             if "lane" in row:
                 found += 1
-                busy = known[row["lane"].partition("|")[0]].busy
+                busy = known[sequence_of(row["lane"])].busy
                 busy[row["lane"]] = busy.get(row["lane"], 0) + 1
             else:
                 each = known[row["_id"]]
@@ -100,28 +107,34 @@ class SequenceNumbers:
             numbers[row["_id"]] = max(numbers[row["_id"]], row.get("number", 0))
         return numbers
 
-    def given(self, subscription: str, number: int, lane: str, *, is_open: bool) -> None:
+    def given(self, row: Document) -> None:
         """Note a row that this process inserted."""
-        known = self._known.get(subscription)
-        if known is None:
+        lane = row["lane"]
+        numbering = self._known.get(row["subscription"])
+        if numbering is not None:
+            numbering.number = row["number"]
+        ordering = self._known.get(sequence_of(lane))
+        if ordering is None:
             return
-        known.number = number
-        if is_open:
-            known.busy[lane] = known.busy.get(lane, 0) + 1
+        if "turn" in row:
+            ordering.number = row["turn"]
+        if "open" in row:
+            ordering.busy[lane] = ordering.busy.get(lane, 0) + 1
 
-    def cached(self, subscriptions: Iterable[str]) -> dict[str, Known]:
+    def cached(self, sequences: Iterable[str]) -> dict[str, Known]:
         """The entries of those that are cached now, for `closed`."""
-        return {each: self._known[each] for each in subscriptions if each in self._known}
+        return {each: self._known[each] for each in sequences if each in self._known}
 
-    def closed(self, subscription: str, lane: str, before: Known | None) -> bool:
+    def closed(self, lane: str, before: Mapping[str, Known]) -> bool:
         """Note a row that this process settled for good; returns whether its lane may hold another open one.
 
-        `before` is the entry as it was cached before the row was written. One that was read meanwhile has perhaps not
-        counted the row any more, and the next one of the lane in its place.
+        `before` are the entries as they were cached before the row was written. One that was read meanwhile has perhaps
+        not counted the row any more, and the next one of the lane in its place.
         """
-        known = self._known.get(subscription)
-        if known is not before:
-            self._known.pop(subscription, None)
+        sequence = sequence_of(lane)
+        known = self._known.get(sequence)
+        if known is not before.get(sequence):
+            self._known.pop(sequence, None)
             return True
         if known is None or known.crowded:
             return True
@@ -137,10 +150,10 @@ class SequenceNumbers:
         self._shared_until = self._clock() + _SHARED_FOR
         self._known.clear()
 
-    def forget(self, subscriptions: Iterable[str]) -> None:
-        """Read these anew when they are needed next."""
-        for subscription in subscriptions:
-            self._known.pop(subscription, None)
+    def forget(self, names: Iterable[str]) -> None:
+        """Read these Subscriptions and sequences anew when they are needed next."""
+        for name in names:
+            self._known.pop(name, None)
 
     @property
     def shared(self) -> bool:
@@ -154,11 +167,22 @@ def _numbers(ids: list[str]) -> list[Document]:
     The counter follows the rows a moment later, and stays when they are deleted.
     """
     counters = [{"$match": {"_id": {"$in": ids}}}, {"$project": {"number": 1}}]
-    return [
-        {"$match": {"subscription": {"$in": ids}}},
-        {"$sort": {"subscription": -1, "number": -1}},
-        {"$group": {"_id": "$subscription", "number": {"$first": "$number"}}},
+    found: list[Document] = [
+        *_last("subscription", "number", {"subscription": {"$in": ids}}),
         {"$unionWith": {"coll": SUBSCRIPTION_STATE_COLLECTION, "pipeline": counters}},
+    ]
+    if shared := [each for each in ids if is_shared(each)]:
+        turns = _last("sequence", "turn", {"sequence": {"$in": shared}, **HAS_TURN})
+        found.append({"$unionWith": {"coll": "deliveries", "pipeline": turns}})
+    return found
+
+
+def _last(by: str, number: str, which: Document) -> list[Document]:
+    """The pipeline that finds the last number of each Subscription, or the last turn of each sequence."""
+    return [
+        {"$match": which},
+        {"$sort": {by: -1, number: -1}},
+        {"$group": {"_id": f"${by}", "number": {"$first": f"${number}"}}},
     ]
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pymongo import ASCENDING, DESCENDING
 
 from app.runtime.mongo import Document, Mongo
+from app.subscriptions.ledger.lanes import ORDERS, Order, by_order, range_of
 from app.subscriptions.ledger.ledger import BEHIND, WAITING, Delivery, delivery_rows
 
 # Subscriptions whose rows are read by one command, and rows that are written by one.
@@ -72,8 +73,11 @@ class WaitingRows:
         taken = {"state": "delivered", "attempts.at": {"$gte": since}}
         return await self._deliveries.find_one({**later, **taken}, {"_id": 1}) is not None
 
-    async def release(self, subscription: str) -> None:
-        """Let the rows of a Subscription that has become active go out, the oldest first, with a new window each."""
+    async def release(self, subscription: str, sequences: Collection[str]) -> None:
+        """Let the rows of a Subscription that has become active go out, the oldest first, with a new window each.
+
+        `sequences` are those that its rows are in.
+        """
         failed = {"subscription": subscription, "state": "retrying"}
         await self._deliveries.update_many(
             {"$or": [{"next_at": mark, **failed} for mark in (WAITING, BEHIND, _A_TIME)]},
@@ -82,7 +86,7 @@ class WaitingRows:
                 "$unset": {"rejected_at": ""},
             },
         )
-        await self.find_forgotten(subscription)
+        await self.find_forgotten(sequences)
 
     async def hasten(self, subscription: str) -> None:
         """Let the retries of a Subscription go out now."""
@@ -91,19 +95,32 @@ class WaitingRows:
             {"$set": {"next_at": WAITING}},
         )
 
-    async def find_forgotten(self, subscription: str | None = None) -> int:
+    async def find_forgotten(self, sequences: Collection[str] | None = None) -> int:
         """Let the first row of each lane go out that still waits for one before it; returns how many.
 
-        Who settles a row looks for the next of its lane, unless it dies in between.
+        Who settles a row looks for the next of its lane, unless it dies in between. `sequences`: only in their lanes.
         """
-        of_one = {"lane": {"$gte": f"{subscription}|", "$lt": f"{subscription}}}"}}
-        pipeline: list[Document] = [
-            {"$match": {"open": True, **(of_one if subscription is not None else {})}},
-            {"$sort": {"lane": 1, "number": 1}},
-            {"$group": {"_id": "$lane", "id": {"$first": "$_id"}, "at": {"$first": "$next_at"}}},
-            {"$match": {"at": BEHIND}},
-        ]
-        ids = [row["id"] for row in await self._mongo.aggregate(self._deliveries, pipeline)]
+        which: list[tuple[Order, Document]] = [(order, {"lane": order.lanes}) for order in ORDERS]
+        if sequences is not None:
+            which = [
+                (order, {"$or": [{"lane": range_of(each)} for each in names]})
+                for order, names in by_order(sequences)
+            ]
+        ids: list[str] = []
+        for order, lanes in which:
+            pipeline: list[Document] = [
+                {"$match": {**order.open_rows, **lanes}},
+                {"$sort": {"lane": 1, order.field: 1}},
+                {
+                    "$group": {
+                        "_id": "$lane",
+                        "id": {"$first": "$_id"},
+                        "at": {"$first": "$next_at"},
+                    }
+                },
+                {"$match": {"at": BEHIND}},
+            ]
+            ids += [row["id"] for row in await self._mongo.aggregate(self._deliveries, pipeline)]
         for begin in range(0, len(ids), _ROWS_AT_ONCE):
             some = ids[begin : begin + _ROWS_AT_ONCE]
             await self._deliveries.update_many(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from app.errors import Unprocessable
 from app.fhir import instants
-from app.fhir.codes import SUBSCRIPTION_OWNER
+from app.fhir.codes import SUBSCRIPTION_ENDPOINT, SUBSCRIPTION_OWNER
 from app.fhir.json import Resource
 from app.settings import Settings
 from app.subscriptions.matching import channel_terms, criteria as criteria_
@@ -31,7 +31,10 @@ _CANONICAL = ("http://", "https://", "urn:")
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One Subscription as the server acts on it; `kept_for` is the practice or contract it is kept for."""
+    """One Subscription as the server acts on it.
+
+    `kept_for` is the practice or contract it is kept for, `kept_at` the practice's Endpoint.
+    """
 
     id: str
     version: int
@@ -41,6 +44,7 @@ class Registration:
     criteria: Criteria
     channel: ChannelTerms
     kept_for: str | None = None
+    kept_at: str | None = None
 
 
 def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Registration:
@@ -67,12 +71,22 @@ def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Regist
         criteria=criteria,
         channel=channel,
         kept_for=_kept_for(resource),
+        kept_at=_kept_at(resource),
     )
 
 
 def _kept_for(resource: Resource) -> str | None:
     tags = resource.get("meta", {}).get("tag", ())
     return next((tag.get("code") for tag in tags if tag.get("system") == SUBSCRIPTION_OWNER), None)
+
+
+def _kept_at(resource: Resource) -> str | None:
+    named = (
+        each.get("valueReference", {}).get("reference")
+        for each in resource.get("extension", ())
+        if each.get("url") == SUBSCRIPTION_ENDPOINT
+    )
+    return next((each for each in named if each and each.startswith("Endpoint/")), None)
 
 
 def _read_criteria(

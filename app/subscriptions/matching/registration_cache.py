@@ -91,14 +91,14 @@ class Shelf:
 
 # The compact form of a Subscription, which the registry keeps in memory and beside its document.
 #
-#     Subscription.private.watch   JSON: by, topic, end, criteria, channel, kept_for
+#     Subscription.private.watch   JSON: by, topic, end, criteria, channel, kept_for, kept_at
 #
 # So 100,000 of them are read in a second or two, and each is one string until an event concerns it. It is derived from
 # the resource, and only used while `by` is the digest of the rules it was derived by: this program, the settings and
 # the topic as they are now. Otherwise the resource itself is read again.
 
 # Increased whenever the same Subscription compiles to something else.
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Watch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -110,6 +110,7 @@ class Watch(msgspec.Struct, array_like=True, frozen=True, gc=False):
     criteria: Criteria
     channel: ChannelTerms
     kept_for: str | None = None
+    kept_at: str | None = None
 
 
 _decoder = msgspec.json.Decoder(Watch)
@@ -126,6 +127,7 @@ def encode(registration: Registration, settings: Settings) -> str:
         registration.criteria,
         registration.channel,
         registration.kept_for,
+        registration.kept_at,
     )
     return _encoder.encode(watch).decode()
 
@@ -153,7 +155,8 @@ def registration(
     topic = catalogue.by_url.get(watch.topic) if watch.topic is not None else None
     if watch.topic is not None and topic is None:
         return None
-    return Registration(*key, watch.end, topic, watch.criteria, watch.channel, watch.kept_for)
+    kept = (watch.kept_for, watch.kept_at)
+    return Registration(*key, watch.end, topic, watch.criteria, watch.channel, *kept)
 
 
 def rules(topic: Topic | None, settings: Settings) -> str:

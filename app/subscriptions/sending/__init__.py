@@ -12,6 +12,7 @@ settling                records and settles what came of attempts, in bulk
 batching                says which events travel in one notice
 attempt                 makes one attempt
 recording_check         says what is an event of a Subscription, before it is numbered
+told_once               leaves out what another topic tells the same Endpoint
 release_check           says what may be sent now, and settles the rest
 release_limits          asks consent and labels
 owner_rights            asks what the Subscription's owner may see

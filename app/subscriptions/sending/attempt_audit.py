@@ -14,6 +14,7 @@ from app.audit.entry import BY_CONSENT, FAILED, OK, of_caller, with_patients
 from app.authentication.caller import NOBODY, Caller
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
+from app.subscriptions.ledger.lanes import subject_of
 from app.subscriptions.ledger.settlement import Settlement
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
@@ -74,7 +75,7 @@ def _rows(
         if place := address(registration.channel.endpoint):
             row["ip"] = place
     row["m"] = " ".join(word for word in words if word)
-    subject = delivery.lane.partition("|")[2]
+    subject = subject_of(delivery.lane)
     is_patient = subject.startswith("Patient/")
     return with_patients(row, [subject.removeprefix("Patient/")] if is_patient else [])
 

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pymongo.errors import PyMongoError
 
 from app.runtime.mongo import Mongo
+from app.subscriptions.ledger.lanes import is_shared, sequence, sequence_of
 from app.subscriptions.ledger.ledger import (
     BEHIND,
     LEASE_MARGIN,
@@ -97,7 +98,7 @@ class Backlog:
         heads = await self._ledger.heads(lanes)
         first = {head.id for head in heads}
         # Their lanes were free after all: another process has settled the rows that the cache has as open.
-        self._numbering.forget({row.subscription for row in fresh if row.id in first})
+        self._numbering.forget({sequence_of(row.lane) for row in fresh if row.id in first})
         await self.take([head for head in heads if head.state == "queued" or head.is_waiting])
 
     async def follow_up(self, fresh: Collection[Delivery]) -> None:
@@ -144,8 +145,23 @@ class Backlog:
 
     async def release(self, subscription: str) -> None:
         """Send the rows of a Subscription that has become active, the oldest first."""
-        await self._waiting.release(subscription)
+        await self._waiting.release(subscription, self._sequences(subscription))
         await self.take_waiting({subscription: True})
+
+    def forget(self, subscription: str) -> None:
+        """Read anew what is open of a Subscription, since rows of it were opened again."""
+        self._numbering.forget(self._sequences(subscription))
+
+    async def close(self, subscription: str, reason: str) -> None:
+        """Settle the rows of a Subscription that takes no more notices; those of others may wait behind them."""
+        await self._ledger.close(subscription, reason)
+        if shared := [each for each in self._sequences(subscription) if is_shared(each)]:
+            await self._waiting.find_forgotten(shared)
+
+    def _sequences(self, subscription: str) -> set[str]:
+        """What the rows of a Subscription are ordered in; they were once in its own lanes, wherever they are now."""
+        registration = self._registry.get(subscription)
+        return {subscription} if registration is None else {subscription, sequence(registration)}
 
     async def resume(self, subscription: str) -> None:
         """Send a Subscription's waiting rows now, retries too, since its client has connected."""
@@ -265,7 +281,7 @@ class Backlog:
             else:
                 refused.append(candidate)
         for subscription in over:
-            await self._ledger.close(subscription, OVER)
+            await self.close(subscription, OVER)
         if unmarked := [row.id for row in refused if row.next_at != WAITING]:
             await self._ledger.mark(unmarked, WAITING)
         await self._claim(wanted)

@@ -55,15 +55,16 @@ def _units(rows: Sequence[DeliveryWithEvent]) -> list[list[DeliveryWithEvent]]:
 
 
 def follows(before: Delivery, after: Delivery) -> bool:
-    return after.lane == before.lane and after.number == before.number + 1
+    is_next = after.subscription == before.subscription and after.number == before.number + 1
+    return is_next and after.lane == before.lane
 
 
 def followers(head: Delivery, queued: Sequence[Delivery], most: int) -> list[Delivery]:
-    """Of the rows queued in the head's lane, in the order of their numbers, those sent with it."""
+    """Of the rows queued in the head's lane, in the order in which they are sent, those sent with it."""
     found: list[Delivery] = []
     last = head
     for row in queued:
-        if row.number <= head.number:
+        if row.order <= head.order:
             continue
         if len(found) + 1 >= most or not follows(last, row):
             break

@@ -20,6 +20,7 @@ from app.subscriptions.matching.judges import Failure, of_subscription
 from app.subscriptions.sending.owner_rights import NO_ACCESS, OwnerRights
 from app.subscriptions.sending.release_check import WITHHELD, is_refused
 from app.subscriptions.sending.release_limits import ReleaseLimits
+from app.subscriptions.sending.told_once import told_once
 
 
 class RecordingCheck:
@@ -36,9 +37,12 @@ class RecordingCheck:
             self._limits.announce(plan.event, keys)
 
     async def of(self, plans: Sequence[Planned]) -> list[Planned]:
-        """The plans with what is withheld set apart. Raises what is nobody's fault."""
+        """The plans with what is withheld set apart, without what is told anyway. Raises what is nobody's fault."""
         if not any(plan.matches for plan in plans):
             return list(plans)
+        return [told_once(plan) for plan in await self._of(plans)]
+
+    async def _of(self, plans: Sequence[Planned]) -> list[Planned]:
         try:
             return await self._judged(plans)
         except Exception as error:

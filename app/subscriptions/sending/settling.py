@@ -18,6 +18,7 @@ from app.audit.log import AuditLog
 from app.errors import Unavailable
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document, Mongo
+from app.subscriptions.ledger.lanes import sequence_of
 from app.subscriptions.ledger.ledger import BEHIND, delivery_rows
 from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.ledger.settlement import Settlement, settle
@@ -75,7 +76,7 @@ class Settling:
         """
         await self._record()
         batch, self._settlements = self._settlements, []
-        before = self._numbering.cached({entry.delivery.subscription for entry in batch})
+        before = self._numbering.cached({sequence_of(entry.delivery.lane) for entry in batch})
         try:
             await self._settle(batch)
         except (PyMongoError, Unavailable):
@@ -86,10 +87,8 @@ class Settling:
         lanes = set()
         for entry in batch:
             written(entry)
-            subscription, lane = entry.delivery.subscription, entry.delivery.lane
-            if entry.is_final and (
-                self._numbering.closed(subscription, lane, before.get(subscription)) or not alone
-            ):
+            lane = entry.delivery.lane
+            if entry.is_final and (self._numbering.closed(lane, before) or not alone):
                 lanes.add(lane)
         times = [each.next_at for each in batch if each.state == "retrying" and each.next_at]
         return Freed(lanes, min((time for time in times if time > BEHIND), default=None))
@@ -101,7 +100,7 @@ class Settling:
         try:
             if await settle(self._deliveries, batch) != len(batch):
                 # Some were no longer this process's: its cache of their lanes may be wrong.
-                self._numbering.forget({entry.delivery.subscription for entry in batch})
+                self._numbering.forget({sequence_of(entry.delivery.lane) for entry in batch})
         except Exception as error:
             if is_nobodys_fault(error):
                 raise

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from app.runtime.mongo import Mongo
 from app.store.events import Event, event_rows
 from app.subscriptions.ledger.event_recorder import EventRecorder
-from app.subscriptions.ledger.ledger import Ledger
 from app.subscriptions.ledger.rematching import Rematching
 from app.subscriptions.ledger.unmatched import Unmatched
 from app.subscriptions.matching import judges
@@ -29,7 +28,6 @@ class SubscriptionChanges:
     def __init__(
         self,
         registry: SubscriptionRegistry,
-        ledger: Ledger,
         unmatched: Unmatched,
         recorder: EventRecorder,
         rematching: Rematching,
@@ -38,7 +36,6 @@ class SubscriptionChanges:
         background: BackgroundTasks,
     ) -> None:
         self._registry = registry
-        self._ledger = ledger
         self._unmatched = unmatched
         self._recorder = recorder
         self._rematching = rematching
@@ -116,5 +113,5 @@ class SubscriptionChanges:
             self._background.do(self._close(subscription, f"Subscription is {status}"))
 
     async def _close(self, subscription: str, reason: str) -> None:
-        await self._ledger.close(subscription, reason)
+        await self._backlog.close(subscription, reason)
         await self._unmatched.end(judges.of_subscription(subscription))

@@ -141,7 +141,6 @@ class Worker:
         )
         self._subscription_changes = SubscriptionChanges(
             registry,
-            ledger,
             unmatched,
             recorder,
             rematching,
@@ -248,7 +247,7 @@ class Worker:
     async def resend(self, subscription: str, condition: Document) -> int:
         """Send settled notices of a Subscription again; returns how many. `condition` is one on delivery rows."""
         count = await ledger_queries.reopen(self._mongo, subscription, condition)
-        self.outbox.numbering.forget([subscription])
+        self._backlog.forget(subscription)
         self._background.do(self._backlog.sweep())
         return count
 
