@@ -23,6 +23,8 @@ _ENDPOINT = "http://carerelay.example/StructureDefinition/subscription-endpoint"
 _HAS_TURN: Document = {"turn": {"$gte": 1}}
 _AT_ONCE = 1_000
 _DUPLICATE_KEY = 11000
+# In the URLs of the topics that watch visits.
+_VISITS = "/encounter-"
 
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
@@ -54,7 +56,8 @@ def _sequence(subscription: Mapping[str, Any]) -> str | None:
         (each["valueReference"]["reference"] for each in extensions if each["url"] == _ENDPOINT),
         None,
     )
-    return f"~{owner}~{endpoint}" if owner and endpoint else None
+    matter = "visits" if _VISITS in str(subscription.get("criteria", "")) else "records"
+    return f"~{owner}~{endpoint}~{matter}" if owner and endpoint else None
 
 
 async def _share(deliveries: Collection, sequence: str, ids: list[str]) -> None:

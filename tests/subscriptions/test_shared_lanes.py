@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 one_driver = pytest.mark.parametrize("mongo", ["pymongo"], indirect=True)
 DISCHARGE = ADMISSION.replace("admission", "discharge")
 CANCELLED = ADMISSION.replace("admission", "cancelled")
-SEQUENCE = "~Organization/o~Endpoint/e"
+CONDITION = ADMISSION.replace("encounter-admission", "condition-new")
+SEQUENCE = "~Organization/o~Endpoint/e~visits"
 
 
 def kept(topic: str, url: str, **more: Any) -> dict[str, Any]:
@@ -110,6 +111,24 @@ async def test_what_waits_behind_another_subscription_goes_on_when_that_one_ends
         assert current is not None
         await update(store, current, status="off")
         await receiver.until(lambda: any(of(each) == "discharge" for each in receiver.events))
+
+
+@one_driver
+async def test_an_endpoint_that_refuses_diagnoses_is_told_of_visits(
+    mongo: Mongo, store: Store, receiver: Receiver
+) -> None:
+    condition = {"resourceType": "Condition", "code": {"text": "Asthma"}}
+    async with working(mongo, store) as worker:
+        await create(store, kept(CONDITION, receiver.url), "condition")
+        await create(store, kept(ADMISSION, receiver.url), "admission")
+        await worker.drain()
+        receiver.answer = lambda received: 422 if of(received) == "condition" else 200
+        await create(store, {**condition, "subject": {"reference": "Patient/p1"}})
+        await receiver.until(lambda: any(of(each) == "condition" for each in receiver.events))
+        await create(store, encounter(patient="p1"))
+        await receiver.until(lambda: any(of(each) == "admission" for each in receiver.events))
+    open_rows = [row["subscription"] for row in await rows(mongo) if "open" in row]
+    assert open_rows == ["condition"]
 
 
 @one_driver

@@ -1,8 +1,9 @@
 """Lanes: notices that are sent one after the other. A lane is `<sequence>|<subject>`.
 
-A sequence is a Subscription; or it is shared, `~<practice>~<Endpoint>`, by all that the server keeps for one Endpoint
-of a practice. Rows of a shared sequence count its `turn` beside the `number` of their Subscription: what a practice is
-told of one patient by several topics goes out in the order in which it was recorded.
+A sequence is a Subscription; or it is shared, `~<practice>~<Endpoint>~<matter>`, by all that the server keeps for one
+Endpoint of a practice about one matter: visits, or everything else. Rows of a shared sequence count its `turn` beside
+the `number` of their Subscription: what several topics tell a practice of one visit goes out in the order
+in which it was recorded.
 
 docs/decisions/0042-lanes-of-an-endpoint.md
 """
@@ -39,7 +40,13 @@ def sequence(registration: Registration) -> str:
     """The sequence that the rows of a Subscription belong to."""
     if registration.kept_for is None or registration.kept_at is None:
         return registration.id
-    return f"{_MARK}{registration.kept_for}{_MARK}{registration.kept_at}"
+    return _MARK.join(("", registration.kept_for, registration.kept_at, _matter(registration)))
+
+
+def _matter(registration: Registration) -> str:
+    """An Endpoint that refuses care plans is told of admissions all the same."""
+    topic = registration.topic
+    return "visits" if topic is not None and "Encounter" in topic.resource_types else "records"
 
 
 def is_shared(name: str) -> bool:
