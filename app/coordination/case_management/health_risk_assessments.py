@@ -17,6 +17,7 @@ from app.automation.patient_resources import (
     codes_in,
     day,
     first_seen,
+    is_health_risk_assessment,
     over_at,
     patient_of,
     patients_of,
@@ -32,7 +33,7 @@ from app.coordination.case_management.case_management import (
     episodes_of,
     is_case_management,
 )
-from app.fhir.codes import ASSESSMENT_KIND, HEALTH_RISK_ASSESSMENT, TASK_CODE
+from app.fhir.codes import TASK_CODE
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.store.events import Event
@@ -199,21 +200,13 @@ async def _assessments(context: Context, patient: str) -> list[Assessment]:
     found = [
         Assessment(each.reference, await _made(context, each, resource))
         for each in stored
-        if _is_assessment(context, resource := each.resource())
+        if is_health_risk_assessment(context.settings, resource := each.resource())
     ]
     return sorted(found, key=lambda each: (each.made, each.reference))
 
 
 async def _made(context: Context, stored: ResourceVersion, response: Resource) -> date:
     return day(response.get("authored")) or (await first_seen(context, stored)).date()
-
-
-def _is_assessment(context: Context, response: Resource) -> bool:
-    """Whether it answers a configured questionnaire, in whatever version, or has our tag."""
-    form = response.get("questionnaire", "").partition("|")[0]
-    known = [each.strip() for each in context.settings.hra_questionnaires.split(",")]
-    tags = codes_in({"coding": response.get("meta", {}).get("tag", [])}, ASSESSMENT_KIND)
-    return form in known or HEALTH_RISK_ASSESSMENT in tags
 
 
 def _concerns(context: Context, resource: Resource | None) -> bool:
@@ -224,7 +217,7 @@ def _concerns(context: Context, resource: Resource | None) -> bool:
         return is_case_management(resource)
     if resource["resourceType"] == "Task":
         return KIND in codes_in(resource.get("code"), TASK_CODE)
-    return _is_assessment(context, resource)
+    return is_health_risk_assessment(context.settings, resource)
 
 
 def _lookback(context: Context) -> timedelta:
