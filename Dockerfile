@@ -4,12 +4,12 @@ ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /srv
 # The dependencies change less often than the code: a layer of their own.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --frozen --no-dev --no-install-project
+RUN uv sync --frozen --no-dev --extra pdf --no-install-project
 COPY README.md LICENSE ./
 COPY app app
 COPY profiles profiles
 COPY examples examples
-RUN uv sync --frozen --no-dev --no-editable
+RUN uv sync --frozen --no-dev --extra pdf --no-editable
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home carerelay \

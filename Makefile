@@ -73,7 +73,7 @@ clean: ## Remove .venv and every cache; data/ stays
 
 $(STAMP): pyproject.toml uv.lock $(BIN)/uv
 	@echo "Installing into .venv (the first time takes a minute or two)"
-	@$(UV) sync --quiet --frozen --inexact --extra embedded --compile-bytecode
+	@$(UV) sync --quiet --frozen --inexact --extra embedded --extra pdf --compile-bytecode
 	@touch $@
 
 $(BIN)/uv:

@@ -9,10 +9,8 @@ else, and without scripts. docs/decisions/0035-binary-as-documents.md
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from starlette.requests import Request
-from starlette.responses import Response
 
 from app.api import exchange
 from app.context import Context
@@ -27,7 +25,7 @@ from app.fhir import binary, formats
 from app.fhir.binary import Content
 from app.fhir.json import Resource
 from app.fhir.shape import CUTS, PLAIN, AnswerShape
-from app.interactions.result import InteractionResult
+from app.interactions.result import InteractionResult, RawAnswer
 from app.records.versions import ResourceVersion
 from app.runtime import pace
 from app.runtime.codec_process import LARGE, CodecProcess
@@ -39,13 +37,6 @@ _UNASKED = frozenset({"text/plain", "multipart/form-data", "application/x-www-fo
 _READS = frozenset({"read", "vread"})
 _RANGE = re.compile(r"bytes=(?:(\d{1,15})-(\d{0,15})|-(\d{1,15}))", re.ASCII)
 _REFERENCE = re.compile(r"(?:https?://[!-~]+/)?[A-Z][A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
-
-
-@dataclass(slots=True)
-class RawAnswer(InteractionResult):
-    """The result of a read whose content is answered as it is, all of it or a part."""
-
-    content: bytes = b""
 
 
 # Reading
@@ -90,10 +81,6 @@ async def answer(request: Request, found: InteractionResult) -> InteractionResul
         return RawAnswer(status, stored, headers=headers)
     pieces = [piece async for piece in pace.paced(content.pieces(start, stop))]
     return RawAnswer(status, stored, headers=headers, content=b"".join(pieces))
-
-
-def respond(answer_: RawAnswer) -> Response:
-    return Response(answer_.content, answer_.status, answer_.headers)
 
 
 def _is_asked(request: Request, stored: ResourceVersion) -> bool:

@@ -26,7 +26,7 @@ from app.fhir import formats, json as fhir_json, shape as shapes
 from app.fhir.json import Resource
 from app.fhir.shape import PLAIN, AnswerShape
 from app.interactions.preconditions import Prefer, read_prefer
-from app.interactions.result import InteractionResult
+from app.interactions.result import InteractionResult, RawAnswer
 from app.records.versions import ResourceVersion
 from app.runtime.codec_process import AnyPatch, CodecProcess
 
@@ -163,6 +163,11 @@ async def respond(
         shape = answer.shape.accepting(shape.media_type)
     content = await codec.render(body, shape, is_result=answer.text is not None)
     return Response(content, answer.status, headers, shape.content_type)
+
+
+def respond_raw(answer: RawAnswer) -> Response:
+    """The HTTP response of content that is answered as it is."""
+    return Response(answer.content, answer.status, answer.headers)
 
 
 def applied(prefer: Prefer, request: Request, answer: InteractionResult) -> str:

@@ -26,7 +26,6 @@ from app.api import (
     limits,
     understood,
 )
-from app.api.binary_content import RawAnswer
 from app.authentication.access_tokens import Authority, authenticate
 from app.authentication.caller import EVERYBODY, NOBODY, Caller
 from app.bulk.export_jobs import PLACE
@@ -38,7 +37,7 @@ from app.fhir.shape import PLAIN, AnswerShape
 from app.interactions import bundle, interactions, plan
 from app.interactions.bundle_entries import BundleEntry
 from app.interactions.preconditions import Prefer
-from app.interactions.result import InteractionResult
+from app.interactions.result import InteractionResult, RawAnswer
 from app.operations import registry as operations
 from app.operations.arguments import Given
 from app.runtime.codec_process import AnyPatch, CodecProcess
@@ -86,7 +85,7 @@ class FhirEndpoint:
         shape = PLAIN
         context: Context | None = None
         try:
-            shape = binary_content.read_shape(request)
+            shape = PLAIN if _form_asked(request) else binary_content.read_shape(request)
             prefer = exchange.prefer_of(request)
             context = await _context(request, prefer)
             with redisclosure.collecting() as consents:
@@ -94,7 +93,7 @@ class FhirEndpoint:
             written = prefer if request.method in ("POST", "PUT", "PATCH") else None
             codec = context.services.get(CodecProcess)
             if isinstance(answer, RawAnswer):
-                response = binary_content.respond(answer)
+                response = exchange.respond_raw(answer)
             else:
                 response = await exchange.respond(answer, context.base_url, written, shape, codec)
             if applied := exchange.applied(prefer, request, answer):
@@ -331,8 +330,26 @@ async def operation(request: Request, context: Context) -> InteractionResult:
     place = (path.get("type"), path.get("id"))
     codec = context.services.get(CodecProcess)
     body = await exchange.read_parameters(request, context.settings.max_resource_bytes, codec)
-    given = Given(body, request.query_params.multi_items(), posted=request.method == "POST")
+    given = Given(
+        body,
+        request.query_params.multi_items(),
+        posted=request.method == "POST",
+        form=_form_asked(request),
+    )
     return await operations.invoke(context, path["operation"], place, given)
+
+
+def _form_asked(request: Request) -> str | None:
+    """The media type that is asked for, where an operation is called that answers in it."""
+    path = request.path_params
+    if "operation" not in path:
+        return None
+    forms = operations.forms_of(path["operation"], path.get("type"), path.get("id"))
+    if not forms:
+        return None
+    return formats.form_asked(
+        request.headers.get("accept"), request.query_params.get("_format"), forms
+    )
 
 
 # What counts what it finds.

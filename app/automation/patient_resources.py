@@ -7,10 +7,12 @@ from datetime import date, datetime
 from typing import Any
 
 from app.context import Context
+from app.fhir.codes import ASSESSMENT_KIND, HEALTH_RISK_ASSESSMENT
 from app.fhir.instants import span
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.search.terms import escape
+from app.settings import Settings
 from app.store.events import Event
 
 # Under which search parameter each type names its patient, and in which element.
@@ -67,6 +69,14 @@ def codes_in(concepts: Any, system: str) -> list[str]:
         for coding in concept.get("coding", ())
         if coding.get("system") == system and "code" in coding
     ]
+
+
+def is_health_risk_assessment(settings: Settings, response: Resource) -> bool:
+    """Whether a QuestionnaireResponse answers a configured questionnaire, in whatever version, or has our tag."""
+    form = response.get("questionnaire", "").partition("|")[0]
+    known = [each.strip() for each in settings.hra_questionnaires.split(",")]
+    tags = codes_in({"coding": response.get("meta", {}).get("tag", [])}, ASSESSMENT_KIND)
+    return form in known or HEALTH_RISK_ASSESSMENT in tags
 
 
 def moment(text: str | None) -> datetime | None:

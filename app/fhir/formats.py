@@ -78,6 +78,23 @@ def accepted(accept: str | None) -> str:
     return best
 
 
+def form_asked(accept: str | None, format_: str | None, forms: Mapping[str, str]) -> str | None:
+    """Which of these media types, by their short names, is asked for by name rather than FHIR's own; None for none."""
+    if format_ is not None:
+        wanted = _split(format_)[0]
+        return forms.get(wanted, wanted if wanted in forms.values() else None)
+    best, quality = None, 0.0
+    for part in (accept or "").split(","):
+        name, parameters = _split(part)
+        try:
+            weight = float(parameters.get("q", "1"))
+        except ValueError:
+            continue
+        if weight > quality and (name in forms.values() or name in SPELLINGS):
+            best, quality = name, weight
+    return best if best in forms.values() else None
+
+
 def _split(media_type: str) -> tuple[str, dict[str, str]]:
     name, *rest = media_type.split(";")
     pairs = (part.partition("=") for part in rest)

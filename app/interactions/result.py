@@ -39,3 +39,10 @@ class InteractionResult:
         if self.stored is not None and not self.stored.deleted:
             return self.stored.text
         return None
+
+
+@dataclass(slots=True)
+class RawAnswer(InteractionResult):
+    """The result of an interaction that is answered by content of another type than FHIR's own, all of it or a part."""
+
+    content: bytes = b""

@@ -35,11 +35,15 @@ _TEXT_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a call brings: the posted resource, which may be Parameters, and the query's pairs."""
+    """What a call brings: the posted resource, which may be Parameters, and the query's pairs.
+
+    `form` is the media type that is asked for, where it is one of the operation's own.
+    """
 
     body: Resource | None
     query: Sequence[tuple[str, str]] = ()
     posted: bool = False
+    form: str | None = None
 
     @property
     def shaping(self) -> list[tuple[str, str]]:

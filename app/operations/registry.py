@@ -8,7 +8,7 @@ The definitions are in profiles/operations; a call's arguments are checked again
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -52,7 +52,8 @@ class Operation:
     """`definition` is the id of its OperationDefinition, which is also its file's name.
 
     One that `changes` something is called by POST only; not all of HL7's definitions say so. One that is `lenient`
-    leaves out unknown parameters where the caller prefers handling=lenient. A `paged` one answers in pages.
+    leaves out unknown parameters where the caller prefers handling=lenient. A `paged` one answers in pages. `forms` are
+    the media types that it answers in beside FHIR's, by the short names that `_format` may have.
 
     `needs` are the rights that a call requires, by type; "*" is the type that it is called on. Its reads and writes are
     checked besides, like all others. One with `needs` None is for administrators alone, one with `roles` for these
@@ -66,6 +67,7 @@ class Operation:
     paged: bool = False
     needs: tuple[tuple[str, tuple[Action, ...]], ...] | None = None
     roles: frozenset[Role] | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def resource(self) -> Resource:
@@ -163,7 +165,12 @@ OPERATIONS: Sequence[Operation] = (
         changes=True,
         needs=(("Bundle", ("c",)),),
     ),
-    Operation("CarePlan-summary", care_plan_summary.run, needs=(("CarePlan", ("r",)),)),
+    Operation(
+        "CarePlan-summary",
+        care_plan_summary.run,
+        needs=(("CarePlan", ("r",)),),
+        forms=care_plan_summary.FORMS,
+    ),
     Operation("CarePlan-changes", care_plan_changes.run, needs=(("CarePlan", ("r",)),)),
     Operation(
         "Encounter-notices",
@@ -199,6 +206,14 @@ def find(code: str, resource_type: str | None, resource_id: str | None) -> Opera
         if operation.code == code and operation.is_for(resource_type, resource_id):
             return operation
     raise NotFound(f"There is no operation ${code} here", code="not-supported")
+
+
+def forms_of(code: str, resource_type: str | None, resource_id: str | None) -> Mapping[str, str]:
+    """The media types that the operation of this code at this place answers in beside FHIR's, by short names."""
+    for operation in OPERATIONS:
+        if operation.code == code and operation.is_for(resource_type, resource_id):
+            return operation.forms
+    return {}
 
 
 async def invoke(

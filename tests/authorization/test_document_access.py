@@ -76,9 +76,12 @@ async def test_the_document_of_a_care_plan_is_its_patients_practices_and_plans(
     await world.server.engine.drain()
     entries = (await world.get("north", "/DocumentReference?patient=pn")).json()["entry"]
     (index,) = [each["resource"] for each in entries]
-    url = index["content"][0]["attachment"]["url"]
-    document = "/".join(url.split("/")[-2:])
-    assert await readers(world, document) == {"north", "plan-a"}
+    urls = [each["attachment"]["url"] for each in index["content"]]
+    forms = ["/".join(url.split("/")[-2:]) for url in urls]
+    assert [each.partition("/")[0] for each in forms] == ["Bundle", "Binary", "Binary"]
+    document = forms[0]
+    for form in forms:
+        assert await readers(world, form) == {"north", "plan-a"}
     assert (await world.get("north", f"/{document}")).json()["type"] == "document"
     for method, body in (
         ("DELETE", None),
@@ -91,9 +94,50 @@ async def test_the_document_of_a_care_plan_is_its_patients_practices_and_plans(
     moved = (await world.get("admin", "/Patient/pn")).json()
     await world.put("admin", {**moved, "generalPractitioner": [SOUTH]})
     try:
-        assert await readers(world, document) == {"south", "plan-a"}
+        for form in forms:
+            assert await readers(world, form) == {"south", "plan-a"}
     finally:
         await world.put("admin", moved)
+
+
+async def test_every_form_of_a_summary_is_judged_as_its_plan_is(world: World) -> None:
+    """What a token may not search is neither told nor denied."""
+    name = new_id()
+    await world.put("admin", patient(name, NORTH))
+    about = {"subject": ref(f"Patient/{name}"), "status": "active", "intent": "plan"}
+    allergy = {
+        "resourceType": "AllergyIntolerance",
+        "id": name,
+        "patient": ref(f"Patient/{name}"),
+        "clinicalStatus": {
+            "coding": [
+                {
+                    "system": "http://terminology.hl7.org/CodeSystem/allergyintolerance-clinical",
+                    "code": "active",
+                }
+            ]
+        },
+        "code": {"text": "Penicillin"},
+    }
+    await world.put("admin", {"resourceType": "CarePlan", "id": name, **about}, allergy)
+    for accept in ("application/fhir+json", "text/html", "application/pdf"):
+        headers = {"accept": accept}
+        told = [
+            anonymous(
+                await world.ask("south", "GET", f"/CarePlan/{each}/$summary", headers=headers), each
+            )
+            for each in (name, new_id())
+        ]
+        assert told[0] == told[1]
+        assert told[0][0] == 404
+    url, headers = f"/CarePlan/{name}/$summary", {"accept": "text/html"}
+    whole = await world.ask("north", "GET", url, headers=headers)
+    assert "Penicillin" in whole.text
+    few = "system/CarePlan.r system/Patient.r"
+    narrow = await world.ask("north", "GET", url, headers=headers, scopes=few)
+    assert narrow.status_code == 200, narrow.text
+    assert "Penicillin" not in narrow.text
+    assert "Nobody looked for this: who asked may not search AllergyIntolerance." in narrow.text
 
 
 async def test_a_hospitals_paper_goes_with_what_attaches_it(world: World) -> None:

@@ -49,16 +49,6 @@ def member_name(participant: Participant, names: Names) -> str:
     return words.reference(member, names) or "a member without a name"
 
 
-def described(participant: Participant, names: Names) -> str:
-    """A participant's name, role, and end of its period."""
-    details = [words.concept(participant.get("role"))]
-    if end := words.day(participant.get("period", {}).get("end")):
-        details.append(f"until {end}")
-    shown = words.listing(details)
-    name = member_name(participant, names)
-    return f"{name} ({shown})" if shown else name
-
-
 def team_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[Found]:
     """Members added, removed or with another role, and another point of contact."""
     old, new = _members(before), _members(after)

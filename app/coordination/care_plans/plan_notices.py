@@ -26,12 +26,15 @@ from app.context import Context
 from app.coordination.care_plans import (
     changes as care_plan_changes,
     document,
+    document_forms,
+    document_summary,
     record as care_plan_record,
     state as care_plan_state,
 )
 from app.coordination.care_plans.changes import parameters, text_of
 from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.document import Edition
+from app.coordination.care_plans.phrases import phrases_for
 from app.coordination.care_plans.state import PlanState, is_of_same_patient, of_plan, subject_of
 from app.errors import PreconditionFailed
 from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
@@ -220,15 +223,18 @@ async def _store_resources(
 
 
 async def _store_document(context: Context, notice: PlanNotice, earlier: str | None) -> list[str]:
-    """Store the document and its DocumentReference; returns the latter's reference."""
+    """Store the document in its forms and its DocumentReference; returns the latter's reference."""
     own_id = notice.id("document-reference")
-    changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
-    edition = Edition(notice.id("document"), notice.at, context.base_url, earlier, changes)
     if await context.store.read("DocumentReference", own_id) is None:
+        changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
+        edition = Edition(notice.id("document"), notice.at, context.base_url, earlier)
         record = await care_plan_record.gather(context, notice.state, notice.at)
-        stored = await once(context, document.build(record, edition))
-        if stored is not None:
-            await once(context, document.reference_to(record, stored, edition, own_id))
+        sheet = document_summary.sheet(record, notice.at, phrases_for(record.patient), changes)
+        made = await document_forms.resources(record, sheet, edition, notice.id)
+        stored = [await once(context, form) for form in made]
+        forms = [document_forms.form_of(each) for each in stored if each and not each.deleted]
+        if forms:
+            await once(context, document.reference_to(record, sheet, forms, edition, own_id))
     return [f"DocumentReference/{own_id}"]
 
 

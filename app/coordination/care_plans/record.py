@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from app.context import Context
-from app.coordination.care_plans import wording as words
+from app.coordination.care_plans import selection, wording as words
+from app.coordination.care_plans.selection import MOST, Looked, Section
 from app.coordination.care_plans.state import (
     PlanState,
     names_of,
@@ -16,22 +17,14 @@ from app.coordination.care_plans.state import (
     subject_of,
     without_hidden,
 )
-from app.coordination.care_plans.wording import Names, codes, key_of
-from app.fhir.instants import span
+from app.coordination.care_plans.wording import Names, key_of
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader
 from app.records.versions import ResourceVersion
 
-# How many of a type are read, newest first, and how many a section of observations shows.
-_MOST, _MOST_OBSERVATIONS = 500, 20
 # How many entries the whole document may hold.
 MOST_ENTRIES = 400
-_YEAR = timedelta(days=365)
-_STAYS = frozenset({"ACUTE", "EMER", "IMP", "NONAC", "OBSENC", "SS"})
-_ENDED = frozenset({"inactive", "remission", "resolved"})
-_REFUTED = frozenset({"entered-in-error", "refuted"})
-_ADVANCE_DIRECTIVES = frozenset({"42348-3", "acd", "dnr", "hcd", "polst", "advance-directive"})
 # From these no reference is followed: they lead to other patients or to how this server sends.
 _LEAVES = frozenset({"Endpoint", "Group", "List", "Patient", "RelatedPerson", "Subscription"})
 # Never included just because a resource refers to them.
@@ -50,14 +43,6 @@ _NOT_FOLLOWED = frozenset(
 
 
 @dataclass(slots=True)
-class Section:
-    """One section: its resources, and how many were left out because they are confidential."""
-
-    resources: list[Resource] = field(default_factory=list)
-    withheld: int = 0
-
-
-@dataclass(slots=True)
 class PlanRecord:
     """The plan's state, the patient, and the sections that the patient's record fills. `entries` are the document's."""
 
@@ -71,18 +56,21 @@ class PlanRecord:
         """The resource of the document that a reference leads to, contained resources of the plan included."""
         return self.state.find(key) if key.startswith("#") else self.entries.get(key)
 
+    def goals(self) -> list[tuple[Mapping[str, Any], Resource | None]]:
+        """The plan's goals: the reference to each, and the Goal where it may be told."""
+        return [
+            (reference, self.find(key) or self.state.find(key))
+            for key, reference in self.state.referred("goal").items()
+        ]
+
 
 async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecord:
     """The resources for the document of a plan in this state; stays count up to a year before `now`."""
     store = await store_of(context, state.plan)
     patient_key = subject_of(state.plan)
-
-    async def of_patient(resource_type: str) -> list[Resource]:
-        """The newest resources of a type about the patient, newest first."""
-        found = await _of_patient(store, resource_type, patient_key or "")
-        return [each.resource() for each in await without_hidden(context, state.plan, found)]
-
-    sections = await _sections(of_patient, state, now) if patient_key else {}
+    looked = await _look(context, store, state, patient_key)
+    goals = [each for key in state.referred("goal") if (each := state.find(key)) is not None]
+    sections = selection.sections(looked, state, goals, context.settings, now)
     plan_key = f"CarePlan/{state.plan['id']}"
     found = {plan_key: state.plan} | {
         key: each for key, each in state.others.items() if not words.is_restricted(each)
@@ -92,96 +80,35 @@ async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecor
         if stored is not None and not stored.deleted:
             found[patient_key] = stored.resource()
     for section in sections.values():
-        found |= {f"{each['resourceType']}/{each['id']}": each for each in section.resources}
+        found |= zip(section.keys, section.resources, strict=True)
     await _follow(store, found, patient_key)
     names = await names_of(context, state.plan, found.values())
     return PlanRecord(state, found.get(patient_key or ""), sections, found, names)
 
 
-async def _sections(
-    of_patient: Callable[[str], Awaitable[list[Resource]]], state: PlanState, now: datetime
-) -> dict[str, Section]:
-    conditions = await of_patient("Condition")
-    observations = await of_patient("Observation")
-    requests = await of_patient("MedicationRequest")
-    statements = await of_patient("MedicationStatement")
-    consents = await of_patient("Consent")
-    return {
-        **_of_conditions(conditions, state),
-        "medications": _section(
-            each for each in (*requests, *statements) if each.get("status") == "active"
-        ),
-        "allergies": _section(
-            each for each in await of_patient("AllergyIntolerance") if _is_live(each)
-        ),
-        "functional": _section(_of_category(observations, "functional-status")),
-        "social": _section(_of_category(observations, "social-history")),
-        "directives": _section(
-            each
-            for each in consents
-            if each.get("status") == "active" and _ADVANCE_DIRECTIVES & _consent_codes(each)
-        ),
-        "encounters": _section(
-            each for each in await of_patient("Encounter") if _is_recent_stay(each, now)
-        ),
-    }
-
-
-def _of_conditions(conditions: Sequence[Resource], state: PlanState) -> dict[str, Section]:
-    """The live Conditions as concerns and as problems; a problem that the plan refers to is a concern too."""
-    named = {*state.referred("addresses"), *state.referred("supportingInfo")}
-    live = [
-        (each, "health-concern" in codes(each.get("category")))
-        for each in conditions
-        if _is_live(each)
-    ]
-    return {
-        "concerns": _section(
-            each for each, is_concern in live if is_concern or f"Condition/{each['id']}" in named
-        ),
-        "problems": _section(each for each, is_concern in live if not is_concern),
-    }
-
-
-def _section(found: Iterable[Resource]) -> Section:
-    every = list(found)
-    shown = [each for each in every if not words.is_restricted(each)]
-    return Section(shown, len(every) - len(shown))
+async def _look(context: Context, store: Reader, state: PlanState, patient: str | None) -> Looked:
+    """What the patient's record has of the types that a document tells of, as far as the caller may look for it."""
+    access = context.access
+    found: dict[str, list[Resource]] = {}
+    cut = set()
+    if patient is not None:
+        for resource_type in selection.TYPES:
+            if access is not None and not access.allows(resource_type, "s"):
+                continue
+            stored = await _of_patient(store, resource_type, patient)
+            if len(stored) == MOST:
+                cut.add(resource_type)
+            told = await without_hidden(context, state.plan, stored)
+            found[resource_type] = [each.resource() for each in told]
+    return Looked(found, cut)
 
 
 async def _of_patient(store: Reader, resource_type: str, patient: str) -> list[ResourceVersion]:
+    """The newest resources of a type about the patient, newest first."""
     terms = {"$in": [f"subject={patient}", f"patient={patient}"]}
     return await store.search(
-        resource_type, {"terms": terms}, _MOST, sort=[("date", -1), ("_id", 1)]
+        resource_type, {"terms": terms}, MOST, sort=[("date", -1), ("_id", 1)]
     )
-
-
-def _of_category(observations: Sequence[Resource], category: str) -> list[Resource]:
-    return [each for each in observations if category in codes(each.get("category"))][
-        :_MOST_OBSERVATIONS
-    ]
-
-
-def _is_live(resource: Resource) -> bool:
-    verification = codes(resource.get("verificationStatus"))
-    return not (codes(resource.get("clinicalStatus")) & _ENDED or verification & _REFUTED)
-
-
-def _consent_codes(consent: Resource) -> frozenset[str]:
-    return codes(consent.get("category")) | codes(consent.get("scope"))
-
-
-def _is_recent_stay(encounter: Resource, now: datetime) -> bool:
-    if encounter.get("class", {}).get("code") not in _STAYS:
-        return False
-    if encounter.get("status") in ("cancelled", "entered-in-error"):
-        return False
-    period = encounter.get("period", {})
-    latest = period.get("end") or period.get("start")
-    try:
-        return latest is None or span(latest)[1] >= now - _YEAR
-    except ValueError:
-        return True
 
 
 async def _follow(store: Reader, found: dict[str, Resource], patient: str | None) -> None:

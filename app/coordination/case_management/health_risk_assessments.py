@@ -25,6 +25,7 @@ from app.automation.member_calendar import MemberCalendar, calendar_of
 from app.automation.patient_resources import (
     codes_in,
     first_seen,
+    is_health_risk_assessment,
     patient_of,
     patients_of,
     resources_of,
@@ -39,7 +40,7 @@ from app.coordination.case_management.case_management import (
     episodes_of,
     is_case_management,
 )
-from app.fhir.codes import ASSESSMENT_KIND, HEALTH_RISK_ASSESSMENT, TASK_CODE
+from app.fhir.codes import TASK_CODE
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.store.events import Event
@@ -226,7 +227,7 @@ async def _assessments(
     found = [
         Assessment(each.reference, await _made(context, each, resource, calendar))
         for each in stored
-        if _is_assessment(context, resource := each.resource())
+        if is_health_risk_assessment(context.settings, resource := each.resource())
     ]
     return sorted(found, key=lambda each: (each.made, each.reference))
 
@@ -238,14 +239,6 @@ async def _made(
     return made or calendar.day_of(await first_seen(context, stored))
 
 
-def _is_assessment(context: Context, response: Resource) -> bool:
-    """Whether it answers a configured questionnaire, in whatever version, or has our tag."""
-    form = response.get("questionnaire", "").partition("|")[0]
-    known = [each.strip() for each in context.settings.hra_questionnaires.split(",")]
-    tags = codes_in({"coding": response.get("meta", {}).get("tag", [])}, ASSESSMENT_KIND)
-    return form in known or HEALTH_RISK_ASSESSMENT in tags
-
-
 def _concerns(context: Context, resource: Resource | None) -> bool:
     """Whether a resource can change what is due."""
     if resource is None or patient_of(resource) is None:
@@ -254,7 +247,7 @@ def _concerns(context: Context, resource: Resource | None) -> bool:
         return is_case_management(resource)
     if resource["resourceType"] == "Task":
         return KIND in codes_in(resource.get("code"), TASK_CODE)
-    return _is_assessment(context, resource)
+    return is_health_risk_assessment(context.settings, resource)
 
 
 def _lookback(context: Context) -> timedelta:
