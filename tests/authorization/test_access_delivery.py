@@ -158,18 +158,40 @@ async def test_who_is_reassigned_or_labelled_is_no_longer_told_of(
 
 
 async def test_nothing_hidden_travels_along(world: World, receiver: Receiver) -> None:
-    """The patient's record is labelled: what refers to it may be seen, it may not."""
+    """The patient's record and a diagnosis are labelled: what refers to them may be seen, they may not."""
     name = new_id()
-    await world.write(patient(name, ref("PractitionerRole/role-n"), meta=security("R")))
+    labelled = patient(name, ref("PractitionerRole/role-n"), meta=security("R"))
+    await world.write(
+        labelled | {"name": [{"family": "Unspoken"}]},
+        condition(f"c-{name}", name, meta=security("R")),
+    )
     for content in ("id-only", "full-resource"):
         await world.subscribe("north", topic_based(endpoint=receiver.url, content=content))
     receiver.requests.clear()
-    await world.write(encounter(new_id(), name, "general"))
+    stay = encounter(
+        new_id(),
+        name,
+        "general",
+        participant=[{"individual": ref("Practitioner/dr-n")}],
+        diagnosis=[{"condition": ref(f"Condition/c-{name}")}],
+    )
+    await world.write(stay)
     assert len(receiver.events) == 2
     for notice in receiver.events:
         carried = " ".join(each.get("fullUrl", "") for each in notice.json["entry"])
         assert f"Patient/{name}" not in carried
         assert f"Patient/{name}" not in str(notice.json["entry"][0])
+        assert "Unspoken" not in str(notice.json)
+        assert "Broken heart" not in str(notice.json)
+    (whole,) = (
+        found
+        for notice in receiver.events
+        for each in notice.json["entry"]
+        if (found := each.get("resource", {})).get("resourceType") == "Encounter"
+    )
+    assert whole["participant"][0]["individual"]["display"] == "dr-n"
+    assert whole["serviceProvider"]["display"] == "Practice general"
+    assert "display" not in whole["subject"]
 
 
 async def test_subscriptions_are_ones_own(world: World, receiver: Receiver) -> None:
