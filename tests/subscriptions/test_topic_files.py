@@ -285,7 +285,8 @@ async def test_filters_of_a_topic_on_several_types(
         assert fired is not None
         assert change.fields is not None
         version = facts(change.fields, change.type)
-        matching = await index.matching(URL, version, fired.coding)
+        codings = await compiled(FEED).codings_of(fired, change, found)
+        matching = await index.matching(URL, version, codings)
         assert matching == (["s"] if expected else [])
 
 

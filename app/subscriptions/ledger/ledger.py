@@ -1,6 +1,6 @@
 """Deliveries: one row for each event and Subscription, with every attempt that was made.
 
-    deliveries {_id: notice id, subscription, event, number, lane, topic, trigger,
+    deliveries {_id: notice id, subscription, event, number, lane, topic, trigger, triggers_beside?: [...],
                 focus: {type, id, version, method, at}, created_at,
                 state, open?, owner, attempt, next_at, first_at, attempts: [...]}
 
@@ -82,6 +82,8 @@ class Delivery(NamedTuple):
     # Relative references that the notice carries besides those of the topic.
     context: tuple[str, ...] = ()
     rejected_at: datetime | None = None
+    # The codings that apply beside `trigger`.
+    triggers_beside: tuple[Mapping[str, str], ...] = ()
 
     @classmethod
     def from_document(cls, document: Document) -> Delivery:
@@ -102,7 +104,13 @@ class Delivery(NamedTuple):
             document["first_at"],
             tuple(document.get("context", ())),
             document.get("rejected_at"),
+            tuple(document.get("triggers_beside", ())),
         )
+
+    @property
+    def triggers(self) -> tuple[Mapping[str, str], ...]:
+        """The codings that the notice carries."""
+        return (() if self.trigger is None else (self.trigger,)) + self.triggers_beside
 
     @property
     def is_waiting(self) -> bool:

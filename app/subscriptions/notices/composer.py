@@ -169,14 +169,14 @@ class Composer:
         envelope: Envelope,
     ) -> Template:
         """The template that the notice shares with other Subscriptions' for the same event and content level."""
-        focus, topic, trigger = delivery.focus, registration.topic, delivery.trigger
+        focus, topic = delivery.focus, registration.topic
         key = (
             focus["type"],
             focus["id"],
             focus["version"],
             delivery.created_at,
             topic and topic.url,
-            trigger and tuple(trigger.items()),
+            tuple(tuple(each.items()) for each in delivery.triggers),
             registration.status,
             registration.channel.content,
             envelope.base_url,

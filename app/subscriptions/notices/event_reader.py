@@ -231,7 +231,7 @@ def _focus(delivery: Delivery, resource: Resource | None, *, gone: bool = False)
         pinned["version"],
         pinned["method"],
         pinned["at"],
-        delivery.trigger,
+        delivery.triggers,
         resource,
         gone,
     )

@@ -85,7 +85,7 @@ class Trigger:
 
     Of `previous` and `current` both must match their version, or with `either` one of them. `on_create` and `on_delete`
     are their results where there is no such version. All of `tests`, and then of `inquiries`, must hold as well. One
-    that is `raised` is never fired by a change.
+    that is `raised` is never fired by a change; one that `is_beside` others fires nothing, and adds its coding.
     """
 
     resource_type: str
@@ -99,6 +99,7 @@ class Trigger:
     inquiries: tuple[Inquiry, ...] = ()
     raised: bool = False
     coding: Coding | None = None
+    is_beside: bool = False
     description: str = ""
 
     async def fires(
@@ -205,12 +206,27 @@ class Topic:
     ) -> Trigger | None:
         """The first trigger that the change fires, if any."""
         for trigger in self.triggers:
-            if await trigger.fires(change, found, around):
+            if not trigger.is_beside and await trigger.fires(change, found, around):
                 return trigger
         return None
 
+    async def codings_of(
+        self, fired: Trigger, change: ResourceChange, found: Found, around: Around | None = None
+    ) -> tuple[Coding, ...]:
+        """The codings of a change by which this trigger was fired: its own, then those that apply beside it."""
+        codings = [] if fired.coding is None else [fired.coding]
+        for trigger in self.triggers:
+            if (
+                trigger.is_beside
+                and trigger.coding is not None
+                and trigger.coding not in codings
+                and await trigger.fires(change, found, around)
+            ):
+                codings.append(trigger.coding)
+        return tuple(codings)
+
     def codings(self, resource_type: str | None = None) -> list[Coding]:
-        """Every coding that its notices, about this type, can carry in their `trigger` part."""
+        """Every coding that its notices, about this type, can carry in their `trigger` parts."""
         return [
             trigger.coding
             for trigger in self.triggers
