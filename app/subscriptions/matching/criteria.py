@@ -88,7 +88,7 @@ def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Cri
     Raises FhirError for a filter key or modifier that the topic does not define, and for values that cannot be read.
     """
     by_type: dict[str | None, list[Parameter]] = {}
-    for text in filters:
+    for text in (*filters, *topic.implied):
         resource_type, parameters = _read_filter(topic, text)
         by_type.setdefault(resource_type, []).extend(parameters)
     general = by_type.pop(None, [])

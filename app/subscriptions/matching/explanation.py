@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bson import ObjectId
 
@@ -134,7 +134,8 @@ def _parts(
         for part in query.split("&") if query else ():
             yield part, criteria_.classic(f"{name}?{part}", settings)
         return
-    for extension in subscription.get("_criteria", {}).get("extension", ()):
-        if extension["url"] == FILTER_CRITERIA:
-            text = extension["valueString"]
-            yield text, criteria_.topic_based(topic, [text], settings)
+    extensions = subscription.get("_criteria", {}).get("extension", ())
+    own = [each["valueString"] for each in extensions if each["url"] == FILTER_CRITERIA]
+    plain = replace(topic, alias=None)
+    for text in (*own, *topic.implied):
+        yield text, criteria_.topic_based(plain, [text], settings)

@@ -6,7 +6,7 @@ https://hl7.org/fhir/R5/subscriptiontopic.html
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -167,11 +167,21 @@ class Shape:
     reverse: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A further canonical of a topic, and the filters that it implies."""
+
+    url: str
+    topic: str
+    filters: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Topic:
     """A compiled SubscriptionTopic; `resource` is its R5 JSON.
 
-    `filters` maps each type to its filters by key; `digest` changes with every element of the topic.
+    `filters` maps each type to its filters by key; `digest` changes with every element of the topic. `alias` is the
+    canonical by which a Subscription names it, where that is another.
     """
 
     url: str
@@ -181,6 +191,17 @@ class Topic:
     shapes: Mapping[str, Shape]
     resource: Resource
     digest: str
+    alias: Alias | None = None
+
+    @property
+    def canonical(self) -> str:
+        """The canonical that its Subscriptions name, and are told."""
+        return self.url if self.alias is None else self.alias.url
+
+    @property
+    def implied(self) -> tuple[str, ...]:
+        """The filters that hold beside a Subscription's own."""
+        return () if self.alias is None else self.alias.filters
 
     @property
     def resource_types(self) -> tuple[str, ...]:
@@ -247,8 +268,13 @@ class Topic:
 class Catalogue:
     """The topics this server knows, by canonical URL and by the type they watch."""
 
-    def __init__(self, topics: Iterable[Topic]) -> None:
+    def __init__(self, topics: Iterable[Topic], aliases: Iterable[Alias] = ()) -> None:
         self.by_url = MappingProxyType({topic.url: topic for topic in topics})
+        self._by_alias = {
+            alias.url: _under(self.by_url[alias.topic], alias)
+            for alias in aliases
+            if alias.topic in self.by_url and alias.url not in self.by_url
+        }
         by_type: dict[str, list[Topic]] = {}
         for topic in self.by_url.values():
             watched = [trigger.resource_type for trigger in topic.triggers if not trigger.raised]
@@ -257,14 +283,24 @@ class Catalogue:
         self._by_type = by_type
 
     def find(self, canonical: str) -> Topic | None:
-        """The topic of a canonical, with or without a version."""
+        """The topic of a canonical, with or without a version; of an alias, the topic under that name."""
         url, _, version = canonical.partition("|")
-        topic = self.by_url.get(url)
+        topic = self.by_url.get(url) or self._by_alias.get(url)
         return None if topic is None or version not in ("", topic.version) else topic
+
+    @property
+    def canonicals(self) -> Sequence[str]:
+        """Every canonical that a Subscription may name."""
+        return sorted((*self.by_url, *self._by_alias))
 
     def watching(self, resource_type: str) -> Sequence[Topic]:
         """The topics that a change of this type may fire."""
         return self._by_type.get(resource_type, ())
+
+
+def _under(topic: Topic, alias: Alias) -> Topic:
+    digest = " ".join((topic.digest, alias.url, *alias.filters))
+    return replace(topic, alias=alias, digest=digest)
 
 
 def references(resource_type: str, fields: Mapping[str, Any], code: str) -> list[str]:
