@@ -1,4 +1,4 @@
-"""The names in notices with full resources: of patient, practitioner, institution and diagnosis, as far as one may know.
+"""The names in notices with full resources: patient, practitioner, institution and diagnosis, as far as one may know.
 
 42 CFR 482.24(d); https://build.fhir.org/ig/Carequality/CEQSubscription/artifacts.html
 """

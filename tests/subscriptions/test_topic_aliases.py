@@ -57,7 +57,11 @@ async def test_each_alias_tells_what_its_venue_is_about_under_its_own_canonical(
     }
     assert topics == {name: CAREQUALITY + name for name in names}
     # The ledger has them under our topics, so that proof and consent hold for them.
-    rows = await hub.server.mongo.collection("deliveries").find({"subscription": ids["edadmit"]}).to_list(None)
+    rows = (
+        await hub.server.mongo.collection("deliveries")
+        .find({"subscription": ids["edadmit"]})
+        .to_list(None)
+    )
     assert [row["topic"] for row in rows] == [OURS + "encounter-admission"]
     events = (await hub.client.get(f"Subscription/{ids['edadmit']}/$events")).json()
     parameters = {p["name"]: p for p in events["entry"][0]["resource"]["parameter"]}

@@ -344,7 +344,10 @@ async def test_the_feed_tells_all_codes_that_apply_and_filters_by_each(door: Lis
         times = 2 if codes_ in ("+A03", "+A13") else 1
         assert await door.told(stay, "Encounter/e8") == expected * times, (status, class_)
     draft = {**topic_based(f"{asked}&trigger=A03", endpoint=ENDPOINT), "criteria": FEED}
-    body = {"resourceType": "Parameters", "parameter": [{"name": "subscription", "resource": draft}]}
+    body = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "subscription", "resource": draft}],
+    }
     answer = await door.client.post("Subscription/$dry-run", json=body)
     (event,) = [each["part"] for each in answer.json()["parameter"] if each["name"] == "event"]
     told = [part["valueCoding"]["code"] for part in event if part["name"] == "trigger"]

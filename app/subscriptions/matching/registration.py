@@ -54,9 +54,7 @@ def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Regist
     if topic is not None:
         named = topic.url
     criteria = _read_criteria(resource, topic, settings, issues)
-    channel = channel_terms.read(
-        resource.get("channel", {}), settings, issues, topic=named
-    )
+    channel = channel_terms.read(resource.get("channel", {}), settings, issues, topic=named)
     end = issues.attempt("end", lambda: _read_instant(resource.get("end")))
     if issues:
         raise Unprocessable(issues=issues)

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from app.authorization.subject_store import Subject, SubjectStore, patients_named
 from app.consent.redisclosure import with_redisclosure_notice

@@ -75,7 +75,9 @@ def with_names(resource: Resource, names: Mapping[str, str], base_url: str) -> R
 
     def named(reference: Resource) -> Resource:
         name = names.get(key_of(reference, base_url))
-        return reference if name is None or _says_name(reference) else {**reference, "display": name}
+        return (
+            reference if name is None or _says_name(reference) else {**reference, "display": name}
+        )
 
     for path in _NAMED.get(resource["resourceType"], ()) if names else ():
         resource = _changed(resource, path, named)
