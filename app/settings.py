@@ -346,6 +346,10 @@ class Settings(BaseSettings):
         None,
         description="Directory of further SubscriptionTopics (R5-shaped JSON), see docs/topics.md.",
     )
+    carequality_topics: bool = Field(
+        False,
+        description="Take Subscriptions to Carequality's topics, as to our own that tell the same: docs/topics.md.",
+    )
     contracts: Path | None = Field(
         None,
         description="JSON file, or directory of them, with the contracts that notices are owed by: docs/contracts.md.",

@@ -165,7 +165,7 @@ async def _bodies(uri: str, url: str) -> list[bytes]:
             at=row["created_at"],
         )
         focus = notification.Focus(
-            "Encounter", row["focus"]["id"], 1, "create", row["focus"]["at"], row["trigger"]
+            "Encounter", row["focus"]["id"], 1, "create", row["focus"]["at"], [row["trigger"]]
         )
         body = notification.event_notification(head, focus, {"Patient/p0": None})
         bodies.append(json.dumps(body).encode())

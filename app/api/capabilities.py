@@ -179,7 +179,7 @@ def _resource(context: Context, resource_type: str) -> dict[str, Any]:
 
 def _subscriptions(context: Context) -> dict[str, Any]:
     """What the Subscriptions R5 Backport guide has a server say: its profile, and one canonical for each topic."""
-    topics = sorted(context.services.get(SubscriptionRegistry).catalogue.by_url)
+    topics = context.services.get(SubscriptionRegistry).catalogue.canonicals
     return {
         "supportedProfile": [BACKPORT + "backport-subscription"],
         "extension": [{"url": TOPIC_CANONICAL, "valueCanonical": url} for url in topics],

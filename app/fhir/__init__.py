@@ -17,6 +17,7 @@ summary                cuts a resource down to `_summary` and `_elements`
 element_budget         bounds what a body will cost, by its bytes
 pieces                 cuts a decoded value into short pieces of JSON and joins them again
 codec                  is the work on bodies that takes long: decoding, patching, validating, rendering
+resource_names         says how people call a resource
 links                  finds where a resource leads elsewhere, and exchanges these links
 full_urls              says what is wrong with the fullUrl of a Bundle's entry
 entry_references       says what the references of a Bundle's entries mean

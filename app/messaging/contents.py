@@ -11,6 +11,7 @@ from app.fhir import instants
 from app.fhir.definitions import structure
 from app.fhir.json import Resource
 from app.fhir.links import references_in
+from app.fhir.resource_names import name_of
 
 # The system and the value of an Identifier.
 Identity = tuple[str, str]
@@ -142,15 +143,5 @@ def _name(element: dict[str, Any], target: Resource, at: datetime) -> None:
     element.setdefault("type", target["resourceType"])
     for system, value in identifiers_of(target, at)[:1]:
         element.setdefault("identifier", {"system": system, "value": value})
-    if display := _display(target.get("name")):
+    if display := name_of(target):
         element.setdefault("display", display)
-
-
-def _display(name: Any) -> str:
-    """A name as people read it: a text, or the first of several of a person."""
-    if isinstance(name, list):
-        name = name[0] if name else None
-    if isinstance(name, dict):
-        parts = (*name.get("prefix", ()), *name.get("given", ()), name.get("family"))
-        return str(name.get("text") or " ".join(each for each in parts if each))
-    return name if isinstance(name, str) else ""

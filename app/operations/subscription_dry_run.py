@@ -5,6 +5,7 @@ http://carerelay.example/OperationDefinition/Subscription-dry-run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from app.context import Context
@@ -19,6 +20,7 @@ from app.resources.subscription import check_rights
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
+from app.subscriptions.topics.topics import Coding
 
 _DEFAULT_COUNT, _MOST = 100, 1000
 
@@ -45,7 +47,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         event = await explanation.event_of(context.store, version)
         matches, fired = await explanation.matches(registry, event, read)
         if matches:
-            events.append(_event(version, fired.coding if fired else None))
+            events.append(_event(version, fired or ()))
     body = {
         "resourceType": "Parameters",
         "parameter": [
@@ -66,12 +68,11 @@ async def _last(context: Context, read: Registration, count: int) -> list[Resour
     return sorted(found, key=lambda stored: stored.at, reverse=True)[:count]
 
 
-def _event(version: ResourceVersion, coding: Any) -> dict[str, Any]:
+def _event(version: ResourceVersion, codings: Sequence[Coding]) -> dict[str, Any]:
     reference = f"{version.reference}/_history/{version.version}"
     part: list[dict[str, Any]] = [
         {"name": "focus", "valueReference": {"reference": reference}},
         {"name": "timestamp", "valueInstant": instant(version.at)},
     ]
-    if coding is not None:
-        part.append({"name": "trigger", "valueCoding": dict(coding)})
+    part.extend({"name": "trigger", "valueCoding": dict(each)} for each in codings)
     return {"name": "event", "part": part}

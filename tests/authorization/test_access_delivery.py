@@ -13,6 +13,7 @@ from tests.builders.access_world import World, condition, encounter, security, w
 from tests.builders.practices import patient, ref
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import classic, topic_based
+from tests.builders.topic_listener import FEED
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -158,18 +159,70 @@ async def test_who_is_reassigned_or_labelled_is_no_longer_told_of(
 
 
 async def test_nothing_hidden_travels_along(world: World, receiver: Receiver) -> None:
-    """The patient's record is labelled: what refers to it may be seen, it may not."""
+    """The patient's record and a diagnosis are labelled: what refers to them may be seen, they may not."""
     name = new_id()
-    await world.write(patient(name, ref("PractitionerRole/role-n"), meta=security("R")))
+    labelled = patient(name, ref("PractitionerRole/role-n"), meta=security("R"))
+    await world.write(
+        labelled | {"name": [{"family": "Unspoken"}]},
+        condition(f"c-{name}", name, meta=security("R")),
+    )
     for content in ("id-only", "full-resource"):
         await world.subscribe("north", topic_based(endpoint=receiver.url, content=content))
     receiver.requests.clear()
-    await world.write(encounter(new_id(), name, "general"))
+    stay = encounter(
+        new_id(),
+        name,
+        "general",
+        participant=[{"individual": ref("Practitioner/dr-n")}],
+        diagnosis=[{"condition": ref(f"Condition/c-{name}")}],
+    )
+    await world.write(stay)
     assert len(receiver.events) == 2
     for notice in receiver.events:
         carried = " ".join(each.get("fullUrl", "") for each in notice.json["entry"])
         assert f"Patient/{name}" not in carried
         assert f"Patient/{name}" not in str(notice.json["entry"][0])
+        assert "Unspoken" not in str(notice.json)
+        assert "Broken heart" not in str(notice.json)
+    (whole,) = (
+        found
+        for notice in receiver.events
+        for each in notice.json["entry"]
+        if (found := each.get("resource", {})).get("resourceType") == "Encounter"
+    )
+    assert whole["participant"][0]["individual"]["display"] == "dr-n"
+    assert whole["serviceProvider"]["display"] == "Practice general"
+    assert "display" not in whole["subject"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "names"),
+    [
+        pytest.param("*", ["Familyn", "Practice general"], id="all"),
+        pytest.param("Encounter Organization", [None, "Practice general"], id="no-patients"),
+        pytest.param("Encounter Patient", ["Familyn", None], id="no-organizations"),
+    ],
+)
+async def test_a_notice_names_whom_its_owner_may_read(
+    world: World, receiver: Receiver, scopes: str, names: list[str | None]
+) -> None:
+    """US Core's feed has nothing beside the visit: its names are all that is told of others."""
+    filter_ = "Encounter?patient=Patient/pn"
+    asked = topic_based(filter_, endpoint=receiver.url, content="full-resource")
+    await world.subscribe("north", asked | {"criteria": FEED})
+    receiver.requests.clear()
+    registered = world.authority.known["north"]
+    before, registered.scopes = (
+        registered.scopes,
+        ("system/Subscription.cruds", *(f"system/{each}.cruds" for each in scopes.split())),
+    )
+    try:
+        await world.write(encounter(new_id(), "pn", "general"))
+    finally:
+        registered.scopes = before
+    (notice,) = receiver.events
+    (focus,) = (each["resource"] for each in notice.json["entry"][1:])
+    assert [focus[each].get("display") for each in ("subject", "serviceProvider")] == names
 
 
 async def test_subscriptions_are_ones_own(world: World, receiver: Receiver) -> None:

@@ -55,10 +55,13 @@ class Listener:
 
 
 def label(notice: Received) -> str:
-    """`topic:code` of a notice."""
-    parts = {part["name"]: part for part in notice.parameter("notification-event")}
-    code = parts["trigger"]["valueCoding"]["code"] if "trigger" in parts else "-"
-    return f"{notice.path.strip('/')}:{code}"
+    """`topic:code` of a notice, with all its codes."""
+    codes = [
+        part["valueCoding"]["code"]
+        for part in notice.parameter("notification-event")
+        if part["name"] == "trigger"
+    ]
+    return f"{notice.path.strip('/')}:{'+'.join(codes) or '-'}"
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ def stay(**more: Any) -> MatchContext:
 )
 async def test_classic_criteria(text: str, expected: bool) -> None:
     compiled = criteria.classic(text, SETTINGS)
-    assert await CriteriaIndex(SETTINGS, lambda _: None).holds(compiled, stay(), None) is expected
+    assert await CriteriaIndex(SETTINGS, lambda _: None).holds(compiled, stay(), ()) is expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ async def test_classic_criteria(text: str, expected: bool) -> None:
 )
 async def test_topic_filters(filters: list[str], expected: bool) -> None:
     assert (
-        await CriteriaIndex(SETTINGS, lambda _: None).holds(admission(*filters), stay(), A01)
+        await CriteriaIndex(SETTINGS, lambda _: None).holds(admission(*filters), stay(), [A01])
         is expected
     )
 
@@ -104,24 +104,24 @@ async def test_the_index_finds_exactly_those_that_match() -> None:
     filed.add("inpatient", admission("class=IMP"))
     filed.add("all", admission())
     filed.add("not-emergency", admission("class:not=EMER"))
-    assert set(await filed.index.matching(ADMISSION, stay(), A01)) == {
+    assert set(await filed.index.matching(ADMISSION, stay(), [A01])) == {
         "mine",
         "inpatient",
         "all",
         "not-emergency",
     }
-    assert await filed.index.matching("Encounter", stay(), None) == []
+    assert await filed.index.matching("Encounter", stay(), ()) == []
 
 
 async def test_an_entry_can_be_replaced_and_removed() -> None:
     filed = Filed()
     filed.add("s", admission("patient=p1"))
     filed.add("s", admission("patient=p2"))
-    assert not await filed.index.matching(ADMISSION, stay(), A01)
-    assert await filed.index.matching(ADMISSION, stay(patient="p2"), A01) == ["s"]
+    assert not await filed.index.matching(ADMISSION, stay(), [A01])
+    assert await filed.index.matching(ADMISSION, stay(patient="p2"), [A01]) == ["s"]
     filed.remove("s")
     assert filed.index.subscriptions(ADMISSION) == set()
-    assert not await filed.index.matching(ADMISSION, stay(patient="p2"), A01)
+    assert not await filed.index.matching(ADMISSION, stay(patient="p2"), [A01])
 
 
 async def test_an_event_touches_only_those_that_can_match() -> None:

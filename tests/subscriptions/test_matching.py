@@ -120,7 +120,7 @@ async def test_criteria_through_other_resources(filled: Store, text: str, expect
     index.add("s", compiled)
     for subject in ("Patient/p1", f"{BASE}/Patient/p1"):
         facts = stay(filled, subject={"reference": subject})
-        assert await index.matching("Encounter", facts, None) == (["s"] if expected else [])
+        assert await index.matching("Encounter", facts, ()) == (["s"] if expected else [])
 
 
 async def test_many_practices_cost_one_look_along_the_chain(filled: Store) -> None:
@@ -140,7 +140,7 @@ async def test_many_practices_cost_one_look_along_the_chain(filled: Store) -> No
     counting = CountingStore(filled)
     facts = stay(counting)
     assert await index.candidates("Encounter", facts) == {"mine"}
-    assert await index.matching("Encounter", facts, None) == ["mine"]
+    assert await index.matching("Encounter", facts, ()) == ["mine"]
     assert counting.asked == 1
     for name in list(known):
         index.remove(name, known.pop(name))
@@ -174,9 +174,9 @@ def test_the_terms_that_a_parameter_demands(text: str, expected: tuple[str, ...]
 async def test_a_chain_is_followed_as_things_are_at_that_moment(filled: Store) -> None:
     compiled = criteria_.classic("Encounter?patient.general-practitioner=practice", SETTINGS)
     index = CriteriaIndex(SETTINGS, {"s": compiled}.get)
-    assert await index.holds(compiled, stay(filled), None)
+    assert await index.holds(compiled, stay(filled), ())
     previous = await filled.read("Patient", "p1")
     assert previous is not None
     moved = {**PATIENT, "generalPractitioner": [{"reference": "Organization/other"}]}
     await filled.commit([Change("update", "Patient", "p1", moved, previous)])
-    assert not await index.holds(compiled, stay(filled), None)
+    assert not await index.holds(compiled, stay(filled), ())

@@ -32,7 +32,7 @@ def head(content: Content = "id-only", status: str = "active", number: int = 2) 
 
 
 def focus(version: int = 1, method: Any = "create", resource: Any = None) -> Focus:
-    return Focus("Encounter", "e1", version, method, AT, TRIGGER, resource)
+    return Focus("Encounter", "e1", version, method, AT, [TRIGGER], resource)
 
 
 def notified(content: Content, **more: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ TRICKY = {"system": "urn:100%", "code": "%(id)s %s %", "display": f'"{FIRST}" s1
         pytest.param(HEAD, FOCUS, {"Patient/p1": None}, id="id-only"),
         pytest.param(replace(HEAD, content="empty"), FOCUS, {}, id="empty"),
         pytest.param(HEAD, replace(FOCUS, method="delete", version=3), {}, id="deleted"),
-        pytest.param(HEAD, replace(FOCUS, trigger=TRICKY), {}, id="text that looks like a gap"),
+        pytest.param(HEAD, replace(FOCUS, triggers=[TRICKY]), {}, id="text that looks like a gap"),
         pytest.param(
             replace(HEAD, base_url="https://h/%7Ea/1"), FOCUS, {}, id="percent in the base"
         ),

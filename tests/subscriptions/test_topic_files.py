@@ -13,7 +13,11 @@ from app.settings import Settings
 from app.subscriptions.matching import criteria
 from app.subscriptions.matching.criteria_index import CriteriaIndex
 from app.subscriptions.topics import topic_store, topics
-from app.subscriptions.topics.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
+from app.subscriptions.topics.topic_elements import (
+    BESIDE_EXTENSION,
+    FUNCTION_EXTENSION,
+    TRIGGER_EXTENSION,
+)
 from app.subscriptions.topics.topic_reader import compile_topic
 from app.subscriptions.topics.topic_shapes import SEARCH_EXTENSION
 from tests.builders.match_context import Pair, facts, found
@@ -22,6 +26,7 @@ from tests.builders.subscriptions import encounter
 SETTINGS = Settings()
 URL = "http://hub.example/SubscriptionTopic/stays"
 A03 = {"system": "http://terminology.hl7.org/CodeSystem/v2-0003", "code": "A03"}
+BESIDE = {"url": BESIDE_EXTENSION, "valueBoolean": True}
 PLAN: dict[str, Any] = {"resourceType": "CarePlan", "status": "active", "intent": "plan"}
 PLAN |= {"subject": {"reference": "Patient/p1"}}
 
@@ -185,6 +190,16 @@ async def test_when_a_trigger_fires(trigger: dict[str, Any], changes: str) -> No
             id="extension",
         ),
         pytest.param(
+            topic({"extension": [BESIDE, {"url": TRIGGER_EXTENSION, "valueCoding": A03}]}),
+            ".resourceTrigger[0].extension",
+            id="beside-nothing",
+        ),
+        pytest.param(
+            topic({}, {"extension": [BESIDE]}),
+            ".resourceTrigger[1].extension",
+            id="beside-without-coding",
+        ),
+        pytest.param(
             topic(canFilterBy=[{"filterParameter": "colour"}]),
             ".canFilterBy[0].filterParameter",
             id="filter",
@@ -285,7 +300,8 @@ async def test_filters_of_a_topic_on_several_types(
         assert fired is not None
         assert change.fields is not None
         version = facts(change.fields, change.type)
-        matching = await index.matching(URL, version, fired.coding)
+        codings = await compiled(FEED).codings_of(fired, change, found)
+        matching = await index.matching(URL, version, codings)
         assert matching == (["s"] if expected else [])
 
 

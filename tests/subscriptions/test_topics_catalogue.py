@@ -13,6 +13,7 @@ from app.fhir import codes
 from app.fhir.definitions import PROFILES
 from app.settings import Settings
 from app.subscriptions.topics import topic_store
+from tests.builders.practices import ref
 from tests.builders.subscriptions import ENDPOINT, encounter, topic_based
 from tests.builders.topic_listener import FEED, OURS, Listener, listening
 from tests.outcomes import assert_outcome
@@ -304,16 +305,56 @@ async def test_the_feed_tells_of_the_patients_data_of_the_types_that_were_asked_
     )
     steps: list[tuple[dict[str, Any] | None, str, list[str]]] = [
         (stay, "Encounter/stay", told),
-        ({**stay, "status": "in-progress"}, "Encounter/stay", told),
+        ({**stay, "status": "in-progress"}, "Encounter/stay", ["patient-data-feed:feed-event+A01"]),
         ({**stay, "status": "in-progress", **TEXT}, "Encounter/stay", []),
         (other, "Encounter/other", []),
         ({**result, "id": "lab", "category": lab}, "Observation/lab", told),
         ({**result, "id": "vital"}, "Observation/vital", []),
         ({**team(member("a")), "id": "t"}, "CareTeam/t", []),
-        (None, "Encounter/stay", told),
+        (None, "Encounter/stay", ["patient-data-feed:feed-event+A11"]),
     ]
     for resource, focus, expected in steps:
         assert await door.told(resource, focus) == expected, focus
+
+
+async def test_the_feed_tells_all_codes_that_apply_and_filters_by_each(door: Listener) -> None:
+    """US Core, Patient Data Feed: codes of HL7's table 0003 beside `feed-event`."""
+    for name in ("fa", "fb"):
+        await door.put({"resourceType": "Organization", "id": name, "name": name})
+    left = {"period": {"start": "2026-01-01", "end": "2026-01-03"},
+            "hospitalization": {"dischargeDisposition": {"text": "Home"}}}  # fmt: skip
+    here, there = ({"serviceProvider": ref(f"Organization/{name}")} for name in ("fa", "fb"))
+    steps: list[tuple[str, str, dict[str, Any], str]] = [
+        ("planned", "EMER", here, ""),
+        ("in-progress", "EMER", here, "+A04"),
+        ("in-progress", "IMP", here, "+A06"),
+        ("in-progress", "IMP", there, "+A02"),
+        ("in-progress", "IMP", {**there, **left}, "+A03"),
+        ("finished", "IMP", {**there, **left}, ""),
+        ("in-progress", "IMP", there, "+A13"),
+        ("in-progress", "EMER", there, "+A07"),
+        ("entered-in-error", "EMER", there, "+A11"),
+    ]
+    asked = "Encounter?patient=Patient/p8"
+    await door.listen("patient-data-feed", asked)
+    await door.listen("patient-data-feed", f"{asked}&trigger=A03,A13")
+    for status, class_, more, codes_ in steps:
+        stay = {**encounter(status, class_, "p8", **more), "id": "e8"}
+        expected = [f"patient-data-feed:feed-event{codes_}"]
+        times = 2 if codes_ in ("+A03", "+A13") else 1
+        assert await door.told(stay, "Encounter/e8") == expected * times, (status, class_)
+    draft = {**topic_based(f"{asked}&trigger=A03", endpoint=ENDPOINT), "criteria": FEED}
+    body = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "subscription", "resource": draft}],
+    }
+    answer = await door.client.post("Subscription/$dry-run", json=body)
+    (event,) = [each["part"] for each in answer.json()["parameter"] if each["name"] == "event"]
+    told = [part["valueCoding"]["code"] for part in event if part["name"] == "trigger"]
+    assert told == ["feed-event", "A03"]
+    wrong = {**topic_based("Encounter?patient=p8&trigger=A99", endpoint=ENDPOINT), "criteria": FEED}
+    refused = await door.client.post("Subscription", json=wrong)
+    assert_outcome(refused, 422, "code-invalid")
 
 
 async def test_the_feed_without_types_is_of_all(door: Listener) -> None:

@@ -222,7 +222,7 @@ def _subscription(terms: ContractTerms, topic: Topic, topics: Sequence[Topic]) -
         channel["header"] = list(terms.channel.headers)
     return {
         "resourceType": "Subscription",
-        "id": stable_id("contract-subscription", terms.id, topic.url),
+        "id": stable_id("contract-subscription", terms.id, topic.canonical),
         "meta": {
             "tag": [
                 {"system": SUBSCRIPTION_ORIGIN, "code": "contract"},
@@ -235,7 +235,7 @@ def _subscription(terms: ContractTerms, topic: Topic, topics: Sequence[Topic]) -
         ],
         "status": "requested",
         "reason": f"Kept by the server for Contract/{terms.id}",
-        "criteria": topic.url,
+        "criteria": topic.canonical,
         "_criteria": {
             "extension": [{"url": FILTER_CRITERIA, "valueString": each} for each in filters]
         },

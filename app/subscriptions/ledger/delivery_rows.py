@@ -115,9 +115,13 @@ def subject(event: Event) -> str:
 
 
 def _row(pair: Pair, number: int, now: datetime) -> Document:
-    registration, trigger = pair.match.registration, pair.match.trigger
+    registration, triggers = pair.match.registration, pair.match.triggers
     topic = registration.topic.url if registration.topic else None
-    return row_of(pair.event, registration.id, number, pair.lane, (topic, trigger), now)
+    fired = (topic, triggers[0] if triggers else None)
+    document = row_of(pair.event, registration.id, number, pair.lane, fired, now)
+    if beside := triggers[1:]:
+        document["triggers_beside"] = [dict(each) for each in beside]
+    return document
 
 
 def row_of(

@@ -1,6 +1,7 @@
 """Deliveries: one row for each event and Subscription, with every attempt that was made.
 
     deliveries {_id: notice id, subscription, event, number, lane, sequence?, turn?, topic, trigger,
+                triggers_beside?: [...],
                 focus: {type, id, version, method, at}, created_at,
                 state, open?, owner, attempt, next_at, first_at, attempts: [...]}
 
@@ -85,6 +86,8 @@ class Delivery(NamedTuple):
     rejected_at: datetime | None = None
     # Its number in a sequence that several Subscriptions share.
     turn: int | None = None
+    # The codings that apply beside `trigger`.
+    triggers_beside: tuple[Mapping[str, str], ...] = ()
 
     @classmethod
     def from_document(cls, document: Document) -> Delivery:
@@ -106,12 +109,18 @@ class Delivery(NamedTuple):
             tuple(document.get("context", ())),
             document.get("rejected_at"),
             document.get("turn"),
+            tuple(document.get("triggers_beside", ())),
         )
 
     @property
     def order(self) -> int:
         """What the rows of its lane are sent in the order of."""
         return self.number if self.turn is None else self.turn
+
+    @property
+    def triggers(self) -> tuple[Mapping[str, str], ...]:
+        """The codings that the notice carries."""
+        return (() if self.trigger is None else (self.trigger,)) + self.triggers_beside
 
     @property
     def is_waiting(self) -> bool:

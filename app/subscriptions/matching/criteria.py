@@ -88,7 +88,7 @@ def topic_based(topic: Topic, filters: Sequence[str], settings: Settings) -> Cri
     Raises FhirError for a filter key or modifier that the topic does not define, and for values that cannot be read.
     """
     by_type: dict[str | None, list[Parameter]] = {}
-    for text in filters:
+    for text in (*filters, *topic.implied):
         resource_type, parameters = _read_filter(topic, text)
         by_type.setdefault(resource_type, []).extend(parameters)
     general = by_type.pop(None, [])
@@ -172,10 +172,12 @@ def path_of(term: str) -> str:
     return term[: term.rindex(STEP, 0, term.find("=")) + 1] if term.startswith(STEP) else ""
 
 
-def has_token(tokens: Sequence[TriggerToken], coding: Coding | None) -> bool:
-    """Whether the coding is one of these tokens."""
-    return coding is not None and any(
-        code == coding["code"] and system in (None, coding.get("system")) for system, code in tokens
+def has_token(tokens: Sequence[TriggerToken], codings: Sequence[Coding]) -> bool:
+    """Whether one of the codings is one of these tokens."""
+    return any(
+        code == coding["code"] and system in (None, coding.get("system"))
+        for coding in codings
+        for system, code in tokens
     )
 
 
@@ -305,7 +307,7 @@ def _trigger_tokens(topic: Topic, resource_type: str, value: str) -> tuple[Trigg
     for item in value.split(","):
         system, bar, code = item.rpartition("|")
         token = (system if bar else None, code)
-        if not any(has_token([token], coding) for coding in topic.codings(resource_type)):
+        if not has_token([token], topic.codings(resource_type)):
             raise Unprocessable("The topic has no such trigger", code="code-invalid")
         tokens.append(token)
     return tuple(sorted(tokens, key=str))

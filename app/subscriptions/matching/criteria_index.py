@@ -197,10 +197,10 @@ class CriteriaIndex:
         self,
         scope: str,
         context: MatchContext,
-        trigger: Coding | None,
+        triggers: Sequence[Coding],
         asked: Round | None = None,
     ) -> list[str]:
-        """The Subscriptions of a scope whose criteria hold for a version, and for the coding of the fired trigger.
+        """The Subscriptions of a scope whose criteria hold for a version, and for the codings of what was fired.
 
         Each is judged by itself: one that fails is noted in `asked`. Without `asked` it raises.
         """
@@ -212,7 +212,7 @@ class CriteriaIndex:
             if criteria is None or (asked is not None and asked.knows_fault(subscription)):
                 continue
             try:
-                if await self.holds(criteria, context, trigger):
+                if await self.holds(criteria, context, triggers):
                     found.append(subscription)
             except Exception as error:
                 if asked is None:
@@ -221,20 +221,20 @@ class CriteriaIndex:
         return found
 
     async def holds(
-        self, criteria: Criteria, context: MatchContext, trigger: Coding | None
+        self, criteria: Criteria, context: MatchContext, triggers: Sequence[Coding]
     ) -> bool:
         """Whether one of the clauses holds."""
         for clause in criteria.clauses:
-            if await self._clause_holds(clause, context, trigger):
+            if await self._clause_holds(clause, context, triggers):
                 return True
         return False
 
     async def _clause_holds(
-        self, clause: Clause, context: MatchContext, trigger: Coding | None
+        self, clause: Clause, context: MatchContext, triggers: Sequence[Coding]
     ) -> bool:
         if clause.resource_type not in ("", context.resource_type):
             return False
-        if any(not has_token(tokens, trigger) for tokens in clause.triggers):
+        if any(not has_token(tokens, triggers) for tokens in clause.triggers):
             return False
         for alternatives in clause.terms:
             if alternatives[0].startswith(STEP):

@@ -17,10 +17,10 @@ from app.subscriptions.topics.topics import Coding
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionMatch:
-    """A Subscription that an event concerns, and the coding of the trigger that fired."""
+    """A Subscription that an event concerns, and the codings of the trigger that fired and of those beside it."""
 
     registration: Registration
-    trigger: Coding | None
+    triggers: Sequence[Coding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,13 @@ class EventMatcher:
         found: list[SubscriptionMatch] = []
         if event.topic is not None:
             if event.topic not in waiting:
-                await self._collect(event.topic, context, event.trigger, asked, found)
+                raised = [] if event.trigger is None else [event.trigger]
+                await self._collect(event.topic, context, raised, asked, found)
             return Matched(found, await self._failures(asked))
         await self._ask_topics(event, context, asked, found)
         self._registry.surroundings.note(event, self._topics_of(found))
         if event.fields is not None:
-            await self._collect(event.type, context, None, asked, found)
+            await self._collect(event.type, context, (), asked, found)
         return Matched(found, await self._failures(asked))
 
     async def _ask_topics(
@@ -79,12 +80,15 @@ class EventMatcher:
             if scopes is not None and topic.url not in scopes:
                 continue
             try:
-                trigger = await topic.fired(event, test, self._registry.surroundings)
+                surroundings = self._registry.surroundings
+                trigger = await topic.fired(event, test, surroundings)
+                if trigger is None:
+                    continue
+                codings = await topic.codings_of(trigger, event, test, surroundings)
             except Exception as error:
                 asked.failed(topic.url, error)
                 continue
-            if trigger is not None:
-                await self._collect(topic.url, context, trigger.coding, asked, found)
+            await self._collect(topic.url, context, codings, asked, found)
 
     def _scopes_of(self, subscriptions: Collection[str]) -> set[str]:
         return {
@@ -122,11 +126,11 @@ class EventMatcher:
         self,
         scope: str,
         context: MatchContext,
-        coding: Coding | None,
+        codings: Sequence[Coding],
         asked: Round,
         found: list[SubscriptionMatch],
     ) -> None:
-        for subscription in await self._index.matching(scope, context, coding, asked):
+        for subscription in await self._index.matching(scope, context, codings, asked):
             known = self._registry.get(subscription)
             if known is not None and not self._registry.is_over(known):
-                found.append(SubscriptionMatch(known, coding))
+                found.append(SubscriptionMatch(known, codings))

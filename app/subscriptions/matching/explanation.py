@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bson import ObjectId
 
@@ -18,7 +18,7 @@ from app.subscriptions.matching.criteria import Criteria
 from app.subscriptions.matching.match_context import MatchContext
 from app.subscriptions.matching.registration import FILTER_CRITERIA, Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
-from app.subscriptions.topics.topics import Topic, Trigger, interaction
+from app.subscriptions.topics.topics import Coding, Topic, Trigger, interaction
 
 _METHODS: dict[str, Method] = {
     "POST": "create",
@@ -39,12 +39,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`fired` is the trigger whose coding the notice carries; `matches` is the verdict."""
+    """`fired` are the codings that the notice carries, None where no topic fires; `matches` is the verdict."""
 
     matches: bool
     triggers: Sequence[Judged]
     filters: Sequence[Judged]
-    fired: Trigger | None = None
+    fired: Sequence[Coding] | None = None
 
 
 async def event_of(store: Reader, stored: ResourceVersion) -> Event:
@@ -68,20 +68,21 @@ async def event_of(store: Reader, stored: ResourceVersion) -> Event:
 
 async def matches(
     registry: SubscriptionRegistry, event: Event, found: Registration
-) -> tuple[bool, Trigger | None]:
-    """Whether an event concerns a Subscription, stored or not; the trigger that fired where there is a topic."""
+) -> tuple[bool, Sequence[Coding] | None]:
+    """Whether an event concerns a Subscription, stored or not; the codings of what its topic fires, if it does."""
     context = registry.facts_of(event)
     if context is None:
         return False, None
-    fired = None
-    if found.topic is not None:
-        fired = await found.topic.fired(event, registry.asking(context), registry.surroundings)
-        if fired is None:
+    fired: Sequence[Coding] | None = None
+    if (topic := found.topic) is not None:
+        test, surroundings = registry.asking(context), registry.surroundings
+        trigger = await topic.fired(event, test, surroundings)
+        if trigger is None:
             return False, None
+        fired = await topic.codings_of(trigger, event, test, surroundings)
     elif event.fields is None or event.type != found.criteria.scope:
         return False, None
-    coding = fired.coding if fired else None
-    return await registry.index.holds(found.criteria, context, coding), fired
+    return await registry.index.holds(found.criteria, context, fired or ()), fired
 
 
 async def explain(
@@ -103,7 +104,7 @@ async def explain(
     ]
     filters = []
     for text, criteria in _parts(subscription, read.topic, settings):
-        holds = await registry.index.holds(criteria, context, fired.coding if fired else None)
+        holds = await registry.index.holds(criteria, context, fired or ())
         types = {clause.resource_type for clause in criteria.clauses}
         other = not types & {"", event.type}
         filters.append(Judged(text, holds, "about another resource type" if other else ""))
@@ -133,7 +134,8 @@ def _parts(
         for part in query.split("&") if query else ():
             yield part, criteria_.classic(f"{name}?{part}", settings)
         return
-    for extension in subscription.get("_criteria", {}).get("extension", ()):
-        if extension["url"] == FILTER_CRITERIA:
-            text = extension["valueString"]
-            yield text, criteria_.topic_based(topic, [text], settings)
+    extensions = subscription.get("_criteria", {}).get("extension", ())
+    own = [each["valueString"] for each in extensions if each["url"] == FILTER_CRITERIA]
+    plain = replace(topic, alias=None)
+    for text in (*own, *topic.implied):
+        yield text, criteria_.topic_based(plain, [text], settings)

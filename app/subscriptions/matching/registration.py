@@ -54,11 +54,11 @@ def read(resource: Resource, catalogue: Catalogue, settings: Settings) -> Regist
         issues.refuse(path, "Unknown modifier extension")
     text = str(resource.get("criteria", ""))
     topic = catalogue.find(text)
-    topical = topic is not None or text.startswith(_CANONICAL)
+    named = text if text.startswith(_CANONICAL) else None
+    if topic is not None:
+        named = topic.url
     criteria = _read_criteria(resource, topic, settings, issues)
-    channel = channel_terms.read(
-        resource.get("channel", {}), settings, issues, topic=text if topical else None
-    )
+    channel = channel_terms.read(resource.get("channel", {}), settings, issues, topic=named)
     end = issues.attempt("end", lambda: _read_instant(resource.get("end")))
     if issues:
         raise Unprocessable(issues=issues)

@@ -102,7 +102,7 @@ _FORMAT = 3
 
 
 class Watch(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """`topic` is the URL of a topic-based Subscription's topic."""
+    """`topic` is the canonical that a topic-based Subscription names."""
 
     by: str
     topic: str | None
@@ -122,7 +122,7 @@ def encode(registration: Registration, settings: Settings) -> str:
     topic = registration.topic
     watch = Watch(
         rules(topic, settings),
-        topic.url if topic else None,
+        topic.canonical if topic else None,
         registration.end,
         registration.criteria,
         registration.channel,
@@ -142,7 +142,7 @@ def decode(text: str) -> Watch | None:
 
 def is_current(watch: Watch, catalogue: Catalogue, settings: Settings) -> bool:
     """Whether the rules are the same as when it was written."""
-    topic = catalogue.by_url.get(watch.topic) if watch.topic is not None else None
+    topic = catalogue.find(watch.topic) if watch.topic is not None else None
     if watch.topic is not None and topic is None:
         return False
     return watch.by == rules(topic, settings)
@@ -152,7 +152,7 @@ def registration(
     key: tuple[str, int, Status], watch: Watch, catalogue: Catalogue
 ) -> Registration | None:
     """The registration of an id, version and status; None where its topic is gone."""
-    topic = catalogue.by_url.get(watch.topic) if watch.topic is not None else None
+    topic = catalogue.find(watch.topic) if watch.topic is not None else None
     if watch.topic is not None and topic is None:
         return None
     kept = (watch.kept_for, watch.kept_at)

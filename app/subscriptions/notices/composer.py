@@ -169,14 +169,14 @@ class Composer:
         envelope: Envelope,
     ) -> Template:
         """The template that the notice shares with other Subscriptions' for the same event and content level."""
-        focus, topic, trigger = delivery.focus, registration.topic, delivery.trigger
+        focus, topic = delivery.focus, registration.topic
         key = (
             focus["type"],
             focus["id"],
             focus["version"],
             delivery.created_at,
-            topic and topic.url,
-            trigger and tuple(trigger.items()),
+            topic and topic.canonical,
+            tuple(tuple(each.items()) for each in delivery.triggers),
             registration.status,
             registration.channel.content,
             envelope.base_url,
@@ -225,7 +225,7 @@ def _head(
         id=notice_id,
         base_url=envelope.base_url,
         subscription=registration.id,
-        topic=registration.topic.url if registration.topic else None,
+        topic=registration.topic.canonical if registration.topic else None,
         status=registration.status,
         content=registration.channel.content or "empty",
         number=number,

@@ -9,10 +9,9 @@ attempt sends the same message for as long as the resources besides the focus st
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from app.authorization.subject_store import Subject, SubjectStore, patients_named
 from app.consent.redisclosure import with_redisclosure_notice
@@ -30,6 +29,7 @@ from app.subscriptions.notices.davinci_stay import (
     uri_of,
 )
 from app.subscriptions.notices.event_reader import WithheldError
+from app.subscriptions.notices.named_references import references_at
 from app.subscriptions.notices.required_names import key_of
 from app.subscriptions.sending.release_limits import Limit, judge_along
 
@@ -138,7 +138,8 @@ class Messages:
         """
         permitted_by = list(alert.limit.judgement.permitted_by) if alert.limit else []
         at_hand, hidden = {alert.key: alert.focus}, set[str]()
-        diagnoses = (key_of(each, alert.base_url) for each in _at(alert.focus, _DIAGNOSES))
+        named = references_at(alert.focus, _DIAGNOSES)
+        diagnoses = (key_of(each, alert.base_url) for each in named)
         wanted = [*_links(alert.focus, alert.base_url), *filter(None, diagnoses), *alert.context]
         fresh = dict(beside)
         for _ in range(_STEPS):
@@ -180,19 +181,9 @@ def _is_valid(resource: Resource) -> bool:
 def _links(resource: Resource, base_url: str) -> list[str]:
     """The relative references that are followed from a resource."""
     paths = _FOLLOWED.get(resource["resourceType"], ())
-    keys = (key_of(each, base_url) for path in paths for each in _at(resource, path.split(".")))
+    found = (each for path in paths for each in references_at(resource, path.split(".")))
+    keys = (key_of(each, base_url) for each in found)
     return [key for key in keys if key.count("/") == 1]
-
-
-def _at(value: Any, path: Sequence[str]) -> Iterator[Resource]:
-    if isinstance(value, list):
-        for each in value:
-            yield from _at(each, path)
-    elif isinstance(value, dict):
-        if not path:
-            yield value
-        elif path[0] in value:
-            yield from _at(value[path[0]], path[1:])
 
 
 def _shaped(key: str, resource: Resource, base_url: str, stay: Stay) -> Resource:

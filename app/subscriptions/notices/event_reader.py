@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -15,7 +16,7 @@ from cachetools import FIFOCache
 
 from app.authorization.relations import patients_of
 from app.authorization.subject_store import Subject, SubjectStore, is_everybodys, patients_named
-from app.consent.judgement import FULL
+from app.consent.judgement import FULL, Judgement
 from app.fhir.json import Resource
 from app.records.reader import Reader, ResourceStore
 from app.records.versions import ResourceVersion
@@ -27,6 +28,7 @@ from app.search.parameter import SearchLimits, SearchScope
 from app.store.events import Event
 from app.subscriptions.ledger.ledger import Delivery
 from app.subscriptions.matching.channel_terms import CONTENTS, Content
+from app.subscriptions.notices.named_references import ReadTold, names_for, with_names
 from app.subscriptions.notices.notification import Focus, Told
 from app.subscriptions.sending.release_limits import Limit, judge_along
 from app.subscriptions.topics.topics import Shape, Topic
@@ -70,24 +72,31 @@ class EventReader:
     ) -> Told:
         """A row's event. `event` spares reading the version. Raises VersionGoneError where it is no longer stored.
 
-        Where `limit` or the labels of the context forbid full resources, the event has references only.
+        Where `limit` or the labels of the context forbid full resources, the event has references only. Full resources
+        have the names of those they refer to, as far as the recipient may know them.
         """
         content = _allowed(content, limit)
-        pinned = delivery.focus
-        resource: Resource | None = None
+        version: _Pinned | None = None
         context: list[str] = []
-        if content != "empty" and pinned["method"] != "delete":
+        if content != "empty" and delivery.focus["method"] != "delete":
             version = await self._version(delivery, event)
-            resource = version.resource
             if topic is not None:
                 context = await self._context(version, topic, delivery)
                 if limit is not None and limit.hidden:
                     context = [each for each in context if each not in limit.hidden]
+        if version is not None and content == "full-resource":
+            return await self._whole(delivery, version, context, limit)
+        # A reference to content of 42 CFR Part 2 tells of it as well.
+        needed = () if limit is None or content == "empty" else limit.judgement.permitted_by
+        return Told(
+            delivery.number, _focus(delivery, None), dict.fromkeys(context), content, needed
+        )
+
+    async def _whole(
+        self, delivery: Delivery, version: _Pinned, context: list[str], limit: Limit | None
+    ) -> Told:
+        """The event with its resources, or with references where one of them may not be sent."""
         included: dict[str, Resource | None] = dict.fromkeys(context)
-        if content != "full-resource":
-            # A reference to content of 42 CFR Part 2 tells of it as well.
-            needed = () if limit is None or content == "empty" else limit.judgement.permitted_by
-            return Told(delivery.number, _focus(delivery, None), included, content, needed)
         judgements = [FULL if limit is None else limit.judgement]
         raised = frozenset(delivery.context)
         for reference, stored in zip(context, await self._read_all(context), strict=True):
@@ -102,8 +111,41 @@ class EventReader:
         if any(each.verdict != "full" for each in judgements):
             references: dict[str, Resource | None] = dict.fromkeys(included)
             return Told(delivery.number, _focus(delivery, None), references, "id-only")
+        carried = [version.resource, *(each for each in included.values() if each is not None)]
+        read = self._reading_names(version, limit, judgements)
+        names = await names_for(carried, read, self._base_url)
+        focus = _focus(delivery, with_names(version.resource, names, self._base_url))
+        beside = {
+            reference: each and with_names(each, names, self._base_url)
+            for reference, each in included.items()
+        }
         consents = [consent for each in judgements for consent in each.permitted_by]
-        return Told(delivery.number, _focus(delivery, resource), included, content, consents)
+        return Told(delivery.number, focus, beside, "full-resource", consents)
+
+    def _reading_names(
+        self, version: _Pinned, limit: Limit | None, judgements: list[Judgement]
+    ) -> ReadTold:
+        """Reads, for their names, what the recipient may be told of the focus's patients, and the directory.
+
+        The judgements on what it gives are added to `judgements`.
+        """
+        view = limit.view if limit is not None and limit.view is not None else self._store
+        store = SubjectStore(view, Subject(version.patients), self._base_url)
+
+        async def read(references: Sequence[str]) -> Mapping[str, Resource]:
+            pairs = [(kind, id_) for kind, _, id_ in (each.partition("/") for each in references)]
+            found: dict[str, Resource] = {}
+            for reference, stored in (await store.read_many(pairs)).items():
+                if stored.deleted:
+                    continue
+                resource = stored.resource()
+                judgement = judge_along(limit, stored, resource)
+                if judgement.verdict == "full":
+                    judgements.append(judgement)
+                    found[reference] = resource
+            return found
+
+        return read
 
     async def told_if_stored(
         self,
@@ -189,7 +231,7 @@ def _focus(delivery: Delivery, resource: Resource | None, *, gone: bool = False)
         pinned["version"],
         pinned["method"],
         pinned["at"],
-        delivery.trigger,
+        delivery.triggers,
         resource,
         gone,
     )

@@ -58,7 +58,7 @@ class Focus:
     version: int
     method: Literal["create", "update", "patch", "delete"]
     at: datetime
-    trigger: Coding | None = None
+    triggers: Sequence[Coding] = ()
     resource: Resource | None = None
     gone: bool = False
 
@@ -139,8 +139,7 @@ def _event(head: Head, event: Told) -> list[dict[str, Any]]:
         {"name": "additional-context", "valueReference": {"reference": _url(head, reference)}}
         for reference in event.context
     )
-    if focus.trigger is not None:
-        part.append({"name": "trigger", "valueCoding": dict(focus.trigger)})
+    part.extend({"name": "trigger", "valueCoding": dict(each)} for each in focus.triggers)
     return part
 
 

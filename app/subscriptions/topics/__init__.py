@@ -8,6 +8,7 @@ topics                 are compiled topics: triggers, filters, the catalogue
 compiled_conditions    are conditions that are asked again and again
 trigger_functions      are what queryCriteria cannot say
 trigger_context        looks up what these need: earlier notices, the facility of a stay
+topic_aliases          gives topics further canonicals
 topic_basic            shows a topic as a Basic resource
 
 docs/topics.md

@@ -13,6 +13,7 @@ from app.fhir.json import Resource
 EXTENSIONS = "http://carerelay.example/StructureDefinition/"
 TRIGGER_EXTENSION = EXTENSIONS + "topic-trigger"
 FUNCTION_EXTENSION = EXTENSIONS + "topic-trigger-function"
+BESIDE_EXTENSION = EXTENSIONS + "topic-trigger-beside"
 REPEATED = frozenset({FUNCTION_EXTENSION})
 _CORE = "http://hl7.org/fhir/StructureDefinition/"
 # Elements that are evaluated, or that have no effect on what fires.

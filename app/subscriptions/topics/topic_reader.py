@@ -4,13 +4,14 @@ https://hl7.org/fhir/R5/subscriptiontopic.html. Extensions of our own:
 
     resourceTrigger   topic-trigger (valueCoding): the coding of the notice's `trigger` part
                       topic-trigger-function (valueCode), any number: a function of trigger_functions.py that must hold
+                      topic-trigger-beside (valueBoolean): it adds its coding where another trigger fires
     canFilterBy       topic-filter-search (valueString): the search parameter behind the filter, which may be a chain
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app.errors import FhirError, Unprocessable
@@ -20,7 +21,11 @@ from app.search import query
 from app.settings import Settings
 from app.subscriptions.topics import trigger_functions
 from app.subscriptions.topics.compiled_conditions import CompiledConditions
-from app.subscriptions.topics.topic_elements import FUNCTION_EXTENSION, TRIGGER_EXTENSION
+from app.subscriptions.topics.topic_elements import (
+    BESIDE_EXTENSION,
+    FUNCTION_EXTENSION,
+    TRIGGER_EXTENSION,
+)
 from app.subscriptions.topics.topic_shapes import FiltersAndShapes
 from app.subscriptions.topics.topics import Test, Topic, Trigger, query_parameters
 from app.subscriptions.topics.trigger_functions import INQUIRIES, RAISED, TESTS
@@ -62,6 +67,7 @@ class _Reader(FiltersAndShapes):
         if not triggers:
             self.refuse(".resourceTrigger", "A topic needs a resourceTrigger", "required")
         types = list(dict.fromkeys(trigger.resource_type for trigger in triggers))
+        self._check_beside(triggers)
         return Topic(
             url=url,
             version=str(resource.get("version", "")),
@@ -75,7 +81,13 @@ class _Reader(FiltersAndShapes):
     def _trigger(self, entry: Mapping[str, Any], path: str) -> Trigger:
         resource_type = self.type_of(entry, path)
         own = self.extensions(
-            entry, path, {TRIGGER_EXTENSION: "valueCoding", FUNCTION_EXTENSION: "valueCode"}
+            entry,
+            path,
+            {
+                TRIGGER_EXTENSION: "valueCoding",
+                FUNCTION_EXTENSION: "valueCode",
+                BESIDE_EXTENSION: "valueBoolean",
+            },
         )
         interactions = entry.get("supportedInteraction", ["create", "update"])
         if not interactions or not set(interactions) <= set(_INTERACTIONS):
@@ -103,8 +115,20 @@ class _Reader(FiltersAndShapes):
             inquiries=tuple(INQUIRIES[name] for name in functions if name in INQUIRIES),
             raised=RAISED in functions,
             coding=own.get(TRIGGER_EXTENSION),
+            is_beside=own.get(BESIDE_EXTENSION) is True,
             description=str(entry.get("description", "")),
         )
+
+    def _check_beside(self, triggers: Sequence[Trigger]) -> None:
+        """Refuse a trigger that stands beside others where there are none, or that has nothing to add."""
+        firing = {trigger.resource_type for trigger in triggers if not trigger.is_beside}
+        for index, trigger in enumerate(triggers):
+            if trigger.is_beside and (trigger.resource_type not in firing or not trigger.coding):
+                self.refuse(
+                    f".resourceTrigger[{index}].extension",
+                    "Beside another trigger of its type, a trigger adds its coding",
+                    "required",
+                )
 
     def _check_results(
         self, criteria: Mapping[str, Any], interactions: Iterable[str], path: str

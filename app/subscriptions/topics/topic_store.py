@@ -21,6 +21,7 @@ from app.fhir.definitions import PROFILES
 from app.fhir.json import Resource
 from app.runtime.mongo import Document, Mongo
 from app.settings import Settings
+from app.subscriptions.topics.topic_aliases import aliases
 from app.subscriptions.topics.topic_reader import compile_topic
 from app.subscriptions.topics.topics import Catalogue, Topic
 
@@ -58,7 +59,7 @@ class TopicStore:
             if topic is not None and topic.url not in taken:
                 topics.append(topic)
                 taken.add(topic.url)
-        return Catalogue(topics)
+        return Catalogue(topics, aliases(self._settings))
 
     def is_retired(self, canonical: str) -> bool:
         """Whether an operator has put this topic out of use."""
@@ -180,4 +181,4 @@ def load(settings: Settings, directory: Path = PROFILES / "topics") -> Catalogue
                 raise ValueError(f"{each / name}: {reasons}") from None
             if resource.get("status") == "active":
                 topics[topic.url] = topic
-    return Catalogue(topics.values())
+    return Catalogue(topics.values(), aliases(settings))

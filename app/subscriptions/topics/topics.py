@@ -6,7 +6,7 @@ https://hl7.org/fhir/R5/subscriptiontopic.html
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -85,7 +85,7 @@ class Trigger:
 
     Of `previous` and `current` both must match their version, or with `either` one of them. `on_create` and `on_delete`
     are their results where there is no such version. All of `tests`, and then of `inquiries`, must hold as well. One
-    that is `raised` is never fired by a change.
+    that is `raised` is never fired by a change; one that `is_beside` others fires nothing, and adds its coding.
     """
 
     resource_type: str
@@ -99,6 +99,7 @@ class Trigger:
     inquiries: tuple[Inquiry, ...] = ()
     raised: bool = False
     coding: Coding | None = None
+    is_beside: bool = False
     description: str = ""
 
     async def fires(
@@ -166,11 +167,21 @@ class Shape:
     reverse: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A further canonical of a topic, and the filters that it implies."""
+
+    url: str
+    topic: str
+    filters: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Topic:
     """A compiled SubscriptionTopic; `resource` is its R5 JSON.
 
-    `filters` maps each type to its filters by key; `digest` changes with every element of the topic.
+    `filters` maps each type to its filters by key; `digest` changes with every element of the topic. `alias` is the
+    canonical by which a Subscription names it, where that is another.
     """
 
     url: str
@@ -180,6 +191,17 @@ class Topic:
     shapes: Mapping[str, Shape]
     resource: Resource
     digest: str
+    alias: Alias | None = None
+
+    @property
+    def canonical(self) -> str:
+        """The canonical that its Subscriptions name, and are told."""
+        return self.url if self.alias is None else self.alias.url
+
+    @property
+    def implied(self) -> tuple[str, ...]:
+        """The filters that hold beside a Subscription's own."""
+        return () if self.alias is None else self.alias.filters
 
     @property
     def resource_types(self) -> tuple[str, ...]:
@@ -205,12 +227,27 @@ class Topic:
     ) -> Trigger | None:
         """The first trigger that the change fires, if any."""
         for trigger in self.triggers:
-            if await trigger.fires(change, found, around):
+            if not trigger.is_beside and await trigger.fires(change, found, around):
                 return trigger
         return None
 
+    async def codings_of(
+        self, fired: Trigger, change: ResourceChange, found: Found, around: Around | None = None
+    ) -> tuple[Coding, ...]:
+        """The codings of a change by which this trigger was fired: its own, then those that apply beside it."""
+        codings = [] if fired.coding is None else [fired.coding]
+        for trigger in self.triggers:
+            if (
+                trigger.is_beside
+                and trigger.coding is not None
+                and trigger.coding not in codings
+                and await trigger.fires(change, found, around)
+            ):
+                codings.append(trigger.coding)
+        return tuple(codings)
+
     def codings(self, resource_type: str | None = None) -> list[Coding]:
-        """Every coding that its notices, about this type, can carry in their `trigger` part."""
+        """Every coding that its notices, about this type, can carry in their `trigger` parts."""
         return [
             trigger.coding
             for trigger in self.triggers
@@ -231,8 +268,13 @@ class Topic:
 class Catalogue:
     """The topics this server knows, by canonical URL and by the type they watch."""
 
-    def __init__(self, topics: Iterable[Topic]) -> None:
+    def __init__(self, topics: Iterable[Topic], aliases: Iterable[Alias] = ()) -> None:
         self.by_url = MappingProxyType({topic.url: topic for topic in topics})
+        self._by_alias = {
+            alias.url: _under(self.by_url[alias.topic], alias)
+            for alias in aliases
+            if alias.topic in self.by_url and alias.url not in self.by_url
+        }
         by_type: dict[str, list[Topic]] = {}
         for topic in self.by_url.values():
             watched = [trigger.resource_type for trigger in topic.triggers if not trigger.raised]
@@ -241,14 +283,24 @@ class Catalogue:
         self._by_type = by_type
 
     def find(self, canonical: str) -> Topic | None:
-        """The topic of a canonical, with or without a version."""
+        """The topic of a canonical, with or without a version; of an alias, the topic under that name."""
         url, _, version = canonical.partition("|")
-        topic = self.by_url.get(url)
+        topic = self.by_url.get(url) or self._by_alias.get(url)
         return None if topic is None or version not in ("", topic.version) else topic
+
+    @property
+    def canonicals(self) -> Sequence[str]:
+        """Every canonical that a Subscription may name."""
+        return sorted((*self.by_url, *self._by_alias))
 
     def watching(self, resource_type: str) -> Sequence[Topic]:
         """The topics that a change of this type may fire."""
         return self._by_type.get(resource_type, ())
+
+
+def _under(topic: Topic, alias: Alias) -> Topic:
+    digest = " ".join((topic.digest, alias.url, *alias.filters))
+    return replace(topic, alias=alias, digest=digest)
 
 
 def references(resource_type: str, fields: Mapping[str, Any], code: str) -> list[str]:

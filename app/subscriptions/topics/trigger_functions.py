@@ -74,18 +74,33 @@ def never(change: ResourceChange) -> bool:
     return False
 
 
-async def discharged(change: ResourceChange, around: Around) -> bool:
-    """Whether the patient has left, by what this version is the first to say; once for each discharge.
+def has_left(change: ResourceChange) -> bool:
+    """Whether the patient has left, by what this version is the first to say.
 
     An end that was expected and has come meanwhile says nothing: nobody has said that the patient left.
     """
     now, before = change.resource, change.previous or {}
-    if now is None or before.get("status") == "finished" or not is_discharged(now, change.at):
+    if now is None or not is_discharged(now, change.at):
         return False
-    if now.get("status") != "finished":
-        return not is_discharged(before, change.at)
-    if not is_discharged(before, _said_at(before, change.at)):
+    is_final = now.get("status") == "finished"
+    return not is_discharged(before, _said_at(before, change.at) if is_final else change.at)
+
+
+def has_returned(change: ResourceChange) -> bool:
+    """Whether the stay goes on of which the version before said that the patient had left."""
+    now, before = change.resource, change.previous
+    if now is None or before is None or now.get("status") not in ACTIVE:
+        return False
+    return not is_discharged(now, change.at) and is_discharged(before, _said_at(before, change.at))
+
+
+async def discharged(change: ResourceChange, around: Around) -> bool:
+    """Whether the patient has left, as `has_left`, and that once for each discharge."""
+    if has_left(change):
         return True
+    now, before = change.resource or {}, change.previous or {}
+    if now.get("status") != "finished" or before.get("status") == "finished":
+        return False
     # A notice of it may have been sent when the version before came, and one of its cancellation since.
     return await _last_told(change, around) != _DISCHARGE
 
@@ -130,6 +145,8 @@ async def was_elsewhere(change: ResourceChange, around: Around) -> bool:
 TESTS: Mapping[str, Test] = {
     "about-a-request": about_a_request,
     "content-changed": content_changed,
+    "has-left": has_left,
+    "has-returned": has_returned,
     "not-ended": not_ended,
     "participant-added": participant_added,
     "participant-ended": participant_ended,
