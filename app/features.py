@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from app.automation.reactions import Reaction
 from app.automation.timers import Timer
-from app.coordination.care_plans import annual, quiet_period
+from app.coordination.care_plans import annual, copies, quiet_period
 from app.coordination.case_management import case_management, health_risk_assessments, letters
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
@@ -35,6 +35,7 @@ REACTIONS: Sequence[Reaction] = (
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,
     quiet_period.REACTION,
+    copies.REACTION,
     *case_management.REACTIONS,
     continuity.REACTION,
     health_risk_assessments.REACTION,
@@ -42,6 +43,7 @@ REACTIONS: Sequence[Reaction] = (
 TIMERS: Sequence[Timer] = (
     quiet_period.QUIET,
     annual.REVIEW,
+    copies.TIMER,
     continuity.TIMER,
     health_risk_assessments.TIMER,
     contract_deadlines.TIMER,

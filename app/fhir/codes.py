@@ -114,7 +114,7 @@ CARE_PLAN_CHANGES = {
     "team": "The care team has changed",
 }
 CARE_PLAN_REVIEW = CODE_SYSTEM + "careplan-annual-review"
-CARE_PLAN_REVIEWS = {"yearly": "A year has passed since the last notice"}
+CARE_PLAN_REVIEWS = {"yearly": "A year has passed since the last copy"}
 CARE_PLAN_SECTION = CODE_SYSTEM + "care-plan-section"
 CHANGES_SINCE = "changes"
 

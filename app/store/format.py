@@ -125,12 +125,21 @@ async def _doubt_clients_from_before_authorization(mongo: Mongo, _: Settings) ->
         await mongo.collection("clients").update_many({}, {"$set": {"unconfirmed": True}})
 
 
+async def _date_documents_of_plans(mongo: Mongo, _: Settings) -> None:
+    """What was told of a care plan has the time of its last document; only that of the last notice was kept."""
+    undated = {"shown": {"$exists": True}, "shown_at": {"$exists": False}}
+    await mongo.collection("plan_notices").update_many(
+        undated, [{"$set": {"shown_at": "$told_at"}}]
+    )
+
+
 STEPS: Sequence[Step] = (
     Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),
     Step("2: guards without identifiers", _remove_guards_in_the_clear),
     Step("2: deliveries by what they wait for", _index_waiting_deliveries),
     Step("3: headers of Endpoints sealed", _seal_headers_of_endpoints),
     Step("3: clients to be confirmed", _doubt_clients_from_before_authorization),
+    Step("3: documents of care plans with their time", _date_documents_of_plans),
 )
 
 

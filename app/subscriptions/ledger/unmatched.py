@@ -45,8 +45,6 @@ _SECOND_LOOK = timedelta(seconds=10)
 _MANY = 5
 _DUPLICATE_KEY = 11000
 
-# What a row has of an event that was raised.
-_RAISED = ("topic", "trigger", "context", "only_for")
 _RECORD: Document = {"$concat": ["$focus.type", "/", "$focus.id"]}
 
 Key = tuple[str, str]
@@ -145,7 +143,7 @@ def event_row(row: Row) -> Document:
     return {
         "_id": row["event"],
         **{name: focus[name] for name in ("type", "id", "version", "method", "at")},
-        **{name: row[name] for name in _RAISED if name in row},
+        **{name: row[name] for name in ("topic", "trigger", "context", "only_for") if name in row},
     }
 
 
