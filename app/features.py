@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 from app.automation.reactions import Reaction
 from app.automation.timers import Timer
 from app.coordination.care_plans import annual, copies, quiet_period
-from app.coordination.case_management import case_management, health_risk_assessments, letters
+from app.coordination.case_management import (
+    case_management,
+    health_risk_assessments,
+    letters,
+    letters_sent,
+)
 from app.coordination.continuity import continuity
 from app.coordination.contracts import contract_deadlines
 from app.coordination.practices import (
@@ -46,6 +51,7 @@ TIMERS: Sequence[Timer] = (
     copies.TIMER,
     continuity.TIMER,
     health_risk_assessments.TIMER,
+    letters_sent.TIMER,
     contract_deadlines.TIMER,
     publisher.TIMER,
     unmatched_review.TIMER,

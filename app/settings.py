@@ -324,7 +324,7 @@ class Settings(BaseSettings):
     )
     endpoint_topics: str = Field(
         "encounter-admission,encounter-discharge,encounter-transfer,encounter-cancelled,careplan-change,"
-        "careplan-annual-review",
+        "careplan-annual-review,letter",
         description="Topics of these Subscriptions, separated by commas: names under the topic base, or canonicals.",
     )
     topic_base: str = Field(

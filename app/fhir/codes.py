@@ -170,6 +170,7 @@ TOPIC_TRIGGERS = {
         "recorded": "A condition was recorded",
         "confirmed": "A recorded condition was confirmed",
     },
+    "letter": {"written": "A letter is ready to be sent"},
     "referral": {
         "requested": "A request was made",
         "request-status": "A request has another status",
