@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 from app.automation.reactions import Reaction
 from app.automation.timers import Timer
-from app.coordination.care_plans import annual, quiet_period
+from app.coordination.care_plans import annual, copies, quiet_period
 from app.coordination.case_management import (
     case_management,
     health_risk_assessments,
     letters,
+    letters_sent,
     opt_outs,
     referral_answers,
 )
@@ -43,6 +44,7 @@ REACTIONS: Sequence[Reaction] = (
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,
     quiet_period.REACTION,
+    copies.REACTION,
     *case_management.REACTIONS,
     opt_outs.REACTION,
     referral_answers.REACTION,
@@ -53,8 +55,10 @@ REACTIONS: Sequence[Reaction] = (
 TIMERS: Sequence[Timer] = (
     quiet_period.QUIET,
     annual.REVIEW,
+    copies.TIMER,
     continuity.TIMER,
     health_risk_assessments.TIMER,
+    letters_sent.TIMER,
     contract_deadlines.TIMER,
     publisher.TIMER,
     unmatched_review.TIMER,

@@ -33,6 +33,7 @@ from app.bulk.exports import Exports
 from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
+from app.coordination.care_plans import copies
 from app.coordination.contracts import contracts
 from app.coordination.practices import endpoint_upkeep, steering_review, unmatched_review
 from app.errors import FhirError, MethodNotAllowed, NotFound
@@ -154,6 +155,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             await publisher.start(own)
             await unmatched_review.start(own)
             await endpoint_upkeep.start(own)
+            await copies.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth
             # (docs/decisions/0016-request-path.md).
             gc.collect()

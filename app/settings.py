@@ -335,7 +335,8 @@ class Settings(BaseSettings):
         description="Say in the ledger and the review queue when no primary care practice can be told of an event.",
     )
     endpoint_topics: str = Field(
-        "encounter-admission,encounter-discharge,encounter-transfer,encounter-cancelled,careplan-change",
+        "encounter-admission,encounter-discharge,encounter-transfer,encounter-cancelled,careplan-change,"
+        "careplan-annual-review,letter",
         description="Topics of these Subscriptions, separated by commas: names under the topic base, or canonicals.",
     )
     topic_base: str = Field(

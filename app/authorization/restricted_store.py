@@ -444,6 +444,7 @@ class RestrictedStore(ResourceStore):
         at: datetime,
         trigger: Mapping[str, str] | None = None,
         context: Sequence[str] = (),
+        only_for: Sequence[str] = (),
     ) -> bool:
         raise _no_part()
 

@@ -290,9 +290,16 @@ class SubjectStore(ResourceStore):
         at: datetime,
         trigger: Mapping[str, str] | None = None,
         context: Sequence[str] = (),
+        only_for: Sequence[str] = (),
     ) -> bool:
         return await self._store.raise_event(
-            reference, topic, key=key, at=at, trigger=trigger, context=context
+            reference,
+            topic,
+            key=key,
+            at=at,
+            trigger=trigger,
+            context=context,
+            only_for=only_for,
         )
 
 

@@ -43,7 +43,13 @@ _OF_PROVIDERS = frozenset({CASE_MANAGEMENT, PCP_NOTIFICATION, PROVIDER_ACCESS})
 _OTHER_SCOPES = frozenset({"adr", "research", "treatment"})
 _CASE_MANAGEMENT_TYPES = frozenset({"CarePlan", "CareTeam", "EpisodeOfCare", "Goal"})
 _CASE_MANAGEMENT_TOPICS = frozenset(
-    {"careplan-annual-review", "careplan-change", "careteam-change", "case-management-status"}
+    {
+        "careplan-annual-review",
+        "careplan-change",
+        "careteam-change",
+        "case-management-status",
+        "letter",
+    }
 )
 
 

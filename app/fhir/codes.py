@@ -135,7 +135,7 @@ CARE_PLAN_CHANGES = {
     "team": "The care team has changed",
 }
 CARE_PLAN_REVIEW = CODE_SYSTEM + "careplan-annual-review"
-CARE_PLAN_REVIEWS = {"yearly": "A year has passed since the last notice"}
+CARE_PLAN_REVIEWS = {"yearly": "A year has passed since the last copy"}
 CARE_PLAN_SECTION = CODE_SYSTEM + "care-plan-section"
 CHANGES_SINCE = "changes"
 
@@ -202,6 +202,7 @@ TOPIC_TRIGGERS = {
         "recorded": "A condition was recorded",
         "confirmed": "A recorded condition was confirmed",
     },
+    "letter": {"written": "A letter is ready to be sent"},
     "referral": {
         "requested": "A request was made",
         "request-status": "A request has another status",

@@ -178,9 +178,11 @@ class ResourceStore(Reader, Protocol):
         at: datetime,
         trigger: Mapping[str, str] | None = None,
         context: Sequence[str] = (),
+        only_for: Sequence[str] = (),
     ) -> bool:
         """Put an event of one topic into the outbox, about a stored version (type, id, version) as it is.
 
         Who listens for the topic, and whose filters that version passes, is told of it. The same `key` twice is one
         event: then this returns False. `context` are relative references that travel along with the notices.
+        With `only_for` those alone are told who name one of these providers as a filter.
         """

@@ -423,7 +423,8 @@ class Commits:
     ) -> Document | None:
         """Put an event of one topic into the outbox that no write has made; the same key twice is one event.
 
-        `told` may have a `trigger` and a `context`. Returns its row, leased to this process; None where it is there.
+        `told` may have a `trigger`, a `context` and whom it is `only_for`. Returns its row, leased to this process;
+        None where it is there.
         """
         event = Event(
             ObjectId(), about.type, about.id, about.version, "update", at, None, None, topic=topic

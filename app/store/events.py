@@ -41,6 +41,8 @@ class Event:
     topic: str | None = None
     trigger: Mapping[str, str] | None = None
     context: tuple[str, ...] = ()
+    # Of such an event: the providers to whom alone it is told, by the Subscriptions that name them; everybody if empty.
+    only_for: tuple[str, ...] = ()
     _previous: Resource | None = field(default=None, repr=False)
     _previous_fields: Document | None = field(default=None, repr=False)
 
@@ -91,6 +93,7 @@ async def load_event(store: Reader, row: Document) -> Event:
         topic=row.get("topic"),
         trigger=row.get("trigger"),
         context=tuple(row.get("context", ())),
+        only_for=tuple(row.get("only_for", ())),
     )
     await event.read_previous()
     return event

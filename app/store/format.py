@@ -125,6 +125,14 @@ async def _doubt_clients_from_before_authorization(mongo: Mongo, _: Settings) ->
         await mongo.collection("clients").update_many({}, {"$set": {"unconfirmed": True}})
 
 
+async def _date_documents_of_plans(mongo: Mongo, _: Settings) -> None:
+    """What was told of a care plan has the time of its last document; only that of the last notice was kept."""
+    undated = {"shown": {"$exists": True}, "shown_at": {"$exists": False}}
+    await mongo.collection("plan_notices").update_many(
+        undated, [{"$set": {"shown_at": "$told_at"}}]
+    )
+
+
 async def _share_lanes(mongo: Mongo, _: Settings) -> None:
     """What a server of format 3 records beside this one stays in the lane of its Subscription until it is settled."""
     await shared_lanes.share(mongo.collection("Subscription"), mongo.collection("deliveries"))
@@ -136,6 +144,7 @@ STEPS: Sequence[Step] = (
     Step("2: deliveries by what they wait for", _index_waiting_deliveries),
     Step("3: headers of Endpoints sealed", _seal_headers_of_endpoints),
     Step("3: clients to be confirmed", _doubt_clients_from_before_authorization),
+    Step("4: documents of care plans with their time", _date_documents_of_plans),
     Step("4: lanes that Subscriptions share", _share_lanes),
 )
 

@@ -449,16 +449,20 @@ class Store(ResourceStore):
         at: datetime,
         trigger: Mapping[str, str] | None = None,
         context: Sequence[str] = (),
+        only_for: Sequence[str] = (),
     ) -> bool:
         """Put an event of one topic into the outbox, about a stored version (type, id, version) as it is.
 
         Who listens for the topic, and whose filters that version passes, is told of it. The same `key` twice is one
         event: then this returns False. `context` are relative references that travel along with the notices.
+        With `only_for` those alone are told who name one of these providers as a filter.
         """
         about = ResourceVersion(*reference, at, "")
         told: Document = {"context": list(context)}
         if trigger is not None:
             told["trigger"] = dict(trigger)
+        if only_for:
+            told["only_for"] = list(only_for)
         row = await self._commits.raise_event(about, topic, key=key, at=at, told=told)
         if row is None:
             return False

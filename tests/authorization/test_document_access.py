@@ -15,8 +15,11 @@ from app.fhir.ids import new_id
 from tests.authorization.access_cells import anonymous
 from tests.authorization.access_records import bundle, entry
 from tests.builders.access_world import CLIENTS, World, encounter, security, world as a_world
+from tests.builders.care_plans import CHANGE
 from tests.builders.consents import consent, deny
 from tests.builders.practices import patient, ref
+from tests.builders.receiver import receiving
+from tests.builders.subscriptions import topic_based
 from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
@@ -138,6 +141,30 @@ async def test_every_form_of_a_summary_is_judged_as_its_plan_is(world: World) ->
     assert narrow.status_code == 200, narrow.text
     assert "Penicillin" not in narrow.text
     assert "Nobody looked for this: who asked may not search AllergyIntolerance." in narrow.text
+
+
+async def test_the_copy_for_a_practice_that_came_is_its_own(world: World) -> None:
+    """Who is not the practice is told nothing, though it subscribes to that practice's panel."""
+    name = new_id()
+    plan = {"resourceType": "CarePlan", "id": name, "status": "active", "intent": "plan"}
+    async with receiving() as told, receiving() as stranger:
+        for who, receiver in (("south", told), ("north", stranger)):
+            panel = "general-practitioner=PractitionerRole/role-s"
+            draft = topic_based(panel, endpoint=receiver.url) | {"criteria": CHANGE}
+            await world.subscribe(who, draft)
+        await world.put("admin", patient(name, NORTH), {**plan, "subject": ref(f"Patient/{name}")})
+        await world.server.engine.drain()
+        await world.put("admin", patient(name, SOUTH))
+        await world.server.engine.drain()
+        await world.server.worker.drain()
+        assert [each.focus.rpartition("/")[2] for each in told.events] == [name]
+        assert stranger.events == []
+        await world.end_subscriptions()
+    current = f"/DocumentReference?patient={name}&status=current"
+    assert len(await world.found("north", current)) == 0
+    (index,) = (await world.get("south", current)).json()["entry"]
+    url = index["resource"]["content"][0]["attachment"]["url"]
+    assert await readers(world, "/".join(url.split("/")[-2:])) == {"south"}
 
 
 async def test_a_hospitals_paper_goes_with_what_attaches_it(world: World) -> None:

@@ -151,10 +151,10 @@ class Desk:
         assert answer.status_code == 201, answer.text
         await self.server.worker.drain()
 
-    async def begin(self, **more: Any) -> None:
+    async def begin(self, member: Json | None = None, **more: Any) -> None:
         """The member, a team, a goal and an active plan; told."""
         await self.put(
-            patient(),
+            member or patient(),
             {"resourceType": "Practitioner", "id": "rn", "name": [{"text": "Rosa Nunez RN"}]},
             care_team(participant("Practitioner/rn", "Nurse care manager")),
             goal("walk", "Walk twenty minutes a day"),

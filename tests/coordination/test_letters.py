@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -9,7 +10,9 @@ import pytest
 
 from app.fhir.codes import CONSENT_CATEGORY, EPISODE_TYPE, LETTER_KIND, REVIEW_REASON
 from app.fhir.ids import new_id
-from tests.conftest import Server
+from tests.builders.receiver import receiving
+from tests.builders.subscriptions import topic_based
+from tests.conftest import Server, make_settings, running
 
 pytestmark = pytest.mark.mongo
 
@@ -225,3 +228,28 @@ async def test_a_consent_that_cannot_be_understood_is_looked_at_by_a_person(
     await put(client, {**unclear, "dateTime": "2026-01-03"})
     await server.engine.drain()
     assert await reviews(client, patient) == ["unsuitable-consent"]
+
+
+async def test_a_practice_that_listens_has_its_letter_sent_and_nobody_mails_it(
+    mongod: str,
+) -> None:
+    async with receiving() as receiver, running(make_settings(mongod, test_clock=True)) as pair:
+        server, client = pair
+        told, other = await member(client), await member(client)
+        draft = topic_based(f"general-practitioner=Organization/o-{told}", endpoint=receiver.url)
+        letter = {"criteria": "http://carerelay.example/SubscriptionTopic/letter"}
+        assert (await client.post("/Subscription", json=draft | letter)).status_code == 201
+        await server.worker.drain()
+        for patient in (told, other):
+            await put(client, enrolment(patient))
+        theirs = (await letters(server, client, told))["opt-in-provider"]
+        await server.worker.drain()
+        (notice,) = receiver.events
+        assert notice.focus.endswith(f"Communication/{theirs['id']}")
+        server.clock.advance(timedelta(minutes=1))
+        sent = await letters(server, client, told)
+        assert sent["opt-in-provider"]["status"] == "completed"
+        assert "sent" in sent["opt-in-provider"]
+        mailed = await letters(server, client, other)
+        statuses = {mailed["opt-in-provider"]["status"], sent["opt-in-member"]["status"]}
+        assert statuses == {"preparation"}

@@ -277,12 +277,12 @@ async def test_a_plan_tells_its_writer_nothing_of_others(
         await settle(world)
         assert receiver.events == [first]
 
-        # Named no more, they are told of by the references that north wrote.
+        # Named no more, they are told of by what kind of thing north named.
         await write(world, "north", *of_north(), plan_of_north())
         await settle(world)
         (_, second) = receiver.events
         assert "Goal dropped: a goal." in words(second)
-        assert "Condition addressed, removed: Condition/cs." in words(second)
+        assert "Condition addressed, removed: a condition." in words(second)
         await write(world, "north", *of_north(*named), plan_of_north(*named))
         await settle(world)
         await settle(world, timedelta(days=367))

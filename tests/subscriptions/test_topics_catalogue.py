@@ -26,6 +26,7 @@ TOPICS = (
     "careteam-change",
     "case-management-status",
     "condition-new",
+    "letter",
     "referral",
 )
 STAYS = ("admission", "cancelled", "discharge", "snf-admission", "transfer")

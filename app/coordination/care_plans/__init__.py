@@ -2,7 +2,11 @@
 
 quiet_period          sets a quiet timer for each plan that a change concerns, and tells when it fires
 plan_notices          puts a notice down, carries it out and remembers the state that was told
-annual                sends the yearly summary on the anniversary of the last notice
+plan_notice           is one notice: its trigger, text and Communication
+replacement           compares a plan with the one that it replaces
+annual                sends the yearly summary on the anniversary of the last document
+copies                sends the plan to a practice that has come to its patient
+responsible           says who the patient's practices are, and by which Subscriptions they hear of plans
 state                 reads a plan with its goals, activities, teams and risk tier, pinned to versions
 changes               compares two states and tells the difference as data and as sentences
 difference            is one change of a plan, and says what counts as one

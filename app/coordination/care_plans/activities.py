@@ -108,7 +108,7 @@ def goal_title(goal: Resource | None, reference: Mapping[str, Any] | None = None
     return (words.title(goal) if goal else "") or str((reference or {}).get("display") or "a goal")
 
 
-def goal_changes(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
+def goal_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[PlanChange]:
     old, new = before.referred("goal"), after.referred("goal")
     for key in dict.fromkeys((*new, *old)):
         was, now = before.find(key) if key in old else None, after.find(key) if key in new else None
@@ -121,7 +121,7 @@ def goal_changes(before: PlanState, after: PlanState) -> Iterable[PlanChange]:
                 "goal", "added", f"Goal added: {_with_due(name, now)}.", literal(key), "", name
             )
         elif was is not None and now is not None and content(was) != content(now):
-            yield _goal_change(key, name, was, now)
+            yield _goal_change((key, name), was, now, names)
 
 
 def _with_due(name: str, goal: Resource | None) -> str:
@@ -141,7 +141,8 @@ def _is_met(goal: Resource) -> bool:
     return achieved or goal.get("lifecycleStatus") == "completed"
 
 
-def _goal_change(key: str, name: str, was: Resource, now: Resource) -> PlanChange:
+def _goal_change(called: tuple[str, str], was: Resource, now: Resource, names: Names) -> PlanChange:
+    key, name = called
     statuses = (goal_standing(was), goal_standing(now))
     if _is_met(now) and not _is_met(was):
         return PlanChange("goal", "met", f"Goal met: {name}.", literal(key), *statuses)
@@ -151,15 +152,15 @@ def _goal_change(key: str, name: str, was: Resource, now: Resource) -> PlanChang
         return PlanChange("goal", "dropped", text, literal(key), *statuses)
     if words.is_restricted(now):
         return PlanChange("goal", "changed", f"Goal changed: {name}.", literal(key))
-    found = elements(was, now, _goal_element)
+    found = elements(was, now, lambda element, value: _goal_element(element, value, names))
     text = f"Goal changed: {name} ({'; '.join(told(*one) for one in found)})."
     return PlanChange("goal", "changed", text, literal(key), sides(found, 1), sides(found, 2))
 
 
-def _goal_element(name: str, value: Any) -> str:
+def _goal_element(name: str, value: Any, names: Names) -> str:
     if name == "target":
         return words.listing(target(one) for one in each(value))
-    return plain(value)
+    return plain(value, names)
 
 
 def target(value: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The yearly summary of a care plan, on the first anniversary of the last notice about it.
+"""The yearly summary of a care plan, on the anniversary of the last document about it, whatever was told since.
 
-It is not sent where nothing has changed since that notice and the practice has acknowledged it. Who owes the review
-gains by an acknowledgement, so it counts as the word of who wrote it, not of whom it names.
+It is not sent where nothing has changed since that document and the practice has acknowledged the last notice. Who
+owes the review gains by an acknowledgement, so it counts as the word of who wrote it, not of whom it names.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 from app.automation.timers import Timer
 from app.context import Context
 from app.coordination.care_plans import state
+from app.coordination.care_plans.changes import ENDED
 from app.coordination.care_plans.plan_notices import (
     REVIEW_TIMER,
     anniversary,
     changes_between,
     finish,
+    lock_of,
     remind,
     state_told,
     tell,
@@ -27,8 +29,6 @@ from app.fhir.json import Resource, decode_stored
 from app.records.versions import NO_ORGANIZATION
 from app.runtime.mongo import Document
 
-# Plans in these states have ended, and nobody reviews them.
-_ENDED = frozenset({"completed", "entered-in-error", "revoked"})
 _ACKNOWLEDGERS = ("Practitioner/", "PractitionerRole/", "Organization/")
 _BATCH = 100
 # Tasks about one notice that are looked at.
@@ -36,20 +36,27 @@ _MOST_TASKS = 100
 
 
 async def _fire(context: Context, key: str, data: Mapping[str, Any]) -> None:
+    async with lock_of(context, key):
+        await _review(context, key)
+
+
+async def _review(context: Context, key: str) -> None:
     row = await finish(context, key)
     stored = await context.store.read("CarePlan", key)
-    last = await state_told(context, row)
-    if row is None or last is None or stored is None or stored.deleted:
+    if row is None or not row.get("versions") or stored is None or stored.deleted:
         return
     now = await state.current(context, stored)
-    if now.plan.get("status") in _ENDED:
+    if now.plan.get("status") in ENDED:
         return
     clock = context.services.clock
-    if anniversary(row["told_at"]) > clock.now():  # another notice was sent since the timer was set
-        await remind(context, key, row["told_at"])
+    if (
+        anniversary(row["shown_at"]) > clock.now()
+    ):  # another document was sent since the timer was set
+        await remind(context, key, row["shown_at"])
         return
-    changed = await changes_between(context, last, now)
-    if not changed and await _is_acknowledged(state.of_plan(context, now.plan), row, now.plan):
+    shown = await state_told(context, row, "shown")
+    is_unchanged = shown is not None and not await changes_between(context, shown, now)
+    if is_unchanged and await _is_acknowledged(state.of_plan(context, now.plan), row, now.plan):
         await remind(context, key, clock.now())
         return
     if not await tell(context, key, "yearly", row, dict(now.versions)):

@@ -31,18 +31,31 @@ from app.fhir.json import Resource
 _JUDGED = UNTOLD | {"contained", "goal", "activity", "careTeam", "addresses", "period", "status"}
 
 
+# What is still told of a plan that has ended: nobody acts on its team, and one that was called off has no goals.
+_OF_COMPLETED = frozenset({"status", "goal", "activity", "addresses", "plan"})
+_OF_CALLED_OFF = frozenset({"status"})
+_TOLD_OF_ENDED: Mapping[str, frozenset[str]] = {
+    "completed": _OF_COMPLETED,
+    "revoked": _OF_CALLED_OFF,
+    "entered-in-error": _OF_CALLED_OFF,
+}
+ENDED = frozenset(_TOLD_OF_ENDED)
+
+
 def diff(before: PlanState, after: PlanState, names: Names) -> list[PlanChange]:
-    """The changes from one state to the other, the most important ones first."""
-    return [
+    """The changes from one state to the other, the most important ones first; of one that has ended, what matters."""
+    found = [
         *_status(before, after),
         *_risk_tier(before, after),
-        *goal_changes(before, after),
+        *goal_changes(before, after, names),
         *activity_changes(before, after, names),
-        *(PlanChange("care-team", *found) for found in team_changes(before, after, names)),
+        *(PlanChange("care-team", *each) for each in team_changes(before, after, names)),
         *_period(before, after),
         *_listed(before, after, "addresses", "addresses", names),
         *_others(before, after, names),
     ]
+    kinds = _TOLD_OF_ENDED.get(str(after.plan.get("status")))
+    return found if kinds is None else [each for each in found if each.kind in kinds]
 
 
 def text_of(changes: Sequence[PlanChange]) -> str:

@@ -98,14 +98,14 @@ def sides(changes: Sequence[ToldChange], side: int) -> str:
     return "; ".join(f"{one[0]}: {one[side]}" for one in changes if one[side])
 
 
-def plain(value: Any, names: Names | None = None) -> str:
+def plain(value: Any, names: Names) -> str:
     """A value in words: a primitive, Reference, CodeableConcept or Coding; other data types are left out."""
     found = []
     for one in each(value):
         if not isinstance(one, dict):
             found.append(str(one))
         elif "reference" in one or ("display" in one and "code" not in one):
-            found.append(words.reference(one, names or {}))
+            found.append(words.reference(one, names))
         elif {"coding", "code", "text"} & one.keys():
             found.append(words.concept(one))
     return words.listing(found)

@@ -51,11 +51,11 @@ def member_name(participant: Participant, names: Names) -> str:
 
 def team_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[Found]:
     """Members added, removed or with another role, and another point of contact."""
-    old, new = _members(before), _members(after)
+    old, new = _members(before, names), _members(after, names)
     for key in dict.fromkeys((*new, *old)):
-        was, now = words.listing(old.get(key, ())), words.listing(new.get(key, ()))
-        if was == now and key in old and key in new:
+        if key in old and key in new and old[key].keys() == new[key].keys():
             continue
+        was, now = (words.listing(side.get(key, {}).values()) for side in (old, new))
         reference = key if key.partition("/")[2] and "|" not in key else ""
         name = _name(key, before, after, names)
         if key not in old:
@@ -72,33 +72,44 @@ def _as(role: str) -> str:
     return f" ({role})" if role else ""
 
 
-def _members(state: PlanState) -> dict[str, list[str]]:
-    """The roles of each member with their ends; a team that the state does not hold counts as a member itself."""
-    found: dict[str, list[str]] = {}
+def _members(state: PlanState, names: Names) -> dict[str, dict[str, str]]:
+    """The roles of each member with their ends, each by a key and in words.
+
+    A team that the state does not hold counts as a member itself.
+    """
+    found: dict[str, dict[str, str]] = {}
     for key, reference in state.referred("careTeam").items():
         team = state.find(key)
         if team is None:
-            found.setdefault(key, [str(reference.get("display", ""))])
+            display = str(reference.get("display", ""))
+            found.setdefault(key, {})[display] = display
             continue
         for participant in team.get("participant", ()):
             member = key_of(participant.get("member")) or key_of(participant.get("onBehalfOf"))
             role = words.concept(participant.get("role"))
             end = words.day(participant.get("period", {}).get("end"))
-            on_behalf = key_of(participant.get("onBehalfOf")) if "member" in participant else ""
             shown = " ".join(part for part in (role, f"until {end}" if end else "") if part)
-            found.setdefault(member or role, []).append(
-                f"{shown} for {on_behalf}" if on_behalf else shown
-            )
-    return {key: sorted(roles) for key, roles in found.items()}
+            of_role = found.setdefault(member or role, {})
+            if "member" in participant and (behalf := participant.get("onBehalfOf")):
+                called = words.reference(behalf, names)
+                of_role[f"{shown} for {key_of(behalf)}"] = f"{shown} for {called}"
+            else:
+                of_role[shown] = shown
+    return {key: dict(sorted(roles.items())) for key, roles in found.items()}
 
 
 def _name(key: str, before: PlanState, after: PlanState, names: Names) -> str:
+    """The name of a member, or of a team that the states do not hold; a member that is only a role is its key."""
     for state in (after, before):
+        team_reference = state.referred("careTeam").get(key)
+        if team_reference is not None and state.find(key) is None:
+            return words.reference(team_reference, names)
         for team in teams(state):
             for participant in team.get("participant", ()):
-                if key_of(participant.get("member")) == key:
+                member = participant.get("member") or participant.get("onBehalfOf")
+                if key_of(member) == key:
                     return member_name(participant, names)
-    return names.get(key, key)
+    return key
 
 
 def contact_words(state: PlanState, names: Names) -> str:

@@ -1,26 +1,27 @@
 """Notices about care plans: one for each state that differs from the last one sent, whatever is repeated or fails.
 
-    plan_notices   {_id: id of the plan, number, told_at, versions, shown, document?, communication?,
-                    pending?, set_aside?}
+    plan_notices   {_id: id of the plan, number, told_at, versions, shown, shown_at, practices, document?,
+                    communication?, pending?, set_aside?}
 
-`versions` pin the state in the last notice, `shown` the one in the last document. A notice is first written as
-`pending` with its versions; any process that finds one carries it out. Doing so twice stores nothing twice: the ids of
-its resources, and the key of its event, come from the plan and the notice's number. One that fails again and again is
-set aside, and a person is asked; the next notice says what has changed since the last one that was sent.
+`versions` pin the state in the last notice, `shown` the one in the last document that all were sent, `shown_at` is its
+time; `practices` are the providers by whose Subscriptions practices have the plan (copies.py). A notice is first
+written as `pending` with its versions; any process that finds one carries it out. Doing so twice stores nothing twice:
+the ids of its resources, and the key of its event, come from the plan and the notice's number. One that fails again and
+again is set aside, and a person is asked; the next notice says what has changed since the last one that was sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from pymongo.errors import DuplicateKeyError
 
 from app.automation import review_tasks
-from app.automation.reactions import stable_id
 from app.automation.timers import Timers
 from app.context import Context
 from app.coordination.care_plans import (
@@ -29,37 +30,51 @@ from app.coordination.care_plans import (
     document_forms,
     document_summary,
     record as care_plan_record,
+    responsible,
     state as care_plan_state,
 )
-from app.coordination.care_plans.changes import parameters, text_of
 from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.document import Edition
 from app.coordination.care_plans.phrases import phrases_for
+from app.coordination.care_plans.plan_notice import (
+    WITH_DOCUMENT,
+    NoticeKind,
+    PlanNotice,
+    coding,
+    communication,
+)
+from app.coordination.care_plans.replacement import Replaced, differences, replaced_keys
 from app.coordination.care_plans.state import PlanState, is_of_same_patient, of_plan, subject_of
 from app.errors import PreconditionFailed
-from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
-from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import ONLY_NEW
 from app.records.versions import ResourceVersion
 from app.runtime.leases import is_nobodys_fault
-from app.runtime.mongo import Document
+from app.runtime.mongo import Collection, Document
 
 log = logging.getLogger(__name__)
 
 NOTICES = "plan_notices"
 REVIEW_TIMER = "care-plan-review"
-CHANGE_TOPIC, REVIEW_TOPIC = "careplan-change", "careplan-annual-review"
+REVIEW_TOPIC = "careplan-annual-review"
 
 # Within these a timer tries for about a quarter of an hour.
 MOST_TRIES = 10
 _MOST_SET_ASIDE = 100
 
+# One notice of a plan at a time in an app, by the app's name and the plan's id; between processes the record decides.
+_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+
+def lock_of(context: Context, plan_id: str) -> asyncio.Lock:
+    """What is held by whoever decides here on the next notice of a plan."""
+    return _locks.setdefault((context.services.store.owner, plan_id), asyncio.Lock())
+
 
 async def record_of(context: Context, plan_id: str) -> Document | None:
     """The row of a plan's notices; None before the first one."""
-    found: Document | None = await _rows(context).find_one({"_id": plan_id})
+    found: Document | None = await notice_rows(context).find_one({"_id": plan_id})
     return found
 
 
@@ -76,18 +91,29 @@ async def finish(context: Context, plan_id: str) -> Document | None:
 
 
 async def tell(
-    context: Context, plan_id: str, kind: NoticeKind, row: Document | None, versions: dict[str, int]
+    context: Context,
+    plan_id: str,
+    kind: NoticeKind,
+    row: Document | None,
+    versions: dict[str, int],
+    *,
+    only_for: Sequence[str] = (),
 ) -> bool:
-    """Write a notice about the plan in these versions and carry it out; False where another was written first."""
+    """Write a notice about the plan in these versions and carry it out; False where another was written first.
+
+    `only_for` are the providers that a `copy` is for.
+    """
     number = (row or {}).get("number", 0)
-    pending = {
+    pending: Document = {
         "number": number + 1,
         "kind": kind,
         "at": context.services.clock.now(),
         "versions": [[key, version] for key, version in sorted(versions.items())],
     }
+    if only_for:
+        pending["only_for"] = list(only_for)
     try:
-        result = await _rows(context).update_one(
+        result = await notice_rows(context).update_one(
             {"_id": plan_id, "number": number, "pending": {"$exists": False}}
             if row
             else {"_id": plan_id, "number": {"$exists": False}},
@@ -115,9 +141,12 @@ async def changes_between(
     context: Context, before: PlanState, after: PlanState
 ) -> list[PlanChange]:
     """The changes from one state to the other, with the names of the resources that both refer to."""
+    return care_plan_changes.diff(before, after, await _names(context, before, after))
+
+
+async def _names(context: Context, before: PlanState, after: PlanState) -> dict[str, str]:
     resources = [before.plan, after.plan, *before.others.values(), *after.others.values()]
-    names = await care_plan_state.names_of(context, after.plan, resources)
-    return care_plan_changes.diff(before, after, names)
+    return await care_plan_state.names_of(context, after.plan, resources)
 
 
 async def _try(context: Context, row: Document) -> None:
@@ -126,7 +155,7 @@ async def _try(context: Context, row: Document) -> None:
         await _carry_out(context, row)
     except Exception as error:
         if not is_nobodys_fault(error):
-            await _rows(context).update_one(_of_pending(row), {"$inc": {"pending.tries": 1}})
+            await notice_rows(context).update_one(_of_pending(row), {"$inc": {"pending.tries": 1}})
         raise
 
 
@@ -137,10 +166,13 @@ async def _set_aside(context: Context, row: Document) -> None:
         "a notice was set aside", extra={"action": "plan-notice", "id": plan, "number": number}
     )
     await review_tasks.ask(context, "plan-not-told", plan, patient=None, about=f"notice {number}")
+    left: Document = {"number": number}
+    if pending_for := row["pending"].get("only_for"):  # not once more, while others wait
+        left["practices"] = sorted({*row.get("practices", ()), *pending_for})
     kept = {"$each": [row["pending"]], "$slice": -_MOST_SET_ASIDE}
-    await _rows(context).update_one(
+    await notice_rows(context).update_one(
         _of_pending(row),
-        {"$set": {"number": number}, "$push": {"set_aside": kept}, "$unset": {"pending": ""}},
+        {"$set": left, "$push": {"set_aside": kept}, "$unset": {"pending": ""}},
     )
 
 
@@ -150,57 +182,83 @@ def _of_pending(row: Document) -> Document:
 
 async def _carry_out(context: Context, row: Document) -> None:
     pending = row["pending"]
-    notice = await _notice(context, row)
-    done: Document = {"number": pending["number"], "told_at": pending["at"]}
-    if notice is not None:
-        done |= await _send(context, notice, row)
-    if pending["kind"] == "deleted":
-        await context.services.get(Timers).cancel(REVIEW_TIMER, row["_id"])
-    else:
+    kind, versions = pending["kind"], pending["versions"]
+    done: Document = {"number": pending["number"]}
+    state = await care_plan_state.pinned(context, row["_id"], dict(versions))
+    if state is not None:  # otherwise that version of the plan is no longer stored
+        done |= await _send(context, row, state)
+    if kind in WITH_DOCUMENT:
+        patient = None if state is None else subject_of(state.plan)
+        done["practices"] = await responsible.listening(context, patient)
+    if kind in ("created", "yearly"):
+        done |= {"shown": versions, "shown_at": pending["at"]}
         await remind(context, row["_id"], pending["at"])
-    done["versions"] = [] if pending["kind"] == "deleted" else pending["versions"]
-    if pending["kind"] in ("created", "yearly"):
-        done["shown"] = pending["versions"]
-    await _rows(context).update_one(
+    if kind == "deleted":
+        await context.services.get(Timers).cancel(REVIEW_TIMER, row["_id"])
+    if kind != "copy":
+        done |= {"told_at": pending["at"], "versions": [] if kind == "deleted" else versions}
+    await notice_rows(context).update_one(
         _of_pending(row),
         {"$set": done, "$unset": {"pending": ""}},
     )
 
 
-async def _notice(context: Context, row: Document) -> PlanNotice | None:
-    """The pending notice; None where its version of the plan is no longer stored."""
+async def _send(context: Context, row: Document, state: PlanState) -> Document:
+    """Store the resources of the pending notice and raise its event; returns the fields of the row to set."""
     pending = row["pending"]
-    state = await care_plan_state.pinned(context, row["_id"], dict(pending["versions"]))
-    if state is None:
-        return None
-    kind = pending["kind"]
-    before = await state_told(context, row, "shown" if kind == "yearly" else "versions")
-    if kind == "deleted":
-        changes = [PlanChange("status", "removed", "The care plan was deleted.")]
-    elif before is None or not is_of_same_patient(before, state):
-        changes = []
-    else:
-        changes = await changes_between(context, before, state)
-    return PlanNotice(row["_id"], kind, pending["number"], pending["at"], state, changes)
-
-
-async def _send(context: Context, notice: PlanNotice, row: Document) -> Document:
-    """Store the resources of a notice and raise its event; returns the fields of the row to set."""
+    replaced = await _replaced(context, row, state) if pending["kind"] == "created" else None
+    notice = await _notice(context, row, state, replaced)
+    earlier = row.get("document") or (None if replaced is None else replaced.document)
     known: Document = {}
     carried: list[str] = []
-    if await care_plan_state.is_told(context, notice.state.plan):
-        known, carried = await _store_resources(context, notice, row.get("document"))
-    topic = REVIEW_TOPIC if notice.kind == "yearly" else CHANGE_TOPIC
-    key = f"CarePlan/{notice.plan}"
+    if await care_plan_state.is_told(context, state.plan):
+        known, carried = await _store_resources(context, notice, earlier)
+    topic = REVIEW_TOPIC if notice.kind == "yearly" else responsible.CHANGE_TOPIC
     await context.store.raise_event(
-        ("CarePlan", notice.plan, notice.state.versions[key]),
-        context.settings.topic_base.rstrip("/") + "/" + topic,
+        ("CarePlan", notice.plan, state.versions[f"CarePlan/{notice.plan}"]),
+        responsible.canonical(context.settings, topic),
         key=f"{notice.plan} {notice.number}",
         at=notice.at,
         trigger=coding(notice),
         context=carried,
+        only_for=pending.get("only_for", ()),
     )
     return known
+
+
+async def _notice(
+    context: Context, row: Document, state: PlanState, replaced: Replaced | None
+) -> PlanNotice:
+    pending = row["pending"]
+    kind: NoticeKind = pending["kind"]
+    notice = PlanNotice(row["_id"], kind, pending["number"], pending["at"], state)
+    if kind == "deleted":
+        gone = PlanChange("status", "removed", "The care plan was deleted.")
+        return replace(notice, changes=[gone])
+    if replaced is not None:
+        names = await _names(context, replaced.state, state)
+        found = differences(replaced.state, state, names)
+        return replace(notice, changes=found, replaces=replaced.title)
+    if kind == "copy":
+        return notice
+    before = await state_told(context, row, "shown" if kind == "yearly" else "versions")
+    if before is None or not is_of_same_patient(before, state):
+        return notice
+    return replace(notice, changes=await changes_between(context, before, state))
+
+
+async def _replaced(context: Context, row: Document, state: PlanState) -> Replaced | None:
+    """The plan of the same patient that this one replaces, as it was told last; None for one told of before."""
+    if row.get("versions") or row.get("document"):
+        return None
+    for plan_id in replaced_keys(state.plan):
+        earlier = await record_of(context, plan_id)
+        before = await state_told(context, earlier)
+        if earlier is None or before is None or not is_of_same_patient(before, state):
+            continue
+        if await care_plan_state.may_be_told_with(context, before.plan, state.plan):
+            return Replaced(before, earlier.get("document"))
+    return None
 
 
 async def _store_resources(
@@ -210,7 +268,7 @@ async def _store_resources(
     own = of_plan(context, notice.state.plan)
     known: Document = {}
     carried: list[str] = []
-    if notice.kind in ("created", "yearly"):
+    if notice.kind in WITH_DOCUMENT:
         known["document"] = notice.id("document-reference")
         carried = await _store_document(own, notice, earlier)
         if earlier is not None:
@@ -226,7 +284,8 @@ async def _store_document(context: Context, notice: PlanNotice, earlier: str | N
     """Store the document in its forms and its DocumentReference; returns the latter's reference."""
     own_id = notice.id("document-reference")
     if await context.store.read("DocumentReference", own_id) is None:
-        changes = [each.sentence for each in notice.changes] if notice.kind == "yearly" else None
+        is_compared = notice.kind == "yearly" or bool(notice.replaces)
+        changes = [each.sentence for each in notice.changes] if is_compared else None
         edition = Edition(notice.id("document"), notice.at, context.base_url, earlier)
         record = await care_plan_record.gather(context, notice.state, notice.at)
         sheet = document_summary.sheet(record, notice.at, phrases_for(record.patient), changes)
@@ -258,9 +317,9 @@ async def once(context: Context, resource: Resource) -> ResourceVersion | None:
         return await context.store.read(*key)
 
 
-async def remind(context: Context, plan_id: str, told_at: datetime) -> None:
-    """Set the timer of a plan's yearly review to the anniversary of a notice."""
-    await context.services.get(Timers).set(REVIEW_TIMER, plan_id, anniversary(told_at))
+async def remind(context: Context, plan_id: str, shown_at: datetime) -> None:
+    """Set the timer of a plan's yearly review to the anniversary of a document."""
+    await context.services.get(Timers).set(REVIEW_TIMER, plan_id, anniversary(shown_at))
 
 
 def anniversary(moment: datetime) -> datetime:
@@ -271,87 +330,6 @@ def anniversary(moment: datetime) -> datetime:
         return moment.replace(year=moment.year + 1, day=28)
 
 
-def _rows(context: Context) -> Any:
+def notice_rows(context: Context) -> Collection:
+    """The rows of what was told of care plans, `plan_notices`."""
     return context.services.mongo.collection(NOTICES)
-
-
-# The content of one notice about a care plan: its trigger, its text, and the Communication that holds them.
-
-NoticeKind = Literal["created", "changed", "deleted", "yearly"]
-_CODE_OF = {
-    "activity": "activities",
-    "addresses": "conditions",
-    "care-team": "team",
-    "goal": "goals",
-    "period": "period",
-    "risk-tier": "risk-tier",
-    "status": "status",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class PlanNotice:
-    """One notice about a plan: its kind and number, its time, the state it is about, and the changes since the last."""
-
-    plan: str
-    kind: NoticeKind
-    number: int
-    at: datetime
-    state: PlanState
-    changes: Sequence[PlanChange]
-
-    def id(self, what: str) -> str:
-        """The id of a resource that this notice stores."""
-        return stable_id(f"care-plan-{what}", self.plan, str(self.number))
-
-
-def coding(notice: PlanNotice) -> dict[str, str]:
-    """The Coding for the trigger of the notice and the category of its Communication."""
-    if notice.kind == "yearly":
-        return _coding(CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS, "yearly")
-    if notice.kind == "created":
-        return _coding(CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, "created")
-    kinds = {_CODE_OF.get(change.kind, "changed") for change in notice.changes}
-    return _coding(
-        CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, kinds.pop() if len(kinds) == 1 else "changed"
-    )
-
-
-def _coding(system: str, displays: dict[str, str], code: str) -> dict[str, str]:
-    return {"system": system, "code": code, "display": displays[code]}
-
-
-def communication(notice: PlanNotice, carried: Sequence[str]) -> Resource:
-    """The Communication of a notice: text, the changes (unless the plan is new), and what it carries by reference."""
-    plan = {"reference": f"CarePlan/{notice.plan}"}
-    patient = subject_of(notice.state.plan)
-    payload: list[dict[str, Any]] = [{"contentString": told(notice)}]
-    found: Resource = {
-        "resourceType": "Communication",
-        "id": notice.id("notice"),
-        "status": "completed",
-        "category": [{"coding": [coding(notice)]}],
-        "basedOn": [plan],
-        "about": [plan, *({"reference": each} for each in carried)],
-        "sent": instant(notice.at),
-    }
-    if patient is not None:
-        found["subject"] = {"reference": patient}
-    if notice.kind != "created":
-        changes = {**parameters(notice.changes), "id": "changes"}
-        found["contained"] = [changes]
-        payload.append({"contentReference": {"reference": "#changes"}})
-    payload += [{"contentReference": {"reference": each}} for each in carried]
-    found["payload"] = payload
-    if labels := notice.state.plan.get("meta", {}).get("security"):
-        found["meta"] = {"security": labels}
-    return found
-
-
-def told(notice: PlanNotice) -> str:
-    """The notice as text."""
-    if notice.kind == "created":
-        return "The care plan is new; its document is attached."
-    if notice.kind == "yearly":
-        return f"Changes of the care plan since its last copy:\n{text_of(notice.changes)}"
-    return text_of(notice.changes)

@@ -7,20 +7,20 @@ notice with their sum, edits that were undone none.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
-from weakref import WeakValueDictionary
 
 from app.automation.reactions import Reaction, for_each
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.care_plans import state
+from app.coordination.care_plans.copies import tell_new
 from app.coordination.care_plans.difference import content
 from app.coordination.care_plans.plan_notices import (
     changes_between,
     finish,
+    lock_of,
     record_of,
     state_told,
     tell,
@@ -53,9 +53,6 @@ _PARAMETERS = {
 _TYPES = frozenset({"CarePlan", "Flag", "RiskAssessment", *_PARAMETERS})
 # A resource that more plans refer to than this is no part of any one of them.
 _MOST_PLANS = 200
-
-# One notice of a plan at a time in an app, by the app's name and the plan's id; between processes the record decides.
-_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
 
 async def _watch(context: Context, event: Event) -> None:
@@ -106,8 +103,7 @@ async def _has_notices(context: Context, plan: ResourceVersion, event: Event) ->
 
 async def tell_of(context: Context, plan_id: str, event: Event | None = None) -> None:
     """Send a notice of what differs from the last one; with an `event`, of what that event alone made different."""
-    lock = _locks.setdefault((context.services.store.owner, plan_id), asyncio.Lock())
-    async with lock:
+    async with lock_of(context, plan_id):
         while True:
             row = await finish(context, plan_id)
             last = await state_told(context, row)
@@ -125,6 +121,8 @@ async def tell_of(context: Context, plan_id: str, event: Event | None = None) ->
                     return
                 done = await tell(context, plan_id, "created", row, dict(found.versions))
             elif await changes_between(context, last, found):
+                if row is not None and await tell_new(context, row, last):
+                    continue  # who has come to the patient hears of changes after the plan itself
                 done = await tell(context, plan_id, "changed", row, dict(found.versions))
             else:
                 return

@@ -102,6 +102,20 @@ async def is_told(context: Context, plan: Resource) -> bool:
     return judge is None or _tells(judge, plan)
 
 
+async def may_be_told_with(context: Context, earlier: Resource, later: Resource) -> bool:
+    """Whether an earlier plan may be told of wherever a later one is told that replaces it.
+
+    It may neither be refused nor be the more confidential one, nor be hidden from whoever wrote the later one.
+    """
+    own, other = labels.of(earlier), labels.of(later)
+    if labels.level(own) > labels.level(other) or not own & labels.SENSITIVE <= other:
+        return False
+    stored = await of_plan(context, earlier).store.read("CarePlan", earlier["id"])
+    if stored is None or not await without_hidden(context, later, [stored]):
+        return False
+    return await is_told(context, earlier)
+
+
 def _tells(judge: IsTold, plan: Resource) -> bool:
     return judge(f"CarePlan/{plan['id']}", labels.of(plan))
 
@@ -170,16 +184,46 @@ def is_of_same_patient(one: PlanState, other: PlanState) -> bool:
 async def names_of(
     context: Context, plan: Resource, resources: Iterable[Resource]
 ) -> dict[str, str]:
-    """The titles of the resources that these, of a plan's state, refer to, by relative reference."""
-    keys = {key for resource in resources for key in _references(resource)}
+    """The names of the resources that these, of a plan's state, refer to, by relative reference.
+
+    A role is called by its practitioner, else by its practice, and what is about a medication by that.
+    """
+    found = await _told_of(context, plan, {key for each in resources for key in _references(each)})
+    behind = {key: _behind(resource) for key, resource in found.items()}
+    keys = {key_of(each) for references in behind.values() for each in references}
+    others = await _told_of(context, plan, keys)
+    names = {key: title(resource) for key, resource in found.items()}
+    for key, references in behind.items():
+        called = (_called(each, others) for each in references)
+        names[key] = next(filter(None, called), names[key])
+    return {key: name for key, name in names.items() if name}
+
+
+def _called(reference: Mapping[str, Any], others: Mapping[str, Resource]) -> str:
+    target = others.get(key_of(reference))
+    return (title(target) if target else "") or str(reference.get("display", ""))
+
+
+async def _told_of(context: Context, plan: Resource, keys: Iterable[str]) -> dict[str, Resource]:
+    """The current resources of these references that are told of in a plan."""
     targets = [target for key in sorted(keys) if (target := split(key))]
     found = await (await store_of(context, plan)).read_many(targets)
     live = [each for each in found.values() if not each.deleted]
-    return {
-        each.reference: name
-        for each in await without_hidden(context, plan, live)
-        if (name := title(each.resource()))
-    }
+    return {each.reference: each.resource() for each in await without_hidden(context, plan, live)}
+
+
+def _behind(resource: Resource) -> list[Mapping[str, Any]]:
+    """The references to what a resource is called by, the best first; none where it has a name of its own."""
+    if is_restricted(resource):
+        return []
+    match resource["resourceType"]:
+        case "PractitionerRole":
+            elements: tuple[str, ...] = ("practitioner", "organization")
+        case "MedicationRequest" | "MedicationStatement":
+            elements = ("medicationReference",)
+        case _:
+            return []
+    return [resource[each] for each in elements if each in resource]
 
 
 async def without_hidden(

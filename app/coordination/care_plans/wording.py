@@ -1,11 +1,12 @@
 """Elements of care plans as text for people: in notices, documents and operation results.
 
 Pure functions over decoded JSON. `Names` maps references to the titles of their targets; a reference without an entry
-is shown by its own display.
+is shown by its own display, else by its kind.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -81,11 +82,25 @@ def codes(value: Any) -> frozenset[str]:
 
 
 def reference(value: Mapping[str, Any] | None, names: Names) -> str:
-    """A Reference as text: the name of its target, else its display, else its key."""
+    """A Reference as text: the name of its target, else its display or number, else what kind of thing it leads to.
+
+    Never its address, which says nothing to people.
+    """
     if not value:
         return ""
-    key = key_of(value)
-    return str(names.get(key) or value.get("display") or key)
+    identifier = value.get("identifier", {})
+    number = "" if "reference" in value else str(identifier.get("value", ""))
+    return str(names.get(key_of(value)) or value.get("display") or number or _kind(value))
+
+
+def _kind(value: Mapping[str, Any]) -> str:
+    """The type that a Reference leads to, as words: `a care team`, `an organization`."""
+    place = re.search(r"(?:^|/)([A-Z][A-Za-z]+)/[^/]+$", key_of(value))
+    name = place[1] if place else str(value.get("type", ""))
+    if not name.isalpha():
+        return "something without a name"
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return f"{'an' if spaced[0] in 'aeiou' else 'a'} {spaced}"
 
 
 def day(value: Any) -> str:

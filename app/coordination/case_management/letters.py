@@ -2,7 +2,8 @@
 
 An opt-in is a Consent of the category `case-management` that comes to permit it, or an enrolment that becomes active
 where no Consent answers the question; each opt-in has its letters once. The letters are Communications in
-`preparation`: the person who prints or mails one completes it with the time it was sent. docs/consent.md
+`preparation`: the person who prints or mails one completes it with the time it was sent, for a practice that took it by
+a Subscription the server does (letters_sent.py). docs/consent.md
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from app.consent.judgement import Directive, WrittenConsent, consents, directive
 from app.consent.provisions import ConsentQuestion, Effect, answer
 from app.consent.recipients import Recipient
 from app.context import Context
+from app.coordination.case_management import letters_sent
 from app.coordination.case_management.case_management import is_case_management
 from app.coordination.case_management.letter_writing import (
     is_refused,
@@ -146,4 +148,6 @@ def _address(provider: Provider) -> str:
 
 
 async def _store(context: Context, kind: str, patient: str, key: str, more: Resource) -> None:
+    if kind == LETTER_TO_PROVIDER and more["status"] != "not-done":
+        await letters_sent.watch(context, letter_id(kind, key), patient)
     await store_letter(context, kind, patient, key, _WORDS[kind], more)

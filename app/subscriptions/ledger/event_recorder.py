@@ -191,4 +191,5 @@ def _bare(row: Document) -> Event:
         topic=row.get("topic"),
         trigger=row.get("trigger"),
         context=tuple(row.get("context", ())),
+        only_for=tuple(row.get("only_for", ())),
     )

@@ -26,6 +26,7 @@ class _Recorded(NamedTuple):
     topic: str | None
     trigger: Any
     context: tuple[str, ...]
+    only_for: tuple[str, ...]
 
     def row(self) -> Document:
         """As a row of `events`."""
@@ -39,6 +40,7 @@ class _Recorded(NamedTuple):
             "topic": self.topic,
             "trigger": self.trigger,
             "context": self.context,
+            "only_for": self.only_for,
         }
 
 
@@ -68,6 +70,7 @@ class RecordedEvents:
                 event.topic,
                 event.trigger,
                 event.context,
+                event.only_for,
             )
         )
 

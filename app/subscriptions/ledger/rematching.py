@@ -218,6 +218,8 @@ class Rematching:
         if row is None:
             row = event_row({"event": delivery.event, "focus": dict(focus)})
         event = await load_event(self._store, row)
+        if event.topic is not None:  # whoever raises events tells those who come later by itself
+            return
         try:
             following = await self._matcher.following(event, self._mongo.now())
         except Exception as error:

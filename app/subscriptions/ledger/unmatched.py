@@ -1,9 +1,9 @@
 """Events that a judge could not decide on: set aside for that judge alone, and judged again until it can.
 
     unmatched  {_id, event: id of the event, judge: see app/subscriptions/matching/judges.py, focus: {type, id, version,
-                method, at}, topic?, trigger?, context?: of an event that was raised, reason: types and places,
-                is_own: the judge's own text is at fault, behind: only waits for an older version, as_of_now?: the
-                practice of now counts, created_at, lease_until, owner?, attempt?, tries}
+                method, at}, topic?, trigger?, context?, only_for?: of an event that was raised, reason: types and
+                places, is_own: the judge's own text is at fault, behind: only waits for an older version,
+                as_of_now?: the practice of now counts, created_at, lease_until, owner?, attempt?, tries}
 
 A row is inserted before its event is done, once for each event and judge, and follows the rules of
 app/runtime/leases.py, but that it is never given up. It goes when the judge has decided and the deliveries are
@@ -60,6 +60,7 @@ class Row(TypedDict, total=False):
     topic: str | None
     trigger: dict[str, str] | None
     context: list[str]
+    only_for: list[str]
     reason: str
     is_own: bool
     behind: bool
@@ -129,6 +130,8 @@ def row_of(
     if event.topic is not None:
         trigger = dict(event.trigger) if event.trigger else None
         values |= {"topic": event.topic, "trigger": trigger, "context": list(event.context)}
+        if event.only_for:
+            values["only_for"] = list(event.only_for)
     if as_of_now:
         values["as_of_now"] = True
     return {"event": event.id, "judge": failure.judge}, values
@@ -140,7 +143,7 @@ def event_row(row: Row) -> Document:
     return {
         "_id": row["event"],
         **{name: focus[name] for name in ("type", "id", "version", "method", "at")},
-        **{name: row[name] for name in ("topic", "trigger", "context") if name in row},
+        **{name: row[name] for name in ("topic", "trigger", "context", "only_for") if name in row},
     }
 
 

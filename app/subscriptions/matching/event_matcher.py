@@ -56,7 +56,8 @@ class EventMatcher:
         if event.type == "Subscription" or context is None:
             return Matched()
         # Who is asked by name is asked anew, whatever was found before.
-        asked = Round(only, waiting, self._registry.faults.known if only is None else {})
+        faults = self._registry.faults.known if only is None else {}
+        asked = Round(self._among(only, event), waiting, faults)
         found: list[SubscriptionMatch] = []
         if event.topic is not None:
             if event.topic not in waiting:
@@ -89,6 +90,13 @@ class EventMatcher:
                 asked.failed(topic.url, error)
                 continue
             await self._collect(topic.url, context, codings, asked, found)
+
+    def _among(self, only: Collection[str] | None, event: Event) -> Collection[str] | None:
+        """Of these Subscriptions, or of all, those that the event is for; None for all."""
+        if not event.only_for:
+            return only
+        named = self._index.requiring(f"{PCP}={each}" for each in event.only_for)
+        return named if only is None else named.intersection(only)
 
     def _scopes_of(self, subscriptions: Collection[str]) -> set[str]:
         return {

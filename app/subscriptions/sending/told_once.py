@@ -38,5 +38,5 @@ def _slug(match: SubscriptionMatch) -> str:
 
 def _told(match: SubscriptionMatch) -> Hashable:
     """Where it is told, and what."""
-    trigger = match.trigger or {}
-    return sequence(match.registration), trigger.get("system"), trigger.get("code")
+    triggers = [(each.get("system"), each.get("code")) for each in match.triggers]
+    return sequence(match.registration), triggers[0] if triggers else None
