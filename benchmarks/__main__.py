@@ -22,6 +22,7 @@ from benchmarks import (
     routing,
     validating,
     waiting,
+    workbench,
 )
 from benchmarks.comparison import BENCHMARKS, Figures, measure
 from benchmarks.processes import BenchmarkError
@@ -39,6 +40,7 @@ NAMES = (
     waiting.NAME,
     large_bodies.NAME,
     loading.NAME,
+    workbench.NAME,
     GROWTH,
 )
 
@@ -86,6 +88,8 @@ def main(
                 others[large_bodies.NAME] = large_bodies.measure(status.update, seconds=seconds * 3)
             if loading.NAME in (names or NAMES):
                 others[loading.NAME] = loading.measure(status.update, runs=runs)
+            if workbench.NAME in (names or NAMES):
+                others[workbench.NAME] = workbench.measure(status.update)
             if GROWTH in (names or NAMES):
                 others[GROWTH] = growth.measure(status.update, scale=scale)
     except (BenchmarkError, EmbeddedMongoError) as error:

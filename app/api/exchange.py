@@ -158,6 +158,8 @@ async def respond(
         body = fhir_json.encode(operation_outcome(answer.issues))
     if body is None or answer.status in (204, 304):
         return Response(status_code=answer.status, headers=headers)
+    if answer.media_type is not None:
+        return Response(body, answer.status, headers, answer.media_type)
     # What the interaction was asked for itself says more than the URL, but the format where that was left to Accept.
     if answer.shape is not None:
         shape = answer.shape.accepting(shape.media_type)

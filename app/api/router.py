@@ -495,4 +495,7 @@ async def dispatch(context: Context, entry: BundleEntry) -> InteractionResult:
     request = Request(scope, receive)
     shape = exchange.read_shape(request)
     with redisclosure.collecting():  # what the entry needed is on record with the entry
-        return await endpoint.answer(request, context, shape)
+        answer = await endpoint.answer(request, context, shape)
+    if answer.media_type is not None:
+        raise BadRequest("Entries of a Bundle are answered by resources", code="not-supported")
+    return answer

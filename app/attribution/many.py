@@ -57,6 +57,14 @@ async def organizations(
     }
 
 
+async def providers(
+    store: Reader, patients: Collection[str], at: datetime, settings: Settings
+) -> dict[str, tuple[Provider, ...]]:
+    """The providers who receive notices about each patient at a moment, latest first; merges are followed."""
+    found = await _primary_care(store, patients, at, settings)
+    return {patient: care.providers for patient, care in found.items()}
+
+
 async def in_order(
     store: Reader,
     patients: Collection[str],

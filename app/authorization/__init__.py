@@ -9,6 +9,8 @@ given_records       says which records are among that
 attachments         finds the DocumentReferences by which a Binary or Bundle is judged
 security_contexts   finds the resources that stand for Binaries as their security contexts
 panel               finds the patients of an organization, to narrow a search
+membership          finds all members of a plan or Group at once
+own_records         reads chosen fields of the records of very many patients, as far as a caller sees them
 disclosure          asks consent and labels about reads
 told_about          hides what tells of a hidden record
 judged_rows         reads the rows that rights are judged by

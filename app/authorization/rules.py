@@ -184,6 +184,9 @@ PROOF_OF_OWN: frozenset[Role] = frozenset({"practice"})
 # Who has the timeliness of notices counted; a practice its own.
 REPORT_ROLES: frozenset[Role] = PROOF_ROLES | {"practice"}
 
+# Who asks which of its members or patients need something, and how often they are in hospital.
+WORKBENCH_ROLES: frozenset[Role] = frozenset({"plan", "practice"})
+
 # Security contexts by which a role reads no Binary: an agency knows its members, and reads what Contracts are about.
 NO_CONTEXTS: Mapping[Role, frozenset[str]] = {"state": frozenset({"Patient"})}
 

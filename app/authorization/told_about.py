@@ -17,15 +17,16 @@ from app.search.terms import escape
 if TYPE_CHECKING:
     from app.authorization.access import Access
 
-_TYPES = frozenset({"Communication", "Task"})
 _REVIEW = f"code={escape(REVIEW_REASON)}|"
+# By which terms, or beginnings of terms, a record is known to be one that may tell of another.
+TELLING: Mapping[str, str] = {"Communication": relations.PROOF, "Task": _REVIEW}
 
 
 async def without_hidden(
     access: Access, resource_type: str, rows: Judged, keys: set[str]
 ) -> set[str]:
     """Those keys of rows that tell of nothing that may not be disclosed to the caller."""
-    if resource_type not in _TYPES or not keys:
+    if resource_type not in TELLING or not keys:
         return keys
     about = {key: _records_of(access, resource_type, rows[key][0]) for key in keys}
     untold = await hidden(access, frozenset[str]().union(*about.values()))

@@ -25,6 +25,7 @@ from app.fhir.instants import BEGINNING, span
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.records.versions import CURRENT, ResourceVersion, stored_current
+from app.search.terms import escape
 from app.settings import Settings
 
 # Noted in `private` of Consents that anybody may have recorded, until they are written again.
@@ -181,6 +182,17 @@ def directives(consents: Iterable[WrittenConsent], base_url: str = "") -> list[D
         for matter in _matters(consent.resource)
     ]
     return sorted(found, key=lambda each: each.since, reverse=True)
+
+
+def concerning(kind: RecipientKind) -> dict[str, Any]:
+    """The filter on the Consents in force that can be about recipients of a kind."""
+    in_force = {"terms": "status=active"}
+    if kind == "provider":
+        return in_force
+    categories = [f"category={escape(CONSENT_CATEGORY)}|{each}" for each in sorted(_OF_PROVIDERS)]
+    part_2 = f"category={escape(CONSENT_CATEGORY)}|{PART_2_DISCLOSURE}"
+    of_providers = {"$and": [{"terms": {"$in": categories}}, {"terms": {"$ne": part_2}}]}
+    return {"$and": [in_force, {"$nor": [of_providers]}]}
 
 
 def decide(

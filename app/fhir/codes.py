@@ -20,6 +20,8 @@ ENCOUNTER_STATUS = "http://hl7.org/fhir/encounter-status"
 
 # When a Patient.generalPractitioner is one (valuePeriod on the Reference).
 ATTRIBUTION_PERIOD = EXTENSION + "attribution-period"
+# By which source a member of a panel is a practice's patient (valueCode).
+ATTRIBUTION_SOURCE = EXTENSION + "attribution-source"
 # A Group whose members are a practice's patients, and its characteristic that names the PCP.
 GROUP_KIND = CODE_SYSTEM + "group-kind"
 PCP_PANEL = "pcp-panel"
@@ -98,6 +100,12 @@ TASK_QUEUES = {
 # Who in a care team is called first (CareTeam.participant.role).
 CARE_TEAM_ROLE = CODE_SYSTEM + "care-team-role"
 POINT_OF_CONTACT = "point-of-contact"
+
+# What `$worklist` is asked, and what a DetectedIssue has no element for: by which day something is to be done
+# (valueDate), and whose patient the member is (valueReference).
+WORKLIST_QUESTION = CODE_SYSTEM + "worklist-question"
+FINDING_DUE = EXTENSION + "finding-due"
+FINDING_PRACTICE = EXTENSION + "finding-practice"
 
 # Contracts with states and plans: how many hours there are for a notice, and how long before a person is asked.
 CONTRACT_DEADLINE = EXTENSION + "contract-deadline"

@@ -15,6 +15,7 @@ class InteractionResult:
 
     `issues` are told where there is room for them, `warnings` only to whom asks for an outcome. `shape` is what the
     interaction itself was asked for, where that is more than its URL says: in a form, or behind the link to a page.
+    With a `media_type` the text is no resource and is answered as it is.
     """
 
     status: int
@@ -25,6 +26,7 @@ class InteractionResult:
     location: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     shape: AnswerShape | None = None
+    media_type: str | None = None
 
     @property
     def outcome(self) -> tuple[Issue, ...]:

@@ -13,6 +13,10 @@ care_plan_changes                 is CarePlan/[id]/$changes
 care_plan_summary                 is CarePlan/[id]/$summary
 encounter_notices                 is Encounter/[id]/$notices
 measure_evaluate                  is Measure/[id]/$evaluate-measure
+worklist                          is Patient/$worklist and Group/[id]/$worklist
+utilization                       is Patient/$utilization and Group/[id]/$utilization
+attributed                        is Patient/$attributed and Group/[id]/$attributed
+member_questions                  reads what these three are asked
 subscription_status               is Subscription/$status and Subscription/[id]/$status
 subscription_events               is Subscription/[id]/$events
 subscription_resend               is Subscription/[id]/$resend

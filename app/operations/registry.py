@@ -16,7 +16,7 @@ import msgspec
 
 from app.authentication.caller import Role
 from app.authentication.scopes import EVERY_TYPE, Action
-from app.authorization.rules import PROOF_ROLES, REPORT_ROLES
+from app.authorization.rules import PROOF_ROLES, REPORT_ROLES, WORKBENCH_ROLES
 from app.context import Context
 from app.errors import BadRequest, Forbidden, MethodNotAllowed, NotFound
 from app.fhir.definitions import PROFILES
@@ -24,6 +24,7 @@ from app.fhir.json import Resource
 from app.interactions import plan
 from app.interactions.result import InteractionResult
 from app.operations import (
+    attributed,
     care_plan_changes,
     care_plan_summary,
     encounter_notices,
@@ -40,9 +41,12 @@ from app.operations import (
     subscription_resend,
     subscription_status,
     subscription_ws_binding_token,
+    utilization,
     validate,
+    worklist,
 )
 from app.operations.arguments import Given, Invocation, arguments_of
+from app.search.bundle_writer import CURSOR
 
 Run = Callable[[Context, Invocation], Awaitable[InteractionResult]]
 
@@ -184,6 +188,44 @@ OPERATIONS: Sequence[Operation] = (
         needs=(("Measure", ("r",)), *measure_evaluate.NEEDS),
         roles=REPORT_ROLES,
     ),
+    Operation(
+        "Patient-worklist",
+        worklist.run,
+        paged=True,
+        needs=(("Patient", ("r", "s")),),
+        roles=WORKBENCH_ROLES,
+    ),
+    Operation(
+        "Group-worklist",
+        worklist.run,
+        paged=True,
+        needs=(("Group", ("r",)), ("Patient", ("r", "s"))),
+        roles=WORKBENCH_ROLES,
+    ),
+    Operation(
+        "Patient-attributed",
+        attributed.run,
+        needs=(("Patient", ("r", "s")),),
+        roles=WORKBENCH_ROLES,
+    ),
+    Operation(
+        "Group-attributed",
+        attributed.run,
+        needs=(("Group", ("r",)), ("Patient", ("r", "s"))),
+        roles=WORKBENCH_ROLES,
+    ),
+    Operation(
+        "Patient-utilization",
+        utilization.run,
+        needs=(("Patient", ("r", "s")), ("Encounter", ("r", "s"))),
+        roles=WORKBENCH_ROLES,
+    ),
+    Operation(
+        "Group-utilization",
+        utilization.run,
+        needs=(("Group", ("r",)), ("Patient", ("r", "s")), ("Encounter", ("r", "s"))),
+        roles=WORKBENCH_ROLES,
+    ),
 )
 
 
@@ -235,7 +277,8 @@ async def invoke(
     arguments = arguments_of(
         definition, given, context.settings, lenient=lenient, paged=operation.paged
     )
-    _check_present(definition, arguments)
+    if CURSOR not in arguments:  # what a page link leads to was asked on the first page
+        _check_present(definition, arguments)
     return await operation.run(context, Invocation(resource_type, resource_id, arguments, given))
 
 

@@ -11,6 +11,7 @@ days             finds the calendar days where a facility is
 stays            lists admissions and discharges of a period with what practices received
 timeliness       counts how many were received in time
 measure_report   shows the count as a MeasureReport and as CSV
+csv_text         writes tables as CSV
 
 docs/proof.md
 """

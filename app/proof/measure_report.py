@@ -5,15 +5,14 @@ https://hl7.org/fhir/R4/measurereport.html
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from app.fhir.codes import BASE
 from app.fhir.instants import instant
 from app.fhir.json import Resource
+from app.proof.csv_text import csv_text
 from app.proof.stays import KINDS, EventKind, StaysQuery
 from app.proof.timeliness import STRATIFIERS, TOTAL, Tally, Timeliness
 
@@ -110,15 +109,16 @@ def _counts(tally: Tally) -> dict[str, Any]:
 
 def as_csv(found: Timeliness) -> str:
     """A line for the total, for each stratum and for each combination; an empty cell means all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(COLUMNS)
+    return csv_text(COLUMNS, _lines(found))
+
+
+def _lines(found: Timeliness) -> Iterator[Sequence[object]]:
     for kind in KINDS:
         tallies = found.tallies[kind]
         for key in sorted(tallies, key=lambda each: [value or "" for value in each]):
             practice, hospital, month = key
             tally = tallies[key]
-            cells = [
+            yield (
                 kind,
                 practice,
                 found.names.get(practice or ""),
@@ -129,13 +129,4 @@ def as_csv(found: Timeliness) -> str:
                 tally.numerator,
                 tally.late,
                 tally.share,
-            ]
-            writer.writerow([_cell(each) for each in cells])
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    """The cell's value; text that a spreadsheet would take for a formula is marked as text."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
-        return f"'{value}"
-    return "" if value is None else value
+            )

@@ -96,12 +96,19 @@ async def measure(context: Context, happenings: AsyncIterator[Happening]) -> Tim
         for value in key[:2]
         if value is not None and "/" in value
     }
+    found.names = await names_of(context, references)
+    return found
+
+
+async def names_of(context: Context, references: Iterable[str]) -> dict[str, str]:
+    """What people call practices and hospitals, as far as the caller may read them."""
     keys = [(kind, id_) for kind, _, id_ in (each.partition("/") for each in sorted(references))]
     base_url = context.settings.base_url.rstrip("/")
-    for reference, stored in (await context.store.read_many(keys) if keys else {}).items():
-        if not stored.deleted:
-            found.names[reference] = _name(stored.resource(), base_url)
-    return found
+    return {
+        reference: _name(stored.resource(), base_url)
+        for reference, stored in (await context.store.read_many(keys) if keys else {}).items()
+        if not stored.deleted
+    }
 
 
 def _name(resource: dict[str, object], base_url: str) -> str:

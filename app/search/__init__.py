@@ -22,6 +22,7 @@ What is stored:
     spans                 are Periods as pairs of instants
 
 From the request to the answer:
+    computed_fields       have MongoDB choose the few values that reads of very many need
     cost                  bounds what one search may ask for
     query                 reads request parameters into a Query
     escaping              splits search values at unescaped separators

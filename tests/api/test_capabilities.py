@@ -215,6 +215,7 @@ FLAGS: Mapping[str, tuple[Any, Exercise]] = {
 }
 # What needs more than a minimal resource has test files of its own; here only: it is nowhere else.
 TESTED_ELSEWHERE = {
+    "attributed",
     "changes",
     "dry-run",
     "evaluate-measure",
@@ -229,6 +230,8 @@ TESTED_ELSEWHERE = {
     "resend",
     "status",
     "summary",
+    "utilization",
+    "worklist",
 }
 BASES = "http://hl7.org/fhir/StructureDefinition/"
 META = {"name": "meta", "valueMeta": {"tag": [{"system": TAG_SYSTEM, "code": "added"}]}}

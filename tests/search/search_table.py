@@ -708,6 +708,56 @@ COMPOSITE: list[Row] = [
     ),
 ]
 
+CODES = "http://carerelay.example/CodeSystem/"
+PCP_ROLE = [{"coding": [{"system": "http://snomed.info/sct", "code": "446050000"}]}]
+HEART_ROLE = [{"coding": [{"system": "http://snomed.info/sct", "code": "17561000"}]}]
+TEAM = {
+    "participant": [
+        {"role": PCP_ROLE, "member": {"reference": "Organization/o1"}},
+        {"role": HEART_ROLE, "member": {"reference": "Organization/o2"}},
+    ]
+}
+STAY = {"period": {"start": "2026-05-01", "end": "2026-05-04"}}
+ENDED = {
+    "extension": [
+        {
+            "url": "http://carerelay.example/StructureDefinition/episode-end-reason",
+            "valueCodeableConcept": {
+                "coding": [{"system": f"{CODES}episode-end-reason", "code": "hospice"}]
+            },
+        }
+    ]
+}
+TIER = {
+    "status": "active",
+    "category": [{"coding": [{"system": f"{CODES}flag-category", "code": "risk-tier"}]}],
+    "code": {"coding": [{"system": f"{CODES}risk-tier", "code": "high"}]},
+}
+REPLY = {"inResponseTo": [{"reference": "Communication/c1"}]}
+DUE = {"restriction": {"period": {"end": "2026-05-04"}}}
+
+# Those that this server has beside R4 and US Core (profiles/carerelay).
+SHIPPED: list[Row] = [
+    ("pcp", "CareTeam", TEAM, "primary-care-provider=Organization/o1", True),
+    ("pcp-other", "CareTeam", TEAM, "primary-care-provider=Organization/o2", False),
+    ("covered", "Coverage", {"period": {"start": "2026-05-01"}}, "period=ge2026-06", True),
+    ("covered-not", "Coverage", {"period": {"end": "2026-05-01"}}, "period=ge2026-06", False),
+    ("began", "Encounter", STAY, "date-start=2026-05-01", True),
+    ("began-not", "Encounter", STAY, "date-start=2026-05-02", False),
+    ("ended", "Encounter", STAY, "end-date=ge2026-05-04", True),
+    ("ended-not", "Encounter", STAY, "end-date=2026-05-01", False),
+    ("end-reason", "EpisodeOfCare", ENDED, f"end-reason={CODES}episode-end-reason|hospice", True),
+    ("end-reason-other", "EpisodeOfCare", ENDED, "end-reason=deceased", False),
+    ("tier", "Flag", TIER, "category=risk-tier&code=high&status=active", True),
+    ("tier-other", "Flag", TIER, "category=risk-tier&code=low", False),
+    ("reply", "Communication", REPLY, "in-response-to=Communication/c1", True),
+    ("reply-other", "Communication", REPLY, "in-response-to=Communication/c2", False),
+    ("due", "Task", DUE, "due=le2026-05-04", True),
+    ("due-later", "Task", DUE, "due=lt2026-05-04", False),
+    ("refuses", "Consent", {"provision": {"type": "deny"}}, "provision-type=deny", True),
+    ("permits", "Consent", {"provision": {"type": "permit"}}, "provision-type=deny", False),
+]
+
 COMMON: list[Row] = [
     ("id", "Basic", {"id": "one"}, "_id=one", True),
     ("id-or", "Basic", {"id": "two"}, "_id=x,two", True),
@@ -727,6 +777,7 @@ KINDS = {
     "number": NUMBER,
     "quantity": QUANTITY,
     "composite": COMPOSITE,
+    "shipped": SHIPPED,
     "common": COMMON,
 }
 ROWS = [(f"{kind}-{row[0]}", *row[1:]) for kind, rows in KINDS.items() for row in rows]
