@@ -2,6 +2,7 @@
 
 quiet_period          sets a quiet timer for each plan that a change concerns, and tells when it fires
 plan_notices          puts a notice down, carries it out and remembers the state that was told
+addressees            says whom the Communication of a notice is for
 annual                sends the yearly summary on the anniversary of the last notice
 state                 reads a plan with its goals, activities, teams and risk tier, pinned to versions
 changes               compares two states and tells the difference as data and as sentences

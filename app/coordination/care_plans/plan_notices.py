@@ -29,13 +29,13 @@ from app.coordination.care_plans import (
     record as care_plan_record,
     state as care_plan_state,
 )
+from app.coordination.care_plans.addressees import addressed
 from app.coordination.care_plans.changes import parameters, text_of
 from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.document import Edition
 from app.coordination.care_plans.state import PlanState, is_of_same_patient, of_plan, subject_of
 from app.errors import PreconditionFailed
 from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
-from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import ONLY_NEW
@@ -213,7 +213,8 @@ async def _store_resources(
         if earlier is not None:
             await _supersede(context, earlier)
         carried.append(f"Bundle/{notice.id('document')}")
-    message = communication(notice, carried)
+    patient = subject_of(notice.state.plan)
+    message = await addressed(context, communication(notice, carried), patient, notice.at)
     await once(own, message)
     known["communication"] = message["id"]
     return known, [f"Communication/{message['id']}", *carried]
@@ -316,18 +317,16 @@ def _coding(system: str, displays: dict[str, str], code: str) -> dict[str, str]:
 
 
 def communication(notice: PlanNotice, carried: Sequence[str]) -> Resource:
-    """The Communication of a notice: text, the changes (unless the plan is new), and what it carries by reference."""
+    """The Communication of a notice, not yet addressed: text, changes (unless the plan is new), and what it carries."""
     plan = {"reference": f"CarePlan/{notice.plan}"}
     patient = subject_of(notice.state.plan)
     payload: list[dict[str, Any]] = [{"contentString": told(notice)}]
     found: Resource = {
         "resourceType": "Communication",
         "id": notice.id("notice"),
-        "status": "completed",
         "category": [{"coding": [coding(notice)]}],
         "basedOn": [plan],
         "about": [plan, *({"reference": each} for each in carried)],
-        "sent": instant(notice.at),
     }
     if patient is not None:
         found["subject"] = {"reference": patient}
