@@ -15,10 +15,12 @@ from app.coordination.practices import (
     consent_review,
     encounter_review,
     endpoint_subscriptions,
+    mended_causes,
     no_recipient,
     subscription_review,
     taken_id_review,
     unmatched_review,
+    untold_review,
 )
 from app.proof import publisher
 from app.proof.unpublished import UnpublishedNotices
@@ -31,6 +33,7 @@ REACTIONS: Sequence[Reaction] = (
     encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,
     endpoint_subscriptions.REACTION,
+    mended_causes.REACTION,
     subscription_review.REACTION,
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,
@@ -47,5 +50,7 @@ TIMERS: Sequence[Timer] = (
     contract_deadlines.TIMER,
     publisher.TIMER,
     unmatched_review.TIMER,
+    mended_causes.TIMER,
+    untold_review.TIMER,
 )
 QUEUES: Sequence[Callable[[Mongo], Queue]] = (UnpublishedNotices,)

@@ -29,12 +29,13 @@ from app.authentication.access_tokens import Authority, base_url as own_base_url
 from app.authentication.caller import SERVER
 from app.authorization.access import Accesses
 from app.automation.engine import Engine
+from app.automation.reactions import by_settings
 from app.bulk.exports import Exports
 from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.contracts import contracts
-from app.coordination.practices import steering_review, unmatched_review
+from app.coordination.practices import mended_causes, steering_review, unmatched_review
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
 from app.messaging.receipts import Receipts
@@ -83,7 +84,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             else:
                 await note_off(mongo, settings, owner)
             keys = secrets.of_settings(settings)
-            reactions = [each for each in REACTIONS if each.is_wanted(settings)]
+            reactions = by_settings(REACTIONS, settings)
             store = Store(
                 mongo,
                 settings.max_resource_bytes,
@@ -151,6 +152,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             await contracts.load(own)
             await publisher.start(own)
             await unmatched_review.start(own)
+            await mended_causes.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth
             # (docs/decisions/0016-request-path.md).
             gc.collect()
