@@ -23,10 +23,12 @@ from app.coordination.practices import (
     encounter_review,
     endpoint_subscriptions,
     endpoint_upkeep,
+    mended_causes,
     no_recipient,
     subscription_review,
     taken_id_review,
     unmatched_review,
+    untold_review,
 )
 from app.proof import publisher
 from app.proof.unpublished import UnpublishedNotices
@@ -40,6 +42,7 @@ REACTIONS: Sequence[Reaction] = (
     no_recipient.REACTION,
     endpoint_subscriptions.REACTION,
     endpoint_upkeep.REACTION,
+    mended_causes.REACTION,
     subscription_review.REACTION,
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,
@@ -64,5 +67,7 @@ TIMERS: Sequence[Timer] = (
     unmatched_review.TIMER,
     endpoint_upkeep.TIMER,
     endpoint_upkeep.PROBE,
+    mended_causes.TIMER,
+    untold_review.TIMER,
 )
 QUEUES: Sequence[Callable[[Mongo], Queue]] = (UnpublishedNotices,)

@@ -29,13 +29,19 @@ from app.authentication.access_tokens import Authority, base_url as own_base_url
 from app.authentication.caller import SERVER
 from app.authorization.access import Accesses
 from app.automation.engine import Engine
+from app.automation.reactions import by_settings
 from app.bulk.exports import Exports
 from app.consent import redisclosure
 from app.consent.directives import ConsentDirectives
 from app.context import Context, Services
 from app.coordination.care_plans import copies
 from app.coordination.contracts import contracts
-from app.coordination.practices import endpoint_upkeep, steering_review, unmatched_review
+from app.coordination.practices import (
+    endpoint_upkeep,
+    mended_causes,
+    steering_review,
+    unmatched_review,
+)
 from app.errors import FhirError, MethodNotAllowed, NotFound
 from app.features import QUEUES, REACTIONS, TIMERS
 from app.messaging.receipts import Receipts
@@ -86,7 +92,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             else:
                 await note_off(mongo, settings, owner)
             keys = secrets.of_settings(settings)
-            reactions = [each for each in REACTIONS if each.is_wanted(settings)]
+            reactions = by_settings(REACTIONS, settings)
             store = Store(
                 mongo,
                 settings.max_resource_bytes,
@@ -156,6 +162,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             await unmatched_review.start(own)
             await endpoint_upkeep.start(own)
             await copies.start(own)
+            await mended_causes.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth
             # (docs/decisions/0016-request-path.md).
             gc.collect()

@@ -7,7 +7,7 @@ because yesterday's PCP would receive what is no longer theirs to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -47,20 +47,35 @@ async def primary_care(
 ) -> Attribution:
     """The PCPs of a patient (`Patient/p1`) with their endpoints, in four rounds of concurrent reads.
 
-    A provider with neither an Endpoint nor a Subscription, as far as `listening` knows, is a problem.
+    A practice that hears nothing (`unheard`) is a problem.
     """
     found = await attributed(store, patient, at, settings)
     providers = await with_endpoints(store, found.providers, _base(settings))
-    problems = list(found.problems)
-    if not all(is_heard(provider, listening) for provider in providers):
-        problems.append("no-endpoint")
+    problems = [*found.problems, *dict.fromkeys(unheard(providers, listening).values())]
     return replace(found, providers=tuple(providers), problems=tuple(problems))
 
 
-def is_heard(provider: Provider, listening: Listening | None) -> bool:
-    """Whether a provider can be reached: by an Endpoint, or by a Subscription that names it."""
-    named = listening is not None and any(listening(each) for each in provider.references)
-    return bool(provider.endpoints) or named
+def unheard(providers: Iterable[Provider], listening: Listening | None) -> dict[str, str]:
+    """The practices that hear nothing, each with the problem: `no-endpoint`, or one that nobody uses.
+
+    One of a practice's providers is enough. Notices go to Subscriptions; where `listening` is None nobody knows of
+    these, and an Endpoint counts as a way to tell.
+    """
+    found: dict[str, str] = {}
+    reached: set[str] = set()
+    for provider in providers:
+        if is_listening(provider, listening) or (listening is None and provider.endpoints):
+            reached.add(provider.practice)
+        elif provider.endpoints:
+            found[provider.practice] = "nobody-listens"
+        else:
+            found.setdefault(provider.practice, "no-endpoint")
+    return {practice: problem for practice, problem in found.items() if practice not in reached}
+
+
+def is_listening(provider: Provider, listening: Listening | None) -> bool:
+    """Whether a Subscription names a provider, as far as `listening` knows."""
+    return listening is not None and any(listening(each) for each in provider.references)
 
 
 async def attributed(store: Reader, patient: str, at: datetime, settings: Settings) -> Attribution:

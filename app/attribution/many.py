@@ -15,15 +15,15 @@ from app.attribution.attribution import (
     Listening,
     Rank,
     by_providers,
-    is_heard,
     of_rank,
     ranks,
     standing,
     told_of,
+    unheard,
     with_staff,
 )
 from app.attribution.claims import ROSTERS, Claim, Source
-from app.attribution.practices import Provider, Roles, read_roles, resolve_by, with_endpoints
+from app.attribution.practices import Provider, Roles, read_roles, resolve_by
 from app.fhir import json as fhir_json
 from app.fhir.json import Resource
 from app.records.reader import Reader
@@ -74,19 +74,11 @@ async def in_order(
 ) -> list[str]:
     """The patients for whom `attribution.primary_care` finds no problem."""
     found = await _primary_care(store, patients, at, settings)
-    clear = {
-        patient: each.providers
+    return [
+        patient
         for patient, each in found.items()
-        if each.providers and each.is_clear
-    }
-    providers = list(dict.fromkeys(provider for each in clear.values() for provider in each))
-    completed = await with_endpoints(store, providers, settings.base_url.rstrip("/"))
-    reached = {
-        provider
-        for provider, known in zip(providers, completed, strict=True)
-        if is_heard(known, listening)
-    }
-    return [patient for patient, of in clear.items() if reached.issuperset(of)]
+        if each.providers and each.is_clear and not unheard(each.providers, listening)
+    ]
 
 
 async def primary_care(

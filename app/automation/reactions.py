@@ -21,7 +21,7 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypedDict, TypeVar
 
@@ -67,8 +67,9 @@ class Reaction:
     The context of `run` is about the patients of the event, that of `sift` about those of all events.
 
     Events that were raised for a topic, without a change of state, go to those who name it alone, whatever type they
-    are about. `is_wanted`: by the settings; events that nobody reacts to are not marked. `sift`: which of many events
-    `run` has to look at, asked once for all of them where most are of no interest and only the database can tell.
+    are about. `is_wanted`: by the settings, which name more such topics by `topics_of`; events that nobody reacts to
+    are not marked. `sift`: which of many events `run` has to look at, asked once for all of them where most are of no
+    interest and only the database can tell.
     """
 
     name: str
@@ -77,9 +78,19 @@ class Reaction:
     topics: frozenset[str] = frozenset()
     is_wanted: Callable[[Settings], bool] = lambda _: True
     sift: Sift | None = None
+    topics_of: Callable[[Settings], Iterable[str]] = lambda _: ()
 
     def concerns(self, event: Event) -> bool:
         return event.type in self.types if event.topic is None else event.topic in self.topics
+
+
+def by_settings(reactions: Iterable[Reaction], settings: Settings) -> list[Reaction]:
+    """Those that are wanted, each with all of its topics."""
+    return [
+        replace(each, topics=each.topics.union(each.topics_of(settings)))
+        for each in reactions
+        if each.is_wanted(settings)
+    ]
 
 
 def stable_id(*parts: str) -> str:

@@ -1,13 +1,16 @@
 """Encounter/$notices: every notice about a stay, as proof: a Communication and an AuditEvent for each.
 
 http://carerelay.example/OperationDefinition/Encounter-notices; docs/proof.md. Notices under way and ones that could not
-be sent are included; content never is. Who is no administrator finds those whose Communication it may read.
+be sent are included; content never is. Who is no administrator finds those whose Communication it may read. Where there
+is none, an administrator is told why.
 """
 
 from __future__ import annotations
 
 from app.automation.patient_resources import token
 from app.context import Context
+from app.coordination.practices.silence import why_nobody
+from app.errors import Issue
 from app.fhir import json as fhir_json
 from app.fhir.codes import EVENT_NOTICE, NOTICE_KIND
 from app.fhir.json import Resource
@@ -19,7 +22,7 @@ from app.proof.communication import communication
 from app.proof.publisher import sender_of
 from app.proof.visible_notices import visible
 from app.records.versions import ResourceVersion
-from app.search.bundle_writer import found_entries, write_bundle
+from app.search.bundle_writer import found_entries, outcome_entry, write_bundle
 from app.search.include import IncludedRow
 from app.subscriptions.ledger.ledger import delivery_rows
 
@@ -46,9 +49,12 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
         for each in resources
     ]
     head = {"type": "searchset", "total": len(resources)}
-    return InteractionResult(
-        200, text=write_bundle(head, (), found_entries(context.base_url, shown))
-    )
+    entries = found_entries(context.base_url, shown)
+    if not resources and context.access is None:
+        # To whom notices may be hidden nothing is said: it would tell whether there are any.
+        why = await why_nobody(context, resource_type, resource_id)
+        entries = outcome_entry([Issue("informational", why, severity="information")])
+    return InteractionResult(200, text=write_bundle(head, (), entries))
 
 
 async def _published(context: Context, encounter: str) -> list[ResourceVersion]:

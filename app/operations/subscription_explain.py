@@ -17,10 +17,12 @@ from app.fhir.instants import instant
 from app.interactions import interactions
 from app.interactions.result import InteractionResult
 from app.operations.arguments import Invocation
+from app.proof.visible_notices import visible
 from app.records.versions import ResourceVersion
 from app.resources.subscription import check_groups
 from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import delivery_rows
+from app.subscriptions.ledger.untold_rows import UntoldRows
 from app.subscriptions.matching import explanation, registration
 from app.subscriptions.matching.explanation import Explanation, Judged
 from app.subscriptions.matching.registration import Registration
@@ -60,6 +62,7 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     ]
     if delivery is not None:
         parameters.append(_delivery(delivery))
+    parameters += await _nobody(context, version)
     body = {"resourceType": "Parameters", "parameter": parameters}
     return InteractionResult(200, text=fhir_json.encode(body))
 
@@ -107,6 +110,16 @@ async def _reason(
         "then, the event has not been looked at yet, another topic told the same Endpoint of it, or the record is no "
         "longer kept"
     )
+
+
+async def _nobody(context: Context, version: ResourceVersion) -> list[dict[str, Any]]:
+    """Why no practice was told of the version, for each topic that it fired, as far as the caller may know."""
+    focus = {"type": version.type, "id": version.id, "version": version.version}
+    rows = await UntoldRows(context.services.mongo).of_version(focus)
+    return [
+        {"name": "nobody", "valueString": f"{notice.topic}: {notice.reason}"}
+        for notice in await visible(context, rows)
+    ]
 
 
 def _failing(read: Registration, found: Explanation) -> str:

@@ -69,8 +69,8 @@ def communication(notice: NoticeRecord, sender: Resource) -> Resource:
         resource["subject"] = {"reference": notice.patient}
     if notice.encounter is not None:
         resource["encounter"] = {"reference": notice.encounter}
-    if notice.recipients:
-        resource["recipient"] = [{"reference": each} for each in notice.recipients]
+    if recipients := _recipients(notice):
+        resource["recipient"] = recipients
     if notice.sent is not None:
         resource["sent"] = instant(notice.sent)
     if notice.received is not None:
@@ -90,7 +90,7 @@ def receipt(resource: Resource) -> Receipt:
         resource.get("encounter", {}).get("reference", ""),
         next(iter(resource.get("instantiatesUri", ())), ""),
         codings[0].get("code"),
-        tuple(each.get("reference", "") for each in resource.get("recipient", ())),
+        tuple(each["reference"] for each in resource.get("recipient", ()) if "reference" in each),
         flags.get(NOTICE_TO_PCP, {}).get("valueBoolean") is True,
         moment(received) if received else None,
     )
@@ -108,6 +108,16 @@ def receipt_of(notice: NoticeRecord) -> Receipt:
         notice.to_pcp,
         notice.received,
     )
+
+
+def _recipients(notice: NoticeRecord) -> list[Resource]:
+    """Whom the notice was for; of a Subscription that names nobody, what answers at its address."""
+    if notice.recipients or notice.subscription is None:
+        return [{"reference": each} for each in notice.recipients]
+    if notice.endpoint is None:
+        return [{"type": "Device", "display": f"The client of Subscription/{notice.subscription}"}]
+    address = {"system": "urn:ietf:rfc:3986", "value": notice.endpoint}
+    return [{"type": "Device", "identifier": address}]
 
 
 def _why(notice: NoticeRecord) -> Resource:

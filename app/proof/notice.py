@@ -20,12 +20,11 @@ from app.resources import event_time
 from app.runtime.leases import is_nobodys_fault
 from app.runtime.mongo import Document
 from app.subscriptions.ledger.ledger import State
+from app.subscriptions.ledger.untold_rows import UNROUTED
 from app.subscriptions.recipient import kind_of, panels_of, recipient_of
 
 log = logging.getLogger(__name__)
 
-# The prefix of `subscription` in rows for notices without a recipient (app/coordination/practices/no_recipient.py).
-UNROUTED = "unrouted-"
 _SUBJECTS = ("subject", "patient", "beneficiary", "for")
 _READ_AT_ONCE = 50
 # As far as a time may be open that is no date.

@@ -54,10 +54,10 @@ async def pcp(
 
 
 async def who(client: httpx.AsyncClient, name: str, **query: str) -> tuple[list[str], set[str]]:
-    """The organization or practitioner of each provider, and the problems but for a missing endpoint."""
+    """The organization or practitioner of each provider, and the problems but for their deafness."""
     found, problems = await pcp(client, name, **query)
     names = [each.get("organization") or each["practitioner"] for each in found]
-    return names, problems - {"no-endpoint"}
+    return names, problems - {"no-endpoint", "nobody-listens"}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ async def test_a_general_practitioner_is_resolved_to_role_practice_and_endpoint(
             "since": "2026-01-05T00:00:00.000Z",
         }
     ]
-    assert problems == set()
+    assert problems == {"nobody-listens"}  # an Endpoint alone tells nobody
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_endpoints_are_the_roles_own_or_the_organizations_active_fhir_ones
     await put(practices, patient("at-2", ref(reference)))
     found, problems = await pcp(practices, "at-2")
     assert [each["endpoint"] for each in found] == [endpoints]
-    assert problems == set()
+    assert problems == {"nobody-listens"}  # an Endpoint alone tells nobody
 
 
 @pytest.mark.parametrize("code", ["446050000", "453231000124104"])
@@ -143,7 +143,7 @@ async def test_a_participant_acts_for_the_organization_it_names(
     await put(practices, patient("at-4"), team)
     found, problems = await pcp(practices, "at-4")
     assert [each["practitioner-role"] for each in found] == ["PractitionerRole/at-role-d2"]
-    assert problems == set()
+    assert problems == {"nobody-listens"}  # an Endpoint alone tells nobody
 
 
 async def test_a_roster_with_the_panel_code_names_the_pcp_of_its_members(
@@ -437,4 +437,4 @@ async def test_references_under_the_servers_own_base_are_its_own(
             "source": "group",
         }
     ]
-    assert problems == set()
+    assert problems == {"nobody-listens"}  # an Endpoint alone tells nobody

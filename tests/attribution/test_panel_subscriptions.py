@@ -44,7 +44,9 @@ Pair = tuple[Server, httpx.AsyncClient]
 @pytest.fixture(scope="module")
 async def hub(mongod: str) -> AsyncIterator[Pair]:
     """A hub with two practices: doctor a at practice a, doctor b at practice b."""
-    settings = make_settings(mongod, egress_allow="127.0.0.1")
+    settings = make_settings(
+        mongod, egress_allow="127.0.0.1", endpoint_topics="encounter-admission"
+    )
     async with running(settings) as (server, client):
         await put(
             client,
@@ -340,19 +342,25 @@ async def reviews(client: httpx.AsyncClient, focus: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("resources", "reason"),
+    ("resources", "reason", "focus"),
     [
-        pytest.param([patient("un")], "no-pcp", id="no-pcp"),
+        pytest.param([patient("un")], "no-pcp", "Encounter/un-no-pcp", id="no-pcp"),
         pytest.param(
             [patient("un", dated("PractitionerRole/role-a", PAST, YESTERDAY))],
             "pcp-period-ended",
+            "Encounter/un-pcp-period-ended",
             id="ended",
         ),
-        pytest.param([patient("un", ref("Organization/silent"))], "no-endpoint", id="no-endpoint"),
+        pytest.param(
+            [patient("un", ref("Organization/silent"))],
+            "no-endpoint",
+            "Organization/silent",
+            id="no-endpoint",
+        ),
     ],
 )
 async def test_an_admission_that_reaches_no_practice_is_in_the_ledger_and_the_review_queue(
-    hub: Pair, resources: list[dict[str, Any]], reason: str
+    hub: Pair, resources: list[dict[str, Any]], reason: str, focus: str
 ) -> None:
     server, client = hub
     await put(client, organization("silent"), *resources)
@@ -361,7 +369,7 @@ async def test_an_admission_that_reaches_no_practice_is_in_the_ledger_and_the_re
     (row,) = await rows(server, f"un-{reason}")
     assert row["state"] == "suppressed"
     assert row["topic"].endswith("/encounter-admission")
-    assert reason in await reviews(client, f"Encounter/un-{reason}")
+    assert reason in await reviews(client, focus)
 
 
 async def test_two_practices_are_told_and_a_person_is_asked(hub: Pair, receiver: Receiver) -> None:

@@ -3,6 +3,7 @@
 quiet_period          sets a quiet timer for each plan that a change concerns, and tells when it fires
 plan_notices          puts a notice down, carries it out and remembers the state that was told
 plan_notice           is one notice: its trigger, text and Communication
+addressees            says whom the Communication of a notice is for
 replacement           compares a plan with the one that it replaces
 annual                sends the yearly summary on the anniversary of the last document
 copies                sends the plan to a practice that has come to its patient

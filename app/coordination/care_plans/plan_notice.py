@@ -12,7 +12,6 @@ from app.coordination.care_plans.changes import parameters, text_of
 from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.state import PlanState, subject_of
 from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_CHANGES, CARE_PLAN_REVIEW, CARE_PLAN_REVIEWS
-from app.fhir.instants import instant
 from app.fhir.json import Resource
 
 NoticeKind = Literal["created", "copy", "changed", "deleted", "yearly"]
@@ -64,18 +63,16 @@ def _coding(system: str, displays: dict[str, str], code: str) -> dict[str, str]:
 
 
 def communication(notice: PlanNotice, carried: Sequence[str]) -> Resource:
-    """The Communication of a notice: text, the changes (unless all of it is new), and what it carries by reference."""
+    """The Communication of a notice, not yet addressed: text, changes (unless all is new), and what it carries."""
     plan = {"reference": f"CarePlan/{notice.plan}"}
     patient = subject_of(notice.state.plan)
     payload: list[dict[str, Any]] = [{"contentString": told(notice)}]
     found: Resource = {
         "resourceType": "Communication",
         "id": notice.id("notice"),
-        "status": "completed",
         "category": [{"coding": [coding(notice)]}],
         "basedOn": [plan],
         "about": [plan, *({"reference": each} for each in carried)],
-        "sent": instant(notice.at),
     }
     if patient is not None:
         found["subject"] = {"reference": patient}

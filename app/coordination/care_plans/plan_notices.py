@@ -33,6 +33,7 @@ from app.coordination.care_plans import (
     responsible,
     state as care_plan_state,
 )
+from app.coordination.care_plans.addressees import addressed
 from app.coordination.care_plans.difference import PlanChange
 from app.coordination.care_plans.document import Edition
 from app.coordination.care_plans.phrases import phrases_for
@@ -212,7 +213,8 @@ async def _send(context: Context, row: Document, state: PlanState) -> Document:
     known: Document = {}
     carried: list[str] = []
     if await care_plan_state.is_told(context, state.plan):
-        known, carried = await _store_resources(context, notice, earlier)
+        only_for = pending.get("only_for", ())
+        known, carried = await _store_resources(context, notice, earlier, only_for)
     topic = REVIEW_TOPIC if notice.kind == "yearly" else responsible.CHANGE_TOPIC
     await context.store.raise_event(
         ("CarePlan", notice.plan, state.versions[f"CarePlan/{notice.plan}"]),
@@ -262,7 +264,7 @@ async def _replaced(context: Context, row: Document, state: PlanState) -> Replac
 
 
 async def _store_resources(
-    context: Context, notice: PlanNotice, earlier: str | None
+    context: Context, notice: PlanNotice, earlier: str | None, only_for: Sequence[str]
 ) -> tuple[Document, list[str]]:
     """Store the document and the Communication of a notice; returns the row's fields of them and what it carries."""
     own = of_plan(context, notice.state.plan)
@@ -275,6 +277,8 @@ async def _store_resources(
             await _supersede(context, earlier)
         carried.append(f"Bundle/{notice.id('document')}")
     message = communication(notice, carried)
+    patient = subject_of(notice.state.plan)
+    message = await addressed(context, message, patient, notice.at, only_for)
     await once(own, message)
     known["communication"] = message["id"]
     return known, [f"Communication/{message['id']}", *carried]

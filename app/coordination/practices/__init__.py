@@ -3,7 +3,10 @@
 endpoint_subscriptions  keeps a Subscription for each Endpoint of a primary care practice
 endpoint_confirmation   says which Endpoints may be called unasked, and asks a person about the others
 endpoint_upkeep         looks at these again: all at each start, those in error by probes
-no_recipient            records events that no practice could be told of, and asks a person
+no_recipient            records fired topics that no practice could be told of
+untold_review           asks a person about these, once for each cause and practice, with a count
+silence                 says why nobody was told of a record that has no row
+mended_causes           tells of them once their cause is gone
 unmatched_review        asks a person about events that could not be matched
 subscription_review     asks a person about a Subscription that is in error
 encounter_review        asks a person about a visit without a known patient, or told in part

@@ -80,14 +80,16 @@ async def _review_subject(context: Context, event: Event, encounter: Resource) -
     if not subject:
         await _ask(context, event, encounter, "no-subject")
     elif not str(subject.get("reference", "")).startswith("Group/"):
-        patient = await _patient(context, subject)
+        patient = await patient_meant(context, subject)
         if patient is None:
             await _ask(context, event, encounter, "unknown-patient")
+        elif "reference" not in subject:
+            await _ask(context, event, encounter, "subject-by-identifier")
         elif _is_merged(patient.resource()):
             await _ask(context, event, encounter, "merged-patient")
 
 
-async def _patient(context: Context, subject: dict[str, Any]) -> ResourceVersion | None:
+async def patient_meant(context: Context, subject: dict[str, Any]) -> ResourceVersion | None:
     """The Patient that a Reference leads to, by literal reference or identifier; of several Patients one."""
     place = split(subject.get("reference", ""))
     if place is not None:

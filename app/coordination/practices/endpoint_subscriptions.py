@@ -86,7 +86,7 @@ async def _bring_in_line(context: Context, owner: str, *, anew: bool) -> None:
     catalogue = context.services.get(SubscriptionRegistry).catalogue
     for masked in endpoints:
         endpoint = await _with_secrets(context, masked)
-        for topic in urls(context):
+        for topic in urls(context.settings):
             if topic in catalogue.by_url:
                 wanted = subscription(context, owner, endpoint, topic)
                 before = existing.pop(wanted["id"], None)

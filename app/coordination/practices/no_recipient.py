@@ -1,68 +1,69 @@
-"""Events that reach no primary care practice: each gets a row in the ledger and review Tasks for its problems.
+"""Fired topics that reach no primary care practice: each gets a row in the ledger and a review Task for its cause.
 
-The row, `suppressed` and with `unrouted-<event>` in place of a Subscription's id, represents the notice that could not
-be sent. It is written after the commit, apart from the notices to others; docs/routing.md says when.
+The row represents the notice that could not be sent (app/subscriptions/ledger/untold_rows.py). It is written after the
+commit, apart from the notices to others, one for each practice that hears nothing; docs/routing.md says when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from pymongo.errors import DuplicateKeyError
-
 from app.attribution import attribution, many
-from app.attribution.attribution import Attribution
+from app.attribution.attribution import Attribution, Listening
 from app.attribution.derived import PCP, patient_of
 from app.automation import review_tasks
 from app.automation.reactions import Reaction
 from app.automation.review_tasks import RecentlyChecked
 from app.context import Context
+from app.coordination.practices import encounter_review, untold_review
 from app.coordination.practices.encounter_review import is_record
 from app.fhir.codes import REVIEW_REASONS
+from app.fhir.json import Resource
+from app.settings import Settings
 from app.store.events import Event
-from app.subscriptions.ledger.delivery_rows import row_of
-from app.subscriptions.ledger.ledger import delivery_rows
-from app.subscriptions.matching.match_context import MatchContext
+from app.subscriptions.ledger.untold_rows import Untold, UntoldRows, references
 from app.subscriptions.matching.registry import SubscriptionRegistry
-from app.subscriptions.topics.topics import Topic, Trigger
+from app.subscriptions.topics.topics import Coding, Topic
 
 _TYPES = frozenset({"Encounter", "CarePlan"})
-# The problems that leave an event without a recipient; the first one found is the row's reason.
-_NO_RECIPIENT = ("no-subject", "unknown-patient", "pcp-period-ended", "no-pcp", "no-endpoint")
-# The problems for which encounter_review creates the Task.
-_REVIEWED_ELSEWHERE = frozenset({"no-subject", "unknown-patient", "merged-patient"})
+# The problems that leave an event without a practice: those that lie with the record, and those with the patient.
+OF_RECORDS = ("no-subject", "subject-by-identifier", "unknown-patient")
+OF_PATIENTS = ("pcp-period-ended", "no-pcp")
+
+Fired = tuple[Topic, Coding | None]
 
 
 async def run(context: Context, event: Event) -> None:
-    if event.resource is None or event.fields is None:
+    if event.topic is None and event.type == "Encounter" and is_record(event):
         return
-    if event.type == "Encounter" and is_record(event):
+    fired = await fired_by(context, event)
+    resource = event.resource or event.previous
+    if not fired or resource is None or is_about_a_group(resource):
         return
-    patient = patient_of(event.type, event.fields, context.settings.base_url.rstrip("/"))
-    matching = context.services.get(SubscriptionRegistry).facts_of(event)
-    fired = None if matching is None else await _fired(context, event, matching)
-    if fired is None:
-        return
-    found = await _attribution(context, patient, event.at)
-    index = context.services.get(SubscriptionRegistry).index
-    if not index.routes_by(PCP) and {"no-subject", "unknown-patient"} & set(found.problems):
-        return  # no Subscription follows a panel, and encounter_review covers these two problems
-    for problem in found.problems:
-        if problem not in _REVIEWED_ELSEWHERE:
-            focus = f"{event.type}/{event.resource_id}"
-            if patient is None or "unknown-patient" in found.problems:
-                await review_tasks.ask(context, problem, focus, patient=None)
-            else:
-                await review_tasks.ask_of_patient(context, problem, focus, patient)
-    reached = [each for each in found.providers if attribution.is_heard(each, listening(context))]
-    cause = next((problem for problem in _NO_RECIPIENT if problem in found.problems), None)
-    if not reached and cause is not None:
-        await _record(context, event, fired, REVIEW_REASONS[cause])
+    place = f"{event.type}/{event.resource_id}"
+    found = await attributed(context, patient_named(context, event), resource, event.at)
+    if "several-pcps" in found.problems:
+        await _ask_to_choose(context, found, place)
+    rows = UntoldRows(context.services.mongo)
+    causes: dict[tuple[str, str], Untold] = {}
+    for topic, coding in fired:
+        for why in untold(found, place, hearing(context, topic.url, event.type)):
+            await rows.add(event, (topic.url, coding), why, REVIEW_REASONS[why.cause])
+            causes[why.cause, why.concerns] = why
+    for why in causes.values():
+        await untold_review.ask(context, why)
+
+
+async def _ask_to_choose(context: Context, found: Attribution, place: str) -> None:
+    if "unknown-patient" in found.problems:
+        await review_tasks.ask(context, "several-pcps", place, patient=None)
+    else:
+        await review_tasks.ask_of_patient(context, "several-pcps", place, found.way[0])
 
 
 async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
-    """The events about patients who are not known to have a reachable practice."""
+    """The events about patients who are not known to have a practice that hears of everything."""
     checked, base_url = (
         context.services.get(RecentlyChecked),
         context.settings.base_url.rstrip("/"),
@@ -73,64 +74,156 @@ async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
         if event.fields is not None
     }
     unchecked = {patient for patient in about.values() if patient and not checked.knows(patient)}
-    if unchecked:
-        now = context.services.mongo.now()
-        for patient in await many.in_order(
-            context.services.store, unchecked, now, context.settings, listening(context)
-        ):
-            checked.note(patient)
+    for patient in await in_order(context, unchecked, urls(context.settings)):
+        checked.note(patient)
     return [event for event in events if not checked.knows(about.get(event.id) or "")]
 
 
+def urls(settings: Settings) -> list[str]:
+    """The canonicals of the topics that the server itself subscribes practices to (CARERELAY_ENDPOINT_TOPICS)."""
+    base = settings.topic_base.rstrip("/")
+    names = [each.strip() for each in settings.endpoint_topics.split(",")]
+    return [each if ":" in each else f"{base}/{each}" for each in names if each]
+
+
 REACTION = Reaction(
-    "unrouted", _TYPES, run, is_wanted=lambda settings: settings.unrouted, sift=sift
+    "unrouted",
+    _TYPES,
+    run,
+    is_wanted=lambda settings: settings.unrouted,
+    sift=sift,
+    topics_of=urls,
 )
 
 
-def listening(context: Context) -> attribution.Listening:
-    """A test of whether a current Subscription names a provider as its filter."""
+# Who hears what
+
+
+def listening(context: Context) -> Listening:
+    """A test of whether a current Subscription names a provider as its filter, whatever it is about."""
     index = context.services.get(SubscriptionRegistry).index
-    return lambda reference: index.asks_for(f"{PCP}={reference}")
+    return lambda reference: bool(index.requiring([f"{PCP}={reference}"]))
 
 
-async def _attribution(context: Context, patient: str | None, at: datetime) -> Attribution:
-    if patient is None:
-        return Attribution("", (), ("no-subject",))
-    return await attribution.primary_care(
-        context.services.store, patient, at, context.settings, listening=listening(context)
+def hearing(context: Context, topic: str, resource_type: str) -> Listening:
+    """A test of whether a provider hears of a topic: by a Subscription to it, or in a form of its own.
+
+    Such is one to a topic that is not among CARERELAY_ENDPOINT_TOPICS, or to a search, about that type. What a
+    practice has left out by further filters it does not want to hear.
+    """
+    registry = context.services.get(SubscriptionRegistry)
+    ours = frozenset(urls(context.settings))
+
+    def covers(subscription: str) -> bool:
+        known = registry.get(subscription)
+        if known is None or registry.is_over(known):
+            return False
+        scope = known.criteria.scope
+        if scope == topic or scope in ours:
+            return scope == topic
+        return resource_type in (known.topic.resource_types if known.topic else (scope,))
+
+    def hears(reference: str) -> bool:
+        return any(covers(each) for each in registry.index.requiring([f"{PCP}={reference}"]))
+
+    return hears
+
+
+async def in_order(context: Context, patients: Iterable[str], topics: Iterable[str]) -> list[str]:
+    """The patients of whom nothing is amiss, and whose practice hears of each of the topics."""
+    catalogue = context.services.get(SubscriptionRegistry).catalogue
+    tests = [
+        hearing(context, topic.url, resource_type)
+        for url in topics
+        if (topic := catalogue.by_url.get(url)) is not None
+        for resource_type in topic.resource_types
+    ]
+    wanted = sorted(patients)
+    if not wanted:
+        return []
+    now = context.services.mongo.now()
+    return await many.in_order(
+        context.services.store,
+        wanted,
+        now,
+        context.settings,
+        lambda reference: all(hears(reference) for hears in tests),
     )
 
 
-async def _fired(
-    context: Context, event: Event, matching: MatchContext
-) -> tuple[Topic, Trigger] | None:
-    """The first of the care-coordination topics that the event fires."""
+# Why nobody is told
+
+
+async def attributed(
+    context: Context, patient: str | None, resource: Resource, at: datetime
+) -> Attribution:
+    """The practices of the patient whom a record names at a moment, and the problems found."""
+    if patient is None:
+        return Attribution("", (), (await _unnamed(context, resource),))
+    return await attribution.primary_care(context.services.store, patient, at, context.settings)
+
+
+def untold(found: Attribution, place: str, hears: Listening) -> list[Untold]:
+    """Why a topic that `place` fired is not told: a cause for each practice that hears nothing, else one for all."""
+    patient = found.way[0] if found.way else None
+    if not found.providers:
+        cause = next(each for each in (*OF_RECORDS, *OF_PATIENTS) if each in found.problems)
+        if cause in OF_RECORDS or patient is None:
+            return [Untold(cause, place, patient, references([place], found.way))]
+        return [Untold(cause, patient, patient, references(found.way))]
+    return [
+        Untold(
+            cause,
+            practice,
+            patient,
+            references(
+                found.way,
+                *(each.references for each in found.providers if each.practice == practice),
+            ),
+        )
+        for practice, cause in attribution.unheard(found.providers, hears).items()
+    ]
+
+
+async def fired_by(context: Context, event: Event) -> list[Fired]:
+    """The care-coordination topics that the event fires, each with the coding of its trigger."""
     registry = context.services.get(SubscriptionRegistry)
-    wanted = set(urls(context))
+    if event.topic is not None:
+        raised = registry.catalogue.by_url.get(event.topic)
+        return [] if raised is None else [(raised, event.trigger)]
+    matching = registry.facts_of(event)
+    if matching is None:
+        return []
+    wanted = set(urls(context.settings))
+    fired: list[Fired] = []
     for topic in registry.catalogue.watching(event.type):
         if topic.url in wanted:
             trigger = await topic.fired(event, registry.asking(matching), registry.surroundings)
             if trigger is not None:
-                return topic, trigger
-    return None
+                fired.append((topic, trigger.coding))
+    return fired
 
 
-def urls(context: Context) -> list[str]:
-    """The canonicals of the topics that the server itself subscribes practices to (CARERELAY_ENDPOINT_TOPICS)."""
-    base = context.settings.topic_base.rstrip("/")
-    names = [each.strip() for each in context.settings.endpoint_topics.split(",")]
-    return [each if ":" in each else f"{base}/{each}" for each in names if each]
+def patient_named(context: Context, event: Event) -> str | None:
+    """The patient (`Patient/p1`) whom an event is about; of a deletion, whom the deleted version was."""
+    fields = event.fields if event.fields is not None else event.previous_fields
+    base_url = context.settings.base_url.rstrip("/")
+    return None if fields is None else patient_of(event.type, fields, base_url)
 
 
-async def _record(
-    context: Context, event: Event, fired: tuple[Topic, Trigger], reason: str
-) -> None:
-    topic, trigger = fired
-    now = context.services.mongo.now()
-    name = f"unrouted-{event.id}"
-    row = row_of(event, name, 0, f"{name}|", (topic.url, trigger.coding), now)
-    row |= {"state": "suppressed", "reason": reason}
-    try:
-        await delivery_rows(context.services.mongo).insert_one(row)
-    except DuplicateKeyError:
-        return  # the reaction has run before
+async def _unnamed(context: Context, resource: Resource) -> str:
+    """The problem of a record that names no Patient of this server by a literal reference."""
+    subject = _subject(resource)
+    if not subject:
+        return "no-subject"
+    meant = await encounter_review.patient_meant(context, subject)
+    return "unknown-patient" if meant is None else "subject-by-identifier"
+
+
+def is_about_a_group(resource: Resource) -> bool:
+    return str(_subject(resource).get("reference", "")).startswith("Group/")
+
+
+def _subject(resource: Resource) -> Resource:
+    found: Resource = resource.get("subject") or resource.get("patient") or {}
+    return found

@@ -139,17 +139,13 @@ class CriteriaIndex:
                 for term in alternatives:
                     scope.strike(term, subscription)
 
-    def asks_for(self, term: str) -> bool:
-        """Whether any Subscription's criteria name this PCP, Group or kind of facility."""
-        return term in self._routed
-
     def requiring(self, terms: Iterable[str]) -> set[str]:
         """The Subscriptions whose criteria name one of these PCPs or Groups."""
         return {each for term in terms for each in self._routed.get(term, ())}
 
-    def routes_by(self, path: str) -> bool:
-        """Whether any Subscription's criteria name a PCP, or a Group, or a kind of facility: `path` says which."""
-        return any(term.startswith(path) for term in self._routed)
+    def routed_by(self, path: str) -> set[str]:
+        """The Subscriptions whose criteria name a PCP, or a Group, or a kind of facility: `path` says which."""
+        return self.requiring([term for term in self._routed if term.startswith(path)])
 
     def subscriptions(self, scope: str) -> set[str]:
         """All Subscriptions of a topic or type."""

@@ -33,6 +33,7 @@ from app.subscriptions.ledger.ledger import Delivery, Ledger
 from app.subscriptions.ledger.outbox import Outbox
 from app.subscriptions.ledger.recorded_events import RecordedEvents
 from app.subscriptions.ledger.rematching import Rematching
+from app.subscriptions.ledger.rerouting import Rerouting
 from app.subscriptions.ledger.retention import Retention
 from app.subscriptions.ledger.unmatched import Unmatched
 from app.subscriptions.matching.criteria_check import TERMINOLOGY
@@ -139,6 +140,7 @@ class Worker:
         self.rematching = rematching = Rematching(
             mongo, store, registry, matcher, outbox, unmatched, recorder, recorded
         )
+        self.rerouting = Rerouting(mongo, store, registry, unmatched, recorder)
         self._subscription_changes = SubscriptionChanges(
             registry,
             unmatched,
@@ -182,6 +184,7 @@ class Worker:
             self.outbox,
             self.unmatched,
             self.rematching,
+            self.rerouting,
             self.limits,
             self.rights,
             self.binder,

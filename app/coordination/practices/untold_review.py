@@ -1,0 +1,168 @@
+"""Review Tasks for what nobody was told of: one for each cause and practice, patient or record, with a count.
+
+What a person has closed is opened again by the next row of the same cause. A Task closes itself when no row waits any
+more (mended_causes.py); in between the count is brought up to date every half minute. docs/routing.md
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from app.attribution.claims import terms_for
+from app.attribution.practices import CONNECTION_TERMS
+from app.automation import review_tasks
+from app.automation.follow_up_tasks import OPEN, Closing, amend, close
+from app.automation.patient_resources import codes_in
+from app.automation.reactions import stable_id
+from app.automation.timers import Timer, Timers
+from app.context import Context
+from app.errors import FhirError
+from app.fhir.codes import REVIEW_REASONS, TASK_STATUS_REASON
+from app.fhir.instants import instant, parse
+from app.fhir.json import Resource
+from app.interactions.references import split
+from app.subscriptions.ledger.untold_rows import Tally, Untold, UntoldRows
+
+log = logging.getLogger(__name__)
+
+_KIND, _KEY = "untold-review", "all"
+EVERY = timedelta(seconds=30)
+# A row may become visible later than its id says.
+_OVERLAP = timedelta(seconds=30)
+_CLOSING = Closing("completed", "no-longer-untold")
+_TO_DO = {
+    "no-pcp": "Name the patient's primary care practice.",
+    "pcp-period-ended": "Name who has followed, or lengthen the period.",
+    "no-endpoint": "Give the practice an Endpoint, or let it subscribe.",
+    "nobody-listens": "Let the practice subscribe, or have the server subscribe it (CARERELAY_ENDPOINT_SUBSCRIPTIONS).",
+    "no-subject": "Name the patient in the record.",
+    "subject-by-identifier": "Name the patient in the record by a reference.",
+    "unknown-patient": "Store the patient, or name another in the record.",
+}
+_LOST_ENDPOINT = "An Endpoint names it as managingOrganization: name that in Organization.endpoint, if it is right."
+
+
+async def start(context: Context) -> None:
+    """Set the timer, unless it is set."""
+    timers = context.services.get(Timers)
+    if await timers.due_of(_KIND, _KEY) is None:
+        await timers.set(_KIND, _KEY, context.services.clock.now() + EVERY)
+
+
+async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
+    """Bring the counts up to date of the causes that had another row, and set the timer anew."""
+    if not context.settings.unrouted:
+        return
+    now = context.services.mongo.now()
+    try:
+        rows = UntoldRows(context.services.mongo)
+        for cause, concerns in await rows.causes_since(data.get("since", now) - _OVERLAP - EVERY):
+            await keep(context, cause, concerns)
+    finally:
+        due = context.services.clock.now() + EVERY
+        await context.services.get(Timers).set(_KIND, _KEY, due, {"since": now})
+
+
+TIMER = Timer(_KIND, run, is_about_many=True)
+
+
+async def ask(context: Context, why: Untold) -> None:
+    """See that a person is asked; a Task that is open gets its count later, for many rows may come at once."""
+    own = context if _names_patient(why.cause) else context.about(())
+    own = own.owning(f"Task/{_id(why.cause, why.concerns)}")
+    stored = await own.store.read("Task", _id(why.cause, why.concerns))
+    if stored is None or stored.deleted or stored.resource()["status"] not in OPEN:
+        await keep(own, why.cause, why.concerns)
+
+
+async def keep(context: Context, cause: str, concerns: str) -> None:
+    """Bring the Task of a cause in line with the rows that wait for it."""
+    tally = await UntoldRows(context.services.mongo).tally(cause, concerns)
+    if tally is None:
+        await close(context, _id(cause, concerns), _CLOSING)
+        return
+    said = await _said(context, cause, concerns, tally)
+    asked = await _task(context, cause, concerns, tally)
+
+    def change(current: Resource | None) -> Resource | None:
+        if current is None:
+            return {**asked, **said}
+        if current["status"] in OPEN:
+            return {**current, **said}
+        by_server = bool(codes_in(current.get("statusReason"), TASK_STATUS_REASON))
+        if not by_server and tally.newest <= parse(current["meta"]["lastUpdated"]):
+            return None
+        again = {key: value for key, value in current.items() if key != "statusReason"}
+        return {**again, **said, "status": "requested"}
+
+    try:
+        await amend(context, "Task", asked["id"], change)
+    except FhirError as error:  # the row is there, and the next one asks again
+        name = type(error).__name__
+        log.warning("cannot ask for a review", extra={"action": _KIND, "error": name})
+
+
+def _id(cause: str, concerns: str) -> str:
+    """The id that review_tasks.py gives to the first Task of a reason about the same."""
+    return stable_id("review", cause, concerns, "")
+
+
+def _names_patient(cause: str) -> bool:
+    return cause not in ("no-endpoint", "nobody-listens")
+
+
+async def _said(context: Context, cause: str, concerns: str, tally: Tally) -> Resource:
+    """What the Task says: how many wait since when, and what to do."""
+    notices = "One notice was" if tally.count == 1 else f"{tally.count} notices were"
+    words = [f"{REVIEW_REASONS[cause]}. {notices} not sent. {_TO_DO[cause]}"]
+    inputs: list[Resource] = [
+        {"type": {"text": "Notices that were not sent"}, "valuePositiveInt": tally.count},
+        {"type": {"text": "The first one"}, "valueInstant": instant(tally.oldest)},
+        {"type": {"text": "It concerns"}, "valueString": concerns},
+    ]
+    if cause == "no-endpoint":
+        lost = await _endpoints_naming(context, concerns)
+        words += [_LOST_ENDPOINT] if lost else []
+        inputs += [
+            {"type": {"text": "Endpoint"}, "valueReference": {"reference": f"Endpoint/{each}"}}
+            for each in lost
+        ]
+    return {"description": " ".join(words), "input": inputs}
+
+
+async def _endpoints_naming(context: Context, practice: str) -> list[str]:
+    """The usable Endpoints that name an organization as theirs, which it does not name itself.
+
+    Nothing is sent to one: whoever writes an Endpoint could have another's notices.
+    """
+    if not practice.startswith("Organization/"):
+        return []
+    base_url = context.settings.base_url.rstrip("/")
+    named = list(terms_for("Endpoint", "organization", practice, base_url))
+    wanted = [{"terms": {"$in": named}}, {"terms": "status=active"}]
+    wanted.append({"terms": {"$in": list(CONNECTION_TERMS)}})
+    found = await context.services.store.find(
+        "Endpoint", {"$and": wanted}, limit=10, projection={"_id": 1}
+    )
+    return sorted(row["_id"] for row in found)
+
+
+async def _task(context: Context, cause: str, concerns: str, tally: Tally) -> Resource:
+    """A new Task; its focus is the practice where that is stored, of other causes the first record not told of."""
+    if _names_patient(cause):
+        patient = tally.patient if cause != "unknown-patient" else None
+        asked = review_tasks.task(context, cause, tally.focus, patient=patient)
+        asked = await review_tasks.labelled(context, asked)
+    else:
+        focus = concerns if await _is_stored(context, concerns) else None
+        asked = review_tasks.task(context, cause, focus, patient=None)
+    return {**asked, "id": _id(cause, concerns)}
+
+
+async def _is_stored(context: Context, reference: str) -> bool:
+    place = split(reference)
+    stored = None if place is None else await context.services.store.read(*place)
+    return stored is not None and not stored.deleted
