@@ -312,13 +312,15 @@ def _goals(record: PlanRecord, say: Phrases) -> Content:
 
 
 def _interventions(record: PlanRecord, say: Phrases) -> Content:
-    """The activities, grouped by the condition that each is for."""
+    """The plan's own description, and the activities, grouped by the condition that each is for."""
     groups: dict[str, list[str]] = {}
     activities = record.state.plan.get("activity", ())
     for activity in activities:
         reason, line = lines_of.activity_line(activity, record, say)
         groups.setdefault(reason, []).append(line)
-    blocks = [
+    described = str(record.state.plan.get("description", ""))
+    blocks = [Block(say("Description"), lines=[described])] if described else []
+    blocks += [
         Block(reason or say("Without a stated condition"), lines=lines)
         for reason, lines in sorted(groups.items(), key=lambda group: not group[0])
     ]

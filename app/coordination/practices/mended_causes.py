@@ -49,6 +49,8 @@ _ENDINGS: Mapping[Ending, str] = {
     "unasked": "nobody asks for it",
     "unreadable": "the record cannot be read",
 }
+# A practice that has come to a patient gets the plans as they are now (coordination/care_plans/copies.py).
+_COPIED = "its practice gets a copy of the plan"
 
 Row = Mapping[str, Any]
 # A review reason, and what it concerns.
@@ -177,9 +179,11 @@ async def _look_at(context: Context, rows: UntoldRows, page: Sequence[Row]) -> _
             moved[row["_id"]] = why, REVIEW_REASONS[why.cause]
             changed |= {_cause(why), _cause(Untold.of(row))}
     await rows.move(moved)
+    ended = [(row, _COPIED) for row, _ in mended if row["focus"]["type"] == "CarePlan"]
+    mended = [(row, version) for row, version in mended if row["focus"]["type"] != "CarePlan"]
     late = [event_row(row, version) for row, version in mended]
     endings = await context.services.get(Rerouting).tell(late)
-    ended = [
+    ended += [
         (row, _ENDINGS[ending])
         for (row, _), ending in zip(mended, endings, strict=True)
         if ending != "later"
