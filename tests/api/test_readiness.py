@@ -193,7 +193,7 @@ async def test_a_row_that_is_due_and_that_nobody_begins_makes_it_not_ready(
 async def test_an_endpoint_that_is_of_no_use_does_not_make_it_unready(
     mongod: str, receiver: Receiver, status: int | None
 ) -> None:
-    settings = make_settings(mongod, ready_delivery_age=5, delivery_timeout=0.3)
+    settings = make_settings(mongod, ready_delivery_age=2, delivery_timeout=0.3)
     async with running(settings) as (server, client):
         await subscribe(server, client, receiver)
         receiver.answer = lambda _: status
@@ -205,7 +205,7 @@ async def test_an_endpoint_that_is_of_no_use_does_not_make_it_unready(
 
         async def waited() -> bool:
             assert await told(client) == READY
-            return server.mongo.now() - now > timedelta(seconds=7)
+            return server.mongo.now() - now > timedelta(seconds=3.5)
 
         await until(waited)
         assert await server.worker.ledger.open_count() == 12
@@ -314,7 +314,9 @@ async def test_every_loop_of_a_server_is_looked_at(mongod: str) -> None:
     settings = make_settings(mongod, auth="smart")
     before = asyncio.all_tasks()
     async with running(settings) as (server, _):
-        await server.worker.drain()  # what the start has recorded is on its way, for a moment
+        # What the start has recorded, and the timers that it has set, are on their way for a moment.
+        await server.engine.drain()
+        await server.worker.drain()
         tasks = asyncio.all_tasks() - before
         parts = [
             server.store.cluster,

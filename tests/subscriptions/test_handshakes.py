@@ -14,7 +14,7 @@ from app.runtime.leases import BackOff
 from app.runtime.mongo import Mongo
 from app.store.store import Store
 from app.subscriptions.channels import AttemptOutcome, Notice
-from app.subscriptions.sending import lifecycle
+from app.subscriptions.sending import lifecycle, worker as worker_module
 from app.subscriptions.sending.worker import Worker
 from tests.builders.deliveries import SETTINGS, create, status_of, update
 from tests.builders.subscriptions import topic_based
@@ -31,6 +31,12 @@ async def mongo(mongod: str) -> AsyncIterator[Mongo]:
     mongo = await Mongo.open(make_settings(mongod))
     yield mongo
     await mongo.close()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops does not wait long for endpoints that never answer."""
+    monkeypatch.setattr(worker_module, "_PATIENCE", 0.2)
 
 
 class Endpoint:
