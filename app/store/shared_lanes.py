@@ -1,7 +1,7 @@
 """The step that puts open deliveries into the lanes that Subscriptions kept for one Endpoint share.
 
-deliveries   of open rows of such Subscriptions, `lane`: `~<practice>~<Endpoint>|<subject>` in place of
-             `<Subscription>|<subject>`; `sequence`: what is before the bar; `turn`: their number in it
+deliveries   of open rows of such Subscriptions, `lane`: `~<practice>~<Endpoint>~<matter>|<subject>` in place
+             of `<Subscription>|<subject>`; `sequence`: what is before the bar; `turn`: their number in it
 
 Servers up to format 3 had a lane for each Subscription and patient.
 """

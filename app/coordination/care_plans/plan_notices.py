@@ -207,13 +207,13 @@ async def _carry_out(context: Context, row: Document) -> None:
 async def _send(context: Context, row: Document, state: PlanState) -> Document:
     """Store the resources of the pending notice and raise its event; returns the fields of the row to set."""
     pending = row["pending"]
+    only_for = pending.get("only_for", ())
     replaced = await _replaced(context, row, state) if pending["kind"] == "created" else None
     notice = await _notice(context, row, state, replaced)
     earlier = row.get("document") or (None if replaced is None else replaced.document)
     known: Document = {}
     carried: list[str] = []
     if await care_plan_state.is_told(context, state.plan):
-        only_for = pending.get("only_for", ())
         known, carried = await _store_resources(context, notice, earlier, only_for)
     topic = REVIEW_TOPIC if notice.kind == "yearly" else responsible.CHANGE_TOPIC
     await context.store.raise_event(
@@ -223,7 +223,7 @@ async def _send(context: Context, row: Document, state: PlanState) -> Document:
         at=notice.at,
         trigger=coding(notice),
         context=carried,
-        only_for=pending.get("only_for", ()),
+        only_for=only_for,
     )
     return known
 
