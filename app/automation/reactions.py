@@ -30,6 +30,7 @@ from bson.errors import InvalidId
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import PyMongoError
 
+from app.authorization.relations import patients_of
 from app.authorization.subject_store import patients_named
 from app.context import Context
 from app.runtime import collections
@@ -247,11 +248,13 @@ class Reactions:
                 async with asyncio.timeout(_GATHER_SECONDS):
                     await self._hurry.wait()
             self._arrived.clear()
-            while self._queue:
+            # What arrives meanwhile gathers anew: most of the cost is what is asked once for each batch.
+            for _ in range(0, len(self._queue), _BATCH):
                 count = min(len(self._queue), _BATCH)
                 with self.loops["reactions"].step():
                     await self._react(context, [self._queue.popleft() for _ in range(count)])
-            self._idle.set()
+            if not self._queue:
+                self._idle.set()
 
     async def _react(self, context: Context, batch: Sequence[_Due]) -> None:
         """React to a batch: resources side by side, each one's events in order."""
@@ -259,11 +262,14 @@ class Reactions:
         for due in batch:
             by_resource.setdefault((due.event.type, due.event.resource_id), []).append(due)
         room = asyncio.Semaphore(_AT_ONCE)
-        spared = await self._spared(context, [due.event for due in batch])
+        subjects = _Subjects(context.settings.base_url.rstrip("/"))
+        spared = await self._spared(context, [due.event for due in batch], subjects)
 
         async def in_order(dues: Sequence[_Due]) -> list[Claim[Row]]:
             async with room:
-                return [due.claim for due in dues if await self._all_ran(context, due, spared)]
+                return [
+                    due.claim for due in dues if await self._all_ran(context, due, subjects, spared)
+                ]
 
         done = await asyncio.gather(*(in_order(dues) for dues in by_resource.values()))
         try:
@@ -271,7 +277,9 @@ class Reactions:
         except PyMongoError as error:  # they run again, which changes nothing
             _warn("settle", error)
 
-    async def _spared(self, context: Context, batch: Sequence[Event]) -> set[tuple[str, ObjectId]]:
+    async def _spared(
+        self, context: Context, batch: Sequence[Event], subjects: _Subjects
+    ) -> set[tuple[str, ObjectId]]:
         """The reactions and events, by name and id, that do not concern each other after all."""
         spared: set[tuple[str, ObjectId]] = set()
         for reaction in self._reactions:
@@ -279,7 +287,7 @@ class Reactions:
             if reaction.sift is None or not events:
                 continue
             try:
-                found = await reaction.sift(about(context, *events), events)
+                found = await reaction.sift(subjects.about(context, *events), events)
                 wanted = {event.id for event in found}
             except Exception as error:  # each event is then looked at, and fails for itself
                 _warn(f"sift {reaction.name}", error)
@@ -288,18 +296,24 @@ class Reactions:
         return spared
 
     async def _all_ran(
-        self, context: Context, due: _Due, spared: Collection[tuple[str, ObjectId]]
+        self,
+        context: Context,
+        due: _Due,
+        subjects: _Subjects,
+        spared: Collection[tuple[str, ObjectId]],
     ) -> bool:
         """False where one failed, which stops no other, or where the event is another process's by now."""
         event = due.event
         failures: list[Exception] = []
+        own: Context | None = None
         try:
             async with self._leases.guarded(due.claim):
                 for reaction in self._reactions:
                     if not reaction.concerns(event) or (reaction.name, event.id) in spared:
                         continue
                     try:
-                        await reaction.run(about(context, event), event)
+                        own = own or subjects.about(context, event)
+                        await reaction.run(own, event)
                     except Exception as error:
                         _tell_failure(reaction, event, error)
                         failures.append(error)
@@ -360,17 +374,29 @@ def _tell_failure(reaction: Reaction, event: Event, error: Exception) -> None:
     )
 
 
-def about(context: Context, *events: Event) -> Context:
-    """The context as far as it is about the patients of these events, before them and after."""
-    base_url = context.settings.base_url.rstrip("/")
-    patients = {
-        patient
-        for event in events
-        for each in (event.resource, event.previous)
-        if each is not None
-        for patient in patients_named(event.type, each, base_url)
-    }
-    return context.about(patients, *(f"{event.type}/{event.resource_id}" for event in events))
+class _Subjects:
+    """The patients that each event of a batch is about, before it and after; asked for once, used by many reactions."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._known: dict[ObjectId, frozenset[str]] = {}
+
+    def about(self, context: Context, *events: Event) -> Context:
+        """The context as far as it is about the patients of these events."""
+        patients = frozenset[str]().union(*(self._of(event) for event in events))
+        return context.about(patients, *(f"{event.type}/{event.resource_id}" for event in events))
+
+    def _of(self, event: Event) -> frozenset[str]:
+        found = self._known.get(event.id)
+        if found is None:
+            found = frozenset()
+            if event.fields is not None:
+                row = {"_id": event.resource_id, "terms": event.fields["terms"]}
+                found = patients_of(event.type, row, self._base_url)
+            if event.previous is not None:
+                found |= patients_named(event.type, event.previous, self._base_url)
+            self._known[event.id] = found
+        return found
 
 
 async def for_each(run: Callable[[T], Awaitable[None]], several: Iterable[T]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from app.fhir import instants
@@ -26,6 +27,8 @@ _AHEAD = timedelta(hours=1)
 # What the last millisecond of a span leaves out.
 _REST_OF_MILLISECOND = timedelta(microseconds=999)
 _REST_OF_MINUTE = timedelta(seconds=59)
+# A fraction of a second may have any number of digits.
+_MOST_REMEMBERED = 40
 
 _Span = tuple[Time, Time]
 
@@ -109,21 +112,34 @@ def _evidence(message: Resource) -> Iterator[_Span]:
 
 
 def _spans(*texts: Any) -> Iterator[_Span]:
-    """The first and the last time that each of those texts may mean that can be read.
+    """The first and the last time that each of those texts may mean that can be read."""
+    for text in texts:
+        if isinstance(text, str):
+            found = _known_span(text) if len(text) <= _MOST_REMEMBERED else _span(text)
+            if found is not None:
+                yield found
+
+
+# A visit's times are looked at when its message comes, for each earlier version, and when it is reacted to.
+@lru_cache(maxsize=4096)
+def _known_span(text: str) -> _Span | None:
+    return _span(text)
+
+
+def _span(text: str) -> _Span | None:
+    """The first and the last time that a text may mean; None where it cannot be read.
 
     Whole minutes are taken for times that know no seconds: R4 has no other way to write those of HL7 v2.
     """
-    for text in texts:
-        if isinstance(text, str):
-            try:
-                first, last = instants.span(text)
-                if len(text) > 10:
-                    first = instants.moment(text)
-                    if text[17:19] == "00" and text[19:20] != ".":
-                        last += _REST_OF_MINUTE
-                yield time_of(first), time_of(last + _REST_OF_MILLISECOND)
-            except (ValueError, OverflowError):
-                continue
+    try:
+        first, last = instants.span(text)
+        if len(text) > 10:
+            first = instants.moment(text)
+            if text[17:19] == "00" and text[19:20] != ".":
+                last += _REST_OF_MINUTE
+        return time_of(first), time_of(last + _REST_OF_MILLISECOND)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _objects(resource: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
