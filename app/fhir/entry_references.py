@@ -114,6 +114,8 @@ class EntryReferences:
         # Whether the entry says by its fullUrl that it is of no other server.
         self._is_at_home: dict[int, bool] = {}
         self._has_others = False
+        # What `concerns` has said of texts with a path.
+        self._concerned: dict[str, bool] = {}
         for entry in entries:
             self._add(entry)
 
@@ -244,16 +246,25 @@ class EntryReferences:
             raise Unprocessable(refused.reason, code="value", expression=place) from None
 
     def concerns(self, text: str) -> bool:
-        """Whether an address may mean an entry or be relative."""
+        """Whether an address may mean an entry, be relative, or be one of ours."""
         if text in self._named:
             return True
         if "/" not in text and "#" not in text:
             return False
+        found = self._concerned.get(text)
+        if found is None:
+            found = self._concerned[text] = self._may_change(text)
+        return found
+
+    def _may_change(self, text: str) -> bool:
         target = text.partition("#")[0]
         if target in self._named:
             return True
         target = target.partition("|")[0]  # the version of a canonical
-        return (RELATIVE.fullmatch(target) or RESTFUL.fullmatch(target)) is not None
+        if RESTFUL.fullmatch(target):
+            # Systems of codes and identifiers look like that, and stay.
+            return self._absolute(spelled(target), "", target).kind != "kept"
+        return RELATIVE.fullmatch(target) is not None
 
     def exchanged(self, entry: int, text: str, kind: LinkKind) -> str:
         """A link as it is to be stored. Raises LinkRefused."""

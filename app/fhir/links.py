@@ -21,6 +21,8 @@ LinkKind = Literal["reference", "address", "canonical"]
 
 _TYPES = frozenset(SUPPORTED_TYPES)
 _NARRATIVE_LINK = re.compile(r"""(\b(?:href|src)\s*=\s*["'])([^"'#]+)""")
+# The keys of texts that are links whatever they say, or have some in them.
+_LINKS = frozenset({"reference", "div"})
 _KINDS: Mapping[str | None, LinkKind] = {
     "uri": "address",
     "url": "address",
@@ -115,12 +117,20 @@ class _Collected:
 class _Rewriting:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._concerns = exchange.concerns
 
     def object(self, value: dict[str, Any], resource_type: str, path: tuple[str, ...]) -> Any:
         if isinstance(value.get("resourceType"), str):  # the resource itself, or a contained one
             resource_type, path = value["resourceType"], ()
         changed: dict[str, Any] | None = None
         for key, child in value.items():
+            kind = type(child)
+            if kind is str:
+                # Nearly all texts are no link, and nearly all of the time goes by here.
+                if key not in _LINKS and not self._concerns(child):
+                    continue
+            elif kind is not dict and kind is not list:
+                continue
             if key == "entry" and resource_type == "Bundle" and not path:
                 continue
             try:
@@ -134,12 +144,12 @@ class _Rewriting:
         return value if changed is None else changed
 
     def _value(self, child: Any, key: str, resource_type: str, path: tuple[str, ...]) -> Any:
-        if type(child) is str:
-            return self._text(child, key, resource_type, path)
         if type(child) is dict:
             return self.object(child, resource_type, (*path, key))
         if type(child) is list:
             return self._list(child, key, resource_type, path)
+        if type(child) is str:
+            return self._text(child, key, resource_type, path)
         return child
 
     def _list(
@@ -162,7 +172,7 @@ class _Rewriting:
             return self._exchange(text, "reference")
         if key == "div":
             return _NARRATIVE_LINK.sub(self._narrative_link, text)
-        if self._exchange.concerns(text):
+        if self._concerns(text):
             if key == "url" and path and path[-1] in ("extension", "modifierExtension"):
                 return text  # the name of what the extension means
             kind = _KINDS.get(type_at(resource_type, (*path, key)))

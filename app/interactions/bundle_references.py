@@ -114,14 +114,24 @@ def read(
     The conditional ones are still to be resolved, as searches here. Raises Unprocessable for a reference that is
     refused, and for a conditional one that names a record by an id that is not known to be this server's.
     """
-    body = names.rewritten(entry, resource, known)
-    for element in references_in(body):
-        reference = element["reference"]
-        if is_conditional(reference) and reference not in known:
-            resource_type, _, criteria = reference.partition("?")
-            place = f"Bundle.entry[{entry}].resource"
-            _check_ids(names, entry, resource_type, criteria, place)
+    body, _ = _read(names, entry, resource, known)
     return body
+
+
+def _read(
+    names: EntryReferences, entry: int, resource: Resource, known: Collection[str] = frozenset()
+) -> tuple[Resource, list[str]]:
+    """The resource as `read` has it, and its conditional references that are not known."""
+    body = names.rewritten(entry, resource, known)
+    texts = (element["reference"] for element in references_in(body))
+    conditional = [
+        each for each in texts if "?" in each and is_conditional(each) and each not in known
+    ]
+    for reference in conditional:
+        resource_type, _, criteria = reference.partition("?")
+        place = f"Bundle.entry[{entry}].resource"
+        _check_ids(names, entry, resource_type, criteria, place)
+    return body, conditional
 
 
 async def resolve(
@@ -136,10 +146,9 @@ async def resolve(
     asked: dict[str, int] = {}
     async for entry in pace.paced(writes):
         if entry.method in ("POST", "PUT") and isinstance(entry.resource, dict):
-            body = bodies[entry.index] = read(names, entry.index, entry.resource)
-            for element in references_in(body):
-                if is_conditional(element["reference"]):
-                    asked.setdefault(element["reference"], entry.index)
+            bodies[entry.index], conditional = _read(names, entry.index, entry.resource)
+            for reference in conditional:
+                asked.setdefault(reference, entry.index)
     if not asked:
         return bodies
     now = context.services.clock.now()

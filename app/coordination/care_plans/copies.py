@@ -56,6 +56,25 @@ _OPEN = {"terms": {"$in": ["status=active", "status=on-hold"]}}
 _MOST_PLANS, _AT_ONCE = 200, 1000
 
 
+async def _sift(context: Context, events: Sequence[Event]) -> list[Event]:
+    """Changes of what many share, and those of patients who have plans."""
+    patients = {each.id: _patients(each) for each in events if each.type in _OF_PATIENT}
+    wanted = {f"subject={patient}" for named in patients.values() for patient in named}
+    if not wanted:
+        return list(events)
+    filter_ = {"$and": [{"terms": {"$in": sorted(wanted)}}, _OPEN]}
+    most = _MOST_PLANS * len(wanted)
+    plans = await context.store.find("CarePlan", filter_, limit=most, projection={"terms": 1})
+    found = {term for plan in plans for term in plan["terms"]}
+    return [
+        each
+        for each in events
+        if each.id not in patients
+        or len(plans) == most
+        or any(f"subject={patient}" in found for patient in patients[each.id])
+    ]
+
+
 async def _watch(context: Context, event: Event) -> None:
     """Look at the patient's plans, or soon at all, where a change may have brought somebody to a patient."""
     timers, now = context.services.get(Timers), context.services.clock.now()
@@ -230,5 +249,5 @@ async def _behind(context: Context, plans: Iterable[Document]) -> list[str]:
     return behind
 
 
-REACTION = Reaction("care-plan-copies", frozenset({*_OF_PATIENT, *_OF_MANY}), _watch)
+REACTION = Reaction("care-plan-copies", frozenset({*_OF_PATIENT, *_OF_MANY}), _watch, sift=_sift)
 TIMER = Timer(COPIES_TIMER, _ring, is_about_many=True)
