@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,15 +12,12 @@ from app.coordination.care_plans.state import PlanState
 from tests.builders.care_plans import (
     Desk,
     Json,
-    Pair,
     achieved,
     care_team,
-    desk,
     goal,
     participant,
     plan,
     reference,
-    serving,
     tier,
 )
 from tests.outcomes import assert_outcome, errors_in
@@ -330,21 +327,10 @@ def test_changes_are_valid_parameters_and_readable_text() -> None:
     assert text_of([]) == "Nothing has changed."
 
 
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with serving(mongod) as pair:
-        yield pair
-
-
 class TestOperation:
     """`CarePlan/[id]/$changes`."""
 
     pytestmark = pytest.mark.mongo
-
-    @pytest.fixture
-    async def at(self, pair: Pair) -> AsyncIterator[Desk]:
-        async with desk(pair) as desk_:
-            yield desk_
 
     async def changes(self, at: Desk, query: str = "") -> Json:
         found = await at.get(f"{at.ref('CarePlan/plan')}/$changes{query}")

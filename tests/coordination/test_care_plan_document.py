@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -22,13 +22,11 @@ from tests.builders.care_plans import (
     Pair,
     achieved,
     care_team,
-    desk,
     goal,
     participant,
     patient,
     plan,
     reference,
-    serving,
 )
 from tests.outcomes import assert_outcome, errors_in
 from tests.shared_data import needs_shared, resources as shared_resources
@@ -37,18 +35,6 @@ pytestmark = pytest.mark.mongo
 LOCAL_ROLE = "http://carerelay.example/CodeSystem/care-team-role"
 ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with serving(mongod) as pair:
-        yield pair
-
-
-@pytest.fixture
-async def at(pair: Pair) -> AsyncIterator[Desk]:
-    async with desk(pair) as desk_:
-        yield desk_
 
 
 def concept(text: str, category: str = "") -> Json:

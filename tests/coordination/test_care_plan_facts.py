@@ -17,7 +17,7 @@ from pypdf import PdfReader
 
 from app.coordination import care_plans
 from app.coordination.care_plans.phrases import PLAIN_WORDS, languages
-from tests.builders.care_plans import Desk, Json, Pair, desk, patient, plan, reference, serving
+from tests.builders.care_plans import Desk, Json, Pair, desk, patient, plan, reference
 from tests.builders.rich_member import (
     FACTS,
     ORDER,
@@ -50,18 +50,6 @@ class Told:
     page: str
     paper: PdfReader
     desk: Desk
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with serving(mongod) as pair:
-        yield pair
-
-
-@pytest.fixture
-async def at(pair: Pair) -> AsyncIterator[Desk]:
-    async with desk(pair) as desk_:
-        yield desk_
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,6 @@ from app.fhir.instants import span
 from tests.builders.care_plans import (
     REVIEW,
     Desk,
-    Pair,
     achieved,
     care_team,
     desk,
@@ -35,18 +33,6 @@ from tests.builders.reactions import make_due
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 ANN = reference("Patient/ann")
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with serving(mongod) as pair:
-        yield pair
-
-
-@pytest.fixture
-async def at(pair: Pair) -> AsyncIterator[Desk]:
-    async with desk(pair) as desk_:
-        yield desk_
 
 
 @pytest.fixture

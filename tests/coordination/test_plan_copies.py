@@ -14,14 +14,11 @@ from tests.builders.care_plans import (
     CHANGE,
     Desk,
     Json,
-    Pair,
-    desk,
     goal,
     patient,
     plan,
     reference,
     resources,
-    serving,
     trigger,
     words,
 )
@@ -73,18 +70,6 @@ def of(*practices: str) -> Json:
     return patient() | {
         "generalPractitioner": [reference(f"Organization/{each}") for each in practices]
     }
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with serving(mongod) as pair:
-        yield pair
-
-
-@pytest.fixture
-async def at(pair: Pair) -> AsyncIterator[Desk]:
-    async with desk(pair) as desk_:
-        yield desk_
 
 
 @pytest.fixture

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from tests.builders.care_plans import (
     Desk,
     Json,
-    Pair,
-    desk,
     goal,
     patient,
     plan,
     reference,
     resources,
-    serving,
     trigger,
     words,
 )
 
 pytestmark = pytest.mark.mongo
 RESTRICTED = {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}
-
-
-@pytest.fixture(scope="module")
-async def pair(mongod: str) -> AsyncIterator[Pair]:
-    async with serving(mongod) as pair:
-        yield pair
-
-
-@pytest.fixture
-async def at(pair: Pair) -> AsyncIterator[Desk]:
-    async with desk(pair) as desk_:
-        yield desk_
 
 
 def successor(**more: Json | str) -> Json:

@@ -27,12 +27,6 @@ async def pair(mongod: str) -> AsyncIterator[Pair]:
         yield pair
 
 
-@pytest.fixture
-async def at(pair: Pair) -> AsyncIterator[Desk]:
-    async with desk(pair) as at:
-        yield at
-
-
 async def try_again(at: Desk) -> None:
     """Whatever was put off is due."""
     past = at.server.mongo.now() - timedelta(seconds=1)
