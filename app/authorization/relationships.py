@@ -155,12 +155,12 @@ class Relationships:
 
     async def attributed(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
         """The patients (`Patient/p1`) whose primary care provider belongs to the family."""
-        found = await self._all(self._practices, patients)
+        found = await self._practices.get_all(patients)
         return {patient for patient, of in found.items() if of & family}
 
     async def treated(self, patients: Collection[str], family: OrganizationTree) -> set[str]:
         """The patients whose record the family wrote, or who have a visit that it sent or provided."""
-        found = await self._all(self._treated, [(family, each) for each in patients])
+        found = await self._treated.get_all([(family, each) for each in patients])
         return {patient for (_, patient), is_so in found.items() if is_so}
 
     async def members(
@@ -168,11 +168,11 @@ class Relationships:
     ) -> set[str]:
         """The patients in a Group of the family; with `by_coverage` in a designated one, or under its Coverage."""
         listing = (family, not by_coverage)
-        listed = await self._all(self._listed, [(listing, each) for each in patients])
+        listed = await self._listed.get_all([(listing, each) for each in patients])
         found = {patient for (_, patient), is_so in listed.items() if is_so}
         if by_coverage:
             left = [(family, each) for each in patients if each not in found]
-            covered = await self._all(self._covered, left)
+            covered = await self._covered.get_all(left)
             found |= {patient for (_, patient), is_so in covered.items() if is_so}
         return found
 
@@ -180,7 +180,7 @@ class Relationships:
         self, patients: Collection[str], family: OrganizationTree
     ) -> Mapping[str, frozenset[Asset]]:
         """The records that Contracts with the family as authority give, by the patients they are about."""
-        found = await self._all(self._agreed, [(family, each) for each in patients])
+        found = await self._agreed.get_all([(family, each) for each in patients])
         return {patient: assets for (_, patient), assets in found.items()}
 
     async def contracted(self, family: OrganizationTree) -> frozenset[str]:
@@ -190,13 +190,6 @@ class Relationships:
     async def managed(self, family: OrganizationTree) -> frozenset[str]:
         """The ids of the Groups that the family manages."""
         return await self._managed.get(family)
-
-    async def _all(self, shared: BatchCache[K, V], keys: Iterable[K]) -> dict[K, V]:
-        reads = [(key, shared.ask(key)) for key in dict.fromkeys(keys)]
-        return {
-            key: future.result() if future.done() else await asyncio.shield(future)
-            for key, future in reads
-        }
 
     # Reads of the caches
 

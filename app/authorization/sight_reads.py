@@ -24,7 +24,7 @@ class SightReads:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._reads: dict[tuple[str, Action], tuple[Sight, BatchedReads[str, Document]]] = {}
+        self._reads: dict[tuple[str, Action], tuple[Sight, BatchedReads[str, Document | None]]] = {}
 
     async def row(
         self, resource_type: str, action: Action, sight: Sight, resource_id: str
@@ -34,7 +34,7 @@ class SightReads:
             return (await self._read(resource_type, sight, [resource_id])).get(resource_id)
         known = self._reads.get((resource_type, action))
         if known is None or known[0] is not sight:
-            known = (sight, BatchedReads(partial(self._read, resource_type, sight)))
+            known = (sight, BatchedReads(partial(self._read, resource_type, sight), None))
             self._reads[resource_type, action] = known
         return await known[1].get(resource_id)
 

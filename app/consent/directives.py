@@ -61,11 +61,7 @@ class ConsentDirectives:
 
     async def for_patients(self, patients: Iterable[str]) -> dict[str, Standing]:
         """The directives of patients (`Patient/p1`); those who have none are left out."""
-        reads = [(patient, self.ask(patient)) for patient in patients]
-        found = {
-            patient: future.result() if future.done() else await asyncio.shield(future)
-            for patient, future in reads
-        }
+        found = await self._read_together.get_all(patients)
         return {patient: own for patient, own in found.items() if own}
 
     async def _read(self, patients: list[str]) -> Mapping[str, Standing]:

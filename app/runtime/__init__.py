@@ -12,7 +12,7 @@ dead_letters        shows the rows that were given up
 process_messages    carries questions from one process to another
 group_commit        lets writes of the same moment share a transaction
 batched_reads       makes reads by key of the same moment by one query
-batch_cache         lets reads of the same moment share a query
+batch_cache         remembers for a while what was read so
 snapshot            reads at one cluster time
 time_limit          breaks off a step that everybody waits for
 clock               is the calendar, which an operator may put forward

@@ -1,4 +1,4 @@
-"""Reads that many ask for at once, made once and together."""
+"""What was read together (app/runtime/batched_reads.py), remembered for a while."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from cachetools import FIFOCache
+
+from app.runtime.batched_reads import BatchedReads
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -35,12 +37,10 @@ class BatchCache(Generic[K, V]):
         most: int = 10_000,
     ) -> None:
         self._load = load
-        self._default = default
+        self._reads = BatchedReads(self._load_or_forget, default)
         self._lasting = lasting
         # Not TTLCache: that takes ten times as long to find what it has, and every request asks here.
         self._known: FIFOCache[K, tuple[float, asyncio.Future[V]]] = FIFOCache(most)
-        self._wanted: dict[K, asyncio.Future[V]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def get(self, key: K) -> V:
         found = self.ask(key)
@@ -48,6 +48,14 @@ class BatchCache(Generic[K, V]):
             return found.result()
         # Who is cancelled while waiting does not take it away from others.
         return await asyncio.shield(found)
+
+    async def get_all(self, keys: Iterable[K]) -> dict[K, V]:
+        """Those of several keys, loaded together."""
+        asked = [(key, self.ask(key)) for key in dict.fromkeys(keys)]
+        return {
+            key: found.result() if found.done() else await asyncio.shield(found)
+            for key, found in asked
+        }
 
     def ask(self, key: K) -> asyncio.Future[V]:
         """Begin to load it, where it is not known; whoever needs it later finds it on its way."""
@@ -59,12 +67,7 @@ class BatchCache(Generic[K, V]):
         else:
             if until > now:
                 return found
-        loop = asyncio.get_running_loop()
-        if not self._wanted:
-            loop.call_soon(self._start)
-        future = self._wanted.get(key)
-        if future is None:
-            future = self._wanted[key] = loop.create_future()
+        future = self._reads.ask(key)
         self._known[key] = (now + self._lasting, future)
         return future
 
@@ -94,25 +97,9 @@ class BatchCache(Generic[K, V]):
         """Load all of them anew when they are asked for next."""
         self._known.clear()
 
-    def _start(self) -> None:
-        wanted, self._wanted = self._wanted, {}
-        task = asyncio.create_task(self._run(wanted))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, wanted: dict[K, asyncio.Future[V]]) -> None:
+    async def _load_or_forget(self, keys: list[K]) -> Mapping[K, V]:
         try:
-            found = await self._load(list(wanted))
-        except BaseException as error:
-            for key, future in wanted.items():
-                self._known.pop(key, None)
-                if isinstance(error, Exception):
-                    future.set_exception(error)
-                    future.exception()  # told, even where nobody waits any more
-                else:
-                    future.cancel()
-            if not isinstance(error, Exception):
-                raise
-            return
-        for key, future in wanted.items():
-            future.set_result(found.get(key, self._default))
+            return await self._load(keys)
+        except BaseException:
+            self.forget(keys)
+            raise

@@ -105,7 +105,7 @@ class Store(ResourceStore):
         self.search_state = search_state or SearchState()
         self._versions = mongo.collection(versions.COLLECTION)
         # Of each type that was read, the reads of its current versions.
-        self._reads: dict[str, BatchedReads[str, Document]] = {}
+        self._reads: dict[str, BatchedReads[str, Document | None]] = {}
         secrets = secrets or Secrets([Fernet.generate_key().decode()])
         self._commits = Commits(
             mongo, self.owner, max_resource_bytes, max_bytes_of or {}, audit, reacting, secrets
@@ -124,7 +124,7 @@ class Store(ResourceStore):
         """The current version, also where that is a deletion; None where the id was never used."""
         reads = self._reads.get(resource_type)
         if reads is None:
-            reads = BatchedReads(partial(self._read_together, resource_type))
+            reads = BatchedReads(partial(self._read_together, resource_type), None)
             self._reads[resource_type] = reads
         document = await reads.get(resource_id)
         return None if document is None else stored_current(resource_type, document)

@@ -37,6 +37,8 @@ async def test_what_is_asked_for_at_once_is_loaded_once_and_together(source: Sou
     assert source.asked == [[1, 2, 13]]
     assert (await shared.get(2), shared.known(2), shared.known(3)) == (4, 4, None)
     assert source.asked == [[1, 2, 13]]
+    assert await shared.get_all([2, 3, 5, 3]) == {2: 4, 3: 6, 5: 10}
+    assert source.asked == [[1, 2, 13], [3, 5]]
 
 
 async def test_it_is_loaded_anew_when_its_time_is_over_or_it_is_forgotten(

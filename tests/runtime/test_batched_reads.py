@@ -6,8 +6,12 @@ import asyncio
 
 import httpx
 import pytest
+from bson import Timestamp
 
+from app.runtime import snapshot
+from app.runtime.batch_cache import BatchCache
 from app.runtime.batched_reads import BatchedReads
+from app.runtime.mongo import max_time_ms
 from tests.conftest import make_settings, running
 
 VALUES = {"a": 1, "b": 2}
@@ -34,7 +38,7 @@ class Loads:
 
 async def test_what_is_asked_for_at_once_is_read_together() -> None:
     loads = Loads()
-    reads = BatchedReads(loads.load)
+    reads = BatchedReads(loads.load, None)
     found = await asyncio.gather(*(reads.get(key) for key in "abca"))
     assert found == [1, 2, None, 1]
     assert loads.keys == [["a", "b", "c"]]
@@ -43,7 +47,7 @@ async def test_what_is_asked_for_at_once_is_read_together() -> None:
 async def test_nothing_is_remembered() -> None:
     """A read that is asked for while another is under way begins anew: it must see what was written in between."""
     loads = Loads()
-    reads = BatchedReads(loads.load)
+    reads = BatchedReads(loads.load, None)
     loads.go_on.clear()
     first = asyncio.create_task(reads.get("a"))
     await loads.begun.wait()
@@ -57,7 +61,7 @@ async def test_nothing_is_remembered() -> None:
 
 async def test_an_error_is_everybodys_and_is_forgotten() -> None:
     loads = Loads()
-    reads = BatchedReads(loads.load)
+    reads = BatchedReads(loads.load, None)
     loads.error = ConnectionError("away")
     found = await asyncio.gather(reads.get("a"), reads.get("b"), return_exceptions=True)
     assert [type(each) for each in found] == [ConnectionError, ConnectionError]
@@ -67,7 +71,7 @@ async def test_an_error_is_everybodys_and_is_forgotten() -> None:
 
 async def test_who_gives_up_takes_nothing_away_from_others() -> None:
     loads = Loads()
-    reads = BatchedReads(loads.load)
+    reads = BatchedReads(loads.load, None)
     loads.go_on.clear()
     tasks = [asyncio.create_task(reads.get("a")) for _ in range(2)]
     await loads.begun.wait()
@@ -76,6 +80,23 @@ async def test_who_gives_up_takes_nothing_away_from_others() -> None:
     assert await tasks[1] == 1
     with pytest.raises(asyncio.CancelledError):
         await tasks[0]
+
+
+async def test_it_does_not_depend_on_who_asks_first_but_ends_in_the_time_of_a_request() -> None:
+    """A search at a moment of the past lets nothing of the past be remembered, for itself or for others."""
+    seen: list[tuple[Timestamp | None, int | None]] = []
+
+    async def load(keys: list[str]) -> dict[str, int]:
+        seen.append((snapshot.current(), max_time_ms.get()))
+        return {}
+
+    reads, remembered = BatchedReads(load, None), BatchCache(load, None)
+    limit = max_time_ms.set(30_000)
+    with snapshot.reading_at(Timestamp(1, 1)):
+        await asyncio.gather(reads.get("a"), remembered.get("a"))
+    max_time_ms.reset(limit)
+    await reads.get("b")
+    assert seen == [(None, 30_000), (None, 30_000), (None, None)]
 
 
 @pytest.mark.mongo
