@@ -3,6 +3,7 @@
 engine               starts and stops reactions and timers
 reactions            hands each committed event to the reactions of its type, at least once
 timers               keeps what is to happen later as rows with a time, and runs what is due
+set_aside            lets what fails over one of many keep no other from its turn
 dead_letter_tasks    asks people about work that was given up, and has it run again
 review_tasks         puts a Task into the review queue, once for each matter
 follow_up_tasks      keeps Tasks with a day by which something has to be done

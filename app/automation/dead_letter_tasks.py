@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from app.automation import review_tasks
-from app.automation.follow_up_tasks import OPEN, Closing, amend, close
+from app.automation.follow_up_tasks import OPEN, Closing, amend, close, is_open
+from app.automation.set_aside import set_aside
 from app.context import Context
 from app.errors import NotFound
 from app.fhir.codes import DEAD_LETTER, REVIEW_REASON
@@ -67,11 +67,11 @@ class DeadLetters:
         context = context.about(())
         for queue in self._queues.values():
             for letter in await queue.dead(_AT_ONCE, unasked=True):
-                with _set_aside("ask", letter.key):
+                with set_aside("dead-letter-ask", letter.key):
                     await _ask(context, letter)
                     await queue.asked(letter)
         for task in await _open_tasks(context):
-            with _set_aside("close", task.id):
+            with set_aside("dead-letter-close", task.id):
                 await self._close_if_done(context, task)
 
     async def _close_if_done(self, context: Context, task: ResourceVersion) -> None:
@@ -90,18 +90,6 @@ class DeadLetters:
             await asyncio.sleep(SWEEP_SECONDS)
 
 
-@contextmanager
-def _set_aside(action: str, id_: str) -> Iterator[None]:
-    """Let one that cannot be asked about, or whose Task cannot be closed, not stop the others."""
-    try:
-        yield
-    except Exception as error:
-        if is_nobodys_fault(error):
-            raise
-        told = {"action": action, "id": id_, "error": type(error).__name__}
-        log.exception("dead letter", extra=told)
-
-
 async def _ask(context: Context, letter: DeadLetter) -> None:
     """A Task for the dead letter, opened again where it has been one before."""
     asked = review_tasks.task(context, REASON, letter.focus, patient=None, about=letter.key)
@@ -109,7 +97,7 @@ async def _ask(context: Context, letter: DeadLetter) -> None:
     asked["description"] += f": {letter.queue}, {letter.what} ({letter.error})"
 
     def change(current: Resource | None) -> Resource:
-        return asked if current is None or current["status"] not in OPEN else current
+        return current if current is not None and is_open(current) else asked
 
     await amend(context, "Task", asked["id"], change)
 

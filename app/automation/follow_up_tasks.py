@@ -82,9 +82,14 @@ async def keep(context: Context, wanted: FollowUp) -> bool:
         if wanted.closing:
             return closed(current, wanted.closing)
         opened = reopened(current)
-        return _with_day(opened, wanted, now) if opened["status"] in OPEN else current
+        return _with_day(opened, wanted, now) if is_open(opened) else current
 
     return await amend(context, "Task", wanted.id, change)
+
+
+def is_open(task: Resource | None) -> bool:
+    """Whether there is a Task that nobody has closed."""
+    return task is not None and task["status"] in OPEN
 
 
 async def close(context: Context, task_id: str, closing: Closing) -> bool:
@@ -99,7 +104,7 @@ def is_closed_by_people(task: ResourceVersion) -> bool:
     if task.deleted:
         return True
     resource = task.resource()
-    return resource["status"] not in OPEN and not _server_reasons(resource)
+    return not is_open(resource) and not _server_reasons(resource)
 
 
 async def patients_with_late(context: Context, code: str) -> list[str]:
@@ -145,7 +150,7 @@ async def amend(
 
 def closed(current: Resource, closing: Closing) -> Resource:
     """The Task closed; one that people have closed stays as it is."""
-    if current["status"] not in OPEN and not _server_reasons(current):
+    if not is_open(current) and not _server_reasons(current):
         return current
     display = CLOSINGS[closing.reason]
     task = {
@@ -184,7 +189,7 @@ def _new(context: Context, wanted: FollowUp) -> Resource:
 
 def reopened(current: Resource) -> Resource:
     """The Task without a closing of the server's own."""
-    if current["status"] in OPEN or not _server_reasons(current):
+    if is_open(current) or not _server_reasons(current):
         return current
     return {
         **{key: value for key, value in current.items() if key not in ("statusReason", "output")},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 from cachetools import TTLCache
 
-from app.automation.follow_up_tasks import OPEN, amend
+from app.automation.follow_up_tasks import OPEN, amend, is_open
 from app.automation.patient_resources import resources_of, token
 from app.automation.reactions import stable_id
 from app.automation.work_lists import assigned
@@ -63,7 +63,7 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
     """
     of_reason = token("code", REVIEW_REASON, reason)
     asked = await resources_of(context, "Task", patient, of_reason)
-    if any(each.resource()["status"] in OPEN for each in asked):
+    if any(is_open(each.resource()) for each in asked):
         return
     asked_before = str(len(asked)) if asked else ""
     found = task(context, reason, focus, patient=patient)
@@ -111,8 +111,9 @@ async def settle(context: Context, reason: str, focus: str) -> None:
     for stored in await _open(context, reason, focus):
 
         def close(current: Resource | None) -> Resource | None:
-            is_open = current is not None and current["status"] in OPEN
-            return {**current, "status": "completed"} if current is not None and is_open else None
+            if current is None or not is_open(current):
+                return None
+            return {**current, "status": "completed"}
 
         await amend(context, "Task", stored.id, close)
 
@@ -121,7 +122,7 @@ async def _open(context: Context, reason: str, focus: str) -> list[ResourceVersi
     """The open Tasks of a reason that are about a resource, given as a relative reference; most are about nobody."""
     terms = {"$all": [f"focus={focus}", token("code", REVIEW_REASON, reason)]}
     found = await context.services.store.search("Task", {"terms": terms}, 0)
-    return [each for each in found if each.resource()["status"] in OPEN]
+    return [each for each in found if is_open(each.resource())]
 
 
 def task(

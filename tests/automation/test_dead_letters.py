@@ -11,6 +11,7 @@ import pytest
 
 from app.fhir.codes import DEAD_LETTER, REVIEW_REASON
 from tests.builders.care_plans import BASE, Pair, desk, plan, words
+from tests.builders.consents import consent
 from tests.builders.practices import organization, patient, put, ref
 from tests.builders.reactions import make_due
 from tests.builders.receiver import Receiver
@@ -87,6 +88,29 @@ async def test_reactions_that_are_given_up_are_asked_about_until_they_have_run(
     (task,) = await tasks(client)
     assert task["status"] == "completed"
     assert task["statusReason"]["coding"][0]["code"] == "done-after-all"
+
+
+async def test_a_consent_without_a_status_is_given_up_and_asked_about(pair: Pair) -> None:
+    """What was damaged in the database is no other record's fault: nobody has to decide on it, but to mend it."""
+    server, client = pair
+    await put(client, organization("practice"), patient("ann", ref("Organization/practice")))
+    await put(client, {**consent(), "id": "refusal", "patient": ref("Patient/ann")})
+    rows = server.mongo.collection("Consent")
+    text = (await rows.find_one({"_id": "refusal"}))["text"]
+    damaged = text.replace('"status":"active",', "")
+    assert damaged != text
+    await server.engine.drain()
+    await rows.update_one({"_id": "refusal"}, {"$set": {"text": damaged}})
+    again = [{"$set": {"react_until": "$$NOW", "reacted": 1}}]
+    await server.mongo.collection("events").update_one({"id": "refusal"}, again)
+    await fail_for_the_last_time(server, "events", "reacted", 20)
+    await server.engine.reactions.sweep()
+    await server.engine.drain()
+    (letter,) = await dead_letters(client)
+    assert (letter["focus"], letter["error"]) == ("Consent/refusal", "KeyError")
+    await server.engine.dead_letters.look(server.engine.context)
+    (task,) = await tasks(client)
+    assert (task["status"], task["focus"]) == ("requested", ref("Consent/refusal"))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from app.coordination.practices import unmatched_review
 from app.subscriptions.matching import criteria_check
 from tests.builders.access_world import world
 from tests.builders.receiver import Receiver, receiving
+from tests.builders.spoilt import spoilt
 from tests.builders.subscriptions import classic, encounter, topic_based
 from tests.conftest import JSON, Server, make_settings
 from tests.outcomes import assert_outcome
@@ -407,6 +408,7 @@ async def test_an_event_that_cannot_be_read_is_set_aside_for_everybody(
 
 @pytest.mark.slow
 async def test_a_person_is_asked_until_the_cause_is_gone(pair: Pair, receiver: Receiver) -> None:
+    """Of each cause, also while the Task about another cannot be read any more."""
     server, client = pair
     context = server.engine.context
     await put(client, value_set())
@@ -427,7 +429,9 @@ async def test_a_person_is_asked_until_the_cause_is_gone(pair: Pair, receiver: R
     ]
     await client.put(f"{ADMIN}/topics/checked", json=topic("true"))
     await replay(pair, focus="Encounter/e1")
-    await unmatched_review.review(context)
+    found = (await client.get("/Task", params={"focus": "Subscription/w1"})).json()
+    async with spoilt(server.mongo, f"Task/{found['entry'][0]['resource']['id']}"):
+        await unmatched_review.review(context)
     assert await review_tasks(client) == [
         ("Encounter/e1", "completed"),
         ("Subscription/w1", "requested"),

@@ -6,23 +6,20 @@ closed stays closed, until the cause has gone and come back.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from app.automation import review_tasks
-from app.automation.follow_up_tasks import OPEN, Closing, amend, closed
+from app.automation.follow_up_tasks import Closing, amend, closed, is_open
 from app.automation.patient_resources import token
+from app.automation.set_aside import set_aside
 from app.automation.timers import Timer, Timers
 from app.context import Context
-from app.errors import FhirError
 from app.fhir.codes import REVIEW_REASON
 from app.fhir.instants import parse
 from app.fhir.json import Resource
 from app.subscriptions.ledger.unmatched import Cause, Unmatched
-
-log = logging.getLogger(__name__)
 
 REASON = "unmatched"
 _KIND, _KEY = "unmatched-review", "all"
@@ -59,11 +56,8 @@ async def review(context: Context) -> None:
     long_ago = context.services.mongo.now() - _PATIENCE
     for cause in causes:
         if cause.since <= long_ago:
-            try:
+            with set_aside(_KIND, cause.focus):
                 await _ask(context, cause)
-            except FhirError as error:
-                name = type(error).__name__
-                log.warning("cannot ask for a review", extra={"action": _KIND, "error": name})
     if len(causes) < _MOST:  # otherwise there are more, whose Tasks stay
         await _close_others(context, {_task(context, cause.focus)["id"] for cause in causes})
 
@@ -74,7 +68,7 @@ async def _ask(context: Context, cause: Cause) -> None:
     def change(current: Resource | None) -> Resource | None:
         if current is None:
             return wanted
-        if current["status"] in OPEN or _changed_at(current) >= cause.since:
+        if is_open(current) or _changed_at(current) >= cause.since:
             return None
         return {**wanted, "meta": current["meta"]}
 
@@ -84,13 +78,13 @@ async def _ask(context: Context, cause: Cause) -> None:
 async def _close_others(context: Context, asked: set[str]) -> None:
     term = token("code", REVIEW_REASON, REASON)
     for stored in await context.store.search("Task", {"terms": term}, 0):
-        if stored.id not in asked and stored.resource()["status"] in OPEN:
-            await amend(context, "Task", stored.id, _closed)
+        with set_aside(_KIND, stored.id):
+            if stored.id not in asked and is_open(stored.resource()):
+                await amend(context, "Task", stored.id, _closed)
 
 
 def _closed(current: Resource | None) -> Resource | None:
-    is_open = current is not None and current["status"] in OPEN
-    return closed(current, _CLOSING) if current is not None and is_open else None
+    return closed(current, _CLOSING) if current is not None and is_open(current) else None
 
 
 def _task(context: Context, focus: str) -> Resource:

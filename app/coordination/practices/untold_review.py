@@ -14,9 +14,10 @@ from typing import Any
 from app.attribution.claims import terms_for
 from app.attribution.practices import CONNECTION_TERMS
 from app.automation import review_tasks
-from app.automation.follow_up_tasks import OPEN, Closing, amend, close
+from app.automation.follow_up_tasks import Closing, amend, close, is_open
 from app.automation.patient_resources import codes_in
 from app.automation.reactions import stable_id
+from app.automation.set_aside import set_aside
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.errors import FhirError
@@ -60,7 +61,8 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
     try:
         rows = UntoldRows(context.services.mongo)
         for cause, concerns in await rows.causes_since(data.get("since", now) - _OVERLAP - EVERY):
-            await keep(context, cause, concerns)
+            with set_aside(_KIND, concerns):
+                await keep(context, cause, concerns)
     finally:
         due = context.services.clock.now() + EVERY
         await context.services.get(Timers).set(_KIND, _KEY, due, {"since": now})
@@ -74,7 +76,7 @@ async def ask(context: Context, why: Untold) -> None:
     own = context if _names_patient(why.cause) else context.about(())
     own = own.owning(f"Task/{_id(why.cause, why.concerns)}")
     stored = await own.store.read("Task", _id(why.cause, why.concerns))
-    if stored is None or stored.deleted or stored.resource()["status"] not in OPEN:
+    if stored is None or stored.deleted or not is_open(stored.resource()):
         await keep(own, why.cause, why.concerns)
 
 
@@ -90,7 +92,7 @@ async def keep(context: Context, cause: str, concerns: str) -> None:
     def change(current: Resource | None) -> Resource | None:
         if current is None:
             return {**asked, **said}
-        if current["status"] in OPEN:
+        if is_open(current):
             return {**current, **said}
         by_server = bool(codes_in(current.get("statusReason"), TASK_STATUS_REASON))
         if not by_server and tally.newest <= parse(current["meta"]["lastUpdated"]):
