@@ -81,14 +81,6 @@ async def in_order(
     ]
 
 
-async def primary_care(
-    store: Reader, patients: Collection[str], at: datetime, settings: Settings
-) -> dict[str, tuple[Provider, ...]]:
-    """The providers who receive the notices of each patient, without their Endpoints."""
-    found = await _primary_care(store, patients, at, settings)
-    return {patient: care.providers for patient, care in found.items()}
-
-
 async def _primary_care(
     store: Reader, patients: Collection[str], at: datetime, settings: Settings
 ) -> dict[str, _PrimaryCare]:

@@ -264,29 +264,42 @@ def _with_clients(
     data: Path | None, uri: str | None, work: Callable[[Clients], Awaitable[T]], done: str = ""
 ) -> T:
     """Work on the registry; what was `done` goes on record."""
-    from app.audit import log
     from app.authentication.clients import Clients
     from app.network.egress_policy import Egress
 
-    async def on(mongo: Mongo, settings: Settings) -> T:
-        result = await work(Clients(mongo, Egress.from_settings(settings)))
-        if done:
-            await log.note(mongo, settings, done)
-        return result
-
-    return with_database(data, uri, on)
+    return _on_record(
+        data,
+        uri,
+        lambda mongo, settings: work(Clients(mongo, Egress.from_settings(settings))),
+        done,
+    )
 
 
 def _with_keys(
     data: Path | None, uri: str | None, work: Callable[[ServerKeys], Awaitable[T]], done: str = ""
 ) -> T:
     """Work on the server's keys; what was `done` goes on record."""
-    from app.audit import log
     from app.authentication.signing_keys import ServerKeys
     from app.runtime import secrets
 
+    return _on_record(
+        data,
+        uri,
+        lambda mongo, settings: work(ServerKeys(mongo, secrets.of_settings(settings))),
+        done,
+    )
+
+
+def _on_record(
+    data: Path | None,
+    uri: str | None,
+    work: Callable[[Mongo, Settings], Awaitable[T]],
+    done: str,
+) -> T:
+    from app.audit import log
+
     async def on(mongo: Mongo, settings: Settings) -> T:
-        result = await work(ServerKeys(mongo, secrets.of_settings(settings)))
+        result = await work(mongo, settings)
         if done:
             await log.note(mongo, settings, done)
         return result

@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from datetime import UTC, date as calendar_date, datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, TypeVar
 
 from app.errors import BadRequest
+
+D = TypeVar("D", bound=calendar_date)
 
 Span = tuple[datetime, datetime]
 
@@ -216,3 +218,11 @@ def days_in(text: str, name: str) -> tuple[calendar_date, calendar_date]:
 
 def _refused(what: str, name: str) -> BadRequest:
     return BadRequest(f"{name.removeprefix('http.')} must be {what}", code="value", expression=name)
+
+
+def a_year_after(moment: D) -> D:
+    """The same day of the next year, at the same time; 28 February for a leap day."""
+    try:
+        return moment.replace(year=moment.year + 1)
+    except ValueError:
+        return moment.replace(year=moment.year + 1, day=28)

@@ -18,6 +18,7 @@ from app.fhir.json import Resource
 from app.fhir.links import FoundReferences, links_in, references_in, rewrite
 from app.interactions.bundle_entries import BundleEntry
 from app.interactions.criteria_ids import has_filter, ids_in
+from app.interactions.matches import strictly_read
 from app.interactions.plan import Apply
 from app.interactions.references import is_conditional, not_one
 from app.records.versions import with_meta
@@ -186,13 +187,7 @@ async def _find(
 ) -> str:
     """The reference to the one resource that matches, among stored ones and those that this transaction writes."""
     resource_type, _, text = criteria.partition("?")
-    parsed = query.parse(
-        resource_type,
-        query.criteria(text),
-        lenient=False,
-        settings=context.settings,
-        base_url=context.base_url,
-    )
+    parsed = strictly_read(context, resource_type, query.criteria(text))
     parsed = await resolution.resolve(context.store, parsed)
     written = {
         entry.target.reference for entry in writes if entry.target and not entry.target.settled

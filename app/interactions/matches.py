@@ -45,6 +45,19 @@ async def find_matches_of_any(
     return guards, found
 
 
+def strictly_read(
+    context: Context, resource_type: str, parameters: Sequence[tuple[str, str]]
+) -> Query:
+    """Criteria that decide what is written: what is not understood in them is refused."""
+    return query.parse(
+        resource_type,
+        parameters,
+        lenient=False,
+        settings=context.settings,
+        base_url=context.base_url,
+    )
+
+
 async def _find(
     context: Context, resource_type: str, criteria: Sequence[str], limit: int
 ) -> tuple[tuple[Guard, ...], Sequence[ResourceVersion], Sequence[Query]]:
@@ -53,15 +66,7 @@ async def _find(
     keys: list[str] = []
     async for each in pace.paced(criteria):
         parameters = query.criteria(each)
-        parsed.append(
-            query.parse(
-                resource_type,
-                parameters,
-                lenient=False,
-                settings=context.settings,
-                base_url=context.base_url,
-            )
-        )
+        parsed.append(strictly_read(context, resource_type, parameters))
         key = "&".join(sorted(f"{name}={value}" for name, value in parameters))
         keys.append(f"{resource_type}?{key}")
     guards = await context.store.guards(*keys)

@@ -17,6 +17,7 @@ from app.fhir.definitions import SUPPORTED_TYPES, search_parameters
 from app.fhir.json import Resource
 from app.fhir.links import LinkKind, LinkRefused, references_in, rewrite
 from app.interactions import server_records
+from app.interactions.matches import strictly_read
 from app.records.versions import ResourceVersion
 from app.runtime import pace
 from app.search import group_members, query, resolution
@@ -166,13 +167,7 @@ def _has(version: ResourceVersion | None, literal: str) -> bool:
 async def found_by(context: Context, reference: str) -> str:
     """The literal reference to the one stored resource that a conditional one finds. Raises PreconditionFailed."""
     resource_type, _, criteria = reference.partition("?")
-    parsed = query.parse(
-        resource_type,
-        query.criteria(criteria),
-        lenient=False,
-        settings=context.settings,
-        base_url=context.base_url,
-    )
+    parsed = strictly_read(context, resource_type, query.criteria(criteria))
     parsed = await resolution.resolve(context.store, parsed)
     found = await context.store.search(resource_type, parsed.filter, 2)
     if len(found) != 1:

@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/subscription.html and domain rules of the Subscriptions 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from app.authentication.caller import EVERYBODY
@@ -24,7 +25,12 @@ from app.subscriptions.sending.owner_rights import NO_OWNER, owner_document, rea
 
 if TYPE_CHECKING:
     from app.context import Context
+    from app.records.reader import Reader
     from app.records.versions import ResourceVersion
+    from app.settings import Settings
+
+# What the server itself says in a Subscription that it keeps, for as long as it keeps it.
+_OF_THE_SERVER = ("extension", "criteria", "_criteria", "channel")
 
 
 async def prepare(
@@ -120,6 +126,21 @@ def _owner(context: Context, known: Document) -> Document:
     if has_owner and (access is None or access.is_administrator):
         return {"owner": known["owner"]}
     return {} if access is None else {"owner": owner_document(context.caller)}
+
+
+async def is_as_wanted(
+    store: Reader, wanted: Resource, stored: Mapping[str, Any], settings: Settings
+) -> bool:
+    """Whether a stored Subscription is what the server itself would write, header values included.
+
+    One with an owner is as somebody else has written it.
+    """
+    own = masked(wanted)
+    if any(stored.get(name) != own[name] for name in _OF_THE_SERVER):
+        return False
+    private = await secret_headers.private_of(store, "Subscription", wanted["id"])
+    headers = wanted["channel"].get("header", [])
+    return "owner" not in private and secret_headers.are_known(headers, private, settings)
 
 
 def masked(resource: Resource) -> Resource:

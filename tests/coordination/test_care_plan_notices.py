@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from app.coordination.care_plans import quiet_period
-from app.coordination.care_plans.plan_notices import anniversary
-from app.fhir.instants import span
+from app.fhir.instants import a_year_after, span
 from tests.builders.care_plans import (
     REVIEW,
     Desk,
@@ -467,7 +466,7 @@ class TestAnniversary:
     ],
 )
 def test_the_anniversary_is_a_calendar_year_later(day: str, expected: str) -> None:
-    assert anniversary(span(day)[0]) == span(expected)[0]
+    assert a_year_after(span(day)[0]) == span(expected)[0]
 
 
 async def test_an_app_does_not_wait_for_another_with_a_plan_of_the_same_id(

@@ -14,11 +14,8 @@ from app.authentication.caller import SERVER
 from app.automation import follow_up_tasks
 from app.context import Context
 from app.coordination.case_management import health_risk_assessments
-from app.coordination.case_management.health_risk_assessments import (
-    Assessment,
-    a_year_after,
-    due_since,
-)
+from app.coordination.case_management.health_risk_assessments import Assessment, due_since
+from app.fhir.instants import a_year_after
 from tests.builders.members import Member, Resource, codes, concept
 from tests.builders.reactions import make_due
 from tests.conftest import Server, make_settings, running

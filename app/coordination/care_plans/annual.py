@@ -15,7 +15,6 @@ from app.coordination.care_plans import state
 from app.coordination.care_plans.changes import ENDED
 from app.coordination.care_plans.plan_notices import (
     REVIEW_TIMER,
-    anniversary,
     changes_between,
     finish,
     lock_of,
@@ -25,6 +24,7 @@ from app.coordination.care_plans.plan_notices import (
 )
 from app.coordination.care_plans.state import subject_of
 from app.coordination.care_plans.wording import key_of
+from app.fhir.instants import a_year_after
 from app.fhir.json import Resource, decode_stored
 from app.records.versions import NO_ORGANIZATION
 from app.runtime.mongo import Document
@@ -50,7 +50,7 @@ async def _review(context: Context, key: str) -> None:
         return
     clock = context.services.clock
     if (
-        anniversary(row["shown_at"]) > clock.now()
+        a_year_after(row["shown_at"]) > clock.now()
     ):  # another document was sent since the timer was set
         await remind(context, key, row["shown_at"])
         return

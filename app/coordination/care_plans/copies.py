@@ -236,7 +236,7 @@ async def _behind(context: Context, plans: Iterable[Document]) -> list[str]:
     known = {each["_id"]: each async for each in rows.find(told, {"practices": 1})}
     now = context.services.clock.now()
     wanted = {patient for plan in known if (patient := patients[plan])}
-    found = await many.primary_care(context.services.store, wanted, now, context.settings)
+    found = await many.providers(context.services.store, wanted, now, context.settings)
     behind = []
     for plan, row in known.items():
         heard = responsible.heard(context, found.get(patients[plan] or "", ()))

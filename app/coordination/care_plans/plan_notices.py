@@ -47,6 +47,7 @@ from app.coordination.care_plans.plan_notice import (
 from app.coordination.care_plans.replacement import Replaced, differences, replaced_keys
 from app.coordination.care_plans.state import PlanState, is_of_same_patient, of_plan, subject_of
 from app.errors import PreconditionFailed
+from app.fhir.instants import a_year_after
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.preconditions import ONLY_NEW
@@ -323,15 +324,7 @@ async def once(context: Context, resource: Resource) -> ResourceVersion | None:
 
 async def remind(context: Context, plan_id: str, shown_at: datetime) -> None:
     """Set the timer of a plan's yearly review to the anniversary of a document."""
-    await context.services.get(Timers).set(REVIEW_TIMER, plan_id, anniversary(shown_at))
-
-
-def anniversary(moment: datetime) -> datetime:
-    """The same time a year later; of a 29 February, on the 28th."""
-    try:
-        return moment.replace(year=moment.year + 1)
-    except ValueError:
-        return moment.replace(year=moment.year + 1, day=28)
+    await context.services.get(Timers).set(REVIEW_TIMER, plan_id, a_year_after(shown_at))
 
 
 def notice_rows(context: Context) -> Collection:

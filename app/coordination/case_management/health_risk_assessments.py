@@ -41,6 +41,7 @@ from app.coordination.case_management.case_management import (
     is_case_management,
 )
 from app.fhir.codes import TASK_CODE
+from app.fhir.instants import a_year_after
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.store.events import Event
@@ -176,14 +177,6 @@ def due_since(
             why = f"It is due a year after {since}, by when the last one was due and was not made"
         else:
             return found
-
-
-def a_year_after(start: date) -> date:
-    """The same day of the next year; 28 February for a leap day."""
-    try:
-        return start.replace(year=start.year + 1)
-    except ValueError:
-        return start.replace(year=start.year + 1, day=28)
 
 
 def _follow_up(patient: str, episode: Resource, due: Due, calendar: MemberCalendar) -> FollowUp:

@@ -43,6 +43,7 @@ from app.fhir.codes import (
 from app.fhir.json import Resource
 from app.interactions import interactions
 from app.resources import secret_headers
+from app.resources.subscription import is_as_wanted
 from app.runtime.masking import MASK, mask
 from app.runtime.mongo import Document
 from app.subscriptions.matching.channel_terms import PAYLOAD_CONTENT
@@ -251,18 +252,7 @@ async def _differs(context: Context, wanted: Resource) -> bool:
     known = stored.resource()
     if known["status"] in ("off", "error"):
         return True
-    headers = wanted["channel"].get("header", [])
-    masked = dict(wanted["channel"])
-    if headers:
-        masked["header"] = secret_headers.masked(headers)
-    own = {**wanted, "channel": masked}
-    if any(
-        known.get(name) != own[name] for name in ("extension", "criteria", "_criteria", "channel")
-    ):
-        return True
-    private = await secret_headers.private_of(context.store, "Subscription", wanted["id"])
-    # With an owner it is as somebody else has written it.
-    return "owner" in private or not secret_headers.are_known(headers, private, context.settings)
+    return not await is_as_wanted(context.store, wanted, known, context.settings)
 
 
 async def _headers(context: Context, subscription: str) -> list[str]:

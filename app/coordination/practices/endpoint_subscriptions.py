@@ -31,6 +31,7 @@ from app.interactions import interactions
 from app.interactions.preconditions import ONLY_NEW, only_of
 from app.records.versions import ResourceVersion
 from app.resources import secret_headers
+from app.resources.subscription import is_as_wanted
 from app.settings import Settings
 from app.store.events import Event
 from app.subscriptions.channels import davinci
@@ -215,18 +216,7 @@ async def _differs(
     if stored["status"] == "off":
         # By the server, for a reason that is gone; what a person has switched off stays so.
         return bool(stored.get("reason") != wanted["reason"])
-    channel = dict(wanted["channel"])
-    headers = channel.get("header", [])
-    if headers:
-        channel["header"] = secret_headers.masked(headers)
-    own = {**wanted, "channel": channel}
-    if any(
-        stored.get(key) != own[key] for key in ("extension", "criteria", "_criteria", "channel")
-    ):
-        return True
-    store = context.services.store
-    private = await secret_headers.private_of(store, "Subscription", wanted["id"])
-    return "owner" in private or not secret_headers.are_known(headers, private, context.settings)
+    return not await is_as_wanted(context.services.store, wanted, stored, context.settings)
 
 
 async def write(

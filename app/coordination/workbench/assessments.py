@@ -16,6 +16,7 @@ from app.fhir.codes import (
     TASK_BUSINESS_STATUS,
     TASK_CODE,
 )
+from app.fhir.instants import a_year_after
 from app.search.parameter import Filter
 from app.search.terms import escape
 
@@ -64,7 +65,7 @@ async def _by_membership(asked: Asked, kept: set[str]) -> list[Finding]:
     found = []
     for patient, since in waiting.items():
         last = made.get(patient)
-        due = since + _FIRST if last is None else _a_year_after(last[0])
+        due = since + _FIRST if last is None else a_year_after(last[0])
         if due < today:
             reason = (
                 "There is no assessment"
@@ -91,11 +92,3 @@ async def _last_assessments(asked: Asked) -> dict[str, tuple[date, str]]:
         for patient in patients:
             made[patient] = max(own, made.get(patient, own))
     return made
-
-
-def _a_year_after(day: date) -> date:
-    """The same day of the next year; 28 February for a leap day."""
-    try:
-        return day.replace(year=day.year + 1)
-    except ValueError:
-        return day.replace(year=day.year + 1, day=28)
