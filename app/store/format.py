@@ -138,6 +138,16 @@ async def _share_lanes(mongo: Mongo, _: Settings) -> None:
     await shared_lanes.share(mongo.collection("Subscription"), mongo.collection("deliveries"))
 
 
+async def _doubt_consents_from_before_authorization(mongo: Mongo, _: Settings) -> None:
+    """Consents that anybody may have recorded, where an earlier version has looked back on that time, without these."""
+    mark = await mongo.collection("settings").find_one({"_id": "before-authorization"})
+    if mark is not None:
+        of_nobody = {"at": {"$lt": mark["at"]}, "by.0": {"$in": [None, ""]}}
+        await mongo.collection("Consent").update_many(
+            {"terms": "status=active", **of_nobody}, {"$set": {"private.unconfirmed": ""}}
+        )
+
+
 STEPS: Sequence[Step] = (
     Step("1: processes without a heartbeat", _remove_rows_without_heartbeat),
     Step("2: guards without identifiers", _remove_guards_in_the_clear),
@@ -146,6 +156,7 @@ STEPS: Sequence[Step] = (
     Step("3: clients to be confirmed", _doubt_clients_from_before_authorization),
     Step("4: documents of care plans with their time", _date_documents_of_plans),
     Step("4: lanes that Subscriptions share", _share_lanes),
+    Step("4: Consents to be confirmed", _doubt_consents_from_before_authorization),
 )
 
 

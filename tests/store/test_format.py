@@ -117,6 +117,30 @@ async def test_a_database_without_a_marker_goes_forward_from_the_beginning_once(
     assert (await marker(mongo))["format"] == 4
 
 
+async def test_consents_that_anybody_could_record_are_doubted_where_an_earlier_version_did_not(
+    mongod: str,
+) -> None:
+    """It had its first start with authorization before: those of that time permitted as an authority's word."""
+    before, after = LONG_AGO, LONG_AGO + timedelta(days=2)
+    given = {"terms": ["status=active"], "at": before, "private": {"kept": "so"}}
+    consents = [
+        {"_id": "anybodys", **given},
+        {"_id": "anybodys-changed", **given, "by": ["", "Organization/o"]},
+        {"_id": "an-organizations", **given, "by": ["Organization/o"]},
+        {"_id": "an-administrators", **given, "at": after, "by": [""]},
+        {"_id": "over", **given, "terms": ["status=inactive"]},
+    ]
+    async with clients(mongod, 1) as (mongo,):
+        await mongo.collection("Consent").insert_many(consents)
+        mark = {"_id": "before-authorization", "at": before + timedelta(days=1), "is_listed": True}
+        await mongo.collection("settings").insert_one(mark)
+        await prepare(mongo)
+        rows = await mongo.collection("Consent").find({}).to_list(None)
+    assert all(row["private"]["kept"] == "so" for row in rows)
+    doubted = {row["_id"] for row in rows if "unconfirmed" in row["private"]}
+    assert doubted == {"anybodys", "anybodys-changed"}
+
+
 @pytest.mark.slow
 async def test_a_row_without_a_heartbeat_that_an_older_server_left_is_in_nobodys_way(
     mongod: str,
