@@ -1,6 +1,7 @@
 """The HTTP side: it decodes requests, calls one function for each, and renders what that returns.
 
 router               holds every FHIR URL and verb, each with the code that the audit records it by
+fhir_endpoint        runs what a URL's verb does for whoever asks, and has it rendered or refused
 exchange             reads bodies and writes answers
 binary_content       reads and writes a Binary's content as it is
 transport            gives every request an id, limits, security headers and compression

@@ -23,7 +23,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api import audited, exchange
-from app.api.router import PREFIX
+from app.api.fhir_endpoint import PREFIX
 from app.api.security_headers import secured
 from app.api.web_pages import WebPages
 from app.api.websocket_limits import Place, WebSocketLimits

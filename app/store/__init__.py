@@ -2,6 +2,7 @@
 
 store              reads current versions, versions and terms; `Store.commit` is the only write
 commit             writes changes, versions, events and audit rows in one transaction
+commit_unit        prepares what one commit wants written
 guards             keep two conditional writes from both seeing nothing
 lost_races         says which versions that a write was judged by have moved on
 events             are committed changes, and the rows that tell of them

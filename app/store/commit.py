@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -26,18 +25,14 @@ from app.audit import entry as audit_entry
 from app.audit.hash_chain import Links
 from app.audit.log import COLLECTION as AUDIT, AuditLog
 from app.errors import MethodNotAllowed, TooLarge, Unavailable
-from app.fhir import json as fhir_json
-from app.fhir.json import Resource
 from app.records import versions
 from app.records.versions import (
     Change,
     Guard,
-    LateMessage,
     ResourceVersion,
     RowBeside,
     VersionConflict,
     version_document,
-    with_meta,
 )
 from app.runtime import collections, metrics, pace, transactions
 from app.runtime.cluster import Cluster
@@ -47,9 +42,9 @@ from app.runtime.mongo import Document, Mongo, Session
 from app.runtime.secrets import Secrets
 from app.runtime.transactions import ContentionError
 from app.search import group_members
-from app.search.extract import extract, index_models
-from app.search.terms import senders
+from app.search.extract import index_models
 from app.store import format
+from app.store.commit_unit import CommitUnit, UnitPreparation
 from app.store.events import EVENTS, Event, event_rows
 from app.store.guards import Guards
 from app.store.lost_races import lost_keys
@@ -58,8 +53,6 @@ from app.store.lost_races import lost_keys
 EVENT_LEASE = timedelta(seconds=10)
 T = TypeVar("T")
 
-_HTTP_METHOD = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
-_MILLISECOND = timedelta(milliseconds=1)
 _DUPLICATE_KEY = 11000
 _TOO_LARGE_FOR_CACHE = 388
 # Rows beside a resource that one command of a transaction writes: encoding more would hold up everything else.
@@ -67,32 +60,6 @@ _ROWS_AT_ONCE = 1_000
 # The same of documents and of the bytes in them: no less than a batch of the group commit (GroupCommit.MAX_CHANGES).
 _DOCUMENTS_AT_ONCE = 256
 _BYTES_AT_ONCE = 1024 * 1024
-
-
-@dataclass(slots=True, eq=False)
-class CommitUnit:
-    """What one `commit` call wants written, prepared: either all of it is written or nothing."""
-
-    changes: Sequence[Change]
-    guards: Sequence[Guard]
-    beside: Sequence[RowBeside] = ()
-    stored: list[ResourceVersion] = field(default_factory=list)
-    # Versions that have never been the current one: late messages, and what was withdrawn.
-    passing: list[ResourceVersion] = field(default_factory=list)
-    current: list[Document] = field(default_factory=list)
-    rows: list[group_members.RowChange] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    # What the audit says of it.
-    entries: list[Document] = field(default_factory=list)
-
-    @property
-    def keys(self) -> set[str]:
-        keys = {change.key for change in self.changes} | {guard.key for guard in self.guards}
-        return keys | {row.key for row in self.beside}
-
-    @property
-    def size(self) -> int:
-        return len(self.changes)
 
 
 class Commits:
@@ -108,14 +75,9 @@ class Commits:
         reacting: Collection[str],
         secrets: Secrets,
     ) -> None:
-        """`reacting` are the types and topics whose events somebody reacts to (app/automation/reactions.py).
-
-        Resources of the types in `max_bytes_of` may be as large as it says, others `max_resource_bytes`.
-        """
+        """`reacting` are the types and topics whose events somebody reacts to (app/automation/reactions.py)."""
         self._mongo = mongo
         self._owner = owner
-        self._max_resource_bytes = max_resource_bytes
-        self._max_bytes_of = max_bytes_of
         self.listeners: list[Callable[[list[Event]], None]] = []
         self._reacting = frozenset(reacting)
         self._audit = audit
@@ -134,6 +96,7 @@ class Commits:
             format_=format.FORMAT,
             why_not=partial(format.look_again, mongo),
         )
+        self._preparation = UnitPreparation(self.cluster, max_resource_bytes, max_bytes_of)
         self.guards = Guards(mongo, self.cluster, secrets)
 
     async def prepare(self) -> None:
@@ -186,7 +149,7 @@ class Commits:
         self._preparing.add(unit)
         try:
             async for change in pace.paced(changes):
-                await self._prepare_change(unit, change)
+                await self._preparation.add(unit, change)
             async for event in pace.paced(unit.events):
                 await event.read_previous()
             if self._audit is not None:
@@ -219,97 +182,12 @@ class Commits:
             ):
                 unit.entries += audit_entry.of_change(change.method, version, previous)
 
-    async def _prepare_change(self, unit: CommitUnit, change: Change) -> None:
-        previous = change.previous
-        version = previous.version + 1 if previous else 1
-        at = self.cluster.stamp()
-        if previous and at <= previous.at:  # versions of one resource never share or turn back time
-            at = previous.at + _MILLISECOND
-        before = previous.text if previous and not previous.deleted else None
-        if change.withdrawn is not None:
-            passed = self._pass_version(unit, change, change.withdrawn, version, at)
-            told = await passed.resource_aside()
-            found = await pace.aside(len(passed.text), extract, change.type, told)
-            unit.events.append(_event(change, version, at, told, found, before))
-            version, at, before = version + 1, at + _MILLISECOND, passed.text
-        if change.late is not None:
-            version, at = await self._take_late(unit, change, change.late, version, at)
-        document: Document = {"_id": change.id, "v": version, "at": at}
-        if change.by:
-            document["by"] = list(change.by)
-        resource, fields, text = None, None, ""
-        if change.resource is None:
-            document["deleted"] = True
-        else:
-            resource = with_meta(change.resource, change.id, version, at)
-            text = self._text(resource)
-            fields = await pace.aside(len(text), extract, change.type, resource)
-            document.update(fields)
-            group_members.take_aside(document)
-            if change.by:
-                document["terms"] = [*fields["terms"], *senders(change.by)]
-            if change.private is not None:
-                document["private"] = change.private
-            document["text"] = text
-        if rows := group_members.collection_of(change.type):
-            members = None
-            if previous is not None and not previous.deleted:
-                resource_before = await previous.resource_aside()
-                members = await pace.aside(len(previous.text), group_members.aside, resource_before)
-            size = max(len(text), len(previous.text) if previous else 0)
-            unit.rows.append(
-                await pace.aside(size, group_members.row_change, rows, change.id, members, fields)
-            )
-        method = _HTTP_METHOD[change.method]
-        unit.current.append(document)
-        unit.stored.append(
-            ResourceVersion(change.type, change.id, version, at, text, resource is None, method)
-        )
-        if not change.silent and (change.late is None or change.late.content is None):
-            unit.events.append(_event(change, version, at, resource, fields, before))
-
-    async def _take_late(
-        self, unit: CommitUnit, change: Change, late: LateMessage, version: int, at: datetime
-    ) -> tuple[int, datetime]:
-        """Add a late message's event, for those alone who listen for its topic, and its version if it gets one.
-
-        Returns version and time of the current state that follows.
-        """
-        resource = with_meta(late.content or change.resource or {}, change.id, version, at)
-        before = change.previous.text if change.previous else None
-        size = len(fhir_json.encode(resource))
-        fields = await pace.aside(size, extract, change.type, resource)
-        event = _event(change, version, at, resource, fields, before)
-        unit.events.append(replace(event, topic=late.topic, trigger=late.trigger))
-        if late.content is None:
-            return version, at
-        self._pass_version(unit, change, late.content, version, at)
-        return version + 1, at + _MILLISECOND
-
-    def _pass_version(
-        self, unit: CommitUnit, change: Change, content: Resource, version: int, at: datetime
-    ) -> ResourceVersion:
-        """Add a version that is followed by another one at once."""
-        text = self._text(with_meta(content, change.id, version, at))
-        method = _HTTP_METHOD[change.method]
-        passed = ResourceVersion(change.type, change.id, version, at, text, method=method)
-        unit.passing.append(passed)
-        return passed
-
     def _times_under_way(self) -> Iterator[datetime]:
         return (
             stored.at
             for unit in (*self._preparing, *self._group.pending())
             for stored in (*unit.passing, *unit.stored)
         )
-
-    def _text(self, resource: Resource) -> str:
-        """The JSON of a resource. Raises TooLarge: patches and entries of Bundles pass no other limit."""
-        encoded = fhir_json.encode(resource)
-        most = self._max_bytes_of.get(resource["resourceType"], self._max_resource_bytes)
-        if len(encoded) > most:
-            raise TooLarge(f"The resource is over the limit of {most} bytes")
-        return encoded.decode()
 
     async def _write(self, units: Sequence[CommitUnit], in_doubt: InDoubt) -> None:
         """One transaction for all units; VersionConflict where one has lost a race, ContentionError where it runs."""
@@ -480,27 +358,6 @@ def _portions(items: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]
 
 def _size(document: Document) -> int:
     return len(document.get("text") or "")
-
-
-def _event(
-    change: Change,
-    version: int,
-    at: datetime,
-    resource: Resource | None,
-    fields: Document | None,
-    before: str | None,
-) -> Event:
-    return Event(
-        ObjectId(),
-        change.type,
-        change.id,
-        version,
-        change.method,
-        at,
-        resource,
-        fields,
-        before,
-    )
 
 
 def _codes(error: OperationFailure) -> set[int | None]:
