@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from datetime import UTC, date as calendar_date, datetime, timedelta, tzinfo
+from datetime import MAXYEAR, UTC, date as calendar_date, datetime, timedelta, tzinfo
 from typing import Any, TypeVar
 
 from app.errors import BadRequest
@@ -220,9 +220,18 @@ def _refused(what: str, name: str) -> BadRequest:
     return BadRequest(f"{name.removeprefix('http.')} must be {what}", code="value", expression=name)
 
 
-def a_year_after(moment: D) -> D:
-    """The same day of the next year, at the same time; 28 February for a leap day."""
+def moved(day: calendar_date, by: timedelta) -> calendar_date:
+    """The day so much later or earlier, as far as the calendar goes."""
     try:
-        return moment.replace(year=moment.year + 1)
+        return day + by
+    except OverflowError:
+        return calendar_date.max if by > timedelta() else calendar_date.min
+
+
+def a_year_after(moment: D) -> D:
+    """The same day of the next year, at the same time; 28 February for a leap day. No year comes after the last one."""
+    year = min(moment.year + 1, MAXYEAR)
+    try:
+        return moment.replace(year=year)
     except ValueError:
-        return moment.replace(year=moment.year + 1, day=28)
+        return moment.replace(year=year, day=28)

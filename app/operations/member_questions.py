@@ -31,6 +31,8 @@ _LAST, _MOST_DAYS = timedelta(days=30), 366
 _WITHIN = 14
 # About how long a line of an answer is.
 _LINE_BYTES = 200
+# A question looks back from a period, and ahead, which the ends of the calendar have no days for.
+_EARLIEST, _LATEST = date(1900, 1, 1), date(2999, 12, 31)
 Given = Mapping[str, str]
 
 
@@ -101,6 +103,8 @@ def _period(context: Context, start: str | None, end: str | None) -> Period:
     now = context.services.clock.now()
     today = now.astimezone(zone).date()
     last = today if end is None else days_in(end, "end")[1]
+    if not _EARLIEST <= last <= _LATEST:
+        raise BadRequest("A period ends between 1900 and 2999", code="value", expression="end")
     first = last - _LAST if start is None else days_in(start, "start")[0]
     if last < first:
         raise BadRequest("The period ends before it begins", code="value", expression="end")

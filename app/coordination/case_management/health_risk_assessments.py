@@ -41,7 +41,7 @@ from app.coordination.case_management.case_management import (
     is_case_management,
 )
 from app.fhir.codes import TASK_CODE
-from app.fhir.instants import a_year_after
+from app.fhir.instants import a_year_after, moved
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
 from app.store.events import Event
@@ -143,7 +143,7 @@ async def _cycle(
         found = due_since(
             f"{patient} {episode['id']}",
             start,
-            [each for each in made if each.made >= start - _lookback(context)],
+            [each for each in made if each.made >= moved(start, -_lookback(context))],
             refused,
         )
         task = await context.store.read("Task", found[-1].task_id)
@@ -162,7 +162,7 @@ def due_since(
     """
     found: list[Due] = []
     waiting = list(made)
-    opened_by, since, until = "enrolment", start, start + FIRST
+    opened_by, since, until = "enrolment", start, moved(start, FIRST)
     why = f"The first is due within {FIRST.days} days of the enrolment on {start}"
     while True:
         task_id = stable_id(KIND, enrolment, opened_by)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from app.automation.patient_resources import day, last_day
+from app.fhir.instants import moved
 from app.fhir.json import Resource
 
 _IN_FORCE = frozenset({"active", "on-hold"})
@@ -83,7 +84,7 @@ def continuity(enrolment: Enrolment, plans: Sequence[EarlierPlan], days: int) ->
     earlier = [plan for plan in plans if _was_in_force(plan, start, successors)]
     if not earlier:
         return None
-    limit = start + timedelta(days=days)
+    limit = moved(start, timedelta(days=days))
     waiting = [
         plan for plan in earlier if plan.status in _IN_FORCE and plan.reference not in successors
     ]
@@ -111,7 +112,7 @@ def _reaches(other: Resource, start: date) -> bool:
     """Whether a Coverage began before a day and ran at least until the day before it."""
     began = day(other.get("period", {}).get("start"))
     ends = last_day(other.get("period", {}).get("end"))
-    return began is not None and began < start and (ends is None or ends >= start - _DAY)
+    return began is not None and began < start and (ends is None or ends >= moved(start, -_DAY))
 
 
 def _last_day(coverage: Resource, same: Iterable[Resource]) -> date | None:
@@ -119,7 +120,7 @@ def _last_day(coverage: Resource, same: Iterable[Resource]) -> date | None:
     end = last_day(coverage["period"].get("end"))
     starts = [day(each.get("period", {}).get("start")) for each in same]
     first = day(coverage["period"]["start"])
-    goes_on = end and any(start and first and first < start <= end + _DAY for start in starts)
+    goes_on = end and any(start and first and first < start <= moved(end, _DAY) for start in starts)
     return None if goes_on else end
 
 

@@ -16,7 +16,7 @@ from app.fhir.codes import (
     TASK_BUSINESS_STATUS,
     TASK_CODE,
 )
-from app.fhir.instants import a_year_after
+from app.fhir.instants import a_year_after, moved
 from app.search.parameter import Filter
 from app.search.terms import escape
 
@@ -65,7 +65,7 @@ async def _by_membership(asked: Asked, kept: set[str]) -> list[Finding]:
     found = []
     for patient, since in waiting.items():
         last = made.get(patient)
-        due = since + _FIRST if last is None else a_year_after(last[0])
+        due = moved(since, _FIRST) if last is None else a_year_after(last[0])
         if due < today:
             reason = (
                 "There is no assessment"

@@ -110,7 +110,12 @@ def ended_since(at: datetime) -> Filter:
 
 def local_day(at: datetime, zone: tzinfo) -> date:
     """The calendar day of a moment; the first or last one of a date without a time is of that day everywhere."""
-    return at.date() if at.time() in _ENDS_OF_A_DAY else at.astimezone(zone).date()
+    if at.time() in _ENDS_OF_A_DAY:
+        return at.date()
+    try:
+        return at.astimezone(zone).date()
+    except OverflowError:  # the zone leads beyond the calendar
+        return at.date()
 
 
 def readmissions(
