@@ -63,9 +63,9 @@ class Timer:
     The key is the patient (`Patient/p1`) whom it is about, and the context of `run` is about nobody else; with
     `is_about_many` the key is something else, and that context is the server's own, without limits.
     `is_loop`: it sets itself anew for as long as there are servers, so that how it goes is told as of any loop.
-    `what` happens then, for people. `at_most` says how long it is set for at most: one that is to wait for longer was
-    set while the clock was ahead. `rung_already` are the keys of those that have rung and show it, so that they are
-    asked again where the clock was put back.
+    `what` happens then, for people; nothing where it only looks again and again. `at_most` says how long it is set for
+    at most: one that is to wait for longer was set while the clock was ahead. `rung_already` are the keys of those that
+    have rung and show it, so that they are asked again where the clock was put back.
     """
 
     kind: str
@@ -253,7 +253,7 @@ class Timers:
 
     async def due_until(self, until: datetime, limit: int) -> tuple[list[DueTimer], int]:
         """What would happen until then: the first of it, and how much there is; without what looks again and again."""
-        kinds = [kind for kind, timer in self._kinds.items() if timer.at_most is None or timer.what]
+        kinds = [kind for kind, timer in self._kinds.items() if timer.what]
         which = {"due": {"$lte": until}, "kind": {"$in": kinds}, "failed": None, "cancelled": None}
         rows = await self._timers.find(which).sort("due", ASCENDING).limit(limit).to_list(None)
         found = [

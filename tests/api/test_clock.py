@@ -81,6 +81,23 @@ async def test_what_would_happen_until_a_date_is_told_and_does_not_happen(hub: P
     assert "businessStatus" not in task
 
 
+async def test_nothing_that_looks_again_and_again_waits_for_a_time_that_was_put_back(
+    hub: Pair,
+) -> None:
+    """Kept so long, Tasks and notices that nobody got would be looked at no more for 400 days."""
+    server, client = hub
+    await client.post(CLOCK, json={"advance": 400 * DAY})
+    await server.engine.drain()
+    await client.post(CLOCK, json={"reset": True})
+    await server.engine.drain()
+    rows = await server.mongo.collection("timers").find({"failed": None}).to_list(None)
+    latest = server.clock.now() + timedelta(days=1, minutes=1)
+    told = {row["kind"] for row in await due(client, "2999")}
+    late = {row["kind"] for row in rows if row["due"] > latest}
+    assert {"untold-review", "reroute", "care-plan-copies"} <= {row["kind"] for row in rows}
+    assert late <= told
+
+
 async def due(client: httpx.AsyncClient, until: str) -> list[dict[str, Any]]:
     answer = await client.get(CLOCK, params={"until": until})
     assert answer.status_code == 200, answer.text

@@ -250,4 +250,4 @@ async def _behind(context: Context, plans: Iterable[Document]) -> list[str]:
 
 
 REACTION = Reaction("care-plan-copies", frozenset({*_OF_PATIENT, *_OF_MANY}), _watch, sift=_sift)
-TIMER = Timer(COPIES_TIMER, _ring, is_about_many=True)
+TIMER = Timer(COPIES_TIMER, _ring, is_about_many=True, at_most=lambda _: EVERY)

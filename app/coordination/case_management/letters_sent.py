@@ -56,4 +56,4 @@ async def _complete(context: Context, letter_id: str, sent: datetime) -> None:
     await amend(context, "Communication", letter_id, change)
 
 
-TIMER = Timer(_KIND, _look, is_about_many=True)
+TIMER = Timer(_KIND, _look, is_about_many=True, at_most=lambda _: AGAIN)

@@ -64,7 +64,7 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
         await _go_on(context, _OWNERS[1])
 
 
-TIMER = Timer(_WALK, run, is_about_many=True)
+TIMER = Timer(_WALK, run, is_about_many=True, at_most=lambda _: BACK_OFF.longest)
 
 
 async def _page(context: Context, kind: str, after: str) -> list[Document]:
@@ -137,7 +137,7 @@ async def probe(context: Context, owner: str, data: Mapping[str, Any]) -> None:
             await _request(context, owner, failed if _in(each, "active") else failed[:1])
 
 
-PROBE = Timer(_PROBE, probe, is_about_many=True)
+PROBE = Timer(_PROBE, probe, is_about_many=True, at_most=lambda _: BACK_OFF.longest)
 
 
 async def _probe_later(context: Context, owner: str, tries: int) -> None:

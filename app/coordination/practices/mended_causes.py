@@ -155,7 +155,7 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
         await timers.set(_KIND, key, now + _SECOND_LOOK, {"again": True})
 
 
-TIMER = Timer(_KIND, run, is_about_many=True)
+TIMER = Timer(_KIND, run, is_about_many=True, at_most=lambda _: _EVERY)
 
 
 class _LookedAt(NamedTuple):

@@ -68,7 +68,7 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
         await context.services.get(Timers).set(_KIND, _KEY, due, {"since": now})
 
 
-TIMER = Timer(_KIND, run, is_about_many=True)
+TIMER = Timer(_KIND, run, is_about_many=True, at_most=lambda _: EVERY)
 
 
 async def ask(context: Context, why: Untold) -> None:
