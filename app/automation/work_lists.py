@@ -32,6 +32,7 @@ _LISTS: Mapping[str, str] = {
     "pcp-period-ended": "provider-directory",
     "proposed-consent": "consent",
     "re-enrolment": "care-management",
+    "refused-endpoint": "provider-directory",
     "several-pcps": "provider-directory",
     "taken-id": "patient-records",
     "unapplied-message": "patient-records",

@@ -170,6 +170,7 @@ REVIEW_REASONS = {
     "plan-not-told": "A notice about a care plan could not be made",
     "proposed-consent": "A consent was proposed, and waits for a consent authority",
     "re-enrolment": "The member may need case management again",
+    "refused-endpoint": "The server may not call the address of some of the practice's Endpoints",
     "several-pcps": "Several primary care practices are known",
     "subject-by-identifier": "The record names its patient by an identifier alone",
     "taken-id": "A client sends a record under an id that another's record has",

@@ -17,6 +17,7 @@ from tests.conftest import Server, make_settings, running
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
 
 TASKS = f"/Task?code={REVIEW_REASON}|unconfirmed-endpoint"
+REFUSED = f"/Task?code={REVIEW_REASON}|refused-endpoint"
 KEPT = "/Subscription?_tag=http://carerelay.example/CodeSystem/subscription-origin|endpoint"
 
 
@@ -55,6 +56,40 @@ async def test_without_authorization_loopback_and_what_is_listed_is_told(
         assert await told(client) == {"loopback", "network", "name"}
         answer = (await client.get(TASKS)).json()
         assert listed(answer) == ("requested", {"Endpoint/public"})
+
+
+async def test_a_practice_with_refused_addresses_is_one_task_until_they_are_mended(
+    mongod: str, receiver: Receiver
+) -> None:
+    """Whatever the number of its Endpoints, and of the topics of each."""
+    settings = make_settings(
+        mongod, endpoint_subscriptions=True, endpoint_content="id-only", egress_allow="127.0.0.1"
+    )
+    cloud, private = "http://169.254.169.254/latest", "http://10.0.0.1/fhir"
+    practice = organization("p", "good")
+    practice["endpoint"] = [ref(f"Endpoint/{name}") for name in ("good", "cloud", "private")]
+    async with running(settings) as (server, client):
+        await put(client, endpoint("good", receiver.url))
+        await put(client, endpoint("cloud", cloud), endpoint("private", private))
+        await put(client, practice, patient("m", ref("Organization/p")))
+        await settle(server)
+        assert await told(client) == {"p"}
+        answer = (await client.get(REFUSED)).json()
+        assert listed(answer) == ("requested", {"Endpoint/cloud", "Endpoint/private"})
+
+        await put(client, endpoint("private", f"{receiver.url}/private"))
+        await settle(server)
+        assert listed((await client.get(REFUSED)).json())[1] == {"Endpoint/cloud"}
+        await put(client, practice | {"endpoint": practice["endpoint"][:1]})
+        await settle(server)
+        assert listed((await client.get(REFUSED)).json()) == ("completed", set())
+
+        # The good one moves to an address that is refused: the old one hears nothing more.
+        await put(client, endpoint("good", private))
+        await settle(server)
+        assert listed((await client.get(REFUSED)).json()) == ("requested", {"Endpoint/good"})
+        kept = (await client.get(KEPT)).json()["entry"]
+        assert {each["resource"]["status"] for each in kept} == {"off"}
 
 
 async def told(client: httpx.AsyncClient) -> set[str]:

@@ -2,6 +2,7 @@
 
 endpoint_subscriptions  keeps a Subscription for each Endpoint of a primary care practice
 endpoint_confirmation   says which Endpoints may be called unasked, and asks a person about the others
+endpoint_tasks          lists Endpoints with which something is amiss in one review Task
 endpoint_upkeep         looks at these again: all at each start, those in error by probes
 no_recipient            records fired topics that no practice could be told of
 untold_review           asks a person about these, once for each cause and practice, with a count

@@ -14,10 +14,10 @@ from typing import Any
 
 from app.attribution import panels
 from app.attribution.practices import MESSAGE, REST
-from app.automation import review_tasks
 from app.automation.reactions import Reaction, for_each, stable_id
 from app.context import Context
 from app.coordination.practices.endpoint_confirmation import confirmed
+from app.coordination.practices.endpoint_tasks import keep_task
 from app.coordination.practices.no_recipient import urls
 from app.errors import Conflict, FhirError, PreconditionFailed
 from app.fhir.codes import (
@@ -40,6 +40,8 @@ from app.subscriptions.matching.registration import FILTER_CRITERIA
 from app.subscriptions.matching.registry import SubscriptionRegistry
 
 log = logging.getLogger(__name__)
+
+REFUSED = "refused-endpoint"
 
 _DIRECTORY = frozenset({"Endpoint", "PractitionerRole", "Organization"})
 _ATTRIBUTING = frozenset({"Patient", "CareTeam", "Group"})
@@ -85,19 +87,27 @@ async def _bring_in_line(context: Context, owner: str, *, anew: bool) -> None:
     existing = {each.id: each for each in await of_owner(context, owner)}
     endpoints = await _endpoints(context, owner)
     catalogue = context.services.get(SubscriptionRegistry).catalogue
+    refused: dict[str, None] = {}
     for masked in endpoints:
         endpoint = await _with_secrets(context, masked)
         for topic in urls(context.settings):
-            if topic in catalogue.by_url:
-                wanted = subscription(context, owner, endpoint, topic)
-                before = existing.pop(wanted["id"], None)
-                if before is None or await _differs(context, wanted, before.resource(), anew=anew):
-                    await write(context, owner, wanted, before)
+            if topic not in catalogue.by_url:
+                continue
+            wanted = subscription(context, owner, endpoint, topic)
+            before = existing.pop(wanted["id"], None)
+            if before and not await _differs(context, wanted, before.resource(), anew=anew):
+                continue
+            if not await write(context, wanted, before):
+                refused[f"Endpoint/{endpoint['id']}"] = None
+                if before is not None:
+                    existing[wanted["id"]] = before
+    # Also what has another address by now than one that may be called.
     for stored in existing.values():
         resource = stored.resource()
         if resource["status"] != "off":
             ended = {"status": "off", "reason": f"Off: {owner} is not to be told of this any more"}
-            await write(context, owner, resource | ended, stored)
+            await write(context, resource | ended, stored)
+    await keep_task(context, REFUSED, owner, list(refused), lambda each: each not in refused)
 
 
 async def _endpoints(context: Context, owner: str) -> Sequence[Resource]:
@@ -219,10 +229,8 @@ async def _differs(
     return not await is_as_wanted(context.services.store, wanted, stored, context.settings)
 
 
-async def write(
-    context: Context, owner: str, resource: Resource, before: ResourceVersion | None
-) -> None:
-    """Store it; where the server refuses it (an address it may not call), create a review Task.
+async def write(context: Context, resource: Resource, before: ResourceVersion | None) -> bool:
+    """Store it; False where the server refuses it, as for an address that it may not call.
 
     Raises PreconditionFailed where `before` is not the current version any more.
     """
@@ -237,4 +245,5 @@ async def write(
             "endpoint cannot be subscribed",
             extra={"action": "keep", "id": resource["id"], "error": ",".join(codes)},
         )
-        await review_tasks.ask(context, "no-endpoint", owner, patient=None, about=resource["id"])
+        return False
+    return True

@@ -112,7 +112,7 @@ async def follow(context: Context, event: Event) -> None:
             await _probe_later(context, owner, 1)
     elif event.resource["status"] == "active":
         kept = await _kept(context, owner)
-        await _request(context, owner, _in(kept.get(endpoint, ()), "error"))
+        await _request(context, _in(kept.get(endpoint, ()), "error"))
 
 
 REACTION = Reaction(
@@ -134,7 +134,7 @@ async def probe(context: Context, owner: str, data: Mapping[str, Any]) -> None:
     for each in kept.values():
         failed = _in(each, "error")
         if not _in(each, "requested"):
-            await _request(context, owner, failed if _in(each, "active") else failed[:1])
+            await _request(context, failed if _in(each, "active") else failed[:1])
 
 
 PROBE = Timer(_PROBE, probe, is_about_many=True, at_most=lambda _: BACK_OFF.longest)
@@ -159,7 +159,7 @@ def _in(kept: Iterable[ResourceVersion], *statuses: str) -> list[ResourceVersion
     return [each for each in kept if each.resource()["status"] in statuses]
 
 
-async def _request(context: Context, owner: str, kept: Iterable[ResourceVersion]) -> None:
+async def _request(context: Context, kept: Iterable[ResourceVersion]) -> None:
     for stored in kept:
         with suppress(PreconditionFailed):  # written meanwhile, and followed anew
-            await write(context, owner, {**stored.resource(), "status": "requested"}, stored)
+            await write(context, {**stored.resource(), "status": "requested"}, stored)
