@@ -314,6 +314,16 @@ def test_markup_in_the_data_stays_text() -> None:
     assert etree.fromstring(line)[0].text == "<script>alert(1)</script> &   'x'"
 
 
+async def test_no_text_turns_round_what_follows_it(at: Desk) -> None:
+    """Else "100 mg" could be read as "001 mg" below a diagnosis that somebody else has written."""
+    await at.put(plan(title="Care \u202eplan\u2066 for \x07winter"))
+    url = f"{at.ref('CarePlan/plan')}/$summary"
+    page = (await at.client.get(url, headers={"accept": "text/html"})).text
+    assert "Care plan for  winter" in page
+    composition = (await at.client.get(url)).json()["entry"][0]["resource"]
+    assert not {"\u202e", "\u2066"} & set(composition["text"]["div"])
+
+
 @pytest.mark.slow
 @needs_shared
 async def test_a_plan_as_others_send_it_yields_a_readable_copy(

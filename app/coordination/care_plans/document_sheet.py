@@ -6,8 +6,13 @@ The Composition's narrative, the page and the PDF are made from the same sheet, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+# What no page shows: control characters, and those that turn round the order of whatever follows them, somebody else's
+# facts as well (https://www.unicode.org/reports/tr9/#Explicit_Directional_Formatting_Characters).
+_CONTROLS = (*range(9), 11, 12, *range(14, 32), *range(127, 160), 0xFFFE, 0xFFFF)
+_TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_UNSHOWN = dict.fromkeys(_CONTROLS, " ") | dict.fromkeys(_TURNS, "")
 # A section's emptyReason, https://hl7.org/fhir/R4/valueset-list-empty-reason.html
 UNAVAILABLE, NOT_ASKED, WITHHELD = "unavailable", "notasked", "withheld"
 
@@ -48,3 +53,30 @@ class Sheet:
     summary_title: str
     summary: Sequence[Block]
     parts: Sequence[Part]
+
+
+def shown(sheet: Sheet) -> Sheet:
+    """The sheet with texts of which each is shown as itself, and none changes how others are."""
+    return replace(
+        sheet,
+        title=_shown(sheet.title),
+        about=_shown(sheet.about),
+        summary=[_block(each) for each in sheet.summary],
+        parts=[
+            replace(part, title=_shown(part.title), blocks=[_block(each) for each in part.blocks])
+            for part in sheet.parts
+        ],
+    )
+
+
+def _block(block: Block) -> Block:
+    return Block(
+        _shown(block.heading),
+        [(_shown(label), _shown(value)) for label, value in block.facts],
+        [_shown(each) for each in block.lines],
+        _shown(block.remark),
+    )
+
+
+def _shown(text: str) -> str:
+    return text.translate(_UNSHOWN)

@@ -15,7 +15,7 @@ from app.coordination.care_plans import (
     lines as lines_of,
     wording as words,
 )
-from app.coordination.care_plans.document_sheet import Block, Sheet
+from app.coordination.care_plans.document_sheet import Block, Sheet, shown
 from app.coordination.care_plans.phrases import Phrases
 from app.coordination.care_plans.record import PlanRecord
 from app.fhir.json import Resource
@@ -30,7 +30,7 @@ def sheet(
 ) -> Sheet:
     """The whole document; with `changes` its first section tells them."""
     plan = record.state.plan
-    return Sheet(
+    found = Sheet(
         language=say.language,
         title=title_of(plan, say),
         about=_patient(record, say),
@@ -39,6 +39,7 @@ def sheet(
         summary=_summary(record, say),
         parts=sections.parts_of(record, changes, say),
     )
+    return shown(found)
 
 
 def title_of(plan: Resource, say: Phrases) -> str:
