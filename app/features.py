@@ -24,6 +24,7 @@ from app.coordination.practices import (
     endpoint_subscriptions,
     endpoint_upkeep,
     mended_causes,
+    missed_notices,
     no_recipient,
     subscription_review,
     taken_id_review,
@@ -43,6 +44,7 @@ REACTIONS: Sequence[Reaction] = (
     endpoint_subscriptions.REACTION,
     endpoint_upkeep.REACTION,
     mended_causes.REACTION,
+    missed_notices.REACTION,
     subscription_review.REACTION,
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,
@@ -68,6 +70,7 @@ TIMERS: Sequence[Timer] = (
     endpoint_upkeep.TIMER,
     endpoint_upkeep.PROBE,
     mended_causes.TIMER,
+    missed_notices.TIMER,
     untold_review.TIMER,
 )
 QUEUES: Sequence[Callable[[Mongo], Queue]] = (UnpublishedNotices,)

@@ -39,6 +39,7 @@ from app.coordination.contracts import contracts
 from app.coordination.practices import (
     endpoint_upkeep,
     mended_causes,
+    missed_notices,
     steering_review,
     unmatched_review,
 )
@@ -163,6 +164,7 @@ def create_app(settings: Settings | None = None, end: Callable[[], None] | None 
             await endpoint_upkeep.start(own)
             await copies.start(own)
             await mended_causes.start(own)
+            await missed_notices.start(own)
             # What start-up made stays for good: out of the collector's sight, reads gain a fifth
             # (docs/decisions/0016-request-path.md).
             gc.collect()

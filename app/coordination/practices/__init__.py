@@ -5,6 +5,7 @@ endpoint_confirmation   says which Endpoints may be called unasked, and asks a p
 endpoint_tasks          lists Endpoints with which something is amiss in one review Task
 endpoint_upkeep         looks at these again: all at each start, those in error by probes
 no_recipient            records fired topics that no practice could be told of
+missed_notices          records what waited for a practice when its Subscription was ended
 untold_review           asks a person about these, once for each cause and practice, with a count
 silence                 says why nobody was told of a record that has no row
 mended_causes           tells of them once their cause is gone

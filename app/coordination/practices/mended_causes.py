@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from app.attribution import panels
@@ -29,8 +30,10 @@ from app.records.versions import ResourceVersion
 from app.search.extract import extract
 from app.store.events import Event
 from app.subscriptions.ledger import untold_rows
+from app.subscriptions.ledger.missed_rows import MissedRows
 from app.subscriptions.ledger.rerouting import Ending, Rerouting
 from app.subscriptions.ledger.untold_rows import Untold, UntoldRows, event_row, of_causes, of_party
+from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.recipient import panels_of, recipient_of
 
 _KIND, _ALL, _OF_PATIENTS = "reroute", "all", "of-patients"
@@ -76,6 +79,11 @@ async def react(context: Context, event: Event) -> None:
     for key in await _keys(context, event):
         if await rows.is_any(_selection(key)):
             await timers.set(_KIND, key, context.services.clock.now())
+
+
+async def look_at(context: Context, reference: str) -> None:
+    """Look at once at the rows for whose cause a reference counts."""
+    await context.services.get(Timers).set(_KIND, reference, context.services.clock.now())
 
 
 async def sift(context: Context, events: Sequence[Event]) -> Sequence[Event]:
@@ -179,8 +187,8 @@ async def _look_at(context: Context, rows: UntoldRows, page: Sequence[Row]) -> _
             moved[row["_id"]] = why, REVIEW_REASONS[why.cause]
             changed |= {_cause(why), _cause(Untold.of(row))}
     await rows.move(moved)
-    ended = [(row, _COPIED) for row, _ in mended if row["focus"]["type"] == "CarePlan"]
-    mended = [(row, version) for row, version in mended if row["focus"]["type"] != "CarePlan"]
+    ended = [(row, _COPIED) for row, _ in mended if _is_copied(row)]
+    mended = [(row, version) for row, version in mended if not _is_copied(row)]
     late = [event_row(row, version) for row, version in mended]
     endings = await context.services.get(Rerouting).tell(late)
     ended += [
@@ -188,9 +196,21 @@ async def _look_at(context: Context, rows: UntoldRows, page: Sequence[Row]) -> _
         for (row, _), ending in zip(mended, endings, strict=True)
         if ending != "later"
     ]
+    await MissedRows(context.services.mongo).forget_events(
+        {row["event"] for row, _ in ended}, partial(_takes_none, context)
+    )
     await rows.end(ended, context.services.mongo.now())
     changed |= {_cause(Untold.of(row)) for row, _ in ended}
     return _LookedAt(len(ended) < len(page), changed)
+
+
+def _is_copied(row: Row) -> bool:
+    """Whether a practice that comes to the patient is told by a copy; not one that was to have this very notice."""
+    return bool(row["focus"]["type"] == "CarePlan" and not row.get("was_missed"))
+
+
+def _takes_none(context: Context, subscription: str) -> bool:
+    return context.services.get(SubscriptionRegistry).delivery_mode(subscription) == "ended"
 
 
 def _cause(why: Untold) -> Cause:

@@ -8,6 +8,7 @@ unmatched           has the events that a judge could not decide on
 rematching          matches events once more: what was set aside, what a Subscription missed, a new practice
 rerouting           tells a patient's practice of now what nobody was told of
 untold_rows         keeps the rows of what nobody was told of, until that is mended
+missed_rows         knows the rows whose Subscription was ended before they were delivered
 outbox              records a batch: numbers, rows, then counters and events
 sequence_numbers    remembers the last number of each Subscription and sequence, and its busy lanes
 lanes               says which rows are sent one after the other, and in which order

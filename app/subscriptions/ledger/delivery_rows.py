@@ -12,7 +12,7 @@ from app.fhir.ids import new_id
 from app.runtime.mongo import Document
 from app.store.events import Event
 from app.subscriptions.ledger import lanes
-from app.subscriptions.ledger.ledger import BEHIND, LEASE_MARGIN, WAITING
+from app.subscriptions.ledger.ledger import BEHIND, LEASE_MARGIN, MISSED_NEW, WAITING
 from app.subscriptions.ledger.sequence_numbers import Known
 from app.subscriptions.matching.event_matcher import SubscriptionMatch
 from app.subscriptions.matching.registration import Registration
@@ -76,6 +76,7 @@ class Birth:
         if delivery_mode == "ended":
             document["state"] = "suppressed"
             document["reason"] = f"Subscription is {registration.status}"
+            document["missed"] = MISSED_NEW
             return document
         document["open"] = True
         if behind or known.is_busy(pair.lane):

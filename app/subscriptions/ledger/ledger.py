@@ -3,7 +3,7 @@
     deliveries {_id: notice id, subscription, event, number, lane, sequence?, turn?, topic, trigger,
                 triggers_beside?: [...],
                 focus: {type, id, version, method, at}, created_at,
-                state, open?, owner, attempt, next_at, first_at, attempts: [...]}
+                state, open?, owner, attempt, next_at, first_at, attempts: [...], missed?}
 
 `number` counts the Subscription's events from 1. Below zero it is none: the row is no event of the Subscription, whose
 owner may not see it, or from whom it is withheld. Nor is 0 one, in a row without a Subscription.
@@ -61,6 +61,9 @@ _NO_LONGER_SENT: Document = {"$cond": [{"$eq": ["$state", "sending"]}, "retrying
 PUBLISH_NOW: Document = {"$cond": [{"$gt": ["$publish", None]}, "$$NOW", "$$REMOVE"]}
 # Of a Subscription's rows those that are events of it.
 EVENTS_ONLY: Document = {"number": {"$gte": 1}}
+# Of rows that a Subscription has missed (missed_rows.py): nobody has judged them yet, or others wait in their place.
+MISSED_NEW, MISSED_ASKED = "new", "asked"
+ANY_MISSED: Document = {"missed": {"$in": [MISSED_NEW, MISSED_ASKED]}}
 _DUPLICATE_KEY = 11000
 
 
@@ -188,6 +191,13 @@ class Ledger:
                 [(key, ASCENDING) for key in ("next_at", "subscription", "state", "number")],
                 partialFilterExpression={"next_at": {"$exists": True}},
             ),
+            IndexModel(
+                [(key, ASCENDING) for key in ("missed", "subscription", "_id")],
+                partialFilterExpression={"missed": {"$exists": True}},
+            ),
+            IndexModel(
+                [("event", ASCENDING)], partialFilterExpression={"missed": {"$exists": True}}
+            ),
             # For those who search the ledger: by what a notice was about, and what has failed.
             IndexModel([("focus.id", ASCENDING)]),
             IndexModel(
@@ -299,10 +309,11 @@ class Ledger:
     async def close(self, subscription: str, reason: str) -> None:
         """Settle the open rows of a Subscription that takes no more notices, but for attempts under way.
 
-        `dead` where an attempt was made, `suppressed` where none was.
+        `dead` where an attempt was made, `suppressed` where none was; they are missed for now (missed_rows.py).
         """
         state = {"$cond": [{"$gt": ["$attempt", 0]}, "dead", "suppressed"]}
-        await self._close({"subscription": subscription}, reason, {"state": state})
+        changes = {"state": state, "missed": MISSED_NEW}
+        await self._close({"subscription": subscription}, reason, changes)
 
     async def give_up(self, subscription: str, reason: str, before: str, at: datetime) -> int:
         """Settle those of a Subscription's open rows whose id is smaller, at a time; returns how many."""

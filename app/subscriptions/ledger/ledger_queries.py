@@ -221,7 +221,7 @@ async def reopen(mongo: Mongo, subscription: str, condition: Document) -> int:
                 "first_at": None,
                 "publish": now,
             },
-            "$unset": {"reason": "", "given_up_at": ""},
+            "$unset": {"reason": "", "given_up_at": "", "missed": ""},
         },
     )
     return int(result.modified_count)

@@ -1,17 +1,19 @@
 """Rows of fired topics that no practice was told of, in place of the notices that there was nobody to send to.
 
     deliveries   {..., subscription: "unrouted-<digest>", number: 0, state: "suppressed", reason,
-                  untold?: {cause, concerns, patient?, parties}}
+                  untold?: {cause, concerns, patient?, parties}, was_missed?}
 
 `untold` says why nobody was told, and is there for as long as that lasts: `cause` is a review reason, `concerns` the
 practice, patient or record that it lies with, `parties` are the references whose change may mend it. What is then told
-has rows of its own (rerouting.py), and this one says what became of it.
+has rows of its own (rerouting.py), and this one says what became of it. `was_missed`: there was somebody to send to,
+and its Subscription was ended before that was done (missed_rows.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -92,15 +94,31 @@ class UntoldRows:
         self, event: Event, fired: tuple[str, Coding | None], why: Untold, reason: str
     ) -> None:
         """Store the row of a topic that an event fired; once, however often it is said."""
+        with suppress(DuplicateKeyError):  # the reaction has run before
+            await self._rows.insert_one(self._row(event, fired, why, reason))
+
+    async def add_missed(
+        self, event: Event, fired: tuple[str, Coding | None], why: Untold, reason: str
+    ) -> None:
+        """Store the row of a topic whose notice a Subscription has missed, or let it wait again that is there."""
+        row = self._row(event, fired, why, reason) | {"was_missed": True}
+        try:
+            await self._rows.insert_one(row)
+        except DuplicateKeyError:
+            again = {"was_missed": True, "untold": row["untold"], "reason": reason}
+            await self._rows.update_one(
+                {"subscription": row["subscription"], "event": event.id},
+                {"$set": {**again, "publish": row["created_at"]}},
+            )
+
+    def _row(
+        self, event: Event, fired: tuple[str, Coding | None], why: Untold, reason: str
+    ) -> Document:
         now = self._mongo.now()
         about = hashlib.sha256("\n".join((str(event.id), fired[0], why.concerns)).encode())
         name = f"{UNROUTED}{about.hexdigest()[:32]}"
         row = row_of(event, name, 0, f"{name}|", fired, now)
-        row |= {"state": "suppressed", "reason": reason, "untold": why.fields()}
-        try:
-            await self._rows.insert_one(row)
-        except DuplicateKeyError:
-            return  # the reaction has run before
+        return row | {"state": "suppressed", "reason": reason, "untold": why.fields()}
 
     async def is_any(self, which: Document) -> bool:
         """Whether a row waits that is selected (`of_party`, `of_causes`)."""

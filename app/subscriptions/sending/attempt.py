@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pymongo.errors import PyMongoError
 
@@ -18,7 +18,6 @@ from app.subscriptions.ledger.ledger import (
     LEASE_MARGIN,
     SECOND_LOOK,
     WAITING,
-    Delivery,
     Ledger,
 )
 from app.subscriptions.ledger.outbox import ContentionError
@@ -35,7 +34,6 @@ from app.subscriptions.sending.retry import RetryPolicy, Verdict
 
 log = logging.getLogger(__name__)
 
-OVER = "The Subscription takes no notices"
 # How long a row waits whose Subscription's status could not be set.
 _REPORT_AGAIN = timedelta(seconds=30)
 
@@ -89,10 +87,9 @@ class Attempts:
         subscription = batch[0][0].subscription
         registration = await self._composer.registration(subscription)
         mode = self._registry.delivery_mode(subscription)
-        if mode == "ended":
-            return [Settlement(each, _ended_state(each), reason=OVER) for each, _ in batch]
         if registration is None or mode != "active":
-            # It is in error, or was written anew meanwhile and its endpoint has to be proven first.
+            # It is in error, or was written anew meanwhile and its endpoint has to be proven first; or it is over, and
+            # whoever looks for the next row of the lane closes them.
             return _left_waiting(batch)
         now = self._mongo.now()
         lease = timedelta(seconds=registration.channel.timeout) + LEASE_MARGIN
@@ -249,7 +246,3 @@ def _left_waiting(batch: Sequence[DeliveryWithEvent]) -> list[Settlement]:
     """Put rows back until their Subscription is active."""
     heads = batching.first_of_lanes(batch)
     return [put_back(each, WAITING if each.id in heads else BEHIND) for each, _ in batch]
-
-
-def _ended_state(delivery: Delivery) -> Literal["dead", "suppressed"]:
-    return "dead" if delivery.attempt > 1 else "suppressed"

@@ -14,27 +14,31 @@ from datetime import datetime, timedelta
 
 from pymongo.errors import PyMongoError
 
+from app.attribution.derived import PCP
 from app.runtime.mongo import Mongo
+from app.subscriptions.ledger import ledger_queries
 from app.subscriptions.ledger.lanes import is_shared, sequence, sequence_of
 from app.subscriptions.ledger.ledger import (
+    ANY_MISSED,
     BEHIND,
     LEASE_MARGIN,
     WAITING,
     Delivery,
     Ledger,
 )
+from app.subscriptions.ledger.missed_rows import MissedRows
 from app.subscriptions.ledger.sequence_numbers import SequenceNumbers
 from app.subscriptions.ledger.waiting_rows import WaitingRows
 from app.subscriptions.matching.registration import Registration
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.notices.composer import Composer
 from app.subscriptions.sending import batching
-from app.subscriptions.sending.attempt import OVER
 from app.subscriptions.sending.delivery import Sender
 from app.subscriptions.sending.targets import Target, Targets
 
 log = logging.getLogger(__name__)
 
+OVER = "The Subscription takes no notices"
 # Rows that are read at once, and of them those of one Subscription.
 _PAGE, _SHARE = 500, 100
 # How often the rows are looked for that were forgotten behind others, seconds; and the share of the time that the look,
@@ -58,6 +62,7 @@ class Backlog:
         self._mongo = mongo
         self._ledger = ledger
         self._waiting = WaitingRows(mongo)
+        self._missed = MissedRows(mongo)
         self._registry = registry
         self._composer = composer
         self._targets = targets
@@ -136,6 +141,8 @@ class Backlog:
             return
         if found := await self._waiting.find_forgotten():
             log.warning("forgotten rows", extra={"action": "sweep", "count": found})
+        for subscription in await self._missed.subscriptions():
+            await self.take_back(subscription)
         ended = clock()
         self._forgotten_at = ended + max(_FORGOTTEN_EVERY, (ended - begun) / _FORGOTTEN_SHARE)
 
@@ -145,8 +152,19 @@ class Backlog:
 
     async def release(self, subscription: str) -> None:
         """Send the rows of a Subscription that has become active, the oldest first."""
+        await self.take_back(subscription)
         await self._waiting.release(subscription, self._sequences(subscription))
         await self.take_waiting({subscription: True})
+
+    async def take_back(self, subscription: str) -> None:
+        """Open the rows again that a practice's Subscription has missed, where it is over no more."""
+        if self._registry.delivery_mode(subscription) == "ended":
+            return
+        # What nobody was told of is a matter of practices (coordination/practices/missed_notices.py).
+        if subscription not in self._registry.index.routed_by(PCP):
+            return
+        if await ledger_queries.reopen(self._mongo, subscription, ANY_MISSED):
+            self.forget(subscription)
 
     def forget(self, subscription: str) -> None:
         """Read anew what is open of a Subscription, since rows of it were opened again."""
@@ -155,6 +173,8 @@ class Backlog:
     async def close(self, subscription: str, reason: str) -> None:
         """Settle the rows of a Subscription that takes no more notices; those of others may wait behind them."""
         await self._ledger.close(subscription, reason)
+        # Where it was written anew meanwhile.
+        await self.take_back(subscription)
         if shared := [each for each in self._sequences(subscription) if is_shared(each)]:
             await self._waiting.find_forgotten(shared)
 

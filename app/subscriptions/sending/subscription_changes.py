@@ -106,6 +106,7 @@ class SubscriptionChanges:
         mode = self._registry.delivery_mode(subscription)
         if mode == "waiting" and registration is not None:
             self._background.do(self._lifecycle.activate(registration))
+            self._background.do(self._backlog.take_back(subscription))
         elif mode == "active":
             self._background.do(self._backlog.release(subscription))
         elif mode == "ended":
