@@ -80,7 +80,7 @@ async def run(context: Context, key: str, data: Mapping[str, Any]) -> None:
         await context.services.get(Timers).set(_KIND, _KEY, due)
 
 
-TIMER = Timer(_KIND, run, is_about_many=True)
+TIMER = Timer(_KIND, run, is_about_many=True, at_most=lambda _: _EVERY)
 
 
 async def _subscription(context: Context, id_: str) -> Resource | None:
