@@ -54,7 +54,7 @@ async def write(pair: Pair, *resources: Resource) -> None:
     await settle(pair)
 
 
-async def waiting(pair: Pair, receiver: Receiver) -> None:
+async def waiting(pair: Pair, receiver: Receiver, answer: int = 503, *visit: str) -> None:
     """A practice whose endpoint takes nothing just now, and a visit of its patient that was cancelled meanwhile."""
     await write(
         pair,
@@ -62,8 +62,8 @@ async def waiting(pair: Pair, receiver: Receiver) -> None:
         organization("o", "e"),
         patient("p1", ref("Organization/o")),
     )
-    receiver.answer = lambda _: 503
-    for status in ("in-progress", "cancelled"):
+    receiver.answer = lambda _: answer
+    for status in visit or ("in-progress", "cancelled"):
         await put(pair[1], {**encounter(status), "id": "visit"})
         await pair[0].worker.drain()
         await pair[0].engine.drain()
@@ -122,6 +122,20 @@ async def test_an_endpoint_that_is_suspended_for_a_while_is_told_then(
         # Once more: what was told is not told again.
         await write(pair, {**active, "status": "suspended"})
         assert await recover(pair, receiver, active) == []
+
+
+async def test_an_address_that_is_gone_for_good_is_told_when_there_is_another(
+    mongod: str, receiver: Receiver
+) -> None:
+    """The very notice that was answered 410, too."""
+    async with serving(mongod) as pair:
+        await waiting(pair, receiver, 410, "in-progress")
+        await settle(pair)
+        assert await statuses(pair) == {"nobody-listens": "requested"}
+        moved = endpoint("e", f"{receiver.url}/new")
+        assert await recover(pair, receiver, moved) == ["admission"]
+        assert receiver.events[0].path == "/new"
+        assert await statuses(pair) == {"nobody-listens": "completed"}
 
 
 async def test_an_endpoint_that_is_exchanged_in_one_write_leaves_nothing_to_the_old_one(

@@ -22,7 +22,7 @@ from app.fhir.json import Resource
 from app.runtime.mongo import Document
 from app.store.events import Event, load_event
 from app.subscriptions.ledger.missed_rows import MissedRows
-from app.subscriptions.ledger.untold_rows import Untold, UntoldRows, event_row, references
+from app.subscriptions.ledger.untold_rows import Untold, UntoldRows, references
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.recipient import panels_of, reference_of
 
@@ -102,7 +102,7 @@ async def _judge(context: Context, row: Document, subscription: Resource | None)
         return set()
     if subscription is None or not panels_of(subscription):
         return set()
-    event = await load_event(context.services.store, event_row(row))
+    event = await load_event(context.services.store, _event_row(row))
     resource = event.resource or event.previous
     if resource is None or no_recipient.is_about_a_group(resource):
         return set()
@@ -120,6 +120,10 @@ async def _judge(context: Context, row: Document, subscription: Resource | None)
         if causes:
             await untold_review.ask(context, why)
     return waits
+
+
+def _event_row(row: Document) -> Document:
+    return {"_id": row["event"], **row["focus"], "context": row.get("context", [])}
 
 
 def _heard(context: Context, subscription: Resource, way: tuple[str, ...]) -> list[Untold]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pymongo import UpdateOne
 
 from app.runtime.mongo import Collection as MongoCollection, Document
-from app.subscriptions.ledger.ledger import OF_OPEN_ROWS, PUBLISH_NOW, Delivery, State
+from app.subscriptions.ledger.ledger import MISSED_NEW, OF_OPEN_ROWS, PUBLISH_NOW, Delivery, State
 
 # The answers that the records hold must fit into one command (16 MiB).
 _AT_ONCE = 500
@@ -24,7 +24,8 @@ class Settlement(NamedTuple):
     """The new state of a row after an attempt, or without one; `attempt` is the record of it to store.
 
     With a time of its next attempt the row stays open. Without a record its attempt was never made, and does not count.
-    `rejected_at`: since when it has been rejected at each attempt.
+    `rejected_at`: since when it has been rejected at each attempt. `is_missed`: it ends with its Subscription, and
+    somebody may still be to be told (missed_rows.py).
     """
 
     delivery: Delivery
@@ -33,6 +34,7 @@ class Settlement(NamedTuple):
     attempt: Document | None = None
     reason: str = ""
     rejected_at: datetime | None = None
+    is_missed: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -84,6 +86,8 @@ def _settled(entry: Settlement) -> Document:
     values: Document = {"state": entry.state}
     if entry.reason:
         values["reason"] = entry.reason
+    if entry.is_missed:
+        values["missed"] = MISSED_NEW
     update: Document = {"$set": values}
     if entry.is_final:
         update["$unset"] = dict.fromkeys(OF_OPEN_ROWS, "")

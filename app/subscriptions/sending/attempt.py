@@ -163,7 +163,11 @@ class Attempts:
                 await self._on_failure(registration, reason, gone=True)
             except Exception as error:  # the next notice is told the same
                 _warn(registration, error)
-        return [Settlement(each, "dead", attempt=record, reason=reason) for each, _ in batch]
+        is_gone = verdict is Verdict.GONE
+        return [
+            Settlement(each, "dead", attempt=record, reason=reason, is_missed=is_gone)
+            for each, _ in batch
+        ]
 
     async def failed(
         self, batch: Sequence[DeliveryWithEvent], error: Exception
