@@ -12,6 +12,7 @@ from app.fhir.codes import REVIEW_REASON
 from tests.builders.access_world import World, world as a_world
 from tests.builders.practices import endpoint, organization, patient, put, ref
 from tests.builders.receiver import Receiver
+from tests.builders.subscriptions import encounter
 from tests.conftest import Server, make_settings, running
 
 pytestmark = [pytest.mark.mongo, pytest.mark.slow]
@@ -56,6 +57,10 @@ async def test_without_authorization_loopback_and_what_is_listed_is_told(
         assert await told(client) == {"loopback", "network", "name"}
         answer = (await client.get(TASKS)).json()
         assert listed(answer) == ("requested", {"Endpoint/public"})
+        await put(client, {**encounter(patient="public"), "id": "untold"})
+        await server.engine.drain()
+        asked = (await client.get("/Task", params={"focus": "Organization/public"})).json()
+        assert "to stand for it" in asked["entry"][0]["resource"]["description"]
 
 
 async def test_a_practice_with_refused_addresses_is_one_task_until_they_are_mended(

@@ -104,7 +104,10 @@ async def test_an_endpoint_that_goes_asks_a_person_and_the_next_one_is_told(
         assert (task["status"], task["input"][0]["valuePositiveInt"]) == ("requested", 2)
         new = endpoint("e2", receiver.url), organization("o", "e2")
         assert await recover(pair, receiver, *new) == ["admission", "cancelled"]
-        assert await statuses(pair) == {"no-endpoint": "completed"}
+        (task,) = (await tasks(pair)).values()
+        assert task["status"] == "completed"
+        assert task["description"].endswith("Nothing waits for that any more.")
+        assert not any("valuePositiveInt" in each for each in task["input"])
         # Nor does the old one tell it once more, when it is there again.
         assert await recover(pair, receiver, organization("o", "e")) == []
 
@@ -187,6 +190,32 @@ async def test_what_waited_for_a_subscription_that_is_deleted_is_told_to_the_nex
         await subscribe(pair, receiver, panel)
         assert told(receiver) == ["admission"]
         assert await statuses(pair) == {"no-endpoint": "completed"}
+
+
+async def test_a_subscription_that_its_client_switches_off_and_on_tells_what_waited(
+    mongod: str, receiver: Receiver
+) -> None:
+    async with serving(mongod, endpoint_subscriptions=False) as pair:
+        await write(pair, organization("o"), patient("p1", ref("Organization/o")))
+        place = await subscribe(pair, receiver, "general-practitioner=Organization/o")
+        receiver.answer = lambda _: 503
+        await put(pair[1], {**encounter(), "id": "first"})
+        await pair[0].worker.drain()
+        await switch(pair, place, "off")
+        await write(pair, {**encounter(), "id": "second"})
+        assert await statuses(pair) == {"no-endpoint": "requested"}
+        receiver.requests.clear()
+        receiver.answer = lambda _: 200
+        await switch(pair, place, "requested")
+        names = [each.focus.rpartition("/")[2] for each in receiver.events]
+        assert names == ["first", "second"]
+        assert await statuses(pair) == {"no-endpoint": "completed"}
+
+
+async def switch(pair: Pair, place: str, status: str) -> None:
+    body = (await pair[1].get(place)).json() | {"status": status}
+    assert (await pair[1].put(place, json=body)).status_code == 200
+    await settle(pair)
 
 
 async def subscribe(pair: Pair, receiver: Receiver, filter_: str) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from app.attribution.claims import terms_for
 from app.attribution.practices import CONNECTION_TERMS
 from app.automation import review_tasks
-from app.automation.follow_up_tasks import Closing, amend, close, is_open
+from app.automation.follow_up_tasks import Closing, amend, closed, is_open
 from app.automation.patient_resources import codes_in
 from app.automation.reactions import stable_id
 from app.automation.set_aside import set_aside
@@ -43,6 +44,11 @@ _TO_DO = {
     "subject-by-identifier": "Name the patient in the record by a reference.",
     "unknown-patient": "Store the patient, or name another in the record.",
 }
+# Where the server subscribes Endpoints that somebody stands for.
+_STAND_FOR = (
+    "Let the practice subscribe, or let it or an administrator write its Endpoint, to stand for it."
+)
+_COUNT = "Notices that were not sent"
 _LOST_ENDPOINT = "An Endpoint names it as managingOrganization: name that in Organization.endpoint, if it is right."
 
 
@@ -84,7 +90,7 @@ async def keep(context: Context, cause: str, concerns: str) -> None:
     """Bring the Task of a cause in line with the rows that wait for it."""
     tally = await UntoldRows(context.services.mongo).tally(cause, concerns)
     if tally is None:
-        await close(context, _id(cause, concerns), _CLOSING)
+        await amend(context, "Task", _id(cause, concerns), partial(_ended, cause))
         return
     said = await _said(context, cause, concerns, tally)
     asked = await _task(context, cause, concerns, tally)
@@ -107,6 +113,18 @@ async def keep(context: Context, cause: str, concerns: str) -> None:
         log.warning("cannot ask for a review", extra={"action": _KIND, "error": name})
 
 
+def _ended(cause: str, current: Resource | None) -> Resource | None:
+    """The Task closed, without the count, which is of a moment while it was open; what people have closed as it is."""
+    if current is None:
+        return None
+    ended = closed(current, _CLOSING)
+    if ended is current:
+        return current
+    inputs = [each for each in current.get("input", ()) if each["type"].get("text") != _COUNT]
+    said = {"description": f"{REVIEW_REASONS[cause]}. Nothing waits for that any more."}
+    return {**ended, **said, **({"input": inputs} if inputs else {})}
+
+
 def _id(cause: str, concerns: str) -> str:
     """The id that review_tasks.py gives to the first Task of a reason about the same."""
     return stable_id("review", cause, concerns, "")
@@ -119,9 +137,9 @@ def _names_patient(cause: str) -> bool:
 async def _said(context: Context, cause: str, concerns: str, tally: Tally) -> Resource:
     """What the Task says: how many wait since when, and what to do."""
     notices = "One notice was" if tally.count == 1 else f"{tally.count} notices were"
-    words = [f"{REVIEW_REASONS[cause]}. {notices} not sent. {_TO_DO[cause]}"]
+    words = [f"{REVIEW_REASONS[cause]}. {notices} not sent. {_to_do(context, cause)}"]
     inputs: list[Resource] = [
-        {"type": {"text": "Notices that were not sent"}, "valuePositiveInt": tally.count},
+        {"type": {"text": _COUNT}, "valuePositiveInt": tally.count},
         {"type": {"text": "The first one"}, "valueInstant": instant(tally.oldest)},
         {"type": {"text": "It concerns"}, "valueString": concerns},
     ]
@@ -133,6 +151,12 @@ async def _said(context: Context, cause: str, concerns: str, tally: Tally) -> Re
             for each in lost
         ]
     return {"description": " ".join(words), "input": inputs}
+
+
+def _to_do(context: Context, cause: str) -> str:
+    if cause == "nobody-listens" and context.settings.endpoint_subscriptions == "confirmed":
+        return _STAND_FOR
+    return _TO_DO[cause]
 
 
 async def _endpoints_naming(context: Context, practice: str) -> list[str]:
