@@ -27,7 +27,7 @@ from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.recipient import panels_of, reference_of
 
 _KIND, _KEY = "missed-notices", "all"
-_EVERY = timedelta(seconds=30)
+_EVERY = timedelta(seconds=10)
 # The rows of a Subscription that has just ended are closed in a moment.
 _SOON = timedelta(seconds=1)
 _AT_ONCE = 200
