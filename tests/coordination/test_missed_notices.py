@@ -24,7 +24,7 @@ pytestmark = pytest.mark.mongo
 
 Pair = tuple[Server, httpx.AsyncClient]
 Resource = dict[str, Any]
-TOPICS = "encounter-admission,encounter-cancelled"
+TOPICS = "encounter-admission,encounter-discharge"
 
 
 @asynccontextmanager
@@ -55,7 +55,7 @@ async def write(pair: Pair, *resources: Resource) -> None:
 
 
 async def waiting(pair: Pair, receiver: Receiver, answer: int = 503, *visit: str) -> None:
-    """A practice whose endpoint takes nothing just now, and a visit of its patient that was cancelled meanwhile."""
+    """A practice whose endpoint takes nothing just now, and a visit of its patient that ended meanwhile."""
     await write(
         pair,
         endpoint("e", receiver.url),
@@ -63,7 +63,7 @@ async def waiting(pair: Pair, receiver: Receiver, answer: int = 503, *visit: str
         patient("p1", ref("Organization/o")),
     )
     receiver.answer = lambda _: answer
-    for status in visit or ("in-progress", "cancelled"):
+    for status in visit or ("in-progress", "finished"):
         await put(pair[1], {**encounter(status), "id": "visit"})
         await pair[0].worker.drain()
         await pair[0].engine.drain()
@@ -103,7 +103,7 @@ async def test_an_endpoint_that_goes_asks_a_person_and_the_next_one_is_told(
         assert task["focus"] == ref("Organization/o")
         assert (task["status"], task["input"][0]["valuePositiveInt"]) == ("requested", 2)
         new = endpoint("e2", receiver.url), organization("o", "e2")
-        assert await recover(pair, receiver, *new) == ["admission", "cancelled"]
+        assert await recover(pair, receiver, *new) == ["admission", "discharge"]
         (task,) = (await tasks(pair)).values()
         assert task["status"] == "completed"
         assert task["description"].endswith("Nothing waits for that any more.")
@@ -120,7 +120,7 @@ async def test_an_endpoint_that_is_suspended_for_a_while_is_told_then(
         await write(pair, {**endpoint("e", receiver.url), "status": "suspended"})
         assert await statuses(pair) == {"no-endpoint": "requested"}
         active = endpoint("e", receiver.url)
-        assert await recover(pair, receiver, active) == ["admission", "cancelled"]
+        assert await recover(pair, receiver, active) == ["admission", "discharge"]
         assert await statuses(pair) == {"no-endpoint": "completed"}
         # Once more: what was told is not told again.
         await write(pair, {**active, "status": "suspended"})
@@ -147,7 +147,7 @@ async def test_an_endpoint_that_is_exchanged_in_one_write_leaves_nothing_to_the_
     async with serving(mongod) as pair:
         await waiting(pair, receiver)
         new = endpoint("e2", receiver.url), organization("o", "e2")
-        assert await recover(pair, receiver, *new) == ["admission", "cancelled"]
+        assert await recover(pair, receiver, *new) == ["admission", "discharge"]
         assert set((await statuses(pair)).values()) <= {"completed"}
 
 
@@ -164,7 +164,7 @@ async def test_what_the_settings_took_back_goes_out_when_they_give_it_again(
     async with serving(mongod, settings) as pair:
         await receiver.wait(2)
         await settle(pair)
-        assert told(receiver) == ["admission", "cancelled"]
+        assert told(receiver) == ["admission", "discharge"]
         assert await statuses(pair) == {"nobody-listens": "completed"}
 
 
