@@ -224,3 +224,25 @@ async def subscribe(pair: Pair, receiver: Receiver, filter_: str) -> str:
     assert answer.status_code == 201, answer.text
     await settle(pair)
     return f"/Subscription/{answer.json()['id']}"
+
+
+async def test_of_two_practices_each_is_told_when_it_hears_again(
+    mongod: str, receiver: Receiver
+) -> None:
+    """Both Endpoints are suspended; that of one comes back, and another stands in for the other's at last."""
+    async with serving(mongod) as pair:
+        both = [ref("Organization/a"), ref("Organization/b")]
+        for name in ("a", "b"):
+            await put(pair[1], endpoint(name, f"{receiver.url}/{name}"), organization(name, name))
+        await write(pair, {**patient("p1", both[0]), "generalPractitioner": both})
+        receiver.answer = lambda _: 503
+        await put(pair[1], {**encounter(), "id": "visit"})
+        await pair[0].worker.drain()
+        for name in ("a", "b"):
+            address = f"{receiver.url}/{name}"
+            await put(pair[1], {**endpoint(name, address), "status": "suspended"})
+        await settle(pair)
+        new = endpoint("c", f"{receiver.url}/c"), organization("a", "c")
+        assert await recover(pair, receiver, *new) == ["admission"]
+        assert await recover(pair, receiver, endpoint("b", f"{receiver.url}/b")) == ["admission"]
+        assert receiver.events[0].path == "/b"

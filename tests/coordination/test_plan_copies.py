@@ -213,3 +213,28 @@ async def test_a_plan_that_has_ended_is_copied_to_nobody(at: Desk, riverside: Pr
     await at.put(of("riverside"))
     await at.after(days=2)
     assert riverside.receiver.events == []
+
+
+async def test_a_notice_that_a_deleted_subscription_missed_is_told_to_the_next_one_time(
+    at: Desk, riverside: Practice
+) -> None:
+    """The very notice, for its practice counts as told of the plan; and no copy beside it."""
+    riverside.receiver.answer = lambda _: 503
+    await at.begin(of("riverside"))
+    await at.client.delete(f"Subscription/riverside-{at.member}")
+    for _ in range(2):
+        await at.after(seconds=11)
+    riverside.receiver.requests.clear()
+    riverside.receiver.answer = lambda _: 200
+    draft = topic_based(
+        f"general-practitioner={at.ref('Organization/riverside')}",
+        endpoint=riverside.receiver.url,
+        content="full-resource",
+    )
+    answer = await at.client.post("Subscription", json=draft | {"criteria": CHANGE})
+    assert answer.status_code == 201, answer.text
+    for _ in range(3):
+        await at.after(minutes=1)
+    (notice,) = riverside.receiver.events
+    assert trigger(notice) == "created"
+    await at.client.delete(f"Subscription/{answer.json()['id']}")

@@ -197,7 +197,7 @@ async def _look_at(context: Context, rows: UntoldRows, page: Sequence[Row]) -> _
         if ending != "later"
     ]
     await MissedRows(context.services.mongo).forget_events(
-        {row["event"] for row, _ in ended}, partial(_takes_none, context)
+        [row for row, _ in ended], partial(_takes_none, context)
     )
     await rows.end(ended, context.services.mongo.now())
     changed |= {_cause(Untold.of(row)) for row, _ in ended}

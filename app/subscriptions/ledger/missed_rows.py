@@ -9,7 +9,8 @@ Subscription takes notices again before that, the row goes out itself (sending/b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from pymongo import ASCENDING
 
@@ -45,11 +46,30 @@ class MissedRows:
         which = {"_id": {"$in": list(ids)}, **ANY_MISSED}
         await self._rows.update_many(which, {"$unset": {"missed": ""}})
 
-    async def forget_events(self, events: Iterable[object], is_over: Callable[[str], bool]) -> None:
-        """Note the same of the rows of events that were told otherwise; `is_over` says so of their Subscription.
+    async def forget_events(
+        self, ended: Sequence[Mapping[str, Any]], is_over: Callable[[str], bool]
+    ) -> None:
+        """Note the same of rows in whose place others waited, which have ended; `is_over` says so of a Subscription.
 
-        One that takes notices again sends its rows itself.
+        One that takes notices again sends its rows itself. Where one more waits, for another practice, they are kept.
         """
-        which = {"event": {"$in": list(events)}, **ANY_MISSED}
-        rows = await self._rows.find(which, {"subscription": 1}).to_list(None)
-        await self.forget(row["_id"] for row in rows if is_over(row["subscription"]))
+        fired = {(row["event"], row["topic"]) for row in ended}
+        missed = {"event": {"$in": [event for event, _ in fired]}, **ANY_MISSED}
+        found = await self._of(missed, fired)
+        if not found:
+            return
+        places = [row["focus"]["id"] for row in ended]
+        others = {"focus.id": {"$in": places}, "number": 0, "untold": {"$exists": True}}
+        others["_id"] = {"$nin": [row["_id"] for row in ended]}
+        left = {(row["event"], row["topic"]) for row in await self._of(others, fired)}
+        await self.forget(
+            row["_id"]
+            for row in found
+            if (row["event"], row["topic"]) not in left and is_over(row["subscription"])
+        )
+
+    async def _of(self, which: Document, fired: Collection[tuple[Any, Any]]) -> list[Document]:
+        """The selected rows of topics that events fired."""
+        fields = {"subscription": 1, "event": 1, "topic": 1}
+        rows = await self._rows.find(which, fields).to_list(None)
+        return [row for row in rows if (row["event"], row["topic"]) in fired]
