@@ -212,8 +212,8 @@ async def test_a_subscription_that_its_client_switches_off_and_on_tells_what_wai
         assert await statuses(pair) == {"no-endpoint": "completed"}
 
 
-async def switch(pair: Pair, place: str, status: str) -> None:
-    body = (await pair[1].get(place)).json() | {"status": status}
+async def switch(pair: Pair, place: str, status: str, **more: Any) -> None:
+    body = (await pair[1].get(place)).json() | {"status": status, **more}
     assert (await pair[1].put(place, json=body)).status_code == 200
     await settle(pair)
 
@@ -246,3 +246,24 @@ async def test_of_two_practices_each_is_told_when_it_hears_again(
         assert await recover(pair, receiver, *new) == ["admission"]
         assert await recover(pair, receiver, endpoint("b", f"{receiver.url}/b")) == ["admission"]
         assert receiver.events[0].path == "/b"
+
+
+async def test_a_subscription_that_comes_back_with_another_topic_tells_that_alone(
+    mongod: str, receiver: Receiver
+) -> None:
+    """What it has missed of the other is told to whoever asks for that."""
+    async with serving(mongod, endpoint_subscriptions=False) as pair:
+        await write(pair, organization("o"), patient("p1", ref("Organization/o")))
+        panel = "general-practitioner=Organization/o"
+        place = await subscribe(pair, receiver, panel)
+        receiver.answer = lambda _: 503
+        await put(pair[1], {**encounter(), "id": "visit"})
+        await pair[0].worker.drain()
+        await switch(pair, place, "off")
+        receiver.requests.clear()
+        receiver.answer = lambda _: 200
+        discharges = {"criteria": ADMISSION.replace("admission", "discharge")}
+        await switch(pair, place, "requested", **discharges)
+        assert told(receiver) == []
+        await subscribe(pair, receiver, panel)
+        assert told(receiver) == ["admission"]

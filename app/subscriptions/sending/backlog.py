@@ -157,13 +157,20 @@ class Backlog:
         await self.take_waiting({subscription: True})
 
     async def take_back(self, subscription: str) -> None:
-        """Open the rows again that a practice's Subscription has missed, where it is over no more."""
+        """Open the rows again that a practice's Subscription has missed, where it is over no more.
+
+        Not those of another topic, which it had before.
+        """
+        found = self._registry.get(subscription)
+        if found is None or found.topic is None:
+            return
         if self._registry.delivery_mode(subscription) == "ended":
             return
         # What nobody was told of is a matter of practices (coordination/practices/missed_notices.py).
         if subscription not in self._registry.index.routed_by(PCP):
             return
-        if await ledger_queries.reopen(self._mongo, subscription, ANY_MISSED):
+        missed = {**ANY_MISSED, "topic": found.topic.url}
+        if await ledger_queries.reopen(self._mongo, subscription, missed):
             self.forget(subscription)
 
     def forget(self, subscription: str) -> None:
