@@ -12,9 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
+from app.automation import reactions
 from app.fhir.codes import REVIEW_REASON, TASK_STATUS_REASON
 from app.runtime.mongo import Document
-from tests.builders.practices import endpoint, organization, patient, put, ref
+from tests.builders.practices import (
+    care_team,
+    endpoint,
+    organization,
+    panel,
+    patient,
+    put,
+    ref,
+)
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based
 from tests.conftest import Server, make_settings, running
@@ -155,6 +164,63 @@ async def test_who_has_no_pcp_is_told_of_once_one_is_named(hub: Pair, receiver: 
     task = (await hub[1].get(f"/Task/{task['id']}")).json()
     assert closing(task) == ("completed", "no-longer-untold")
     assert [row.get("untold") for row in await rows(hub, "late-a")] == [None]
+
+
+@pytest.fixture
+def late_reactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reactions run when a test asks for it, long after the matching."""
+    monkeypatch.setattr(reactions, "_GATHER_SECONDS", 3600)
+
+
+@pytest.mark.usefixtures("late_reactions")
+@pytest.mark.parametrize("by", ["patient", "team", "roster", "subscription"])
+async def test_who_comes_between_matching_and_the_reaction_misses_nothing(
+    hub: Pair, receiver: Receiver, by: str
+) -> None:
+    name, practice = f"between-{by}", ref(f"Organization/between-{by}")
+    await settle(hub)  # lets the reactions of before run out
+    await put(hub[1], organization(name))
+    if by == "subscription":
+        await write(hub, endpoint(name), organization(name, name), patient(name, practice))
+    else:
+        await write(hub, patient(name))
+        await follow(hub, receiver, name)
+    await put(hub[1], stay(f"{name}-a", name), stay(f"{name}-b", name))
+    await hub[0].worker.drain()
+    assert not receiver.events
+    if by == "patient":
+        await put(hub[1], patient(name, practice))
+    elif by == "team":
+        await put(hub[1], care_team(name, name, practice["reference"]))
+    elif by == "roster":
+        await put(hub[1], panel(name, practice["reference"], f"Patient/{name}"))
+    else:
+        filter_ = f"general-practitioner={practice['reference']}"
+        body = topic_based(filter_, endpoint=receiver.url) | {"criteria": ADMISSION}
+        assert (await hub[1].post("/Subscription", json=body)).status_code == 201
+    await settle(hub)
+    assert told(receiver) == [f"{name}-a", f"{name}-b"]
+    (row,) = await rows(hub, f"{name}-a")
+    assert row["reason"].endswith("; told after all")
+    assert "untold" not in row
+    assert await tasks(hub, f"Organization/{name}") == {}
+    await hub[0].engine.drain()
+    assert len(receiver.events) == 2
+
+
+@pytest.mark.usefixtures("late_reactions")
+async def test_who_was_told_in_time_is_in_no_doubt(hub: Pair, receiver: Receiver) -> None:
+    await settle(hub)
+    await put(hub[1], organization("sure"), organization("other"))
+    await put(hub[1], patient("sure", ref("Organization/sure")))
+    await follow(hub, receiver, "sure")
+    await follow(hub, receiver, "other")
+    await put(hub[1], stay("sure", "sure"))
+    await hub[0].worker.drain()
+    await put(hub[1], patient("sure", ref("Organization/other")))
+    await settle(hub)
+    assert told(receiver) == ["sure"]
+    assert await rows(hub, "sure") == []
 
 
 async def test_a_cause_that_gives_way_to_another_asks_about_that(hub: Pair) -> None:

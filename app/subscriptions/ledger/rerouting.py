@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -25,10 +25,10 @@ from app.subscriptions.matching.registry import SubscriptionRegistry
 
 log = logging.getLogger(__name__)
 
-# `told`: a Subscription has the event, or will have it. `newer`: each one that follows the patient knows better.
-# `unasked`: none of those that follow the patient asks for it. `unreadable`: the record is damaged.
+# `told`: a Subscription will have the event. `known`: it has it already. `newer`: each one that follows the patient
+# knows better. `unasked`: none of those that follow the patient asks for it. `unreadable`: the record is damaged.
 # `later`: a newer version is being matched, so that it cannot be said yet.
-Ending = Literal["told", "newer", "unasked", "unreadable", "later"]
+Ending = Literal["told", "known", "newer", "unasked", "unreadable", "later"]
 
 Version = tuple[str, str]
 # The id of an event and the topic that it fired.
@@ -72,6 +72,26 @@ class Rerouting:
         for plan, rest in zip(plans, kept, strict=True):
             endings[plan.event.id, plan.event.topic] = _ending(plan, rest, known)
         return [endings[row["_id"], row["topic"]] for row in rows]
+
+    async def decided(self, events: Collection[Event]) -> set[Any]:
+        """The ids of events of which a Subscription that follows a panel has a row, sent or withheld."""
+        if not events:
+            return set()
+        which = {
+            "focus.id": {"$in": sorted({event.resource_id for event in events})},
+            "event": {"$in": [event.id for event in events]},
+            "number": {"$ne": 0},
+        }
+        found = delivery_rows(self._mongo).find(which, {"event": 1, "subscription": 1})
+        panels = self._registry.index.routed_by(PCP)
+        return {row["event"] for row in await found.to_list(None) if row["subscription"] in panels}
+
+    async def asking(self, event: Event) -> set[str]:
+        """The Subscriptions that an event would be told to, or withheld from, if it were matched for panels now."""
+        with self._store.search_state.applied():
+            (plan,) = await self._recorder.judged(await self._planned([event]))
+        matched = [*plan.matches, *(each.match for each in plan.withheld)]
+        return {each.registration.id for each in matched}
 
     async def _loaded(self, rows: Iterable[_Row]) -> list[Event | None]:
         """The events of rows; None for one that cannot be read. Raises what is nobody's fault."""
@@ -179,5 +199,5 @@ def _ending(plan: Planned, rest: Planned, known: _Known) -> Ending:
         return "told"
     matched = [*plan.matches, *(each.match for each in plan.withheld)]
     if any(known.has(plan.event, each.registration.id) for each in matched):
-        return "told"
+        return "known"
     return "newer" if matched else "unasked"
