@@ -256,6 +256,60 @@ async def test_of_a_newer_version_that_was_told_the_older_is_not_told(
     assert row["reason"].endswith("its practice was told of a newer version")
 
 
+@pytest.mark.parametrize("what", ["cancelled", "entered-in-error", "deleted", "moved", "no rise"])
+async def test_what_is_not_so_any_more_is_not_told_after_all(
+    hub: Pair, receiver: Receiver, what: str
+) -> None:
+    name = f"undone-{what}".replace(" ", "-")
+    await put(hub[1], organization(name), patient(name), patient(f"{name}-other"))
+    await follow(hub, receiver, name)
+    if what == "no rise":
+        await write(hub, stay(name, name, class_="EMER"))
+    await write(hub, stay(name, name))
+    if what == "deleted":
+        assert (await hub[1].delete(f"/Encounter/{name}")).status_code == 204
+        await settle(hub)
+    elif what == "moved":
+        await write(hub, stay(name, f"{name}-other"))
+    elif what == "no rise":
+        await write(hub, stay(name, name, class_="EMER"))
+    else:
+        await write(hub, stay(name, name, what))
+    await write(hub, patient(name, ref(f"Organization/{name}")))
+    assert told(receiver) == ([name] if what == "no rise" else [])
+    mended = [row for row in await rows(hub, name) if "untold" not in row]
+    assert mended[-1]["reason"].endswith("; the record says otherwise by now")
+
+
+async def test_a_discharge_that_was_taken_back_is_not_told_after_all(
+    hub: Pair, receiver: Receiver
+) -> None:
+    await put(hub[1], organization("goes-on"), patient("goes-on"))
+    for topic in (ADMISSION, ADMISSION.replace("admission", "discharge")):
+        await follow(hub, receiver, "goes-on", topic)
+    for status in ("in-progress", "finished", "in-progress"):
+        await write(hub, stay("goes-on", "goes-on", status))
+    await write(hub, patient("goes-on", ref("Organization/goes-on")))
+    ends = {row["topic"].rpartition("-")[2]: row["reason"] for row in await rows(hub, "goes-on")}
+    assert ends["discharge"].endswith("; the record says otherwise by now")
+    sent = hub[0].mongo.collection("deliveries").find({"focus.id": "goes-on", "number": {"$gt": 0}})
+    assert {row["topic"] for row in await sent.to_list(None)} == {ADMISSION}
+    assert receiver.events
+
+
+async def test_a_stay_whose_patient_was_merged_is_told_after_all(
+    hub: Pair, receiver: Receiver
+) -> None:
+    await put(hub[1], organization("merged"), patient("merged-b"))
+    await put(hub[1], patient("merged-a"))
+    await follow(hub, receiver, "merged")
+    await write(hub, stay("merged", "merged-a"))
+    link = [{"other": ref("Patient/merged-b"), "type": "replaced-by"}]
+    await write(hub, patient("merged-a", link=link, active=False), stay("merged", "merged-b"))
+    await write(hub, patient("merged-b", ref("Organization/merged")))
+    assert set(told(receiver)) == {"merged"}
+
+
 async def test_a_visit_by_identifier_alone_is_told_once_it_names_its_patient(
     hub: Pair, receiver: Receiver
 ) -> None:

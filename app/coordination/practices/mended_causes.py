@@ -23,6 +23,7 @@ from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.practices import no_recipient, untold_review
 from app.coordination.practices.no_recipient import OF_PATIENTS, OF_RECORDS
+from app.coordination.practices.taken_back import taken_back
 from app.fhir.codes import REVIEW_REASONS
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
@@ -60,6 +61,7 @@ _ENDINGS: Mapping[Ending, str] = {
 _NOTHING_MISSED: frozenset[Ending] = frozenset({"known", "unasked"})
 # A practice that has come to a patient gets the plans as they are now (coordination/care_plans/copies.py).
 _COPIED = "its practice gets a copy of the plan"
+_TAKEN_BACK = "the record says otherwise by now"
 
 Row = Mapping[str, Any]
 # A review reason, and what it concerns.
@@ -190,6 +192,9 @@ async def _look_at(context: Context, rows: UntoldRows, page: Sequence[Row]) -> _
     await rows.move(moved, context.services.mongo.now())
     ended = [(row, _COPIED) for row, _ in mended if row["focus"]["type"] == "CarePlan"]
     mended = [(row, version) for row, version in mended if row["focus"]["type"] != "CarePlan"]
+    undone = await taken_back(context, [row for row, _ in mended])
+    ended += [(row, _TAKEN_BACK) for row, _ in mended if row["_id"] in undone]
+    mended = [(row, version) for row, version in mended if row["_id"] not in undone]
     late = [event_row(row, version) for row, version in mended]
     endings = await context.services.get(Rerouting).tell(late)
     idle: list[str] = []
