@@ -15,6 +15,7 @@ import pytest
 from app.automation import reactions
 from app.fhir.codes import REVIEW_REASON, TASK_STATUS_REASON
 from app.runtime.mongo import Document
+from tests.builders.consents import actor, consent, deny
 from tests.builders.practices import (
     care_team,
     endpoint,
@@ -308,6 +309,21 @@ async def test_a_stay_whose_patient_was_merged_is_told_after_all(
     await write(hub, patient("merged-a", link=link, active=False), stay("merged", "merged-b"))
     await write(hub, patient("merged-b", ref("Organization/merged")))
     assert set(told(receiver)) == {"merged"}
+
+
+async def test_what_a_consent_withholds_is_not_said_to_be_told(
+    hub: Pair, receiver: Receiver
+) -> None:
+    name = "unwilling"
+    no = deny(actor=actor(f"Organization/{name}"))
+    await put(hub[1], organization(name), patient(name))
+    await put(hub[1], consent(provision=no) | {"id": name, "patient": ref(f"Patient/{name}")})
+    await follow(hub, receiver, name)
+    await write(hub, stay(name, name))
+    await write(hub, patient(name, ref(f"Organization/{name}")))
+    assert not receiver.events
+    (row,) = await rows(hub, name)
+    assert row["reason"].endswith("; a row of its own says what became of it")
 
 
 async def test_a_visit_by_identifier_alone_is_told_once_it_names_its_patient(
