@@ -99,8 +99,9 @@ async def _doubt(
             continue
         why = Untold(IN_DOUBT, practice, found.way[0], references([practice], found.way, *names))
         await rows.add(event, (topic.url, coding), why, IN_DOUBT_REASON)
+        # With what waits of the same patient, which is to be told in its order.
         due = context.services.clock.now()
-        await context.services.get(Timers).set(REROUTE, practice, due)
+        await context.services.get(Timers).set(REROUTE, found.way[0], due)
 
 
 def _heard(found: Attribution, hears: Listening) -> list[str]:
