@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 
 import msgspec
 from cachetools import TTLCache
@@ -164,7 +165,7 @@ async def open_counts(store: Reader) -> dict[str, int]:
 
 # Patients of whom nothing is amiss, for a moment: who is looked into at every message of a visit costs as much as it.
 #
-# It decides what people are asked to look into, never who is told: routing reads all anew for each event.
+# It decides what is looked into after the event, never who is told: routing reads all anew for each event.
 
 SECONDS = 60.0
 _REMEMBERED = 10_000
@@ -187,16 +188,28 @@ class RecentlyChecked:
     """What this process has found in order; what others change is seen when the time is over."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._in_order: TTLCache[str, None] = TTLCache(_REMEMBERED, SECONDS, clock)
+        self._in_order: TTLCache[str, datetime] = TTLCache(_REMEMBERED, SECONDS, clock)
+        # How often all was forgotten: what was read before that says nothing.
+        self.changes = 0
 
-    def note(self, patient: str) -> None:
-        """The patient (`Patient/p1`) is known here, and so is a practice that can be told."""
-        self._in_order[patient] = None
+    def note(self, patient: str, at: datetime, changes: int) -> None:
+        """The patient (`Patient/p1`) is known here, and so is a practice that can be told.
+
+        `at` and `changes` are from before that was read.
+        """
+        if changes == self.changes:
+            self._in_order[patient] = at
 
     def knows(self, patient: str) -> bool:
         return patient in self._in_order
+
+    def knew(self, patient: str, at: datetime) -> bool:
+        """Whether all was in order at that time already, and has been since."""
+        since = self._in_order.get(patient)
+        return since is not None and since <= at
 
     def on_events(self, events: Iterable[Event]) -> None:
         """The store's listener: forget everything where what it was found by may have changed."""
         if any(event.type in _DECIDING for event in events):
             self._in_order.clear()
+            self.changes += 1

@@ -12,9 +12,19 @@ from typing import Any
 import httpx
 import pytest
 
+from app.automation import reactions
 from app.fhir.codes import REVIEW_REASON, TASK_STATUS_REASON
 from app.runtime.mongo import Document
-from tests.builders.practices import endpoint, organization, patient, put, ref
+from tests.builders.consents import actor, consent, deny
+from tests.builders.practices import (
+    care_team,
+    endpoint,
+    organization,
+    panel,
+    patient,
+    put,
+    ref,
+)
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import ADMISSION, encounter, topic_based
 from tests.conftest import Server, make_settings, running
@@ -157,6 +167,63 @@ async def test_who_has_no_pcp_is_told_of_once_one_is_named(hub: Pair, receiver: 
     assert [row.get("untold") for row in await rows(hub, "late-a")] == [None]
 
 
+@pytest.fixture
+def late_reactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reactions run when a test asks for it, long after the matching."""
+    monkeypatch.setattr(reactions, "_GATHER_SECONDS", 3600)
+
+
+@pytest.mark.usefixtures("late_reactions")
+@pytest.mark.parametrize("by", ["patient", "team", "roster", "subscription"])
+async def test_who_comes_between_matching_and_the_reaction_misses_nothing(
+    hub: Pair, receiver: Receiver, by: str
+) -> None:
+    name, practice = f"between-{by}", ref(f"Organization/between-{by}")
+    await settle(hub)  # lets the reactions of before run out
+    await put(hub[1], organization(name))
+    if by == "subscription":
+        await write(hub, endpoint(name), organization(name, name), patient(name, practice))
+    else:
+        await write(hub, patient(name))
+        await follow(hub, receiver, name)
+    await put(hub[1], stay(f"{name}-a", name), stay(f"{name}-b", name))
+    await hub[0].worker.drain()
+    assert not receiver.events
+    if by == "patient":
+        await put(hub[1], patient(name, practice))
+    elif by == "team":
+        await put(hub[1], care_team(name, name, practice["reference"]))
+    elif by == "roster":
+        await put(hub[1], panel(name, practice["reference"], f"Patient/{name}"))
+    else:
+        filter_ = f"general-practitioner={practice['reference']}"
+        body = topic_based(filter_, endpoint=receiver.url) | {"criteria": ADMISSION}
+        assert (await hub[1].post("/Subscription", json=body)).status_code == 201
+    await settle(hub)
+    assert told(receiver) == [f"{name}-a", f"{name}-b"]
+    (row,) = await rows(hub, f"{name}-a")
+    assert row["reason"].endswith("; told after all")
+    assert "untold" not in row
+    assert await tasks(hub, f"Organization/{name}") == {}
+    await hub[0].engine.drain()
+    assert len(receiver.events) == 2
+
+
+@pytest.mark.usefixtures("late_reactions")
+async def test_who_was_told_in_time_is_in_no_doubt(hub: Pair, receiver: Receiver) -> None:
+    await settle(hub)
+    await put(hub[1], organization("sure"), organization("other"))
+    await put(hub[1], patient("sure", ref("Organization/sure")))
+    await follow(hub, receiver, "sure")
+    await follow(hub, receiver, "other")
+    await put(hub[1], stay("sure", "sure"))
+    await hub[0].worker.drain()
+    await put(hub[1], patient("sure", ref("Organization/other")))
+    await settle(hub)
+    assert told(receiver) == ["sure"]
+    assert await rows(hub, "sure") == []
+
+
 async def test_a_cause_that_gives_way_to_another_asks_about_that(hub: Pair) -> None:
     await write(hub, organization("mute"), patient("mute"), stay("mute", "mute"))
     await write(hub, patient("mute", ref("Organization/mute")))
@@ -188,6 +255,75 @@ async def test_of_a_newer_version_that_was_told_the_older_is_not_told(
         hub, "newer"
     )  # the rise is a transfer, too, which the practice does not follow
     assert row["reason"].endswith("its practice was told of a newer version")
+
+
+@pytest.mark.parametrize("what", ["cancelled", "entered-in-error", "deleted", "moved", "no rise"])
+async def test_what_is_not_so_any_more_is_not_told_after_all(
+    hub: Pair, receiver: Receiver, what: str
+) -> None:
+    name = f"undone-{what}".replace(" ", "-")
+    await put(hub[1], organization(name), patient(name), patient(f"{name}-other"))
+    await follow(hub, receiver, name)
+    if what == "no rise":
+        await write(hub, stay(name, name, class_="EMER"))
+    await write(hub, stay(name, name))
+    if what == "deleted":
+        assert (await hub[1].delete(f"/Encounter/{name}")).status_code == 204
+        await settle(hub)
+    elif what == "moved":
+        await write(hub, stay(name, f"{name}-other"))
+    elif what == "no rise":
+        await write(hub, stay(name, name, class_="EMER"))
+    else:
+        await write(hub, stay(name, name, what))
+    await write(hub, patient(name, ref(f"Organization/{name}")))
+    assert told(receiver) == ([name] if what == "no rise" else [])
+    mended = [row for row in await rows(hub, name) if "untold" not in row]
+    assert mended[-1]["reason"].endswith("; the record says otherwise by now")
+
+
+async def test_a_discharge_that_was_taken_back_is_not_told_after_all(
+    hub: Pair, receiver: Receiver
+) -> None:
+    await put(hub[1], organization("goes-on"), patient("goes-on"))
+    for topic in (ADMISSION, ADMISSION.replace("admission", "discharge")):
+        await follow(hub, receiver, "goes-on", topic)
+    for status in ("in-progress", "finished", "in-progress"):
+        await write(hub, stay("goes-on", "goes-on", status))
+    await write(hub, patient("goes-on", ref("Organization/goes-on")))
+    ends = {row["topic"].rpartition("-")[2]: row["reason"] for row in await rows(hub, "goes-on")}
+    assert ends["discharge"].endswith("; the record says otherwise by now")
+    sent = hub[0].mongo.collection("deliveries").find({"focus.id": "goes-on", "number": {"$gt": 0}})
+    assert {row["topic"] for row in await sent.to_list(None)} == {ADMISSION}
+    assert receiver.events
+
+
+async def test_a_stay_whose_patient_was_merged_is_told_after_all(
+    hub: Pair, receiver: Receiver
+) -> None:
+    await put(hub[1], organization("merged"), patient("merged-b"))
+    await put(hub[1], patient("merged-a"))
+    await follow(hub, receiver, "merged")
+    await write(hub, stay("merged", "merged-a"))
+    link = [{"other": ref("Patient/merged-b"), "type": "replaced-by"}]
+    await write(hub, patient("merged-a", link=link, active=False), stay("merged", "merged-b"))
+    await write(hub, patient("merged-b", ref("Organization/merged")))
+    assert set(told(receiver)) == {"merged"}
+
+
+async def test_what_a_consent_withholds_is_not_said_to_be_told(
+    hub: Pair, receiver: Receiver
+) -> None:
+    name = "unwilling"
+    no = deny(actor=actor(f"Organization/{name}"))
+    await put(hub[1], organization(name), patient(name))
+    await put(hub[1], consent(provision=no) | {"id": name, "patient": ref(f"Patient/{name}")})
+    await follow(hub, receiver, name)
+    await write(hub, stay(name, name))
+    await write(hub, patient(name, ref(f"Organization/{name}")))
+    assert not receiver.events
+    (row,) = await rows(hub, name)
+    assert row["reason"].endswith("; a row of its own says what became of it")
 
 
 async def test_a_visit_by_identifier_alone_is_told_once_it_names_its_patient(

@@ -166,3 +166,58 @@ async def test_what_has_failed_is_tried_again_with_one_handshake(
 async def open_tasks(pair: Pair) -> int:
     query = {"code": f"{REVIEW_REASON}|subscription-error", "status": "requested"}
     return int((await pair[1].get("/Task", params=query)).json()["total"])
+
+
+async def waiting_visit(pair: Pair, receiver: Receiver, *versions: tuple[str, str]) -> None:
+    """A practice with an Endpoint, and a visit of a patient who has no practice yet."""
+    await practice(pair, receiver)
+    await put(pair[1], patient("p2"))
+    for status, class_ in versions:
+        await put(pair[1], {**encounter(status, class_, patient="p2"), "id": "waits"})
+        await settle(pair)
+    assert not receiver.events
+
+
+async def endings(pair: Pair) -> dict[str, str]:
+    """What became of the rows that nobody was told by, by topic."""
+    found = pair[0].mongo.collection("deliveries").find({"focus.id": "waits", "number": 0})
+    return {
+        row["topic"].rpartition("-")[2]: row["reason"].rpartition("; ")[2]
+        for row in await found.sort("_id", 1).to_list(None)
+    }
+
+
+async def test_a_rise_that_waited_is_told_once_too(mongod: str, receiver: Receiver) -> None:
+    async with serving(keeping(mongod)) as pair:
+        rise = ("in-progress", "EMER"), ("in-progress", "IMP")
+        await waiting_visit(pair, receiver, *rise)
+        await put(pair[1], patient("p2", ref("Organization/o")))
+        await settle(pair)
+        assert [topic(each) for each in receiver.events] == ["admission", "admission"]
+        assert await endings(pair) == {
+            "admission": "told after all",
+            "transfer": "told as an admission",
+        }
+
+
+async def test_who_was_told_of_the_discharge_is_not_told_of_the_admission_after_it(
+    mongod: str, receiver: Receiver
+) -> None:
+    """Each topic has a Subscription of its own, and the practice one stream."""
+    async with serving(keeping(mongod)) as pair:
+        await waiting_visit(pair, receiver, ("in-progress", "IMP"))
+        left = {**encounter("finished", "IMP", patient="p2"), "id": "waits"}
+        entries = [
+            {
+                "request": {"method": "PUT", "url": f"{each['resourceType']}/{each['id']}"},
+                "resource": each,
+            }
+            for each in (patient("p2", ref("Organization/o")), left)
+        ]
+        bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+        assert (await pair[1].post("", json=bundle)).status_code == 200
+        await settle(pair)
+        pair[0].clock.advance(timedelta(seconds=31))  # where it was looked at before that
+        await settle(pair)
+        assert [topic(each) for each in receiver.events] == ["discharge"]
+        assert await endings(pair) == {"admission": "its practice was told of a newer version"}

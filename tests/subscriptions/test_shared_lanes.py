@@ -190,7 +190,10 @@ async def test_what_a_server_of_format_3_left_open_takes_its_turn(
                 "$unset": {"sequence": "", "turn": ""},
             },
         )
-    before = {"format": 3, "steps": [step.name for step in format.STEPS[:-1]]}
+    before = {
+        "format": 3,
+        "steps": [step.name for step in format.STEPS if "lanes" not in step.name],
+    }
     await mongo.collection("settings").update_one(
         {"_id": "format"}, {"$set": {"oldest": 1, **before}}, upsert=True
     )

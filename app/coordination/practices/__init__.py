@@ -9,6 +9,7 @@ missed_notices          records what waited for a practice when its Subscription
 untold_review           asks a person about these, once for each cause and practice, with a count
 silence                 says why nobody was told of a record that has no row
 mended_causes           tells of them once their cause is gone
+taken_back              knows what is not so any more, and is not told
 unmatched_review        asks a person about events that could not be matched
 subscription_review     asks a person about a Subscription that is in error
 encounter_review        asks a person about a visit without a known patient, or told in part

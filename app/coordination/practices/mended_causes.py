@@ -24,6 +24,7 @@ from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.practices import no_recipient, untold_review
 from app.coordination.practices.no_recipient import OF_PATIENTS, OF_RECORDS
+from app.coordination.practices.taken_back import taken_back
 from app.fhir.codes import REVIEW_REASONS
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion
@@ -32,11 +33,18 @@ from app.store.events import Event
 from app.subscriptions.ledger import untold_rows
 from app.subscriptions.ledger.missed_rows import MissedRows
 from app.subscriptions.ledger.rerouting import Ending, Rerouting
-from app.subscriptions.ledger.untold_rows import Untold, UntoldRows, event_row, of_causes, of_party
+from app.subscriptions.ledger.untold_rows import (
+    IN_DOUBT,
+    Untold,
+    UntoldRows,
+    event_row,
+    of_causes,
+    of_party,
+)
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.recipient import panels_of, recipient_of
 
-_KIND, _ALL, _OF_PATIENTS = "reroute", "all", "of-patients"
+_KIND, _ALL, _OF_PATIENTS = no_recipient.REROUTE, "all", "of-patients"
 _DIRECTORY = frozenset({"Endpoint", "Organization", "PractitionerRole"})
 _RECORDS = frozenset({"CarePlan", "Encounter"})
 _TYPES = _DIRECTORY | _RECORDS | {"CareTeam", "Group", "Patient", "Subscription"}
@@ -48,12 +56,17 @@ _AT_ONCE, _TASKS_AT_ONCE = 50, 20
 _SECONDS_A_ROUND = 5.0
 _ENDINGS: Mapping[Ending, str] = {
     "told": "told after all",
+    "known": "told after all",
+    "settled": "a row of its own says what became of it",
+    "once": "told as an admission",
     "newer": "its practice was told of a newer version",
     "unasked": "nobody asks for it",
     "unreadable": "the record cannot be read",
 }
+_NOTHING_MISSED: frozenset[Ending] = frozenset({"known", "settled", "unasked"})
 # A practice that has come to a patient gets the plans as they are now (coordination/care_plans/copies.py).
 _COPIED = "its practice gets a copy of the plan"
+_TAKEN_BACK = "the record says otherwise by now"
 
 Row = Mapping[str, Any]
 # A review reason, and what it concerns.
@@ -186,22 +199,27 @@ async def _look_at(context: Context, rows: UntoldRows, page: Sequence[Row]) -> _
         elif why != Untold.of(row):
             moved[row["_id"]] = why, REVIEW_REASONS[why.cause]
             changed |= {_cause(why), _cause(Untold.of(row))}
-    await rows.move(moved)
+    await rows.move(moved, context.services.mongo.now())
     ended = [(row, _COPIED) for row, _ in mended if _is_copied(row)]
     mended = [(row, version) for row, version in mended if not _is_copied(row)]
+    undone = await taken_back(context, [row for row, _ in mended])
+    ended += [(row, _TAKEN_BACK) for row, _ in mended if row["_id"] in undone]
+    mended = [(row, version) for row, version in mended if row["_id"] not in undone]
     late = [event_row(row, version) for row, version in mended]
     endings = await context.services.get(Rerouting).tell(late)
-    ended += [
-        (row, _ENDINGS[ending])
-        for (row, _), ending in zip(mended, endings, strict=True)
-        if ending != "later"
-    ]
+    idle: list[str] = []
+    for (row, _), ending in zip(mended, endings, strict=True):
+        if Untold.of(row).cause == IN_DOUBT and ending in _NOTHING_MISSED:
+            idle.append(row["_id"])
+        elif ending != "later":
+            ended.append((row, _ENDINGS[ending]))
+    await rows.forget(idle)
     await MissedRows(context.services.mongo).forget_events(
         [row for row, _ in ended], partial(_takes_none, context)
     )
     await rows.end(ended, context.services.mongo.now())
     changed |= {_cause(Untold.of(row)) for row, _ in ended}
-    return _LookedAt(len(ended) < len(page), changed)
+    return _LookedAt(len(ended) + len(idle) < len(page), changed)
 
 
 def _is_copied(row: Row) -> bool:

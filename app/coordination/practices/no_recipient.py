@@ -15,6 +15,7 @@ from app.attribution.derived import PCP, patient_of
 from app.automation import review_tasks
 from app.automation.reactions import Reaction
 from app.automation.review_tasks import RecentlyChecked
+from app.automation.timers import Timers
 from app.context import Context
 from app.coordination.practices import encounter_review, untold_review
 from app.coordination.practices.encounter_review import is_record
@@ -22,7 +23,14 @@ from app.fhir.codes import REVIEW_REASONS
 from app.fhir.json import Resource
 from app.settings import Settings
 from app.store.events import Event
-from app.subscriptions.ledger.untold_rows import Untold, UntoldRows, references
+from app.subscriptions.ledger.rerouting import Rerouting
+from app.subscriptions.ledger.untold_rows import (
+    IN_DOUBT,
+    IN_DOUBT_REASON,
+    Untold,
+    UntoldRows,
+    references,
+)
 from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Coding, Topic
 
@@ -30,6 +38,9 @@ _TYPES = frozenset({"Encounter", "CarePlan"})
 # The problems that leave an event without a practice: those that lie with the record, and those with the patient.
 OF_RECORDS = ("no-subject", "subject-by-identifier", "unknown-patient")
 OF_PATIENTS = ("pcp-period-ended", "no-pcp")
+
+# The kind of the timers that look at rows again (mended_causes.py).
+REROUTE = "reroute"
 
 Fired = tuple[Topic, Coding | None]
 
@@ -53,6 +64,52 @@ async def run(context: Context, event: Event) -> None:
             causes[why.cause, why.concerns] = why
     for why in causes.values():
         await untold_review.ask(context, why)
+    if _may_be_missed(event):
+        await _doubt(context, event, found, fired)
+
+
+def _may_be_missed(event: Event) -> bool:
+    """Whether the practices of now are to be told of it; of plans they get copies (care_plans/copies.py)."""
+    return event.topic is None and event.type == "Encounter"
+
+
+async def _doubt(
+    context: Context, event: Event, found: Attribution, fired: Sequence[Fired]
+) -> None:
+    """Have an event matched anew that was told to no practice, though one hears of it by now.
+
+    Who was named, or began to listen, between the matching and this moment was not there for the one and is no cause
+    for the other.
+    """
+    heard = [
+        (each, practice)
+        for each in fired
+        for practice in _heard(found, hearing(context, each[0].url, event.type))
+    ]
+    rerouting = context.services.get(Rerouting)
+    if not heard or await rerouting.decided([event]):
+        return
+    asking = await rerouting.asking(event)
+    index = context.services.get(SubscriptionRegistry).index
+    rows = UntoldRows(context.services.mongo)
+    for (topic, coding), practice in heard:
+        names = [each.references for each in found.providers if each.practice == practice]
+        terms = [f"{PCP}={each}" for several in names for each in several]
+        if asking.isdisjoint(index.requiring(terms)):
+            continue
+        why = Untold(IN_DOUBT, practice, found.way[0], references([practice], found.way, *names))
+        await rows.add(event, (topic.url, coding), why, IN_DOUBT_REASON)
+        # With what waits of the same patient, which is to be told in its order.
+        due = context.services.clock.now()
+        await context.services.get(Timers).set(REROUTE, found.way[0], due)
+
+
+def _heard(found: Attribution, hears: Listening) -> list[str]:
+    """The practices that hear of a topic."""
+    deaf = attribution.unheard(found.providers, hears)
+    return list(
+        dict.fromkeys(each.practice for each in found.providers if each.practice not in deaf)
+    )
 
 
 async def _ask_to_choose(context: Context, found: Attribution, place: str) -> None:
@@ -63,20 +120,30 @@ async def _ask_to_choose(context: Context, found: Attribution, place: str) -> No
 
 
 async def sift(context: Context, events: Sequence[Event]) -> list[Event]:
-    """The events about patients who are not known to have a practice that hears of everything."""
+    """The events about patients who are not known to have a practice that hears of everything.
+
+    Where that has just been found, and may be younger than the event, the ledger has to have the event, too.
+    """
     checked, base_url = (
         context.services.get(RecentlyChecked),
         context.settings.base_url.rstrip("/"),
     )
+    now, changes = context.services.mongo.now(), checked.changes
     about = {
         event.id: patient_of(event.type, event.fields, base_url)
         for event in events
         if event.fields is not None
     }
-    unchecked = {patient for patient in about.values() if patient and not checked.knows(patient)}
-    for patient in await in_order(context, unchecked, urls(context.settings)):
-        checked.note(patient)
-    return [event for event in events if not checked.knows(about.get(event.id) or "")]
+    sure = {each.id for each in events if checked.knew(about.get(each.id) or "", each.at)}
+    unsure = {patient for id_, patient in about.items() if patient and id_ not in sure}
+    found = set(await in_order(context, unsure, urls(context.settings)))
+    for patient in found:
+        checked.note(patient, now, changes)
+    hopeful = [each for each in events if each.id not in sure and about.get(each.id) in found]
+    doubtful = [each for each in hopeful if _may_be_missed(each)]
+    decided = await context.services.get(Rerouting).decided(doubtful)
+    spared = sure | {each.id for each in hopeful if not _may_be_missed(each)} | decided
+    return [event for event in events if event.id not in spared]
 
 
 def urls(settings: Settings) -> list[str]:

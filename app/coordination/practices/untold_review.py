@@ -26,7 +26,7 @@ from app.fhir.codes import REVIEW_REASONS, TASK_STATUS_REASON
 from app.fhir.instants import instant, parse
 from app.fhir.json import Resource
 from app.interactions.references import split
-from app.subscriptions.ledger.untold_rows import Tally, Untold, UntoldRows
+from app.subscriptions.ledger.untold_rows import IN_DOUBT, Tally, Untold, UntoldRows
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ async def ask(context: Context, why: Untold) -> None:
 
 async def keep(context: Context, cause: str, concerns: str) -> None:
     """Bring the Task of a cause in line with the rows that wait for it."""
+    if cause == IN_DOUBT:
+        return
     tally = await UntoldRows(context.services.mongo).tally(cause, concerns)
     if tally is None:
         await amend(context, "Task", _id(cause, concerns), partial(_ended, cause))

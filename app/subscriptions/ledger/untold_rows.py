@@ -7,6 +7,9 @@
 practice, patient or record that it lies with, `parties` are the references whose change may mend it. What is then told
 has rows of its own (rerouting.py), and this one says what became of it. `was_missed`: there was somebody to send to,
 and its Subscription was ended before that was done (missed_rows.py).
+
+Of cause `in-doubt` is a row of an event that its practice may have missed, for it was named, or began to listen, beside
+the matching. It is matched anew, whatever its topics, and goes again where nothing was missed.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from app.subscriptions.topics.topics import Coding
 
 # What stands in place of a Subscription's id begins with it.
 UNROUTED = "unrouted-"
+# Stands in the place of a review reason; no person is asked.
+IN_DOUBT = "in-doubt"
+IN_DOUBT_REASON = "The practice was named, or began to listen, while the event was matched"
 # In the words of the indexes, which have no other rows.
 _WAITS: Document = {"untold.cause": {"$exists": True}}
 ALL: Document = {"number": 0, **_WAITS}
@@ -118,7 +124,10 @@ class UntoldRows:
         about = hashlib.sha256("\n".join((str(event.id), fired[0], why.concerns)).encode())
         name = f"{UNROUTED}{about.hexdigest()[:32]}"
         row = row_of(event, name, 0, f"{name}|", fired, now)
-        return row | {"state": "suppressed", "reason": reason, "untold": why.fields()}
+        row |= {"state": "suppressed", "reason": reason, "untold": why.fields()}
+        if why.cause == IN_DOUBT:  # there is nothing to prove yet
+            row.pop("publish", None)
+        return row
 
     async def is_any(self, which: Document) -> bool:
         """Whether a row waits that is selected (`of_party`, `of_causes`)."""
@@ -154,17 +163,22 @@ class UntoldRows:
         found = await self._mongo.aggregate(self._rows, pipeline)
         return [(row["_id"]["cause"], row["_id"]["concerns"]) for row in found]
 
-    async def move(self, moved: Mapping[str, tuple[Untold, str]]) -> None:
-        """Let rows, by id, wait for something else than before, with that as their reason."""
+    async def move(self, moved: Mapping[str, tuple[Untold, str]], at: datetime) -> None:
+        """Let rows, by id, wait for something else than before, with that as their reason; it is published anew."""
         updates = [
             UpdateOne(
                 {"_id": id_, "untold": {"$exists": True}},
-                {"$set": {"untold": why.fields(), "reason": reason}},
+                {"$set": {"untold": why.fields(), "reason": reason, "publish": at}},
             )
             for id_, (why, reason) in moved.items()
         ]
         if updates:
             await self._rows.bulk_write(updates, ordered=False)
+
+    async def forget(self, ids: Iterable[str]) -> None:
+        """Delete rows of events that nobody has missed."""
+        which = {"_id": {"$in": list(ids)}, "untold.cause": IN_DOUBT}
+        await self._rows.delete_many(which)
 
     async def end(self, ended: Iterable[tuple[Mapping[str, Any], str]], at: datetime) -> None:
         """Let rows wait no more, and say what became of each; their proof is published anew."""
@@ -202,17 +216,19 @@ def of_causes(causes: Collection[str]) -> Document:
 def event_row(row: Mapping[str, Any], version: int | None = None) -> Document:
     """What a row is to be matched by, as a row of `events`: an event of its topic alone, which has fired already.
 
-    `version` stands for the row's own, `since`, where the record has been put right since.
+    One in doubt is the event as it was committed. `version` stands for the row's own, `since`, where the record has
+    been put right since.
     """
     focus: Mapping[str, Any] = row["focus"]
     found = {name: focus[name] for name in ("type", "id", "version", "method", "at")}
+    is_whole = row["untold"]["cause"] == IN_DOUBT
     return {
         "_id": row["event"],
         **found,
         "version": version or focus["version"],
         "since": focus["version"],
-        "topic": row["topic"],
-        "trigger": row["trigger"],
+        "topic": None if is_whole else row["topic"],
+        "trigger": None if is_whole else row["trigger"],
         "context": row.get("context", []),
     }
 
