@@ -65,8 +65,7 @@ class OwnRecords:
             where.append(self._about(subject, self._own))
         wanted = list(subject)
         if not is_exact:
-            telling = told_about.TELLING.get(resource_type)
-            wanted += [_LABEL, *([telling] if telling else [])]
+            wanted += [_LABEL, *told_about.TELLING.get(resource_type, ())]
         projection = {"_id": 1, **fields} | ({"of": terms_with(wanted)} if wanted else {})
         options: dict[str, Any] = {"projection": projection, "read_ahead": _BATCH, "naive": True}
         async with self._store.batches(resource_type, {"$and": where}, **options) as read:

@@ -1,25 +1,37 @@
-"""Review Tasks and the proof of notices: they say that there is another record, and when, and are told as far as it is.
+"""What tells of another record is told as far as that one is: review Tasks, the proof of notices, and what is made of a
+care plan, its documents and the notices of its changes.
 
 What was refused or labelled after they were written counts as well, since the record is judged as it is now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from app.authorization import relations
 from app.authorization.judged_rows import Judged, current_rows, last_row_of
 from app.authorization.relations import DocumentRow
-from app.fhir.codes import REVIEW_REASON
+from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_REVIEW, REVIEW_REASON
 from app.search.terms import escape
 
 if TYPE_CHECKING:
     from app.authorization.access import Access
 
 _REVIEW = f"code={escape(REVIEW_REASON)}|"
+_OF_PLAN = tuple(f"category={escape(each)}|" for each in (CARE_PLAN_CHANGE, CARE_PLAN_REVIEW))
 # By which terms, or beginnings of terms, a record is known to be one that may tell of another.
-TELLING: Mapping[str, str] = {"Communication": relations.PROOF, "Task": _REVIEW}
+TELLING: Mapping[str, tuple[str, ...]] = {
+    "Communication": (relations.PROOF, *_OF_PLAN),
+    "DocumentReference": ("related=",),
+    "Task": (_REVIEW,),
+}
+# The search parameters that lead from these to what they tell of; of documents that is a care plan alone.
+_LEADING: Mapping[str, Sequence[str]] = {
+    "Communication": ("encounter", "based-on"),
+    "DocumentReference": ("related",),
+    "Task": ("focus",),
+}
 
 
 async def without_hidden(
@@ -34,12 +46,17 @@ async def without_hidden(
 
 
 def _records_of(access: Access, resource_type: str, row: DocumentRow) -> frozenset[str]:
-    """The resources on this server that a row tells of: the focus of a review, the visit of a notice."""
-    if resource_type == "Task" and any(term.startswith(_REVIEW) for term in row["terms"]):
-        return frozenset(relations.named("Task", "focus", row, access.base_url))
-    if relations.is_proof(resource_type, row):
-        return frozenset(relations.named("Communication", "encounter", row, access.base_url))
-    return frozenset()
+    """The resources on this server that a row tells of: a review's focus, a notice's visit or plan, a file's plan."""
+    if not any(term.startswith(TELLING[resource_type]) for term in row["terms"]):
+        return frozenset()
+    named = {
+        reference
+        for code in _LEADING[resource_type]
+        for reference in relations.named(resource_type, code, row, access.base_url)
+    }
+    if resource_type == "DocumentReference":
+        named = {each for each in named if each.startswith("CarePlan/")}
+    return frozenset(named)
 
 
 async def hidden(access: Access, records: Collection[str]) -> set[str]:

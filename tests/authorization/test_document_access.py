@@ -103,6 +103,41 @@ async def test_the_document_of_a_care_plan_is_its_patients_practices_and_plans(
         await world.put("admin", moved)
 
 
+async def test_what_is_made_of_a_care_plan_is_told_as_far_as_the_plan_is_now(world: World) -> None:
+    """A label or a refusal of later hides the document in each form, its index and what was said of the changes."""
+    name = new_id()
+    about = {"subject": ref("Patient/pn"), "status": "active", "intent": "plan"}
+    plan = {"resourceType": "CarePlan", "id": name, **about}
+    await world.put("plan-a", plan)
+    await world.server.engine.drain()
+    made: set[str] = set()
+    for url in (
+        f"DocumentReference?related=CarePlan/{name}",
+        f"Communication?based-on=CarePlan/{name}",
+    ):
+        (found,) = (await world.get("admin", f"/{url}")).json()["entry"]
+        record = found["resource"]
+        made.add(f"{record['resourceType']}/{record['id']}")
+        for each in record.get("content", ()):
+            made.add("/".join(each["attachment"]["url"].split("/")[-2:]))
+    assert len(made) == 5
+
+    async def read_by_north() -> set[str]:
+        return {each for each in made if "north" in await readers(world, each)}
+
+    assert await read_by_north() == made
+    whole = [{"meaning": "instance", "reference": ref(f"CarePlan/{name}")}]
+    refusal = consent(id=name, patient=ref("Patient/pn"), provision=deny(data=whole))
+    await world.put("admin", refusal)
+    try:
+        assert await read_by_north() == set()
+    finally:
+        await world.ask("admin", "DELETE", f"/Consent/{name}")
+    assert await read_by_north() == made
+    await world.put("plan-a", plan | {"meta": security("PSY")})
+    assert await read_by_north() == set()
+
+
 async def test_every_form_of_a_summary_is_judged_as_its_plan_is(world: World) -> None:
     """What a token may not search is neither told nor denied."""
     name = new_id()
