@@ -64,6 +64,8 @@ ROOMS = {
         "tests/search/test_paging.py",
         "tests/automation/test_engine.py",
         "tests/runtime/test_cluster.py",
+        "tests/subscriptions/test_deliveries_of_format_1.py",
+        "tests/subscriptions/test_shared_lanes.py",
     ),
     "subscriptions": (
         "tests/subscriptions",
