@@ -71,6 +71,7 @@ ROOMS = {
         "tests/subscriptions",
         "tests/attribution/test_panel_subscriptions.py",
         "tests/authorization/test_access_delivery.py",
+        "tests/authorization/test_kept_subscriptions.py",
         "tests/authorization/test_matching_needs.py",
         "tests/consent/test_consent_delivery.py",
         "tests/audit/test_audit_delivery.py",
