@@ -82,13 +82,14 @@ async def facility_types(store: Reader, fields: Mapping[str, Any], settings: Set
 
 def _verdict(terms: Iterable[str], kinds: set[str], listed: set[str]) -> set[str]:
     classes = set(terms)
-    if "snf" in kinds or f"class={_ACT_CODE}|NONAC" in classes or "snf" in listed:
+    known = kinds | listed
+    if "snf" in known or f"class={_ACT_CODE}|NONAC" in classes:
         return {"snf"}
     for kind in ("cah", "psychiatric"):
-        if kind in kinds | listed:
+        if kind in known:
             return {kind, "hospital"}
-    if kinds or listed:
-        return {"hospital"} if "hospital" in kinds | listed else {"other"}
+    if known:
+        return {"hospital"} if "hospital" in known else {"other"}
     is_hospital = any(f"class={_ACT_CODE}|{each}" in classes for each in _HOSPITAL_CLASSES)
     return {"hospital" if is_hospital else "other"}
 

@@ -75,12 +75,12 @@ async def providers(
 class _Claims:
     """The patients with a claim that holds by itself, and those with one that has to be read with its dates.
 
-    `without` are those whose own record has no claim that holds; None where records do not count.
+    `without` are those whose own record has no claim that holds: all of them, where records do not count.
     """
 
+    without: set[str]
     sure: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
-    without: set[str] | None = None
 
     def add(self, patients: Collection[str], *, is_sure: bool, is_open: bool) -> None:
         if is_open:
@@ -100,11 +100,10 @@ async def _doubtful(
         "general-practitioner": _by_records,
         "group": _by_rosters,
     }
-    found = _Claims()
+    found = _Claims(without=patients)
     sources = settings.attribution.split(",")
     await asyncio.gather(*(read[each](store, found, roles, at, base_url) for each in sources))
-    without = patients if found.without is None else patients & found.without
-    return (without - found.sure) | (patients & found.open)
+    return (found.without - found.sure) | (patients & found.open)
 
 
 async def _roles_in_use(store: Reader, at: datetime) -> frozenset[str]:
@@ -123,13 +122,14 @@ async def _by_records(
     dated = says(ATTRIBUTION_PERIOD)
     fields = {"roles": terms_with(beginnings_of(parameter, _ROLE, base_url)), "dated": dated}
     where: Filter = {"$and": [{"terms": EVERY}, {"$or": [{"$nor": named}, {"$expr": dated}]}]}
-    found.without = set()
+    without: set[str] = set()
     async for row in _rows(store, "Patient", where, fields):
         patient = f"Patient/{row['_id']}"
         if row["dated"]:
             found.open.add(patient)
         elif not _is_in_use(row, roles):
-            found.without.add(patient)
+            without.add(patient)
+    found.without = found.without & without
 
 
 async def _by_care_teams(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextvars import ContextVar
+from datetime import datetime
 
 import pytest
 
-from app.attribution import attribution, many
+from app.attribution import attribution, many, unattributed
+from app.attribution.practices import Provider
+from app.records.reader import Reader
+from app.records.versions import Change
+from app.settings import Settings
 from tests.builders.practices import (
     PAST,
     TOMORROW,
@@ -67,10 +72,31 @@ async def server(mongod: str) -> AsyncIterator[Server]:
             patient("listed"),
             panel("listed", "Organization/a", "Patient/listed", "Patient/role"),
             patient("merged", ROLE_A) | merged,
+            patient("staffed", ref("Organization/b")),
             patient("circle", ROLE_A) | circle,
             patient("into-circle") | circle,
         )
+        own = care_team("staffed", "staffed", "PractitionerRole/role-b")
+        await server.store.commit(
+            [Change("create", "CareTeam", "staffed", own, sender="Organization/b")]
+        )
         yield server
+
+
+async def test_who_of_its_staff_it_is_a_practice_says_in_a_care_team_of_its_own(
+    server: Server,
+) -> None:
+    """That another source names the practice makes the team count, and the role stands in the practice's place."""
+    now, settings = server.mongo.now(), server.settings
+    (alone,) = (
+        await attribution.attributed(server.store, "Patient/staffed", now, settings)
+    ).providers
+    assert alone.practitioner_role == "PractitionerRole/role-b"
+    assert alone.organization == "Organization/b"
+    together = await many.providers(server.store, ["Patient/staffed"], now, settings)
+    assert [each.practitioner_role for each in together["Patient/staffed"]] == [
+        alone.practitioner_role
+    ]
 
 
 async def test_all_together_are_as_each_alone(server: Server) -> None:
@@ -116,6 +142,41 @@ async def test_in_order_are_those_of_whom_nothing_is_amiss(server: Server) -> No
     assert sorted(together) == sorted(alone)
     assert {"Patient/role", "Patient/listed"} <= set(together)
     assert not {"Patient/doctor", "Patient/both", "Patient/merged", "Patient/over"} & set(together)
+
+
+@pytest.mark.parametrize(
+    ("sources", "certain"),
+    [
+        ("care-team,general-practitioner,group", "role doctor practice both team listed"),
+        ("care-team,group", "team listed"),
+    ],
+)
+async def test_of_whom_nobody_is_pcp_is_found_without_the_claims_of_those_who_have_one_for_certain(
+    server: Server, monkeypatch: pytest.MonkeyPatch, sources: str, certain: str
+) -> None:
+    found = await server.store.find("Patient", {"terms": "*"}, projection={"_id": 1})
+    merged = ("merged", "circle", "into-circle")
+    names = {f"Patient/{row['_id']}" for row in found if row["_id"] not in merged}
+    now, settings = server.mongo.now(), server.settings.model_copy(update={"attribution": sources})
+    expected = {
+        name
+        for name in names
+        if not (await attribution.attributed(server.store, name, now, settings)).providers
+    }
+    read = set[str]()
+    providers = many.providers
+
+    async def noting(
+        store: Reader, patients: Collection[str], at: datetime, settings: Settings
+    ) -> dict[str, tuple[Provider, ...]]:
+        read.update(patients)
+        return await providers(store, patients, at, settings)
+
+    monkeypatch.setattr(many, "providers", noting)
+    monkeypatch.setattr(unattributed, "_FEW", 0)
+    assert await unattributed.without_pcp(server.store, names, now, settings) == expected
+    assert "Patient/nobody" in expected <= read
+    assert read.isdisjoint(f"Patient/{each}" for each in certain.split())
 
 
 async def test_many_cost_four_reads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

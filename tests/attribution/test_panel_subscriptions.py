@@ -14,7 +14,8 @@ import pytest
 from app.fhir.codes import REVIEW_REASON
 from app.runtime.mongo import Document
 from app.subscriptions.recipient import recipient_of
-from app.subscriptions.sending.recheck_recipient import still_concerns
+from app.subscriptions.sending import release_check
+from app.subscriptions.sending.recheck_recipient import REASSIGNED, still_concerns
 from tests.builders.practices import (
     PAST,
     TOMORROW,
@@ -292,6 +293,28 @@ async def test_a_reassigned_patients_late_notice_no_longer_concerns_the_old_prac
     assert await concerns()
     await put(client, patient("la", ref("PractitionerRole/role-b")))
     assert not await concerns()
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_whose_patient_has_left_meanwhile_is_told_only_of_what_has_just_happened(
+    hub: Pair, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """It waited until the endpoint was proven, and goes out for the first time."""
+    server, client = hub
+    name = f"wait-{is_late}"
+    await put(client, patient(name, ref("PractitionerRole/role-a")))
+    receiver.answer = lambda _: 404
+    id_ = await subscribe(hub, receiver, "general-practitioner=Organization/a")
+    await admit(hub, name, name)
+    assert await told(hub, receiver) == []
+    await put(client, patient(name, ref("PractitionerRole/role-b")))
+    monkeypatch.setattr(release_check, "FRESH", timedelta(hours=0 if is_late else 1))
+    receiver.answer = lambda _: 200
+    asked = (await client.get(f"/Subscription/{id_}")).json() | {"status": "requested"}
+    await put(client, asked)
+    assert await told(hub, receiver) == ([] if is_late else [name])
+    row = await server.mongo.collection("deliveries").find_one({"subscription": id_})
+    assert row.get("reason") == (REASSIGNED if is_late else None)
 
 
 async def test_a_filter_of_other_kinds_is_not_judged_again(hub: Pair, receiver: Receiver) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -863,6 +863,27 @@ async def test_what_a_dead_process_left_is_anchored_by_the_next(mongod: str) -> 
         await server.mongo.collection("audit").delete_one({"_id": rows[-1]["_id"]})
         report = await verify(server.mongo, secrets.of_settings(settings))
         assert any("cut off its end" in finding for finding in report.findings)
+
+
+async def test_what_is_past_its_time_is_looked_for_once_an_hour(
+    recorded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chains are anchored every minute."""
+    server, _ = recorded
+    begin, looked = server.mongo.now(), list[timedelta]()
+    audit = AuditLog(server.settings, server.mongo, "another")
+
+    async def look(now: datetime) -> int:
+        looked.append(now - begin)
+        return 0
+
+    monkeypatch.setattr(audit, "retire", look)
+    for minutes in (0, 1, 59, 60, 61, 121):
+        passed = timedelta(minutes=minutes)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.mongo, "now", lambda passed=passed: begin + passed)
+            await audit._tidy()
+    assert looked == [timedelta(minutes=minutes) for minutes in (0, 60, 121)]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 
 from app.audit.accounting import disclosures
 from app.fhir.ids import new_id
+from app.subscriptions.sending.attempt_audit import address
 from tests.builders.access_world import World, encounter, world as a_world
 from tests.builders.audit_events import events
 from tests.builders.practices import endpoint, role
@@ -57,6 +58,23 @@ def client_of(event: dict[str, Any]) -> str | None:
         if agent["type"]["coding"][0]["code"] == "110150"
     ]
     return clients[0] if clients else None
+
+
+@pytest.mark.parametrize(
+    ("endpoint_", "expected"),
+    [
+        ("https://me:secret@pcp.example:8443/hook?key=secret", "https://pcp.example:8443/hook"),
+        ("mailto:doctor@pcp.example?subject=x", "mailto:doctor@pcp.example"),
+        ("https://[::1", None),
+        ("nowhere", None),
+        (None, None),
+    ],
+)
+def test_an_address_is_on_record_without_what_may_be_secret(
+    endpoint_: str | None, expected: str | None
+) -> None:
+    """User, password and query; of an address that cannot be read, nothing."""
+    assert address(endpoint_) == expected
 
 
 @pytest.mark.slow

@@ -621,7 +621,12 @@ async def test_a_patient_who_refuses_providers_is_hidden_from_the_practice(world
         coverage(name, name, "plan-a"),
     )
     assert (await world.get("north", f"/Condition/{name}")).status_code == 200
+    of_everybody = world.server.accesses.disclosure.to_any_provider
+    assert await of_everybody(f"Patient/{name}") is None
     await world.put("admin", refusal)
+    is_told = await of_everybody(f"Patient/{name}")
+    assert is_told is not None
+    assert not is_told(f"Condition/{name}", labels.NONE)
     for url in (f"/Patient/{name}", f"/Condition/{name}", f"/Consent/{name}"):
         assert (await world.get("north", url)).status_code == 404
     assert await world.found("north", f"/Condition?patient={name}") == []

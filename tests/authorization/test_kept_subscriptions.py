@@ -9,7 +9,7 @@ import pytest
 
 from app.fhir.codes import SUBSCRIPTION_ENDPOINT, SUBSCRIPTION_ORIGIN, SUBSCRIPTION_OWNER
 from app.fhir.ids import new_id
-from tests.builders.access_world import Resource, World, encounter, world as a_world
+from tests.builders.access_world import Resource, World, encounter, security, world as a_world
 from tests.builders.practices import endpoint, organization, practitioner, role
 from tests.builders.receiver import Receiver
 from tests.builders.subscriptions import topic_based
@@ -126,6 +126,35 @@ async def test_the_parties_of_a_contract_ask_what_is_kept_for_it(
         await world.ask(who, "DELETE", place)
         assert_outcome(await world.ask(who, "POST", f"{place}/$resend"), 403, "forbidden")
     assert (await world.get("agency", place)).json() == stored
+
+
+async def test_an_agency_is_told_of_the_members_of_a_list_that_it_may_not_read(
+    world: World, receiver: Receiver
+) -> None:
+    """The list of a contract is very restricted by now; the filter is the server's own, and goes on."""
+    listed = (await world.get("admin", "/Group/list-n")).json()
+    await world.put("admin", {**listed, "meta": security("V")})
+    terms = {
+        "id": "of-a-closed-list",
+        "title": "Admissions",
+        "group": "Group/list-n",
+        "recipient": "Organization/agency",
+        "topics": ["encounter-admission"],
+        "deadline": 24,
+        "channel": {"type": "rest-hook", "endpoint": f"{receiver.url}/closed"},
+    }
+    contract = "http://carerelay.test/admin/contracts/of-a-closed-list"
+    answer = await world.ask("admin", "PUT", contract, terms)
+    assert answer.status_code == 201, answer.text
+    await settle(world)
+    assert (await world.get("agency", "/Group/list-n")).status_code == 404
+    stay = new_id()
+    await world.put("admin", encounter(stay, "pn", "general"))
+    await settle(world)
+    told = [each.focus for each in receiver.events if each.path.endswith("/closed")]
+    assert [focus.rpartition("/")[2] for focus in told] == [stay]
+    await world.ask("admin", "DELETE", contract)
+    await world.put("admin", listed)
 
 
 @pytest.mark.parametrize(

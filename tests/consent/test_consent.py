@@ -12,6 +12,7 @@ from app.consent import labels, provisions
 from app.consent.judgement import Judgement, WrittenConsent, decide, directives
 from app.consent.provisions import ConsentQuestion
 from app.consent.recipients import Recipient
+from app.fhir.codes import PROVIDER_ACCESS
 from tests.builders.consents import PERIOD_OVER, actor, consent, deny, label, permit
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -256,6 +257,33 @@ def test_a_consent_about_an_encounter_told_to_a_practice(given: Any, verdict: st
 )
 def test_only_an_active_consent_counts(status: str) -> None:
     assert judged(consent(provision=deny(), status=status)) == Judgement("full")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "verdicts"),
+    [
+        pytest.param("https://hub.example/fhir", ["withhold", "withhold", "withhold"], id="own"),
+        # Who is named by another server's URL may be the practice; another server's record is not this one.
+        pytest.param("https://other.example/fhir", ["id-only", "full", "full"], id="another's"),
+    ],
+)
+def test_what_is_named_by_a_url_of_this_server_is_its_own(
+    base_url: str, verdicts: list[str]
+) -> None:
+    """Who a provision is about and which record, at its top and in what it excepts."""
+    own = "https://hub.example/fhir"
+    practice, stay = f"{own}/Organization/practice", f"{own}/Encounter/e1"
+    data = [{"meaning": "instance", "reference": {"reference": stay}}]
+    question = ConsentQuestion("Encounter/e1", frozenset(), PRACTICE, NOW)
+    found = []
+    for provision in (
+        deny(actor=actor(practice)),
+        deny(data=data),
+        permit(provision=[deny(actor=actor(practice), data=data)]),
+    ):
+        given = directives(written(consent(PROVIDER_ACCESS, provision=provision)), base_url)
+        found.append(decide(given, question, None).verdict)
+    assert found == verdicts
 
 
 def test_the_reason_names_the_matter_and_the_consent() -> None:

@@ -133,6 +133,27 @@ async def test_a_lane_goes_on_after_what_was_withheld(
     assert notice.number == 1  # what was withheld is no event
 
 
+async def test_the_ledger_has_the_events_by_number_and_then_what_was_withheld(
+    pair: Pair, receiver: Receiver, patient: str
+) -> None:
+    id_ = await subscribed(pair, topic_based(endpoint=receiver.url))
+    given = consent(provision=deny(), status="inactive")
+    given = await agrees(pair, patient, given)
+    expected: dict[str, int] = {}
+    for number, status in ((1, "inactive"), (-2, "active"), (2, "inactive"), (-1, "active")):
+        given = await put(pair, {**given, "status": status})
+        expected[(await admitted(pair, patient))["id"]] = number
+    found: list[str] = []
+    page: dict[str, str] = {"subscription": id_, "_count": "1"}
+    while "_cursor" in page or not found:
+        answer = await pair[1].get("http://carerelay.test/admin/deliveries", params=page)
+        (row,) = answer.json()["deliveries"]
+        found.append(row["focus"].split("/")[1])
+        following = answer.json().get("next")
+        page = dict(httpx.URL(following).params) if following else {}
+    assert [expected[each] for each in found] == [2, 1, -1, -2]
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -425,6 +425,23 @@ async def test_a_label_is_taken_away_by_who_made_the_record(person: Person) -> N
         await person.says("general", given)
 
 
+@pytest.mark.parametrize("code", ["SUD", "R"])
+async def test_who_may_read_a_labelled_record_may_add_to_it_under_its_label(
+    person: Person, code: str
+) -> None:
+    """The words that it finds there are not its own to change, and no reason to refuse what it adds."""
+    given = condition(new_id(), person.id, meta=security(code))
+    await person.says("general", given)
+    rule = permit(securityLabel=label(code), actor=actor("Organization/north"))
+    await person.says("registry", person.consent(PART_2_DISCLOSURE, provision=rule))
+    await person.says("registry", person.consent(provision=rule))
+    added = given | {"note": [{"text": "Seen today"}]}
+    await person.says("north", added)
+    stored = (await person.world.get("admin", f"/Condition/{given['id']}")).json()
+    assert stored["note"] == added["note"]
+    assert stored["meta"]["security"] == security(code)["security"]
+
+
 async def test_a_like_coding_of_another_system_is_not_the_label(person: Person) -> None:
     await person.says("registry", person.permission())
     given = person.labelled(person.record)

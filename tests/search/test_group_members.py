@@ -15,6 +15,7 @@ from app.search import group_members
 from app.search.extract import extract
 from app.search.query import parse
 from app.store.store import Store
+from tests.builders.practices import panel
 from tests.builders.searching import ids, put, ref, search
 from tests.conftest import Server, make_settings, running
 from tests.outcomes import assert_outcome
@@ -67,6 +68,19 @@ def test_members_are_rows_and_no_terms() -> None:
     assert "member=" in fields["terms"]
     assert not any(term.startswith("member=P") for term in fields["terms"])
     assert "rows" not in extract("Group", group("g", []))
+
+
+def test_whose_panel_it_is_says_a_characteristic_that_is_not_excluded() -> None:
+    """Group.characteristic.exclude: the members do not have it. https://hl7.org/fhir/R4/group.html"""
+    roster = panel("g", "Organization/keeper", "Patient/1", of="Practitioner/a")
+    (own,) = roster["characteristic"]
+    other = {**own, "valueReference": ref("Practitioner/b"), "exclude": True}
+    for characteristics, expected in (
+        ([own, other], ["Practitioner/a"]),
+        ([other], ["Organization/keeper"]),
+    ):
+        fields = extract("Group", {**roster, "characteristic": characteristics})
+        assert [who for who, *_ in fields["roster"]["pcp"]] == expected
 
 
 def test_the_document_holds_none_of_them_and_memory_still_answers() -> None:

@@ -12,7 +12,7 @@ from app.search import cursor
 from app.search.escaping import split, unescape
 from app.search.extract import extract, index_models
 from app.search.parameters.string import normalise
-from app.search.query import Query, parse, supported_parameters
+from app.search.query import Query, criteria, parse, supported_parameters
 from app.search.terms import Terms
 from app.settings import Settings
 
@@ -108,6 +108,25 @@ def test_what_is_not_understood_is_refused_by_name(text: str, code: str, named: 
 
 
 @pytest.mark.parametrize(
+    ("text", "code", "named"),
+    [
+        pytest.param("status=planned&_count=1", "not-supported", "'_count'", id="control"),
+        pytest.param("_sort=date&status=planned", "not-supported", "'_sort'", id="order"),
+        pytest.param("_include=Encounter:patient", "not-supported", "'_include'", id="include"),
+        pytest.param("?", "required", "search criteria", id="none"),
+    ],
+)
+def test_what_shapes_an_answer_is_no_criterion_of_a_conditional_interaction(
+    text: str, code: str, named: str
+) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        criteria(text)
+    (issue,) = refusal.value.issues
+    assert (issue.code, named in issue.diagnostics) == (code, True)
+    assert criteria("?status=planned&_id=a") == [("status", "planned"), ("_id", "a")]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         pytest.param("status:banana=x", id="modifier"),
@@ -165,6 +184,14 @@ def test_patient_and_subject_share_their_terms() -> None:
     resource = {"resourceType": "Encounter", "subject": {"reference": "Patient/1"}}
     assert extract("Encounter", resource)["terms"] == ["*", "subject=Patient/1"]
     assert read("patient=1").filter == {"terms": "subject=Patient/1"}
+
+
+def test_a_value_that_is_only_extended_leaves_those_after_it_in_their_place() -> None:
+    """Of a repeating primitive, null stands where there is nothing but extensions."""
+    unknown = {"extension": [{"url": "urn:x", "valueCode": "unknown"}]}
+    name = {"given": [None, "Anna"], "_given": [unknown, None]}
+    fields = extract("Patient", {"resourceType": "Patient", "name": [name]})
+    assert read("given=anna", "Patient").matches(fields)
 
 
 def test_extract_gives_the_documents_own_id_and_time() -> None:
@@ -225,13 +252,15 @@ def test_normalise(text: str, expected: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
 
-@pytest.mark.parametrize("last", ["a", "\ud7ff", "\U0010ffff"])
-def test_prefix_bounds_hold_all_that_begins_with_it(last: str) -> None:
+@pytest.mark.parametrize(
+    ("last", "above"), [("a", "xb"), ("\ud7ff", "x\ue000"), ("\U0010ffff", "y")]
+)
+def test_prefix_bounds_hold_all_that_begins_with_it_and_nothing_else(last: str, above: str) -> None:
     prefix = f"x{last}"
     bounds = Terms(prefixes=(prefix,)).filter()["terms"]["$elemMatch"]
     low, high = bounds["$gte"].encode(), bounds["$lt"].encode()
     assert low <= prefix.encode() < high
-    assert low <= (prefix + "\U0010ffff").encode() < high
+    assert low <= (prefix + "\U0010ffff").encode() < high <= above.encode()
 
 
 @pytest.mark.parametrize(

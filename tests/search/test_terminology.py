@@ -81,6 +81,24 @@ RESOURCES: list[dict[str, Any]] = [
         "property",
         {"include": [{"system": CS, "filter": [{"property": "x", "op": "=", "value": "y"}]}]},
     ),
+    {
+        "resourceType": "ValueSet",
+        "id": "expanded",
+        "url": f"{VS}/expanded",
+        "status": "active",
+        "expansion": {
+            "timestamp": "2026-01-01",
+            "contains": [
+                {
+                    "system": CS,
+                    "code": "lung",
+                    "abstract": True,
+                    "contains": [{"system": CS, "code": "failure"}],
+                },
+                {"display": "Others", "contains": [{"system": CS, "code": "acute"}]},
+            ],
+        },
+    },
     condition("acute", (CS, "acute")),
     condition("failure", (CS, "failure"), ("http://other", "z")),
     condition("lung", (CS, "lung")),
@@ -120,6 +138,7 @@ async def found(store: Store, resource_type: str, name: str, value: str) -> set[
         pytest.param("code:in", f"{VS}/whole", {"acute", "failure", "lung"}, id="whole-system"),
         pytest.param("code:in", f"{VS}/hearts", {"acute"}, id="is-a-and-exclude"),
         pytest.param("code:in", f"{VS}/both", {"acute"}, id="intersection"),
+        pytest.param("code:in", f"{VS}/expanded", {"acute", "failure"}, id="no-headings"),
         pytest.param("code:in", f"{VS}/listed,{VS}/whole", {"acute", "failure", "lung"}, id="or"),
         pytest.param("code:not-in", f"{VS}/whole", {"other", "bare", "none"}, id="not-in"),
         pytest.param("code:below", f"{CS}|heart", {"acute", "failure"}, id="below"),

@@ -11,6 +11,7 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 
 from app.fhir.ids import new_id
+from app.subscriptions.notices.davinci_stay import complete
 from tests.builders.consents import consent, deny, label
 from tests.builders.davinci import PARTICIPATION, Hospital, alerts, ref
 from tests.builders.practices import endpoint, organization
@@ -28,6 +29,7 @@ from tests.subscriptions.davinci_checker import (
 
 BASE = "http://carerelay.test/fhir"
 DATA_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+ABSENT = {"extension": [{"url": DATA_ABSENT, "valueCode": "unknown"}]}
 Json = dict[str, Any]
 Pair = tuple[Server, httpx.AsyncClient]
 
@@ -230,6 +232,25 @@ async def test_names_that_nobody_knows_are_stated_as_absent(
     assert held["Location"]["_name"] == {"extension": absent}
     (participant,) = held["Encounter"]["participant"]
     assert participant["type"][0]["coding"][0]["code"] == "ATND"
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "name", "expected"),
+    [
+        ("Patient", {"family": "Rivera"}, {"family": "Rivera"}),
+        ("Patient", {"_family": ABSENT}, {"_family": ABSENT}),
+        ("Patient", {"given": ["Ana"]}, {"given": ["Ana"]}),
+        ("Patient", {"text": "Ana R."}, {"text": "Ana R.", **ABSENT}),
+        ("Practitioner", {"family": "Rivera"}, {"family": "Rivera"}),
+        ("Practitioner", {"given": ["Ana"]}, {"given": ["Ana"], "_family": ABSENT}),
+    ],
+)
+def test_of_a_name_that_alone_is_stated_as_absent_which_us_core_requires_and_is_not_there(
+    resource_type: str, name: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """A Patient needs a family or given name, a Practitioner a family name (us-core-6, us-core-practitioner)."""
+    completed = complete({"resourceType": resource_type, "name": [name]})
+    assert completed["name"] == [expected]
 
 
 @needs_profiles

@@ -11,6 +11,7 @@ from fhir.resources.R4B.bundle import Bundle
 from app.fhir import xml
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from app.subscriptions.matching.channel_terms import BACKPORT
 from tests.builders.deliveries import create, status_of, working
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.subscriptions import classic, encounter, topic_based
@@ -56,6 +57,7 @@ async def test_a_notification_travels_as_the_focus_of_a_message(
         assert (received.method, received.path) == ("POST", "/fhir/$process-message")
         assert received.headers["content-type"] == "application/fhir+json"
         header, bundle = parts(received.json)
+        assert header["eventUri"] == f"{BACKPORT}backport-subscription-notification-r4"
         assert header["source"]["endpoint"] == "http://carerelay.test/fhir"
         assert header["destination"] == [{"endpoint": receiver.url + "/fhir"}]
         assert bundle is not None
@@ -77,7 +79,8 @@ async def test_a_classic_message_has_the_resource_as_its_focus(
         await worker.drain()
     (received,) = receiver.requests
     assert received.path == "/$process-message?k=v"
-    _, focus = parts(received.json)
+    header, focus = parts(received.json)
+    assert header["eventUri"] == "http://hl7.org/fhir/StructureDefinition/Subscription"
     assert focus == (stay.resource() if payload else None)
 
 

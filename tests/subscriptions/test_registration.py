@@ -164,6 +164,12 @@ def refusals(subscription: dict[str, Any]) -> list[tuple[str, str]]:
             ("required", "channel.extension[0]"), id="max-count-type",
         ),
         pytest.param(
+            topic_based(max_count=0), None, ("value", "channel.extension[0]"), id="no-events"
+        ),
+        pytest.param(
+            topic_based(max_count=1001), None, ("value", "channel.extension[0]"), id="most-events"
+        ),
+        pytest.param(
             topic_based(heartbeat=0), None, ("value", "channel.extension[0]"), id="heartbeat-range"
         ),
         pytest.param(
@@ -300,6 +306,14 @@ def refusals(subscription: dict[str, Any]) -> list[tuple[str, str]]:
             topic_based(), put("channel.header", ["Content-length: 5"]),
             ("value", "channel.header[0]"), id="header-length",
         ),
+        pytest.param(
+            topic_based(), put("channel.header", [f"X-A: {'b' * 8188}"]),
+            ("too-long", "channel.header[0]"), id="long-header",
+        ),
+        pytest.param(
+            topic_based(), put("channel.header", [f"X-{n}: b" for n in range(21)]),
+            ("too-long", "channel.header"), id="many-headers",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_refused_at_its_element(
@@ -333,6 +347,7 @@ def test_all_complaints_come_at_once() -> None:
         pytest.param(topic_based("Encounter.patient=p1"), id="filter-dotted"),
         pytest.param(topic_based("Encounter?patient=p1&trigger=A01"), id="filter-query"),
         pytest.param(topic_based("class:not=EMER"), id="filter-modifier"),
+        pytest.param(topic_based(header=[f"X-A: {'b' * 8187}"] * 20, max_count=1000), id="limits"),
         pytest.param(topic_based(payload="application/fhir+json; fhirVersion=4.0"), id="version"),
         pytest.param(topic_based(heartbeat=86400, timeout=60, max_count=10), id="times"),
         pytest.param(topic_based(payload="application/fhir+xml"), id="xml"),

@@ -173,6 +173,30 @@ async def test_what_is_missing_or_stale_is_read_from_the_resource_and_kept(
     assert row["private"] == {"headers": [], "watch": fresh}
 
 
+async def test_what_is_known_already_is_not_read_again(
+    one: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing lies beside it; only what another process has written since."""
+    store = Store(one)
+    registry = SubscriptionRegistry(SETTINGS, one, store)
+    known, other = [await write(store, active(topic_based("patient=p1"))) for _ in range(2)]
+    await registry.load()
+    newer = await write(store, active(topic_based("patient=p2")), other)
+    read: list[list[str]] = []
+    reread = registry._reread
+
+    async def noting(ids: list[str]) -> None:
+        read.append(ids)
+        await reread(ids)
+
+    monkeypatch.setattr(registry, "_reread", noting)
+    await registry.load()
+    assert read == [[newer.id]]
+    assert await registry.read([known.id, newer.id]) == [], "none of them is new"
+    assert await concerned(registry, encounter(patient="p1")) == {known.id}
+    assert await concerned(registry, encounter(patient="p2")) == {newer.id}
+
+
 async def test_changes_are_known_to_other_processes_within_a_second(one: Mongo) -> None:
     async with process(one) as (store, _), process(one) as (_, other):
         await asyncio.sleep(0)

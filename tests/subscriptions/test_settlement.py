@@ -94,7 +94,7 @@ async def test_one_bulk_may_hold_every_kind_of_outcome(mongo: Mongo) -> None:
     taken, retried, refused, put_back = rows
     outcomes = [
         settlement(taken),
-        settlement(retried, "retrying", next_at=later),
+        settlement(retried, "retrying", next_at=later, rejected_at=NOW),
         settlement(refused, "dead", reason="The endpoint answered 410"),
         Settlement(Delivery.from_document(put_back), "queued", later),
     ]
@@ -109,6 +109,11 @@ async def test_one_bulk_may_hold_every_kind_of_outcome(mongo: Mongo) -> None:
         "retried": ("retrying", True, later, 1),
         "refused": ("dead", None, None, 1),
         "put back": ("queued", True, later, 0),
+    }
+    # Since when an endpoint takes no notice of this one is known as long as it is tried.
+    assert {id_: each.get("rejected_at") for id_, each in found.items()} == {
+        **dict.fromkeys(found, None),
+        "retried": NOW,
     }
     assert found["refused"]["reason"] == "The endpoint answered 410"
     assert (found["put back"]["attempts"], found["put back"]["first_at"]) == ([], None)

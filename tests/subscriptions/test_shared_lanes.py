@@ -201,6 +201,7 @@ async def test_what_a_server_of_format_3_left_open_takes_its_turn(
     told = sorted(await rows(mongo), key=lambda row: row["turn"])
     expected = [("admission", 1), ("discharge", 1), ("admission", 2), ("discharge", 2)]
     assert [(row["subscription"], row["number"]) for row in told] == expected
+    assert [row["turn"] for row in told] == [1, 2, 3, 4]
     assert {row["lane"] for row in told} == {f"{SEQUENCE}|Patient/p1"}
     receiver.answer = lambda _: 200
     seen = len(receiver.events)

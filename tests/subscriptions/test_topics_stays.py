@@ -44,10 +44,11 @@ def organization(id_: str, kind: str = "prov", part_of: str | None = None) -> di
 
 
 PLACES = [
-    organization("falls"),
+    organization("network", "bus"),
+    organization("falls", part_of="network"),
     organization("falls-cardiology", "dept", "falls"),
     organization("falls-medicine", "dept", "falls"),
-    organization("lake"),
+    organization("lake", part_of="network"),
     organization("rehab"),
     location("falls-site", "si"),
     location("falls-ward", "wa", "falls-site"),

@@ -9,9 +9,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from app.runtime.mongo import Mongo
 from app.store.store import Store
+from app.subscriptions.ledger.ledger import SECOND_LOOK
+from app.subscriptions.sending.attempt import Attempts
 from app.subscriptions.sending.retry import RetryPolicy
 from tests.builders.deliveries import create, make_due, rows, status_of, working
 from tests.builders.receiver import Receiver, receiving
@@ -88,6 +91,34 @@ async def test_of_several_in_one_notice_only_that_at_fault_is_kept_back(
         await worker.run_once()
     states = [row["state"] for row in await rows(mongo)]
     assert states == ["delivered", "retrying", "delivered"]
+
+
+async def test_without_the_database_nothing_is_sent_and_what_waits_is_tried_a_moment_later(
+    mongo: Mongo, store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That counts as no attempt."""
+
+    async def away(*_: object) -> object:
+        raise AutoReconnect("no primary")
+
+    async with working(mongo, store, loops=False) as worker:
+        await create(store, classic("Encounter?", receiver.url))
+        await worker.run_once()
+        with monkeypatch.context() as patch:
+            patch.setattr(Attempts, "make", away)
+            await create(store, encounter())
+            async with asyncio.timeout(5):
+                await worker.drain()
+        (row,) = await rows(mongo)
+        assert (row["state"], row["attempt"], row["attempts"]) == ("queued", 0, [])
+        assert mongo.now() < row["next_at"] <= mongo.now() + SECOND_LOOK
+        assert receiver.requests == []
+        await make_due(mongo)
+        await worker.run_once()
+        await worker.drain()
+    (row,) = await rows(mongo)
+    assert (row["state"], row["attempt"]) == ("delivered", 1)
+    assert len(receiver.requests) == 1
 
 
 @asynccontextmanager

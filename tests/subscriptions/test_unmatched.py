@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from bson import ObjectId
 
 from app.coordination.practices import unmatched_review
+from app.runtime.mongo import Document
+from app.store.events import Event
+from app.subscriptions.ledger.unmatched import event_row, row_of
 from app.subscriptions.matching import criteria_check
+from app.subscriptions.matching.judges import Failure
 from tests.builders.access_world import world
 from tests.builders.receiver import Receiver, receiving
 from tests.builders.spoilt import spoilt
@@ -234,6 +240,30 @@ async def test_criteria_that_are_known_to_be_at_fault_are_not_settled_for_each_e
     assert await unmatched(client) == [
         ("Subscription/w1", f"Encounter/e{number}/_history/1", CANNOT) for number in (1, 2, 3)
     ]
+
+
+def test_what_is_set_aside_is_the_event_with_all_that_it_was_raised_for() -> None:
+    """A topic that it is for alone, with the trigger, the context and the providers: judged again, it is no other."""
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    plain = Event(ObjectId(), "Encounter", "e1", 2, "update", at, None, None)
+    raised = replace(
+        plain,
+        topic=TOPIC,
+        trigger={"code": "late"},
+        context=("Task/t1",),
+        only_for=("Organization/o1",),
+    )
+    for_it: Document = {
+        "topic": TOPIC,
+        "trigger": {"code": "late"},
+        "context": ["Task/t1"],
+        "only_for": ["Organization/o1"],
+    }
+    same = {"type": "Encounter", "id": "e1", "version": 2, "method": "update", "at": at}
+    for event, expected in ((plain, {}), (raised, for_it)):
+        found, values = row_of(event, Failure(TOPIC, "Exception"), at)
+        row: Any = {**found, **values}
+        assert event_row(row) == {"_id": event.id, **same, **expected}
 
 
 @pytest.mark.slow

@@ -73,8 +73,8 @@ def condition(parameter: Parameter, modifier: str | None, texts: Iterable[str]) 
     """What any of the values of one request parameter ask for."""
     if modifier is not None:
         raise parameter.unknown_modifier(modifier)
-    found = tuple(_one(parameter, text) for text in texts)
-    return found[0] if len(found) == 1 else AnyOf(found)
+    first, *others = (_one(parameter, text) for text in texts)
+    return AnyOf((first, *others)) if others else first
 
 
 def _one(parameter: Parameter, text: str) -> Near:

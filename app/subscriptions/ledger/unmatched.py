@@ -170,9 +170,7 @@ class Unmatched:
 
     # Setting aside
 
-    async def add(
-        self, failed: Iterable[tuple[Event, Failure]], *, as_of_now: bool = False
-    ) -> None:
+    async def add(self, failed: Iterable[tuple[Event, Failure]], *, as_of_now: bool) -> None:
         """Set events aside for their judges; those that are there already stay as they are."""
         now = self._mongo.now()
         updates = []

@@ -144,7 +144,7 @@ class SubscriptionRegistry:
     def _learn(self, document: Document) -> Registration | None:
         """Register a version that was found in the database, and note what it may have missed so far."""
         before, known = self.get(document["_id"]), self._cache.version(document["_id"])
-        new = self._put_document(document)
+        new = self._put_document(document, again=False)
         if new is None or new.status == "off":
             return new
         counted = before is not None and before.status != "off"
@@ -252,7 +252,7 @@ class SubscriptionRegistry:
         self._file(subscription, status, read.end, read.criteria)
         return True
 
-    def _put_document(self, document: Document, *, again: bool = False) -> Registration | None:
+    def _put_document(self, document: Document, *, again: bool) -> Registration | None:
         subscription, version = document["_id"], document["v"]
         try:
             resource = None if "deleted" in document else fhir_json.decode_stored(document["text"])
@@ -273,7 +273,7 @@ class SubscriptionRegistry:
             return None
 
     def put(
-        self, subscription: str, version: int, resource: Resource | None, *, again: bool = False
+        self, subscription: str, version: int, resource: Resource | None, *, again: bool
     ) -> Registration | None:
         """Register a version, None for a deletion; returns the registration where it is new and supported.
 

@@ -38,6 +38,8 @@ class _Turn:
     slots: Slots
     began: float = 0.0
     patience: Patience = field(default_factory=Patience)
+    # Makes way for others where the present job is slow.
+    timer: asyncio.TimerHandle = field(init=False)
 
 
 class Dispatcher:
@@ -109,11 +111,11 @@ class Dispatcher:
             while target.jobs and target.under_way <= target.allowed and not self._is_ending:
                 turn.began, turn.patience = loop.time(), Patience()
                 CURRENT.set(turn.patience)
-                timer = loop.call_later(_SLOW, self._make_way, turn)
+                turn.timer = loop.call_later(_SLOW, self._make_way, turn)
                 try:
                     await self._do(target.jobs.popleft())
                 finally:
-                    timer.cancel()
+                    turn.timer.cancel()
                     self._held_up.pop(turn, None)
                 self._run(target)
                 if turn.slots.contended or turn.slots is not self._slots_of(target):
@@ -124,16 +126,12 @@ class Dispatcher:
             self._run(target)
 
     def _make_way(self, turn: _Turn) -> None:
-        """Let others have the slot of an attempt that is slow."""
+        """Let others have the slot of an attempt that is slow; where none is free for it, look again later."""
         if turn.slots is self._slow or self._move(turn):
             return
         self._held_up[turn] = None
         self._end_longest(turn.target)
-        asyncio.get_running_loop().call_later(_SLOW, self._look_again, turn, turn.began)
-
-    def _look_again(self, turn: _Turn, began: float) -> None:
-        if turn in self._held_up and turn.began == began:
-            self._make_way(turn)
+        turn.timer = asyncio.get_running_loop().call_later(_SLOW, self._make_way, turn)
 
     def _move(self, turn: _Turn) -> bool:
         """Give an attempt a slow slot for the one it has, if one is free."""

@@ -48,7 +48,7 @@ class SubscriptionChanges:
 
     def learn(self, event: Event) -> None:
         """Register a version that this process has committed."""
-        self._registry.put(event.resource_id, event.version, event.resource)
+        self._registry.put(event.resource_id, event.version, event.resource, again=False)
         # Not what `put` returned: another reader may have taken the version over a moment ago.
         self._follow_up(event.resource_id, self._registry.get(event.resource_id))
 
