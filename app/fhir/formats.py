@@ -81,7 +81,8 @@ def accepted(accept: str | None) -> str:
 def form_asked(accept: str | None, format_: str | None, forms: Mapping[str, str]) -> str | None:
     """Which of these media types, by their short names, is asked for by name rather than FHIR's own; None for none."""
     if format_ is not None:
-        wanted = _split(format_)[0]
+        # A plus sign in a query that nobody encoded arrives as a space.
+        wanted = _split(format_.replace(" ", "+"))[0]
         return forms.get(wanted, wanted if wanted in forms.values() else None)
     best, quality = None, 0.0
     for part in (accept or "").split(","):

@@ -21,7 +21,7 @@ _MOST = 10_000
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """A collection of Groups, one for each practice; as CSV a line for each member."""
     given = {name: str(values[0]) for name, values in invocation.arguments.items()}
-    form = member_questions.form_of(given)
+    form = member_questions.form_of(given, invocation.given.form)
     asked = await member_questions.read(context, invocation.resource_id, given)
     found = await panels(context, asked.population, given.get("practice"))
     if form == "csv":

@@ -23,6 +23,12 @@ _FORMS: Mapping[str, Form] = {
     **dict.fromkeys(("text/csv", "csv"), "csv"),
     **dict.fromkeys(("application/fhir+ndjson", "application/ndjson", "ndjson"), "ndjson"),
 }
+# What Accept and `_format` may ask for.
+FORMS: Mapping[str, str] = {
+    "csv": "text/csv",
+    "ndjson": "application/fhir+ndjson",
+    "application/ndjson": "application/ndjson",
+}
 _MEDIA_TYPES: Mapping[Form, str] = {
     "csv": "text/csv; charset=utf-8; header=present",
     "ndjson": "application/fhir+ndjson",
@@ -51,9 +57,9 @@ async def read(context: Context, group: str | None, given: Given) -> Asked:
     return Asked(context, found, period, _WITHIN if within is None else int(within))
 
 
-def form_of(given: Given) -> Form:
-    """The form of the answer. Raises BadRequest."""
-    name = given.get("_outputFormat")
+def form_of(given: Given, asked: str | None) -> Form:
+    """The form of the answer: by `_outputFormat`, else the media type that is `asked` for. Raises BadRequest."""
+    name = given.get("_outputFormat", asked)
     if name is None:
         return "bundle"
     # A plus sign in a query that nobody encoded arrives as a space.

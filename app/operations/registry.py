@@ -31,6 +31,7 @@ from app.operations import (
     everything,
     export,
     measure_evaluate,
+    member_questions,
     meta,
     patient_pcp,
     process_message,
@@ -194,6 +195,7 @@ OPERATIONS: Sequence[Operation] = (
         paged=True,
         needs=(("Patient", ("r", "s")),),
         roles=WORKBENCH_ROLES,
+        forms=member_questions.FORMS,
     ),
     Operation(
         "Group-worklist",
@@ -201,30 +203,35 @@ OPERATIONS: Sequence[Operation] = (
         paged=True,
         needs=(("Group", ("r",)), ("Patient", ("r", "s"))),
         roles=WORKBENCH_ROLES,
+        forms=member_questions.FORMS,
     ),
     Operation(
         "Patient-attributed",
         attributed.run,
         needs=(("Patient", ("r", "s")),),
         roles=WORKBENCH_ROLES,
+        forms=member_questions.FORMS,
     ),
     Operation(
         "Group-attributed",
         attributed.run,
         needs=(("Group", ("r",)), ("Patient", ("r", "s"))),
         roles=WORKBENCH_ROLES,
+        forms=member_questions.FORMS,
     ),
     Operation(
         "Patient-utilization",
         utilization.run,
         needs=(("Patient", ("r", "s")), ("Encounter", ("r", "s"))),
         roles=WORKBENCH_ROLES,
+        forms=member_questions.FORMS,
     ),
     Operation(
         "Group-utilization",
         utilization.run,
         needs=(("Group", ("r",)), ("Patient", ("r", "s")), ("Encounter", ("r", "s"))),
         roles=WORKBENCH_ROLES,
+        forms=member_questions.FORMS,
     ),
 )
 

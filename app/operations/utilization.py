@@ -18,7 +18,7 @@ from app.proof.timeliness import names_of
 async def run(context: Context, invocation: Invocation) -> InteractionResult:
     """The MeasureReport; the same as CSV, or as the one line of NDJSON."""
     given = {name: str(values[0]) for name, values in invocation.arguments.items()}
-    form = member_questions.form_of(given)
+    form = member_questions.form_of(given, invocation.given.form)
     asked = await member_questions.read(context, invocation.resource_id, given)
     found = await utilization(asked)
     names = await names_of(context, found.references())

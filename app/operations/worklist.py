@@ -38,7 +38,8 @@ async def run(context: Context, invocation: Invocation) -> InteractionResult:
     given = [(name, str(v)) for name, values in invocation.arguments.items() for v in values]
     walk = await context.walk(f"{place}/$worklist", [*given, *invocation.given.shaping])
     once = dict(walk.asked)
-    question, form = _question(context, once.get("question", "")), member_questions.form_of(once)
+    question = _question(context, once.get("question", ""))
+    form = member_questions.form_of(once, invocation.given.form)
     findings = await questions.answer(question, await member_questions.read(context, group, once))
     if len(findings) > _LONG:
         pace.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -284,3 +285,42 @@ async def test_an_entry_of_a_bundle_is_no_table(client: httpx.AsyncClient) -> No
     answer = await client.post("/", json=batch, headers=JSON)
     (entry,) = answer.json()["entry"]
     assert entry["response"]["status"].startswith("400")
+
+
+def untimed(text: str) -> str:
+    """Without the moments at which the answers were made."""
+    return re.sub(r"T[\d:.]+Z", "", text)
+
+
+@pytest.mark.parametrize("asked", ["accept", "_format"])
+@pytest.mark.parametrize(
+    "url",
+    ["/Patient/$worklist?question=no-pcp&", "/Patient/$utilization?", "/Group/roster/$attributed?"],
+)
+async def test_a_table_is_asked_for_as_any_format_is(hub: Pair, url: str, asked: str) -> None:
+    async def get(form: str, media_type: str) -> httpx.Response:
+        if asked == "accept":
+            return await hub[1].get(
+                url, headers={"accept": f"{media_type}, application/json;q=0.5"}
+            )
+        return await hub[1].get(f"{url}_format={form}")
+
+    for form, media_type in (("csv", "text/csv"), ("ndjson", "application/fhir+ndjson")):
+        answer = await get(form, media_type)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith(media_type)
+        same = await hub[1].get(f"{url}_outputFormat={form}")
+        assert untimed(answer.text) == untimed(same.text)
+    # What is named for the table itself counts more.
+    both = await hub[1].get(f"{url}_outputFormat=ndjson", headers={"accept": "text/csv"})
+    assert both.headers["content-type"] == "application/fhir+ndjson"
+
+
+async def test_a_plus_sign_that_nobody_encoded_is_one(hub: Pair) -> None:
+    answer = await hub[1].get("/Patient/$attributed?_format=application/fhir+ndjson")
+    assert answer.headers["content-type"] == "application/fhir+ndjson"
+
+
+async def test_other_operations_have_no_table(client: httpx.AsyncClient) -> None:
+    url = "/Measure/carerelay-notice-timeliness/$evaluate-measure"
+    assert_outcome(await client.get(url, headers={"accept": "text/csv"}), 406, "not-supported")
