@@ -154,6 +154,9 @@ async def test_two_people_at_work(tmp_path: Path) -> None:
             )
             page = await browser.new_page(viewport={"width": 1000, "height": 1000})
             await page.goto(f"{base}/CarePlan/agnes-thistlewick-plan/$summary")
+            whole = await page.inner_text("body")
+            cut = set(re.findall(r"(\S+)…", whole))
+            assert cut <= {word.rstrip(",;.") for word in whole.split()}, "a word or a day is cut"
             headings = await page.locator("h1, h2").all_inner_texts()
             await look(page, "days-care-plan", "\n".join(headings) + "\n", tmp_path)
             outputs = play((DOCS / "days.md").read_text("utf-8"), surroundings)

@@ -103,7 +103,11 @@ def _cut(heading: str, lines: Sequence[str], most: int, say: Phrases) -> Block:
 
 
 def _short(line: str) -> str:
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1].rstrip()}…"
+    """What there is room for, in whole words: half a date is read as another day."""
+    if len(line) <= _LONGEST:
+        return line
+    words_that_fit, space, _ = line[:_LONGEST].rpartition(" ")
+    return f"{words_that_fit.rstrip(' ,;') if space else line[: _LONGEST - 1]}…"
 
 
 def _primary_care(record: PlanRecord) -> str:
