@@ -31,7 +31,7 @@ clients: $(STAMP) ## Play the main flows of six clients of others; needs npm, No
 	@$(PYTEST) -m "clients or not clients" tests/clients $(ARGS)
 
 chaos: $(STAMP) ## Kill servers and databases dozens of times and see that no notice is lost (many minutes)
-	@$(PYTEST) -m chaos tests/subscriptions tests/cli tests/authorization tests/interactions tests/test_wrong_clock.py $(ARGS)
+	@$(PYTEST) -m chaos tests/subscriptions tests/cli tests/authorization tests/interactions tests/coordination tests/test_wrong_clock.py $(ARGS)
 
 mutants: $(STAMP) ## Put 200 faults into copies of the code, see whether tests notice; an hour (ARGS="--sample 20 --seed 3 --room search")
 	@$(BIN)/python -m tests.mutants $(ARGS)

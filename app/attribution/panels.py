@@ -11,7 +11,7 @@ from app.attribution import claims
 from app.attribution.claims import relative, terms_for
 from app.attribution.practices import is_active, named_by, rows_by_reference, usable_endpoints
 from app.fhir import json as fhir_json
-from app.fhir.codes import PCP_ROLES, SNOMED
+from app.fhir.codes import GROUP_KIND, PCP_PANEL, PCP_ROLES, SNOMED
 from app.fhir.json import Resource
 from app.records.reader import Reader
 from app.search import group_members
@@ -134,15 +134,22 @@ async def _is_named(store: Reader, names: Sequence[str], base_url: str) -> bool:
         store.find(
             "CareTeam", asking("CareTeam", "participant"), limit=_MOST, projection={"text": 1}
         ),
-        store.find("Group", asking("Group", "managing-entity"), projection={"roster": 1}),
+        store.find("Group", _naming(names, base_url), limit=1, projection={"_id": 1}),
     )
-    if patients or any(row.get("roster", {}).get("pcp") for row in groups):
+    if patients or groups:
         return True
     return any(
         claim.reference in names or claim.behalf in names
         for team in teams
         for claim in claims.of_care_team(fhir_json.decode_stored(team["text"]), base_url)
     )
+
+
+def _naming(names: Sequence[str], base_url: str) -> dict[str, Any]:
+    """The condition on rosters (`group_members.add_roster`) that name one of these as PCP."""
+    written = [each for name in names for each in (name, f"{base_url}/{name}")]
+    named = {"roster.pcp": {"$elemMatch": {"$elemMatch": {"$in": written}}}}
+    return {"$and": [{"terms": f"code={GROUP_KIND}|{PCP_PANEL}"}, named]}
 
 
 async def _referring(

@@ -12,7 +12,7 @@ import pytest
 
 from app.fhir.codes import REVIEW_REASON
 from app.settings import Settings
-from tests.builders.practices import endpoint, organization, patient, put, ref
+from tests.builders.practices import endpoint, organization, panel, patient, put, ref
 from tests.builders.receiver import Received, Receiver
 from tests.builders.subscriptions import encounter
 from tests.conftest import Server, make_settings, running
@@ -88,6 +88,21 @@ async def test_a_practice_hears_of_a_visit_in_its_order_and_of_a_rise_once(
         ]  # the first of them twice
         left_out = await explained(pair, "transfer")
         assert "another topic told the same Endpoint of it" in left_out
+
+
+async def test_who_is_named_by_a_roster_of_the_plan_alone_is_told(
+    mongod: str, receiver: Receiver
+) -> None:
+    async with serving(keeping(mongod, endpoint_topics="encounter-admission")) as pair:
+        await put(pair[1], endpoint("e", receiver.url), organization("plan"), patient("p1"))
+        await put(pair[1], organization("o", "e"))
+        roster = panel("g", "Organization/plan", "Patient/p1", of="Organization/o")
+        await put(pair[1], roster)
+        await settle(pair)
+        assert await statuses(pair) == {"admission": "active"}
+        await put(pair[1], {**encounter(patient="p1"), "id": "visit"})
+        await settle(pair)
+        assert [topic(each) for each in receiver.events] == ["admission"]
 
 
 async def explained(pair: Pair, of: str) -> str:
