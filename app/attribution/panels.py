@@ -127,22 +127,22 @@ async def _is_named(store: Reader, names: Sequence[str], base_url: str) -> bool:
         terms = [t for name in names for t in terms_for(kind, code, name, base_url)]
         return {"terms": {"$in": terms}}
 
-    patients, teams, groups = await asyncio.gather(
+    patients, teams = await asyncio.gather(
         store.find(
             "Patient", asking("Patient", "general-practitioner"), limit=1, projection={"_id": 1}
         ),
         store.find(
             "CareTeam", asking("CareTeam", "participant"), limit=_MOST, projection={"text": 1}
         ),
-        store.find("Group", _naming(names, base_url), limit=1, projection={"_id": 1}),
     )
-    if patients or groups:
-        return True
-    return any(
+    if patients or any(
         claim.reference in names or claim.behalf in names
         for team in teams
         for claim in claims.of_care_team(fhir_json.decode_stored(team["text"]), base_url)
-    )
+    ):
+        return True
+    # Last, since no index leads from a PCP to its rosters: all of them are looked at.
+    return bool(await store.find("Group", _naming(names, base_url), limit=1, projection={"_id": 1}))
 
 
 def _naming(names: Sequence[str], base_url: str) -> dict[str, Any]:
