@@ -9,7 +9,9 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +19,19 @@ from pypdf import PdfReader
 
 from app.coordination import care_plans
 from app.coordination.care_plans.phrases import PLAIN_WORDS, languages
-from tests.builders.care_plans import Desk, Json, Pair, desk, patient, plan, reference
+from tests.builders.access_world import security
+from tests.builders.care_plans import (
+    Desk,
+    Json,
+    Pair,
+    care_team,
+    desk,
+    goal,
+    patient,
+    plan,
+    reference,
+)
+from tests.builders.members import concept
 from tests.builders.rich_member import (
     FACTS,
     ORDER,
@@ -37,6 +51,7 @@ from tests.outcomes import assert_outcome
 
 pytestmark = pytest.mark.mongo
 HTML, PDF = {"accept": "text/html"}, {"accept": "application/pdf"}
+ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 # As browsers ask for what an address leads to.
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
@@ -335,3 +350,110 @@ async def test_a_large_document_comes_in_time_and_its_summary_has_one_page(at: D
     first, second = [page.extract_text() for page in PdfReader(io.BytesIO(paper.content)).pages[:2]]
     assert "and 9 more, told below" in first
     assert second.startswith("Point of contact")
+
+
+async def test_what_must_not_be_done_is_not_told_as_done(pair: Pair) -> None:
+    """Nor what was entered in error, is over, or is still to come; modifier elements are never passed over."""
+    subject = {"subject": reference("Patient/ann")}
+    order = {"resourceType": "MedicationRequest", "status": "active", "intent": "order", **subject}
+    hospital = {
+        "resourceType": "Encounter",
+        "class": {"code": "IMP", "system": ACT_CODE},
+        **subject,
+    }
+    async with desk(pair) as at:
+        now = at.server.clock.now()
+        today, later = f"{now:%Y-%m-%d}", f"{now + timedelta(days=90):%Y-%m-%d}"
+        steps = [{"sequence": 2, "text": "then 5 mg"}, {"sequence": 1, "text": "first 10 mg"}]
+        await at.put(
+            order
+            | {"id": "no", "doNotPerform": True, "medicationCodeableConcept": {"text": "Warfarin"}},
+            order
+            | {
+                "id": "t",
+                "medicationCodeableConcept": {"text": "Taper"},
+                "dosageInstruction": steps,
+            },
+            order
+            | {
+                "id": "prn",
+                "medicationCodeableConcept": {"text": "Aspirin"},
+                "dosageInstruction": [
+                    {
+                        "asNeededBoolean": True,
+                        "doseAndRate": [{"doseQuantity": {"value": 500, "unit": "mg"}}],
+                    }
+                ],
+            },
+            order
+            | {"id": "p", "intent": "proposal", "medicationCodeableConcept": {"text": "Statin"}},
+            hospital | {"id": "soon", "status": "planned", "period": {"start": later}},
+            hospital | {"id": "here", "status": "in-progress", "period": {"start": today}},
+            goal("walk", "Walk"),
+            goal("slip", "Slip", "entered-in-error"),
+            goal("dream", "Marathon", "cancelled"),
+            care_team(
+                {
+                    "role": [concept("care-team-role", "point-of-contact")],
+                    "member": {"display": "Gone Person"},
+                    "period": {"end": "2020-01-01"},
+                },
+                {
+                    "role": [concept("http://snomed.info/sct", "768820003")],
+                    "member": {"display": "Present Person"},
+                },
+            ),
+            plan(
+                goals=("walk", "slip", "dream"),
+                activity=[
+                    {
+                        "detail": {
+                            "status": "not-started",
+                            "doNotPerform": True,
+                            "code": {"text": "NSAIDs"},
+                        }
+                    },
+                    {"detail": {"status": "entered-in-error", "code": {"text": "Error"}}},
+                ],
+            ),
+        )
+        page = await at.client.get(f"{at.ref('CarePlan/plan')}/$summary", headers=HTML)
+    first, _, rest = page.text.partition("</section>")
+    assert "DO NOT GIVE: Warfarin" in first
+    assert "DO NOT GIVE: Warfarin" in rest
+    assert "NOT TO BE DONE: NSAIDs" in rest
+    assert "Taper, first 10 mg, then 5 mg" in first
+    assert "Aspirin, 500 mg, as needed" in first
+    assert f"hospital stay; since {today}" in first
+    assert "Present Person" in first
+    for text_ in ("Statin", later, "Slip", "Gone Person"):
+        assert text_ not in page.text
+    assert "Marathon" in rest
+    assert "Marathon" not in first
+
+
+async def test_the_name_of_what_was_restricted_stays_untold_once_it_is_deleted(pair: Pair) -> None:
+    secret: dict[str, Any] = {"meta": security("PSY")}
+    async with desk(pair) as at:
+        await at.put(
+            goal("walk", "Walk"),
+            goal("hidden", "Secret goal", **secret),
+            condition("hidden", "Secret condition", **secret),
+            plan(
+                goals=(),
+                goal=[
+                    reference("Goal/walk"),
+                    {"reference": at.ref("Goal/hidden"), "display": "Secret goal"},
+                ],
+                addresses=[
+                    {"reference": at.ref("Condition/hidden"), "display": "Secret condition"}
+                ],
+            ),
+        )
+        url = f"{at.ref('CarePlan/plan')}/$summary"
+        assert "Secret" not in (await at.client.get(url, headers=HTML)).text
+        for each in ("Goal/hidden", "Condition/hidden"):
+            assert (await at.client.delete(at.ref(each))).is_success
+        page = (await at.client.get(url, headers=HTML)).text
+        assert "Walk" in page
+        assert "Secret" not in page

@@ -100,19 +100,20 @@ def _planned(state: PlanState, activity: Activity) -> Any:
 
 # Goals of a care plan: added, met, dropped or otherwise changed.
 
-_ENDED_GOAL = frozenset({"cancelled", "rejected", "entered-in-error"})
+ENDED_GOAL = frozenset({"cancelled", "rejected", "entered-in-error"})
 
 
-def goal_title(goal: Resource | None, reference: Mapping[str, Any] | None = None) -> str:
-    """A goal's description, else the display of the reference to it."""
-    return (words.title(goal) if goal else "") or str((reference or {}).get("display") or "a goal")
+def goal_title(goal: Resource | None, reference: Mapping[str, Any] | None, names: Names) -> str:
+    """A goal's description, else what the reference to it is called."""
+    title = words.title(goal) if goal else ""
+    return title or words.reference(reference, names) or "a goal"
 
 
 def goal_changes(before: PlanState, after: PlanState, names: Names) -> Iterable[PlanChange]:
     old, new = before.referred("goal"), after.referred("goal")
     for key in dict.fromkeys((*new, *old)):
         was, now = before.find(key) if key in old else None, after.find(key) if key in new else None
-        name = goal_title(now or was, new.get(key) or old.get(key))
+        name = goal_title(now or was, new.get(key) or old.get(key), names)
         if key not in new or (now is None and was is not None):
             text = f"Goal dropped: {name}."
             yield PlanChange("goal", "dropped", text, literal(key), name)
@@ -147,7 +148,7 @@ def _goal_change(called: tuple[str, str], was: Resource, now: Resource, names: N
     if _is_met(now) and not _is_met(was):
         return PlanChange("goal", "met", f"Goal met: {name}.", literal(key), *statuses)
     ended = now.get("lifecycleStatus")
-    if ended in _ENDED_GOAL and was.get("lifecycleStatus") not in _ENDED_GOAL:
+    if ended in ENDED_GOAL and was.get("lifecycleStatus") not in ENDED_GOAL:
         text = f"Goal dropped: {name} ({ended})."
         return PlanChange("goal", "dropped", text, literal(key), *statuses)
     if words.is_restricted(now):

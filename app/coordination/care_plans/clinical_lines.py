@@ -56,9 +56,6 @@ def _notes(resource: Resource) -> str:
 
 def medication_line(medication: Resource, record: PlanRecord, say: Phrases) -> str:
     """A medication: name, dose, what for, who prescribed it and when."""
-    name = words.concept(medication.get("medicationCodeableConcept")) or words.reference(
-        medication.get("medicationReference"), record.names
-    )
     reasons = [
         *(words.reference(each, record.names) for each in medication.get("reasonReference", ())),
         words.concept(medication.get("reasonCode")),
@@ -66,11 +63,10 @@ def medication_line(medication: Resource, record: PlanRecord, say: Phrases) -> s
     status = medication.get("status")
     prescriber = medication.get("requester") or medication.get("informationSource")
     since = words.day(medication.get("authoredOn")) or words.choice(medication, "effective")
-    dosages = (*medication.get("dosageInstruction", ()), *medication.get("dosage", ()))
     return joined(
         (
-            name or say("a medication without a name"),
-            words.listing(dosage(each) for each in dosages),
+            medication_title(medication, record, say),
+            doses_of(medication, say),
             "" if status == "active" else say.code(status),
             say.labelled("for", words.listing(reasons)),
             say.labelled("by", words.reference(prescriber, record.names)),
@@ -80,17 +76,37 @@ def medication_line(medication: Resource, record: PlanRecord, say: Phrases) -> s
     )
 
 
-def dosage(value: Mapping[str, Any]) -> str:
+def medication_title(medication: Resource, record: PlanRecord, say: Phrases) -> str:
+    """The name of a medication, after the word that it must not be given where that is what was ordered."""
+    name = words.concept(medication.get("medicationCodeableConcept")) or words.reference(
+        medication.get("medicationReference"), record.names
+    )
+    name = name or say("a medication without a name")
+    return say("DO NOT GIVE: {name}", name=name) if medication.get("doNotPerform") else name
+
+
+def doses_of(medication: Resource, say: Phrases) -> str:
+    """The dosages of a medication, in the order in which they are to be followed."""
+    found = [*medication.get("dosageInstruction", ()), *medication.get("dosage", ())]
+    found.sort(key=lambda each: each.get("sequence", 0))
+    return words.listing(dosage(each, say) for each in found)
+
+
+def dosage(value: Mapping[str, Any], say: Phrases) -> str:
     """A Dosage: its text, else dose, route, timing and what else it says."""
     if "text" in value:
         return str(value["text"])
+    most = value.get("maxDosePerPeriod", {})
+    shares = [words.quantity(most.get(each)) for each in ("numerator", "denominator")]
     doses = [words.choice(each, "dose") for each in value.get("doseAndRate", ())]
     return words.listing(
         (
             *doses,
             words.concept(value.get("route")),
             words.timing(value.get("timing", {})),
-            words.choice(value, "asNeeded") if "asNeededCodeableConcept" in value else "",
+            say("as needed") if value.get("asNeededBoolean") else "",
+            say.labelled("as needed", words.concept(value.get("asNeededCodeableConcept"))),
+            say.labelled("at most", " / ".join(shares)) if all(shares) else "",
             str(value.get("patientInstruction", "")),
         )
     )

@@ -24,7 +24,7 @@ from app.coordination.care_plans.document_sheet import (
     Block,
     Part,
 )
-from app.coordination.care_plans.members import point_of_contact, teams
+from app.coordination.care_plans.members import members, point_of_contact
 from app.coordination.care_plans.phrases import Phrases
 from app.coordination.care_plans.record import PlanRecord
 from app.coordination.care_plans.selection import MOST, Section
@@ -210,7 +210,7 @@ def answers_that_matter(record: PlanRecord, say: Phrases) -> list[str]:
 def wishes(record: PlanRecord) -> list[str]:
     """The goals that the member has set: what the member wants, in the member's words."""
     return [
-        goal_title(goal, reference)
+        goal_title(goal, reference, record.names)
         for reference, goal in record.goals()
         if goal is not None and key_of(goal.get("expressedBy")).startswith("Patient/")
     ]
@@ -276,26 +276,28 @@ def _contact(record: PlanRecord, say: Phrases) -> Content:
 
 def _care_team(record: PlanRecord, say: Phrases) -> Content:
     """The members of the care teams, the point of contact first, and whom the patient names as primary care."""
-    first = point_of_contact(record.state)
-    everybody = [one for team in teams(record.state) for one in team.get("participant", ())]
+    first = point_of_contact(record.state, record.today)
+    everybody = members(record.state, record.today)
     lines = []
     if first is not None:
         contact = lines_of.contact_line(record, say)
         lines.append(say.labelled("Point of contact", contact))
     lines += [lines_of.member_line(one, record, say) for one in everybody if one is not first]
-    members = {key_of(one.get("member")) for one in everybody}
+    known = {key_of(one.get("member")) for one in everybody}
     lines += [
         say.labelled("Primary care", lines_of.provider_line(each, record))
         for each in (record.patient or {}).get("generalPractitioner", ())
-        if key_of(each) not in members
+        if key_of(each) not in known
     ]
     return Content([Block(lines=lines)], list(record.state.referred("careTeam")))
 
 
-def goals_by_term(record: PlanRecord, say: Phrases) -> list[Block]:
-    """The goals, short-term ones first; those that do not say are last."""
+def goals_by_term(
+    goals: Iterable[tuple[Mapping[str, Any], Resource | None]], record: PlanRecord, say: Phrases
+) -> list[Block]:
+    """Goals, short-term ones first; those that do not say are last."""
     groups: dict[str, list[str]] = {"short-term": [], "long-term": [], "": []}
-    for reference, goal in record.goals():
+    for reference, goal in goals:
         stated = codes((goal or {}).get("category"))
         term = next((each for each in groups if each in stated), "")
         groups[term].append(lines_of.goal_line(goal, reference, record, say))
@@ -308,13 +310,19 @@ def goals_by_term(record: PlanRecord, say: Phrases) -> list[Block]:
 
 
 def _goals(record: PlanRecord, say: Phrases) -> Content:
-    return Content(goals_by_term(record, say), list(record.state.referred("goal")))
+    goals = record.goals()
+    keys = [key_of(reference) for reference, _ in goals]
+    return Content(goals_by_term(goals, record, say), keys)
 
 
 def _interventions(record: PlanRecord, say: Phrases) -> Content:
     """The plan's own description, and the activities, grouped by the condition that each is for."""
     groups: dict[str, list[str]] = {}
-    activities = record.state.plan.get("activity", ())
+    activities = [
+        each
+        for each in record.state.plan.get("activity", ())
+        if each.get("detail", {}).get("status") != "entered-in-error"
+    ]
     for activity in activities:
         reason, line = lines_of.activity_line(activity, record, say)
         groups.setdefault(reason, []).append(line)
@@ -339,7 +347,7 @@ def _outcomes(record: PlanRecord, say: Phrases) -> Content:
         keys += [key_of(each) for each in activity.get("outcomeReference", ())]
     for reference, goal in record.goals():
         found = _results(goal or {}, record, say)
-        lines.append(say.labelled(goal_title(goal, reference), words.listing(found)))
+        lines.append(say.labelled(goal_title(goal, reference, record.names), words.listing(found)))
         keys += [key_of(each) for each in (goal or {}).get("outcomeReference", ())]
     return Content([Block(lines=[each for each in lines if each])], keys)
 

@@ -15,6 +15,7 @@ from app.coordination.care_plans import (
     lines as lines_of,
     wording as words,
 )
+from app.coordination.care_plans.activities import ENDED_GOAL
 from app.coordination.care_plans.document_sheet import Block, Sheet, shown
 from app.coordination.care_plans.phrases import Phrases
 from app.coordination.care_plans.record import PlanRecord
@@ -78,7 +79,7 @@ def _summary(record: PlanRecord, say: Phrases) -> list[Block]:
         _of_record("Allergies", "allergies", _allergies(record, say), _SOME, record, say),
         _of_record("Problems", "problems", _problems(record, say), _SOME, record, say),
         _cut(say("Goals"), _goals(record, say), _SOME, say),
-        _of_record("Medications", "medications", _medications(record), _MANY, record, say),
+        _of_record("Medications", "medications", _medications(record, say), _MANY, record, say),
         _cut(say("Barriers"), barriers, _FEW, say),
         _cut(say("Social needs"), needs, _FEW, say),
         _of_record("Last hospital stay", "encounters", stays[:1], _FEW, record, say),
@@ -131,23 +132,19 @@ def _problems(record: PlanRecord, say: Phrases) -> list[str]:
 
 
 def _goals(record: PlanRecord, say: Phrases) -> list[str]:
-    """The goals with their progress, short-term ones first."""
-    return [line for block in sections.goals_by_term(record, say) for line in block.lines]
+    """The goals that are not ended, with their progress, short-term ones first."""
+    current = [
+        (reference, goal)
+        for reference, goal in record.goals()
+        if (goal or {}).get("lifecycleStatus") not in ENDED_GOAL
+    ]
+    blocks = sections.goals_by_term(current, record, say)
+    return [line for block in blocks for line in block.lines]
 
 
-def _medications(record: PlanRecord) -> list[str]:
+def _medications(record: PlanRecord, say: Phrases) -> list[str]:
     """The names of the medications with their doses."""
-    found = record.sections["medications"].resources
     return [
-        words.listing(
-            (
-                words.concept(each.get("medicationCodeableConcept"))
-                or words.reference(each.get("medicationReference"), record.names),
-                *(
-                    clinical.dosage(one)
-                    for one in (*each.get("dosageInstruction", ()), *each.get("dosage", ()))
-                ),
-            )
-        )
-        for each in found
+        words.listing((clinical.medication_title(each, record, say), clinical.doses_of(each, say)))
+        for each in record.sections["medications"].resources
     ]

@@ -63,7 +63,7 @@ def language_line(patient: Resource | None, say: Phrases) -> str:
 
 def contact_line(record: PlanRecord, say: Phrases) -> str:
     """The single point of contact with a telephone number, else that none is stated."""
-    participant = point_of_contact(record.state)
+    participant = point_of_contact(record.state, record.today)
     if participant is None:
         return contact_words(record.state, record.names) or say("none stated")
     team_phone = words.listing(words.phone(team) for team in teams(record.state))
@@ -135,7 +135,7 @@ def goal_line(
     goal: Resource | None, reference: Mapping[str, Any], record: PlanRecord, say: Phrases
 ) -> str:
     """A goal: what is aimed at, how far it has come, by when, and whose wish it is."""
-    name = goal_title(goal, reference)
+    name = goal_title(goal, reference, record.names)
     if goal is None or words.is_restricted(goal):
         return name
     expressed = words.reference(goal.get("expressedBy"), record.names)
@@ -185,9 +185,10 @@ def activity_line(activity: Mapping[str, Any], record: PlanRecord, say: Phrases)
     when = words.choice(source, "occurrence") or words.choice(source, "scheduled")
     progress = [note.get("text", "") for note in activity.get("progress", ())]
     notes = [note.get("text", "") for note in source.get("note", ())]
+    name = activity_title(record.state, activity, record.names)
     line = joined(
         (
-            activity_title(record.state, activity, record.names),
+            say("NOT TO BE DONE: {name}", name=name) if source.get("doNotPerform") else name,
             say.code(source.get("status")),
             when,
             say.labelled("by", words.listing(performers)),

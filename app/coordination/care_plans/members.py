@@ -23,9 +23,20 @@ def teams(state: PlanState) -> list[Resource]:
     return [team for key in state.referred("careTeam") if (team := state.find(key)) is not None]
 
 
-def point_of_contact(state: PlanState) -> Participant | None:
-    """The member of the teams to call first: one marked as point of contact, else the care coordinator."""
+def members(state: PlanState, today: str = "") -> list[Participant]:
+    """The members of the plan's care teams, without those who have left before a day."""
     everybody = [one for team in teams(state) for one in team.get("participant", ())]
+    return [one for one in everybody if not today or not _has_left(one, today)]
+
+
+def _has_left(participant: Participant, today: str) -> bool:
+    end = words.day(participant.get("period", {}).get("end"))
+    return bool(end) and end < today[: len(end)]
+
+
+def point_of_contact(state: PlanState, today: str = "") -> Participant | None:
+    """The member of the teams to call first: one marked as point of contact, else the care coordinator."""
+    everybody = members(state, today)
     stated = next((one for one in everybody if _is_stated(one)), None)
     return stated or next(
         (one for one in everybody if _CARE_COORDINATOR in words.codes(one.get("role"))), None

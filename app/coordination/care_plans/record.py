@@ -44,23 +44,32 @@ _NOT_FOLLOWED = frozenset(
 
 @dataclass(slots=True)
 class PlanRecord:
-    """The plan's state, the patient, and the sections that the patient's record fills. `entries` are the document's."""
+    """The plan's state, the patient, and the sections that the patient's record fills. `entries` are the document's.
+
+    `today` is the day of the document.
+    """
 
     state: PlanState
     patient: Resource | None
     sections: Mapping[str, Section]
     entries: dict[str, Resource]
     names: Names
+    today: str
 
     def find(self, key: str) -> Resource | None:
         """The resource of the document that a reference leads to, contained resources of the plan included."""
         return self.state.find(key) if key.startswith("#") else self.entries.get(key)
 
     def goals(self) -> list[tuple[Mapping[str, Any], Resource | None]]:
-        """The plan's goals: the reference to each, and the Goal where it may be told."""
-        return [
+        """The plan's goals: the reference to each, and the Goal where it may be told; none entered in error."""
+        found = [
             (reference, self.find(key) or self.state.find(key))
             for key, reference in self.state.referred("goal").items()
+        ]
+        return [
+            (reference, goal)
+            for reference, goal in found
+            if (goal or {}).get("lifecycleStatus") != "entered-in-error"
         ]
 
 
@@ -83,7 +92,8 @@ async def gather(context: Context, state: PlanState, now: datetime) -> PlanRecor
         found |= zip(section.keys, section.resources, strict=True)
     await _follow(store, found, patient_key)
     names = await names_of(context, state.plan, found.values())
-    return PlanRecord(state, found.get(patient_key or ""), sections, found, names)
+    today = f"{now:%Y-%m-%d}"
+    return PlanRecord(state, found.get(patient_key or ""), sections, found, names, today)
 
 
 async def _look(context: Context, store: Reader, state: PlanState, patient: str | None) -> Looked:

@@ -16,6 +16,7 @@ from app.coordination.care_plans import wording as words
 from app.coordination.care_plans.state import PlanState
 from app.coordination.care_plans.wording import codes, key_of
 from app.fhir.codes import CODE_SYSTEM
+from app.fhir.encounter_status import ACTIVE
 from app.fhir.instants import span
 from app.fhir.json import Resource
 from app.settings import Settings
@@ -26,6 +27,7 @@ _YEAR = timedelta(days=365)
 _STAYS = frozenset({"ACUTE", "EMER", "IMP", "NONAC", "OBSENC", "SS"})
 _ENDED = frozenset({"inactive", "remission", "resolved"})
 _WITHDRAWN = frozenset({"cancelled", "entered-in-error", "refuted"})
+_NO_STAYS = _WITHDRAWN | {"planned"}
 _ADVANCE_DIRECTIVES = frozenset(
     {"42348-3", "acd", "adr", "advance-directive", "dnr", "hcd", "polst"}
 )
@@ -98,11 +100,15 @@ def sections(
             each
             for kind in SOURCES["medications"]
             for each in looked.of(kind)
-            if each.get("status") in ("active", "on-hold")
+            if each.get("status") in ("active", "on-hold") and each.get("intent") != "proposal"
         ],
         "allergies": [each for each in looked.of("AllergyIntolerance") if _is_live(each)],
         "directives": [*_directives(looked, now)],
-        "encounters": [each for each in looked.of("Encounter") if _is_recent_stay(each, now)],
+        # Where the member is now comes before where it was last.
+        "encounters": sorted(
+            (each for each in looked.of("Encounter") if _is_recent_stay(each, now)),
+            key=lambda each: each.get("status") not in ACTIVE,
+        ),
         "coverages": [
             each
             for each in looked.of("Coverage")
@@ -254,7 +260,7 @@ def _codings(value: Any) -> Iterable[tuple[str, str]]:
 def _is_recent_stay(encounter: Resource, now: datetime) -> bool:
     if encounter.get("class", {}).get("code") not in _STAYS:
         return False
-    if encounter.get("status") in _WITHDRAWN:
+    if encounter.get("status") in _NO_STAYS:
         return False
     period = encounter.get("period", {})
     latest = period.get("end") or period.get("start")

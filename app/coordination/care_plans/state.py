@@ -205,11 +205,20 @@ def _called(reference: Mapping[str, Any], others: Mapping[str, Resource]) -> str
 
 
 async def _told_of(context: Context, plan: Resource, keys: Iterable[str]) -> dict[str, Resource]:
-    """The current resources of these references that are told of in a plan."""
+    """The current resources of these references that are told of in a plan.
+
+    Of deleted ones the last version counts where it is restricted: its name is no more told than before.
+    """
     targets = [target for key in sorted(keys) if (target := split(key))]
-    found = await (await store_of(context, plan)).read_many(targets)
+    store = await store_of(context, plan)
+    found = await store.read_many(targets)
     live = [each for each in found.values() if not each.deleted]
-    return {each.reference: each.resource() for each in await without_hidden(context, plan, live)}
+    told = {each.reference: each.resource() for each in await without_hidden(context, plan, live)}
+    for each in found.values():
+        last = await store.vread(each.type, each.id, each.version - 1) if each.deleted else None
+        if last is not None and not last.deleted and is_restricted(resource := last.resource()):
+            told[each.reference] = resource
+    return told
 
 
 def _behind(resource: Resource) -> list[Mapping[str, Any]]:

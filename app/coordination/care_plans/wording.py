@@ -12,6 +12,7 @@ from typing import Any
 
 from app.consent import labels
 from app.fhir.json import Resource
+from app.fhir.resource_names import person_name
 
 Names = Mapping[str, str]
 
@@ -165,20 +166,17 @@ def timing(value: Mapping[str, Any]) -> str:
 
 
 def human_name(value: Any) -> str:
-    """The first HumanName: its text, else its parts."""
-    for name in each(value):
-        if "text" in name:
-            return str(name["text"])
-        parts = [*name.get("prefix", ()), *name.get("given", ()), name.get("family", "")]
-        parts += name.get("suffix", ())
-        if text := " ".join(part for part in parts if part):
-            return text
-    return ""
+    """The name that a person goes by: its text, else its parts."""
+    return person_name(each(value))
 
 
 def phone(resource: Mapping[str, Any] | None) -> str:
-    """The first telephone number, else the first other contact point."""
-    points = [p for p in (resource or {}).get("telecom", ()) if p.get("value")]
+    """The first telephone number that is in use, else the first other contact point."""
+    points = [
+        point
+        for point in (resource or {}).get("telecom", ())
+        if point.get("value") and point.get("use") != "old" and "end" not in point.get("period", {})
+    ]
     for point in points:
         if point.get("system") == "phone":
             return str(point["value"])
