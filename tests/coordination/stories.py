@@ -107,9 +107,10 @@ class Stage:
     async def settle(self) -> None:
         """Everything that follows from what was written has happened, deliveries included."""
         server = self.world.server
-        await server.engine.drain()
-        await server.worker.drain()
-        await server.engine.drain()
+        # Who is matched first is in no doubt when it is reacted to.
+        for _ in range(2):
+            await server.worker.drain()
+            await server.engine.drain()
 
     async def _step(self, step: Any, by: str) -> None:
         if "resourceType" in step:
