@@ -74,19 +74,23 @@ async def test_what_a_provider_is_refused_is_in_no_copy_and_no_text(at: Desk) ->
     """A copy is made once for all who read it; whoever may see more asks `$summary`."""
     no_goals = {"class": [{"system": "http://hl7.org/fhir/resource-types", "code": "Goal"}]}
     await at.put(patient(), refusal(**no_goals, actor=actor("Organization/other")))
-    await at.begin()
+    named = {**reference("Goal/walk"), "display": "Walk twenty minutes"}
+    await at.begin(goal=[named])
     (index,) = await written(at, "DocumentReference")
     document = await at.get(index["content"][0]["attachment"]["url"])
     assert "Rosa Nunez" in str(document)
-    assert "Walk twenty minutes" not in str(document)
+    assert "Walk twenty minutes a day" not in str(document)
+    # The plan's own words stand in the plan alone.
+    assert "Walk twenty" not in str(document["entry"][0])
     at.receiver.requests.clear()
     await at.put(goal("walk", "Walk an hour a day"))
     assert await at.after(seconds=900) == []
-    await at.put(plan(title="Another title"), goal("walk", "Walk two hours a day"))
+    await at.put(plan(title="Another title", goals=()), goal("walk", "Walk two hours a day"))
     await at.after(seconds=900)
     texts = [str(each["payload"]) for each in await written(at, "Communication")]
     assert any("Another title" in each for each in texts)
     assert not any("Walk" in each for each in texts)
+    await at.put(plan(title="Another title"))
     assert "two hours a day" in str(await at.get(at.ref("CarePlan/plan") + "/$summary"))
 
 

@@ -14,10 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from app.authentication.caller import SERVER
-from app.authorization.subject_store import IsTold
+from app.authorization.subject_store import IsTold, is_everybodys
 from app.consent import labels
 from app.context import Context
-from app.coordination.care_plans.wording import codes, is_restricted, key_of, title
+from app.coordination.care_plans.wording import codes, is_restricted, key_of, kind, title
 from app.fhir.json import Resource
 from app.interactions.references import split
 from app.records.reader import Reader, ResourceStore
@@ -186,9 +186,11 @@ async def names_of(
 ) -> dict[str, str]:
     """The names of the resources that these, of a plan's state, refer to, by relative reference.
 
-    A role is called by its practitioner, else by its practice, and what is about a medication by that.
+    A role is called by its practitioner, else by its practice, and what is about a medication by that. Where the
+    patient refuses something, what cannot be read is not called by what a reference says of it: that would be its name.
     """
-    found = await _told_of(context, plan, {key for each in resources for key in _references(each)})
+    named = {key for each in resources for key in _references(each)}
+    found = await _told_of(context, plan, named)
     behind = {key: _behind(resource) for key, resource in found.items()}
     keys = {key_of(each) for references in behind.values() for each in references}
     others = await _told_of(context, plan, keys)
@@ -196,7 +198,15 @@ async def names_of(
     for key, references in behind.items():
         called = (_called(each, others) for each in references)
         names[key] = next(filter(None, called), names[key])
+    if await _judge_of(context, plan) is not None:
+        absent = (key for key in {*named, *keys} - {*found, *others} if _is_of_patients(key))
+        names |= {key: kind({"reference": key}) for key in absent}
     return {key: name for key, name in names.items() if name}
+
+
+def _is_of_patients(key: str) -> bool:
+    target = split(key)
+    return target is not None and not is_everybodys(target[0])
 
 
 def _called(reference: Mapping[str, Any], others: Mapping[str, Resource]) -> str:

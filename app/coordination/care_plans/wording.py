@@ -91,10 +91,10 @@ def reference(value: Mapping[str, Any] | None, names: Names) -> str:
         return ""
     identifier = value.get("identifier", {})
     number = "" if "reference" in value else str(identifier.get("value", ""))
-    return str(names.get(key_of(value)) or value.get("display") or number or _kind(value))
+    return str(names.get(key_of(value)) or value.get("display") or number or kind(value))
 
 
-def _kind(value: Mapping[str, Any]) -> str:
+def kind(value: Mapping[str, Any]) -> str:
     """The type that a Reference leads to, as words: `a care team`, `an organization`."""
     place = re.search(r"(?:^|/)([A-Z][A-Za-z]+)/[^/]+$", key_of(value))
     name = place[1] if place else str(value.get("type", ""))
