@@ -325,6 +325,9 @@ async def test_what_a_consent_withholds_is_not_said_to_be_told(
     assert not receiver.events
     (row,) = await rows(hub, name)
     assert row["reason"].endswith("; withheld, as a row of its own says")
+    (task,) = (await tasks(hub, f"Encounter/{name}")).values()
+    said = task["statusReason"]["coding"][0]["display"]
+    assert said == "Nothing waits any more for what kept it from being told"
 
 
 async def test_of_a_plan_that_a_consent_withholds_no_copy_is_claimed(
