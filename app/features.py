@@ -12,6 +12,7 @@ from app.coordination.case_management import (
     health_risk_assessments,
     letters,
     letters_sent,
+    letters_waiting,
     opt_outs,
     referral_answers,
 )
@@ -39,6 +40,7 @@ from app.runtime.mongo import Mongo
 REACTIONS: Sequence[Reaction] = (
     consent_review.REACTION,
     letters.REACTION,
+    letters_waiting.REACTION,
     encounter_review.ENCOUNTER_REACTION,
     no_recipient.REACTION,
     endpoint_subscriptions.REACTION,
@@ -64,6 +66,7 @@ TIMERS: Sequence[Timer] = (
     continuity.TIMER,
     health_risk_assessments.TIMER,
     letters_sent.TIMER,
+    letters_waiting.TIMER,
     contract_deadlines.TIMER,
     publisher.TIMER,
     unmatched_review.TIMER,

@@ -34,7 +34,7 @@ CLOSINGS = {
     "enrolment-ended": "The enrolment ended",
     "matched": "What could not be decided was decided",
     "no-longer-due": "Nothing is due any more",
-    "no-longer-untold": "What nobody was told of was told after all",
+    "no-longer-untold": "Nothing waits any more for what kept it from being told",
     "plan-replaced": "A new plan of care took the place of the earlier one",
 }
 _LATE = {"coding": [{"system": TASK_BUSINESS_STATUS, "code": "overdue", "display": "Overdue"}]}

@@ -18,6 +18,8 @@ from app.store.events import Event
 # Under which search parameter each type names its patient, and in which element.
 _PATIENT = {
     "CarePlan": ("subject", "subject"),
+    "CareTeam": ("subject", "subject"),
+    "Communication": ("subject", "subject"),
     "Consent": ("patient", "patient"),
     "Coverage": ("patient", "beneficiary"),
     "Encounter": ("subject", "subject"),

@@ -56,8 +56,10 @@ async def ask(
         await interactions.update(context, "Task", asked["id"], asked)
 
 
-async def ask_of_patient(context: Context, reason: str, focus: str, patient: str) -> None:
-    """Put something into the queue that is amiss with a patient, whatever record showed it.
+async def ask_of_patient(
+    context: Context, reason: str, focus: str, patient: str, *, why: str = ""
+) -> None:
+    """Put something into the queue that is amiss with a patient, whatever record showed it; `why` as in `ask`.
 
     While a Task of that reason is open for the patient nothing more is asked; once it is closed the next record that
     shows it still amiss, or amiss again, is a Task of its own.
@@ -68,6 +70,8 @@ async def ask_of_patient(context: Context, reason: str, focus: str, patient: str
         return
     asked_before = str(len(asked)) if asked else ""
     found = task(context, reason, focus, patient=patient)
+    if why:
+        found["reasonCode"] = {"text": why}
     found["id"] = stable_id("review", reason, patient, asked_before)
     await interactions.update(context, "Task", found["id"], await labelled(context, found))
 

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -211,6 +211,13 @@ class Timers:
         will = {"_id": f"{kind}|{key}", "failed": None, "cancelled": None}
         row = await self._timers.find_one(will, {"due": 1})
         return None if row is None else row["due"]
+
+    async def set_among(self, kind: str, keys: Collection[str]) -> frozenset[str]:
+        """The keys for which something of a kind will happen."""
+        ids = [f"{kind}|{key}" for key in keys]
+        will = {"_id": {"$in": ids}, "failed": None, "cancelled": None}
+        rows = await self._timers.find(will, {"key": 1}).to_list(None)
+        return frozenset(row["key"] for row in rows)
 
     async def dead(self, limit: int, *, unasked: bool = False) -> list[DeadLetter]:
         """Those that were given up."""

@@ -324,7 +324,29 @@ async def test_what_a_consent_withholds_is_not_said_to_be_told(
     await write(hub, patient(name, ref(f"Organization/{name}")))
     assert not receiver.events
     (row,) = await rows(hub, name)
-    assert row["reason"].endswith("; a row of its own says what became of it")
+    assert row["reason"].endswith("; withheld, as a row of its own says")
+    (task,) = (await tasks(hub, f"Encounter/{name}")).values()
+    said = task["statusReason"]["coding"][0]["display"]
+    assert said == "Nothing waits any more for what kept it from being told"
+
+
+async def test_of_a_plan_that_a_consent_withholds_no_copy_is_claimed(
+    hub: Pair, receiver: Receiver
+) -> None:
+    name = "unwilling-plan"
+    no = deny(actor=actor(f"Organization/{name}"))
+    plan = {"resourceType": "CarePlan", "id": name, "status": "active", "intent": "plan"}
+    await put(hub[1], organization(name), patient(name))
+    await put(hub[1], consent(provision=no) | {"id": name, "patient": ref(f"Patient/{name}")})
+    await follow(hub, receiver, name, ADMISSION.replace("encounter-admission", "careplan-change"))
+    await write(hub, {**plan, "subject": ref(f"Patient/{name}")})
+    hub[0].clock.advance(timedelta(days=1))
+    await settle(hub)
+    await write(hub, patient(name, ref(f"Organization/{name}")))
+    assert not receiver.events
+    (row,) = await rows(hub, name)
+    assert "untold" not in row
+    assert row["reason"].endswith("if it may have it and the plan goes on")
 
 
 async def test_a_visit_by_identifier_alone_is_told_once_it_names_its_patient(

@@ -80,12 +80,16 @@ async def letters(server: Server, client: httpx.AsyncClient, patient: str) -> di
     return by_kind
 
 
-async def reviews(client: httpx.AsyncClient, patient: str) -> list[str]:
+async def tasks(client: httpx.AsyncClient, patient: str, reason: str = "") -> list[dict[str, Any]]:
+    """The review Tasks about a member, of a reason where one is given."""
     found = await client.get(
-        "/Task", params={"patient": f"Patient/{patient}", "code": f"{REVIEW_REASON}|"}
+        "/Task", params={"patient": f"Patient/{patient}", "code": f"{REVIEW_REASON}|{reason}"}
     )
-    entries = [entry["resource"] for entry in found.json().get("entry", ())]
-    return sorted(each["code"]["coding"][0]["code"] for each in entries)
+    return [entry["resource"] for entry in found.json().get("entry", ())]
+
+
+async def reviews(client: httpx.AsyncClient, patient: str) -> list[str]:
+    return sorted(each["code"]["coding"][0]["code"] for each in await tasks(client, patient))
 
 
 async def test_on_opt_in_a_letter_goes_to_the_member_and_one_to_the_practice(
@@ -253,3 +257,44 @@ async def test_a_practice_that_listens_has_its_letter_sent_and_nobody_mails_it(
         mailed = await letters(server, client, other)
         statuses = {mailed["opt-in-provider"]["status"], sent["opt-in-member"]["status"]}
         assert statuses == {"preparation"}
+
+
+async def test_a_letter_without_a_practice_is_told_once_one_is_named(mongod: str) -> None:
+    async with receiving() as receiver, running(make_settings(mongod)) as pair:
+        server, client = pair
+        late, unwilling, left = [await member(client, pcp=False) for _ in range(3)]
+        practice = {"resourceType": "Organization", "id": "named-late", "name": "Practice"}
+        await put(client, practice)
+        draft = topic_based("general-practitioner=Organization/named-late", endpoint=receiver.url)
+        letter = {"criteria": "http://carerelay.example/SubscriptionTopic/letter"}
+        assert (await client.post("/Subscription", json=draft | letter)).status_code == 201
+        await server.worker.drain()
+        for patient in (late, unwilling):
+            await put(client, consent(patient))
+        episode = enrolment(left)
+        await put(client, episode)
+        await letters(server, client, left)
+        (task,) = await tasks(client, late)
+        assert "Name the patient's primary care practice" in task["reasonCode"]["text"]
+
+        await put(client, consent(unwilling, "pcp-notification", type_="deny"))
+        await put(client, {**episode, "status": "finished"})
+        pcp = [{"reference": "Organization/named-late"}]
+        for patient in (late, unwilling, left):
+            named = {"resourceType": "Patient", "id": patient, "generalPractitioner": pcp}
+            await put(client, named)
+        theirs = [
+            (await letters(server, client, patient))["opt-in-provider"]
+            for patient in (late, unwilling, left)
+        ]
+        await server.worker.drain()
+        assert [each["status"] for each in theirs] == ["preparation", "not-done", "not-done"]
+        assert theirs[0]["recipient"] == pcp
+        assert "programme" in theirs[0]["payload"][0]["contentString"]
+        assert "statusReason" not in theirs[0]
+        assert theirs[1]["statusReason"]["coding"][0]["code"] == "patient-objection"
+        assert theirs[2]["statusReason"]["coding"][0]["code"] == "recipient-unavailable"
+        assert [each.focus.rpartition("/")[2] for each in receiver.events] == [theirs[0]["id"]]
+        for patient in (late, unwilling, left):
+            (asked,) = await tasks(client, patient, "no-pcp")
+            assert asked["status"] == "completed"

@@ -8,6 +8,7 @@ referral_answers            writes to who has referred a patient where that is n
 health_risk_assessments     keeps the Tasks of health risk assessments that fall due
 letters                     writes the letters of an opt-in to member and practice
 letter_writing              stores a letter, and asks whether its recipient may hear of it
+letters_waiting             addresses a letter once a practice is known
 letters_sent                completes a letter that a practice took by its Subscription
 
 docs/case-management.md

@@ -15,7 +15,7 @@ from app.fhir.json import Resource
 from app.interactions import interactions
 from app.interactions.references import split
 
-_NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
+NOT_DONE = "http://terminology.hl7.org/CodeSystem/communication-not-done-reason"
 
 
 async def is_refused(
@@ -53,7 +53,7 @@ def not_sent(reason: str) -> Resource:
     """A letter that is not sent, by a code of communication-not-done-reason."""
     return {
         "status": "not-done",
-        "statusReason": {"coding": [{"system": _NOT_DONE, "code": reason}]},
+        "statusReason": {"coding": [{"system": NOT_DONE, "code": reason}]},
     }
 
 

@@ -3,11 +3,13 @@
 An opt-in is a Consent of the category `case-management` that comes to permit it, or an enrolment that becomes active
 where no Consent answers the question; each opt-in has its letters once. The letters are Communications in
 `preparation`: the person who prints or mails one completes it with the time it was sent, for a practice that took it by
-a Subscription the server does (letters_sent.py). docs/consent.md
+a Subscription the server does (letters_sent.py). One for which no practice is known waits for it (letters_waiting.py).
+docs/consent.md
 """
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from app.attribution.attribution import primary_care
@@ -15,6 +17,7 @@ from app.attribution.practices import Provider
 from app.automation import review_tasks
 from app.automation.patient_resources import patient_of
 from app.automation.reactions import Reaction
+from app.automation.timers import Timers
 from app.consent import labels
 from app.consent.judgement import Directive, WrittenConsent, consents, directives
 from app.consent.provisions import ConsentQuestion, Effect, answer
@@ -31,10 +34,19 @@ from app.coordination.case_management.letter_writing import (
 )
 from app.fhir.codes import CASE_MANAGEMENT, LETTER_TO_MEMBER, LETTER_TO_PROVIDER
 from app.fhir.json import Resource
+from app.interactions.references import split
 from app.store.events import Event
 
+# The kind of the timers, by patient, that look for a practice for letters (letters_waiting.py).
+WAITING = "letters-waiting"
+# A practice may be named beside the writing of the letter.
+_FIRST_LOOK = timedelta(minutes=1)
+_TO_DO = (
+    "The letter about the opt-in is addressed to nobody. Name the patient's primary care practice; it is addressed to "
+    "that then."
+)
 # Plain words without anything clinical: others may see the letters.
-_WORDS = {
+WORDS = {
     LETTER_TO_MEMBER: (
         "You are now part of our case management programme. A case manager will be in touch with you. You may leave "
         "the programme at any time; to do so, tell your case manager or your health plan."
@@ -130,17 +142,36 @@ async def _write(
     """Store both letters about one opt-in; `key` identifies it."""
     base = {"about": [{"reference": about}], **({"sender": sender} if sender else {})}
     await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **to({"reference": patient})})
+    state = await to_practice(context, patient, about)
+    if state is None:
+        await review_tasks.ask_of_patient(context, "no-pcp", about, patient, why=_TO_DO)
+        due = context.services.clock.now() + _FIRST_LOOK
+        await context.services.get(Timers).set(WAITING, patient, due)
+        state = not_sent("recipient-unavailable")
+    await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **state})
+
+
+async def to_practice(context: Context, patient: str, about: str) -> Resource | None:
+    """The state of the letter to the practice: to whom it is sent, or that the member refuses it; None without one."""
     now = context.services.clock.now()
     found = await primary_care(context.services.store, patient, now, context.settings)
     if not found.providers:
-        await review_tasks.ask_of_patient(context, "no-pcp", about, patient)
-        unavailable = not_sent("recipient-unavailable")
-        await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **unavailable})
-        return
+        return None
     reference = _address(found.providers[0])
     refused = await is_refused(context, patient, reference, about)
-    state = not_sent("patient-objection") if refused else to({"reference": reference})
-    await _store(context, LETTER_TO_PROVIDER, patient, key, {**base, **state})
+    return not_sent("patient-objection") if refused else to({"reference": reference})
+
+
+async def stands(context: Context, about: str) -> bool:
+    """Whether the opt-in that a letter is about holds still."""
+    place = split(about)
+    stored = None if place is None else await context.store.read(*place)
+    if stored is None or stored.deleted:
+        return False
+    resource = stored.resource()
+    if stored.type == "EpisodeOfCare":
+        return _is_enrolled(resource)
+    return _opt_in(context, resource) is not None
 
 
 def _address(provider: Provider) -> str:
@@ -150,4 +181,4 @@ def _address(provider: Provider) -> str:
 async def _store(context: Context, kind: str, patient: str, key: str, more: Resource) -> None:
     if kind == LETTER_TO_PROVIDER and more["status"] != "not-done":
         await letters_sent.watch(context, letter_id(kind, key), patient)
-    await store_letter(context, kind, patient, key, _WORDS[kind], more)
+    await store_letter(context, kind, patient, key, WORDS[kind], more)

@@ -57,15 +57,16 @@ _SECONDS_A_ROUND = 5.0
 _ENDINGS: Mapping[Ending, str] = {
     "told": "told after all",
     "known": "told after all",
+    "withheld": "withheld, as a row of its own says",
     "settled": "a row of its own says what became of it",
     "once": "told as an admission",
     "newer": "its practice was told of a newer version",
     "unasked": "nobody asks for it",
     "unreadable": "the record cannot be read",
 }
-_NOTHING_MISSED: frozenset[Ending] = frozenset({"known", "settled", "unasked"})
+_NOTHING_MISSED: frozenset[Ending] = frozenset({"known", "withheld", "settled", "unasked"})
 # A practice that has come to a patient gets the plans as they are now (coordination/care_plans/copies.py).
-_COPIED = "its practice gets a copy of the plan"
+_COPIED = "its practice gets the plan as it is now, if it may have it and the plan goes on"
 _TAKEN_BACK = "the record says otherwise by now"
 
 Row = Mapping[str, Any]

@@ -31,9 +31,12 @@ log = logging.getLogger(__name__)
 
 # `told`: a Subscription will have the event. `known`: it has it already. `newer`: each one that follows the patient
 # knows better. `unasked`: none of those that follow the patient asks for it. `unreadable`: the record is damaged.
-# `settled`: it is withheld, or could not be delivered. `once`: it is told as the admission that it is, too.
-# `later`: a newer version is being matched, so that it cannot be said yet.
-Ending = Literal["told", "known", "settled", "once", "newer", "unasked", "unreadable", "later"]
+# `withheld`: consent, labels or rights keep it back. `settled`: it was withheld, or could not be delivered, before.
+# `once`: it is told as the admission that it is, too. `later`: a newer version is being matched, so that it cannot be
+# said yet.
+Ending = Literal[
+    "told", "known", "withheld", "settled", "once", "newer", "unasked", "unreadable", "later"
+]
 
 # The states in which a row may end undelivered.
 _NOT_TOLD = frozenset({"dead", "suppressed"})
@@ -237,7 +240,9 @@ def _ending(plan: Planned, rest: Planned, known: _Known) -> Ending:
     found = [known.recorded[key] for key in keys if key in known.recorded]
     if any(found):
         return "known"
-    if found or rest.withheld:
+    if rest.withheld:
+        return "withheld"
+    if found:
         return "settled"
     return "newer" if matched else "unasked"
 
