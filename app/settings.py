@@ -526,6 +526,6 @@ class Settings(BaseSettings):
     def _is_time_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ValueError, OSError):
+        except (KeyError, OSError, ValueError):  # no such name, a folder of names, no name at all
             raise ValueError("not a known time zone") from None
         return name

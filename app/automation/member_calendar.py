@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from app.automation import patient_resources
 from app.context import Context
-from app.fhir.instants import span
+from app.fhir.instants import moved, span
 from app.fhir.json import Resource
 from app.fhir.time_zones import zone_of
 
@@ -62,7 +62,11 @@ class MemberCalendar:
         """When a day has ended."""
         if self.zone is None:
             return datetime.combine(last, time(), UTC) + _EVERYWHERE
-        return datetime.combine(last + timedelta(days=1), time(), self.zone).astimezone(UTC)
+        after = moved(last, timedelta(days=1))
+        try:
+            return datetime.combine(after, time(), self.zone).astimezone(UTC)
+        except OverflowError:  # the zone leads beyond the calendar
+            return datetime.combine(after, time(), UTC)
 
 
 async def calendar_of(context: Context, patient: str) -> MemberCalendar:

@@ -63,9 +63,10 @@ class Timer:
     The key is the patient (`Patient/p1`) whom it is about, and the context of `run` is about nobody else; with
     `is_about_many` the key is something else, and that context is the server's own, without limits.
     `is_loop`: it sets itself anew for as long as there are servers, so that how it goes is told as of any loop.
-    `what` happens then, for people; nothing where it only looks again and again. `at_most` says how long it is set for
-    at most: one that is to wait for longer was set while the clock was ahead. `rung_already` are the keys of those that
-    have rung and show it, so that they are asked again where the clock was put back.
+    `what` happens then, for people; nothing where it only looks again and again. `of` is the type whose ids keys are.
+    `at_most` says how long it is set for at most: one that is to wait for longer was set while the clock was ahead.
+    `rung_already` are the keys of those that have rung and show it, so that they are asked again where the clock was
+    put back.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Timer:
     is_loop: bool = False
     is_about_many: bool = False
     what: str = ""
+    of: str = ""
     at_most: Callable[[Settings], timedelta] | None = None
     rung_already: Callable[[Context], Awaitable[Sequence[str]]] | None = None
 
@@ -264,8 +266,14 @@ class Timers:
         which = {"due": {"$lte": until}, "kind": {"$in": kinds}, "failed": None, "cancelled": None}
         rows = await self._timers.find(which).sort("due", ASCENDING).limit(limit).to_list(None)
         found = [
-            DueTimer(row["due"], self._kinds[row["kind"]].what, row["kind"], row["key"])
+            DueTimer(
+                row["due"],
+                kind.what,
+                kind.kind,
+                f"{kind.of}/{row['key']}" if kind.of else row["key"],
+            )
             for row in rows
+            for kind in (self._kinds[row["kind"]],)
         ]
         count = len(found) if len(found) < limit else await self._timers.count_documents(which)
         return found, int(count)

@@ -109,6 +109,21 @@ def about(rows: list[dict[str, Any]], member: Member) -> list[dict[str, Any]]:
     return [row for row in rows if row["about"] == f"Patient/{member.id}"]
 
 
+async def test_what_a_plan_waits_for_names_the_plan(hub: Pair) -> None:
+    member = await Member.new(*hub)
+    plan = {
+        "resourceType": "CarePlan",
+        "status": "active",
+        "intent": "plan",
+        "subject": member.patient,
+    }
+    await member.put(plan, "plan")
+    found = await due(hub[1], (hub[0].clock.now() + timedelta(days=1)).date().isoformat())
+    assert ("A care plan's changes are told", f"CarePlan/{member.id}-plan") in {
+        (row["what"], row["about"]) for row in found
+    }
+
+
 async def test_it_is_put_to_a_date_and_told_in_the_log(
     hub: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ from app.context import Context
 from app.coordination.case_management import health_risk_assessments
 from app.coordination.case_management.health_risk_assessments import Assessment, due_since
 from app.fhir.instants import a_year_after
+from app.fhir.time_zones import TIME_ZONE
 from tests.builders.members import Member, Resource, codes, concept
 from tests.builders.reactions import make_due
 from tests.conftest import Server, make_settings, running
@@ -51,6 +52,14 @@ async def test_an_enrolment_asks_for_an_assessment_within_90_days(member: Member
     assert task["restriction"]["period"] == {"start": member.day(), "end": member.day(90)}
     assert task["focus"] == {"reference": f"EpisodeOfCare/{episode['id']}"}
     assert task["owner"] == manager
+
+
+@pytest.mark.parametrize("name", ["Mars/Base", "america/new_york", "America", "../../etc/passwd"])
+async def test_a_time_zone_that_there_is_not_counts_as_none(member: Member, name: str) -> None:
+    stated = {"url": TIME_ZONE, "valueCode": name}
+    await member.put({"resourceType": "Patient", "extension": [stated]}, member.id)
+    await member.enrol()
+    assert len(await member.tasks("task-code", "hra-due")) == 1
 
 
 async def test_an_enrolment_in_something_else_asks_for_nothing(member: Member) -> None:

@@ -116,4 +116,6 @@ def _acknowledges(row: Document, notice: set[str]) -> bool:
     )
 
 
-REVIEW = Timer(REVIEW_TIMER, _fire, is_about_many=True, what="A care plan's yearly review")
+REVIEW = Timer(
+    REVIEW_TIMER, _fire, is_about_many=True, what="A care plan's yearly review", of="CarePlan"
+)

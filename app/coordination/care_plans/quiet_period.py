@@ -177,5 +177,6 @@ QUIET = Timer(
     _fire,
     is_about_many=True,
     what="A care plan's changes are told",
+    of="CarePlan",
     at_most=lambda settings: timedelta(seconds=settings.plan_quiet_period),
 )
