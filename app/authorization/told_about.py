@@ -1,5 +1,5 @@
-"""What tells of another record is told as far as that one is: review Tasks, the proof of notices, and what is made of a
-care plan, its documents and the notices of its changes.
+"""What tells of another record is told as far as that one: Tasks of the server, proof of notices, and what is made of
+a care plan, its documents and the notices of its changes.
 
 What was refused or labelled after they were written counts as well, since the record is judged as it is now.
 """
@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 from app.authorization import relations
 from app.authorization.judged_rows import Judged, current_rows, last_row_of
 from app.authorization.relations import DocumentRow
-from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_REVIEW, REVIEW_REASON
+from app.fhir.codes import CARE_PLAN_CHANGE, CARE_PLAN_REVIEW, REVIEW_REASON, TASK_CODE
 from app.search.terms import escape
 
 if TYPE_CHECKING:
     from app.authorization.access import Access
 
-_REVIEW = f"code={escape(REVIEW_REASON)}|"
+# Review Tasks, and those that the server keeps of an enrolment or a plan.
+_TASKS = tuple(f"code={escape(each)}|" for each in (REVIEW_REASON, TASK_CODE))
 _OF_PLAN = tuple(f"category={escape(each)}|" for each in (CARE_PLAN_CHANGE, CARE_PLAN_REVIEW))
 # By which terms, or beginnings of terms, a record is known to be one that may tell of another.
 TELLING: Mapping[str, tuple[str, ...]] = {
     "Communication": (relations.PROOF, *_OF_PLAN),
     "DocumentReference": ("related=",),
-    "Task": (_REVIEW,),
+    "Task": _TASKS,
 }
 # The search parameters that lead from these to what they tell of; of documents that is a care plan alone.
 _LEADING: Mapping[str, Sequence[str]] = {

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-import msgspec
 from cachetools import TTLCache
 
+from app.automation.borne_labels import labelled
 from app.automation.follow_up_tasks import OPEN, amend, is_open
 from app.automation.patient_resources import resources_of, token
 from app.automation.reactions import stable_id
@@ -22,7 +22,6 @@ from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.references import split
 from app.records.reader import Reader
 from app.records.versions import ResourceVersion
 from app.store.events import Event
@@ -52,7 +51,7 @@ async def ask(
         asked["requester"] = {"reference": requester}
     context = context.owning(f"Task/{asked['id']}")
     if await context.store.read("Task", asked["id"]) is None:
-        asked = await labelled(context, asked)
+        asked = await labelled(context, asked, focus)
         await interactions.update(context, "Task", asked["id"], asked)
 
 
@@ -73,25 +72,7 @@ async def ask_of_patient(
     if why:
         found["reasonCode"] = {"text": why}
     found["id"] = stable_id("review", reason, patient, asked_before)
-    await interactions.update(context, "Task", found["id"], await labelled(context, found))
-
-
-async def labelled(context: Context, asked: Resource) -> Resource:
-    """A new Task with the labels of its focus: it says that there is such a record, and when.
-
-    One that is damaged keeps nobody from being asked: a Task is judged by its focus whenever it is read.
-    """
-    place = split(asked["focus"]["reference"])
-    stored = None if place is None else await context.store.read(*place)
-    if stored is not None and stored.deleted:
-        stored = await context.store.vread(stored.type, stored.id, stored.version - 1)
-    if stored is None or stored.deleted:
-        return asked
-    try:
-        given = stored.meta().get("security")
-    except msgspec.DecodeError:
-        return asked
-    return {**asked, "meta": {"security": given}} if given else asked
+    await interactions.update(context, "Task", found["id"], await labelled(context, found, focus))
 
 
 async def ask_while(

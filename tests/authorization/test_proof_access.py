@@ -317,3 +317,36 @@ async def test_what_a_plan_sends_to_itself_no_practice_received(
             assert (counts["denominator"], counts["numerator"]) == counted
             _, told = await notices(world, "plan-a", stay["id"])
             assert told == sorted({"Organization/plan-a", f"Organization/{who}"})
+
+
+async def test_what_is_due_for_a_labelled_enrolment_is_told_as_far_as_that_is(world: World) -> None:
+    """The plan that made it has its Task; the practice has neither that nor a letter about it."""
+    name = new_id()
+    kind = {"system": "http://carerelay.example/CodeSystem/episode-type", "code": "case-management"}
+    enrolment = {
+        "resourceType": "EpisodeOfCare",
+        "id": name,
+        "status": "active",
+        "patient": ref("Patient/pn"),
+        "type": [{"coding": [kind]}],
+        "period": {"start": "2026-01-01"},
+        "meta": security("PSY"),
+    }
+    await world.put("plan-a", enrolment)
+    try:
+        await world.server.engine.drain()
+
+        async def read_by(who: str, kind: str) -> list[dict[str, Any]]:
+            found = (await world.get(who, f"/{kind}?patient=Patient/pn")).json().get("entry", [])
+            return [each["resource"] for each in found if name in str(each)]
+
+        (task,) = await read_by("plan-a", "Task")
+        assert task["focus"] == ref(f"EpisodeOfCare/{name}")
+        assert await read_by("north", "Task") == []
+        letters = await read_by("admin", "Communication")
+        assert {str(each["meta"]["security"]) for each in letters} == {
+            str(security("PSY")["security"])
+        }
+        assert await read_by("north", "Communication") == []
+    finally:
+        await world.ask("admin", "DELETE", f"/EpisodeOfCare/{name}")

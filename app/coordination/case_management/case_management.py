@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 
 from app.automation import review_tasks
+from app.automation.borne_labels import labelled
 from app.automation.follow_up_tasks import OPEN
 from app.automation.member_calendar import MemberCalendar
 from app.automation.patient_resources import codes_in, moment, patient_of, resources_of, token
@@ -155,7 +156,7 @@ async def _ask(context: Context, patient: str, focus: str, cause: Cause) -> None
     asked = review_tasks.task(context, REASON, focus, patient=patient)
     coding = {"system": REVIEW_CAUSE, "code": cause.code, "display": REVIEW_CAUSES[cause.code]}
     asked["reasonCode"] = {"coding": [coding]}
-    task = await review_tasks.labelled(context, asked)
+    task = await labelled(context, asked, asked["focus"]["reference"])
     terms = ["subject=" + patient, token("code", REVIEW_REASON, REASON)]
 
     async def attempt() -> None:

@@ -5,6 +5,7 @@ https://hl7.org/fhir/R4/communication.html
 
 from __future__ import annotations
 
+from app.automation.borne_labels import labelled
 from app.automation.reactions import stable_id
 from app.consent import labels
 from app.consent.judgement import judge
@@ -79,4 +80,6 @@ async def store_letter(
     }
     if more["status"] != "not-done":
         letter["payload"] = [{"contentString": words}]
+    for about in more.get("about", ()):
+        letter = await labelled(context, letter, about["reference"])
     await interactions.update(context, "Communication", own_id, letter)

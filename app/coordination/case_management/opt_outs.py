@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from app.automation import review_tasks
+from app.automation.borne_labels import labelled
 from app.automation.follow_up_tasks import OPEN, Closing, amend, close, reopened
 from app.automation.patient_resources import codes_in, patients_of, resources_of, token
 from app.automation.reactions import Reaction, for_each
@@ -62,7 +63,7 @@ async def _ask(context: Context, patient: str, episode: Resource, decision: Deci
     task = review_tasks.task(context, REASON, focus, patient=patient, about=about)
     if decision.said:
         task["reasonCode"] = {"text": f"The member said so on {decision.said[:10]}"}
-    task = await review_tasks.labelled(context, task)
+    task = await labelled(context, task, task["focus"]["reference"])
     await amend(context, "Task", task["id"], lambda now: task if now is None else reopened(now))
     return str(task["id"])
 

@@ -15,6 +15,7 @@ from typing import Any
 from app.attribution.claims import terms_for
 from app.attribution.practices import CONNECTION_TERMS
 from app.automation import review_tasks
+from app.automation.borne_labels import labelled
 from app.automation.follow_up_tasks import Closing, amend, closed, is_open
 from app.automation.patient_resources import codes_in
 from app.automation.reactions import stable_id
@@ -183,7 +184,7 @@ async def _task(context: Context, cause: str, concerns: str, tally: Tally) -> Re
     if _names_patient(cause):
         patient = tally.patient if cause != "unknown-patient" else None
         asked = review_tasks.task(context, cause, tally.focus, patient=patient)
-        asked = await review_tasks.labelled(context, asked)
+        asked = await labelled(context, asked, asked["focus"]["reference"])
     else:
         focus = concerns if await _is_stored(context, concerns) else None
         asked = review_tasks.task(context, cause, focus, patient=None)
