@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from app.coordination.care_plans.document_sheet import Block
+from app.coordination.care_plans.document_sheet import Block, shown_text
 
 _XHTML = "http://www.w3.org/1999/xhtml"
-# XML cannot hold these, however they are written.
-_UNWRITABLE = {code: " " for code in range(32) if code not in (9, 10, 13)} | {
-    0xFFFE: " ",
-    0xFFFF: " ",
-}
 
 
 def div(*markup: str) -> str:
@@ -25,7 +20,7 @@ def div(*markup: str) -> str:
 
 def text(value: str) -> str:
     """Text as markup: escaped, and without characters that XML cannot hold."""
-    return escape(value.translate(_UNWRITABLE), quote=True)
+    return escape(shown_text(value), quote=True)
 
 
 def items(lines: Iterable[str]) -> str:

@@ -59,11 +59,13 @@ def shown(sheet: Sheet) -> Sheet:
     """The sheet with texts of which each is shown as itself, and none changes how others are."""
     return replace(
         sheet,
-        title=_shown(sheet.title),
-        about=_shown(sheet.about),
+        title=shown_text(sheet.title),
+        about=shown_text(sheet.about),
         summary=[_block(each) for each in sheet.summary],
         parts=[
-            replace(part, title=_shown(part.title), blocks=[_block(each) for each in part.blocks])
+            replace(
+                part, title=shown_text(part.title), blocks=[_block(each) for each in part.blocks]
+            )
             for part in sheet.parts
         ],
     )
@@ -71,12 +73,13 @@ def shown(sheet: Sheet) -> Sheet:
 
 def _block(block: Block) -> Block:
     return Block(
-        _shown(block.heading),
-        [(_shown(label), _shown(value)) for label, value in block.facts],
-        [_shown(each) for each in block.lines],
-        _shown(block.remark),
+        shown_text(block.heading),
+        [(shown_text(label), shown_text(value)) for label, value in block.facts],
+        [shown_text(each) for each in block.lines],
+        shown_text(block.remark),
     )
 
 
-def _shown(text: str) -> str:
+def shown_text(text: str) -> str:
+    """The text without what no page shows and XML cannot hold."""
     return text.translate(_UNSHOWN)
