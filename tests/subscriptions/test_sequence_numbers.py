@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from bson import ObjectId
 
 from app.runtime.mongo import Mongo
 from app.subscriptions.ledger.sequence_numbers import SequenceNumbers, advance
@@ -25,7 +26,8 @@ async def test_numbers_are_read_anew_for_a_while_once_another_process_was_faster
 
     async def told(number: int) -> int:
         """The last number that is known, once another process has given this one."""
-        row = {"_id": f"r{number}", "subscription": "s", "number": number, "lane": "s|"}
+        row = {"_id": f"r{number}", "subscription": "s", "event": ObjectId(), "lane": "s|"}
+        row["number"] = number
         await mongo.collection("deliveries").insert_one(row)
         return (await numbers.learn(["s"]))["s"].number
 
