@@ -17,7 +17,7 @@ from app.authentication.caller import UNLIMITED, Caller, Role
 from app.authentication.scopes import CONSENT_AUTHORITY, Action, Scopes
 from app.authorization import attachments, given_records, relations, security_contexts, told_about
 from app.authorization.disclosure import Disclosure
-from app.authorization.judged_rows import Judged, current_rows, row_of_version
+from app.authorization.judged_rows import Judged, current_rows, is_withdrawn, row_of_version
 from app.authorization.panel import MOST_IN_PANEL, Panel, Panels
 from app.authorization.relations import DocumentRow, Traits
 from app.authorization.relationships import OrganizationTree, Relationships
@@ -417,9 +417,12 @@ class Access:
         return self.relationships.forget_older(patients, family, than) or by_consent
 
     async def seen_versions(
-        self, versions: Sequence[ResourceVersion], action: Action
+        self, versions: Sequence[ResourceVersion], action: Action, *, withdrawn: bool = False
     ) -> list[ResourceVersion]:
-        """The versions that may be seen: the version itself and, unless deleted, the current resource must be."""
+        """The versions that may be seen: the version itself and, unless deleted, the current resource must be.
+
+        With `withdrawn` those that were withdrawn (`is_withdrawn`) are judged by themselves alone.
+        """
         by_type: dict[str, list[ResourceVersion]] = {}
         for stored in versions:
             by_type.setdefault(stored.type, []).append(stored)
@@ -427,21 +430,31 @@ class Access:
         with reading_at(None):
             for resource_type, own in by_type.items():
                 if self.allows(resource_type, action):
-                    ids = await self._seen_of_type(resource_type, own, action)
+                    ids = await self._seen_of_type(resource_type, own, action, withdrawn)
                     shown |= {f"{resource_type}/{each}" for each in ids}
         return [each for each in versions if f"{each.type}/{_key(each)}" in shown]
 
     async def _seen_of_type(
-        self, resource_type: str, versions: Sequence[ResourceVersion], action: Action
+        self,
+        resource_type: str,
+        versions: Sequence[ResourceVersion],
+        action: Action,
+        withdrawn: bool,
     ) -> set[str]:
         current = await current_rows(self.store, resource_type, {each.id for each in versions})
         open_ = await self.with_history(resource_type, current)
         rows: list[DocumentRow] = []
         for each in versions:
-            if each.id in open_:
-                own = await row_of_version(self.store, each, current[each.id].get("by", ()))
-                if own is not None and self.restrictions.match(resource_type, action, own):
-                    rows.append({**own, "_id": _key(each), "id": each.id})
+            now = current.get(each.id)
+            if now is None or (each.id not in open_ and not withdrawn):
+                continue
+            own = await row_of_version(self.store, each, now.get("by", ()))
+            if (
+                own is not None
+                and (each.id in open_ or is_withdrawn(resource_type, own, now, self.base_url))
+                and self.restrictions.match(resource_type, action, own)
+            ):
+                rows.append({**own, "_id": _key(each), "id": each.id})
         return await self.seen(resource_type, rows)
 
     async def with_history(

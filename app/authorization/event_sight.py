@@ -1,7 +1,8 @@
 """What callers may see of events: of many events and for many callers at once, with one read for each type.
 
-An event is seen like the version that it is of. A caller is not refused by what was read before the question was asked:
-an attribution that another process has committed a moment before the event counts.
+An event is seen like the version that it is of; what was withdrawn from its patient, by itself alone. A caller is not
+refused by what was read before the question was asked: an attribution that another process has committed a moment
+before the event counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from bson import ObjectId
 
 from app.authorization.access import Access
-from app.authorization.judged_rows import current_rows
+from app.authorization.judged_rows import current_rows, is_withdrawn
 from app.authorization.relations import DocumentRow
 from app.search.terms import senders
 from app.store.events import Event
@@ -60,11 +61,14 @@ class EventSight:
         with_history = await access.with_history(resource_type, current)
         rows: list[DocumentRow] = []
         for key, event in events.items():
-            row = _row(event)
-            if event.resource_id not in with_history or row is None:
+            row, now = _row(event), current.get(event.resource_id)
+            if row is None or now is None:
                 continue
-            by = senders(current[event.resource_id].get("by", ()))
-            own = {**row, "_id": event.resource_id, "terms": [*row["terms"], *by]}
+            is_open = event.resource_id in with_history
+            if not is_open and not is_withdrawn(resource_type, row, now, access.base_url):
+                continue
+            own = {**row, "_id": event.resource_id}
+            own["terms"] = [*row["terms"], *senders(now.get("by", ()))]
             if access.restrictions.match(resource_type, "r", own):
                 rows.append({**own, "_id": key, "id": event.resource_id})
         return await access.seen(resource_type, rows)

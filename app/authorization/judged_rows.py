@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from app.authorization.relations import DocumentRow, Traits
+from app.authorization.relations import DocumentRow, Traits, patients_of
 from app.records.versions import ResourceVersion
 from app.runtime import pace
 from app.search.extract import extract
@@ -50,6 +50,16 @@ async def row_of_version(
     resource = await stored.resource_aside()
     fields = await pace.aside(len(stored.text), extract, stored.type, resource)
     return {**fields, "_id": stored.id, "terms": [*fields["terms"], *senders(by)]}
+
+
+def is_withdrawn(resource_type: str, row: DocumentRow, current: DocumentRow, base_url: str) -> bool:
+    """Whether a version was entered in error about a patient whose the record is not (docs/encounters.md).
+
+    Such a version takes back what was told about its patient, and says nothing of whose the record is now.
+    """
+    return "status=entered-in-error" in row["terms"] and patients_of(
+        resource_type, row, base_url
+    ).isdisjoint(patients_of(resource_type, current, base_url))
 
 
 async def _row_before(

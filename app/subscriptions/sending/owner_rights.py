@@ -185,7 +185,7 @@ class OwnerRights:
                 reference, labels.NONE, Recipient(None), self._accesses.relationships.now()
             )
             version = await self._store.vread(focus["type"], focus["id"], focus["version"])
-            if version is None or not await access.seen_versions([version], "r"):
+            if version is None or not await access.seen_versions([version], "r", withdrawn=True):
                 found[delivery.id] = Limit(NO_ACCESS, (), question, None)
                 continue
             hidden = await self._hidden(view, version, delivery, topic)
