@@ -163,7 +163,9 @@ def _ended(cause: str, current: Resource | None) -> Resource | None:
     if ended is current:
         return current
     inputs = [each for each in current.get("input", ()) if each["type"].get("text") != _COUNT]
-    said = {"description": f"{REVIEW_REASONS[cause]}. Nothing waits for that any more."}
+    said = {
+        "description": f"{REVIEW_REASONS[cause]}. Nothing that this Task tells of waits any more."
+    }
     return {**ended, **said, **({"input": inputs} if inputs else {})}
 
 
