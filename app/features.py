@@ -30,6 +30,7 @@ from app.coordination.practices import (
     subscription_review,
     taken_id_review,
     unmatched_review,
+    untold_carried,
     untold_review,
 )
 from app.proof import publisher
@@ -47,6 +48,7 @@ REACTIONS: Sequence[Reaction] = (
     endpoint_upkeep.REACTION,
     mended_causes.REACTION,
     missed_notices.REACTION,
+    untold_carried.REACTION,
     subscription_review.REACTION,
     taken_id_review.REACTION,
     ambiguous_patient_review.REACTION,

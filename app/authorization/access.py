@@ -399,8 +399,7 @@ class Access:
         left = {
             key: (row, of) for key, (row, of) in rows.items() if of.patients and of.patients <= own
         }
-        found = await self.disclosure.of(self.caller, resource_type, left) if left else set[str]()
-        return await told_about.without_hidden(self, resource_type, left, found)
+        return await told_about.disclosed(self, resource_type, left, own, family)
 
     async def own_patients(self, patients: set[str], family: OrganizationTree) -> set[str]:
         """The patients (`Patient/p1`) that are the organization's."""

@@ -2,8 +2,9 @@
 
 https://hl7.org/fhir/R4/task.html
 
-The server touches the status, its reason, the day, the output and the mark of being late; all else in such a Task is
-the people's who work on it. What they have closed stays closed, what they have deleted stays deleted.
+The server touches the status, its reason, the day, the output, the mark of being late and the security labels, which
+are those of the focus; all else in such a Task is the people's who work on it. What they have closed stays closed, what
+they have deleted stays deleted.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from app.automation.borne_labels import labels_of, with_labels
 from app.automation.patient_resources import codes_in, token
 from app.automation.work_lists import assigned
+from app.consent import labels
 from app.context import Context
 from app.errors import PreconditionFailed
 from app.fhir.codes import TASK_BUSINESS_STATUS, TASK_CODE, TASK_STATUS_REASON
 from app.fhir.instants import instant
 from app.fhir.json import Resource
 from app.interactions import interactions
-from app.interactions.preconditions import ONLY_NEW, only_of
+from app.interactions.preconditions import ONLY_NEW, Preconditions, only_of
+from app.interactions.result import InteractionResult
 from app.records.versions import ResourceVersion
 
 OPEN = frozenset({"draft", "requested", "received", "accepted", "ready", "in-progress", "on-hold"})
@@ -75,10 +79,13 @@ class FollowUp:
 async def keep(context: Context, wanted: FollowUp) -> bool:
     """Make the Task be as wanted; returns whether that changed anything. One to be closed is not made for that."""
     now = context.services.clock.now()
+    given = await labels_of(context, wanted.focus)
 
     def change(current: Resource | None) -> Resource | None:
         if current is None:
-            return None if wanted.closing else _with_day(_new(context, wanted), wanted, now)
+            made = with_labels(_new(context, wanted), given)
+            return None if wanted.closing else _with_day(made, wanted, now)
+        current = with_labels(current, given)
         if wanted.closing:
             return closed(current, wanted.closing)
         opened = reopened(current)
@@ -140,12 +147,33 @@ async def amend(
         if wanted is None or wanted == current:
             return False
         expected = ONLY_NEW if stored is None else only_of(stored.version)
+        write = _patch if _loses_labels(current, wanted) else interactions.update
         try:
-            await interactions.update(context, resource_type, resource_id, wanted, expected)
+            await write(context, resource_type, resource_id, wanted, expected)
         except PreconditionFailed:
             continue
         return True
     raise PreconditionFailed("Too many concurrent changes of this resource")
+
+
+def _loses_labels(current: Resource | None, wanted: Resource) -> bool:
+    """Whether labels are to go; an update that says nothing of any leaves them."""
+    return "meta" in wanted and bool(labels.codings(current) - labels.codings(wanted))
+
+
+async def _patch(
+    context: Context,
+    resource_type: str,
+    resource_id: str,
+    wanted: Resource,
+    expected: Preconditions,
+) -> InteractionResult:
+    """An update that takes labels away, as none does that only leaves them out."""
+
+    async def apply(_: str) -> Resource:
+        return wanted
+
+    return await interactions.patch(context, resource_type, resource_id, apply, expected)
 
 
 def closed(current: Resource, closing: Closing) -> Resource:

@@ -12,11 +12,12 @@ from datetime import datetime
 
 from cachetools import TTLCache
 
-from app.automation.borne_labels import labelled
+from app.automation.borne_labels import labelled, labels_of
 from app.automation.follow_up_tasks import OPEN, amend, is_open
 from app.automation.patient_resources import resources_of, token
 from app.automation.reactions import stable_id
 from app.automation.work_lists import assigned
+from app.consent import labels
 from app.context import Context
 from app.fhir.codes import REVIEW_REASON, REVIEW_REASONS
 from app.fhir.instants import instant
@@ -60,19 +61,26 @@ async def ask_of_patient(
 ) -> None:
     """Put something into the queue that is amiss with a patient, whatever record showed it; `why` as in `ask`.
 
-    While a Task of that reason is open for the patient nothing more is asked; once it is closed the next record that
-    shows it still amiss, or amiss again, is a Task of its own.
+    While a Task of that reason is open for the patient, and hides from nobody who sees this record, nothing more is
+    asked; once it is closed the next record that shows it still amiss, or amiss again, is a Task of its own.
     """
     of_reason = token("code", REVIEW_REASON, reason)
     asked = await resources_of(context, "Task", patient, of_reason)
-    if any(is_open(each.resource()) for each in asked):
-        return
-    asked_before = str(len(asked)) if asked else ""
-    found = task(context, reason, focus, patient=patient)
+    found = await labelled(context, task(context, reason, focus, patient=patient), focus)
+    for each in asked:
+        if is_open(each.resource()) and await _is_seen_with(context, each.resource(), found):
+            return
     if why:
         found["reasonCode"] = {"text": why}
-    found["id"] = stable_id("review", reason, patient, asked_before)
-    await interactions.update(context, "Task", found["id"], await labelled(context, found, focus))
+    found["id"] = stable_id("review", reason, patient, str(len(asked)) if asked else "")
+    await interactions.update(context, "Task", found["id"], found)
+
+
+async def _is_seen_with(context: Context, asked: Resource, found: Resource) -> bool:
+    """Whether a Task bears no label that a new one does not, and its focus neither, as that is now."""
+    focus = asked.get("focus", {}).get("reference", "")
+    borne = labels.of(asked) | labels.codes(await labels_of(context, focus))
+    return borne <= labels.of(found)
 
 
 async def ask_while(

@@ -371,13 +371,13 @@ async def reviews(client: httpx.AsyncClient, focus: str) -> set[str]:
     [
         pytest.param([patient("un")], "no-pcp", "Encounter/un-no-pcp", id="no-pcp"),
         pytest.param(
-            [patient("un", dated("PractitionerRole/role-a", PAST, YESTERDAY))],
+            [patient("un-ended", dated("PractitionerRole/role-a", PAST, YESTERDAY))],
             "pcp-period-ended",
             "Encounter/un-pcp-period-ended",
             id="ended",
         ),
         pytest.param(
-            [patient("un", ref("Organization/silent"))],
+            [patient("un-silent", ref("Organization/silent"))],
             "no-endpoint",
             "Organization/silent",
             id="no-endpoint",
@@ -389,7 +389,7 @@ async def test_an_admission_that_reaches_no_practice_is_in_the_ledger_and_the_re
 ) -> None:
     server, client = hub
     await put(client, organization("silent"), *resources)
-    await admit(hub, f"un-{reason}", "un")
+    await admit(hub, f"un-{reason}", resources[0]["id"])
     await server.engine.drain()
     (row,) = await rows(server, f"un-{reason}")
     assert row["state"] == "suppressed"

@@ -15,6 +15,7 @@ from app.coordination.continuity.continuity_days import (
     continuity,
     new_enrolments,
 )
+from tests.builders.consents import label
 from tests.builders.members import Member, Resource, codes
 from tests.conftest import Server, make_settings, running
 
@@ -310,3 +311,30 @@ def test_a_coverage_goes_on_with_the_next_one_of_its_payor() -> None:
     assert new_enrolments([coverage("a", "2026-11-01", "2026-12")], frozenset()) == [
         Enrolment(date(2026, 11, 1), date(2026, 12, 31))
     ]
+
+
+async def test_flag_and_task_bear_the_labels_that_the_earlier_plan_has_now(member: Member) -> None:
+    """From the beginning, given later, taken away, and where the enrolment is gone."""
+
+    async def borne() -> list[Any]:
+        made = [*await flags(member), *await tasks(member)]
+        return [[label["code"] for label in each["meta"].get("security", ())] for each in made]
+
+    psy, hiv = [{"security": label(each)} for each in ("PSY", "HIV")]
+    earlier = await plan(member, meta=psy)
+    await insure(member)
+    assert await borne() == [["PSY"]] * 2
+    given = {
+        "resourceType": "Parameters",
+        "parameter": [{"name": "meta", "valueMeta": psy}],
+    }
+    place = f"/CarePlan/{earlier['id']}/$meta-delete"
+    assert (await member.client.post(place, json=given)).status_code == 200
+    await member.server.engine.drain()
+    assert await borne() == [[]] * 2
+    await plan(member, meta=hiv)
+    assert await borne() == [["HIV"]] * 2
+    await insure(member, status="cancelled")
+    await plan(member, meta=psy)
+    assert {each["status"] for each in await flags(member)} == {"inactive"}
+    assert await borne() == [["PSY", "HIV"]] * 2

@@ -106,7 +106,7 @@ async def test_an_endpoint_that_goes_asks_a_person_and_the_next_one_is_told(
         assert await recover(pair, receiver, *new) == ["admission", "discharge"]
         (task,) = (await tasks(pair)).values()
         assert task["status"] == "completed"
-        assert task["description"].endswith("Nothing waits for that any more.")
+        assert task["description"].endswith("Nothing that this Task tells of waits any more.")
         assert not any("valuePositiveInt" in each for each in task["input"])
         # Nor does the old one tell it once more, when it is there again.
         assert await recover(pair, receiver, organization("o", "e")) == []

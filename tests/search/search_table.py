@@ -734,6 +734,8 @@ TIER = {
     "code": {"coding": [{"system": f"{CODES}risk-tier", "code": "high"}]},
 }
 REPLY = {"inResponseTo": [{"reference": "Communication/c1"}]}
+LETTER = {"about": [{"reference": "EpisodeOfCare/e1"}]}
+LISTS = {"input": [{"type": {"text": "Stay"}, "valueReference": {"reference": "Encounter/e1"}}]}
 DUE = {"restriction": {"period": {"end": "2026-05-04"}}}
 
 # Those that this server has beside R4 and US Core (profiles/carerelay).
@@ -752,6 +754,10 @@ SHIPPED: list[Row] = [
     ("tier-other", "Flag", TIER, "category=risk-tier&code=low", False),
     ("reply", "Communication", REPLY, "in-response-to=Communication/c1", True),
     ("reply-other", "Communication", REPLY, "in-response-to=Communication/c2", False),
+    ("letter", "Communication", LETTER, "about=EpisodeOfCare/e1", True),
+    ("letter-other", "Communication", LETTER, "about=EpisodeOfCare/e2", False),
+    ("lists", "Task", LISTS, "input=Encounter/e1", True),
+    ("lists-other", "Task", LISTS, "input=Encounter/e2", False),
     ("due", "Task", DUE, "due=le2026-05-04", True),
     ("due-later", "Task", DUE, "due=lt2026-05-04", False),
     ("refuses", "Consent", {"provision": {"type": "deny"}}, "provision-type=deny", True),

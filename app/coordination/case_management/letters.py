@@ -39,6 +39,8 @@ from app.store.events import Event
 
 # The kind of the timers, by patient, that look for a practice for letters (letters_waiting.py).
 WAITING = "letters-waiting"
+# The reason of the Tasks that ask for one, each about the opt-in.
+NO_PCP = "no-pcp"
 # A practice may be named beside the writing of the letter.
 _FIRST_LOOK = timedelta(minutes=1)
 _TO_DO = (
@@ -144,7 +146,7 @@ async def _write(
     await _store(context, LETTER_TO_MEMBER, patient, key, {**base, **to({"reference": patient})})
     state = await to_practice(context, patient, about)
     if state is None:
-        await review_tasks.ask_of_patient(context, "no-pcp", about, patient, why=_TO_DO)
+        await review_tasks.ask(context, NO_PCP, about, patient=patient, about=key, why=_TO_DO)
         due = context.services.clock.now() + _FIRST_LOOK
         await context.services.get(Timers).set(WAITING, patient, due)
         state = not_sent("recipient-unavailable")

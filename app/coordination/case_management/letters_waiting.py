@@ -7,7 +7,7 @@ it. An opt-in that does not hold any more is written of to nobody. docs/consent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.case_management import letters_sent
 from app.coordination.case_management.letter_writing import NOT_DONE
-from app.coordination.case_management.letters import WAITING, WORDS, stands, to_practice
+from app.coordination.case_management.letters import NO_PCP, WAITING, WORDS, stands, to_practice
 from app.fhir.codes import LETTER_KIND, LETTER_TO_PROVIDER, REVIEW_REASON
 from app.fhir.json import Resource
 from app.store.events import Event
@@ -53,11 +53,12 @@ def _patients(event: Event) -> set[str]:
 
 async def _look(context: Context, patient: str, data: Mapping[str, Any]) -> None:
     kind = token("category", LETTER_KIND, LETTER_TO_PROVIDER)
-    found = await resources_of(context, "Communication", patient, kind, "status=not-done")
-    for letter in (each.resource() for each in found):
+    found = await resources_of(context, "Communication", patient, kind)
+    letters = [each.resource() for each in found]
+    for letter in letters:
         if not _waits(letter):
             continue
-        about = letter["about"][0]["reference"]
+        about = _about(letter)
         state = await to_practice(context, patient, about)
         if state is None:
             due = context.services.clock.now() + _EVERY
@@ -65,10 +66,14 @@ async def _look(context: Context, patient: str, data: Mapping[str, Any]) -> None
             return
         if await stands(context, about):
             await _address(context, patient, letter["id"], state)
-    await _close_tasks(context, patient)
+    await _close_tasks(context, patient, {_about(each) for each in letters})
 
 
 TIMER = Timer(WAITING, _look, at_most=lambda _: _EVERY)
+
+
+def _about(letter: Resource) -> str:
+    return str(letter.get("about", [{}])[0].get("reference", ""))
 
 
 def _waits(letter: Resource) -> bool:
@@ -91,12 +96,13 @@ async def _address(context: Context, patient: str, letter_id: str, state: Resour
     await amend(context, "Communication", letter_id, change)
 
 
-async def _close_tasks(context: Context, patient: str) -> None:
-    """Close what asked for the practice; where notices wait still, these open it again (practices/untold_review.py)."""
+async def _close_tasks(context: Context, patient: str, opt_ins: Collection[str]) -> None:
+    """Close what asked for the practice of letters, by what these are about."""
 
     def change(current: Resource | None) -> Resource | None:
         return closed(current, _CLOSING) if current is not None and is_open(current) else None
 
-    asked = await resources_of(context, "Task", patient, token("code", REVIEW_REASON, "no-pcp"))
+    asked = await resources_of(context, "Task", patient, token("code", REVIEW_REASON, NO_PCP))
     for task in asked:
-        await amend(context, "Task", task.id, change)
+        if task.resource()["focus"].get("reference") in opt_ins:
+            await amend(context, "Task", task.id, change)

@@ -68,8 +68,6 @@ async def answer(
         return
     request = stored.resource()
     letter: Resource = {"about": [{"reference": stored.reference}]}
-    if security := request.get("meta", {}).get("security"):
-        letter["meta"] = {"security": security}
     recipient = _referrer(request, stored)
     words = _WORDS
     if recipient is None:

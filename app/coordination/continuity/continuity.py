@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import date, datetime
 from functools import partial
 
+from app.automation.borne_labels import is_relabelled, labels_of, with_labels
 from app.automation.follow_up_tasks import (
     Closing,
     FollowUp,
     amend,
-    close,
+    closed,
     keep,
     patients_with_late,
 )
@@ -66,7 +67,7 @@ _ROUNDS = 5
 
 async def react(context: Context, event: Event) -> None:
     """Settle the patients of a changed Coverage or CarePlan."""
-    if changed(event, _ELEMENTS):
+    if changed(event, _ELEMENTS) or is_relabelled(event):
         await for_each(partial(settle, context), sorted(patients_of(event)))
 
 
@@ -168,23 +169,30 @@ async def _plans(context: Context, patient: str, calendar: MemberCalendar) -> li
 async def _keep_flag(
     context: Context, flag_id: str, patient: str, found: Continuity, *, is_over: bool
 ) -> bool:
+    given = await labels_of(context, found.focus)
+
     def change(current: Resource | None) -> Resource | None:
         if current is None and is_over:
             return None
+        current = current and with_labels(current, given)
         # A stopped plan has no end of its own, only the day it was last written: the first such day stays.
         if current and current["status"] == "inactive" and found.outcome == "stopped":
-            return None
-        flag = current or {
-            "resourceType": "Flag",
-            "id": flag_id,
-            "category": [{"coding": [_CODING]}],
-            "code": {"coding": [_CODING], "text": "An earlier plan of care is honoured"},
-            "subject": {"reference": patient},
-        }
+            return current
+        flag = current or with_labels(_flag(flag_id, patient), given)
         period = {"start": found.start.isoformat(), "end": found.end.isoformat()}
         return {**flag, "status": "inactive" if is_over else "active", "period": period}
 
     return await amend(context, "Flag", flag_id, change)
+
+
+def _flag(flag_id: str, patient: str) -> Resource:
+    return {
+        "resourceType": "Flag",
+        "id": flag_id,
+        "category": [{"coding": [_CODING]}],
+        "code": {"coding": [_CODING], "text": "An earlier plan of care is honoured"},
+        "subject": {"reference": patient},
+    }
 
 
 def _follow_up(
@@ -218,18 +226,27 @@ async def _withdraw(
         and (start := day(coverage.get("period", {}).get("start")))
     }
 
+    task = await context.store.read("Task", stable_id(TASK, flag.id))
+    focus = "" if task is None or task.deleted else task.resource()["focus"]["reference"]
+    given = await labels_of(context, focus)
+
     def change(current: Resource | None) -> Resource | None:
-        if current is None or current["status"] != "active":
+        if current is None:
             return None
+        current = with_labels(current, given)
+        if current["status"] != "active":
+            return current
         if flag.id not in cancelled:
             return {**current, "status": "entered-in-error"}
         period = current["period"]
         end = max(period["start"], min(today.isoformat(), period["end"]))
         return {**current, "status": "inactive", "period": {**period, "end": end}}
 
+    def close(current: Resource | None) -> Resource | None:
+        return current and closed(with_labels(current, given), _CLOSINGS["left"])
+
     withdrawn = await amend(context, "Flag", flag.id, change)
-    closing = Closing("cancelled", "enrolment-ended")
-    return await close(context, stable_id(TASK, flag.id), closing) or withdrawn
+    return await amend(context, "Task", stable_id(TASK, flag.id), close) or withdrawn
 
 
 def _flag_id(patient: str, start: date) -> str:

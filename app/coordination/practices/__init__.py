@@ -7,6 +7,8 @@ endpoint_upkeep         looks at these again: all at each start, those in error 
 no_recipient            records fired topics that no practice could be told of
 missed_notices          records what waited for a practice when its Subscription was ended
 untold_review           asks a person about these, once for each cause and practice, with a count
+untold_shares           gives what is hidden from somebody a review Task of its own
+untold_carried          carries it there when it comes to be hidden, and back
 silence                 says why nobody was told of a record that has no row
 mended_causes           tells of them once their cause is gone
 taken_back              knows what is not so any more, and is not told

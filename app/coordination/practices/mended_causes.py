@@ -23,8 +23,9 @@ from app.automation.reactions import Reaction
 from app.automation.timers import Timer, Timers
 from app.context import Context
 from app.coordination.practices import no_recipient, untold_review
-from app.coordination.practices.no_recipient import OF_PATIENTS, OF_RECORDS
+from app.coordination.practices.no_recipient import OF_RECORDS
 from app.coordination.practices.taken_back import taken_back
+from app.coordination.practices.untold_review import OF_PATIENTS
 from app.fhir.codes import REVIEW_REASONS
 from app.fhir.json import Resource
 from app.records.versions import ResourceVersion

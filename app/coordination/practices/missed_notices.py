@@ -118,7 +118,7 @@ async def _judge(context: Context, row: Document, subscription: Resource | None)
         await rows.add_missed(event, fired, why, REVIEW_REASONS[why.cause])
         waits.add(why.concerns if why.concerns in why.parties else why.parties[0])
         if causes:
-            await untold_review.ask(context, why)
+            await untold_review.ask(context, why, place)
     return waits
 
 

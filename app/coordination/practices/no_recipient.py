@@ -19,6 +19,7 @@ from app.automation.timers import Timers
 from app.context import Context
 from app.coordination.practices import encounter_review, untold_review
 from app.coordination.practices.encounter_review import is_record
+from app.coordination.practices.untold_review import OF_PATIENTS
 from app.fhir.codes import REVIEW_REASONS
 from app.fhir.json import Resource
 from app.settings import Settings
@@ -35,9 +36,8 @@ from app.subscriptions.matching.registry import SubscriptionRegistry
 from app.subscriptions.topics.topics import Coding, Topic
 
 _TYPES = frozenset({"Encounter", "CarePlan"})
-# The problems that leave an event without a practice: those that lie with the record, and those with the patient.
+# The problems that leave an event without a practice and lie with the record.
 OF_RECORDS = ("no-subject", "subject-by-identifier", "unknown-patient")
-OF_PATIENTS = ("pcp-period-ended", "no-pcp")
 
 # The kind of the timers that look at rows again (mended_causes.py).
 REROUTE = "reroute"
@@ -63,7 +63,7 @@ async def run(context: Context, event: Event) -> None:
             await rows.add(event, (topic.url, coding), why, REVIEW_REASONS[why.cause])
             causes[why.cause, why.concerns] = why
     for why in causes.values():
-        await untold_review.ask(context, why)
+        await untold_review.ask(context, why, place)
     if _may_be_missed(event):
         await _doubt(context, event, found, fired)
 

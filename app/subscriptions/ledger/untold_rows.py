@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -67,13 +67,18 @@ class Untold:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The rows that wait for one cause: how many, the first one's focus as `Type/id`, and when each end was stored."""
+    """Rows that wait for one cause: how many, the first one's focus as `Type/id`, and when each end was stored."""
 
     count: int
     focus: str
     patient: str | None
     oldest: datetime
     newest: datetime
+
+    def and_(self, later: Tally) -> Tally:
+        """Both together; the other one's first row is younger."""
+        newest = max(self.newest, later.newest)
+        return replace(self, count=self.count + later.count, newest=newest)
 
 
 class UntoldRows:
@@ -153,6 +158,34 @@ class UntoldRows:
             first["created_at"],
             last["created_at"],
         )
+
+    async def tallies(self, cause: str, concerns: str) -> list[Tally]:
+        """The rows of one cause for each record by itself, in the order of their first rows."""
+        pipeline: list[Document] = [
+            {"$match": {"untold.cause": cause, "untold.concerns": concerns}},
+            {"$sort": {"_id": 1}},
+            {
+                "$group": {
+                    "_id": {"type": "$focus.type", "id": "$focus.id"},
+                    "count": {"$sum": 1},
+                    "patient": {"$first": "$untold.patient"},
+                    "first": {"$first": "$_id"},
+                    "oldest": {"$first": "$created_at"},
+                    "newest": {"$last": "$created_at"},
+                }
+            },
+            {"$sort": {"first": 1}},
+        ]
+        return [
+            Tally(
+                row["count"],
+                f"{row['_id']['type']}/{row['_id']['id']}",
+                row["patient"],
+                row["oldest"],
+                row["newest"],
+            )
+            for row in await self._mongo.aggregate(self._rows, pipeline)
+        ]
 
     async def causes_since(self, at: datetime) -> list[tuple[str, str]]:
         """The causes, each with what it concerns, of the rows that were stored since."""
