@@ -101,14 +101,15 @@ class Rematching:
     async def replay(self, selected: Selected) -> Document:
         """Ask the judges of the rows that an operator selects, now; `{decided, unmatched}`.
 
-        Of very many the last ones are merely due.
+        Of very many the last ones are merely due. What another process has in hand counts as it finds it.
         """
         which = selected.condition()
-        ids = await self._unmatched.ids(which)
-        await self._unmatched.hasten({"_id": {"$in": ids}})
-        for id_ in ids[:_MOST_ASKED]:
-            if (claim := await self._unmatched.claim({"_id": id_})) is not None:
-                await self._replay(claim)
+        async with self._replaying:  # or what is made due here would be in hand over there
+            ids = await self._unmatched.ids(which)
+            await self._unmatched.hasten({"_id": {"$in": ids}})
+            for id_ in ids[:_MOST_ASKED]:
+                if (claim := await self._unmatched.claim({"_id": id_})) is not None:
+                    await self._replay(claim)
         left = await self._unmatched.count({"_id": {"$in": ids}})
         return {"decided": len(ids) - left, "unmatched": left}
 
